@@ -1,0 +1,220 @@
+"""Text windows through the language model into the activation store; a harvest that was stopped goes on where it was.
+
+Shapes: W windows, T tokens a window, N rows, D width of the model.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from harvest.errors import InputError
+from harvest.request import HarvestRequest
+from harvest.sources import Source, resolve
+from harvest.store import FORMAT, SPLITS, ActivationStore, StoreWriter
+
+BATCH_TOKENS = 2048  # never tuned to the machine: a harvest that is resumed must run the same batches
+SHARD_BYTES = 32 << 20  # of rows
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+Progress = Callable[[str, int, int], None]  # phase, tokens done, tokens in all
+Say = Callable[[str], None]
+
+
+def ignore(*_: object) -> None:
+    """Tells nobody."""
+
+
+def harvest(
+    request: HarvestRequest,
+    cache_dir: Path,
+    on_progress: Progress = ignore,
+    say: Say = ignore,
+    shard_bytes: int = SHARD_BYTES,
+) -> ActivationStore:
+    """The store of what is asked for: at once where it was harvested before, or harvested now.
+
+    Raises InputError for what cannot be had, cannot be stored in the number format, or finds no room on the disk.
+    """
+    model, dataset = resolve(request)
+    _say_sources(model, dataset, say)
+    stores = Path(cache_dir) / "activations"
+    directory = stores / store_name(request, model, dataset, shard_bytes)
+    if not (directory / "manifest.json").exists():
+        with _disk_trouble_said(directory), _one_at_a_time(directory, say):
+            if not (directory / "manifest.json").exists():  # another process may have finished it meanwhile
+                _fill(directory, request, model, dataset, on_progress, say, shard_bytes)
+                _free_memory()
+    store = ActivationStore(directory)
+    say(f"activations: {len(store.train):,} rows to train on, {len(store.held_out):,} held out, in {directory}")
+    if (got := store.manifest["n_samples_got"]) < request.n_samples:
+        say(f"the text has only {got:,} windows of {request.seq_len} tokens, {request.n_samples:,} were asked for")
+    return store
+
+
+def store_name(request: HarvestRequest, model: Source, dataset: Source, shard_bytes: int = SHARD_BYTES) -> str:
+    """A hash of everything that the rows and the manifest depend on."""
+    facts = asdict(request) | {
+        "model_name": (model.fingerprint, model.fell_back),  # the same model under another name is the same
+        "dataset": (dataset.fingerprint, dataset.fell_back),
+        "format": FORMAT,
+        "shard_bytes": shard_bytes,
+        "batch_tokens": BATCH_TOKENS,
+    }
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def _fill(
+    directory: Path,
+    request: HarvestRequest,
+    model: Source,
+    dataset: Source,
+    on_progress: Progress,
+    say: Say,
+    shard_bytes: int,
+) -> None:
+    from harvest.language_model import LanguageModel
+    from harvest.text import token_windows
+
+    language_model = LanguageModel.load(model.location)
+    say(f"harvest runs on {language_model.device} (torch {version('torch')})")
+    windows = token_windows(dataset.location, language_model.tokenizer, request)
+    writer = StoreWriter(directory, _description(request, model, dataset, language_model, windows))
+    positions = request.seq_len - (not request.keep_first_position)
+    batch_bytes = _batch_windows(request) * positions * language_model.d_model * np.dtype(request.store_dtype).itemsize
+    shard_windows = _batch_windows(request) * max(1, shard_bytes // batch_bytes)
+    total = sum(len(windows[split].tokens_WxT) for split in SPLITS)
+    done = 0
+
+    def advance(n_windows: int) -> None:
+        nonlocal done
+        done += n_windows
+        on_progress("harvest", done * request.seq_len, total * request.seq_len)
+
+    for split in SPLITS:
+        for index, start in enumerate(range(0, len(windows[split].tokens_WxT), shard_windows)):
+            tokens_WxT = windows[split].tokens_WxT[start : start + shard_windows]
+            documents_W = windows[split].documents_W[start : start + shard_windows]
+            if writer.has_shard(split, index, tokens_WxT):
+                advance(len(tokens_WxT))
+            else:
+                rows_NxD = _rows(language_model, tokens_WxT, request, advance)
+                writer.add_shard(split, index, rows_NxD, tokens_WxT, documents_W)
+    writer.finish()
+
+
+def _rows(language_model, tokens_WxT: np.ndarray, request: HarvestRequest, advance: Callable[[int], None]):
+    """The activation rows [N, D] of token windows, in the number format of the store."""
+    positions = request.seq_len - (not request.keep_first_position)
+    rows_WxTxD = np.empty((len(tokens_WxT), positions, language_model.d_model), request.store_dtype)
+    for start in range(0, len(tokens_WxT), _batch_windows(request)):
+        batch_WxT = tokens_WxT[start : start + _batch_windows(request)]
+        activations_WxTxD = language_model.activations(batch_WxT, request.layer, [request.hook])[request.hook]
+        with np.errstate(over="ignore"):  # the writer refuses what became infinite
+            rows_WxTxD[start : start + len(batch_WxT)] = activations_WxTxD[:, -positions:]
+        advance(len(batch_WxT))
+    return rows_WxTxD.reshape(-1, language_model.d_model)
+
+
+def _batch_windows(request: HarvestRequest) -> int:
+    return -(-BATCH_TOKENS // request.seq_len)
+
+
+def _description(request: HarvestRequest, model: Source, dataset: Source, language_model, windows) -> dict:
+    """What the manifest says of where the rows come from."""
+    from harvest.language_model import hook_name
+
+    arrays = [a for split in SPLITS for a in (windows[split].tokens_WxT, windows[split].documents_W)]
+    return {
+        "model": {"asked": model.asked, "location": model.location, "fell_back": model.fell_back},
+        "weights_hash": language_model.weights_hash(),
+        "tokenizer_hash": language_model.tokenizer_hash(),
+        "dataset": {"asked": dataset.asked, "location": dataset.location, "fell_back": dataset.fell_back},
+        "windows_hash": _hash_arrays(arrays),
+        "hook_name": hook_name(request.layer, request.hook),
+        "layer": request.layer,
+        "hook": request.hook,
+        "seq_len": request.seq_len,
+        "keep_first_position": request.keep_first_position,
+        "dtype": request.store_dtype,
+        "d_model": language_model.d_model,
+        "n_samples": request.n_samples,
+        "n_samples_got": sum(len(windows[split].tokens_WxT) for split in SPLITS),
+        "versions": {name: version(name) for name in ("torch", "transformers", "transformer_lens")},
+    }
+
+
+def _say_sources(model: Source, dataset: Source, say: Say) -> None:
+    for kind, source in (("model", model), ("text", dataset)):
+        where = "" if source.location == source.asked else f" ({source.location})"
+        say(
+            f"{kind}: the bundled one, because {source.asked} is not at hand and no hub is in reach"
+            if source.fell_back
+            else f"{kind}: {source.asked}{where}"
+        )
+
+
+@contextmanager
+def _one_at_a_time(directory: Path, say: Say):
+    """Two processes that want the same store do not mix: the second waits, and then finds it finished."""
+    from filelock import FileLock, Timeout
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{directory}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say("another process is harvesting the same activations: waiting for it")
+        lock.acquire()
+    try:
+        yield
+    except InputError:
+        if not directory.exists():  # nothing was begun, and whoever waits meets the same error
+            Path(lock.lock_file).unlink(missing_ok=True)
+        raise
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _disk_trouble_said(directory: Path):
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise InputError(
+                f"the disk is full ({error.strerror}) at {directory}: make room, or name another place with "
+                "--cache-dir. What was harvested so far stays, and the same command goes on from there"
+            ) from error
+        if error.errno in NOT_WRITABLE:
+            raise InputError(
+                f"--cache-dir {directory.parents[1]}: cannot be written to ({error.strerror}); name another place"
+            ) from error
+        raise
+
+
+def _free_memory() -> None:
+    """The model hangs in reference cycles of its hooks; training must not share memory with it."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _hash_arrays(arrays: list[np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(f"{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

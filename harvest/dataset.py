@@ -1,0 +1,73 @@
+"""Activations as a torch data set, for those who bring their own training loop.
+
+from torch.utils.data import DataLoader
+from harvest import TransformerActivationDataset
+
+dataset = TransformerActivationDataset(model_name="gpt2-small", layer=0, n_samples=1000)
+for batch in DataLoader(dataset, batch_size=64, shuffle=True):
+    batch["pixel_values"]  # float32 [64, 768]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from harvest.capture import Progress, Say, harvest, ignore
+from harvest.errors import InputError
+from harvest.request import HarvestRequest, default_cache_dir
+from harvest.store import SPLITS
+
+
+class TransformerActivationDataset(Dataset):
+    """Activation rows of a language model; an item is {"pixel_values": float32 [D]}, a batch of them [B, D].
+
+    Harvests at the first use and finds the store in `cache_dir` from then on. The arguments are those of
+    `HarvestRequest`, `split` is "train" or "held_out". `store` has the statistics and where each row comes from.
+    Raises InputError as `harvest` does.
+    """
+
+    def __init__(
+        self,
+        model_name: str | None = None,
+        layer: int = 0,
+        n_samples: int = 10000,
+        hook: str = "resid_pre",
+        dataset: str | None = None,
+        seq_len: int = 20,
+        split: str = "train",
+        cache_dir: Path | str | None = None,
+        held_out: float = 0.1,
+        keep_first_position: bool = False,
+        store_dtype: str = "float16",
+        on_progress: Progress = ignore,
+        say: Say = print,
+    ):
+        if split not in SPLITS:
+            raise InputError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
+        request = HarvestRequest(
+            model_name=model_name,
+            dataset=dataset,
+            layer=layer,
+            hook=hook,
+            n_samples=n_samples,
+            seq_len=seq_len,
+            held_out=held_out,
+            keep_first_position=keep_first_position,
+            store_dtype=store_dtype,
+        )
+        self.store = harvest(request, Path(cache_dir or default_cache_dir()), on_progress, say)
+        self.rows = self.store.train if split == "train" else self.store.held_out
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.from_numpy(self.rows[row]).float()}
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """A batch in one reading; the DataLoader asks for it where it is there."""
+        return [{"pixel_values": row_D} for row_D in torch.from_numpy(self.rows[rows]).float()]

@@ -1,0 +1,99 @@
+"""One bounded question to the model hub: is it in reach, has it a repository, may we read it? No torch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from harvest.errors import InputError
+
+ANSWER_SECONDS = 3.5  # the client itself would try again for 20 to 25 seconds before it gave up
+
+Kind = Literal["model", "dataset"]
+FLAG = {"model": "--model-name", "dataset": "--dataset"}
+INSTEAD = {
+    "model": "give a local model directory, or 'bundled' for the bundled model",
+    "dataset": "give a local .txt, .jsonl or .parquet file, or 'bundled' for the bundled corpus",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the hub said of a repository."""
+
+    verdict: Literal["there", "missing", "gated", "not in reach"]
+    trouble: str = ""  # why it is not in reach
+    commit: str = ""
+    config: dict = field(default_factory=dict)  # a model's config.json
+
+
+class HubQuestion(threading.Thread):
+    """Asks at once for a small file of a repository, by one request; `answer()` is there within ANSWER_SECONDS.
+
+    A thread, and a daemon: looking up a host's name can hang for longer than any timeout that can be given to it.
+    """
+
+    def __init__(self, kind: Kind, name: str, repo: str):
+        import huggingface_hub  # slow to import: before the clock starts
+
+        super().__init__(daemon=True)
+        self.kind, self.name, self.repo = kind, name, repo
+        self.endpoint = huggingface_hub.constants.ENDPOINT
+        self._answer = Answer("not in reach", f"{self.endpoint} did not answer within {ANSWER_SECONDS:g} seconds")
+        self._deadline = time.monotonic() + ANSWER_SECONDS
+        self.start()
+
+    def answer(self) -> Answer:
+        """Raises InputError where the hub answers that the repository cannot be had."""
+        self.join(max(0.0, self._deadline - time.monotonic()))
+        answer = self._answer
+        asked = f"{FLAG[self.kind]} {self.name}"
+        if answer.verdict == "missing":
+            what = "model with a config.json" if self.kind == "model" else "data set"
+            raise InputError(
+                f"{asked}: the hub at {self.endpoint} has no {what} of this name, or it is private: "
+                f"check the name, set HF_TOKEN if it is private, or {INSTEAD[self.kind]}"
+            )
+        if answer.verdict == "gated":
+            page = f"{self.endpoint}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
+            raise InputError(f"{asked}: access to it is gated: accept its terms at {page} and set HF_TOKEN")
+        return answer
+
+    def refusal(self) -> InputError:
+        return InputError(
+            f"{FLAG[self.kind]} {self.name}: no hub is in reach ({self._answer.trouble}) and it is not in the local "
+            f"cache: {INSTEAD[self.kind]}"
+        )
+
+    def run(self) -> None:
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session
+
+        url = hf_hub_url(self.repo, "config.json" if self.kind == "model" else "README.md", repo_type=self.kind)
+        try:
+            response = get_session().get(url, headers=build_hf_headers(), timeout=ANSWER_SECONDS)
+            config = dict(response.json()) if self.kind == "model" and response.status_code == 200 else {}
+        except Exception as error:  # whatever the client raises: there is no hub to talk to
+            self._answer = Answer("not in reach", f"{self.endpoint}: {type(error).__name__}: {error}".splitlines()[0])
+            return
+        commits = [r.headers["X-Repo-Commit"] for r in (*response.history, response) if "X-Repo-Commit" in r.headers]
+        self._answer = Answer(
+            self._verdict(response.status_code, response.headers.get("X-Error-Code"), bool(commits)),
+            f"{self.endpoint} answered {response.status_code}",
+            commits[0] if commits else "",
+            config,
+        )
+
+    def _verdict(
+        self, status: int, error_code: str | None, has_commit: bool
+    ) -> Literal["there", "missing", "gated", "not in reach"]:
+        """Only answers with a hub's own headers count: a proxy, a filter or a portal answers 200, 403 or 404 too."""
+        if (status == 200 and has_commit) or (error_code == "EntryNotFound" and self.kind == "dataset"):
+            return "there"  # a data set need not have a README
+        if error_code == "GatedRepo":
+            return "gated"
+        if error_code in ("RepoNotFound", "EntryNotFound", "RevisionNotFound"):
+            return "missing"
+        return "not in reach"

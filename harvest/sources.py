@@ -1,0 +1,211 @@
+"""Which model and which text a request means, found out in under 5 seconds. No torch, nothing is downloaded.
+
+Looked for in this order: 'bundled', a local path, a model in the hub client's cache, the hub itself (model and data
+set asked for at once), a data set in the client's cache. The client's environment variables are honoured: HF_ENDPOINT,
+HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+
+from harvest.errors import InputError
+from harvest.hub import FLAG, HubQuestion, Kind
+from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, HarvestRequest
+from harvest.text import text_files
+
+BUNDLED = Path(__file__).parent / "bundled"
+BUNDLED_MODEL = BUNDLED / "model"
+BUNDLED_CORPUS = BUNDLED / "corpus.jsonl.gz"
+
+LAYER_KEYS = ("n_layer", "num_hidden_layers", "n_layers", "num_layers")
+POSITION_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".gz", ".zst"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model or a data set that can be had."""
+
+    asked: str  # what the user or the default named
+    location: str  # what to load: a hub name, a local path, or what is bundled
+    fell_back: bool  # the default could not be had, and what is bundled is used
+    n_layers: int | None  # models only; None where the config does not say
+    fingerprint: str  # of local files their names, sizes and times; of the hub's its name and commit
+    n_positions: int | None = None  # models only: the longest window it takes
+
+
+def resolve(request: HarvestRequest) -> tuple[Source, Source]:
+    """The (model, data set) of a request.
+
+    Raises InputError for what was named and cannot be had, and for a layer or a window that the model does not have.
+    """
+    model, dataset = _model_here(request.model_name), _dataset_here(request.dataset)
+    model_name, dataset_name = request.model_name or DEFAULT_MODEL, request.dataset or DEFAULT_DATASET
+    about_model = None if model else HubQuestion("model", model_name, official_name(model_name))
+    about_dataset = None if dataset else HubQuestion("dataset", dataset_name, dataset_name.partition(":")[0])
+    if about_model:
+        model = _model_at_hub(about_model, request.model_name)
+    if about_dataset:
+        dataset = _dataset_at_hub(about_dataset, request.dataset)
+    assert model and dataset
+    _check_fits(request, model)
+    return model, dataset
+
+
+@cache
+def official_name(name: str) -> str:
+    """The hub's name of a model for which TransformerLens has an alias; read from its table without importing it."""
+    spec = find_spec("transformer_lens")
+    assert spec and spec.origin
+    table = Path(spec.origin).parent / "tools" / "model_registry" / "data" / "model_aliases.json"
+    aliases = json.loads(table.read_text(encoding="utf-8"))["aliases"]
+    return next((official for official, names in aliases.items() if name in names), name)
+
+
+# What lies here: bundled, local paths, the hub client's cache.
+
+
+def _model_here(name: str | None) -> Source | None:
+    if name == "bundled":
+        return _local_model("bundled", BUNDLED_MODEL)
+    if name is not None and (path := _existing_path("model", name)):
+        if missing := _missing_from(path):
+            raise InputError(f"--model-name {name}: not a whole model directory, it lacks {', '.join(missing)}")
+        return _local_model(name, path)
+    repo = official_name(name or DEFAULT_MODEL)
+    snapshot = _cached_model(repo)
+    return _local_model(name or DEFAULT_MODEL, snapshot, f"{repo}@{snapshot.name}") if snapshot else None
+
+
+def _dataset_here(name: str | None) -> Source | None:
+    if name == "bundled":
+        return Source("bundled", str(BUNDLED_CORPUS), False, None, _fingerprint([BUNDLED_CORPUS]))
+    if name is not None and (path := _existing_path("dataset", name)):
+        return Source(name, str(path), False, None, _fingerprint(text_files(path)))
+    return None  # the hub is asked before its cache, which may hold only some files of a data set
+
+
+def _existing_path(kind: Kind, name: str) -> Path | None:
+    """The path that a name means, or None for the name of a hub repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    path = Path(name).expanduser()
+    if path.exists():
+        return path.resolve()
+    try:
+        validate_repo_id(name.partition(":")[0] if kind == "dataset" else name)
+        path_like = name.endswith((".txt", ".jsonl", ".gz", ".parquet", ".json"))
+    except HFValidationError:
+        path_like = True
+    if path_like or name.startswith((".", "~", "/")):
+        raise InputError(f"{FLAG[kind]} {name}: there is no such file or directory, and it is no hub name")
+    return None
+
+
+def _local_model(asked: str, folder: Path, fingerprint: str = "", fell_back: bool = False) -> Source:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--model-name {asked}: {folder / 'config.json'} cannot be read: {error}") from error
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return _model(asked, str(folder), config, fingerprint or _fingerprint(files), fell_back)
+
+
+def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back: bool = False) -> Source:
+    n_layers, n_positions = _first_of(LAYER_KEYS, config), _first_of(POSITION_KEYS, config)
+    return Source(asked, location, fell_back, n_layers, fingerprint, n_positions)
+
+
+def _first_of(keys: tuple[str, ...], config: dict) -> int | None:
+    """A number of a model's config, under any of its names; models that also see or hear keep it in text_config."""
+    for level in (config, config.get("text_config") or {}):
+        for key in keys:
+            if isinstance(level.get(key), int):
+                return level[key]
+    return None
+
+
+def _missing_from(folder: Path) -> list[str]:
+    """What a model directory lacks to be loaded without a hub."""
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    for index in [*folder.glob("model*.index.json"), *folder.glob("pytorch_model*.index.json")]:
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError):
+            missing.append(f"a readable {index.name}")
+            continue
+        missing += sorted(shard for shard in shards if not (folder / shard).is_file())
+    if not any([*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]):
+        missing.append("weights (model.safetensors)")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        missing.append("a tokenizer (tokenizer.json)")
+    return missing
+
+
+def _cached_model(repo: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(repo, "config.json")
+    if isinstance(config, str) and not _missing_from(Path(config).parent):
+        return Path(config).parent
+    return None
+
+
+def _cached_dataset(repo: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        snapshot = Path(snapshot_download(repo, repo_type="dataset", local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return snapshot if any(path.suffix in DATA_SUFFIXES for path in snapshot.rglob("*")) else None
+
+
+def _fingerprint(files: list[Path]) -> str:
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+# What the hub has.
+
+
+def _model_at_hub(question: HubQuestion, named: str | None) -> Source:
+    answer = question.answer()
+    if answer.verdict == "there":
+        return _model(named or DEFAULT_MODEL, question.repo, answer.config, f"{question.repo}@{answer.commit}")
+    if named is not None:
+        raise question.refusal()
+    return _local_model(DEFAULT_MODEL, BUNDLED_MODEL, fell_back=True)
+
+
+def _dataset_at_hub(question: HubQuestion, named: str | None) -> Source:
+    answer = question.answer()
+    if answer.verdict == "there":
+        return Source(question.name, question.name, False, None, f"{question.name}@{answer.commit}")
+    if snapshot := _cached_dataset(question.repo):
+        config = question.name.removeprefix(question.repo)  # '' or ':config'
+        return Source(question.name, f"{snapshot}{config}", False, None, f"{question.name}@{snapshot.name}")
+    if named is not None:
+        raise question.refusal()
+    return Source(question.name, str(BUNDLED_CORPUS), True, None, _fingerprint([BUNDLED_CORPUS]))
+
+
+def _check_fits(request: HarvestRequest, model: Source) -> None:
+    name = official_name(model.asked)
+    if model.fell_back:
+        name = f"the bundled model (no hub is in reach for {model.asked})"
+    elif model.asked == "bundled":
+        name = "the bundled model"
+    if model.n_layers is not None and request.layer >= model.n_layers:
+        raise InputError(f"--layer {request.layer}: {name} has layers 0 to {model.n_layers - 1}")
+    if model.n_positions is not None and request.seq_len > model.n_positions:
+        raise InputError(f"--seq-len {request.seq_len}: {name} takes at most {model.n_positions} tokens")

@@ -1,0 +1,293 @@
+"""The activation store: activation rows of a language model on disk. No torch, no jax.
+
+    <store>/manifest.json                      written last: a directory without it is unfinished
+    <store>/train/rows-00000.npy               float16 or float32, one activation row a token position
+    <store>/train/tokens-00000.npy             int32, the token windows that the rows were read from
+    <store>/train/documents-00000.npy          int32, each window's document
+    <store>/held_out/...                       the same for whole documents that are never trained on
+    <store>/<split>/shard-00000.json           while unfinished: rows, checksum and statistics of a good shard
+
+Shapes: N rows, W windows, T tokens a window, D width of the model.
+Row r of a split is position `first_position + r % positions` of window `r // positions`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from harvest.errors import InputError
+
+FORMAT = 1
+SPLITS = ("train", "held_out")
+ARRAYS = ("rows", "tokens", "documents")
+OPEN_MAPS = 256  # each holds a file descriptor, of which a process commonly has 1024
+
+
+@dataclass
+class Moments:
+    """Count, mean and summed squared deviation per feature in float64, merged by Chan's formula (1979)."""
+
+    count: int
+    mean_D: np.ndarray
+    m2_D: np.ndarray
+    norm_sum: float
+
+    @classmethod
+    def of(cls, x_NxD: np.ndarray) -> Moments:
+        x_NxD = x_NxD.astype(np.float64)
+        mean_D = x_NxD.mean(0)
+        norms = np.sqrt(np.square(x_NxD).sum(1))
+        return cls(len(x_NxD), mean_D, np.square(x_NxD - mean_D).sum(0), float(norms.sum()))
+
+    def merge(self, other: Moments) -> Moments:
+        count = self.count + other.count
+        delta_D = other.mean_D - self.mean_D
+        mean_D = self.mean_D + delta_D * (other.count / count)
+        m2_D = self.m2_D + other.m2_D + np.square(delta_D) * (self.count * other.count / count)
+        return Moments(count, mean_D, m2_D, self.norm_sum + other.norm_sum)
+
+    def to_json(self) -> dict:
+        return {**asdict(self), "mean_D": self.mean_D.tolist(), "m2_D": self.m2_D.tolist()}
+
+    @classmethod
+    def from_json(cls, record: dict) -> Moments:
+        return cls(record["count"], np.array(record["mean_D"]), np.array(record["m2_D"]), record["norm_sum"])
+
+
+class StoreWriter:
+    """Writes a store shard by shard; a shard is good once its `shard-*.json` stands, and is never written again."""
+
+    def __init__(self, directory: Path, description: dict):
+        self.directory = Path(directory)
+        self.description = description
+        for split in SPLITS:
+            (self.directory / split).mkdir(parents=True, exist_ok=True)
+
+    def has_shard(self, split: str, index: int, tokens_WxT: np.ndarray) -> bool:
+        """Whether a shard of just these windows was finished, and its files are still there and whole in size."""
+        if not self._record_path(split, index).exists():
+            return False
+        files = json.loads(self._record_path(split, index).read_text())["files"]
+        paths = {name: shard_path(self.directory, split, name, index) for name in files}
+        if not all(paths[name].exists() and paths[name].stat().st_size == files[name]["bytes"] for name in files):
+            return False
+        return np.array_equal(np.load(paths["tokens"], allow_pickle=False), tokens_WxT)
+
+    def add_shard(self, split: str, index: int, rows_NxD, tokens_WxT, documents_W) -> None:
+        if not np.isfinite(rows_NxD).all():
+            raise InputError(
+                f"activations of shard {index} do not fit {rows_NxD.dtype} (a value is not finite): "
+                "use --store-dtype float32, or look at the model"
+            )
+        arrays = {"rows": rows_NxD, "tokens": tokens_WxT.astype(np.int32), "documents": documents_W.astype(np.int32)}
+        record: dict = {"rows": len(rows_NxD), "windows": len(tokens_WxT), "files": {}}
+        for name, array in arrays.items():
+            buffer = io.BytesIO()  # numpy's own writing to files hides that the disk is full
+            np.save(buffer, array, allow_pickle=False)
+            data = buffer.getbuffer()
+            write_atomically(shard_path(self.directory, split, name, index), lambda f, data=data: f.write(data))
+            record["files"][name] = {"bytes": len(data), "crc32": zlib.crc32(data)}
+        record["moments"] = Moments.of(rows_NxD).to_json()
+        write_json(self._record_path(split, index), record)
+
+    def finish(self) -> ActivationStore:
+        """Merge the statistics, write the manifest, remove what was only needed to resume."""
+        shards, moments = {}, None
+        for split in SPLITS:
+            paths = sorted((self.directory / split).glob("shard-*.json"))
+            records = [json.loads(p.read_text()) for p in paths]
+            if not records:
+                raise InputError(f"the store {self.directory} would have no {split} rows: use more or longer text")
+            split_moments = [Moments.from_json(r.pop("moments")) for r in records]
+            if split == "train":  # what normalizes the rows must not have seen the held-out ones
+                for m in split_moments:
+                    moments = m if moments is None else moments.merge(m)
+            shards[split] = records
+        assert moments is not None
+        manifest = {
+            "format": FORMAT,
+            **self.description,
+            "rows": moments.count,
+            "mean": moments.mean_D.tolist(),
+            "std": np.sqrt(moments.m2_D / moments.count).tolist(),
+            "mean_norm": moments.norm_sum / moments.count,
+            "shards": shards,
+        }
+        write_json(self.directory / "manifest.json", manifest)
+        for split in SPLITS:
+            for path in (self.directory / split).glob("shard-*.json"):
+                path.unlink()
+        return ActivationStore(self.directory)
+
+    def _record_path(self, split: str, index: int) -> Path:
+        return self.directory / split / f"shard-{index:05d}.json"
+
+
+class Split:
+    """The rows of one split, in the order of the text, read by memory map or in large reads."""
+
+    def __init__(self, directory: Path, name: str, shards: list[dict], positions: int, first_position: int):
+        self.directory, self.name, self.shards = directory, name, shards
+        self.positions, self.first_position = positions, first_position
+        self.row_starts = [0, *accumulate(s["rows"] for s in shards)]
+        self.window_starts = [0, *accumulate(s["windows"] for s in shards)]
+        self._map = lru_cache(OPEN_MAPS)(self._open)
+
+    def __reduce__(self):
+        """Pickled without what it has read or opened: a worker process opens its own."""
+        return Split, (self.directory, self.name, self.shards, self.positions, self.first_position)
+
+    def __len__(self) -> int:
+        return self.row_starts[-1]
+
+    @cached_property
+    def windows(self) -> np.ndarray:
+        """All token windows, int32 [W, T]."""
+        return np.concatenate([self._map("tokens", i) for i in range(len(self.shards))])
+
+    @cached_property
+    def documents(self) -> np.ndarray:
+        """The document of each window, int32 [W]."""
+        return np.concatenate([self._map("documents", i) for i in range(len(self.shards))])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) as a fresh array [N, D], by sequential reads that bypass the page tables."""
+        stop = min(stop, len(self))
+        pieces = []
+        while start < stop:
+            shard = bisect_right(self.row_starts, start) - 1
+            end = min(stop, self.row_starts[shard + 1])
+            pieces.append(self._read_rows(shard, start - self.row_starts[shard], end - self.row_starts[shard]))
+            start = end
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def chunks(self, size: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(self), size):
+            yield self.read(start, start + size)
+
+    def __getitem__(self, rows: int | Sequence[int] | np.ndarray) -> np.ndarray:
+        """A copy of one row [D], or of any rows in any order [N, D]; for rows that lie together `read` is faster."""
+        rows_N = np.atleast_1d(np.asarray(rows, np.int64))
+        if len(rows_N) and not 0 <= rows_N.min() <= rows_N.max() < len(self):
+            raise IndexError(f"rows {rows_N.min()} to {rows_N.max()} of {len(self)}")
+        shard_N = np.searchsorted(self.row_starts, rows_N, side="right") - 1
+        first = self._map("rows", 0)
+        out = np.empty((len(rows_N), first.shape[1]), first.dtype)
+        for shard in np.unique(shard_N):
+            here_N = shard_N == shard
+            out[here_N] = self._map("rows", int(shard))[rows_N[here_N] - self.row_starts[shard]]
+        return out if np.ndim(rows) else out[0]
+
+    def context(self, row: int) -> tuple[np.ndarray, int, int]:
+        """Where a row comes from: (its token window [T], the position in it, its document)."""
+        window, offset = divmod(row, self.positions)
+        shard = bisect_right(self.window_starts, window) - 1
+        local = window - self.window_starts[shard]
+        tokens_T = self._map("tokens", shard)[local]
+        return np.asarray(tokens_T), self.first_position + offset, int(self._map("documents", shard)[local])
+
+    def _open(self, array: str, shard: int) -> np.ndarray:
+        return np.load(shard_path(self.directory, self.name, array, shard), mmap_mode="r", allow_pickle=False)
+
+    def _read_rows(self, shard: int, start: int, stop: int) -> np.ndarray:
+        mapped = self._map("rows", shard)
+        assert isinstance(mapped, np.memmap)
+        out = np.empty((stop - start, mapped.shape[1]), mapped.dtype)
+        with open(shard_path(self.directory, self.name, "rows", shard), "rb", buffering=0) as file:
+            file.seek(mapped.offset + start * out.itemsize * out.shape[1])
+            view = out.data.cast("B")
+            while len(view):
+                view = view[file.readinto(view) or self._truncated(shard) :]
+        return out
+
+    def _truncated(self, shard: int) -> int:
+        raise InputError(f"{shard_path(self.directory, self.name, 'rows', shard)} ended early: harvest it again")
+
+
+class ActivationStore:
+    """A finished store, checked to be there and whole in size.
+
+    `train` and `held_out` are `Split`s; `mean`, `std` are float64 [D] over the training rows.
+    Raises InputError that names every file that is missing or of another size.
+    """
+
+    def __init__(self, directory: Path | str):
+        self.directory = Path(directory)
+        path = self.directory / "manifest.json"
+        if not path.exists():
+            raise InputError(f"{self.directory} holds no finished activation store (no manifest.json)")
+        self.manifest = json.loads(path.read_text())
+        if self.manifest["format"] != FORMAT:
+            raise InputError(f"{path} has format {self.manifest['format']}; this version reads format {FORMAT}")
+        self._check_sizes()
+        self.mean = np.array(self.manifest["mean"])
+        self.std = np.array(self.manifest["std"])
+        self.d_model: int = len(self.mean)
+        self.train, self.held_out = (self._split(name) for name in SPLITS)
+
+    def files(self) -> Iterator[tuple[Path, dict]]:
+        for split, shards in self.manifest["shards"].items():
+            for index, record in enumerate(shards):
+                for name, facts in record["files"].items():
+                    yield shard_path(self.directory, split, name, index), facts
+
+    def verify(self) -> None:
+        """Read everything and compare checksums; raises InputError that names the files that differ."""
+        self._raise_for([path for path, facts in self.files() if checksum(path) != facts["crc32"]], "damaged")
+
+    def _check_sizes(self) -> None:
+        missing = [p for p, _ in self.files() if not p.exists()]
+        self._raise_for(missing, "missing")
+        self._raise_for([p for p, facts in self.files() if p.stat().st_size != facts["bytes"]], "of another size")
+
+    def _raise_for(self, paths: list[Path], what: str) -> None:
+        if paths:
+            names = ", ".join(str(p.relative_to(self.directory)) for p in paths)
+            raise InputError(
+                f"{what} in the activation store {self.directory}: {names}. Delete the store and harvest again"
+            )
+
+    def _split(self, name: str) -> Split:
+        m = self.manifest
+        first = 0 if m["keep_first_position"] else 1
+        return Split(self.directory, name, m["shards"][name], m["seq_len"] - first, first)
+
+
+def shard_path(directory: Path, split: str, array: str, index: int) -> Path:
+    return directory / split / f"{array}-{index:05d}.npy"
+
+
+def write_atomically(path: Path, write) -> None:
+    """Let `write(file)` fill a temporary file, then rename it: `path` is whole or not there."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: object) -> None:
+    write_atomically(path, lambda f: f.write((json.dumps(record, indent=1, allow_nan=False) + "\n").encode()))
+
+
+def checksum(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            crc = zlib.crc32(chunk, crc)
+    return crc

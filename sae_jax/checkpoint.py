@@ -1,0 +1,71 @@
+"""Orbax: save and restore the whole state of a run (weights, optimizer, keys; the step is the feed's cursor too)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from sae_jax.population import State
+
+METADATA_BYTES = 1 << 20  # about; of what Orbax writes beside the arrays
+
+
+class Checkpoints:
+    """The newest checkpoints of a run, written in the background, each whole or not there.
+
+    `save` and `close` raise OSError where there is no room, also for what was being written since the last `save`.
+    """
+
+    def __init__(self, directory: Path, every_seconds: float):
+        self.every_seconds = every_seconds
+        self.saved_at = time.monotonic()
+        self.directory = directory
+        self.manager = ocp.CheckpointManager(
+            directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        return self.manager.latest_step()
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() - self.saved_at >= self.every_seconds
+
+    def save(self, step: int, states: list[State]) -> None:
+        """Hand over a copy: the next block is given the states' buffers to write into while Orbax still reads."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(states)) + METADATA_BYTES
+        if shutil.disk_usage(self.directory).free < needed:  # Orbax would find out with a screen full of tracebacks
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
+        with self._os_errors():
+            self.manager.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, states)))
+        self.saved_at = time.monotonic()
+
+    def restore(self, like: list[State]) -> list[State]:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self.manager.restore(self.manager.latest_step(), args=ocp.args.StandardRestore(abstract))
+
+    def close(self) -> None:
+        with self._os_errors():
+            self.manager.wait_until_finished()
+        self.manager.close()
+
+    @contextmanager
+    def _os_errors(self) -> Iterator[None]:
+        """What the system answered, as an OSError: tensorstore only writes its number into a ValueError's text."""
+        try:
+            yield
+        except ValueError as e:
+            if number := re.search(r"os_error_code='(\d+)'", str(e)):
+                raise OSError(int(number[1]), os.strerror(int(number[1])), str(self.directory)) from e
+            raise

@@ -1,0 +1,44 @@
+"""Dead features: who they are, and the seed's rule for reviving them.
+
+Shapes: N rows to choose from, D width of the model, F features.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sae_jax.sae import SAE, unit_rows
+
+
+def resample(sae: SAE, moments: tuple[dict, ...], x_NxD: jax.Array, dead_F: jax.Array, key: jax.Array):
+    """Give each dead feature the direction of another badly reconstructed row, as an ordinary living feature.
+
+    Rows are drawn without replacement, with probability proportional to their squared error squared (as Anthropic's
+    rule draws them), so at most N features are revived at once. The decoder row becomes the row's unit error, the
+    encoder column that times the mean norm of the living ones; bias and threshold become the living ones' mean.
+    Adam's moments of what was replaced are reset. Returns (params, moments).
+    """
+    params = nnx.to_pure_dict(nnx.state(sae, nnx.Param))
+    error_NxD = x_NxD - sae(x_NxD)
+    loss_N = jnp.square(error_NxD).sum(-1)
+    order_N = jnp.argsort(-(2 * jnp.log(loss_N) + jax.random.gumbel(key, loss_N.shape)))
+    rank_F = jnp.cumsum(dead_F) - 1
+    revived_F = dead_F & (rank_F < len(x_NxD))
+    direction_FxD = unit_rows(error_NxD[order_N[jnp.minimum(rank_F, len(x_NxD) - 1)]])
+
+    def living_mean(values_F):
+        return jnp.where(dead_F, 0.0, values_F).sum() / jnp.maximum((~dead_F).sum(), 1)
+
+    encoder_norm = living_mean(jnp.linalg.norm(params["W_enc"], axis=0))
+    decoder_norm = living_mean(jnp.linalg.norm(params["W_dec"], axis=1))
+    fresh = {"W_dec": direction_FxD * decoder_norm, "W_enc": direction_FxD.T * encoder_norm}
+    fresh |= {name: living_mean(params[name]) for name in ("b_enc", "threshold") if name in params}
+
+    def replaced(tree: dict, new: dict) -> dict:
+        mask = {name: revived_F[:, None] if name == "W_dec" else revived_F for name in new}
+        return tree | {name: jnp.where(mask[name], value, tree[name]) for name, value in new.items()}
+
+    zeros = dict.fromkeys(fresh, 0.0)
+    return replaced(params, fresh), tuple(replaced(m, zeros) for m in moments)

@@ -1,0 +1,89 @@
+"""Dictionaries on disk in SAELens' layout: `cfg.json` and `sae_weights.safetensors`, to be used on raw activations.
+
+Shapes: D width of the model, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save
+
+from harvest.errors import InputError
+from harvest.store import write_atomically, write_json
+from sae_jax.config import Member
+from sae_jax.sae import SAE
+
+ARCHITECTURES = {"relu": "standard", "jump_relu": "jumprelu", "topk": "topk"}
+SAELENS_VERSION = "6.54.12"  # the layout written here is that of this version; its reader asks for 6 or later
+
+
+def fold_normalization(params: dict, shift_D: np.ndarray, scale_D: np.ndarray) -> dict[str, np.ndarray]:
+    """The same dictionary on raw rows, x' = (x − shift) / scale being what it was trained on. In float64.
+
+    W_enc / scale, W_dec · scale, b_dec · scale + shift; b_enc and a threshold stay, since z stays.
+    """
+    tensors = {name: np.asarray(value, np.float64) for name, value in params.items()}
+    tensors["W_enc"] = tensors["W_enc"] / scale_D[:, None]
+    tensors["W_dec"] = tensors["W_dec"] * scale_D
+    tensors["b_dec"] = tensors["b_dec"] * scale_D + shift_D
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
+
+
+def save_member(directory: Path, member: Member, tensors: dict[str, np.ndarray], manifest: dict) -> None:
+    """Write a member trained on the store that `manifest` describes; `tensors` take raw activations."""
+    directory.mkdir(parents=True, exist_ok=True)
+    d_model, hidden_dim = tensors["W_enc"].shape
+    cfg = {
+        "architecture": ARCHITECTURES[member.activation],
+        "d_in": d_model,
+        "d_sae": hidden_dim,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": SAELENS_VERSION,
+            "sae_lens_training_version": None,
+            "model_name": manifest["model"]["location"],
+            "model_class_name": "HookedTransformer",
+            "hook_name": manifest["hook_name"],
+            "hook_head_index": None,
+            "context_size": manifest["seq_len"],
+            "prepend_bos": False,
+            "model_from_pretrained_kwargs": {},
+            "dataset_path": manifest["dataset"]["location"],
+        },
+    }
+    if member.activation == "topk":
+        cfg |= {"k": member.k, "rescale_acts_by_decoder_norm": False}
+    write_json(directory / "cfg.json", cfg)
+    write_atomically(directory / "sae_weights.safetensors", lambda f: f.write(save(tensors)))
+
+
+def load_member(directory: Path) -> SAE:
+    """Read what `save_member` wrote. Raises InputError where a file or tensor is missing or of another shape."""
+    try:
+        cfg = json.loads((directory / "cfg.json").read_text())
+        tensors = load_file(directory / "sae_weights.safetensors")
+    except Exception as e:
+        raise InputError(f"{directory} is no dictionary that can be read: {e}") from e
+    activation = next((name for name, arch in ARCHITECTURES.items() if arch == cfg.get("architecture")), None)
+    if activation is None:
+        raise InputError(
+            f"{directory}: architecture {cfg.get('architecture')!r}; known are {', '.join(ARCHITECTURES.values())}"
+        )
+    d, f = cfg["d_in"], cfg["d_sae"]
+    shapes = {"W_enc": (d, f), "b_enc": (f,), "W_dec": (f, d), "b_dec": (d,)}
+    if activation == "jump_relu":
+        shapes["threshold"] = (f,)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != shapes:
+        raise InputError(f"{directory}/sae_weights.safetensors holds {found}; expected {shapes}")
+    arrays: dict[str, Any] = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
+    return SAE(activation, **arrays, k=cfg.get("k"))

@@ -1,0 +1,128 @@
+"""The run directory: what was asked for, what is being learned, what came of it. Imports neither torch nor jax.
+
+config.json      what was asked for, versions, the store, the backend       written first
+metrics.jsonl    one line a member and block
+checkpoints/     Orbax
+members/<id>/    SAELens layout, stats.npz
+results.json     written last: a run with it is finished
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from harvest.errors import InputError
+from harvest.store import write_atomically, write_json
+
+SCHEMA = 1
+
+
+def default_name(asked: dict) -> str:
+    """Readable, and another one for each configuration."""
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    model = Path(asked["harvest"]["model_name"] or "default").name
+    kinds = "-".join(asked["train"]["activation"])
+    return f"{kinds}-{model}-l{asked['harvest']['layer']}-{digest}"
+
+
+class RunDirectory:
+    """One run's files. `asked` is {"harvest": ..., "train": ...}, everything that the results depend on."""
+
+    def __init__(self, path: Path, asked: dict):
+        self.path = path
+        self.asked = json.loads(json.dumps(asked))
+        self.checkpoints = path / "checkpoints"
+
+    def refuse_another_run(self) -> None:
+        """Raises InputError where the directory cannot be, or holds a run of another configuration or anything else."""
+        there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if os.path.exists(p))
+        if not there.is_dir() or not (os.access(there, os.W_OK) or self.results):
+            raise InputError(f"--run-dir {self.path}: {there} is no directory that can be written to")
+        if not self.path.exists() or all(p.name == "config.json.tmp" for p in self.path.iterdir()):
+            return  # a kill may leave the .tmp
+        config = self._read("config.json")
+        if not isinstance(config, dict) or "asked" not in config:
+            raise InputError(f"--run-dir {self.path} is not empty and holds no run: choose another directory")
+        if config["asked"] != self.asked:
+            raise InputError(
+                f"--run-dir {self.path} holds a run of another configuration "
+                f"({differences(config['asked'], self.asked)}): choose another directory, or delete it"
+            )
+
+    @property
+    def results(self) -> dict | None:
+        return self._read("results.json")
+
+    @property
+    def interrupted(self) -> bool:
+        saved = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
+        return self.results is None and any(p.name.isdigit() for p in saved)
+
+    def begin(self, store_facts: dict, environment: dict, resume: bool) -> None:
+        """Write config.json; keep what an interrupted run has learned only if it is to be resumed."""
+        config = self._read("config.json")
+        if config is not None and resume:
+            if config["store"] != store_facts:
+                raise InputError(
+                    f"{self.path} was trained on another activation store than this one "
+                    f"({differences(config['store'], store_facts)}): add --force to start again"
+                )
+            return
+        self.clear()
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(
+            self.path / "config.json",
+            {"schema": SCHEMA, "asked": self.asked, "store": store_facts, "environment": environment},
+        )
+
+    def clear(self) -> None:
+        """Forget the run; config.json last, so that whatever a kill leaves is still known as this run."""
+        (self.path / "results.json").unlink(missing_ok=True)
+        for name in ("checkpoints", "members"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "config.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def append_metrics(self, lines: list[dict]) -> None:
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+
+    def metrics(self, up_to: int) -> list[dict]:
+        """The lines up to a step, of whole lines only (a kill may have cut the last one)."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [r for r in records if r["step"] <= up_to]
+
+    def rewind_metrics(self, step: int) -> None:
+        """Forget the lines after a checkpoint: they will be written again."""
+        kept = "".join(json.dumps(r) + "\n" for r in self.metrics(step))
+        write_atomically(self.path / "metrics.jsonl", lambda f: f.write(kept.encode()))
+
+    def finish(self, results: dict) -> None:
+        write_json(self.path / "results.json", {"schema": SCHEMA, **results})
+
+    def _read(self, name: str) -> dict | None:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text()) if path.exists() else None
+        except ValueError as e:
+            raise InputError(f"{path} is damaged ({e}): choose another --run-dir, or delete this one") from e
+
+
+def differences(old: dict, new: dict) -> str:
+    """`lr 0.001, not 0.01` for each leaf that differs."""
+    flat_old, flat_new = flatten(old), flatten(new)
+    keys = [key for key in sorted(flat_old | flat_new) if flat_old.get(key) != flat_new.get(key)]
+    return ", ".join(f"{key} {flat_old.get(key)}, not {flat_new.get(key)}" for key in keys)
+
+
+def flatten(tree: dict) -> dict:
+    flat: dict = {}
+    for key, value in tree.items():
+        flat |= flatten(value) if isinstance(value, dict) else {key: value}
+    return flat

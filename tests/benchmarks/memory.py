@@ -1,0 +1,67 @@
+"""Peak memory of training on a store larger than it should ever hold.
+
+    python tests/benchmarks/memory.py --gigabytes 8 --directory /tmp/big
+
+Writes a store of random rows (once), trains one epoch on it, prints one JSON line: the store's size, the peak resident
+memory, the bytes of parameters and optimizer, rows a second, the share of the time that training waited for rows.
+"""
+
+import argparse
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+
+from harvest.store import ActivationStore, StoreWriter
+from sae_jax.config import TrainConfig
+from sae_jax.run_directory import RunDirectory
+from sae_jax.train import train
+
+D, SEQ_LEN, SHARD_ROWS = 768, 129, 128 * 512
+
+
+def write_store(directory: Path, gigabytes: float) -> ActivationStore:
+    source = {"asked": "random rows", "location": "random rows", "fell_back": False}
+    facts = {"hook": "resid_pre", "hook_name": "blocks.0.hook_resid_pre", "layer": 0, "seq_len": SEQ_LEN}
+    writer = StoreWriter(directory, {"model": source, "dataset": source, "keep_first_position": False, **facts})
+    rng = np.random.default_rng(0)
+    for split, shards in (("train", max(1, round(gigabytes * 1e9 / (SHARD_ROWS * D * 2)))), ("held_out", 1)):
+        for shard in range(shards):
+            windows = SHARD_ROWS // (SEQ_LEN - 1)
+            tokens_WxT = rng.integers(0, 1000, (windows, SEQ_LEN))
+            if not writer.has_shard(split, shard, tokens_WxT):
+                rows_NxD = rng.standard_normal((SHARD_ROWS, D), np.float32).astype(np.float16)
+                writer.add_shard(split, shard, rows_NxD, tokens_WxT, np.arange(windows))
+    return writer.finish()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=8)
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--batch", type=int, default=4096)
+    args = parser.parse_args()
+    if not (args.directory / "store" / "manifest.json").exists():
+        write_store(args.directory / "store", args.gigabytes)
+        print("store written: run again, so that writing it does not count")
+        return
+    store = ActivationStore(args.directory / "store")
+
+    config = TrainConfig(activation=("jump_relu",), epochs=1, batch_size=args.batch)
+    run = RunDirectory(args.directory / "run", {"harvest": {}, "train": config.to_json()})
+    results = train(config, store, run)
+    parameters = 3 * 4 * (2 * D * config.hidden_dim + 2 * config.hidden_dim + D)
+    figures = {
+        "store_bytes": sum(facts["bytes"] for _, facts in store.files()),
+        "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "parameter_and_optimizer_bytes": parameters,
+        "rows": results["timing"]["steps"] * args.batch,
+        "rows_per_second": results["timing"]["rows_per_second"],
+        "data_wait": results["timing"]["data_wait"],
+    }
+    print(json.dumps({"name": "memory", **figures}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""`python main.py` as a person types it, for tests: a process of its own that asks no hub and shares a cache."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BUNDLED = ("--model-name", "bundled", "--dataset", "bundled")
+# All runs of three kinds have these shapes, so that one compiled program, in the shared cache, does for them.
+THREE_KINDS = (*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--activation", "relu", "jump_relu", "topk")
+THREE_KINDS += ("--hidden-dim", "48", "--target-l0", "8", "--k", "8", "--block-steps", "4", "--dead-threshold", "0.1")
+
+
+def shared_cache(tmp_path_factory) -> Path:
+    """Activations and compiled programs of the whole test session."""
+    return tmp_path_factory.getbasetemp() / "cache"
+
+
+def environment(cache: Path) -> dict[str, str]:
+    compiled = {"JAX_COMPILATION_CACHE_DIR": str(cache / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {"HF_HUB_OFFLINE": "1", **compiled}
+
+
+def start(*argv: object, cache: Path, script: str | None = None, **options) -> subprocess.Popen:
+    """`python main.py ARGV`, or a script with these arguments, both streams caught."""
+    command = [sys.executable, ROOT / "main.py"] if script is None else [sys.executable, "-c", script]
+    command += [*map(str, argv), "--cache-dir", cache]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | environment(cache), **pipes, **options)
+
+
+def typed(*argv: object, cache: Path, script: str | None = None, **options) -> subprocess.CompletedProcess:
+    """The same, waited for."""
+    process = start(*argv, cache=cache, script=script, **options)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def files_of(directory: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of every file."""
+    files = [p for p in sorted(directory.rglob("*")) if p.is_file()]
+    return {str(p.relative_to(directory)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}

@@ -1,0 +1,360 @@
+"""A harvest of the bundled model: right values, held-out documents kept apart, stopped and resumed without a trace."""
+
+import errno
+import gc
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from harvest.capture import harvest
+from harvest.errors import InputError
+from harvest.language_model import LanguageModel
+from harvest.request import HOOKS, HarvestRequest
+from harvest.sources import BUNDLED_MODEL
+
+BUNDLED = {"model_name": "bundled", "dataset": "bundled"}
+SMALL = HarvestRequest(**BUNDLED, layer=2, n_samples=800)
+ONE_BATCH = 1  # a byte a shard: never less than one batch
+HARVEST_IN_ITS_OWN_PROCESS = """
+import json, sys
+from pathlib import Path
+from harvest.capture import harvest
+from harvest.request import HarvestRequest
+harvest(HarvestRequest(**json.loads(sys.argv[1])), Path(sys.argv[2]), say=print, shard_bytes=1)
+"""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LanguageModel.load(str(BUNDLED_MODEL), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def raw_model():
+    return transformers.GPT2LMHeadModel.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def small_store(tmp_path_factory):
+    return harvest(SMALL, tmp_path_factory.mktemp("cache"), shard_bytes=ONE_BATCH)
+
+
+def raw_activations(raw_model, tokens_WxT, layer) -> dict[str, np.ndarray]:
+    """What transformers itself computes, by torch hooks on its own modules."""
+    found = {}
+    block = raw_model.transformer.h[layer]
+
+    def first(value):
+        return (value[0] if isinstance(value, tuple) else value).numpy()
+
+    handles = [
+        block.register_forward_pre_hook(lambda _, args: found.update(resid_pre=first(args))),
+        block.attn.register_forward_hook(lambda _, args, out: found.update(attn_out=first(out))),
+        block.ln_2.register_forward_pre_hook(lambda _, args: found.update(resid_mid=first(args))),
+        block.mlp.register_forward_hook(lambda _, args, out: found.update(mlp_out=first(out))),
+        block.register_forward_hook(lambda _, args, out: found.update(resid_post=first(out))),
+    ]
+    with torch.inference_mode():
+        raw_model(torch.from_numpy(tokens_WxT.astype(np.int64)), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+# Values.
+
+
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_each_hook_has_the_values_of_the_raw_model(model, raw_model, layer):
+    tokens_WxT = np.random.default_rng(0).integers(0, 4096, (6, 20), dtype=np.int32)
+    expected = raw_activations(raw_model, tokens_WxT, layer)
+    for hook in HOOKS:
+        found = model.activations(tokens_WxT, layer, [hook])
+        assert list(found) == [hook] and found[hook].dtype == np.float32
+        np.testing.assert_allclose(found[hook], expected[hook], rtol=1e-5, atol=1e-4)
+    together = model.activations(tokens_WxT, layer, HOOKS)
+    for hook in HOOKS:
+        np.testing.assert_array_equal(together[hook], model.activations(tokens_WxT, layer, [hook])[hook])
+
+
+@pytest.mark.parametrize(
+    ("hook", "modules_that_run"),
+    [
+        ("resid_pre", []),
+        ("attn_out", ["attn"]),
+        ("resid_mid", ["attn"]),
+        ("mlp_out", ["attn", "mlp"]),
+        ("resid_post", ["attn", "mlp"]),
+    ],
+)
+def test_nothing_behind_the_hook_is_computed(model, hook, modules_that_run):
+    last = model.n_layers - 1
+    modules = {
+        "attn": model.bridge.blocks[last].attn,
+        "mlp": model.bridge.blocks[last].mlp,
+        "ln_final": model.bridge.ln_final,
+        "unembed": model.bridge.unembed,
+    }
+    ran = []
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, module in modules.items()
+    ]
+    model.activations(np.ones((1, 4), np.int32), last, [hook])
+    for handle in handles:
+        handle.remove()
+    assert ran == modules_that_run
+
+
+def test_the_model_is_whole_again_after_its_activations_were_read(model, raw_model):
+    tokens = torch.arange(40).reshape(2, 20)
+    model.activations(tokens.numpy(), 3, ["resid_mid"])
+    with torch.inference_mode():
+        _, cache = model.bridge.run_with_cache(tokens)
+        expected = raw_model(tokens, output_hidden_states=True).hidden_states[1]
+    assert "blocks.0.attn.hook_pattern" in cache  # the hooks inside of blocks that ran without them
+    torch.testing.assert_close(cache["blocks.0.hook_resid_post"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_llama_with_rotary_positions_and_grouped_heads(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=4096,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    raw = transformers.LlamaForCausalLM(config).eval()
+    raw.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(BUNDLED_MODEL).save_pretrained(tmp_path)
+    tokens_WxT = np.random.default_rng(0).integers(0, 4096, (3, 20), dtype=np.int32)
+    with torch.inference_mode():
+        hidden = raw(torch.from_numpy(tokens_WxT).long(), output_hidden_states=True).hidden_states
+    model = LanguageModel.load(str(tmp_path), device="cpu")
+    assert (model.n_layers, model.d_model) == (3, 32)
+    found = model.activations(tokens_WxT, 2, ["resid_pre"])["resid_pre"]
+    np.testing.assert_allclose(found, hidden[2].numpy(), atol=1e-6)
+
+
+def test_the_weights_hash_tells_models_apart_and_stays_the_same(model):
+    assert model.weights_hash() == LanguageModel.load(str(BUNDLED_MODEL), device="cpu").weights_hash()
+    before = model.weights_hash()
+    parameter = model.bridge.blocks[1].mlp.original_component.c_fc.weight
+    with torch.no_grad():
+        parameter[0, 0] += 1
+        assert model.weights_hash() != before
+        parameter[0, 0] -= 1
+
+
+# Models that cannot be loaded.
+
+
+def test_loading_is_silent(capfd):
+    LanguageModel.load(str(BUNDLED_MODEL), device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_file_that_lacks_weights_is_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for path in BUNDLED_MODEL.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["transformer.h.1.mlp.c_fc.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"lack the weights transformer\.h\.1\.mlp\.c_fc\.weight"):
+        LanguageModel.load(str(tmp_path))
+
+
+def test_a_damaged_model_file_is_refused_with_the_reason(tmp_path):
+    for path in BUNDLED_MODEL.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(InputError, match="cannot be loaded: SafetensorError"):
+        LanguageModel.load(str(tmp_path))
+
+
+# Stores.
+
+
+def test_rows_are_the_activations_of_their_windows_without_the_first_position(small_store, raw_model):
+    train = small_store.train
+    assert len(train) == 720 * 19 and len(small_store.held_out) == 80 * 19
+    rows = np.random.default_rng(0).integers(0, len(train), 40)
+    contexts = [train.context(int(row)) for row in rows]
+    expected = raw_activations(raw_model, np.stack([tokens_T for tokens_T, _, _ in contexts]), 2)["resid_pre"]
+    for i, (row, (_, position, _)) in enumerate(zip(rows, contexts, strict=True)):
+        assert 1 <= position < 20
+        np.testing.assert_allclose(train[row], expected[i, position], rtol=2e-3, atol=2e-3)  # float16
+
+
+def test_the_first_position_is_kept_when_asked_for(tmp_path, raw_model):
+    store = harvest(HarvestRequest(**BUNDLED, layer=1, n_samples=60, seq_len=8, keep_first_position=True), tmp_path)
+    assert len(store.train) == 54 * 8 and store.manifest["keep_first_position"] is True
+    expected = raw_activations(raw_model, store.train.windows[:3], 1)["resid_pre"]
+    np.testing.assert_allclose(store.train.read(0, 24), expected.reshape(24, -1), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_each_hook_has_its_own_store(tmp_path, raw_model, hook):
+    store = harvest(HarvestRequest(**BUNDLED, layer=3, hook=hook, n_samples=20, store_dtype="float32"), tmp_path)
+    assert store.manifest["hook_name"] == f"blocks.3.hook_{hook}"
+    expected = raw_activations(raw_model, store.train.windows, 3)[hook][:, 1:]
+    found = store.train.read(0, len(store.train)).reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_held_out_documents_are_never_trained_on(small_store):
+    assert not set(small_store.train.documents) & set(small_store.held_out.documents)
+
+
+def test_the_manifest_says_where_the_rows_come_from(small_store):
+    manifest = small_store.manifest
+    assert manifest["model"] == {"asked": "bundled", "location": str(BUNDLED_MODEL), "fell_back": False}
+    assert manifest["hook_name"] == "blocks.2.hook_resid_pre"
+    assert (manifest["n_samples"], manifest["n_samples_got"], manifest["d_model"]) == (800, 800, 256)
+    assert set(manifest["versions"]) == {"torch", "transformers", "transformer_lens"}
+
+
+def test_the_same_request_is_answered_at_once_and_another_is_not_mixed_with_it(tmp_path):
+    request = HarvestRequest(**BUNDLED, n_samples=20)
+    first = harvest(request, tmp_path)
+    began = time.perf_counter()
+    again = harvest(request, tmp_path, lambda *_: pytest.fail("the model ran again"))
+    assert time.perf_counter() - began < 0.5 and again.directory == first.directory
+    other = harvest(HarvestRequest(**BUNDLED, n_samples=20, layer=1), tmp_path)
+    assert other.directory != first.directory
+
+
+def test_a_finished_store_is_found_without_torch(small_store):
+    code = HARVEST_IN_ITS_OWN_PROCESS + "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    said = run_harvest(small_store.directory.parents[1], code=code)
+    assert said.returncode == 0, said.stderr
+    assert "13,680 rows to train on" in said.stdout
+
+
+def test_the_model_is_gone_after_the_harvest(tmp_path):
+    def models() -> int:
+        return sum(type(thing) is transformers.GPT2LMHeadModel for thing in gc.get_objects())
+
+    gc.collect()
+    before = models()
+    gc.disable()  # so that only what the harvest frees itself is gone
+    try:
+        harvest(HarvestRequest(**BUNDLED, n_samples=20), tmp_path)
+        assert models() == before
+    finally:
+        gc.enable()
+
+
+def test_progress_and_what_is_said(tmp_path):
+    told, said = [], []
+    text = tmp_path / "few.txt"
+    text.write_text(
+        "\n\n".join(f"The number {i} comes before the number {i + 1}, and after {i - 1}." for i in range(40))
+    )
+    request = HarvestRequest(model_name="bundled", dataset=str(text), n_samples=5000, seq_len=5)
+    store = harvest(request, tmp_path, lambda *step: told.append(step), said.append)
+    got = store.manifest["n_samples_got"]
+    assert told[-1] == ("harvest", got * 5, got * 5) and [done for _, done, _ in told] == sorted(d for _, d, _ in told)
+    assert any("cpu" in line or "cuda" in line for line in said)
+    assert any(f"only {got:,} windows of 5 tokens, 5,000 were asked for" in line for line in said)
+
+
+def test_activations_too_large_for_float16_are_refused(tmp_path, recwarn):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in BUNDLED_MODEL.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
+    weights["transformer.wpe.weight"] *= 1e7
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    request = {"model_name": str(folder), "dataset": "bundled", "n_samples": 20}
+    with pytest.raises(InputError, match="--store-dtype float32"):
+        harvest(HarvestRequest(**request), tmp_path)
+    assert not [w for w in recwarn if "overflow" in str(w.message)]
+    assert len(harvest(HarvestRequest(**request, store_dtype="float32"), tmp_path).train) == 18 * 19
+
+
+# Stopped, and gone on with.
+
+
+def arguments(cache_dir: Path, code: str = HARVEST_IN_ITS_OWN_PROCESS) -> list[str]:
+    return [sys.executable, "-c", code, json.dumps({**BUNDLED, "layer": 2, "n_samples": 800}), str(cache_dir)]
+
+
+def run_harvest(cache_dir: Path, code: str):
+    return subprocess.run(arguments(cache_dir, code), capture_output=True, text=True, cwd=Path(__file__).parents[1])
+
+
+def test_killed_at_a_shard_and_resumed_it_is_byte_for_byte_the_same(tmp_path, small_store):
+    die_in_the_fourth_shard = (
+        "import os, signal\n"
+        + HARVEST_IN_ITS_OWN_PROCESS.replace("say=print", "on_progress=lambda _, done, total: done > 8000 and die()")
+    ).replace("harvest(H", "die = lambda: os.kill(os.getpid(), signal.SIGKILL)\nharvest(H")
+    assert run_harvest(tmp_path, code=die_in_the_fourth_shard).returncode == -signal.SIGKILL
+    directory = tmp_path / "activations" / small_store.directory.name
+    done = sorted(directory.glob("train/shard-*.json"))
+    assert len(done) == 3 and not (directory / "manifest.json").exists()
+    with open(directory / "train/rows-00003.npy.tmp", "wb") as torn:  # as a kill in the midst of writing leaves it
+        torn.write(b"torn")
+    written = [(path, path.stat().st_mtime_ns) for path in directory.glob("train/rows-*.npy")]
+    steps = []
+    harvest(SMALL, tmp_path, lambda *step: steps.append(step[1]), shard_bytes=ONE_BATCH).verify()
+    assert files_of(directory) == files_of(small_store.directory)
+    assert [(path, path.stat().st_mtime_ns) for path, _ in written] == written  # these were not made again
+
+
+def test_a_full_disk_is_said_and_the_harvest_goes_on_from_there(tmp_path, small_store):
+    """The kernel refuses to write more than a file may hold; a device without room answers in the same place."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk(_, done, total):
+        if done > 4000:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    try:
+        with pytest.raises(InputError, match="disk is full.*--cache-dir.*goes on from there") as caught:
+            harvest(SMALL, tmp_path, fill_the_disk, shard_bytes=ONE_BATCH)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.EFBIG
+    directory = tmp_path / "activations" / small_store.directory.name
+    assert len(list(directory.glob("train/shard-*.json"))) == 1 and not list(directory.rglob("*.tmp"))
+    harvest(SMALL, tmp_path, shard_bytes=ONE_BATCH)
+    assert files_of(directory) == files_of(small_store.directory)
+
+
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--cache-dir .*file: cannot be written to"):
+        harvest(SMALL, tmp_path / "file")
+
+
+def test_two_processes_that_want_the_same_store_do_not_mix(tmp_path, small_store):
+    both = [
+        subprocess.Popen(arguments(tmp_path), stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+        for _ in range(2)
+    ]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted("waiting for it" in text for text in said) == [False, True]
+    assert sorted("harvest runs on" in text for text in said) == [False, True]
+    assert files_of(tmp_path / "activations" / small_store.directory.name) == files_of(small_store.directory)

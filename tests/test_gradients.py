@@ -1,0 +1,189 @@
+"""One step's mathematics against float64 numpy: finite differences, closed forms, and Adam by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sae_jax.activations import count_above, jump_relu, keep_largest
+from sae_jax.config import TrainConfig
+from sae_jax.losses import member_loss
+from sae_jax.population import groups_of, hyper_of, start_member
+from sae_jax.recipes import RECIPES
+from sae_jax.step import make_step
+
+B, D, F, K, COEFFICIENT, ALPHA = 16, 6, 10, 3, 0.7, 0.5
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    params = {
+        "W_enc": rng.standard_normal((D, F)),
+        "b_enc": 0.3 * rng.standard_normal(F),
+        "W_dec": rng.standard_normal((F, D)),
+        "b_dec": 0.3 * rng.standard_normal(D),
+    }
+    return params, rng.standard_normal((B, D)), rng.uniform(0.2, 1.0, F), rng.random(F) < 0.6
+
+
+def numpy_loss(kind, p, x, threshold, dead) -> float:
+    z = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+    if kind == "topk":
+        kept = np.zeros_like(z)
+        rows = np.arange(B)[:, None]
+        largest = np.argsort(-z, axis=1)[:, :K]
+        kept[rows, largest] = np.maximum(z[rows, largest], 0)
+        f = kept
+    else:
+        f = np.maximum(z, 0) if kind == "relu" else z * (z > threshold)
+    e = x - (f @ p["W_dec"] + p["b_dec"])
+    loss = np.square(e).sum(1).mean()
+    if kind == "jump_relu":
+        loss += COEFFICIENT * (z > threshold).sum(1).mean()
+    if kind == "relu":
+        loss += COEFFICIENT * (f * np.linalg.norm(p["W_dec"], axis=1)).sum(1).mean()
+    return loss
+
+
+def numpy_auxk(p, z, e, dead) -> float:
+    """AuxK of a fixed error: its encoder gradient flows through z."""
+    masked = np.where(dead, z, -np.inf)
+    rows, largest = np.arange(B)[:, None], np.argsort(-masked, axis=1)[:, : D // 2]
+    f = np.zeros_like(z)
+    f[rows, largest] = np.maximum(masked[rows, largest], 0)
+    return min(1.0, dead.sum() / (D // 2)) * np.square(e - f @ p["W_dec"]).sum(1).mean()
+
+
+def finite_differences(function, p: dict, step: float = 1e-6) -> dict:
+    gradients = {}
+    for name, value in p.items():
+        gradients[name] = np.zeros_like(value)
+        for index in np.ndindex(value.shape):
+            high, low = value.copy(), value.copy()
+            high[index] += step
+            low[index] -= step
+            gradients[name][index] = (function({**p, name: high}) - function({**p, name: low})) / (2 * step)
+    return gradients
+
+
+def sae_of(kind, params, threshold):
+    from sae_jax.sae import SAE
+
+    tensors = [jnp.asarray(params[name], jnp.float32) for name in ("W_enc", "b_enc", "W_dec", "b_dec")]
+    return SAE(kind, *tensors, threshold=jnp.asarray(threshold, jnp.float32), bandwidth=0.8, k=K)
+
+
+def our_gradients(kind, sparsity_by, params, x, threshold, dead, alpha=0.0, coefficient=COEFFICIENT):
+    graphdef, trained, rest = nnx.split(sae_of(kind, params, threshold), nnx.Param, ...)
+
+    def loss(trained):
+        sae = nnx.merge(graphdef, trained, rest)
+        recipe = RECIPES[kind, sparsity_by]
+        return member_loss(sae, recipe, jnp.asarray(x, jnp.float32), coefficient, jnp.asarray(dead), alpha)[0]
+
+    with jax.default_matmul_precision("highest"):
+        value, gradients = jax.value_and_grad(loss)(trained)
+    return value, nnx.to_pure_dict(gradients)
+
+
+@pytest.mark.parametrize(("kind", "sparsity_by"), [("relu", "target_l0"), ("jump_relu", "target_l0"), ("topk", "k")])
+def test_loss_and_gradients_equal_finite_differences_in_float64(problem, kind, sparsity_by):
+    params, x, threshold, dead = problem
+    value, ours = our_gradients(kind, sparsity_by, params, x, threshold, dead)
+    assert value == pytest.approx(numpy_loss(kind, params, x, threshold, dead), rel=1e-6)
+    for name, expected in finite_differences(lambda p: numpy_loss(kind, p, x, threshold, dead), params).items():
+        np.testing.assert_allclose(ours[name], expected, rtol=2e-5, atol=2e-5, err_msg=f"{kind} {name}")
+
+
+def test_auxk_reaches_encoder_and_decoder_and_leaves_out_b_dec(problem):
+    params, x, threshold, dead = problem
+    with_aux, without = (our_gradients("topk", "k", params, x, threshold, dead, alpha)[1] for alpha in (ALPHA, 0.0))
+    z0 = (x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
+    f = np.zeros_like(z0)
+    largest = np.argsort(-z0, axis=1)[:, :K]
+    np.put_along_axis(f, largest, np.maximum(np.take_along_axis(z0, largest, 1), 0), 1)
+    e = x - (f @ params["W_dec"] + params["b_dec"])  # detached: the same while the parameters move
+
+    def aux(p):
+        return ALPHA * numpy_auxk(p, (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"], e, dead)
+
+    for name, expected in finite_differences(aux, params).items():
+        np.testing.assert_allclose(with_aux[name] - without[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+    assert np.abs(finite_differences(aux, params)["W_enc"]).max() > 0.01
+
+
+def test_jump_relu_thresholds_gradient_is_the_straight_through_closed_form(problem):
+    params, x, threshold, dead = problem
+    _, ours = our_gradients("jump_relu", "target_l0", params, x, threshold, dead, coefficient=0.0)
+    z = (x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
+    e = x - (z * (z > threshold) @ params["W_dec"] + params["b_dec"])
+    g = -2 / B * e @ params["W_dec"].T
+    near = np.abs(z - threshold) < 0.8 / 2
+    assert near[z < threshold].any(), "the half of the kernel below the threshold must count"
+    np.testing.assert_allclose(ours["threshold"], -(threshold / 0.8) * (g * near).sum(0), rtol=1e-4)
+
+
+def test_l0_penaltys_gradient_is_the_straight_through_closed_form(problem):
+    params, x, threshold, dead = problem
+    both, recon = (
+        our_gradients("jump_relu", "sparsity", params, x, threshold, dead, coefficient=c)[1] for c in (COEFFICIENT, 0.0)
+    )
+    z = (x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
+    near = np.abs(z - threshold) < 0.8 / 2
+    expected = -COEFFICIENT / B * near.sum(0) / 0.8
+    np.testing.assert_allclose(both["threshold"] - recon["threshold"], expected, rtol=1e-4, atol=1e-5)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        np.testing.assert_array_equal(both[name], recon[name])
+
+
+def test_a_feature_at_its_threshold_does_not_fire():
+    z, theta = jnp.array([[0.5, 0.49, 0.75]]), jnp.full(3, 0.5)
+    np.testing.assert_array_equal(jump_relu(z, theta, jnp.float32(1)), [[0, 0, 0.75]])
+    np.testing.assert_array_equal(count_above(z, theta, jnp.float32(1)), [1])
+
+
+def test_topk_never_keeps_more_than_k_and_none_below_zero():
+    z = jnp.array([[1.0, 1.0, 1.0, 1.0], [3.0, -1.0, -2.0, -3.0]])
+    np.testing.assert_array_equal(keep_largest(z, jnp.int32(2), 3), [[1, 1, 0, 0], [3, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
+def test_one_step_is_clipped_adam_on_unit_decoder_rows(kind):
+    """The first step by hand: clip, Adam (its bias-corrected first update is g / (|g| + eps)), renormalize."""
+    config = TrainConfig(activation=(kind,), hidden_dim=F, target_l0=K, k=K, lr=0.01)
+    (group,) = groups_of(config, D)
+    member = group.members[0]
+    hyper = hyper_of(member, config, total_steps=40)
+    x = np.random.default_rng(1).standard_normal((64, D)).astype(np.float32)
+    with jax.default_matmul_precision("highest"):
+        before = start_member(group.signature, member, hyper, jnp.asarray(x))
+        ones, zeros = jnp.ones(D), jnp.zeros(D)
+        after, metrics = make_step(group.signature)(hyper, (zeros, ones), before, jnp.asarray(x[:B]))
+
+        sae = nnx.merge(group.signature.graphdef(), before.params, before.settings)
+        graphdef, trained, rest = nnx.split(sae, nnx.Param, ...)
+        recipe = RECIPES[kind, member.sparsity_by]
+        gradients = jax.grad(
+            lambda t: member_loss(
+                nnx.merge(graphdef, t, rest), recipe, jnp.asarray(x[:B]), before.coefficient, jnp.zeros(F, bool), 0.0
+            )[0]
+        )(trained)
+    g = {name: np.asarray(value, np.float64) for name, value in nnx.to_pure_dict(gradients).items()}
+    p = {name: np.asarray(value, np.float64) for name, value in before.params.items()}
+    g["W_dec"] -= (g["W_dec"] * p["W_dec"]).sum(1, keepdims=True) * p["W_dec"]
+    norm = np.sqrt(sum(np.square(value).sum() for value in g.values()))
+    g = {name: value / max(norm, 1.0) for name, value in g.items()}
+    s = 1 / 2  # the first of two warm-up steps
+    expected = {name: p[name] - 0.01 * s * g[name] / (np.abs(g[name]) + 1e-8) for name in p}
+    expected["W_dec"] /= np.linalg.norm(expected["W_dec"], axis=1, keepdims=True)
+    if kind == "jump_relu":
+        excess = np.clip(np.log(float(metrics["l0"]) / K), -1, 1)
+        moved = expected["threshold"] + 0.05 * float(before.settings["bandwidth"]) * s * excess
+        expected["threshold"] = np.maximum(moved, 0)
+    for name in p:
+        np.testing.assert_allclose(after.params[name], expected[name], rtol=1e-4, atol=2e-5, err_msg=name)
+    if kind != "topk":
+        excess = np.clip(np.log(float(metrics["l0"]) / K), -1, 1)
+        assert after.coefficient == pytest.approx(float(before.coefficient) * np.exp(0.02 * s * excess), rel=1e-5)

@@ -1,0 +1,164 @@
+"""A run that was killed or stopped goes on as if nothing had been, byte for byte.
+
+Three kinds train together, dead features are revived at several steps, a block is short and checkpoints are frequent.
+"""
+
+import json
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from command_line import THREE_KINDS, files_of, shared_cache, start, typed
+from rows import make_store
+
+from harvest.errors import InputError
+from sae_jax.config import TrainConfig
+from sae_jax.run_directory import RunDirectory
+
+EPOCHS, STEPS = "25", 25 * 12
+RUN = (*THREE_KINDS, "--epochs", EPOCHS)
+OFTEN = ("--checkpoint-seconds", "0.2")
+NEVER = ("--checkpoint-seconds", "1000")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return shared_cache(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cache, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    done = typed(*RUN, *NEVER, "--run-dir", run, cache=cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    return run
+
+
+def learned(run: Path) -> dict[str, bytes | list]:
+    """All that a run directory says of what was learned."""
+    members = {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.glob("members/*/*"))}
+    assert len([name for name in members if name.endswith(".safetensors")]) == 3
+    results = json.loads((run / "results.json").read_text())["members"]
+    return {**members, "metrics.jsonl": (run / "metrics.jsonl").read_bytes(), "results": results}
+
+
+def wait_for_step(step: int, run: Path, process: subprocess.Popen) -> None:
+    """Until a running training has reported a step."""
+    metrics = run / "metrics.jsonl"
+    while process.poll() is None:
+        whole_lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+        if whole_lines and json.loads(whole_lines[-1])["step"] >= step:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"ended before step {step}: {process.communicate()}")
+
+
+def resumed_at(output: str) -> int:
+    found = re.search(r"resuming at step (\d+) of", output)
+    return int(found[1]) if found else 0
+
+
+def test_killed_at_random_moments_it_ends_as_if_never_killed(uninterrupted, cache, tmp_path):
+    run, chance = tmp_path / "run", random.Random(0)
+    moments = sorted(chance.sample(range(10, STEPS - 40), 4))
+    said = []
+    for step in moments:  # the first is killed before its first checkpoint
+        how = (*OFTEN, "--resume") if said else NEVER
+        process = start(*RUN, *how, "--run-dir", run, cache=cache)
+        wait_for_step(step, run, process)
+        time.sleep(chance.uniform(0, 0.05))
+        process.kill()
+        said.append(process.communicate()[0])
+        assert process.returncode == -signal.SIGKILL, f"ended before it was killed at step {step} of {moments}"
+    last = typed(*RUN, *OFTEN, "--resume", "--run-dir", run, cache=cache)
+    assert (last.returncode, last.stderr) == (0, "")
+
+    assert "nothing to resume" in said[1]
+    steps = [resumed_at(output) for output in (*said[2:], last.stdout)]
+    assert 0 < steps[0] <= steps[1] <= steps[2] < STEPS, f"killed after {moments}"
+    assert learned(run) == learned(uninterrupted)
+
+
+def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(uninterrupted, cache, tmp_path):
+    run = tmp_path / "run"
+    for number, step, resume in ((signal.SIGINT, 40, ()), (signal.SIGTERM, 160, ("--resume",))):
+        process = start(*RUN, *NEVER, *resume, "--run-dir", run, cache=cache)
+        wait_for_step(step, run, process)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 130
+        stopped = re.fullmatch(r"stopped at step (\d+) of 300, all saved; .* --resume goes on\n", error)
+        assert stopped and step <= int(stopped[1]) < STEPS
+        assert not (run / "results.json").exists()
+
+        before = files_of(run)
+        again = typed(*RUN, "--run-dir", run, cache=cache)
+        assert again.returncode == 2 and again.stdout == ""
+        assert f"{run} was interrupted: add --resume to go on, or --force" in again.stderr
+        other_rows_are_refused(run, tmp_path / f"store-{number}")
+        assert files_of(run) == before
+
+    last = typed(*RUN, "--resume", "--run-dir", run, cache=cache)
+    assert (last.returncode, last.stderr) == (0, "")
+    assert resumed_at(last.stdout) == int(stopped[1])
+    assert learned(run) == learned(uninterrupted)
+
+
+def other_rows_are_refused(run: Path, directory: Path) -> None:
+    """The same run directory and configuration, but the rows are others."""
+    from sae_jax.train import train
+
+    asked = json.loads((run / "config.json").read_text())["asked"]
+    config = TrainConfig(**{**asked["train"], "activation": tuple(asked["train"]["activation"])})
+    store = make_store(directory)
+    with pytest.raises(InputError, match=f"another activation store .*rows 810, not {len(store.train)}.* --force"):
+        train(config, store, RunDirectory(run, asked), resume=True)
+
+
+def test_a_finished_run_is_not_resumed_but_answered(uninterrupted, cache):
+    before = files_of(uninterrupted)
+    answer = typed(*RUN, "--resume", "--run-dir", uninterrupted, cache=cache)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "is finished" in answer.stdout and "EXPERIMENT RESULTS" in answer.stdout
+    assert "training on" not in answer.stdout
+    assert files_of(uninterrupted) == before
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_from_the_first_import_to_the_last_file(cache, tmp_path):
+    """Five moments, one in each fifth of the whole command's time: harvest of three shards, training, export."""
+    argv = (*THREE_KINDS, "--n-samples", "8000", "--seq-len", "20", "--batch-size", "512", "--epochs", "2", *OFTEN)
+
+    def own_cache(name: str) -> Path:
+        """For the activations; what is compiled stays shared."""
+        (cache / "compiled").mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "compiled").symlink_to(cache / "compiled")
+        return tmp_path / name
+
+    for name in ("first", "whole"):  # the first compiles, the second is timed
+        began = time.monotonic()
+        done = typed(*argv, "--run-dir", tmp_path / name, cache=(whole_cache := own_cache(f"{name}-cache")))
+        assert (done.returncode, done.stderr) == (0, "")
+        seconds = time.monotonic() - began
+    assert learned(tmp_path / "first") == learned(tmp_path / "whole")
+
+    chance, steps, harvested = random.Random(1), [], []
+    for fifth in range(5):
+        run, own = tmp_path / f"run-{fifth}", own_cache(f"cache-{fifth}")
+        process = start(*argv, "--run-dir", run, cache=own)
+        time.sleep(seconds * (fifth + chance.random()) / 5)
+        process.kill()
+        process.communicate()
+        harvested.append(bool(list(own.glob("activations/*/manifest.json"))))
+        last = typed(*argv, "--resume", "--run-dir", run, cache=own)
+        assert (last.returncode, last.stderr) == (0, "")
+        steps.append(resumed_at(last.stdout))
+        assert learned(run) == learned(tmp_path / "whole")
+        rows = {name: content for name, (content, _) in files_of(own / "activations").items()}
+        assert rows == {name: content for name, (content, _) in files_of(whole_cache / "activations").items()}
+    assert not harvested[0] and harvested[-1] and max(steps) > 0, (harvested, steps)

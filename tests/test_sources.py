@@ -1,0 +1,136 @@
+"""What a request means where everything lies here: bundled and local models and texts."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harvest.errors import InputError
+from harvest.request import HarvestRequest
+from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, official_name, resolve
+
+
+def ask(**fields):
+    return resolve(HarvestRequest(**{"model_name": "bundled", "dataset": "bundled", **fields}))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BUNDLED_MODEL, tmp_path / "model"))
+
+
+def edit_config(folder: Path, **values) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: value for key, value in {**config, **values}.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_what_is_bundled_is_had_by_name_and_is_no_fall_back():
+    model, dataset = ask(layer=3, seq_len=128)
+    assert (model.asked, model.location, model.fell_back) == ("bundled", str(BUNDLED_MODEL), False)
+    assert (model.n_layers, model.n_positions) == (4, 128)
+    assert (dataset.asked, dataset.location, dataset.fell_back) == ("bundled", str(BUNDLED_CORPUS), False)
+
+
+def test_local_paths_are_had_and_told_apart_by_their_files(tmp_path, model):
+    text = tmp_path / "a.txt"
+    text.write_text("one two three")
+    had = ask(model_name=str(model), dataset=str(text))
+    assert [source.location for source in had] == [str(model), str(text)]
+    assert ask(model_name=str(model), dataset=str(text)) == had
+    text.write_text("one two four!")
+    os.utime(text, ns=(1, 1))
+    edit_config(model, n_positions=64)
+    changed = ask(model_name=str(model), dataset=str(text))
+    assert all(now.fingerprint != before.fingerprint for now, before in zip(changed, had, strict=True))
+
+
+def test_a_path_is_found_from_the_working_directory_and_from_home(tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("model", "./model", "~/model"):
+        assert ask(model_name=name)[0].location == str(model)
+
+
+@pytest.mark.parametrize(
+    "alias, official",
+    [("gpt2-small", "gpt2"), ("pythia-70m", "EleutherAI/pythia-70m"), ("gpt2", "gpt2"), ("some-org/x", "some-org/x")],
+)
+def test_aliases_mean_what_transformer_lens_means_by_them(alias, official):
+    assert official_name(alias) == official
+
+
+def test_names_that_mean_nothing_are_refused_at_once(tmp_path):
+    for field in ("model_name", "dataset"):
+        for name in (str(tmp_path / "missing"), "./missing", "missing.jsonl", "a/b/c", "what is this"):
+            with pytest.raises(InputError, match="no such file or directory"):
+                ask(**{field: name})
+
+
+@pytest.mark.parametrize(
+    "files, lacks",
+    [
+        (["config.json"], "config.json"),
+        (["model.safetensors"], "weights"),
+        (["tokenizer.json"], "a tokenizer"),
+        (["model.safetensors", "tokenizer.json"], "weights (model.safetensors), a tokenizer"),
+    ],
+)
+def test_a_model_directory_that_is_not_whole_says_what_it_lacks(model, files, lacks):
+    for file in files:
+        (model / file).unlink()
+    with pytest.raises(InputError) as error:
+        ask(model_name=str(model))
+    assert f"--model-name {model}: not a whole model directory, it lacks {lacks}" in str(error.value)
+
+
+def test_a_shard_of_the_weights_that_is_missing_is_named(model):
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    with pytest.raises(InputError, match="it lacks model-00002-of-00002.safetensors"):
+        ask(model_name=str(model))
+
+
+def test_a_config_that_is_no_json_is_named(model):
+    (model / "config.json").write_text("{")
+    with pytest.raises(InputError, match="config.json cannot be read"):
+        ask(model_name=str(model))
+
+
+def test_layers_and_positions_are_those_of_the_config(model):
+    with pytest.raises(InputError, match=r"^--layer 4: the bundled model has layers 0 to 3$"):
+        ask(layer=4)
+    with pytest.raises(InputError, match=r"^--seq-len 129: the bundled model takes at most 128 tokens$"):
+        ask(seq_len=129)
+    edit_config(model, n_layer=None, n_positions=None, num_hidden_layers=7, max_position_embeddings=512)
+    source, _ = ask(model_name=str(model), layer=6)
+    assert (source.n_layers, source.n_positions) == (7, 512)
+    with pytest.raises(InputError, match="has layers 0 to 6"):
+        ask(model_name=str(model), layer=7)
+    edit_config(model, num_hidden_layers=None, max_position_embeddings=None, text_config={"num_hidden_layers": 2})
+    source, _ = ask(model_name=str(model), layer=1)
+    assert (source.n_layers, source.n_positions) == (2, None)
+
+
+def test_data_sets_that_hold_no_text_are_refused(tmp_path):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "picture.png").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    for name, says in [("empty.txt", "is empty"), ("picture.png", "not a kind of text"), ("folder", "no text file")]:
+        with pytest.raises(InputError, match=says) as error:
+            ask(dataset=str(tmp_path / name))
+        assert str(tmp_path / name) in str(error.value)
+
+
+def test_nothing_heavy_is_imported():
+    script = (
+        "import sys; from harvest.sources import resolve; from harvest.request import HarvestRequest\n"
+        "resolve(HarvestRequest(model_name='bundled', dataset='bundled'))\n"
+        "assert not {'torch', 'transformers', 'transformer_lens', 'datasets', 'pyarrow', 'jax'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=True)
