@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.faces.terminal import CURVE_POINTS, LINE_SECONDS, LOG_COLUMNS, LossCurve, Terminal
+from analysis.faces.curve import CURVE_POINTS, LossCurve
+from analysis.faces.terminal import LINE_SECONDS, LOG_COLUMNS, Terminal
 
 ROOT = Path(__file__).parents[1]
 ACTIVATIONS = ("relu", "jump_relu", "topk")

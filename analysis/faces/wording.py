@@ -1,0 +1,82 @@
+"""Figures of a run as people read them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def number_cells(metrics: dict[str, float]) -> list[str]:
+    """Loss, explained variance, L0 and dead fraction, in widths that hold still while a run goes on."""
+    loss, variance, l0, dead = (
+        float(metrics.get(name, math.nan)) for name in ("loss", "explained_variance", "l0", "dead_fraction")
+    )
+    loss_text = f"{loss:.4g}" if abs(loss) >= 1e4 or 0 < abs(loss) < 1e-3 else f"{loss:#.4g}".rstrip(".")
+    variance_text = f"{variance:.3f}" if abs(variance) < 100 else f"{variance:.2g}"
+    return [loss_text.rjust(9), variance_text.rjust(7), f"{l0:.1f}".rjust(7), percent_text(dead, digits=1).rjust(6)]
+
+
+def ranges_text(members: list[dict[str, float]]) -> str:
+    names = {"loss": ("loss", "{:.4g}"), "explained_variance": ("EV", "{:.3f}"), "l0": ("L0", "{:.1f}")}
+    parts = []
+    for name, (label, number) in names.items():
+        finite = [m[name] for m in members if math.isfinite(m.get(name, math.nan))]
+        if finite:
+            parts.append(f"{label} {number.format(min(finite))} to {number.format(max(finite))}")
+    return "  ".join(parts)
+
+
+def percent_done(share: float) -> str:
+    """Rounded down: 100% means done."""
+    return f"{math.floor(100 * share)}%"
+
+
+def percent_text(share: float, digits: int) -> str:
+    return f"{100 * share:.{digits}f}%" if math.isfinite(share) else "nan"
+
+
+def rate_text(rate: float, unit: str) -> str:
+    """Nothing where the rate is not known yet."""
+    if not math.isfinite(rate):
+        return ""
+    return f"{rate:,.0f} {unit}" if rate >= 10 else f"{rate:.1f} {unit}"
+
+
+def duration_text(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def left_text(share: float, seconds: float) -> str:
+    if share >= 1:
+        return "done"
+    return f"{duration_text(seconds)} left" if math.isfinite(seconds) else ""
+
+
+def head_line(phase: str, share: float, left: str, counts: list[str]) -> str:
+    return "  ".join(filter(None, [phase, counts[0], percent_done(share), *counts[1:], left]))
+
+
+def member_name(member: dict[str, Any]) -> str:
+    """The id, with the activation function before it where it does not say which."""
+    member_id, activation = str(member["id"]), str(member["activation"])
+    return member_id if activation in member_id else f"{activation} {member_id}"
+
+
+def failure_text(member: dict[str, Any]) -> str:
+    return f"stopped at step {member['failed']['step']:,}: {member['failed']['reason']}"
+
+
+def model_text(model: dict[str, Any]) -> str:
+    return f"{model['name']} (fallback: no model hub in reach)" if model["fell_back"] else str(model["name"])
+
+
+def times_text(timing: dict[str, float | None]) -> str:
+    parts = [
+        f"{phase} {duration_text(seconds)}"
+        for phase in ("harvest", "training", "evaluation")
+        if (seconds := timing.get(f"{phase}_seconds")) is not None
+    ]
+    rate = rate_text(timing.get("rows_per_second") or math.nan, "rows/s")
+    return ", ".join(parts) + (f" ({rate})" if rate else "")
