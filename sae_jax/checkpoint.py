@@ -30,9 +30,10 @@ class Checkpoints:
         self.every_seconds = every_seconds
         self.saved_at = time.monotonic()
         self.directory = directory
-        self.manager = ocp.CheckpointManager(
-            directory.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
+        self.manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     @property
     def latest_step(self) -> int | None:

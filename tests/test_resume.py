@@ -131,7 +131,7 @@ def test_a_finished_run_is_not_resumed_but_answered(uninterrupted, cache):
 @pytest.mark.slow
 def test_killed_at_any_time_from_the_first_import_to_the_last_file(cache, tmp_path):
     """Five moments, one in each fifth of the whole command's time: harvest of three shards, training, export."""
-    argv = (*THREE_KINDS, "--n-samples", "8000", "--seq-len", "20", "--batch-size", "512", "--epochs", "2", *OFTEN)
+    argv = (*THREE_KINDS, "--n-samples", "8000", "--seq-len", "20", "--batch-size", "512", "--epochs", "1", *OFTEN)
 
     def own_cache(name: str) -> Path:
         """For the activations; what is compiled stays shared."""
@@ -143,7 +143,7 @@ def test_killed_at_any_time_from_the_first_import_to_the_last_file(cache, tmp_pa
     for name in ("first", "whole"):  # the first compiles, the second is timed
         began = time.monotonic()
         done = typed(*argv, "--run-dir", tmp_path / name, cache=(whole_cache := own_cache(f"{name}-cache")))
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0, done.stderr
         seconds = time.monotonic() - began
     assert learned(tmp_path / "first") == learned(tmp_path / "whole")
 
