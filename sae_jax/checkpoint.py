@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -18,6 +19,8 @@ import orbax.checkpoint as ocp
 from sae_jax.population import State
 
 METADATA_BYTES = 1 << 20  # about; of what Orbax writes beside the arrays
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of the halves that a kill left, and copes with them
 
 
 class Checkpoints:

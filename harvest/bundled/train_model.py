@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 CONTEXT = 128
 VOCABULARY = 4096
 END = "<|endoftext|>"
-PROMPT_TOKENS = 24
+PROMPT_TOKENS = 48
 
 
 def read_corpus() -> tuple[list[dict], list[dict]]:
@@ -158,9 +158,10 @@ def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path, 
 
 
 def judge(out: Path, samples: int, temperature: float, seed: int) -> None:
-    """Continue the openings of held-out documents; count how many continuations a classifier finds on topic.
+    """Continue the openings of held-out documents; let a classifier of topics say whether they stay on topic.
 
-    Only the continuation is shown to the classifier, never the prompt.
+    Three counts: whole samples that are judged to be on the topic that their prompt alone is judged to be on;
+    continuations alone, and what the documents really went on with, on the topic that the document is labelled with.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -176,9 +177,9 @@ def judge(out: Path, samples: int, temperature: float, seed: int) -> None:
     accuracy = classifier.score([d["text"] for d in held_out], [d["topic"] for d in held_out])
     print(f"classifier: right on {accuracy:.0%} of whole held-out documents")
 
-    openings = [(d, tokenizer(d["text"])["input_ids"]) for d in held_out]
-    openings = [(d, ids[:PROMPT_TOKENS]) for d, ids in openings if len(ids) >= 2 * PROMPT_TOKENS][:samples]
-    prompts = torch.tensor([[tokenizer.bos_token_id, *ids] for _, ids in openings])
+    documents = [(d["topic"], tokenizer(d["text"])["input_ids"]) for d in held_out]
+    documents = [(topic, ids) for topic, ids in documents if len(ids) >= 2 * PROMPT_TOKENS][:samples]
+    prompts = torch.tensor([[tokenizer.bos_token_id, *ids[:PROMPT_TOKENS]] for _, ids in documents])
     tokens = model.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
@@ -187,12 +188,20 @@ def judge(out: Path, samples: int, temperature: float, seed: int) -> None:
         max_new_tokens=CONTEXT - prompts.shape[1],
         pad_token_id=tokenizer.eos_token_id,
     )
-    texts = [tokenizer.decode(t[prompts.shape[1] :], skip_special_tokens=True) for t in tokens]
-    verdicts = classifier.predict(texts)
-    on_topic = sum(v == d["topic"] for v, (d, _) in zip(verdicts, openings, strict=True))
-    print(f"on topic: {on_topic} of {len(texts)} continuations")
-    for (d, ids), text, verdict in list(zip(openings, texts, verdicts, strict=True))[:6]:
-        print(f"\n[{d['topic']}; judged {verdict}] {tokenizer.decode(ids)} ||{text}")
+
+    def agreement(texts, topics) -> str:
+        return f"{sum(classifier.predict(texts) == topics)} of {len(texts)}"
+
+    openings = [tokenizer.decode(ids[:PROMPT_TOKENS]) for _, ids in documents]
+    continuations = [tokenizer.decode(t[prompts.shape[1] :], skip_special_tokens=True) for t in tokens]
+    real = [tokenizer.decode(ids[PROMPT_TOKENS:CONTEXT]) for _, ids in documents]
+    labels = [topic for topic, _ in documents]
+    whole = [opening + continuation for opening, continuation in zip(openings, continuations, strict=True)]
+    print(f"whole samples on their prompt's topic: {agreement(whole, classifier.predict(openings))}")
+    print(f"continuations alone on the document's topic: {agreement(continuations, labels)}")
+    print(f"the same of what the documents really went on with: {agreement(real, labels)}")
+    for label, opening, continuation in list(zip(labels, openings, continuations, strict=True))[:6]:
+        print(f"\n[{label}] {opening} || {continuation}")
 
 
 def main() -> None:
@@ -205,7 +214,7 @@ def main() -> None:
     parser.add_argument("--adam-lr", type=float, default=0.004)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.task == "train":
