@@ -196,7 +196,7 @@ def judge(out: Path, samples: int, temperature: float, seed: int) -> None:
     continuations = [tokenizer.decode(t[prompts.shape[1] :], skip_special_tokens=True) for t in tokens]
     real = [tokenizer.decode(ids[PROMPT_TOKENS:CONTEXT]) for _, ids in documents]
     labels = [topic for topic, _ in documents]
-    whole = [opening + continuation for opening, continuation in zip(openings, continuations, strict=True)]
+    whole = [f"{opening}{continuation}" for opening, continuation in zip(openings, continuations, strict=True)]
     print(f"whole samples on their prompt's topic: {agreement(whole, classifier.predict(openings))}")
     print(f"continuations alone on the document's topic: {agreement(continuations, labels)}")
     print(f"the same of what the documents really went on with: {agreement(real, labels)}")
