@@ -59,7 +59,7 @@ def keep_largest(z_BxF: jax.Array, k: jax.Array, k_max: int) -> jax.Array:
 
     k may be traced; k_max is the static number of candidates. Ties go to the lower index, never to more than k.
     """
-    values_BxK, indices_BxK = jax.lax.top_k(z_BxF, k_max)
-    values_BxK = jnp.where(jnp.arange(k_max) < k, jax.nn.relu(values_BxK), 0.0)
-    rows_Bx1 = jnp.arange(len(z_BxF))[:, None]
-    return jnp.zeros_like(z_BxF).at[rows_Bx1, indices_BxK].set(values_BxK, unique_indices=True)
+    _, indices_BxK = jax.lax.top_k(jax.lax.stop_gradient(z_BxF), k_max)
+    rows_Bx1, is_kept_K = jnp.arange(len(z_BxF))[:, None], jnp.arange(k_max) < k
+    kept_BxF = jnp.zeros(z_BxF.shape, bool).at[rows_Bx1, indices_BxK].set(is_kept_K, unique_indices=True)
+    return jnp.where(kept_BxF, jax.nn.relu(z_BxF), 0.0)  # a mask: its gradient needs no scatter

@@ -1,6 +1,6 @@
 """Tokens a second to a layer: the harvest's own model call against the raw transformers model cut off at that layer.
 
-    python tests/benchmarks/harvest.py --model bundled --layer 2 --seq-len 20
+    python tests/benchmarks/harvest_speed.py --model bundled --layer 2 --seq-len 20
 
 Alternates the two in one process; one JSON line with both medians and their ratio.
 """
