@@ -36,11 +36,11 @@ class HubQuestion(threading.Thread):
     """
 
     def __init__(self, kind: Kind, name: str, repo: str):
-        import huggingface_hub  # slow to import: before the clock starts
+        from huggingface_hub import constants  # slow to import: before the clock starts
 
         super().__init__(daemon=True)
         self.kind, self.name, self.repo = kind, name, repo
-        self.endpoint = huggingface_hub.constants.ENDPOINT
+        self.endpoint = constants.ENDPOINT
         self._answer = Answer("not in reach", f"{self.endpoint} did not answer within {ANSWER_SECONDS:g} seconds")
         self._deadline = time.monotonic() + ANSWER_SECONDS
         self.start()

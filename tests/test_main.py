@@ -353,3 +353,14 @@ def test_a_disk_without_room_for_a_checkpoint(smoke, cache, tmp_path):
     full = subprocess.run([*mount, sys.executable, ROOT / "main.py", *argv], capture_output=True, text=True)
     assert (full.returncode, full.stdout) == (1, "")
     assert full.stderr.startswith("error: the disk is full") and full.stderr.count("\n") == 1
+
+
+def test_a_named_model_on_the_default_text_falls_back_for_the_text_alone(cache, tmp_path):
+    """In a process of its own: the hub client's parts are there only once they are imported."""
+    model = ("--model-name", ROOT / "harvest" / "bundled" / "model")
+    sizes = ("--n-samples", 100, "--seq-len", 10, "--epochs", 1)
+    done = typed(*model, *sizes, "--run-dir", tmp_path / "run", cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "text: the bundled one, because NeelNanda/pile-10k is not at hand" in done.stdout
+    store = json.loads((tmp_path / "run" / "config.json").read_text())["store"]
+    assert (store["model"]["fell_back"], store["dataset"]["fell_back"]) == (False, True)
