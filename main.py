@@ -19,6 +19,7 @@ from analysis.faces.terminal import Terminal
 from harvest.capture import DISK_FULL, harvest
 from harvest.errors import InputError
 from harvest.request import HarvestRequest, default_cache_dir, flag
+from harvest.sources import named_files
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import RunDirectory, default_name
 
@@ -74,6 +75,10 @@ def shown(default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
+STEERED = {"relu", "jump_relu"}
+KINDS_OF_FLAG = {"--k": {"topk"}, "--aux-coefficient": {"topk"}, "--target-l0": STEERED, "--sparsity": STEERED}
+
+
 def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
     """The flags, checked. Raises InputError."""
     values = vars(build_parser().parse_args(argv))
@@ -81,6 +86,12 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
     request = HarvestRequest(**{f.name: values[f.name] for f in fields(HarvestRequest)})
     config = TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig)})
     options = Options(**{f.name: values[f.name] for f in fields(Options)})
+    given = {argument.partition("=")[0] for argument in argv}
+    for name, kinds in KINDS_OF_FLAG.items():
+        if name in given and not kinds & set(config.activation):
+            raise InputError(f"{name} means nothing to --activation {' '.join(config.activation)}: leave it out")
+    if {"--target-l0", "--sparsity"} <= given:
+        raise InputError("--target-l0 and --sparsity: steer to an L0, or fix the coefficient? Give one of them")
     if options.resume and options.force:
         raise InputError("--resume and --force: go on, or start again? Give one of them")
     if config.batch_size > (most := request.n_samples * request.seq_len):
@@ -92,7 +103,7 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
 
 def main(argv: list[str]) -> None:
     request, config, options = parse(argv)
-    asked = {"harvest": asdict(request), "train": config.to_json()}
+    asked = {"harvest": asdict(request), "train": config.to_json(), "files": named_files(request)}
     run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
     run.refuse_another_run()
     with Terminal(quiet=options.quiet) as terminal:
@@ -114,19 +125,24 @@ def work(request: HarvestRequest, config: TrainConfig, options: Options, run: Ru
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
     import jax
 
+    from sae_jax.progress import Diverged
     from sae_jax.train import train
 
     terminal.say(f"training on {jax.default_backend()}: {', '.join(m.id for m in config.members())}")
-    return train(
-        config,
-        store,
-        run,
-        resume=options.resume,
-        checkpoint_seconds=options.checkpoint_seconds,
-        harvest_seconds=harvest_seconds,
-        on_progress=terminal.training_progress,
-        say=terminal.say,
-    )
+    try:
+        return train(
+            config,
+            store,
+            run,
+            resume=options.resume,
+            checkpoint_seconds=options.checkpoint_seconds,
+            harvest_seconds=harvest_seconds,
+            on_progress=terminal.training_progress,
+            say=terminal.say,
+        )
+    except Diverged:
+        store.verify()  # a damaged row looks like a lost loss: then the file is named instead
+        raise
 
 
 def run_as_command(argv: list[str]) -> int:
@@ -139,7 +155,7 @@ def run_as_command(argv: list[str]) -> int:
         return fail(str(e), 2)
     except OSError as e:
         if e.errno not in DISK_FULL:
-            raise
+            return fail(f"{e.strerror or e}: {e.filename or 'no file named'}", 1)
         where = e.filename or "while writing"
         return fail(f"the disk is full ({where}): what was done before stays; make room and --resume", 1)
     except RuntimeError as e:

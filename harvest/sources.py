@@ -26,6 +26,7 @@ BUNDLED_CORPUS = BUNDLED / "corpus.jsonl.gz"
 LAYER_KEYS = ("n_layer", "num_hidden_layers", "n_layers", "num_layers")
 POSITION_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+HASHED_BYTES = 64 << 20
 DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".gz", ".zst"}
 
 
@@ -37,7 +38,7 @@ class Source:
     location: str  # what to load: a hub name, a local path, or what is bundled
     fell_back: bool  # the default could not be had, and what is bundled is used
     n_layers: int | None  # models only; None where the config does not say
-    fingerprint: str  # of local files their names, sizes and times; of the hub's its name and commit
+    fingerprint: str  # of local files their names and contents; of the hub's its name and commit
     n_positions: int | None = None  # models only: the longest window it takes
 
 
@@ -171,8 +172,24 @@ def _cached_dataset(repo: str) -> Path | None:
 
 
 def _fingerprint(files: list[Path]) -> str:
-    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    facts = [(path.name, path.stat().st_size, _content(path)) for path in files]
     return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def _content(path: Path) -> str | int:
+    """A hash of what a file holds; of a large one its time, which a copy or a checkout changes."""
+    stat = path.stat()
+    return blake2b(path.read_bytes()).hexdigest() if stat.st_size <= HASHED_BYTES else stat.st_mtime_ns
+
+
+def named_files(request: HarvestRequest) -> dict[str, str]:
+    """Fingerprints of the local files that a request names: once these change, it asks for something else."""
+    found = {}
+    if request.model_name and (folder := Path(request.model_name).expanduser()).is_dir():
+        found["model_name"] = _fingerprint(sorted(path for path in folder.iterdir() if path.is_file()))
+    if request.dataset and (path := Path(request.dataset).expanduser()).exists():
+        found["dataset"] = _fingerprint(text_files(path))
+    return found
 
 
 # What the hub has.

@@ -223,7 +223,7 @@ class ActivationStore:
     """
 
     def __init__(self, directory: Path | str):
-        self.directory = Path(directory)
+        self.directory = Path(directory).expanduser()
         path = self.directory / "manifest.json"
         if not path.exists():
             raise InputError(f"{self.directory} holds no finished activation store (no manifest.json)")

@@ -18,18 +18,20 @@ def resample(sae: SAE, moments: tuple[dict, ...], x_NxD: jax.Array, dead_F: jax.
     Rows are drawn without replacement, with probability proportional to their squared error squared (as Anthropic's
     rule draws them), so at most N features are revived at once. The decoder row becomes the row's unit error, the
     encoder column that times the mean norm of the living ones; bias and threshold become the living ones' mean.
-    Adam's moments of what was replaced are reset. Returns (params, moments).
+    Where nothing lives the dead stand in. Adam's moments of what was replaced are reset. Returns (params, moments).
     """
     params = nnx.to_pure_dict(nnx.state(sae, nnx.Param))
     error_NxD = x_NxD - sae(x_NxD)
     loss_N = jnp.square(error_NxD).sum(-1)
     order_N = jnp.argsort(-(2 * jnp.log(loss_N) + jax.random.gumbel(key, loss_N.shape)))
     rank_F = jnp.cumsum(dead_F) - 1
-    revived_F = dead_F & (rank_F < len(x_NxD))
-    direction_FxD = unit_rows(error_NxD[order_N[jnp.minimum(rank_F, len(x_NxD) - 1)]])
+    row_F = order_N[jnp.clip(rank_F, 0, len(x_NxD) - 1)]
+    revived_F = dead_F & (rank_F < len(x_NxD)) & (loss_N[row_F] > 0)
+    direction_FxD = unit_rows(error_NxD[row_F])
+    is_model_F = ~dead_F | dead_F.all()
 
     def living_mean(values_F):
-        return jnp.where(dead_F, 0.0, values_F).sum() / jnp.maximum((~dead_F).sum(), 1)
+        return jnp.where(is_model_F, values_F, 0.0).sum() / is_model_F.sum()
 
     encoder_norm = living_mean(jnp.linalg.norm(params["W_enc"], axis=0))
     decoder_norm = living_mean(jnp.linalg.norm(params["W_dec"], axis=1))

@@ -26,12 +26,20 @@ def member_loss(sae: SAE, recipe: Recipe, x_BxD, coefficient, dead_F, aux_coeffi
     error_BxD = x_BxD - sae.decode(f_BxF)
     loss = mean_square(error_BxD) + coefficient * recipe.penalty(sae, z_BxF, f_BxF)
     if sae.activation == "topk":
-        loss += aux_coefficient * auxk(sae, z_BxF, jax.lax.stop_gradient(error_BxD), dead_F)
+        detached_BxD = jax.lax.stop_gradient(error_BxD)
+        relative = variance(x_BxD) / jnp.maximum(
+            variance(detached_BxD), 1e-30
+        )  # the paper divides by var(x), by var(e)
+        loss += aux_coefficient * relative * auxk(sae, z_BxF, detached_BxD, dead_F)
     return loss, Terms(error_BxD, (f_BxF > 0).sum(0))
 
 
 def mean_square(error_BxD: jax.Array) -> jax.Array:
     return jnp.square(error_BxD).sum(-1).mean()
+
+
+def variance(x_BxD: jax.Array) -> jax.Array:
+    return mean_square(x_BxD - x_BxD.mean(0))
 
 
 def auxk(sae: SAE, z_BxF: jax.Array, error_BxD: jax.Array, dead_F: jax.Array) -> jax.Array:

@@ -74,17 +74,15 @@ def groups_of(config: TrainConfig, d_model: int) -> tuple[Group, ...]:
 def hyper_of(member: Member, config: TrainConfig, total_steps: int) -> Arrays:
     """A member's numbers as arrays: a new value never compiles again.
 
-    The dead features are looked at ten times a run, but never on fewer rows than a feature at the threshold needs to
-    fire ten times; the last time at 60% of the steps, so that what is revived then has time to learn.
+    Dead features are looked at for the last time at 60% of the steps, so that what is revived has time to learn.
     """
-    rows_to_judge = 10 / max(config.dead_threshold, 1e-6)
     numbers = {
         "lr": member.lr,
         "target_l0": member.target_l0 or 0.0,
         "sparsity": member.sparsity or 0.0,
         "aux_coefficient": config.aux_coefficient,
         "dead_threshold": config.dead_threshold,
-        "dead_steps": max(rows_to_judge / config.batch_size, total_steps / 10),
+        "dead_steps": steps_to_die(config, total_steps),
         "last_look": 0.6 * total_steps,
         "total_steps": total_steps,
         "warmup_steps": max(1.0, config.warmup * total_steps),
@@ -92,6 +90,11 @@ def hyper_of(member: Member, config: TrainConfig, total_steps: int) -> Arrays:
         "batch_size": config.batch_size,
     }
     return {name: jnp.float32(value) for name, value in numbers.items()}
+
+
+def steps_to_die(config: TrainConfig, total_steps: int) -> float:
+    """A tenth of the run, but not fewer rows than a feature at the threshold needs to fire ten times."""
+    return max(10 / max(config.dead_threshold, 1e-6) / config.batch_size, total_steps / 10)
 
 
 def new_sae(signature: Signature, key: jax.Array, k: int | None) -> SAE:

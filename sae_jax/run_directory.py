@@ -15,10 +15,13 @@ import os
 import shutil
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from harvest.errors import InputError
 from harvest.store import write_atomically, write_json
 
 SCHEMA = 1
+LOCK = ".lock"
 
 
 def default_name(asked: dict) -> str:
@@ -30,7 +33,7 @@ def default_name(asked: dict) -> str:
 
 
 class RunDirectory:
-    """One run's files. `asked` is {"harvest": ..., "train": ...}, everything that the results depend on."""
+    """One run's files. `asked` is {"harvest": ..., "train": ...} and whatever else the results depend on."""
 
     def __init__(self, path: Path, asked: dict):
         self.path = path
@@ -42,8 +45,8 @@ class RunDirectory:
         there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if os.path.exists(p))
         if not there.is_dir() or not (os.access(there, os.W_OK) or self.results):
             raise InputError(f"--run-dir {self.path}: {there} is no directory that can be written to")
-        if not self.path.exists() or all(p.name == "config.json.tmp" for p in self.path.iterdir()):
-            return  # a kill may leave the .tmp
+        if not self.path.exists() or {p.name for p in self.path.iterdir()} <= {"config.json.tmp", LOCK}:
+            return  # a kill may leave these
         config = self._read("config.json")
         if not isinstance(config, dict) or "asked" not in config:
             raise InputError(f"--run-dir {self.path} is not empty and holds no run: choose another directory")
@@ -62,6 +65,17 @@ class RunDirectory:
         saved = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
         return self.results is None and any(p.name.isdigit() for p in saved)
 
+    def hold(self) -> FileLock:
+        """Keep other processes out of this directory until the end. Raises InputError where one is in it."""
+        self.refuse_another_run()
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"--run-dir {self.path}: another process is training in it") from None
+        return lock
+
     def begin(self, store_facts: dict, environment: dict, resume: bool) -> None:
         """Write config.json; keep what an interrupted run has learned only if it is to be resumed."""
         config = self._read("config.json")
@@ -73,7 +87,6 @@ class RunDirectory:
                 )
             return
         self.clear()
-        self.path.mkdir(parents=True, exist_ok=True)
         write_json(
             self.path / "config.json",
             {"schema": SCHEMA, "asked": self.asked, "store": store_facts, "environment": environment},

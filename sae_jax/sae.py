@@ -70,4 +70,4 @@ ACTIVATIONS = {
 
 
 def unit_rows(W_FxD: jax.Array) -> jax.Array:
-    return W_FxD / jnp.linalg.norm(W_FxD, axis=1, keepdims=True)
+    return W_FxD / jnp.maximum(jnp.linalg.norm(W_FxD, axis=1, keepdims=True), 1e-30)

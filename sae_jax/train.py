@@ -19,7 +19,7 @@ from sae_jax.config import Member, TrainConfig
 from sae_jax.evaluate import Evaluation, evaluate
 from sae_jax.feed import Feed
 from sae_jax.formats import fold_normalization, load_member, save_member
-from sae_jax.population import Group, State, groups_of, hyper_of, stack, start_member
+from sae_jax.population import Group, State, groups_of, hyper_of, stack, start_member, steps_to_die
 from sae_jax.progress import Diverged, Interrupted, Progress, Reporter, StopSignals
 from sae_jax.run_directory import RunDirectory
 from sae_jax.step import Normalization, make_train_block
@@ -51,6 +51,7 @@ def train(
     if variance == 0 or np.ptp(store.held_out.read(0, START_ROWS), axis=0).max() == 0:
         raise InputError(f"all rows of a split of {store.directory} are the same: use more or longer text")
 
+    hold = run.hold()
     run.begin(store_facts(store), environment(), resume)
     checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
     states = start(groups, hypers, feed, normalization)
@@ -64,9 +65,10 @@ def train(
 
     train_block = make_train_block(groups, side_by_side=1 if jax.default_backend() == "cpu" else 1 << 30)
     report = Reporter(groups, feed.total_steps, config.batch_size, variance, run, on_progress)
+    block_steps = config.block_steps or default_block_steps(config, store, feed.total_steps)
     pending = None  # metrics are fetched once the next block is dispatched, so that the device never waits
     with StopSignals() as stop:
-        for raw_SxBxD in feed.blocks(first_step, config.block_steps or default_block_steps(config, store)):
+        for raw_SxBxD in feed.blocks(first_step, block_steps):
             states, metrics = train_block(states, hypers, normalization, jnp.asarray(raw_SxBxD))
             step += len(raw_SxBxD)
             if pending:
@@ -100,6 +102,7 @@ def train(
         },
     }
     run.finish(results)
+    hold.release()
     return results
 
 
@@ -124,8 +127,10 @@ def normalization_of(store: ActivationStore, normalize: bool) -> Normalization:
     return jnp.asarray(store.mean, jnp.float32), jnp.asarray(np.where(store.std > 0, store.std, 1.0), jnp.float32)
 
 
-def default_block_steps(config: TrainConfig, store: ActivationStore) -> int:
-    return max(1, min(MAX_BLOCK_STEPS, BLOCK_BYTES // (config.batch_size * store.train[0].nbytes)))
+def default_block_steps(config: TrainConfig, store: ActivationStore, total_steps: int) -> int:
+    """As long as pays, but short enough that dead features, looked at between blocks, are looked at in time."""
+    by_size = BLOCK_BYTES // (config.batch_size * store.train[0].nbytes)
+    return max(1, min(MAX_BLOCK_STEPS, by_size, int(steps_to_die(config, total_steps))))
 
 
 def export_and_evaluate(

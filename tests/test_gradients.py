@@ -106,8 +106,10 @@ def test_auxk_reaches_encoder_and_decoder_and_leaves_out_b_dec(problem):
     np.put_along_axis(f, largest, np.maximum(np.take_along_axis(z0, largest, 1), 0), 1)
     e = x - (f @ params["W_dec"] + params["b_dec"])  # detached: the same while the parameters move
 
+    relative = x.var(0).sum() / e.var(0).sum()
+
     def aux(p):
-        return ALPHA * numpy_auxk(p, (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"], e, dead)
+        return ALPHA * relative * numpy_auxk(p, (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"], e, dead)
 
     for name, expected in finite_differences(aux, params).items():
         np.testing.assert_allclose(with_aux[name] - without[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import BUNDLED, ROOT, THREE_KINDS, environment, files_of, shared_cache, typed
+from command_line import BUNDLED, ROOT, THREE_KINDS, environment, files_of, shared_cache, start, typed
 from safetensors.numpy import load_file
 
 import main
@@ -364,3 +364,42 @@ def test_a_named_model_on_the_default_text_falls_back_for_the_text_alone(cache, 
     assert "text: the bundled one, because NeelNanda/pile-10k is not at hand" in done.stdout
     store = json.loads((tmp_path / "run" / "config.json").read_text())["store"]
     assert (store["model"]["fell_back"], store["dataset"]["fell_back"]) == (False, True)
+
+
+def test_two_processes_do_not_train_in_one_directory(smoke, cache, tmp_path):
+    argv = (*SMOKE[:-4], "--epochs", 2000, "--run-dir", tmp_path / "run")
+    first = start(*argv, cache=cache)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.stat().st_size) and first.poll() is None:
+        time.sleep(0.02)
+    second = typed(*argv, "--force", cache=cache)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2 and "another process is training in it" in second.stderr
+
+
+def test_a_changed_text_is_another_request(cache, tmp_path):
+    text = tmp_path / "t.jsonl"
+    lines = [json.dumps({"text": f"{i} " + "the sea and the ship and the storm " * 20}) + "\n" for i in range(60)]
+    argv = ("--model-name", "bundled", "--dataset", text, "--n-samples", 100, "--seq-len", 10, "--epochs", 1)
+    text.write_text("".join(lines))
+    before = main.named_files(HarvestRequest(dataset=str(text)))
+    text.write_text("".join(reversed(lines)))
+    assert main.named_files(HarvestRequest(dataset=str(text))) != before
+    run = tmp_path / "run"
+    assert typed(*argv, "--run-dir", run, cache=cache).returncode == 0
+    text.write_text("".join(lines))
+    again = typed(*argv, "--run-dir", run, cache=cache)
+    assert again.returncode == 2 and "another configuration (dataset" in again.stderr
+
+
+def test_a_shard_damaged_within_is_named_where_it_costs_the_loss(smoke, cache, tmp_path):
+    argv = (*SMOKE[:-4], "--epochs", 1, "--run-dir", tmp_path / "run")
+    shutil.copytree(cache / "activations", tmp_path / "cache" / "activations")
+    for rows in (tmp_path / "cache" / "activations").glob("*/train/rows-00000.npy"):
+        content = bytearray(rows.read_bytes())
+        content[-64:] = b"\xff" * 64  # not a number, in float16
+        rows.write_bytes(content)
+    done = typed(*argv, cache=tmp_path / "cache")
+    assert done.returncode == 2
+    assert "damaged in the activation store" in done.stderr and "train/rows-00000.npy" in done.stderr

@@ -144,3 +144,21 @@ def test_dead_features_take_the_direction_of_badly_reconstructed_rows(blocks_SxB
 
     late = look_for_dead(group.signature, hyper, normalization, state.replace(step=jnp.int32(900)), rows_NxD)
     np.testing.assert_array_equal(late.params["W_dec"], state.params["W_dec"])
+
+
+@pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
+def test_where_every_feature_is_dead_they_are_revived_all_the_same(blocks_SxBxD, kind):
+    """And a row without any error, which gives no direction, revives nobody."""
+    config = config_of(kind)
+    (group,) = groups_of(config, D)
+    hyper = hyper_of(group.members[0], config, 1000)
+    rows_NxD = jnp.asarray(blocks_SxBxD[0].reshape(-1, D)[:100])
+    state = start_member(group.signature, group.members[0], hyper, rows_NxD).replace(step=jnp.int32(500))
+    normalization = jnp.zeros(D), jnp.ones(D)
+    after = look_for_dead(group.signature, hyper, normalization, state, rows_NxD)
+    np.testing.assert_allclose(np.linalg.norm(after.params["W_dec"], axis=1), 1, rtol=1e-5)
+    assert np.abs(after.params["W_dec"] - state.params["W_dec"]).max(1).min() > 0, "each is another"
+    constant = state.replace(params={**state.params, "b_enc": state.params["b_enc"] - 100})
+    same = look_for_dead(group.signature, hyper, normalization, constant, jnp.zeros((64, D)) + state.params["b_dec"])
+    for name, value in constant.params.items():
+        np.testing.assert_array_equal(same.params[name], value, err_msg=name)
