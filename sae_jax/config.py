@@ -52,7 +52,9 @@ class TrainConfig:
     warmup: float = flag(0.05, "share of the steps over which lr (and a fixed coefficient) rises")
     decay: float = flag(0.2, "share of the steps at the end over which lr falls to zero")
     aux_coefficient: float = flag(1 / 32, "weight of topk's AuxK loss on dead features")
-    block_steps: int | None = flag(None, "steps in one call of the compiled program (default: by size)")
+    block_steps: int | None = flag(
+        None, "steps a call of the program; dead features are looked at between calls (default: by size)"
+    )
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, allowed: str) -> None:
