@@ -116,8 +116,7 @@ def _local_model(asked: str, folder: Path, fingerprint: str = "", fell_back: boo
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"--model-name {asked}: {folder / 'config.json'} cannot be read: {error}") from error
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return _model(asked, str(folder), config, fingerprint or _fingerprint(files), fell_back)
+    return _model(asked, str(folder), config, fingerprint or _fingerprint(_files_in(folder)), fell_back)
 
 
 def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back: bool = False) -> Source:
@@ -176,6 +175,10 @@ def _fingerprint(files: list[Path]) -> str:
     return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file())
+
+
 def _content(path: Path) -> str | int:
     """A hash of what a file holds; of a large one its time, which a copy or a checkout changes."""
     stat = path.stat()
@@ -186,7 +189,7 @@ def named_files(request: HarvestRequest) -> dict[str, str]:
     """Fingerprints of the local files that a request names: once these change, it asks for something else."""
     found = {}
     if request.model_name and (folder := Path(request.model_name).expanduser()).is_dir():
-        found["model_name"] = _fingerprint(sorted(path for path in folder.iterdir() if path.is_file()))
+        found["model_name"] = _fingerprint(_files_in(folder))
     if request.dataset and (path := Path(request.dataset).expanduser()).exists():
         found["dataset"] = _fingerprint(text_files(path))
     return found

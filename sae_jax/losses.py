@@ -26,11 +26,7 @@ def member_loss(sae: SAE, recipe: Recipe, x_BxD, coefficient, dead_F, aux_coeffi
     error_BxD = x_BxD - sae.decode(f_BxF)
     loss = mean_square(error_BxD) + coefficient * recipe.penalty(sae, z_BxF, f_BxF)
     if sae.activation == "topk":
-        detached_BxD = jax.lax.stop_gradient(error_BxD)
-        relative = variance(x_BxD) / jnp.maximum(
-            variance(detached_BxD), 1e-30
-        )  # the paper divides by var(x), by var(e)
-        loss += aux_coefficient * relative * auxk(sae, z_BxF, detached_BxD, dead_F)
+        loss += aux_coefficient * auxk(sae, z_BxF, x_BxD, jax.lax.stop_gradient(error_BxD), dead_F)
     return loss, Terms(error_BxD, (f_BxF > 0).sum(0))
 
 
@@ -42,10 +38,11 @@ def variance(x_BxD: jax.Array) -> jax.Array:
     return mean_square(x_BxD - x_BxD.mean(0))
 
 
-def auxk(sae: SAE, z_BxF: jax.Array, error_BxD: jax.Array, dead_F: jax.Array) -> jax.Array:
-    """‖e − ê‖², ê from the D/2 largest pre-activations among dead features, decoded without b_dec (Gao et al. 2024).
+def auxk(sae: SAE, z_BxF: jax.Array, x_BxD: jax.Array, error_BxD: jax.Array, dead_F: jax.Array) -> jax.Array:
+    """‖e − ê‖² · var(x)/var(e) (Gao et al. 2024, whose code divides by var(x), by var(e)).
 
-    Zero, and not computed, while no feature is dead. Scaled down while fewer than D/2 are, as SAELens does.
+    ê comes from the D/2 largest pre-activations among dead features, decoded without b_dec. Zero, and not computed,
+    while no feature is dead; scaled down while fewer than D/2 are, as SAELens does.
     """
     k = min(error_BxD.shape[1] // 2, z_BxF.shape[1])
 
@@ -54,6 +51,7 @@ def auxk(sae: SAE, z_BxF: jax.Array, error_BxD: jax.Array, dead_F: jax.Array) ->
         values_BxK = jax.nn.relu(values_BxK)  # takes -inf, where fewer than k are dead, to 0
         rows_Bx1 = jnp.arange(len(z_BxF))[:, None]
         f_BxF = jnp.zeros_like(z_BxF).at[rows_Bx1, indices_BxK].set(values_BxK, unique_indices=True)
-        return jnp.minimum(1.0, dead_F.sum() / k) * mean_square(error_BxD - f_BxF @ W_dec_FxD)
+        relative = variance(x_BxD) / jnp.maximum(variance(error_BxD), 1e-30)
+        return relative * jnp.minimum(1.0, dead_F.sum() / k) * mean_square(error_BxD - f_BxF @ W_dec_FxD)
 
     return jax.lax.cond(dead_F.any(), revive, lambda z, W: jnp.zeros(()), z_BxF, sae.W_dec[...])
