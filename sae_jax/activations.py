@@ -10,48 +10,37 @@ import jax.numpy as jnp
 
 
 @jax.custom_vjp
-def jump_relu(z_BxF: jax.Array, threshold_F: jax.Array, bandwidth: jax.Array) -> jax.Array:
+def jump_relu(z: jax.Array, threshold: jax.Array, bandwidth: jax.Array) -> jax.Array:
     """f = z · 1[z > θ] (Rajamanoharan et al. 2024, eq. 2); z's gradient passes where f does.
 
-    θ's gradient is the straight-through −(θ/ε) · 1[|z − θ| < ε/2]. The kernel is fed with z: the features
-    themselves are zero below θ and would hide half of it.
+    θ, of z's shape, has the straight-through gradient −(θ/ε) · 1[|z − θ| < ε/2]. The kernel is fed with z: the
+    features themselves are zero below θ and would hide half of it.
     """
-    return jnp.where(z_BxF > threshold_F, z_BxF, 0.0)
+    return jnp.where(z > threshold, z, 0.0)
 
 
-def _jump_relu_forward(z_BxF, threshold_F, bandwidth):
-    return jump_relu(z_BxF, threshold_F, bandwidth), (z_BxF, threshold_F, bandwidth)
+def _jump_relu_backward(saved, g):
+    z, threshold, bandwidth = saved
+    near = jnp.abs(z - threshold) < bandwidth / 2
+    return jnp.where(z > threshold, g, 0.0), jnp.where(near, -(threshold / bandwidth) * g, 0.0), None
 
 
-def _jump_relu_backward(saved, g_BxF):
-    z_BxF, threshold_F, bandwidth = saved
-    g_z_BxF = jnp.where(z_BxF > threshold_F, g_BxF, 0.0)
-    near_BxF = jnp.abs(z_BxF - threshold_F) < bandwidth / 2
-    g_threshold_F = -(threshold_F / bandwidth) * jnp.where(near_BxF, g_BxF, 0.0).sum(0)
-    return g_z_BxF, g_threshold_F, jnp.zeros_like(bandwidth)
-
-
-jump_relu.defvjp(_jump_relu_forward, _jump_relu_backward)
+jump_relu.defvjp(lambda *inputs: (jump_relu(*inputs), inputs), _jump_relu_backward)
 
 
 @jax.custom_vjp
-def count_above(z_BxF: jax.Array, threshold_F: jax.Array, bandwidth: jax.Array) -> jax.Array:
-    """L0 of each row, Σ_F 1[z > θ]; θ's gradient is −(1/ε) · 1[|z − θ| < ε/2], z gets none (ibid., eq. 12)."""
-    return (z_BxF > threshold_F).sum(-1).astype(z_BxF.dtype)
+def is_above(z: jax.Array, threshold: jax.Array, bandwidth: jax.Array) -> jax.Array:
+    """1[z > θ], of which L0 is the sum; θ's gradient is −(1/ε) · 1[|z − θ| < ε/2], z gets none (ibid., eq. 12)."""
+    return (z > threshold).astype(z.dtype)
 
 
-def _count_above_forward(z_BxF, threshold_F, bandwidth):
-    return count_above(z_BxF, threshold_F, bandwidth), (z_BxF, threshold_F, bandwidth)
+def _is_above_backward(saved, g):
+    z, threshold, bandwidth = saved
+    near = jnp.abs(z - threshold) < bandwidth / 2
+    return jnp.zeros_like(z), jnp.where(near, -g / bandwidth, 0.0), None
 
 
-def _count_above_backward(saved, g_B):
-    z_BxF, threshold_F, bandwidth = saved
-    near_BxF = jnp.abs(z_BxF - threshold_F) < bandwidth / 2
-    g_threshold_F = -jnp.where(near_BxF, g_B[:, None], 0.0).sum(0) / bandwidth
-    return jnp.zeros_like(z_BxF), g_threshold_F, jnp.zeros_like(bandwidth)
-
-
-count_above.defvjp(_count_above_forward, _count_above_backward)
+is_above.defvjp(lambda *inputs: (is_above(*inputs), inputs), _is_above_backward)
 
 
 def keep_largest(z_BxF: jax.Array, k: jax.Array, k_max: int) -> jax.Array:

@@ -33,13 +33,13 @@ def resample(sae: SAE, moments: tuple[dict, ...], x_NxD: jax.Array, dead_F: jax.
     def living_mean(values_F):
         return jnp.where(is_model_F, values_F, 0.0).sum() / is_model_F.sum()
 
-    encoder_norm = living_mean(jnp.linalg.norm(params["W_enc"], axis=0))
+    encoder_norm = living_mean(jnp.linalg.norm(params["W_encT"], axis=1))
     decoder_norm = living_mean(jnp.linalg.norm(params["W_dec"], axis=1))
-    fresh = {"W_dec": direction_FxD * decoder_norm, "W_enc": direction_FxD.T * encoder_norm}
+    fresh = {"W_dec": direction_FxD * decoder_norm, "W_encT": direction_FxD * encoder_norm}
     fresh |= {name: living_mean(params[name]) for name in ("b_enc", "threshold") if name in params}
 
     def replaced(tree: dict, new: dict) -> dict:
-        mask = {name: revived_F[:, None] if name == "W_dec" else revived_F for name in new}
+        mask = {name: revived_F[:, None] if name.startswith("W") else revived_F for name in new}
         return tree | {name: jnp.where(mask[name], value, tree[name]) for name, value in new.items()}
 
     zeros = dict.fromkeys(fresh, 0.0)

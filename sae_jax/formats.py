@@ -23,12 +23,12 @@ SAELENS_VERSION = "6.54.12"  # the layout written here is that of this version; 
 
 
 def fold_normalization(params: dict, shift_D: np.ndarray, scale_D: np.ndarray) -> dict[str, np.ndarray]:
-    """The same dictionary on raw rows, x' = (x − shift) / scale being what it was trained on. In float64.
+    """SAELens' tensors on raw rows of trained parameters, x' = (x − shift) / scale being their rows. In float64.
 
-    W_enc / scale, W_dec · scale, b_dec · scale + shift; b_enc and a threshold stay, since z stays.
+    W_enc (of the trained encoder's transpose) / scale, W_dec · scale, b_dec · scale + shift; b_enc and a threshold stay, since z stays.
     """
     tensors = {name: np.asarray(value, np.float64) for name, value in params.items()}
-    tensors["W_enc"] = tensors["W_enc"] / scale_D[:, None]
+    tensors["W_enc"] = tensors.pop("W_encT").T / scale_D[:, None]
     tensors["W_dec"] = tensors["W_dec"] * scale_D
     tensors["b_dec"] = tensors["b_dec"] * scale_D + shift_D
     return {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
@@ -86,4 +86,4 @@ def load_member(directory: Path) -> SAE:
     if found != shapes:
         raise InputError(f"{directory}/sae_weights.safetensors holds {found}; expected {shapes}")
     arrays: dict[str, Any] = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
-    return SAE(activation, **arrays, k=cfg.get("k"))
+    return SAE(activation, arrays.pop("W_enc").T, **arrays, k=cfg.get("k"))

@@ -103,7 +103,7 @@ def new_sae(signature: Signature, key: jax.Array, k: int | None) -> SAE:
     W_dec_FxD = norm * unit_rows(jax.random.normal(key, (signature.hidden_dim, signature.d_model)))
     return SAE(
         signature.activation,
-        W_dec_FxD.T,
+        W_dec_FxD,
         jnp.zeros(signature.hidden_dim),
         W_dec_FxD,
         jnp.zeros(signature.d_model),

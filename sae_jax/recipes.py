@@ -24,8 +24,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sae_jax.activations import count_above
+from sae_jax.activations import is_above
 from sae_jax.sae import SAE
+from sae_jax.sparse import Candidates, pick
 
 Arrays = dict[str, jax.Array]
 
@@ -41,7 +42,8 @@ class Start(NamedTuple):
 
 class Recipe(NamedTuple):
     start: Callable[[Arrays, Arrays, jax.Array, Arrays], Start]  # params, settings, z_NxF, hyper
-    penalty: Callable[[SAE, jax.Array, jax.Array], jax.Array]  # sae, z_BxF, f_BxF → to be weighted by the coefficient
+    penalty: Callable[[SAE, jax.Array, jax.Array, Candidates | None], jax.Array]
+    # sae, z, f (of all features, or at the candidates) → to be weighted by the coefficient
     adjust: Callable[[Arrays, Arrays, jax.Array, jax.Array, jax.Array, Arrays], tuple[Arrays, jax.Array]]
     # params, settings, coefficient, l0, s, hyper → params, coefficient
 
@@ -91,16 +93,17 @@ def fixed_adjust(params, settings, coefficient, l0, s, hyper):
     return params, hyper["sparsity"] * risen
 
 
-def weighted_l1(sae, z_BxF, f_BxF):
+def weighted_l1(sae, z, f, at):
     """mean_B Σ_F f · ‖W_dec‖₂."""
-    return (f_BxF @ jnp.linalg.norm(sae.W_dec[...], axis=1)).mean()
+    norm_F = jnp.linalg.norm(sae.W_dec[...], axis=1)
+    return (f @ norm_F).mean() if at is None else (f * pick(norm_F, at)).sum(-1).mean()
 
 
-def l0_count(sae, z_BxF, f_BxF):
-    return count_above(z_BxF, sae.threshold[...], sae.bandwidth[...]).mean()
+def l0_count(sae, z, f, at):
+    return is_above(z, jnp.broadcast_to(pick(sae.threshold[...], at), z.shape), sae.bandwidth[...]).sum(-1).mean()
 
 
-def no_penalty(sae, z_BxF, f_BxF):
+def no_penalty(sae, z, f, at):
     return jnp.float32(0)
 
 

@@ -7,6 +7,7 @@ one after another, and is one vmap of the scan where they run side by side.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -17,6 +18,7 @@ from sae_jax.dead import resample
 from sae_jax.losses import member_loss
 from sae_jax.population import OPTIMIZER, Group, Signature, State
 from sae_jax.recipes import RECIPES, Arrays
+from sae_jax.sparse import CHUNK, DENSEST, Candidates, fits, largest, most_candidates
 
 Normalization = tuple[jax.Array, jax.Array]  # shift_D, scale_D: x = (raw − shift) / scale
 
@@ -30,19 +32,59 @@ def schedule(step: jax.Array, hyper: Arrays) -> jax.Array:
     return jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0)
 
 
-def make_step(signature: Signature) -> Callable:
-    """(hyper, normalization, state, raw_BxD) → (state, metrics) of one member."""
-    recipe, graphdef = RECIPES[signature.activation, signature.sparsity_by], signature.graphdef()
+def make_gradients(signature: Signature, in_turn: bool) -> Callable:
+    """(state, x_BxD, hyper) → ((loss, terms), gradients) of one member.
 
-    def loss_fn(params: Arrays, state: State, x_BxD: jax.Array, hyper: Arrays):
-        sae = nnx.merge(graphdef, params, state.settings)
+    Where members train in turn, each step decides what it need not compute: what does not fire, and AuxK where nothing
+    is dead. The result is the same.
+    """
+    recipe, graphdef = RECIPES[signature.activation, signature.sparsity_by], signature.graphdef()
+    F, k_max = signature.hidden_dim, signature.k_max
+    sparse = in_turn and sparse_pays(signature)
+
+    def gradients(state: State, x_BxD: jax.Array, hyper: Arrays):
         dead_F = state.silent_F >= hyper["dead_steps"]
-        return member_loss(sae, recipe, x_BxD, state.coefficient, dead_F, hyper["aux_coefficient"])
+
+        def along(known_BxF: jax.Array | None, at: Candidates | None, aux_coefficient: jax.Array | None = None):
+            def loss(params: Arrays):
+                sae = nnx.merge(graphdef, params, state.settings)
+                return member_loss(sae, recipe, x_BxD, state.coefficient, dead_F, aux_coefficient, known_BxF, at)
+
+            return jax.value_and_grad(loss, has_aux=True)(state.params)
+
+        known_BxF = at = None
+        if sparse:
+            sae = nnx.merge(graphdef, state.params, state.settings)
+            known_BxF = x_BxD @ sae.W_encT.T
+            z_BxF = sae.pre_activations(x_BxD, known_BxF)
+        if k_max is not None:
+            if sparse:
+                at = largest(z_BxF, jnp.full(len(x_BxD), sae.k[...]), k_max)
+            with_auxk = functools.partial(along, known_BxF, at, hyper["aux_coefficient"])
+            without = functools.partial(along, known_BxF, at)
+            return jax.lax.cond(dead_F.any(), with_auxk, without) if in_turn else with_auxk()
+        if not sparse:
+            return along(None, None)
+        score_BxF = jnp.where(sae.may_matter(z_BxF), z_BxF, -jnp.inf)
+        count_B = jnp.isfinite(score_BxF).sum(1, dtype=jnp.float32).astype(jnp.int32)
+        return jax.lax.cond(
+            fits(count_B, F),
+            lambda: along(known_BxF, largest(score_BxF, count_B, most_candidates(F))),
+            lambda: along(known_BxF, None),
+        )
+
+    return gradients
+
+
+def make_step(signature: Signature, in_turn: bool = True) -> Callable:
+    """(hyper, normalization, state, raw_BxD) → (state, metrics) of one member."""
+    gradients = make_gradients(signature, in_turn)
+    recipe = RECIPES[signature.activation, signature.sparsity_by]
 
     def step(hyper: Arrays, normalization: Normalization, state: State, raw_BxD: jax.Array):
         shift_D, scale_D = normalization
         x_BxD = (raw_BxD.astype(jnp.float32) - shift_D) / scale_D
-        (loss, terms), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state, x_BxD, hyper)
+        (loss, terms), grads = gradients(state, x_BxD, hyper)
         s = schedule(state.step, hyper)
         l0 = terms.firings_F.sum() / len(x_BxD)
 
@@ -91,9 +133,15 @@ def look_for_dead(signature: Signature, hyper: Arrays, normalization: Normalizat
     return state.replace(firings_F=jnp.where(due, 0, state.firings_F), looked=jnp.where(due, state.step, state.looked))
 
 
-def make_block(signature: Signature) -> Callable:
+def sparse_pays(signature: Signature) -> bool:
+    """Whether a group is worth the second path in its program, and its width is a whole number of chunks."""
+    widest = signature.k_max or CHUNK
+    return signature.hidden_dim % CHUNK == 0 and widest <= DENSEST * signature.hidden_dim
+
+
+def make_block(signature: Signature, in_turn: bool) -> Callable:
     """(hyper, normalization, state, raw_SxBxD) → (state, metrics of each step and the dead share) of one member."""
-    step = make_step(signature)
+    step = make_step(signature, in_turn)
 
     def block(hyper: Arrays, normalization: Normalization, state: State, raw_SxBxD: jax.Array):
         state, metrics = jax.lax.scan(lambda s, x: step(hyper, normalization, s, x), state, raw_SxBxD)
@@ -113,7 +161,7 @@ def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1) -> Callab
     even of one, would turn every `cond` into computing both sides.
     """
     batch_size = side_by_side if side_by_side > 1 else None
-    blocks = [make_block(group.signature) for group in groups]
+    blocks = [make_block(group.signature, in_turn=side_by_side == 1) for group in groups]
 
     def train_block(states: list[State], hypers: list[Arrays], normalization: Normalization, raw_SxBxD: jax.Array):
         results = [

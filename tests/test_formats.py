@@ -25,7 +25,7 @@ MANIFEST = {
 def random_params(kind: str, d: int, f: int, seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     params = {
-        "W_enc": rng.standard_normal((d, f)),
+        "W_encT": rng.standard_normal((f, d)),
         "b_enc": rng.standard_normal(f),
         "W_dec": rng.standard_normal((f, d)),
         "b_dec": rng.standard_normal(d),
@@ -35,8 +35,12 @@ def random_params(kind: str, d: int, f: int, seed: int) -> dict[str, np.ndarray]
     return {name: value.astype(np.float32) for name, value in params.items()}
 
 
+def exported(kind: str, d: int, f: int, seed: int) -> dict[str, np.ndarray]:
+    return fold_normalization(random_params(kind, d, f, seed), np.zeros(d), np.ones(d))
+
+
 def module(kind: str, tensors: dict, k: int) -> SAE:
-    rest = [jnp.asarray(tensors[n]) for n in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold") if n in tensors]
+    rest = [jnp.asarray(tensors[n]) for n in ("W_encT", "b_enc", "W_dec", "b_dec", "threshold") if n in tensors]
     return SAE(kind, *rest, k=k)
 
 
@@ -72,7 +76,7 @@ def test_saelens_reads_what_is_written(tmp_path):
     """The layout of SAELens 6.54, field by field (read there in an environment of its own)."""
     for kind, architecture in (("relu", "standard"), ("jump_relu", "jumprelu"), ("topk", "topk")):
         member = TrainConfig(activation=(kind,), hidden_dim=8, k=3, target_l0=3).members()[0]
-        save_member(tmp_path / kind, member, random_params(kind, 4, 8, 0), MANIFEST)
+        save_member(tmp_path / kind, member, exported(kind, 4, 8, 0), MANIFEST)
         cfg = json.loads((tmp_path / kind / "cfg.json").read_text())
         assert (cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg["dtype"]) == (architecture, 4, 8, "float32")
         assert cfg["normalize_activations"] == "none" and cfg["apply_b_dec_to_input"] is True
@@ -82,7 +86,7 @@ def test_saelens_reads_what_is_written(tmp_path):
 
 def test_damaged_dictionaries_are_refused(tmp_path):
     member = TrainConfig(activation=("relu",), hidden_dim=8, target_l0=3).members()[0]
-    save_member(tmp_path, member, random_params("relu", 4, 8, 0), MANIFEST)
+    save_member(tmp_path, member, exported("relu", 4, 8, 0), MANIFEST)
     weights = tmp_path / "sae_weights.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-10])
@@ -113,7 +117,7 @@ def test_metrics_equal_their_definitions_in_float64(kind):
     metrics, density_F = evaluate({"m": module(kind, params, 4)}, Rows(), rows.mean(0).astype(np.float64) + 0.3)["m"]
 
     p, x = {name: value.astype(np.float64) for name, value in params.items()}, rows.astype(np.float64)
-    z = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+    z = (x - p["b_dec"]) @ p["W_encT"].T + p["b_enc"]
     f = np.maximum(z, 0)
     if kind == "jump_relu":
         f = z * (z > p["threshold"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sae_jax.activations import count_above, jump_relu, keep_largest
+from sae_jax.activations import is_above, jump_relu, keep_largest
 from sae_jax.config import TrainConfig
 from sae_jax.losses import member_loss
 from sae_jax.population import groups_of, hyper_of, start_member
@@ -20,7 +20,7 @@ B, D, F, K, COEFFICIENT, ALPHA = 16, 6, 10, 3, 0.7, 0.5
 def problem():
     rng = np.random.default_rng(0)
     params = {
-        "W_enc": rng.standard_normal((D, F)),
+        "W_encT": rng.standard_normal((F, D)),
         "b_enc": 0.3 * rng.standard_normal(F),
         "W_dec": rng.standard_normal((F, D)),
         "b_dec": 0.3 * rng.standard_normal(D),
@@ -29,7 +29,7 @@ def problem():
 
 
 def numpy_loss(kind, p, x, threshold, dead) -> float:
-    z = (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+    z = (x - p["b_dec"]) @ p["W_encT"].T + p["b_enc"]
     if kind == "topk":
         kept = np.zeros_like(z)
         rows = np.arange(B)[:, None]
@@ -71,7 +71,7 @@ def finite_differences(function, p: dict, step: float = 1e-6) -> dict:
 def sae_of(kind, params, threshold):
     from sae_jax.sae import SAE
 
-    tensors = [jnp.asarray(params[name], jnp.float32) for name in ("W_enc", "b_enc", "W_dec", "b_dec")]
+    tensors = [jnp.asarray(params[name], jnp.float32) for name in ("W_encT", "b_enc", "W_dec", "b_dec")]
     return SAE(kind, *tensors, threshold=jnp.asarray(threshold, jnp.float32), bandwidth=0.8, k=K)
 
 
@@ -100,7 +100,7 @@ def test_loss_and_gradients_equal_finite_differences_in_float64(problem, kind, s
 def test_auxk_reaches_encoder_and_decoder_and_leaves_out_b_dec(problem):
     params, x, threshold, dead = problem
     with_aux, without = (our_gradients("topk", "k", params, x, threshold, dead, alpha)[1] for alpha in (ALPHA, 0.0))
-    z0 = (x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
+    z0 = (x - params["b_dec"]) @ params["W_encT"].T + params["b_enc"]
     f = np.zeros_like(z0)
     largest = np.argsort(-z0, axis=1)[:, :K]
     np.put_along_axis(f, largest, np.maximum(np.take_along_axis(z0, largest, 1), 0), 1)
@@ -109,17 +109,17 @@ def test_auxk_reaches_encoder_and_decoder_and_leaves_out_b_dec(problem):
     relative = x.var(0).sum() / e.var(0).sum()
 
     def aux(p):
-        return ALPHA * relative * numpy_auxk(p, (x - p["b_dec"]) @ p["W_enc"] + p["b_enc"], e, dead)
+        return ALPHA * relative * numpy_auxk(p, (x - p["b_dec"]) @ p["W_encT"].T + p["b_enc"], e, dead)
 
     for name, expected in finite_differences(aux, params).items():
         np.testing.assert_allclose(with_aux[name] - without[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
-    assert np.abs(finite_differences(aux, params)["W_enc"]).max() > 0.01
+    assert np.abs(finite_differences(aux, params)["W_encT"]).max() > 0.01
 
 
 def test_jump_relu_thresholds_gradient_is_the_straight_through_closed_form(problem):
     params, x, threshold, dead = problem
     _, ours = our_gradients("jump_relu", "target_l0", params, x, threshold, dead, coefficient=0.0)
-    z = (x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
+    z = (x - params["b_dec"]) @ params["W_encT"].T + params["b_enc"]
     e = x - (z * (z > threshold) @ params["W_dec"] + params["b_dec"])
     g = -2 / B * e @ params["W_dec"].T
     near = np.abs(z - threshold) < 0.8 / 2
@@ -132,18 +132,18 @@ def test_l0_penaltys_gradient_is_the_straight_through_closed_form(problem):
     both, recon = (
         our_gradients("jump_relu", "sparsity", params, x, threshold, dead, coefficient=c)[1] for c in (COEFFICIENT, 0.0)
     )
-    z = (x - params["b_dec"]) @ params["W_enc"] + params["b_enc"]
+    z = (x - params["b_dec"]) @ params["W_encT"].T + params["b_enc"]
     near = np.abs(z - threshold) < 0.8 / 2
     expected = -COEFFICIENT / B * near.sum(0) / 0.8
     np.testing.assert_allclose(both["threshold"] - recon["threshold"], expected, rtol=1e-4, atol=1e-5)
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+    for name in ("W_encT", "b_enc", "W_dec", "b_dec"):
         np.testing.assert_array_equal(both[name], recon[name])
 
 
 def test_a_feature_at_its_threshold_does_not_fire():
     z, theta = jnp.array([[0.5, 0.49, 0.75]]), jnp.full(3, 0.5)
     np.testing.assert_array_equal(jump_relu(z, theta, jnp.float32(1)), [[0, 0, 0.75]])
-    np.testing.assert_array_equal(count_above(z, theta, jnp.float32(1)), [1])
+    np.testing.assert_array_equal(is_above(z, theta, jnp.float32(1)), [[0, 0, 1]])
 
 
 def test_topk_never_keeps_more_than_k_and_none_below_zero():
