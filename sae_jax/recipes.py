@@ -31,7 +31,8 @@ from sae_jax.sparse import Candidates, pick
 Arrays = dict[str, jax.Array]
 
 COEFFICIENT_RATE = 0.02  # of log λ a step
-THRESHOLD_RATE = 0.05  # of the pre-activations' standard deviation a step
+THRESHOLD_RATE = 0.2  # of the straight-through kernel's width a step
+KERNEL = 0.25  # its width, in standard deviations of the pre-activations: narrow, so that few features are near
 
 
 class Start(NamedTuple):
@@ -73,7 +74,7 @@ def relu_steered_adjust(params, settings, coefficient, l0, s, hyper):
 def jump_relu_steered_start(params, settings, z_NxF, hyper):
     q = jnp.maximum(start_quantile(z_NxF, hyper), 0.1 * z_NxF.std())
     threshold_F = jnp.full_like(params["threshold"], q)
-    return Start({**params, "threshold": threshold_F}, {**settings, "bandwidth": z_NxF.std()}, 0.5 * jnp.square(q))
+    return Start({**params, "threshold": threshold_F}, {**settings, "bandwidth": KERNEL * z_NxF.std()}, 0.5 * jnp.square(q))
 
 
 def jump_relu_steered_adjust(params, settings, coefficient, l0, s, hyper):
