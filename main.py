@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from dataclasses import Field, asdict, dataclass, fields
@@ -147,6 +148,7 @@ def work(request: HarvestRequest, config: TrainConfig, options: Options, run: Ru
 
 def run_as_command(argv: list[str]) -> int:
     """Exit status: 0 done, 1 failed, 2 bad input, 130 stopped. Only defects of this program show a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training, too, it stops with a word
     try:
         main(argv)
     except KeyboardInterrupt:
@@ -165,6 +167,8 @@ def run_as_command(argv: list[str]) -> int:
             return fail(f"{e}; the same command with --resume goes on", 130)
         if isinstance(e, Diverged):
             return fail(str(e), 1)
+        if "RESOURCE_EXHAUSTED" in str(e) or "Out of memory" in str(e):  # as XLA says it
+            return fail(f"the memory does not suffice; a smaller --hidden-dim needs less ({e})", 1)
         raise
     return 0
 

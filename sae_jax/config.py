@@ -67,7 +67,7 @@ class TrainConfig:
         need(len(self.activation) > 0, "activation", f"at least one of {', '.join(ACTIVATION_NAMES)}")
         need(len(set(self.activation)) == len(self.activation), "activation", "different names")
         for name in ("hidden_dim", "epochs", "batch_size"):
-            need(getattr(self, name) >= 1, name, "1 or more")
+            need(1 <= getattr(self, name) < 2**31, name, "1 or more, and below 2 147 483 648")
         need(isfinite(self.lr) and self.lr > 0, "lr", "a positive number")
         need(
             1 <= self.k <= self.hidden_dim or "topk" not in self.activation,

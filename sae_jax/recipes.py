@@ -74,7 +74,9 @@ def relu_steered_adjust(params, settings, coefficient, l0, s, hyper):
 def jump_relu_steered_start(params, settings, z_NxF, hyper):
     q = jnp.maximum(start_quantile(z_NxF, hyper), 0.1 * z_NxF.std())
     threshold_F = jnp.full_like(params["threshold"], q)
-    return Start({**params, "threshold": threshold_F}, {**settings, "bandwidth": KERNEL * z_NxF.std()}, 0.5 * jnp.square(q))
+    return Start(
+        {**params, "threshold": threshold_F}, {**settings, "bandwidth": KERNEL * z_NxF.std()}, 0.5 * jnp.square(q)
+    )
 
 
 def jump_relu_steered_adjust(params, settings, coefficient, l0, s, hyper):

@@ -13,6 +13,8 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -65,19 +67,23 @@ class RunDirectory:
         saved = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
         return self.results is None and any(p.name.isdigit() for p in saved)
 
-    def hold(self) -> FileLock:
-        """Keep other processes out of this directory until the end. Raises InputError where one is in it."""
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out of this directory meanwhile. Raises InputError where one is in it."""
         self.refuse_another_run()
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK)
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(self.path / LOCK).acquire(timeout=0)
         except Timeout:
             raise InputError(f"--run-dir {self.path}: another process is training in it") from None
-        return lock
+        with lock:
+            yield
 
-    def begin(self, store_facts: dict, environment: dict, resume: bool) -> None:
-        """Write config.json; keep what an interrupted run has learned only if it is to be resumed."""
+    def begin(self, store_facts: dict, environment: dict, resume: bool) -> str:
+        """Write config.json; keep what an interrupted run has learned only if it is to be resumed.
+
+        Returns what is different now from the environment in which a resumed run was begun ("" where nothing is).
+        """
         config = self._read("config.json")
         if config is not None and resume:
             if config["store"] != store_facts:
@@ -85,12 +91,13 @@ class RunDirectory:
                     f"{self.path} was trained on another activation store than this one "
                     f"({differences(config['store'], store_facts)}): add --force to start again"
                 )
-            return
+            return differences(config["environment"], environment)
         self.clear()
         write_json(
             self.path / "config.json",
             {"schema": SCHEMA, "asked": self.asked, "store": store_facts, "environment": environment},
         )
+        return ""
 
     def clear(self) -> None:
         """Forget the run; config.json last, so that whatever a kill leaves is still known as this run."""

@@ -51,59 +51,59 @@ def train(
     if variance == 0 or np.ptp(store.held_out.read(0, START_ROWS), axis=0).max() == 0:
         raise InputError(f"all rows of a split of {store.directory} are the same: use more or longer text")
 
-    hold = run.hold()
-    run.begin(store_facts(store), environment(), resume)
-    checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
-    states = start(groups, hypers, feed, normalization)
-    step = first_step = checkpoints.latest_step or 0
-    if first_step:
-        states = checkpoints.restore(states)
-        say(f"resuming at step {first_step:,} of {feed.total_steps:,}")
-    elif resume:
-        say("nothing to resume: starting at the first step")
-    run.rewind_metrics(first_step)
+    with run.held():
+        if changed := run.begin(store_facts(store), environment(), resume):
+            say(f"begun in another environment, so the last digits may differ: {changed}")
+        checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
+        states = start(groups, hypers, feed, normalization)
+        step = first_step = checkpoints.latest_step or 0
+        if first_step:
+            states = checkpoints.restore(states)
+            say(f"resuming at step {first_step:,} of {feed.total_steps:,}")
+        elif resume:
+            say("nothing to resume: starting at the first step")
+        run.rewind_metrics(first_step)
 
-    train_block = make_train_block(groups, side_by_side=1 if jax.default_backend() == "cpu" else 1 << 30)
-    report = Reporter(groups, feed.total_steps, config.batch_size, variance, run, on_progress)
-    block_steps = config.block_steps or default_block_steps(config, store, feed.total_steps)
-    pending = None  # metrics are fetched once the next block is dispatched, so that the device never waits
-    with StopSignals() as stop:
-        for raw_SxBxD in feed.blocks(first_step, block_steps):
-            states, metrics = train_block(states, hypers, normalization, jnp.asarray(raw_SxBxD))
-            step += len(raw_SxBxD)
-            if pending:
-                report(*pending, feed.wait_seconds)
-            pending = step, metrics
-            if stop.asked or checkpoints.due or step == feed.total_steps:
-                report(*pending, feed.wait_seconds)  # raises before a lost state is saved
-                pending = None
-                checkpoints.save(step, states)
-            if stop.asked:
-                checkpoints.close()
-                raise Interrupted(f"stopped at step {step:,} of {feed.total_steps:,}, all saved")
-    checkpoints.close()
-    training_seconds = time.perf_counter() - report.began
+        train_block = make_train_block(groups, side_by_side=1 if jax.default_backend() == "cpu" else 1 << 30)
+        report = Reporter(groups, feed.total_steps, config.batch_size, variance, run, on_progress)
+        block_steps = config.block_steps or default_block_steps(config, store, feed.total_steps)
+        pending = None  # metrics are fetched once the next block is dispatched, so that the device never waits
+        with StopSignals() as stop:
+            for raw_SxBxD in feed.blocks(first_step, block_steps):
+                states, metrics = train_block(states, hypers, normalization, jnp.asarray(raw_SxBxD))
+                step += len(raw_SxBxD)
+                if pending:
+                    report(*pending, feed.wait_seconds)
+                pending = step, metrics
+                if stop.asked or checkpoints.due or step == feed.total_steps:
+                    report(*pending, feed.wait_seconds)  # raises before a lost state is saved
+                    pending = None
+                    checkpoints.save(step, states)
+                if stop.asked:
+                    checkpoints.close()
+                    raise Interrupted(f"stopped at step {step:,} of {feed.total_steps:,}, all saved")
+        checkpoints.close()
+        training_seconds = time.perf_counter() - report.began
 
-    evaluations = export_and_evaluate(groups, states, normalization, store, run)
-    for member in config.members():  # the last step's loss was finite, but what it made of the weights may not be
-        if not np.isfinite(list(evaluations[member.id].metrics.values())).all():
-            raise Diverged(member, step)
-    results = {
-        "model": {"name": store.manifest["model"]["location"], "fell_back": store.manifest["model"]["fell_back"]},
-        "backend": jax.default_backend(),
-        "members": [result_of(m, store.manifest, evaluations[m.id]) for g in groups for m in g.members],
-        "timing": {
-            "harvest_seconds": harvest_seconds,
-            "training_seconds": training_seconds,
-            "evaluation_seconds": time.perf_counter() - report.began - training_seconds,
-            "steps": step - first_step,
-            "rows_per_second": (step - first_step) * config.batch_size / training_seconds,
-            "data_wait": feed.wait_seconds / training_seconds,
-        },
-    }
-    run.finish(results)
-    hold.release()
-    return results
+        evaluations = export_and_evaluate(groups, states, normalization, store, run)
+        for member in config.members():  # the last step's loss was finite, but what it made of the weights may not be
+            if not np.isfinite(list(evaluations[member.id].metrics.values())).all():
+                raise Diverged(member, step)
+        results = {
+            "model": {"name": store.manifest["model"]["location"], "fell_back": store.manifest["model"]["fell_back"]},
+            "backend": jax.default_backend(),
+            "members": [result_of(m, store.manifest, evaluations[m.id]) for g in groups for m in g.members],
+            "timing": {
+                "harvest_seconds": harvest_seconds,
+                "training_seconds": training_seconds,
+                "evaluation_seconds": time.perf_counter() - report.began - training_seconds,
+                "steps": step - first_step,
+                "rows_per_second": (step - first_step) * config.batch_size / training_seconds,
+                "data_wait": feed.wait_seconds / training_seconds,
+            },
+        }
+        run.finish(results)
+        return results
 
 
 def start(groups: tuple[Group, ...], hypers: list, feed: Feed, normalization: Normalization) -> list[State]:

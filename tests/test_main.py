@@ -220,6 +220,7 @@ FLAGS = {
     "one of several unknown": (("--activation", "relu", "tok"), "tok", "relu, jump_relu, topk"),
     "an activation twice": (("--activation", "relu", "relu"), "relu", "different"),
     "no hidden features": (("--hidden-dim", "0"), "0", "1 or more"),
+    "hidden features past counting": (("--hidden-dim", "99999999999"), "99999999999", "below"),
     "no batch": (("--batch-size", "-4"), "-4", "1 or more"),
     "no epochs": (("--epochs", "0"), "0", "1 or more"),
     "half an epoch": (("--epochs", "0.5"), "0.5", "int"),
