@@ -14,14 +14,15 @@ import sys
 import time
 from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from analysis.faces.terminal import Terminal
 from harvest.capture import DISK_FULL, harvest
 from harvest.errors import InputError
 from harvest.request import HarvestRequest, default_cache_dir, flag
 from harvest.sources import named_files
-from sae_jax.config import TrainConfig
+from sae_jax.config import LEVELS, TrainConfig
+from sae_jax.grid import members_of
 from sae_jax.run_directory import RunDirectory, default_name
 
 
@@ -54,47 +55,52 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_flag(group: Any, field: Field, hint: Any) -> None:
     name, default, help = "--" + field.name.replace("_", "-"), field.default, field.metadata["help"]
-    if default is not None:
+    if default not in (None, ()):
         help = f"{help} (default: {shown(default)})"
     if hint is bool:
         group.add_argument(name, dest=field.name, action="store_true", default=default, help=help)
         if default:
-            off = field.metadata.get("off", name.replace("--", "--no-"))
+            off = name.replace("--", "--no-")
             group.add_argument(off, dest=field.name, action="store_false", help=f"turn {name} off")
         return
     kind = next((k for k in (int, float, Path) if k is hint or k in get_args(hint)), str)
-    several = "+" if hint == tuple[str, ...] else None
+    several = "+" if get_origin(hint) is tuple else None
     metavar = "|".join(field.metadata.get("choices", ())) or kind.__name__.upper()
     group.add_argument(name, type=kind, nargs=several, default=default, metavar=metavar, help=help)
+    for short, value in field.metadata.get("shorthands", {}).items():
+        one = (value,) if several else value
+        group.add_argument(
+            short, dest=field.name, action="store_const", const=one, default=default, help=f"{name} {value}"
+        )
 
 
 def shown(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, tuple):
-        return " ".join(default)
+        return " ".join(map(shown, default))
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-STEERED = {"relu", "jump_relu"}
-KINDS_OF_FLAG = {"--k": {"topk"}, "--aux-coefficient": {"topk"}, "--target-l0": STEERED, "--sparsity": STEERED}
+LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
 def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
     """The flags, checked. Raises InputError."""
     values = vars(build_parser().parse_args(argv))
-    values["activation"] = tuple(values["activation"])
+    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     request = HarvestRequest(**{f.name: values[f.name] for f in fields(HarvestRequest)})
     config = TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig)})
     options = Options(**{f.name: values[f.name] for f in fields(Options)})
     given = {argument.partition("=")[0] for argument in argv}
-    for name, kinds in KINDS_OF_FLAG.items():
-        if name in given and not kinds & set(config.activation):
+    for name, level in LEVEL_OF_FLAG.items():
+        if name in given and not any(level in LEVELS[kind] for kind in config.activation) and not config.members:
             raise InputError(f"{name} means nothing to --activation {' '.join(config.activation)}: leave it out")
     if {"--target-l0", "--sparsity"} <= given:
         raise InputError("--target-l0 and --sparsity: steer to an L0, or fix the coefficient? Give one of them")
     if options.resume and options.force:
         raise InputError("--resume and --force: go on, or start again? Give one of them")
+    members_of(config, ((request.layer, request.hook),))
     if config.batch_size > (most := request.n_samples * request.seq_len):
         raise InputError(f"--batch-size {config.batch_size}: --n-samples times --seq-len are at most {most:,} rows")
     if not options.checkpoint_seconds > 0:
@@ -129,11 +135,11 @@ def work(request: HarvestRequest, config: TrainConfig, options: Options, run: Ru
     from sae_jax.progress import Diverged
     from sae_jax.train import train
 
-    terminal.say(f"training on {jax.default_backend()}: {', '.join(m.id for m in config.members())}")
+    terminal.say(f"training on {jax.default_backend()}")
     try:
         return train(
             config,
-            store,
+            [store],
             run,
             resume=options.resume,
             checkpoint_seconds=options.checkpoint_seconds,

@@ -172,8 +172,8 @@ class Split:
             start = end
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def chunks(self, size: int) -> Iterator[np.ndarray]:
-        for start in range(0, len(self), size):
+    def chunks(self, size: int, first: int = 0) -> Iterator[np.ndarray]:
+        for start in range(first, len(self), size):
             yield self.read(start, start + size)
 
     def __getitem__(self, rows: int | Sequence[int] | np.ndarray) -> np.ndarray:

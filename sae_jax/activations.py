@@ -1,6 +1,6 @@
 """Pre-activations to features, with the gradients that training needs.
 
-Shapes: B rows, F features, K active features. z_BxF are pre-activations, f_BxF features.
+Shapes: B rows, F features, K active features. z are pre-activations, f features, θ has the shape of z.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 def jump_relu(z: jax.Array, threshold: jax.Array, bandwidth: jax.Array) -> jax.Array:
     """f = z · 1[z > θ] (Rajamanoharan et al. 2024, eq. 2); z's gradient passes where f does.
 
-    θ, of z's shape, has the straight-through gradient −(θ/ε) · 1[|z − θ| < ε/2]. The kernel is fed with z: the
+    θ has the straight-through gradient −(θ/ε) · 1[|z − θ| < ε/2]. The kernel is fed with z: the
     features themselves are zero below θ and would hide half of it.
     """
     return jnp.where(z > threshold, z, 0.0)
@@ -43,12 +43,25 @@ def _is_above_backward(saved, g):
 is_above.defvjp(lambda *inputs: (is_above(*inputs), inputs), _is_above_backward)
 
 
-def keep_largest(z_BxF: jax.Array, k: jax.Array, k_max: int) -> jax.Array:
-    """The k largest pre-activations of each row, then ReLU (Gao et al. 2024): fewer than k may fire.
+def mask_of_largest(score_BxF: jax.Array, k: jax.Array, k_max: int) -> jax.Array:
+    """Which are the k largest of their row. k may be traced, k_max is static; ties go to the lower index.
 
-    k may be traced; k_max is the static number of candidates. Ties go to the lower index, never to more than k.
+    A mask, since its use needs no scatter in the backward pass.
     """
-    _, indices_BxK = jax.lax.top_k(jax.lax.stop_gradient(z_BxF), k_max)
-    rows_Bx1, is_kept_K = jnp.arange(len(z_BxF))[:, None], jnp.arange(k_max) < k
-    kept_BxF = jnp.zeros(z_BxF.shape, bool).at[rows_Bx1, indices_BxK].set(is_kept_K, unique_indices=True)
-    return jnp.where(kept_BxF, jax.nn.relu(z_BxF), 0.0)  # a mask: its gradient needs no scatter
+    _, indices_BxK = jax.lax.top_k(jax.lax.stop_gradient(score_BxF), k_max)
+    rows_Bx1, is_kept_K = jnp.arange(len(score_BxF))[:, None], jnp.arange(k_max) < k
+    return jnp.zeros(score_BxF.shape, bool).at[rows_Bx1, indices_BxK].set(is_kept_K, unique_indices=True)
+
+
+def nth_largest(values: jax.Array, n: jax.Array) -> jax.Array:
+    """The n-th largest of all values, 0 where it is not positive: by bisection on the bits of a float32."""
+    bits = jax.lax.bitcast_convert_type(jnp.maximum(values, 0.0), jnp.int32)  # ordered as the floats are
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = low + (high - low + 1) // 2
+        enough = (bits >= middle).sum() >= n
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
+
+    low, _ = jax.lax.fori_loop(0, 31, halve, (jnp.int32(0), jnp.int32(0x7F800000)))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)

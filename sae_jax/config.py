@@ -2,115 +2,137 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 from harvest.errors import InputError
 from harvest.request import flag
 
-ACTIVATION_NAMES = ("relu", "jump_relu", "topk")
-
-
-@dataclass(frozen=True)
-class Member:
-    """The settings of one sparse autoencoder. `sparsity_by` names the one of k, target_l0, sparsity that is set."""
-
-    id: str
-    activation: str
-    hidden_dim: int
-    lr: float
-    k: int | None
-    target_l0: float | None
-    sparsity: float | None
-    seed: int
-
-    @property
-    def sparsity_by(self) -> str:
-        return next(name for name in ("k", "sparsity", "target_l0") if getattr(self, name) is not None)
+LEVELS = {  # what may set a kind's sparsity, the default first
+    "relu": ("target_l0", "sparsity"),
+    "tanh_relu": ("target_l0", "sparsity"),
+    "p_anneal": ("target_l0", "sparsity"),
+    "jump_relu": ("target_l0", "sparsity"),
+    "gated": ("target_l0", "sparsity"),
+    "topk": ("k",),
+    "multi_topk": ("k",),
+    "abs_topk": ("k",),
+    "batch_topk": ("k",),
+    "matryoshka": ("k",),
+}
+NORMALIZATIONS = ("standardize", "mean_norm", "mean_square", "none")
+DEAD_RULES = ("rate", "anthropic", "none")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; raises InputError for values that cannot be."""
+    """How to train; fields that are tuples span the population. Raises InputError for values that cannot be."""
 
-    activation: tuple[str, ...] = flag(("relu",), "one or several, trained in one jit", choices=ACTIVATION_NAMES)
-    hidden_dim: int = flag(256, "features of a dictionary")
-    lr: float = flag(1e-3, "peak learning rate of Adam")
+    activation: tuple[str, ...] = flag(("relu",), "one or several, trained in one jit", choices=tuple(LEVELS))
+    hidden_dim: tuple[int, ...] = flag((256,), "features of a dictionary")
+    lr: tuple[float, ...] = flag((1e-3,), "peak learning rate of Adam")
+    target_l0: tuple[float, ...] = flag((32.0,), "active features a row that kinds with a penalty are steered to")
+    sparsity: tuple[float, ...] = flag((), "fixed coefficient of the papers' penalty, in place of --target-l0")
+    k: tuple[int, ...] = flag((32,), "active features a row of topk and its like")
+    seed: tuple[int, ...] = flag((0,), "seed of weights and resampling")
+    warmup: tuple[float, ...] = flag((0.05,), "share of the steps over which lr (and a fixed coefficient) rises")
+    normalization: tuple[str, ...] = flag(
+        ("standardize",),
+        "of rows: zero mean and unit deviation per feature, mean norm of sqrt(d), mean square of 1, none",
+        choices=NORMALIZATIONS,
+        shorthands={"--normalize-activations": "standardize", "--no-normalize": "none"},
+    )
+    dead_rule: tuple[str, ...] = flag(
+        ("rate",),
+        "who is revived: fires on less than --dead-threshold of the rows; Anthropic's (silent); nobody",
+        choices=DEAD_RULES,
+        shorthands={"--dead-resample": "rate", "--no-dead-resample": "none"},
+    )
+    aux_coefficient: tuple[float, ...] = flag((1 / 32,), "weight of AuxK, of topk and its like, on dead features")
+    members: Path | None = flag(None, "a .json list of members instead of the product of these flags")
     epochs: int = flag(100, "passes over the training rows")
     batch_size: int = flag(64, "rows a step")
-    target_l0: float = flag(32.0, "active features a row that relu and jump_relu are steered to")
-    k: int = flag(32, "active features a row of topk")
-    sparsity: float | None = flag(
-        None, "fixed coefficient of the papers' penalty for relu and jump_relu, in place of --target-l0"
-    )
-    seed: int = flag(0, "seed of weights, shuffling and resampling")
-    normalize_activations: bool = flag(True, "zero mean and unit standard deviation per feature", off="--no-normalize")
-    dead_resample: bool = flag(True, "give dead features the directions of badly reconstructed rows")
+    data_seed: int = flag(0, "seed of the order of the rows, the same for every member")
     dead_threshold: float = flag(1e-3, "a feature that fires on a smaller share of the rows is dead")
     unit_norm_decoder: bool = flag(True, "keep decoder rows at norm 1")
-    warmup: float = flag(0.05, "share of the steps over which lr (and a fixed coefficient) rises")
     decay: float = flag(0.2, "share of the steps at the end over which lr falls to zero")
-    aux_coefficient: float = flag(1 / 32, "weight of topk's AuxK loss on dead features")
     block_steps: int | None = flag(
         None, "steps a call of the program; dead features are looked at between calls (default: by size)"
     )
 
     def __post_init__(self) -> None:
-        def need(ok: bool, name: str, allowed: str) -> None:
-            if not ok:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {allowed}")
-
-        for name in self.activation:
-            if name not in ACTIVATION_NAMES:
-                raise InputError(f"--activation {name}: must be one of {', '.join(ACTIVATION_NAMES)}")
-        need(len(self.activation) > 0, "activation", f"at least one of {', '.join(ACTIVATION_NAMES)}")
-        need(len(set(self.activation)) == len(self.activation), "activation", "different names")
-        for name in ("hidden_dim", "epochs", "batch_size"):
-            need(1 <= getattr(self, name) < 2**31, name, "1 or more, and below 2 147 483 648")
-        need(isfinite(self.lr) and self.lr > 0, "lr", "a positive number")
-        need(
-            1 <= self.k <= self.hidden_dim or "topk" not in self.activation,
-            "k",
-            f"1 to --hidden-dim ({self.hidden_dim})",
-        )
-        steered = self.sparsity is None and set(self.activation) != {"topk"}
-        need(
-            0 < self.target_l0 < self.hidden_dim or not steered,
-            "target_l0",
-            f"over 0, under --hidden-dim ({self.hidden_dim})",
-        )
-        need(
-            self.sparsity is None or (isfinite(self.sparsity) and self.sparsity >= 0),
-            "sparsity",
-            "0 or a positive number",
-        )
-        need(0 <= self.seed < 2**31, "seed", "0 to 2147483647")
-        need(0 <= self.dead_threshold < 1, "dead_threshold", "0 or more and below 1")
-        need(0 <= self.warmup <= 1, "warmup", "a share, 0 to 1")
-        need(0 <= self.decay <= 1, "decay", "a share, 0 to 1")
-        need(isfinite(self.aux_coefficient) and self.aux_coefficient >= 0, "aux_coefficient", "0 or a positive number")
-        need(self.block_steps is None or self.block_steps >= 1, "block_steps", "1 or more")
-
-    def members(self) -> list[Member]:
-        """The population: one member an activation function."""
-        return [self._member(name) for name in self.activation]
-
-    def _member(self, activation: str) -> Member:
-        k = self.k if activation == "topk" else None
-        sparsity = self.sparsity if k is None else None
-        target_l0 = self.target_l0 if k is None and sparsity is None else None
-        level = next(
-            f"{name}{value:g}" for name, value in (("k", k), ("s", sparsity), ("l", target_l0)) if value is not None
-        )
-        member_id = f"{activation}-f{self.hidden_dim}-{level}-lr{short(self.lr)}-s{self.seed}"
-        return Member(member_id, activation, self.hidden_dim, self.lr, k, target_l0, sparsity, self.seed)
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if isinstance(field.default, tuple):
+                values = tuple(value) if isinstance(value, list | tuple) else (value,)  # from Python, one will do
+                object.__setattr__(self, name, values)
+                if len(set(values)) != len(values) or not (values or name == "sparsity"):
+                    raise InputError(
+                        f"{named(name)} {' '.join(map(str, values))}: must be one or more different values"
+                    )
+                for one in values:
+                    check(name, one)
+            elif name in CHECKS and value is not None:
+                check(name, value)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "activation": list(self.activation)}
+        """With the content of the members' file in the place of its name."""
+        return asdict(self) | {"members": read_members(self.members) if self.members else None}
 
 
-def short(x: float) -> str:
-    """3e-4 rather than 0.0003."""
-    mantissa, exponent = f"{x:.6e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+AXES = tuple(field.name for field in fields(TrainConfig) if isinstance(field.default, tuple))
+
+CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "activation": (lambda v: v in LEVELS, f"one of {', '.join(LEVELS)}"),
+    "hidden_dim": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
+    "lr": (lambda v: isfinite(v) and v > 0, "a positive number"),
+    "target_l0": (lambda v: isfinite(v) and v > 0, "a positive number"),
+    "sparsity": (lambda v: isfinite(v) and v >= 0, "0 or a positive number"),
+    "k": (lambda v: v >= 1, "1 or more"),
+    "seed": (lambda v: 0 <= v < 2**31, "0 to 2147483647"),
+    "warmup": (lambda v: 0 <= v <= 1, "a share, 0 to 1"),
+    "normalization": (lambda v: v in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
+    "dead_rule": (lambda v: v in DEAD_RULES, f"one of {', '.join(DEAD_RULES)}"),
+    "aux_coefficient": (lambda v: isfinite(v) and v >= 0, "0 or a positive number"),
+    "epochs": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
+    "batch_size": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
+    "data_seed": (lambda v: 0 <= v < 2**31, "0 to 2147483647"),
+    "dead_threshold": (lambda v: 0 <= v < 1, "0 or more and below 1"),
+    "decay": (lambda v: 0 <= v <= 1, "a share, 0 to 1"),
+    "block_steps": (lambda v: v >= 1, "1 or more"),
+}
+WORDS = {"activation", "normalization", "dead_rule"}
+WHOLE = {"hidden_dim", "k", "seed", "epochs", "batch_size", "data_seed", "block_steps"}
+
+
+def named(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check(name: str, value: Any) -> None:
+    """Raises InputError unless the value is of its flag's type and range."""
+    types: tuple[type, ...] = (str,) if name in WORDS else (int,) if name in WHOLE else (int, float)
+    ok, allowed = CHECKS[name]
+    if type(value) not in types or not ok(value):
+        raise InputError(f"{named(name)} {value}: must be {allowed}")
+
+
+def read_members(path: Path) -> list[dict[str, Any]]:
+    """The entries of a members' file: a list of objects with the names of flags. Raises InputError."""
+    try:
+        entries = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise InputError(f"--members {path}: cannot be read: {e}") from e
+    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
+        raise InputError(f'--members {path}: must hold a list like [{{"activation": "topk", "k": 16}}]')
+    for entry in entries:
+        for name, value in entry.items():
+            if name not in (*AXES, "layer", "hook"):
+                raise InputError(f"--members {path}: {name!r} is none of {', '.join((*AXES, 'layer', 'hook'))}")
+            if name in AXES:
+                check(name, value)
+    return entries

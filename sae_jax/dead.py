@@ -1,4 +1,4 @@
-"""Dead features: who they are, and the seed's rule for reviving them.
+"""Dead features: how they are revived.
 
 Shapes: N rows to choose from, D width of the model, F features.
 """
@@ -9,16 +9,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sae_jax.kinds.kind import Arrays
 from sae_jax.sae import SAE, unit_rows
 
 
-def resample(sae: SAE, moments: tuple[dict, ...], x_NxD: jax.Array, dead_F: jax.Array, key: jax.Array):
+def resample(
+    sae: SAE, moments: tuple[Arrays, ...], x_NxD: jax.Array, dead_F: jax.Array, key: jax.Array, hyper: Arrays
+) -> tuple[Arrays, tuple[Arrays, ...]]:
     """Give each dead feature the direction of another badly reconstructed row, as an ordinary living feature.
 
     Rows are drawn without replacement, with probability proportional to their squared error squared (as Anthropic's
     rule draws them), so at most N features are revived at once. The decoder row becomes the row's unit error, the
-    encoder column that times the mean norm of the living ones; bias and threshold become the living ones' mean.
-    Where nothing lives the dead stand in. Adam's moments of what was replaced are reset. Returns (params, moments).
+    encoder row that times the mean norm of the living ones; what else a feature has becomes the living ones' mean.
+    Where nothing lives the dead stand in. Adam's moments of what was replaced are reset. Anthropic's rule scales the
+    encoder row and the bias (`hyper`). Returns (params, moments).
     """
     params = nnx.to_pure_dict(nnx.state(sae, nnx.Param))
     error_NxD = x_NxD - sae(x_NxD)
@@ -33,13 +37,13 @@ def resample(sae: SAE, moments: tuple[dict, ...], x_NxD: jax.Array, dead_F: jax.
     def living_mean(values_F):
         return jnp.where(is_model_F, values_F, 0.0).sum() / is_model_F.sum()
 
-    encoder_norm = living_mean(jnp.linalg.norm(params["W_encT"], axis=1))
-    decoder_norm = living_mean(jnp.linalg.norm(params["W_dec"], axis=1))
-    fresh = {"W_dec": direction_FxD * decoder_norm, "W_encT": direction_FxD * encoder_norm}
-    fresh |= {name: living_mean(params[name]) for name in ("b_enc", "threshold") if name in params}
+    fresh = {name: living_mean(value) for name, value in params.items() if value.ndim == 1 and name != "b_dec"}
+    fresh["b_enc"] *= hyper["revived_bias_scale"]
+    for name, scale in (("W_dec", 1.0), ("W_encT", hyper["revived_encoder_scale"])):
+        fresh[name] = direction_FxD * scale * living_mean(jnp.linalg.norm(params[name], axis=1))
 
-    def replaced(tree: dict, new: dict) -> dict:
-        mask = {name: revived_F[:, None] if name.startswith("W") else revived_F for name in new}
+    def replaced(tree: Arrays, new: dict) -> Arrays:
+        mask = {name: revived_F[:, None] if tree[name].ndim == 2 else revived_F for name in new}
         return tree | {name: jnp.where(mask[name], value, tree[name]) for name, value in new.items()}
 
     zeros = dict.fromkeys(fresh, 0.0)

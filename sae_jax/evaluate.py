@@ -16,6 +16,17 @@ from harvest.store import Split
 from sae_jax.sae import SAE
 
 CHUNK_ROWS = 4096
+CALIBRATION_ROWS, CALIBRATION_SHARE = 2048, 0.2  # of the held-out rows, at most
+
+
+def calibration_rows(split: Split) -> int:
+    """How many of the first held-out rows calibrate; the others are reported. Whole documents, where these end soon."""
+    windows = min(CALIBRATION_ROWS, int(CALIBRATION_SHARE * len(split))) // split.positions
+    if not windows:
+        return 0
+    documents = [split.context(w * split.positions)[2] for w in range(len(split) // split.positions // 2)]
+    end = next((w for w in range(windows, len(documents)) if documents[w] != documents[w - 1]), windows)
+    return end * split.positions
 
 
 class Evaluation(NamedTuple):
@@ -45,8 +56,8 @@ def measure_rows(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array, i
     )
 
 
-def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray) -> dict[str, Evaluation]:
-    """Every dictionary on the same rows, read once.
+def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray, first: int = 0) -> dict[str, Evaluation]:
+    """Every dictionary on the same rows, from `first` on, read once.
 
     explained_variance = 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²); mse = E Σ_D (x − x̂)²; l0 = E #(f ≠ 0); sparsity =
     1 − l0/F; l1 = E Σ f·‖W_dec‖, in units of x; cosine = E cos(x, x̂); dead_fraction = share of features that fire
@@ -56,7 +67,7 @@ def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray) -> dict[str
     parts = {name: nnx.split(sae) for name, sae in saes.items()}
     sums: dict[str, dict[str, Any]] = {name: dict.fromkeys(Rows._fields, 0.0) for name in saes}
     offset_sum_D, offset_square = np.zeros_like(mean_D), 0.0
-    for raw_NxD in split.chunks(CHUNK_ROWS):
+    for raw_NxD in split.chunks(CHUNK_ROWS, first):
         n = len(raw_NxD)
         offset_NxD = raw_NxD.astype(np.float64) - mean_D
         offset_sum_D += offset_NxD.sum(0)
@@ -68,7 +79,7 @@ def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray) -> dict[str
             for field, values in rows._asdict().items():
                 values = np.asarray(values, np.float64)
                 sums[name][field] += values if field == "firings_F" else values[:n].sum()
-    total = len(split)
+    total = len(split) - first
     variance = offset_square / total - float(np.square(offset_sum_D / total).sum())
     return {name: summarize(sums[name], total, variance) for name in saes}
 

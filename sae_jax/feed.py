@@ -1,6 +1,6 @@
 """From the store to shuffled blocks of batches, read ahead by a thread.
 
-Shapes: N rows of an era, S steps of a block, B rows of a batch, D width of the model.
+Shapes: L sites, N rows of an era, S steps of a block, B rows of a batch, D width of the model.
 
 An epoch is a keyed permutation of short runs of rows ("pieces", read in one go each), cut into eras of as many pieces
 as fit the memory budget; the rows of an era are permuted once more. A store that fits one era is shuffled perfectly.
@@ -10,7 +10,7 @@ The order is a pure function of (seed, epoch), so the cursor is one number, the 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,26 +23,27 @@ ERA_BYTES = 256 << 20
 
 
 class Feed:
-    """Batches of a split's rows for `epochs` passes; the rows that do not fill a last batch wait for another epoch.
+    """Batches of rows for `epochs` passes; the rows that do not fill a last batch wait for another epoch.
 
+    `splits` hold the same token positions at several sites of the model, and are read in the same order.
     `wait_seconds` adds up how long the consumer of `blocks` waited for data.
     """
 
-    def __init__(self, split: Split, batch_size: int, epochs: int, seed: int, era_bytes: int = ERA_BYTES):
-        if batch_size > len(split):
-            raise InputError(f"--batch-size {batch_size}: there are only {len(split)} training rows; use fewer a batch")
-        self.split, self.batch_size, self.seed = split, batch_size, seed
-        self.steps_per_epoch = len(split) // batch_size
+    def __init__(self, splits: Sequence[Split], batch_size: int, epochs: int, seed: int, era_bytes: int = ERA_BYTES):
+        self.rows, row_bytes = len(splits[0]), splits[0][0].nbytes
+        if batch_size > self.rows:
+            raise InputError(f"--batch-size {batch_size}: there are only {self.rows} training rows; use fewer a batch")
+        self.splits, self.batch_size, self.seed = splits, batch_size, seed
+        self.steps_per_epoch = self.rows // batch_size
         self.total_steps = epochs * self.steps_per_epoch
-        row_bytes = split[0].nbytes
         self.piece_rows = max(1, PIECE_BYTES // row_bytes)
-        self.pieces = -(-len(split) // self.piece_rows)
-        self.era_pieces = max(1, era_bytes // row_bytes // self.piece_rows)
+        self.pieces = -(-self.rows // self.piece_rows)
+        self.era_pieces = max(1, era_bytes // row_bytes // self.piece_rows // len(splits))
         self.wait_seconds = 0.0
         self._era: tuple[tuple[int, int], np.ndarray] | None = None
 
     def blocks(self, start_step: int, block_steps: int) -> Iterator[np.ndarray]:
-        """Blocks [S, B, D] from `start_step` to the end, each a fresh array; the last may be shorter."""
+        """Blocks [L, S, B, D] from `start_step` to the end, each a fresh array; the last may be shorter."""
         starts = range(start_step, self.total_steps, block_steps)
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead = reader.submit(self.block, starts[0], block_steps) if starts else None
@@ -57,23 +58,24 @@ class Feed:
 
     def block(self, step: int, block_steps: int) -> np.ndarray:
         steps = min(block_steps, self.total_steps - step)
-        batches: list[np.ndarray] = []
-        while len(batches) < steps:
-            epoch, batch = divmod(step + len(batches), self.steps_per_epoch)
-            run = min(steps - len(batches), self.steps_per_epoch - batch)
-            rows = self._rows(epoch, batch * self.batch_size, (batch + run) * self.batch_size)
-            batches.extend(rows.reshape(run, self.batch_size, -1))
-        return np.stack(batches)
+        parts, done = [], 0
+        while done < steps:
+            epoch, batch = divmod(step + done, self.steps_per_epoch)
+            run = min(steps - done, self.steps_per_epoch - batch)
+            rows_LxNxD = self._rows(epoch, batch * self.batch_size, (batch + run) * self.batch_size)
+            parts.append(rows_LxNxD.reshape(len(self.splits), run, self.batch_size, -1))
+            done += run
+        return np.concatenate(parts, axis=1)
 
     def sample(self, count: int) -> np.ndarray:
-        """The first rows of the first epoch, [N, D]."""
-        return self._rows(0, 0, min(count, len(self.split)))
+        """The first rows of the first epoch, [L, N, D]."""
+        return self._rows(0, 0, min(count, self.rows))
 
     def _rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of the epoch's order. Eras are of equal length but for the last piece's missing rows."""
         pieces_P = np.random.default_rng((self.seed, epoch)).permutation(self.pieces)
         lengths_P = np.where(
-            pieces_P == self.pieces - 1, len(self.split) - (self.pieces - 1) * self.piece_rows, self.piece_rows
+            pieces_P == self.pieces - 1, self.rows - (self.pieces - 1) * self.piece_rows, self.piece_rows
         )
         era_of_P = np.arange(self.pieces) // self.era_pieces
         ends_E = np.cumsum(np.bincount(era_of_P, lengths_P)).astype(int)
@@ -82,15 +84,16 @@ class Feed:
             era = int(np.searchsorted(ends_E, start, side="right"))
             era_start = ends_E[era] - int(lengths_P[era_of_P == era].sum())
             end = min(stop, int(ends_E[era]))
-            out.append(self._load(epoch, era, pieces_P[era_of_P == era])[start - era_start : end - era_start])
+            out.append(self._load(epoch, era, pieces_P[era_of_P == era])[:, start - era_start : end - era_start])
             start = end
-        return out[0] if len(out) == 1 else np.concatenate(out)
+        return out[0] if len(out) == 1 else np.concatenate(out, axis=1)
 
     def _load(self, epoch: int, era: int, pieces: np.ndarray) -> np.ndarray:
         """The permuted rows of one era; the last one asked for is kept."""
         if self._era is None or self._era[0] != (epoch, era):
             self._era = None  # let the old one go before the new one is read
-            rows_NxD = np.concatenate([self.split.read(p * self.piece_rows, (p + 1) * self.piece_rows) for p in pieces])
-            order_N = np.random.default_rng((self.seed, epoch, era)).permutation(len(rows_NxD))
-            self._era = (epoch, era), rows_NxD[order_N]
+            runs = [(p * self.piece_rows, (p + 1) * self.piece_rows) for p in pieces]
+            rows_LxNxD = [np.concatenate([split.read(*run) for run in runs]) for split in self.splits]
+            order_N = np.random.default_rng((self.seed, epoch, era)).permutation(len(rows_LxNxD[0]))
+            self._era = (epoch, era), np.stack([rows_NxD[order_N] for rows_NxD in rows_LxNxD])
         return self._era[1]

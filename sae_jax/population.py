@@ -6,22 +6,32 @@ Shapes: P members of a group, N rows to start from, D width of the model, F feat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx, struct
 
-from sae_jax.config import Member, TrainConfig
-from sae_jax.recipes import RECIPES, Arrays
+from sae_jax.config import TrainConfig
+from sae_jax.grid import Member
+from sae_jax.kinds import KINDS
+from sae_jax.kinds.kind import Arrays, Kind
 from sae_jax.sae import SAE, Setting, unit_rows
 
 # Gradient clipping per member, then Adam; the learning rate is each member's own and is applied by the step.
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.999))
 
 PAPER_DECODER_NORM = 0.1  # Anthropic, April 2024: decoder rows start at this norm where they are not kept at 1
-PAPER_THRESHOLD, PAPER_BANDWIDTH = 0.01, 0.05  # SAELens' jumprelu, for rows of norm √D
+
+
+class Rows(NamedTuple):
+    """Where a member's rows come from: which of the harvested sites, and x = (raw − shift) / scale."""
+
+    site: int
+    shift_D: np.ndarray
+    scale_D: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -29,12 +39,15 @@ class Signature:
     """What the compiled program of a member depends on. Everything else about a member is an array."""
 
     activation: str
-    sparsity_by: str
+    level: str
     d_model: int
     hidden_dim: int
-    k_max: int | None
+    k_max: int
     unit_norm_decoder: bool
-    dead_resample: bool
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.activation](self.level)
 
     def graphdef(self) -> nnx.GraphDef:
         return nnx.split(nnx.eval_shape(lambda: new_sae(self, jax.random.key(0), self.k_max)))[0]
@@ -56,40 +69,54 @@ class State(struct.PyTreeNode):
     firings_F: jax.Array  # since the dead features were last looked at
     silent_F: jax.Array  # steps since a feature fired
     looked: jax.Array  # step of the last look at dead features
+    aimed: jax.Array  # step of the last correction of the aim
     step: jax.Array
+    aim: jax.Array  # log of the L0 of training rows, over the target, that gives the target on held-out rows
+    failed: jax.Array  # the step whose loss was not finite, from which on nothing changes; -1 while all is well
     key: jax.Array
 
 
-def groups_of(config: TrainConfig, d_model: int) -> tuple[Group, ...]:
-    """The population of a run, grouped, in the order of first appearance."""
-    by_signature: dict[Signature, list[Member]] = {}
-    for m in config.members():
-        signature = Signature(
-            m.activation, m.sparsity_by, d_model, m.hidden_dim, m.k, config.unit_norm_decoder, config.dead_resample
+def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple[Group, ...]:
+    """The members by signature, in the order of first appearance. k is bound by a group's largest."""
+    alike: dict[tuple, list[Member]] = {}
+    for m in members:
+        alike.setdefault((m.activation, m.level, m.hidden_dim), []).append(m)
+    return tuple(
+        Group(
+            Signature(activation, level, d_model, hidden_dim, max(m.k or 0 for m in group), config.unit_norm_decoder),
+            tuple(group),
         )
-        by_signature.setdefault(signature, []).append(m)
-    return tuple(Group(signature, tuple(members)) for signature, members in by_signature.items())
+        for (activation, level, hidden_dim), group in alike.items()
+    )
 
 
-def hyper_of(member: Member, config: TrainConfig, total_steps: int) -> Arrays:
+ANTHROPIC_ENCODER_SCALE = 0.2  # of the living ones' mean norm; its bias is 0 (Anthropic, October 2023)
+
+
+def hyper_of(member: Member, rows: Rows, config: TrainConfig, total_steps: int) -> Arrays:
     """A member's numbers as arrays: a new value never compiles again.
 
     Dead features are looked at for the last time at 60% of the steps, so that what is revived has time to learn.
     """
+    rate, anthropic = member.dead_rule == "rate", member.dead_rule == "anthropic"
     numbers = {
         "lr": member.lr,
         "target_l0": member.target_l0 or 0.0,
         "sparsity": member.sparsity or 0.0,
-        "aux_coefficient": config.aux_coefficient,
-        "dead_threshold": config.dead_threshold,
+        "aux_coefficient": member.aux_coefficient or 0.0,
+        "dead_threshold": config.dead_threshold if rate else 0.0,
+        "revived_encoder_scale": ANTHROPIC_ENCODER_SCALE if anthropic else 1.0,
+        "revived_bias_scale": 0.0 if anthropic else 1.0,
         "dead_steps": steps_to_die(config, total_steps),
-        "last_look": 0.6 * total_steps,
+        "last_look": -1.0 if member.dead_rule == "none" else 0.6 * total_steps,
         "total_steps": total_steps,
-        "warmup_steps": max(1.0, config.warmup * total_steps),
+        "warmup_steps": max(1.0, member.warmup * total_steps),
         "decay_steps": max(1.0, config.decay * total_steps),
         "batch_size": config.batch_size,
     }
-    return {name: jnp.float32(value) for name, value in numbers.items()}
+    arrays = {name: jnp.float32(value) for name, value in numbers.items()}
+    shift_D, scale_D = (jnp.asarray(values_D, jnp.float32) for values_D in rows[1:])
+    return arrays | {"site": jnp.int32(rows.site), "shift_D": shift_D, "scale_D": scale_D}
 
 
 def steps_to_die(config: TrainConfig, total_steps: int) -> float:
@@ -97,32 +124,24 @@ def steps_to_die(config: TrainConfig, total_steps: int) -> float:
     return max(10 / max(config.dead_threshold, 1e-6) / config.batch_size, total_steps / 10)
 
 
-def new_sae(signature: Signature, key: jax.Array, k: int | None) -> SAE:
+def new_sae(signature: Signature, key: jax.Array, k: int) -> SAE:
     """Random decoder rows, the encoder their transpose, biases zero."""
     norm = 1.0 if signature.unit_norm_decoder else PAPER_DECODER_NORM
-    W_dec_FxD = norm * unit_rows(jax.random.normal(key, (signature.hidden_dim, signature.d_model)))
-    return SAE(
-        signature.activation,
-        W_dec_FxD,
-        jnp.zeros(signature.hidden_dim),
-        W_dec_FxD,
-        jnp.zeros(signature.d_model),
-        threshold=jnp.full(signature.hidden_dim, PAPER_THRESHOLD),
-        bandwidth=PAPER_BANDWIDTH,
-        k=k,
-        k_max=signature.k_max,
-    )
+    F, D = signature.hidden_dim, signature.d_model
+    W_dec_FxD = norm * unit_rows(jax.random.normal(key, (F, D)))
+    params = {"W_encT": W_dec_FxD, "b_enc": jnp.zeros(F), "W_dec": W_dec_FxD, "b_dec": jnp.zeros(D)}
+    settings = signature.kind.extra_settings() | ({"k": jnp.int32(k)} if signature.level == "k" else {})
+    params |= signature.kind.extra_params(F)
+    return SAE(signature.activation, params, settings, signature.level, signature.k_max)
 
 
 def start_member(signature: Signature, member: Member, hyper: Arrays, x_NxD: jax.Array) -> State:
-    """A member before its first step: `b_dec` is the mean of the rows x, the rest its recipe's start."""
+    """A member before its first step: `b_dec` is the mean of the rows x, the rest its kind's start."""
     key, weights_key = jax.random.split(jax.random.key(member.seed))
-    sae = new_sae(signature, weights_key, member.k)
+    sae = new_sae(signature, weights_key, member.k or 0)
     sae.b_dec[...] = x_NxD.mean(0)
     params, settings = (nnx.to_pure_dict(nnx.state(sae, kind)) for kind in (nnx.Param, Setting))
-    start = RECIPES[signature.activation, signature.sparsity_by].start(
-        params, settings, sae.pre_activations(x_NxD), hyper
-    )
+    start = signature.kind.start(params, settings, sae.pre_activations(x_NxD), hyper)
     state = State(
         params=start.params,
         settings=start.settings,
@@ -131,7 +150,10 @@ def start_member(signature: Signature, member: Member, hyper: Arrays, x_NxD: jax
         firings_F=jnp.zeros(signature.hidden_dim, jnp.int32),
         silent_F=jnp.zeros(signature.hidden_dim, jnp.int32),
         looked=jnp.int32(0),
+        aimed=jnp.int32(0),
         step=jnp.int32(0),
+        aim=jnp.float32(0),
+        failed=jnp.int32(-1),
         key=jax.random.key_data(key),
     )
     return jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), state)  # weak types would compile the block twice

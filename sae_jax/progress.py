@@ -5,6 +5,7 @@ Shapes: P members of a group, S steps of a block.
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_jax.config import Member
+from sae_jax.grid import Member
 from sae_jax.population import Group
 from sae_jax.run_directory import RunDirectory
 
@@ -29,17 +30,15 @@ class Progress:
     rows_per_second: float
     seconds_left: float
     data_wait: float  # share of the time since the start that training waited for rows
-    members: dict[str, dict[str, float]]  # id → loss, explained_variance, mse, l0, dead_fraction
+    members: dict[str, dict[str, float]]  # id → loss, explained_variance, mse, l0, dead_fraction; nan if it failed
 
 
 class Diverged(RuntimeError):
-    """A member's loss stopped being finite."""
+    """No member is left whose loss is finite."""
 
-    def __init__(self, member: Member, step: int):
-        super().__init__(
-            f"the loss of {member.id} is not finite at step {step:,}: "
-            f"try a lower --lr (it is {member.lr:g}) or a longer --warmup"
-        )
+
+def reason(member: Member) -> str:
+    return f"its loss was not finite; try a lower --lr (it is {member.lr:g}) or a longer --warmup"
 
 
 class Interrupted(RuntimeError):
@@ -47,33 +46,46 @@ class Interrupted(RuntimeError):
 
 
 class Reporter:
-    """Turns the metrics of a block into a Progress and lines of metrics.jsonl; `variance` is that of the raw rows."""
+    """Turns the metrics of a block into a Progress and lines of metrics.jsonl.
+
+    `variances` are those of the raw rows of each member; `failed` has the step at which a member failed.
+    """
 
     def __init__(
         self,
         groups: tuple[Group, ...],
         total_steps: int,
         batch_size: int,
-        variance: float,
+        variances: dict[str, float],
         run: RunDirectory,
         on_progress: Callable[[Progress], None],
+        say: Callable[[str], None],
     ):
         self.groups, self.total_steps, self.batch_size = groups, total_steps, batch_size
-        self.variance, self.run, self.on_progress = variance, run, on_progress
+        self.variances, self.run, self.on_progress, self.say = variances, run, on_progress, say
+        self.failed: dict[str, int] = {}
         self.began = self.last = time.perf_counter()
         self.seconds_per_step = 0.0
 
     def __call__(self, step: int, metrics: list[dict], wait_seconds: float) -> None:
-        """Fetch and report the block that ended before `step`. Raises Diverged, naming member and step."""
+        """Fetch and report the block that ended before `step`. Raises Diverged where no member is left."""
         members = {}
         for group, of_group in zip(self.groups, metrics, strict=True):
             fetched = {name: np.asarray(values, np.float64) for name, values in of_group.items()}
-            self._refuse_non_finite(group, fetched["loss"], step)
+            failed_P, steps = fetched.pop("failed"), fetched["loss"].shape[1]
             for p, member in enumerate(group.members):
                 figures = {name: float(values[p].mean()) for name, values in fetched.items()}
-                members[member.id] = figures | {"explained_variance": 1 - figures["mse"] / self.variance}
-            steps = fetched["loss"].shape[1]
-        self.run.append_metrics([{"step": step, "member": name, **figures} for name, figures in members.items()])
+                figures["explained_variance"] = 1 - figures["mse"] / self.variances[member.id]
+                if failed_P[p] >= 0:
+                    self.fail(member, int(failed_P[p]))
+                    figures = dict.fromkeys(figures, math.nan)
+                members[member.id] = figures
+        if len(self.failed) == len(members):
+            name, failed_step = next(iter(self.failed.items()))
+            why = next(reason(m) for g in self.groups for m in g.members if m.id == name)
+            raise Diverged(f"{name} failed at step {failed_step:,}: {why}")
+        lines = [{"step": step, "member": name, **f} for name, f in members.items() if name not in self.failed]
+        self.run.append_metrics(lines)
 
         now = time.perf_counter()
         measured = (now - self.last) / steps
@@ -90,10 +102,11 @@ class Reporter:
             )
         )
 
-    def _refuse_non_finite(self, group: Group, loss_PxS: np.ndarray, step: int) -> None:
-        for member, loss_S in zip(group.members, loss_PxS, strict=True):
-            if not np.isfinite(loss_S).all():
-                raise Diverged(member, step - len(loss_S) + int(np.argmin(np.isfinite(loss_S))))
+    def fail(self, member: Member, step: int) -> None:
+        """Remember that a member has failed, and say it once; the others go on."""
+        if member.id not in self.failed:
+            self.failed[member.id] = step
+            self.say(f"{member.id} failed at step {step:,} and is left out: {reason(member)}")
 
 
 class StopSignals:

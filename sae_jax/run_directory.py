@@ -30,7 +30,8 @@ def default_name(asked: dict) -> str:
     """Readable, and another one for each configuration."""
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     model = Path(asked["harvest"]["model_name"] or "default").name
-    kinds = "-".join(asked["train"]["activation"])
+    kinds = asked["train"]["activation"]
+    kinds = "-".join(kinds) if len(kinds) <= 3 else f"{len(kinds)}-kinds"
     return f"{kinds}-{model}-l{asked['harvest']['layer']}-{digest}"
 
 
@@ -79,23 +80,26 @@ class RunDirectory:
         with lock:
             yield
 
-    def begin(self, store_facts: dict, environment: dict, resume: bool) -> str:
+    def begin(self, stores: list[dict], environment: dict, resume: bool) -> str:
         """Write config.json; keep what an interrupted run has learned only if it is to be resumed.
 
         Returns what is different now from the environment in which a resumed run was begun ("" where nothing is).
         """
         config = self._read("config.json")
         if config is not None and resume:
-            if config["store"] != store_facts:
+            if config["stores"] != stores:
+                changed = [
+                    differences(old, new) for old, new in zip(config["stores"], stores, strict=True) if old != new
+                ]
                 raise InputError(
                     f"{self.path} was trained on another activation store than this one "
-                    f"({differences(config['store'], store_facts)}): add --force to start again"
+                    f"({'; '.join(changed)}): add --force to start again"
                 )
             return differences(config["environment"], environment)
         self.clear()
         write_json(
             self.path / "config.json",
-            {"schema": SCHEMA, "asked": self.asked, "store": store_facts, "environment": environment},
+            {"schema": SCHEMA, "asked": self.asked, "stores": stores, "environment": environment},
         )
         return ""
 

@@ -1,6 +1,6 @@
 """One member's step, scanned over a block of batches, lifted over the members of a group, jitted for all groups.
 
-Shapes: P members of a group, S steps of a block, B rows of a batch, D width of the model, F features.
+Shapes: P members of a group, L sites, S steps of a block, B rows of a batch, D width of the model, F features.
 The order (scan inside, members outside) keeps one member's weights in the cache for a whole block where members run
 one after another, and is one vmap of the scan where they run side by side.
 """
@@ -15,13 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sae_jax.dead import resample
+from sae_jax.kinds.kind import Arrays, Batch, Measured
 from sae_jax.losses import member_loss
 from sae_jax.population import OPTIMIZER, Group, Signature, State
-from sae_jax.recipes import RECIPES, Arrays
-from sae_jax.sparse import CHUNK, DENSEST, Candidates, fits, largest, most_candidates
+from sae_jax.sparse import CHUNK, DENSEST, Candidates, largest, most_candidates
 
-Normalization = tuple[jax.Array, jax.Array]  # shift_D, scale_D: x = (raw − shift) / scale
-
+AIM_STEP = 0.1  # at most, of log L0, in one correction
 POOL_ROWS = 1024  # of a block's last rows, from which dead features are revived
 
 
@@ -32,100 +31,116 @@ def schedule(step: jax.Array, hyper: Arrays) -> jax.Array:
     return jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0)
 
 
+def normalized(raw: jax.Array, hyper: Arrays) -> jax.Array:
+    return (raw.astype(jnp.float32) - hyper["shift_D"]) / hyper["scale_D"]
+
+
+def sparse_pays(signature: Signature) -> bool:
+    """Whether a group is worth the second path in its program, and its width is a whole number of chunks."""
+    candidates = signature.kind.ranks_per_k * signature.k_max or CHUNK
+    wide = signature.hidden_dim % CHUNK == 0 and candidates <= DENSEST * signature.hidden_dim
+    return signature.kind.has_sparse_path and wide
+
+
 def make_gradients(signature: Signature, in_turn: bool) -> Callable:
     """(state, x_BxD, hyper) → ((loss, terms), gradients) of one member.
 
     Where members train in turn, each step decides what it need not compute: what does not fire, and AuxK where nothing
     is dead. The result is the same.
     """
-    recipe, graphdef = RECIPES[signature.activation, signature.sparsity_by], signature.graphdef()
-    F, k_max = signature.hidden_dim, signature.k_max
-    sparse = in_turn and sparse_pays(signature)
+    kind, graphdef, F = signature.kind, signature.graphdef(), signature.hidden_dim
 
     def gradients(state: State, x_BxD: jax.Array, hyper: Arrays):
         dead_F = state.silent_F >= hyper["dead_steps"]
 
-        def along(known_BxF: jax.Array | None, at: Candidates | None, aux_coefficient: jax.Array | None = None):
+        def along(known_BxF: jax.Array | None, at: Candidates | None, revive: bool):
+            batch = Batch(x_BxD, known_BxF, at, dead_F, revive, state.step / hyper["total_steps"], hyper)
+
             def loss(params: Arrays):
-                sae = nnx.merge(graphdef, params, state.settings)
-                return member_loss(sae, recipe, x_BxD, state.coefficient, dead_F, aux_coefficient, known_BxF, at)
+                return member_loss(nnx.merge(graphdef, params, state.settings), state.coefficient, batch)
 
             return jax.value_and_grad(loss, has_aux=True)(state.params)
 
-        known_BxF = at = None
-        if sparse:
-            sae = nnx.merge(graphdef, state.params, state.settings)
-            known_BxF = x_BxD @ sae.W_encT.T
-            z_BxF = sae.pre_activations(x_BxD, known_BxF)
-        if k_max is not None:
-            if sparse:
-                at = largest(z_BxF, jnp.full(len(x_BxD), sae.k[...]), k_max)
-            with_auxk = functools.partial(along, known_BxF, at, hyper["aux_coefficient"])
-            without = functools.partial(along, known_BxF, at)
-            return jax.lax.cond(dead_F.any(), with_auxk, without) if in_turn else with_auxk()
-        if not sparse:
-            return along(None, None)
-        score_BxF = jnp.where(sae.may_matter(z_BxF), z_BxF, -jnp.inf)
+        def reviving_if_dead(known_BxF: jax.Array | None, at: Candidates | None):
+            if not kind.has_auxk:
+                return along(known_BxF, at, revive=False)
+            ways = [functools.partial(along, known_BxF, at, revive) for revive in (True, False)]
+            return jax.lax.cond(dead_F.any(), *ways)
+
+        if not in_turn:
+            return along(None, None, revive=kind.has_auxk)
+        if not sparse_pays(signature):
+            return reviving_if_dead(None, None)
+        sae = nnx.merge(graphdef, state.params, state.settings)
+        known_BxF = x_BxD @ sae.W_encT.T
+        score_BxF = kind.score(sae, sae.pre_activations(x_BxD, known_BxF))
+        if kind.by_rank:
+            count_B = jnp.full(len(x_BxD), kind.ranks_per_k * sae.k)
+            return reviving_if_dead(known_BxF, largest(score_BxF, count_B, kind.ranks_per_k * signature.k_max))
         count_B = jnp.isfinite(score_BxF).sum(1, dtype=jnp.float32).astype(jnp.int32)
         return jax.lax.cond(
-            fits(count_B, F),
-            lambda: along(known_BxF, largest(score_BxF, count_B, most_candidates(F))),
-            lambda: along(known_BxF, None),
+            kind.fits(sae, count_B, F),
+            lambda: reviving_if_dead(known_BxF, largest(score_BxF, count_B, most_candidates(F))),
+            lambda: reviving_if_dead(known_BxF, None),
         )
 
     return gradients
 
 
 def make_step(signature: Signature, in_turn: bool = True) -> Callable:
-    """(hyper, normalization, state, raw_BxD) → (state, metrics) of one member."""
-    gradients = make_gradients(signature, in_turn)
-    recipe = RECIPES[signature.activation, signature.sparsity_by]
+    """(hyper, state, raw_BxD) → (state, metrics) of one member.
 
-    def step(hyper: Arrays, normalization: Normalization, state: State, raw_BxD: jax.Array):
-        shift_D, scale_D = normalization
-        x_BxD = (raw_BxD.astype(jnp.float32) - shift_D) / scale_D
-        (loss, terms), grads = gradients(state, x_BxD, hyper)
+    A member whose loss is not finite stays as it was before that step, for good.
+    """
+    gradients, kind = make_gradients(signature, in_turn), signature.kind
+
+    def step(hyper: Arrays, state: State, raw_BxD: jax.Array):
+        (loss, terms), grads = gradients(state, normalized(raw_BxD, hyper), hyper)
         s = schedule(state.step, hyper)
-        l0 = terms.firings_F.sum() / len(x_BxD)
+        l0 = terms.firings_F.sum() / len(raw_BxD)
 
-        if signature.unit_norm_decoder:
-            W_dec = state.params["W_dec"]
-            grads["W_dec"] -= (grads["W_dec"] * W_dec).sum(1, keepdims=True) * W_dec
-        updates, optimizer = OPTIMIZER.update(grads, state.optimizer)
-        params = jax.tree.map(lambda p, u: p - hyper["lr"] * s * u, state.params, updates)
-        if signature.unit_norm_decoder:
-            params["W_dec"] /= jnp.linalg.norm(params["W_dec"], axis=1, keepdims=True)
-        params, coefficient = recipe.adjust(
-            params, state.settings, state.coefficient, l0, s, {**hyper, "step": state.step}
-        )
-        state = state.replace(
-            params=params,
-            optimizer=optimizer,
-            coefficient=coefficient,
-            firings_F=state.firings_F + terms.firings_F,
-            silent_F=jnp.where(terms.firings_F > 0, 0, state.silent_F + 1),
-            step=state.step + 1,
-        )
-        mse = jnp.square(terms.error_BxD * scale_D).sum(-1).mean()
+        def learn(grads: Arrays) -> State:
+            if signature.unit_norm_decoder:
+                W_dec = state.params["W_dec"]
+                grads["W_dec"] -= (grads["W_dec"] * W_dec).sum(1, keepdims=True) * W_dec
+            updates, optimizer = OPTIMIZER.update(grads, state.optimizer)
+            params = jax.tree.map(lambda p, u: p - hyper["lr"] * s * u, state.params, updates)
+            if signature.unit_norm_decoder:
+                params["W_dec"] /= jnp.linalg.norm(params["W_dec"], axis=1, keepdims=True)
+            excess = jnp.clip(jnp.log(jnp.maximum(l0, 1e-6) / hyper["target_l0"]) - state.aim, -1.0, 1.0)
+            measured = Measured(state.step, s, excess, terms.observed)
+            params, settings, coefficient = kind.adjust(params, state.settings, state.coefficient, measured, hyper)
+            return state.replace(
+                params=params,
+                settings=settings,
+                optimizer=optimizer,
+                coefficient=coefficient,
+                firings_F=state.firings_F + terms.firings_F,
+                silent_F=jnp.where(terms.firings_F > 0, 0, state.silent_F + 1),
+                step=state.step + 1,
+            )
+
+        def freeze(grads: Arrays) -> State:
+            return state.replace(failed=jnp.where(state.failed < 0, state.step, state.failed))
+
+        state = jax.lax.cond(jnp.isfinite(loss) & (state.failed < 0), learn, freeze, grads)
+        mse = jnp.square(terms.error_BxD * hyper["scale_D"]).sum(-1).mean()
         return state, {"loss": loss, "mse": mse, "l0": l0}
 
     return step
 
 
-def look_for_dead(signature: Signature, hyper: Arrays, normalization: Normalization, state: State, raw_NxD) -> State:
+def look_for_dead(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.Array) -> State:
     """After a block: where it is time, revive what fired on too small a share of the rows since the last look."""
     steps = (state.step - state.looked).astype(jnp.float32)
     due = (steps >= hyper["dead_steps"]) & (state.step <= hyper["last_look"])
-    dead_F = state.firings_F < hyper["dead_threshold"] * steps * hyper["batch_size"]
+    dead_F = state.firings_F < jnp.maximum(hyper["dead_threshold"] * steps * hyper["batch_size"], 1.0)
 
     def revive(state: State) -> State:
-        shift_D, scale_D = normalization
         key, draw = jax.random.split(jax.random.wrap_key_data(state.key))
         sae = nnx.merge(signature.graphdef(), state.params, state.settings)
         clip, adam = state.optimizer
-        params, (mu, nu) = resample(
-            sae, (adam.mu, adam.nu), (raw_NxD.astype(jnp.float32) - shift_D) / scale_D, dead_F, draw
-        )
+        params, (mu, nu) = resample(sae, (adam.mu, adam.nu), normalized(raw_NxD, hyper), dead_F, draw, hyper)
         optimizer = (clip, adam._replace(mu=mu, nu=nu))
         return state.replace(params=params, optimizer=optimizer, key=jax.random.key_data(key))
 
@@ -133,29 +148,43 @@ def look_for_dead(signature: Signature, hyper: Arrays, normalization: Normalizat
     return state.replace(firings_F=jnp.where(due, 0, state.firings_F), looked=jnp.where(due, state.step, state.looked))
 
 
-def sparse_pays(signature: Signature) -> bool:
-    """Whether a group is worth the second path in its program, and its width is a whole number of chunks."""
-    widest = signature.k_max or CHUNK
-    return signature.hidden_dim % CHUNK == 0 and widest <= DENSEST * signature.hidden_dim
+def correct_aim(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.Array) -> State:
+    """After a block: where it is time, aim higher or lower by what held-out rows show.
+
+    Twenty times between 20% and 80% of the run, that is before the learning rate falls, which steering follows.
+    """
+    period = 0.03 * hyper["total_steps"]
+    due = (state.step - state.aimed >= period) & (jnp.abs(state.step / hyper["total_steps"] - 0.5) <= 0.3)
+
+    def correct(state: State) -> State:
+        sae = nnx.merge(signature.graphdef(), state.params, state.settings)
+        l0 = (sae.encode(normalized(raw_NxD, hyper)) != 0).sum(1).mean()
+        missed = jnp.clip(jnp.log(hyper["target_l0"] / jnp.maximum(l0, 1e-6)), -AIM_STEP, AIM_STEP)
+        return state.replace(aim=state.aim + 0.5 * missed, aimed=state.step)
+
+    return jax.lax.cond(due, correct, lambda state: state, state)
 
 
 def make_block(signature: Signature, in_turn: bool) -> Callable:
-    """(hyper, normalization, state, raw_SxBxD) → (state, metrics of each step and the dead share) of one member."""
+    """(hyper, state, rows, calibration rows) → (state, metrics of each step and the dead share) of one member."""
     step = make_step(signature, in_turn)
 
-    def block(hyper: Arrays, normalization: Normalization, state: State, raw_SxBxD: jax.Array):
-        state, metrics = jax.lax.scan(lambda s, x: step(hyper, normalization, s, x), state, raw_SxBxD)
+    def block(hyper: Arrays, state: State, raw_LxSxBxD: jax.Array, calibration_LxNxD: jax.Array):
+        raw_SxBxD = raw_LxSxBxD[hyper["site"]]
+        state, metrics = jax.lax.scan(lambda state, raw_BxD: step(hyper, state, raw_BxD), state, raw_SxBxD)
         metrics["dead_fraction"] = (state.silent_F >= jnp.minimum(hyper["dead_steps"], state.step)).mean()
-        if signature.dead_resample:
-            raw_NxD = raw_SxBxD.reshape(-1, raw_SxBxD.shape[-1])[-POOL_ROWS:]
-            state = look_for_dead(signature, hyper, normalization, state, raw_NxD)
+        metrics["failed"] = state.failed
+        raw_NxD = raw_SxBxD.reshape(-1, raw_SxBxD.shape[-1])[-POOL_ROWS:]
+        state = look_for_dead(signature, hyper, state, raw_NxD)
+        if signature.level == "target_l0" and calibration_LxNxD.shape[1]:
+            state = correct_aim(signature, hyper, state, calibration_LxNxD[hyper["site"]])
         return state, metrics
 
     return block
 
 
 def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1) -> Callable:
-    """(states, hypers, normalization, raw_SxBxD) → (states, metrics), one entry a group; jitted, states donated.
+    """(states, hypers, raw_LxSxBxD, calibration_LxNxD) → (states, metrics), an entry a group; jitted, states donated.
 
     `side_by_side` members of a group run in one vmap, the next ones after them. One at a time is a plain loop: a vmap,
     even of one, would turn every `cond` into computing both sides.
@@ -163,10 +192,10 @@ def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1) -> Callab
     batch_size = side_by_side if side_by_side > 1 else None
     blocks = [make_block(group.signature, in_turn=side_by_side == 1) for group in groups]
 
-    def train_block(states: list[State], hypers: list[Arrays], normalization: Normalization, raw_SxBxD: jax.Array):
+    def train_block(states: list[State], hypers: list[Arrays], raw_LxSxBxD: jax.Array, calibration_LxNxD: jax.Array):
         results = [
             jax.lax.map(
-                lambda member, block=block: block(member[1], normalization, member[0], raw_SxBxD),
+                lambda member, block=block: block(member[1], member[0], raw_LxSxBxD, calibration_LxNxD),
                 (state, hyper),
                 batch_size=batch_size,
             )

@@ -1,11 +1,12 @@
-"""The training run, top to bottom: data, state, restore, loop, export, evaluate, results."""
+"""The training run, top to bottom: rows, population, restore, loop, export, evaluate, results."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 import jax
@@ -15,22 +16,40 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.store import ActivationStore, write_atomically
 from sae_jax.checkpoint import Checkpoints
-from sae_jax.config import Member, TrainConfig
-from sae_jax.evaluate import Evaluation, evaluate
+from sae_jax.config import TrainConfig
+from sae_jax.evaluate import Evaluation, calibration_rows, evaluate
 from sae_jax.feed import Feed
 from sae_jax.formats import fold_normalization, load_member, save_member
-from sae_jax.population import Group, State, groups_of, hyper_of, stack, start_member, steps_to_die
-from sae_jax.progress import Diverged, Interrupted, Progress, Reporter, StopSignals
+from sae_jax.grid import Member, members_of
+from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_member, steps_to_die
+from sae_jax.progress import Diverged, Interrupted, Progress, Reporter, StopSignals, reason
 from sae_jax.run_directory import RunDirectory
-from sae_jax.step import Normalization, make_train_block
+from sae_jax.step import make_train_block
 
 START_ROWS, START_VALUES = 4096, 1 << 22  # rows, and pre-activations, that a start's quantile is taken over
 BLOCK_BYTES, MAX_BLOCK_STEPS = 16 << 20, 256
 
 
+@dataclass(frozen=True)
+class Population:
+    """Who trains on what. `rows` are each member's, `hypers` and `groups` go together."""
+
+    config: TrainConfig
+    stores: Sequence[ActivationStore]  # of one text, a site each
+    groups: tuple[Group, ...]
+    rows: dict[str, Rows]
+    hypers: list[dict]
+
+    def members(self) -> list[Member]:
+        return [m for group in self.groups for m in group.members]
+
+    def store_of(self, member: Member) -> ActivationStore:
+        return self.stores[self.rows[member.id].site]
+
+
 def train(
     config: TrainConfig,
-    store: ActivationStore,
+    stores: Sequence[ActivationStore],
     run: RunDirectory,
     *,
     resume: bool = False,
@@ -39,66 +58,32 @@ def train(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """Train the population of `config` on the store, evaluate it on held-out rows, fill the run directory.
+    """Train the population of `config` on the stores, evaluate it on held-out rows, fill the run directory.
 
-    Returns the content of results.json. Raises InputError, Diverged, or Interrupted (on SIGINT and SIGTERM).
+    `stores` hold the same text at different sites of one model. A member whose loss stops being finite is frozen and
+    named; the others go on. Returns the content of results.json. Raises InputError, Diverged where no member is left,
+    or Interrupted (on SIGINT and SIGTERM).
     """
-    feed = Feed(store.train, config.batch_size, config.epochs, config.seed)
-    groups = groups_of(config, store.d_model)
-    hypers = [stack([hyper_of(m, config, feed.total_steps) for m in g.members]) for g in groups]
-    normalization = normalization_of(store, config.normalize_activations)
-    variance = float(np.square(store.std).sum())
-    if variance == 0 or np.ptp(store.held_out.read(0, START_ROWS), axis=0).max() == 0:
-        raise InputError(f"all rows of a split of {store.directory} are the same: use more or longer text")
-
+    feed = Feed([store.train for store in stores], config.batch_size, config.epochs, config.data_seed)
+    population = populate(config, stores, feed)
     with run.held():
-        if changed := run.begin(store_facts(store), environment(), resume):
+        if changed := run.begin([store_facts(store) for store in stores], environment(), resume):
             say(f"begun in another environment, so the last digits may differ: {changed}")
-        checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
-        states = start(groups, hypers, feed, normalization)
-        step = first_step = checkpoints.latest_step or 0
-        if first_step:
-            states = checkpoints.restore(states)
-            say(f"resuming at step {first_step:,} of {feed.total_steps:,}")
-        elif resume:
-            say("nothing to resume: starting at the first step")
-        run.rewind_metrics(first_step)
-
-        train_block = make_train_block(groups, side_by_side=1 if jax.default_backend() == "cpu" else 1 << 30)
-        report = Reporter(groups, feed.total_steps, config.batch_size, variance, run, on_progress)
-        block_steps = config.block_steps or default_block_steps(config, store, feed.total_steps)
-        pending = None  # metrics are fetched once the next block is dispatched, so that the device never waits
-        with StopSignals() as stop:
-            for raw_SxBxD in feed.blocks(first_step, block_steps):
-                states, metrics = train_block(states, hypers, normalization, jnp.asarray(raw_SxBxD))
-                step += len(raw_SxBxD)
-                if pending:
-                    report(*pending, feed.wait_seconds)
-                pending = step, metrics
-                if stop.asked or checkpoints.due or step == feed.total_steps:
-                    report(*pending, feed.wait_seconds)  # raises before a lost state is saved
-                    pending = None
-                    checkpoints.save(step, states)
-                if stop.asked:
-                    checkpoints.close()
-                    raise Interrupted(f"stopped at step {step:,} of {feed.total_steps:,}, all saved")
-        checkpoints.close()
-        training_seconds = time.perf_counter() - report.began
-
-        evaluations = export_and_evaluate(groups, states, normalization, store, run)
-        for member in config.members():  # the last step's loss was finite, but what it made of the weights may not be
-            if not np.isfinite(list(evaluations[member.id].metrics.values())).all():
-                raise Diverged(member, step)
+        states, report, steps = learn(population, feed, run, resume, checkpoint_seconds, on_progress, say)
+        evaluated = time.perf_counter()
+        evaluations = export_and_evaluate(population, states, run, report, feed.total_steps)
+        training_seconds = evaluated - report.began
+        manifest = stores[0].manifest
         results = {
-            "model": {"name": store.manifest["model"]["location"], "fell_back": store.manifest["model"]["fell_back"]},
+            "model": {"name": manifest["model"]["location"], "fell_back": manifest["model"]["fell_back"]},
             "backend": jax.default_backend(),
-            "members": [result_of(m, store.manifest, evaluations[m.id]) for g in groups for m in g.members],
+            "members": [result_of(m, report.failed.get(m.id), evaluations.get(m.id)) for m in population.members()],
             "timing": {
                 "harvest_seconds": harvest_seconds,
                 "training_seconds": training_seconds,
-                "evaluation_seconds": time.perf_counter() - report.began - training_seconds,
-                "steps": step - first_step,
-                "rows_per_second": (step - first_step) * config.batch_size / training_seconds,
+                "evaluation_seconds": time.perf_counter() - evaluated,
+                "steps": steps,
+                "rows_per_second": steps * config.batch_size / training_seconds,
                 "data_wait": feed.wait_seconds / training_seconds,
             },
         }
@@ -106,72 +91,140 @@ def train(
         return results
 
 
-def start(groups: tuple[Group, ...], hypers: list, feed: Feed, normalization: Normalization) -> list[State]:
-    shift_D, scale_D = normalization
+def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Feed) -> Population:
+    sites = tuple((store.manifest["layer"], store.manifest["hook"]) for store in stores)
+    for store in stores:
+        if not store.std.any() or np.ptp(store.held_out.read(0, START_ROWS), axis=0).max() == 0:
+            raise InputError(f"all rows of a split of {store.directory} are the same: use more or longer text")
+    groups = groups_of(members_of(config, sites), config, stores[0].d_model)
+    rows = {}
+    for member in (m for group in groups for m in group.members):
+        site = sites.index((member.layer, member.hook))
+        rows[member.id] = Rows(site, *normalization_of(stores[site], member.normalization))
+    hypers = [stack([hyper_of(m, rows[m.id], config, feed.total_steps) for m in g.members]) for g in groups]
+    return Population(config, stores, groups, rows, hypers)
+
+
+def learn(
+    population: Population,
+    feed: Feed,
+    run: RunDirectory,
+    resume: bool,
+    checkpoint_seconds: float,
+    on_progress: Callable[[Progress], None],
+    say: Callable[[str], None],
+) -> tuple[list[State], Reporter, int]:
+    """(the states after the last step, what was reported, the steps of this process)."""
+    config, total = population.config, feed.total_steps
+    checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
+    states = start(population, feed)
+    step = first_step = checkpoints.latest_step or 0
+    if first_step:
+        states = checkpoints.restore(states)
+        say(f"resuming at step {first_step:,} of {total:,}")
+    elif resume:
+        say("nothing to resume: starting at the first step")
+    run.rewind_metrics(first_step)
+
+    side_by_side = 1 if jax.default_backend() == "cpu" else 1 << 30
+    train_block = make_train_block(population.groups, side_by_side)
+    held_out = [store.held_out for store in population.stores]
+    calibration_LxNxD = jnp.asarray(np.stack([split.read(0, calibration_rows(split)) for split in held_out]))
+    variances = {m.id: float(np.square(population.store_of(m).std).sum()) for m in population.members()}
+    report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say)
+    block_steps = config.block_steps or default_block_steps(config, population.stores, total)
+    pending = None  # metrics are fetched once the next block is dispatched, so that the device never waits
+    with StopSignals() as stop:
+        for raw_LxSxBxD in feed.blocks(first_step, block_steps):
+            states, metrics = train_block(states, population.hypers, jnp.asarray(raw_LxSxBxD), calibration_LxNxD)
+            step += raw_LxSxBxD.shape[1]
+            if pending:
+                report(*pending, feed.wait_seconds)
+            pending = step, metrics
+            if stop.asked or checkpoints.due or step == total:
+                report(*pending, feed.wait_seconds)
+                pending = None
+                checkpoints.save(step, states)
+            if stop.asked:
+                checkpoints.close()
+                raise Interrupted(f"stopped at step {step:,} of {total:,}, all saved")
+    checkpoints.close()
+    return states, report, step - first_step
+
+
+def start(population: Population, feed: Feed) -> list[State]:
+    """Every member before its first step."""
+    begin = jax.jit(start_member, static_argnums=(0, 1))
     states = []
-    for group, hyper in zip(groups, hypers, strict=True):
-        rows = min(START_ROWS, max(256, START_VALUES // group.signature.hidden_dim))
-        x_NxD = (jnp.asarray(feed.sample(rows), jnp.float32) - shift_D) / scale_D
-        per_member = [jax.tree.map(lambda leaf, p=p: leaf[p], hyper) for p in range(len(group.members))]
-        begin = jax.jit(start_member, static_argnums=(0, 1))
-        states.append(
-            stack([begin(group.signature, m, h, x_NxD) for m, h in zip(group.members, per_member, strict=True)])
-        )
+    for group, hyper in zip(population.groups, population.hypers, strict=True):
+        count = min(START_ROWS, max(256, START_VALUES // group.signature.hidden_dim))
+        raw_LxNxD = feed.sample(count)
+        members = []
+        for p, member in enumerate(group.members):
+            site, shift_D, scale_D = population.rows[member.id]
+            x_NxD = jnp.asarray((raw_LxNxD[site] - shift_D) / scale_D, jnp.float32)
+            members.append(begin(group.signature, member, jax.tree.map(lambda leaf, p=p: leaf[p], hyper), x_NxD))
+        states.append(stack(members))
     return states
 
 
-def normalization_of(store: ActivationStore, normalize: bool) -> Normalization:
-    """(shift, scale) per feature in float32; a feature that never varies is only shifted."""
-    if not normalize:
-        return jnp.zeros(store.d_model), jnp.ones(store.d_model)
-    return jnp.asarray(store.mean, jnp.float32), jnp.asarray(np.where(store.std > 0, store.std, 1.0), jnp.float32)
+def normalization_of(store: ActivationStore, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(shift, scale) [D]; a feature that never varies is only shifted."""
+    zeros_D, ones_D = np.zeros(store.d_model), np.ones(store.d_model)
+    if name == "standardize":
+        return store.mean, np.where(store.std > 0, store.std, 1.0)
+    if name == "mean_norm":
+        return zeros_D, ones_D * store.manifest["mean_norm"] / np.sqrt(store.d_model)
+    if name == "mean_square":
+        return zeros_D, ones_D * np.sqrt((np.square(store.mean) + np.square(store.std)).sum())
+    return zeros_D, ones_D
 
 
-def default_block_steps(config: TrainConfig, store: ActivationStore, total_steps: int) -> int:
+def default_block_steps(config: TrainConfig, stores: Sequence[ActivationStore], total_steps: int) -> int:
     """As long as pays, but short enough that dead features, looked at between blocks, are looked at in time."""
-    by_size = BLOCK_BYTES // (config.batch_size * store.train[0].nbytes)
+    by_size = BLOCK_BYTES // (config.batch_size * sum(store.train[0].nbytes for store in stores))
     return max(1, min(MAX_BLOCK_STEPS, by_size, int(steps_to_die(config, total_steps))))
 
 
 def export_and_evaluate(
-    groups: tuple[Group, ...],
-    states: list[State],
-    normalization: Normalization,
-    store: ActivationStore,
-    run: RunDirectory,
+    population: Population, states: list[State], run: RunDirectory, report: Reporter, step: int
 ) -> dict[str, Evaluation]:
-    """Write every member for raw activations, then measure what was written, read back from its files."""
-    shift_D, scale_D = (np.asarray(n, np.float64) for n in normalization)
-    saes = {}
-    for group, state in zip(groups, states, strict=True):
-        for p, member in enumerate(group.members):
-            directory = run.path / "members" / member.id
-            tensors = fold_normalization({name: leaf[p] for name, leaf in state.params.items()}, shift_D, scale_D)
-            save_member(directory, member, tensors, store.manifest)
-            saes[member.id] = load_member(directory)
-    evaluations = evaluate(saes, store.held_out, store.mean)
-    for member_id, evaluation in evaluations.items():
-        stats = run.path / "members" / member_id / "stats.npz"
-        write_atomically(stats, lambda f, e=evaluation: np.savez(f, density=e.density_F))
+    """Write every member for raw activations, then measure what was written, read back from its files.
+
+    Raises Diverged where nothing can be measured.
+    """
+    evaluations: dict[str, Evaluation] = {}
+    for site, store in enumerate(population.stores):
+        saes = {}
+        for group, state in zip(population.groups, states, strict=True):
+            for p, member in enumerate(group.members):
+                if population.rows[member.id].site != site or member.id in report.failed:
+                    continue
+                directory = run.path / "members" / member.id
+                exported = group.signature.kind.export(
+                    *({n: v[p] for n, v in d.items()} for d in (state.params, state.settings))
+                )
+                tensors = fold_normalization(exported, *population.rows[member.id][1:])
+                save_member(directory, member, tensors, store.manifest)
+                saes[member.id] = load_member(directory)
+        evaluations |= evaluate(saes, store.held_out, store.mean, calibration_rows(store.held_out))
+    for member in population.members():
+        evaluation = evaluations.get(member.id)
+        if evaluation and not np.isfinite(list(evaluation.metrics.values())).all():
+            report.fail(member, step)  # the last loss was finite, but what it made of the weights is not
+            del evaluations[member.id]
+        elif evaluation:
+            stats = run.path / "members" / member.id / "stats.npz"
+            write_atomically(stats, lambda f, e=evaluation: np.savez(f, density=e.density_F))
+    if not evaluations:
+        raise Diverged(f"no member is left: {reason(population.members()[0])}")
     return evaluations
 
 
-def result_of(member: Member, manifest: dict, evaluation: Evaluation) -> dict:
-    return {
-        "id": member.id,
-        "activation": member.activation,
-        "hidden_dim": member.hidden_dim,
-        "layer": manifest["layer"],
-        "hook": manifest["hook"],
-        "lr": member.lr,
-        "sparsity_by": member.sparsity_by,
-        "k": member.k,
-        "target_l0": member.target_l0,
-        "sparsity": member.sparsity,
-        "seed": member.seed,
-        "failed": None,
-        "metrics": evaluation.metrics,
-    }
+def result_of(member: Member, failed_step: int | None, evaluation: Evaluation | None) -> dict:
+    failed = None if failed_step is None else {"step": failed_step, "reason": reason(member)}
+    metrics = evaluation.metrics if evaluation else None
+    return {**asdict(member), "sparsity_by": member.level, "failed": failed, "metrics": metrics}
 
 
 def store_facts(store: ActivationStore) -> dict:

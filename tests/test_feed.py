@@ -26,7 +26,7 @@ class NumberedRows:
 
 
 def order(feed: Feed, block_steps: int, start: int = 0) -> np.ndarray:
-    return np.concatenate([block.reshape(-1, 2)[:, 0] for block in feed.blocks(start, block_steps)])
+    return np.concatenate([block[0].reshape(-1, 2)[:, 0] for block in feed.blocks(start, block_steps)])
 
 
 @given(
@@ -44,7 +44,7 @@ def test_any_store_is_read_once_an_epoch_and_from_any_step(rows, batch, epochs, 
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feed_module, "PIECE_BYTES", piece * 8)
-        feed = Feed(NumberedRows(rows), batch, epochs, seed=1, era_bytes=era * 8)
+        feed = Feed([NumberedRows(rows)], batch, epochs, seed=1, era_bytes=era * 8)
         seen = order(feed, block)
         per_epoch = rows // batch * batch
         assert len(seen) == epochs * per_epoch == feed.total_steps * batch
@@ -55,7 +55,7 @@ def test_any_store_is_read_once_an_epoch_and_from_any_step(rows, batch, epochs, 
 
 
 def test_a_small_store_is_shuffled_over_the_whole_of_it():
-    feed = Feed(NumberedRows(10_000), 100, epochs=2, seed=3)
+    feed = Feed([NumberedRows(10_000)], 100, epochs=2, seed=3)
     first, second = order(feed, 7).reshape(2, -1)
     assert (first != second).mean() > 0.99
     for epoch in (first, second):
@@ -64,21 +64,21 @@ def test_a_small_store_is_shuffled_over_the_whole_of_it():
 
 
 def test_the_order_is_the_seeds():
-    orders = [order(Feed(NumberedRows(500), 10, epochs=1, seed=s), 7) for s in (0, 0, 1)]
+    orders = [order(Feed([NumberedRows(500)], 10, epochs=1, seed=s), 7) for s in (0, 0, 1)]
     np.testing.assert_array_equal(orders[0], orders[1])
     assert (orders[0] != orders[2]).any()
 
 
 def test_an_era_is_all_that_is_held(monkeypatch):
     monkeypatch.setattr(feed_module, "PIECE_BYTES", 10 * 8)
-    feed = Feed(NumberedRows(1000), 5, epochs=1, seed=0, era_bytes=100 * 8)
+    feed = Feed([NumberedRows(1000)], 5, epochs=1, seed=0, era_bytes=100 * 8)
     for _ in feed.blocks(0, 3):
         assert feed._era is not None and len(feed._era[1]) <= 100
 
 
 def test_rows_of_a_store_on_disk_come_unchanged(tmp_path):
     store = make_store(tmp_path / "store", windows=60)
-    feed = Feed(store.train, 16, epochs=1, seed=0)
+    feed = Feed([store.train], 16, epochs=1, seed=0)
     stored = np.concatenate(list(store.train.chunks(1000)))
     fed = np.concatenate([b.reshape(-1, store.d_model) for b in feed.blocks(0, 4)])
     assert fed.dtype == stored.dtype
@@ -87,4 +87,4 @@ def test_rows_of_a_store_on_disk_come_unchanged(tmp_path):
 
 def test_a_batch_larger_than_the_store_is_refused():
     with pytest.raises(InputError, match="--batch-size 64: there are only 50 training rows"):
-        Feed(NumberedRows(50), 64, epochs=1, seed=0)
+        Feed([NumberedRows(50)], 64, epochs=1, seed=0)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from populations import member_of
 
 from harvest.errors import InputError
-from sae_jax.config import TrainConfig
 from sae_jax.evaluate import evaluate
 from sae_jax.formats import fold_normalization, load_member, save_member
 from sae_jax.sae import SAE
@@ -40,8 +40,9 @@ def exported(kind: str, d: int, f: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def module(kind: str, tensors: dict, k: int) -> SAE:
-    rest = [jnp.asarray(tensors[n]) for n in ("W_encT", "b_enc", "W_dec", "b_dec", "threshold") if n in tensors]
-    return SAE(kind, *rest, k=k)
+    params = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
+    settings = {"topk": {"k": jnp.int32(k)}, "jump_relu": {"bandwidth": jnp.float32(1)}}.get(kind, {})
+    return SAE(kind, params, settings, k_max=k)
 
 
 @given(
@@ -57,7 +58,7 @@ def test_an_export_on_raw_rows_is_the_trained_dictionary_on_normalized_rows(tmp_
     params, rng = random_params(kind, d, f, seed), np.random.default_rng(seed)
     shift_D, scale_D = 5 * scale * rng.standard_normal(d), scale * rng.uniform(0.5, 2, d)
     x = rng.standard_normal((30, d))
-    member = TrainConfig(activation=(kind,), hidden_dim=f, k=3, target_l0=3).members()[0]
+    member = member_of(activation=kind, hidden_dim=f, k=3, target_l0=3)
     save_member(directory, member, fold_normalization(params, shift_D, scale_D), MANIFEST)
     trained, exported = module(kind, params, 3), load_member(directory)
     raw = (x * scale_D + shift_D).astype(np.float32)
@@ -75,7 +76,7 @@ def test_an_export_on_raw_rows_is_the_trained_dictionary_on_normalized_rows(tmp_
 def test_saelens_reads_what_is_written(tmp_path):
     """The layout of SAELens 6.54, field by field (read there in an environment of its own)."""
     for kind, architecture in (("relu", "standard"), ("jump_relu", "jumprelu"), ("topk", "topk")):
-        member = TrainConfig(activation=(kind,), hidden_dim=8, k=3, target_l0=3).members()[0]
+        member = member_of(activation=kind, hidden_dim=8, k=3, target_l0=3)
         save_member(tmp_path / kind, member, exported(kind, 4, 8, 0), MANIFEST)
         cfg = json.loads((tmp_path / kind / "cfg.json").read_text())
         assert (cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg["dtype"]) == (architecture, 4, 8, "float32")
@@ -85,7 +86,7 @@ def test_saelens_reads_what_is_written(tmp_path):
 
 
 def test_damaged_dictionaries_are_refused(tmp_path):
-    member = TrainConfig(activation=("relu",), hidden_dim=8, target_l0=3).members()[0]
+    member = member_of(activation="relu", hidden_dim=8, target_l0=3)
     save_member(tmp_path, member, exported("relu", 4, 8, 0), MANIFEST)
     weights = tmp_path / "sae_weights.safetensors"
     whole = weights.read_bytes()
@@ -111,8 +112,8 @@ def test_metrics_equal_their_definitions_in_float64(kind):
         def __len__(self):
             return len(rows)
 
-        def chunks(self, size):
-            return (rows[i : i + size] for i in range(0, len(rows), size))
+        def chunks(self, size, first=0):
+            return (rows[i : i + size] for i in range(first, len(rows), size))
 
     metrics, density_F = evaluate({"m": module(kind, params, 4)}, Rows(), rows.mean(0).astype(np.float64) + 0.3)["m"]
 

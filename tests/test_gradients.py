@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from populations import one_member
 
-from sae_jax.activations import is_above, jump_relu, keep_largest
+from sae_jax.activations import is_above, jump_relu
 from sae_jax.config import TrainConfig
+from sae_jax.kinds.kind import Batch
 from sae_jax.losses import member_loss
-from sae_jax.population import groups_of, hyper_of, start_member
-from sae_jax.recipes import RECIPES
+from sae_jax.population import start_member
+from sae_jax.sae import SAE
 from sae_jax.step import make_step
 
 B, D, F, K, COEFFICIENT, ALPHA = 16, 6, 10, 3, 0.7, 0.5
@@ -69,29 +71,35 @@ def finite_differences(function, p: dict, step: float = 1e-6) -> dict:
 
 
 def sae_of(kind, params, threshold):
-    from sae_jax.sae import SAE
+    extra, settings = {}, {}
+    if kind == "jump_relu":
+        extra, settings = {"threshold": threshold}, {"bandwidth": jnp.float32(0.8)}
+    if kind == "topk":
+        settings = {"k": jnp.int32(K)}
+    tensors = {name: jnp.asarray(value, jnp.float32) for name, value in (params | extra).items()}
+    return SAE(kind, tensors, settings, k_max=K)
 
-    tensors = [jnp.asarray(params[name], jnp.float32) for name in ("W_encT", "b_enc", "W_dec", "b_dec")]
-    return SAE(kind, *tensors, threshold=jnp.asarray(threshold, jnp.float32), bandwidth=0.8, k=K)
+
+def batch_of(x, dead, alpha=None):
+    hyper = {"aux_coefficient": jnp.float32(alpha or 0.0)}
+    return Batch(jnp.asarray(x, jnp.float32), None, None, jnp.asarray(dead), alpha is not None, jnp.float32(0.5), hyper)
 
 
-def our_gradients(kind, sparsity_by, params, x, threshold, dead, alpha=0.0, coefficient=COEFFICIENT):
+def our_gradients(kind, params, x, threshold, dead, alpha=None, coefficient=COEFFICIENT):
     graphdef, trained, rest = nnx.split(sae_of(kind, params, threshold), nnx.Param, ...)
 
     def loss(trained):
-        sae = nnx.merge(graphdef, trained, rest)
-        recipe = RECIPES[kind, sparsity_by]
-        return member_loss(sae, recipe, jnp.asarray(x, jnp.float32), coefficient, jnp.asarray(dead), alpha)[0]
+        return member_loss(nnx.merge(graphdef, trained, rest), coefficient, batch_of(x, dead, alpha))[0]
 
     with jax.default_matmul_precision("highest"):
         value, gradients = jax.value_and_grad(loss)(trained)
     return value, nnx.to_pure_dict(gradients)
 
 
-@pytest.mark.parametrize(("kind", "sparsity_by"), [("relu", "target_l0"), ("jump_relu", "target_l0"), ("topk", "k")])
-def test_loss_and_gradients_equal_finite_differences_in_float64(problem, kind, sparsity_by):
+@pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
+def test_loss_and_gradients_equal_finite_differences_in_float64(problem, kind):
     params, x, threshold, dead = problem
-    value, ours = our_gradients(kind, sparsity_by, params, x, threshold, dead)
+    value, ours = our_gradients(kind, params, x, threshold, dead)
     assert value == pytest.approx(numpy_loss(kind, params, x, threshold, dead), rel=1e-6)
     for name, expected in finite_differences(lambda p: numpy_loss(kind, p, x, threshold, dead), params).items():
         np.testing.assert_allclose(ours[name], expected, rtol=2e-5, atol=2e-5, err_msg=f"{kind} {name}")
@@ -99,7 +107,7 @@ def test_loss_and_gradients_equal_finite_differences_in_float64(problem, kind, s
 
 def test_auxk_reaches_encoder_and_decoder_and_leaves_out_b_dec(problem):
     params, x, threshold, dead = problem
-    with_aux, without = (our_gradients("topk", "k", params, x, threshold, dead, alpha)[1] for alpha in (ALPHA, 0.0))
+    with_aux, without = (our_gradients("topk", params, x, threshold, dead, alpha)[1] for alpha in (ALPHA, None))
     z0 = (x - params["b_dec"]) @ params["W_encT"].T + params["b_enc"]
     f = np.zeros_like(z0)
     largest = np.argsort(-z0, axis=1)[:, :K]
@@ -118,7 +126,7 @@ def test_auxk_reaches_encoder_and_decoder_and_leaves_out_b_dec(problem):
 
 def test_jump_relu_thresholds_gradient_is_the_straight_through_closed_form(problem):
     params, x, threshold, dead = problem
-    _, ours = our_gradients("jump_relu", "target_l0", params, x, threshold, dead, coefficient=0.0)
+    _, ours = our_gradients("jump_relu", params, x, threshold, dead, coefficient=0.0)
     z = (x - params["b_dec"]) @ params["W_encT"].T + params["b_enc"]
     e = x - (z * (z > threshold) @ params["W_dec"] + params["b_dec"])
     g = -2 / B * e @ params["W_dec"].T
@@ -129,9 +137,7 @@ def test_jump_relu_thresholds_gradient_is_the_straight_through_closed_form(probl
 
 def test_l0_penaltys_gradient_is_the_straight_through_closed_form(problem):
     params, x, threshold, dead = problem
-    both, recon = (
-        our_gradients("jump_relu", "sparsity", params, x, threshold, dead, coefficient=c)[1] for c in (COEFFICIENT, 0.0)
-    )
+    both, recon = (our_gradients("jump_relu", params, x, threshold, dead, coefficient=c)[1] for c in (COEFFICIENT, 0.0))
     z = (x - params["b_dec"]) @ params["W_encT"].T + params["b_enc"]
     near = np.abs(z - threshold) < 0.8 / 2
     expected = -COEFFICIENT / B * near.sum(0) / 0.8
@@ -148,30 +154,25 @@ def test_a_feature_at_its_threshold_does_not_fire():
 
 def test_topk_never_keeps_more_than_k_and_none_below_zero():
     z = jnp.array([[1.0, 1.0, 1.0, 1.0], [3.0, -1.0, -2.0, -3.0]])
-    np.testing.assert_array_equal(keep_largest(z, jnp.int32(2), 3), [[1, 1, 0, 0], [3, 0, 0, 0]])
+    sae = SAE("topk", {}, {"k": jnp.int32(2)}, k_max=3)
+    np.testing.assert_array_equal(sae.kind.activate(sae, z), [[1, 1, 0, 0], [3, 0, 0, 0]])
 
 
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
 def test_one_step_is_clipped_adam_on_unit_decoder_rows(kind):
     """The first step by hand: clip, Adam (its bias-corrected first update is g / (|g| + eps)), renormalize."""
     config = TrainConfig(activation=(kind,), hidden_dim=F, target_l0=K, k=K, lr=0.01)
-    (group,) = groups_of(config, D)
+    group, hyper = one_member(config, D, total_steps=40)
     member = group.members[0]
-    hyper = hyper_of(member, config, total_steps=40)
     x = np.random.default_rng(1).standard_normal((64, D)).astype(np.float32)
     with jax.default_matmul_precision("highest"):
         before = start_member(group.signature, member, hyper, jnp.asarray(x))
-        ones, zeros = jnp.ones(D), jnp.zeros(D)
-        after, metrics = make_step(group.signature)(hyper, (zeros, ones), before, jnp.asarray(x[:B]))
+        after, metrics = make_step(group.signature)(hyper, before, jnp.asarray(x[:B]))
 
         sae = nnx.merge(group.signature.graphdef(), before.params, before.settings)
         graphdef, trained, rest = nnx.split(sae, nnx.Param, ...)
-        recipe = RECIPES[kind, member.sparsity_by]
-        gradients = jax.grad(
-            lambda t: member_loss(
-                nnx.merge(graphdef, t, rest), recipe, jnp.asarray(x[:B]), before.coefficient, jnp.zeros(F, bool), 0.0
-            )[0]
-        )(trained)
+        batch = batch_of(x[:B], np.zeros(F, bool))
+        gradients = jax.grad(lambda t: member_loss(nnx.merge(graphdef, t, rest), before.coefficient, batch)[0])(trained)
     g = {name: np.asarray(value, np.float64) for name, value in nnx.to_pure_dict(gradients).items()}
     p = {name: np.asarray(value, np.float64) for name, value in before.params.items()}
     g["W_dec"] -= (g["W_dec"] * p["W_dec"]).sum(1, keepdims=True) * p["W_dec"]

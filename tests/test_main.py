@@ -107,7 +107,7 @@ def test_the_smoke_test_from_text_to_results(smoke):
 
     config = json.loads((run / "config.json").read_text())
     assert config["asked"]["harvest"]["n_samples"] == 100 and config["asked"]["train"]["epochs"] == 2
-    assert config["store"]["rows"] == TRAIN_ROWS and len(config["store"]["sha256"]) == 64
+    assert config["stores"][0]["rows"] == TRAIN_ROWS and len(config["stores"][0]["sha256"]) == 64
     assert config["environment"].keys() >= {"jax", "backend", "device", "python"}
 
     directory = run / "members" / SMOKE_ID
@@ -365,7 +365,7 @@ def test_a_named_model_on_the_default_text_falls_back_for_the_text_alone(cache, 
     done = typed(*model, *sizes, "--run-dir", tmp_path / "run", cache=cache)
     assert done.returncode == 0, done.stderr
     assert "text: the bundled one, because NeelNanda/pile-10k is not at hand" in done.stdout
-    store = json.loads((tmp_path / "run" / "config.json").read_text())["store"]
+    store = json.loads((tmp_path / "run" / "config.json").read_text())["stores"][0]
     assert (store["model"]["fell_back"], store["dataset"]["fell_back"]) == (False, True)
 
 

@@ -114,7 +114,7 @@ def other_rows_are_refused(run: Path, directory: Path) -> None:
     from sae_jax.train import train
 
     asked = json.loads((run / "config.json").read_text())["asked"]
-    config = TrainConfig(**{**asked["train"], "activation": tuple(asked["train"]["activation"])})
+    config = TrainConfig(**asked["train"])
     store = make_store(directory)
     with pytest.raises(InputError, match=f"another activation store .*rows 810, not {len(store.train)}.* --force"):
         train(config, store, RunDirectory(run, asked), resume=True)

@@ -1,4 +1,4 @@
-"""The sparse path is the dense one, faster: its parts against numpy, its loss and gradients against the dense step's."""
+"""The sparse path is the dense one, only faster: its parts against numpy, its gradients against the dense step's."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from populations import one_member
 
 from sae_jax.config import TrainConfig
-from sae_jax.population import groups_of, hyper_of, start_member
+from sae_jax.population import start_member
 from sae_jax.sparse import Candidates, decode_at, fits, gather_dot, most_candidates, product_at, scatter_outer
 from sae_jax.step import make_gradients, sparse_pays
 
@@ -40,8 +41,7 @@ def test_loops_over_candidates_are_the_products_of_numpy(rows, d, f, k, seed):
 
 def member(kind: str, target: int = 12, **changes):
     config = TrainConfig(activation=(kind,), hidden_dim=F, k=target, target_l0=target, **changes)
-    (group,) = groups_of(config, D)
-    hyper = hyper_of(group.members[0], config, 1000)
+    group, hyper = one_member(config, D, 1000)
     x = np.random.default_rng(0).standard_normal((B, D)).astype(np.float32)
     return group.signature, hyper, start_member(group.signature, group.members[0], hyper, jnp.asarray(x)), x
 

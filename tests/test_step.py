@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from populations import one_member, prepare
 from rows import sparse_rows
 
 from sae_jax.config import TrainConfig
-from sae_jax.population import groups_of, hyper_of, stack, start_member
+from sae_jax.population import Rows, start_member
 from sae_jax.step import look_for_dead, make_train_block
 
 D, BATCH = 24, 32
+NOTHING = jnp.zeros((1, 0, D))  # no rows to calibrate on
 
 
 @pytest.fixture(scope="module")
@@ -22,24 +24,15 @@ def blocks_SxBxD():
     return rows.reshape(4, 50, BATCH, D)
 
 
-def prepare(config: TrainConfig, total_steps: int, x_NxD):
-    groups = groups_of(config, D)
-    hypers = [stack([hyper_of(m, config, total_steps) for m in g.members]) for g in groups]
-    states = [
-        stack([start_member(g.signature, m, hyper_of(m, config, total_steps), x_NxD) for m in g.members])
-        for g in groups
-    ]
-    return groups, states, hypers
-
-
 def run(config: TrainConfig, blocks):
-    x_NxD = jnp.asarray(blocks[0].reshape(-1, D)[:512])
-    groups, states, hypers = prepare(config, sum(len(b) for b in blocks), x_NxD)
+    flat_NxD = blocks[0].reshape(-1, D)
+    rows = Rows(0, flat_NxD.mean(0), flat_NxD.std(0))
+    x_NxD = (flat_NxD[:512] - rows.shift_D) / rows.scale_D
+    groups, states, hypers = prepare(config, sum(len(b) for b in blocks), x_NxD, rows)
     train_block = make_train_block(groups)
-    normalization = jnp.asarray(blocks[0].mean((0, 1))), jnp.asarray(blocks[0].std((0, 1)))
     losses = []
     for block in blocks:
-        states, metrics = train_block(states, hypers, normalization, jnp.asarray(block))
+        states, metrics = train_block(states, hypers, jnp.asarray(block)[None], NOTHING)
         losses.append([np.asarray(m["loss"]) for m in metrics])
     return groups, states, losses
 
@@ -65,28 +58,22 @@ def test_new_numbers_do_not_compile_again(blocks_SxBxD):
     config = config_of("relu", "topk")
     groups, states, hypers = prepare(config, 200, jnp.asarray(blocks_SxBxD[0, 0]))
     train_block = make_train_block(groups)
-    normalization = jnp.zeros(D), jnp.ones(D)
     for changes in ({}, {"lr": 3e-4}, {"target_l0": 3.0}, {"seed": 7}, {"dead_threshold": 0.01, "epochs": 3}):
         changed = config_of("relu", "topk", **changes)
         _, states, hypers = prepare(changed, 300, jnp.asarray(blocks_SxBxD[0, 0]))
-        train_block(states, hypers, normalization, jnp.asarray(blocks_SxBxD[0]))
+        train_block(states, hypers, jnp.asarray(blocks_SxBxD[:1]), NOTHING)
     assert train_block._cache_size() == 1
 
 
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
 def test_members_side_by_side_equal_members_in_turn(blocks_SxBxD, kind):
     """The vmap of an accelerator and the loop of a CPU are the same training."""
-    config = config_of(kind)
-    (group,) = groups_of(config, D)
-    pair = group.__class__(group.signature, group.members * 2)
-    hyper = stack([hyper_of(m, config, 100) for m in pair.members])
-    hyper["lr"] = jnp.array([1e-3, 3e-4])
-    x_NxD = jnp.asarray(blocks_SxBxD[0].reshape(-1, D)[:256])
+    config = config_of(kind, lr=(1e-3, 3e-4))
     results = []
     for side_by_side in (1, 2):
-        state = stack([start_member(group.signature, m, hyper_of(m, config, 100), x_NxD) for m in pair.members])
-        train_block = make_train_block((pair,), side_by_side)
-        (state,), _ = train_block([state], [hyper], (jnp.zeros(D), jnp.ones(D)), jnp.asarray(blocks_SxBxD[0]))
+        groups, states, hypers = prepare(config, 100, blocks_SxBxD[0].reshape(-1, D)[:256])
+        train_block = make_train_block(groups, side_by_side)
+        (state,), _ = train_block(states, hypers, jnp.asarray(blocks_SxBxD[:1]), NOTHING)
         results.append(state.params)
     for name in results[0]:
         np.testing.assert_allclose(results[0][name], results[1][name], rtol=2e-3, atol=2e-5)
@@ -108,8 +95,7 @@ def test_l0_is_steered_to_its_target(blocks_SxBxD, kind):
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
 def test_dead_features_take_the_direction_of_badly_reconstructed_rows(blocks_SxBxD, kind):
     config = config_of(kind)
-    (group,) = groups_of(config, D)
-    hyper = hyper_of(group.members[0], config, 1000)
+    group, hyper = one_member(config, D, 1000)
     rows_NxD = jnp.asarray(blocks_SxBxD[0].reshape(-1, D))
     state = start_member(group.signature, group.members[0], hyper, rows_NxD)
     dead = np.array([3, 10, 40])
@@ -118,8 +104,7 @@ def test_dead_features_take_the_direction_of_badly_reconstructed_rows(blocks_SxB
     clip, adam = state.optimizer
     adam = adam._replace(mu=jax.tree.map(jnp.ones_like, adam.mu), nu=jax.tree.map(jnp.ones_like, adam.nu))
     state = state.replace(params=params, firings_F=counts, step=jnp.int32(500), optimizer=(clip, adam))
-    normalization = jnp.zeros(D), jnp.ones(D)
-    after = look_for_dead(group.signature, hyper, normalization, state, rows_NxD)
+    after = look_for_dead(group.signature, hyper, state, rows_NxD)
 
     living = np.setdiff1d(np.arange(48), dead)
     for name in state.params:
@@ -141,7 +126,7 @@ def test_dead_features_take_the_direction_of_badly_reconstructed_rows(blocks_SxB
     sae = nnx.merge(group.signature.graphdef(), after.params, after.settings)
     assert (np.asarray(sae.encode(rows_NxD) > 0).sum(0)[dead] > 0).all(), "what was revived fires"
 
-    late = look_for_dead(group.signature, hyper, normalization, state.replace(step=jnp.int32(900)), rows_NxD)
+    late = look_for_dead(group.signature, hyper, state.replace(step=jnp.int32(900)), rows_NxD)
     np.testing.assert_array_equal(late.params["W_dec"], state.params["W_dec"])
 
 
@@ -149,15 +134,13 @@ def test_dead_features_take_the_direction_of_badly_reconstructed_rows(blocks_SxB
 def test_where_every_feature_is_dead_they_are_revived_all_the_same(blocks_SxBxD, kind):
     """And a row without any error, which gives no direction, revives nobody."""
     config = config_of(kind)
-    (group,) = groups_of(config, D)
-    hyper = hyper_of(group.members[0], config, 1000)
+    group, hyper = one_member(config, D, 1000)
     rows_NxD = jnp.asarray(blocks_SxBxD[0].reshape(-1, D)[:100])
     state = start_member(group.signature, group.members[0], hyper, rows_NxD).replace(step=jnp.int32(500))
-    normalization = jnp.zeros(D), jnp.ones(D)
-    after = look_for_dead(group.signature, hyper, normalization, state, rows_NxD)
+    after = look_for_dead(group.signature, hyper, state, rows_NxD)
     np.testing.assert_allclose(np.linalg.norm(after.params["W_dec"], axis=1), 1, rtol=1e-5)
     assert np.abs(after.params["W_dec"] - state.params["W_dec"]).max(1).min() > 0, "each is another"
     constant = state.replace(params={**state.params, "b_enc": state.params["b_enc"] - 100})
-    same = look_for_dead(group.signature, hyper, normalization, constant, jnp.zeros((64, D)) + state.params["b_dec"])
+    same = look_for_dead(group.signature, hyper, constant, jnp.zeros((64, D)) + state.params["b_dec"])
     for name, value in constant.params.items():
         np.testing.assert_array_equal(same.params[name], value, err_msg=name)

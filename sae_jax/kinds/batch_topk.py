@@ -1,0 +1,71 @@
+"""BatchTopK (Bussmann et al. 2024), and Matryoshka on top of it; exported as the JumpReLU that they are in use."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from sae_jax.activations import nth_largest
+from sae_jax.kinds.auxk import auxk, mean_square
+from sae_jax.kinds.kind import Kind, Start, start_quantile
+
+AVERAGE_RATE = 0.01  # a step, of the threshold that is used in place of the batch's
+
+
+class BatchTopK(Kind):
+    """In training the k · B largest pre-activations of a batch; in use all above the average of their smallest."""
+
+    architecture = "jumprelu"
+    has_auxk = True
+
+    def extra_settings(self):
+        return {"threshold": jnp.float32(0)}
+
+    def activate(self, sae, z, at=None):
+        least = nth_largest(jax.lax.stop_gradient(z), sae.k * len(z))
+        return jnp.where((z >= least) & (z > 0), z, 0.0)
+
+    def fire(self, sae, z_BxF):
+        return jnp.where(z_BxF > sae.threshold, z_BxF, 0.0)
+
+    def score(self, sae, z_BxF):
+        """Far fewer than all are looked at: those above half of the threshold, if these are enough."""
+        return jnp.where(z_BxF > 0.5 * sae.threshold, z_BxF, -jnp.inf)
+
+    def fits(self, sae, count_B, hidden_dim):
+        return super().fits(sae, count_B, hidden_dim) & (count_B.sum() >= sae.k * len(count_B))
+
+    def extra_loss(self, sae, z, f, error_BxD, batch):
+        return auxk(sae, error_BxD, batch) if batch.revive else jnp.float32(0)
+
+    def start(self, params, settings, z_NxF, hyper):
+        threshold = jnp.maximum(start_quantile(z_NxF, settings["k"]), 0.0)
+        return Start(params, {**settings, "threshold": threshold}, jnp.float32(0))
+
+    def observe(self, f):
+        return jnp.where(f > 0, f, jnp.inf).min()
+
+    def adjust(self, params, settings, coefficient, measured, hyper):
+        least = jnp.where(jnp.isfinite(measured.observed), measured.observed, settings["threshold"])
+        threshold = settings["threshold"] + AVERAGE_RATE * (least - settings["threshold"])
+        return Start(params, {**settings, "threshold": threshold}, coefficient)
+
+    def export(self, tensors, settings):
+        return {**tensors, "threshold": jnp.full_like(tensors["b_enc"], settings["threshold"])}
+
+
+class Matryoshka(BatchTopK):
+    """The mean loss of nested prefixes of the features, each reconstructing alone (Bussmann et al. 2025)."""
+
+    has_sparse_path = False
+    SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1)
+
+    def extra_loss(self, sae, z, f, error_BxD, batch):
+        ends = sorted({max(1, int(share * f.shape[1])) for share in self.SHARES})
+        x_hat_BxD, losses, begin = sae.b_dec[...], [], 0
+        for end in ends:
+            x_hat_BxD = x_hat_BxD + f[:, begin:end] @ sae.W_dec[begin:end]
+            losses.append(mean_square(batch.x_BxD - x_hat_BxD))
+            begin = end
+        in_place_of_the_whole = jnp.stack(losses).mean() - losses[-1]
+        return in_place_of_the_whole + super().extra_loss(sae, z, f, error_BxD, batch)

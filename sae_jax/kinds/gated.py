@@ -1,0 +1,45 @@
+"""Gated (Rajamanoharan et al. 2024): a gate decides what fires, a magnitude how much.
+
+π = (x − b_dec) W_enc; our z is the gate's π + b_gate, with b_gate in the place of b_enc;
+f = 1[z > 0] · relu(e^r π + b_mag). The L1 penalty and an auxiliary reconstruction train the gate, which gets no
+gradient from the other.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from sae_jax.kinds.auxk import mean_square
+from sae_jax.kinds.kind import Start
+from sae_jax.kinds.relu import ReLU
+from sae_jax.sparse import decode_at, pick
+
+
+class Gated(ReLU):
+    architecture = "gated"
+
+    def extra_params(self, hidden_dim):
+        return {"r_mag": jnp.zeros(hidden_dim), "b_mag": jnp.zeros(hidden_dim)}
+
+    def activate(self, sae, z, at=None):
+        pi = z - pick(sae.b_enc[...], at)
+        magnitude = jax.nn.relu(jnp.exp(pick(sae.r_mag[...], at)) * pi + pick(sae.b_mag[...], at))
+        return jnp.where(z > 0, magnitude, 0.0)
+
+    def penalty(self, sae, z, f, batch):
+        return super().penalty(sae, z, jax.nn.relu(z), batch)
+
+    def extra_loss(self, sae, z, f, error_BxD, batch):
+        """‖x − x̂(relu(z))‖² by a decoder that it does not train."""
+        W_dec_FxD, b_dec_D = (jax.lax.stop_gradient(p[...]) for p in (sae.W_dec, sae.b_dec))
+        gate = jax.nn.relu(z)
+        decoded_BxD = gate @ W_dec_FxD if batch.at is None else decode_at(gate, W_dec_FxD, batch.at)
+        return mean_square(batch.x_BxD - decoded_BxD - b_dec_D)
+
+    def start(self, params, settings, z_NxF, hyper):
+        params, settings, coefficient = super().start(params, settings, z_NxF, hyper)
+        return Start({**params, "b_mag": params["b_enc"]}, settings, coefficient)
+
+    def export(self, tensors, settings):
+        return {"b_gate" if name == "b_enc" else name: tensor for name, tensor in tensors.items()}

@@ -1,0 +1,60 @@
+"""JumpReLU with λ · L0 (Rajamanoharan et al. 2024), steered to an L0 or with the paper's fixed λ.
+
+Steered, every threshold starts at the quantile q of the pre-activations above which L0 of them lie, and L0 has two
+hands: all thresholds move together, which is quick, and λ follows, which says how much a firing has to be worth.
+Without λ the rarely firing features lose: Adam makes every threshold's pull equally large, and in long runs half of
+the dictionary dies (figures in ../README.md). The constants are in units of q and of the pre-activations' deviation,
+so they hold at any scale of the rows.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from sae_jax.activations import is_above, jump_relu
+from sae_jax.kinds.kind import Kind, Start, start_quantile
+from sae_jax.sparse import pick
+
+THRESHOLD_RATE = 0.2  # of the straight-through kernel's width a step
+KERNEL = 0.25  # its width, in standard deviations of the pre-activations: narrow, so that few features are near
+PAPER_THRESHOLD, PAPER_KERNEL = 0.01, 0.05  # SAELens', for rows of norm √D
+
+
+class JumpReLU(Kind):
+    architecture = "jumprelu"
+
+    def extra_params(self, hidden_dim):
+        return {"threshold": jnp.full(hidden_dim, PAPER_THRESHOLD)}
+
+    def extra_settings(self):
+        return {"bandwidth": jnp.float32(PAPER_KERNEL)}
+
+    def activate(self, sae, z, at=None):
+        return jump_relu(z, thresholds(sae, z, at), sae.bandwidth[...])
+
+    def fire(self, sae, z_BxF):
+        return jnp.where(z_BxF > sae.threshold, z_BxF, 0.0)
+
+    def score(self, sae, z_BxF):
+        return jnp.where(z_BxF > sae.threshold - sae.bandwidth / 2, z_BxF, -jnp.inf)
+
+    def penalty(self, sae, z, f, batch):
+        """mean_B Σ_F 1[z > θ]."""
+        return is_above(z, thresholds(sae, z, batch.at), sae.bandwidth[...]).sum(-1).mean()
+
+    def start(self, params, settings, z_NxF, hyper):
+        if self.level == "sparsity":
+            return super().start(params, settings, z_NxF, hyper)
+        q = jnp.maximum(start_quantile(z_NxF, hyper["target_l0"]), 0.1 * z_NxF.std())
+        params = {**params, "threshold": jnp.full_like(params["threshold"], q)}
+        return Start(params, {"bandwidth": KERNEL * z_NxF.std()}, 0.5 * jnp.square(q))
+
+    def adjust(self, params, settings, coefficient, measured, hyper):
+        params, settings, coefficient = super().adjust(params, settings, coefficient, measured, hyper)
+        push = THRESHOLD_RATE * settings["bandwidth"] * measured.s * measured.excess
+        threshold_F = params["threshold"] + (push if self.level == "target_l0" else 0.0)
+        return Start({**params, "threshold": jnp.maximum(threshold_F, 0.0)}, settings, coefficient)
+
+
+def thresholds(sae, z, at):
+    return jnp.broadcast_to(pick(sae.threshold[...], at), z.shape)

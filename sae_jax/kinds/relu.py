@@ -1,0 +1,55 @@
+"""ReLU with a penalty on the features: L1, tanh, or an L_p whose p falls from 1.
+
+With a fixed coefficient L1 is the paper's (Anthropic, April 2024, from zero biases). Steered, every feature starts at
+the quantile of the pre-activations above which L0 of them lie, and log λ follows the L0 (`Kind.adjust`).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from sae_jax.kinds.kind import Kind, Start, start_quantile
+from sae_jax.sparse import pick
+
+LAST_P, EPSILON = 0.2, 0.01
+
+
+class ReLU(Kind):
+    def penalty(self, sae, z, f, batch):
+        """mean_B Σ_F f · ‖W_dec‖₂."""
+        return (self.sublinear(f, batch) * pick(decoder_norm_F(sae), batch.at)).sum(-1).mean()
+
+    def sublinear(self, f, batch):
+        return f
+
+    def start(self, params, settings, z_NxF, hyper):
+        if self.level == "sparsity":
+            return super().start(params, settings, z_NxF, hyper)
+        q = start_quantile(z_NxF, hyper["target_l0"])
+        coefficient = self.first_coefficient(jnp.maximum(q, 0.1 * z_NxF.std()))
+        return Start({**params, "b_enc": params["b_enc"] - q}, settings, coefficient)
+
+    def first_coefficient(self, q):
+        return 2 * q
+
+
+class TanhReLU(ReLU):
+    """A penalty that saturates: large features are not shrunk."""
+
+    def sublinear(self, f, batch):
+        return jnp.tanh(f)
+
+    def first_coefficient(self, q):
+        return jnp.square(q)
+
+
+class PAnneal(ReLU):
+    """Σ f^p with p falling from 1 to 0.2 over the run (Karvonen et al. 2024), smooth at 0."""
+
+    def sublinear(self, f, batch):
+        p = 1 - (1 - LAST_P) * batch.progress
+        return (f + EPSILON) ** p - EPSILON**p
+
+
+def decoder_norm_F(sae):
+    return jnp.linalg.norm(sae.W_dec[...], axis=1)

@@ -1,0 +1,38 @@
+"""Groups, states and numbers of a population without a store, for tests of the step."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from sae_jax.config import TrainConfig
+from sae_jax.grid import Member, members_of
+from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_member
+
+SITES = ((0, "resid_pre"),)
+
+
+def member_of(**settings) -> Member:
+    (member,) = members_of(TrainConfig(**settings), SITES)
+    return member
+
+
+def raw_rows(d: int) -> Rows:
+    return Rows(0, np.zeros(d), np.ones(d))
+
+
+def one_member(config: TrainConfig, d: int, total_steps: int) -> tuple[Group, dict]:
+    (group,) = groups_of(members_of(config, SITES), config, d)
+    return group, hyper_of(group.members[0], raw_rows(d), config, total_steps)
+
+
+def prepare(
+    config: TrainConfig, total_steps: int, x_NxD, rows: Rows | None = None
+) -> tuple[tuple[Group, ...], list[State], list[dict]]:
+    """(groups, states before the first step, hypers); `x_NxD` are normalized rows."""
+    d = x_NxD.shape[1]
+    groups = groups_of(members_of(config, SITES), config, d)
+    each = [[hyper_of(m, rows or raw_rows(d), config, total_steps) for m in g.members] for g in groups]
+    states = [
+        stack([start_member(g.signature, m, h, jnp.asarray(x_NxD)) for m, h in zip(g.members, hypers, strict=True)])
+        for g, hypers in zip(groups, each, strict=True)
+    ]
+    return groups, states, [stack(hypers) for hypers in each]
