@@ -62,7 +62,7 @@ def add_flag(group: Any, field: Field, hint: Any) -> None:
             group.add_argument(off, dest=field.name, action="store_false", help=f"turn {name} off")
         return
     kind = next((k for k in (int, float, Path) if k is hint or k in get_args(hint)), str)
-    several = "+" if hint == tuple[str, ...] else None
+    several = "+" if hint in (tuple[int, ...], tuple[str, ...]) else None
     metavar = "|".join(field.metadata.get("choices", ())) or kind.__name__.upper()
     group.add_argument(name, type=kind, nargs=several, default=default, metavar=metavar, help=help)
 
@@ -71,7 +71,7 @@ def shown(default: Any) -> str:
     if isinstance(default, bool):
         return "on" if default else "off"
     if isinstance(default, tuple):
-        return " ".join(default)
+        return " ".join(map(str, default))
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
@@ -86,6 +86,8 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
     request = HarvestRequest(**{f.name: values[f.name] for f in fields(HarvestRequest)})
     config = TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig)})
     options = Options(**{f.name: values[f.name] for f in fields(Options)})
+    if len(request.sites) > 1:
+        raise InputError(f"{len(request.sites)} sites: a run trains on one --layer and one --hook, give one of each")
     given = {argument.partition("=")[0] for argument in argv}
     for name, kinds in KINDS_OF_FLAG.items():
         if name in given and not kinds & set(config.activation):
@@ -119,7 +121,8 @@ def main(argv: list[str]) -> None:
 
 def work(request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal) -> dict:
     began = time.perf_counter()
-    store = harvest(request, options.cache_dir, on_progress=terminal.harvest_progress, say=terminal.say)
+    stores = harvest(request, options.cache_dir, on_progress=terminal.harvest_progress, say=terminal.say)
+    (store,) = stores.values()
     harvest_seconds = time.perf_counter() - began
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))

@@ -29,7 +29,8 @@ def default_name(asked: dict) -> str:
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     model = Path(asked["harvest"]["model_name"] or "default").name
     kinds = "-".join(asked["train"]["activation"])
-    return f"{kinds}-{model}-l{asked['harvest']['layer']}-{digest}"
+    layers = "-".join(map(str, asked["harvest"]["layer"]))
+    return f"{kinds}-{model}-l{layers}-{digest}"
 
 
 class RunDirectory:

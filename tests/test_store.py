@@ -153,9 +153,9 @@ def test_a_shard_counts_as_done_only_whole_and_with_the_same_windows(tmp_path):
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_what_is_not_finite_is_refused_and_nothing_of_it_is_left(tmp_path, value):
-    writer = StoreWriter(tmp_path, {})
+    writer = StoreWriter(tmp_path, {"hook_name": "blocks.1.hook_mlp_out"})
     rows_NxD = np.full((8, D), value, np.float16)
-    with pytest.raises(InputError, match="float16.*--store-dtype float32"):
+    with pytest.raises(InputError, match="blocks.1.hook_mlp_out, shard 0, do not fit float16.*--store-dtype float32"):
         writer.add_shard("train", 0, rows_NxD, np.zeros((2, SEQ_LEN), np.int32), np.zeros(2, np.int32))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
