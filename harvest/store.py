@@ -228,7 +228,10 @@ class ActivationStore:
         path = self.directory / "manifest.json"
         if not path.exists():
             raise InputError(f"{self.directory} holds no finished activation store (no manifest.json)")
-        self.manifest = json.loads(path.read_text())
+        try:
+            self.manifest = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}): delete the store and harvest again") from error
         if self.manifest["format"] != FORMAT:
             raise InputError(f"{path} has format {self.manifest['format']}; this version reads format {FORMAT}")
         self._check_sizes()

@@ -139,6 +139,16 @@ def test_a_directory_without_manifest_and_another_format_are_refused(tmp_path):
         ActivationStore(tmp_path)
 
 
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_truncated_manifest_is_named(tmp_path, kept):
+    write_store(tmp_path, {"train": [1], "held_out": [1]})
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(manifest.read_text()[:kept])
+    with pytest.raises(InputError, match="manifest.json is damaged .*delete the store and harvest again") as error:
+        ActivationStore(tmp_path)
+    assert str(manifest) in str(error.value)
+
+
 def test_a_shard_counts_as_done_only_whole_and_with_the_same_windows(tmp_path):
     tokens_WxT, documents_W = np.arange(2 * SEQ_LEN, dtype=np.int32).reshape(2, -1), np.zeros(2, np.int32)
     writer = StoreWriter(tmp_path, {})
