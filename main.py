@@ -100,7 +100,7 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
         raise InputError("--target-l0 and --sparsity: steer to an L0, or fix the coefficient? Give one of them")
     if options.resume and options.force:
         raise InputError("--resume and --force: go on, or start again? Give one of them")
-    members_of(config, ((request.layer, request.hook),))
+    members_of(config, request.sites)
     if config.batch_size > (most := request.n_samples * request.seq_len):
         raise InputError(f"--batch-size {config.batch_size}: --n-samples times --seq-len are at most {most:,} rows")
     if not options.checkpoint_seconds > 0:
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> None:
 
 def work(request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal) -> dict:
     began = time.perf_counter()
-    store = harvest(request, options.cache_dir, on_progress=terminal.harvest_progress, say=terminal.say)
+    stores = harvest(request, options.cache_dir, on_progress=terminal.harvest_progress, say=terminal.say)
     harvest_seconds = time.perf_counter() - began
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
@@ -139,7 +139,7 @@ def work(request: HarvestRequest, config: TrainConfig, options: Options, run: Ru
     try:
         return train(
             config,
-            [store],
+            list(stores.values()),
             run,
             resume=options.resume,
             checkpoint_seconds=options.checkpoint_seconds,
@@ -148,7 +148,8 @@ def work(request: HarvestRequest, config: TrainConfig, options: Options, run: Ru
             say=terminal.say,
         )
     except Diverged:
-        store.verify()  # a damaged row looks like a lost loss: then the file is named instead
+        for store in stores.values():
+            store.verify()  # a damaged row looks like a lost loss: then the file is named instead
         raise
 
 

@@ -1,4 +1,6 @@
-"""Text windows through the language model into the activation store; a harvest that was stopped goes on where it was.
+"""Text windows through the language model into activation stores, one a site, all of them in one pass of the model.
+
+A harvest that was stopped goes on where it was.
 
 Shapes: W windows, T tokens a window, N rows, D width of the model.
 """
@@ -10,7 +12,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.request import HarvestRequest
+from harvest.request import HarvestRequest, Site
 from harvest.sources import Source, resolve
 from harvest.store import FORMAT, SPLITS, ActivationStore, StoreWriter
 
@@ -41,30 +43,39 @@ def harvest(
     on_progress: Progress = ignore,
     say: Say = ignore,
     shard_bytes: int = SHARD_BYTES,
-) -> ActivationStore:
-    """The store of what is asked for: at once where it was harvested before, or harvested now.
+) -> dict[Site, ActivationStore]:
+    """The stores of the sites asked for, with the same windows: those harvested before at once, the others made now.
 
+    A site's rows are the same within rounding of float32 whichever sites are harvested with it. Memory: a shard a site.
     Raises InputError for what cannot be had, cannot be stored in the number format, or finds no room on the disk.
     """
     model, dataset = resolve(request)
     _say_sources(model, dataset, say)
     stores = Path(cache_dir) / "activations"
-    directory = stores / store_name(request, model, dataset, shard_bytes)
-    if not (directory / "manifest.json").exists():
-        with _disk_trouble_said(directory), _one_at_a_time(directory, say):
-            if not (directory / "manifest.json").exists():  # another process may have finished it meanwhile
-                _fill(directory, request, model, dataset, on_progress, say, shard_bytes)
+    directories = {s: stores / store_name(request, s, model, dataset, shard_bytes) for s in request.sites}
+    if missing := _unfinished(directories):
+        with _disk_trouble_said(stores), ExitStack() as locks:
+            for directory in sorted(missing.values()):  # in one order: no two processes wait for each other
+                locks.enter_context(_one_at_a_time(directory, say))
+            if missing := _unfinished(missing):  # another process may have finished them meanwhile
+                _fill(missing, request, model, dataset, on_progress, say, shard_bytes)
                 _free_memory()
-    store = ActivationStore(directory)
-    say(f"activations: {len(store.train):,} rows to train on, {len(store.held_out):,} held out, in {directory}")
+    found = {site: ActivationStore(directory) for site, directory in directories.items()}
+    for site, store in found.items():
+        rows = f"{len(store.train):,} rows to train on, {len(store.held_out):,} held out"
+        say(f"activations at {site.hook_name}: {rows}, in {store.directory}")
     if (got := store.manifest["n_samples_got"]) < request.n_samples:
         say(f"the text has only {got:,} windows of {request.seq_len} tokens, {request.n_samples:,} were asked for")
-    return store
+    return found
 
 
-def store_name(request: HarvestRequest, model: Source, dataset: Source, shard_bytes: int = SHARD_BYTES) -> str:
-    """A hash of everything that the rows and the manifest depend on."""
-    facts = asdict(request) | {
+def store_name(
+    request: HarvestRequest, site: Site, model: Source, dataset: Source, shard_bytes: int = SHARD_BYTES
+) -> str:
+    """A hash of everything that the rows and the manifest of one site depend on."""
+    facts = {
+        **asdict(request),
+        **site._asdict(),
         "model_name": (model.fingerprint, model.fell_back),  # the same model under another name is the same
         "dataset": (dataset.fingerprint, dataset.fell_back),
         "format": FORMAT,
@@ -74,8 +85,12 @@ def store_name(request: HarvestRequest, model: Source, dataset: Source, shard_by
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
+def _unfinished(directories: dict[Site, Path]) -> dict[Site, Path]:
+    return {site: path for site, path in directories.items() if not (path / "manifest.json").exists()}
+
+
 def _fill(
-    directory: Path,
+    directories: dict[Site, Path],
     request: HarvestRequest,
     model: Source,
     dataset: Source,
@@ -89,7 +104,11 @@ def _fill(
     language_model = LanguageModel.load(model.location)
     say(f"harvest runs on {language_model.device} (torch {version('torch')})")
     windows = token_windows(dataset.location, language_model.tokenizer, request)
-    writer = StoreWriter(directory, _description(request, model, dataset, language_model, windows))
+    facts = _description(request, model, dataset, language_model, windows)
+    writers = {
+        site: StoreWriter(directory, {**facts, "hook_name": site.hook_name, **site._asdict()})
+        for site, directory in directories.items()
+    }
     positions = request.seq_len - (not request.keep_first_position)
     batch_bytes = _batch_windows(request) * positions * language_model.d_model * np.dtype(request.store_dtype).itemsize
     shard_windows = _batch_windows(request) * max(1, shard_bytes // batch_bytes)
@@ -105,25 +124,31 @@ def _fill(
         for index, start in enumerate(range(0, len(windows[split].tokens_WxT), shard_windows)):
             tokens_WxT = windows[split].tokens_WxT[start : start + shard_windows]
             documents_W = windows[split].documents_W[start : start + shard_windows]
-            if writer.has_shard(split, index, tokens_WxT):
+            lacking = [site for site, writer in writers.items() if not writer.has_shard(split, index, tokens_WxT)]
+            if not lacking:
                 advance(len(tokens_WxT))
-            else:
-                rows_NxD = _rows(language_model, tokens_WxT, request, advance)
-                writer.add_shard(split, index, rows_NxD, tokens_WxT, documents_W)
-    writer.finish()
+                continue
+            rows = _rows(language_model, tokens_WxT, lacking, request, advance)
+            for site in lacking:
+                writers[site].add_shard(split, index, rows.pop(site), tokens_WxT, documents_W)
+    for writer in writers.values():
+        writer.finish()
 
 
-def _rows(language_model, tokens_WxT: np.ndarray, request: HarvestRequest, advance: Callable[[int], None]):
-    """The activation rows [N, D] of token windows, in the number format of the store."""
+def _rows(
+    language_model, tokens_WxT: np.ndarray, sites: list[Site], request: HarvestRequest, advance: Callable[[int], None]
+) -> dict[Site, np.ndarray]:
+    """The activation rows [N, D] of token windows at each site, in the number format of the store."""
     positions = request.seq_len - (not request.keep_first_position)
-    rows_WxTxD = np.empty((len(tokens_WxT), positions, language_model.d_model), request.store_dtype)
+    shape = (len(tokens_WxT), positions, language_model.d_model)
+    rows = {site: np.empty(shape, request.store_dtype) for site in sites}
     for start in range(0, len(tokens_WxT), _batch_windows(request)):
         batch_WxT = tokens_WxT[start : start + _batch_windows(request)]
-        activations_WxTxD = language_model.activations(batch_WxT, request.layer, [request.hook])[request.hook]
-        with np.errstate(over="ignore"):  # the writer refuses what became infinite
-            rows_WxTxD[start : start + len(batch_WxT)] = activations_WxTxD[:, -positions:]
+        for site, activations_WxTxD in language_model.activations(batch_WxT, sites).items():
+            with np.errstate(over="ignore"):  # the writer refuses what became infinite
+                rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -positions:]
         advance(len(batch_WxT))
-    return rows_WxTxD.reshape(-1, language_model.d_model)
+    return {site: rows_WxTxD.reshape(-1, language_model.d_model) for site, rows_WxTxD in rows.items()}
 
 
 def _batch_windows(request: HarvestRequest) -> int:
@@ -131,9 +156,7 @@ def _batch_windows(request: HarvestRequest) -> int:
 
 
 def _description(request: HarvestRequest, model: Source, dataset: Source, language_model, windows) -> dict:
-    """What the manifest says of where the rows come from."""
-    from harvest.language_model import hook_name
-
+    """What the manifests of all sites say of where the rows come from."""
     arrays = [a for split in SPLITS for a in (windows[split].tokens_WxT, windows[split].documents_W)]
     return {
         "model": {"asked": model.asked, "location": model.location, "fell_back": model.fell_back},
@@ -141,9 +164,6 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
         "tokenizer_hash": language_model.tokenizer_hash(),
         "dataset": {"asked": dataset.asked, "location": dataset.location, "fell_back": dataset.fell_back},
         "windows_hash": _hash_arrays(arrays),
-        "hook_name": hook_name(request.layer, request.hook),
-        "layer": request.layer,
-        "hook": request.hook,
         "seq_len": request.seq_len,
         "keep_first_position": request.keep_first_position,
         "dtype": request.store_dtype,
@@ -187,18 +207,18 @@ def _one_at_a_time(directory: Path, say: Say):
 
 
 @contextmanager
-def _disk_trouble_said(directory: Path):
+def _disk_trouble_said(stores: Path):
     try:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
             raise InputError(
-                f"the disk is full ({error.strerror}) at {directory}: make room, or name another place with "
+                f"the disk is full ({error.strerror}) at {stores}: make room, or name another place with "
                 "--cache-dir. What was harvested so far stays, and the same command goes on from there"
             ) from error
         if error.errno in NOT_WRITABLE:
             raise InputError(
-                f"--cache-dir {directory.parents[1]}: cannot be written to ({error.strerror}); name another place"
+                f"--cache-dir {stores.parent}: cannot be written to ({error.strerror}); name another place"
             ) from error
         raise
 

@@ -51,15 +51,15 @@ class TransformerActivationDataset(Dataset):
         request = HarvestRequest(
             model_name=model_name,
             dataset=dataset,
-            layer=layer,
-            hook=hook,
+            layer=(layer,),
+            hook=(hook,),
             n_samples=n_samples,
             seq_len=seq_len,
             held_out=held_out,
             keep_first_position=keep_first_position,
             store_dtype=store_dtype,
         )
-        self.store = harvest(request, Path(cache_dir or default_cache_dir()), on_progress, say)
+        (self.store,) = harvest(request, Path(cache_dir or default_cache_dir()), on_progress, say).values()
         self.rows = self.store.train if split == "train" else self.store.held_out
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from harvest.errors import InputError
 
@@ -22,10 +23,23 @@ def default_cache_dir() -> Path:
     return Path.home() / ".cache" / "sae-jax"
 
 
+class Site(NamedTuple):
+    """Where in the model activations are read."""
+
+    layer: int
+    hook: str
+
+    @property
+    def hook_name(self) -> str:
+        """TransformerLens' name of the hook point."""
+        return f"blocks.{self.layer}.hook_{self.hook}"
+
+
 @dataclass(frozen=True)
 class HarvestRequest:
-    """Which activations: of which model, at which hook, on which text.
+    """Which activations: of which model, at which sites, on which text.
 
+    `layer` and `hook` may be given as a plain int and str; they are tuples from then on.
     `model_name` and `dataset` of None mean the defaults (DEFAULT_MODEL, DEFAULT_DATASET), and only these may fall
     back to the bundled model and corpus where no hub is in reach. Raises InputError for values that cannot be.
     """
@@ -39,8 +53,8 @@ class HarvestRequest:
         f"hub data set, .txt, .jsonl, .jsonl.gz, .parquet or 'bundled' (default: {DEFAULT_DATASET}; "
         "bundled where no hub is in reach)",
     )
-    layer: int = flag(0, "layer of the model to read")
-    hook: str = flag("resid_pre", "where in the layer", choices=HOOKS)
+    layer: tuple[int, ...] = flag((0,), "layers of the model to read, one or several")
+    hook: tuple[str, ...] = flag(("resid_pre",), "where in each layer, one or several", choices=HOOKS)
     n_samples: int = flag(10000, "token windows to harvest, held-out ones included")
     seq_len: int = flag(20, "tokens a window; a window never crosses a document")
     held_out: float = flag(0.1, "share of the windows that comes from documents kept for evaluation")
@@ -48,15 +62,33 @@ class HarvestRequest:
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
 
     def __post_init__(self) -> None:
+        for name, kind in (("layer", int), ("hook", str)):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, kind) else tuple(value))
+
         def need(ok: bool, name: str, allowed: str) -> None:
             if not ok:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {allowed}")
+                value = getattr(self, name)
+                value = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be {allowed}")
 
-        need(self.layer >= 0, "layer", "0 or more")
-        need(self.hook in HOOKS, "hook", f"one of {', '.join(HOOKS)}")
+        for layer in self.layer:
+            if layer < 0:
+                raise InputError(f"--layer {layer}: must be 0 or more")
+        for hook in self.hook:
+            if hook not in HOOKS:
+                raise InputError(f"--hook {hook}: must be one of {', '.join(HOOKS)}")
+        for name in ("layer", "hook"):
+            values = getattr(self, name)
+            need(0 < len(values) == len(set(values)), name, f"one or several different {name}s")
         need(self.n_samples >= 2, "n_samples", "at least 2 (one window to train on, one held out)")
         need(self.seq_len >= (1 if self.keep_first_position else 2), "seq_len", "at least 2")
         need(0 < self.held_out < 1, "held_out", "between 0 and 1")
         need(self.store_dtype in STORE_DTYPES, "store_dtype", f"one of {', '.join(STORE_DTYPES)}")
         for name in ("model_name", "dataset"):
             need(getattr(self, name) is None or bool(getattr(self, name).strip()), name, "a name, not an empty text")
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Each hook of each layer, hooks within layers."""
+        return tuple(Site(layer, hook) for layer in self.layer for hook in self.hook)

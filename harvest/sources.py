@@ -225,7 +225,8 @@ def _check_fits(request: HarvestRequest, model: Source) -> None:
         name = f"the bundled model (no hub is in reach for {model.asked})"
     elif model.asked == "bundled":
         name = "the bundled model"
-    if model.n_layers is not None and request.layer >= model.n_layers:
-        raise InputError(f"--layer {request.layer}: {name} has layers 0 to {model.n_layers - 1}")
+    for layer in request.layer:
+        if model.n_layers is not None and layer >= model.n_layers:
+            raise InputError(f"--layer {layer}: {name} has layers 0 to {model.n_layers - 1}")
     if model.n_positions is not None and request.seq_len > model.n_positions:
         raise InputError(f"--seq-len {request.seq_len}: {name} takes at most {model.n_positions} tokens")

@@ -87,7 +87,8 @@ class StoreWriter:
     def add_shard(self, split: str, index: int, rows_NxD, tokens_WxT, documents_W) -> None:
         if not np.isfinite(rows_NxD).all():
             raise InputError(
-                f"activations of shard {index} do not fit {rows_NxD.dtype} (a value is not finite): "
+                f"activations at {self.description['hook_name']}, shard {index}, do not fit {rows_NxD.dtype} "
+                "(a value is not finite): "
                 "use --store-dtype float32, or look at the model"
             )
         arrays = {"rows": rows_NxD, "tokens": tokens_WxT.astype(np.int32), "documents": documents_W.astype(np.int32)}
@@ -227,7 +228,10 @@ class ActivationStore:
         path = self.directory / "manifest.json"
         if not path.exists():
             raise InputError(f"{self.directory} holds no finished activation store (no manifest.json)")
-        self.manifest = json.loads(path.read_text())
+        try:
+            self.manifest = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}): delete the store and harvest again") from error
         if self.manifest["format"] != FORMAT:
             raise InputError(f"{path} has format {self.manifest['format']}; this version reads format {FORMAT}")
         self._check_sizes()

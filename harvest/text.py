@@ -118,7 +118,7 @@ def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, st
 def documents(location: str) -> Iterator[str]:
     """The documents of a text source, in its order, one at a time. Raises InputError for what cannot be read."""
     path = Path(location)
-    if not path.exists() or path.parent.name == "snapshots":  # a data set in the hub client's cache
+    if not path.exists() or path.match("datasets--*/snapshots/*"):  # a data set in the hub client's cache
         yield from _hub_documents(location)
         return
     files = text_files(path)

@@ -7,9 +7,8 @@ from itertools import product
 from typing import Any
 
 from harvest.errors import InputError
+from harvest.request import Site
 from sae_jax.config import AXES, LEVELS, TrainConfig, read_members
-
-Site = tuple[int, str]  # layer, hook
 
 
 @dataclass(frozen=True)

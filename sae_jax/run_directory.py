@@ -32,7 +32,8 @@ def default_name(asked: dict) -> str:
     model = Path(asked["harvest"]["model_name"] or "default").name
     kinds = asked["train"]["activation"]
     kinds = "-".join(kinds) if len(kinds) <= 3 else f"{len(kinds)}-kinds"
-    return f"{kinds}-{model}-l{asked['harvest']['layer']}-{digest}"
+    layers = "-".join(map(str, asked["harvest"]["layer"]))
+    return f"{kinds}-{model}-l{layers}-{digest}"
 
 
 class RunDirectory:

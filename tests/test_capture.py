@@ -1,5 +1,6 @@
 """A harvest of the bundled model: right values, held-out documents kept apart, stopped and resumed without a trace."""
 
+import dataclasses
 import errno
 import gc
 import json
@@ -14,12 +15,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from filelock import FileLock
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from harvest.capture import harvest
 from harvest.errors import InputError
 from harvest.language_model import LanguageModel
-from harvest.request import HOOKS, HarvestRequest
+from harvest.request import HOOKS, HarvestRequest, Site
 from harvest.sources import BUNDLED_MODEL
+from harvest.store import ActivationStore
 
 BUNDLED = {"model_name": "bundled", "dataset": "bundled"}
 SMALL = HarvestRequest(**BUNDLED, layer=2, n_samples=800)
@@ -29,8 +34,12 @@ import json, sys
 from pathlib import Path
 from harvest.capture import harvest
 from harvest.request import HarvestRequest
-harvest(HarvestRequest(**json.loads(sys.argv[1])), Path(sys.argv[2]), say=print, shard_bytes=1)
+say = lambda text: print(text, flush=True)
+harvest(HarvestRequest(**json.loads(sys.argv[1])), Path(sys.argv[2]), say=say, shard_bytes=1)
 """
+DIE_IN_THE_FOURTH_SHARD = HARVEST_IN_ITS_OWN_PROCESS.replace(
+    "say=say", "on_progress=lambda _, done, total: done > 8000 and os.kill(os.getpid(), signal.SIGKILL)"
+).replace("import json, sys", "import json, os, signal, sys")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +54,13 @@ def raw_model():
 
 @pytest.fixture(scope="module")
 def small_store(tmp_path_factory):
-    return harvest(SMALL, tmp_path_factory.mktemp("cache"), shard_bytes=ONE_BATCH)
+    return harvested(SMALL, tmp_path_factory.mktemp("cache"), shard_bytes=ONE_BATCH)
+
+
+def harvested(request: HarvestRequest, *arguments, **options) -> ActivationStore:
+    """The store of a request's only site."""
+    (store,) = harvest(request, *arguments, **options).values()
+    return store
 
 
 def raw_activations(raw_model, tokens_WxT, layer) -> dict[str, np.ndarray]:
@@ -82,12 +97,52 @@ def test_each_hook_has_the_values_of_the_raw_model(model, raw_model, layer):
     tokens_WxT = np.random.default_rng(0).integers(0, 4096, (6, 20), dtype=np.int32)
     expected = raw_activations(raw_model, tokens_WxT, layer)
     for hook in HOOKS:
-        found = model.activations(tokens_WxT, layer, [hook])
-        assert list(found) == [hook] and found[hook].dtype == np.float32
-        np.testing.assert_allclose(found[hook], expected[hook], rtol=1e-5, atol=1e-4)
-    together = model.activations(tokens_WxT, layer, HOOKS)
+        ((site, found),) = model.activations(tokens_WxT, [Site(layer, hook)]).items()
+        assert site == (layer, hook) and found.dtype == np.float32
+        np.testing.assert_allclose(found, expected[hook], rtol=1e-5, atol=1e-4)
+    sites = HarvestRequest(layer=layer, hook=HOOKS).sites
+    for site, together in model.activations(tokens_WxT, sites).items():
+        np.testing.assert_array_equal(together, model.activations(tokens_WxT, [site])[site])
+
+
+@pytest.fixture(scope="module")
+def by_transformer_lens(model):
+    """Token windows, and all that TransformerLens' own run finds in them."""
+    tokens_WxT = np.random.default_rng(1).integers(0, 4096, (6, 20), dtype=np.int32)
+    with torch.inference_mode():
+        _, cache = model.bridge.run_with_cache(torch.from_numpy(tokens_WxT).long())
+    return tokens_WxT, cache
+
+
+def test_all_hooks_of_two_layers_in_one_run_are_those_of_transformer_lens(model, by_transformer_lens):
+    tokens_WxT, cache = by_transformer_lens
+    sites = HarvestRequest(layer=(3, 1), hook=HOOKS).sites
+    found = model.activations(tokens_WxT, sites)
+    assert set(found) == set(sites) and len(sites) == 10
+    for site in sites:
+        np.testing.assert_allclose(found[site], cache[site.hook_name].numpy(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("below", HOOKS)
+def test_a_hook_below_another_is_read_and_its_block_runs_as_written_unless_hooked_inside(
+    model, by_transformer_lens, below
+):
+    tokens_WxT, cache = by_transformer_lens
+    ran = []
+    handles = [
+        block.attn.register_forward_pre_hook(lambda *_, layer=layer: ran.append(layer))  # TransformerLens' own
+        for layer, block in enumerate(model.bridge.blocks)
+    ]
     for hook in HOOKS:
-        np.testing.assert_array_equal(together[hook], model.activations(tokens_WxT, layer, [hook])[hook])
+        ran.clear()
+        found = model.activations(tokens_WxT, [Site(2, hook), Site(1, below)])
+        assert len(found) == 2
+        for site, activations_WxTxD in found.items():
+            np.testing.assert_allclose(activations_WxTxD, cache[site.hook_name].numpy(), rtol=1e-5, atol=1e-4)
+        hooked_inside = [1] if below in ("resid_mid", "attn_out", "mlp_out") else []
+        assert ran == hooked_inside + ([2] if hook != "resid_pre" else [])
+    for handle in handles:
+        handle.remove()
 
 
 @pytest.mark.parametrize(
@@ -112,7 +167,7 @@ def test_nothing_behind_the_hook_is_computed(model, hook, modules_that_run):
     handles = [
         module.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, module in modules.items()
     ]
-    model.activations(np.ones((1, 4), np.int32), last, [hook])
+    model.activations(np.ones((1, 4), np.int32), [Site(last, hook), Site(0, "resid_pre")])
     for handle in handles:
         handle.remove()
     assert ran == modules_that_run
@@ -120,7 +175,7 @@ def test_nothing_behind_the_hook_is_computed(model, hook, modules_that_run):
 
 def test_the_model_is_whole_again_after_its_activations_were_read(model, raw_model):
     tokens = torch.arange(40).reshape(2, 20)
-    model.activations(tokens.numpy(), 3, ["resid_mid"])
+    model.activations(tokens.numpy(), [Site(3, "resid_mid"), Site(1, "attn_out")])
     with torch.inference_mode():
         _, cache = model.bridge.run_with_cache(tokens)
         expected = raw_model(tokens, output_hidden_states=True).hidden_states[1]
@@ -147,8 +202,10 @@ def test_a_llama_with_rotary_positions_and_grouped_heads(tmp_path):
         hidden = raw(torch.from_numpy(tokens_WxT).long(), output_hidden_states=True).hidden_states
     model = LanguageModel.load(str(tmp_path), device="cpu")
     assert (model.n_layers, model.d_model) == (3, 32)
-    found = model.activations(tokens_WxT, 2, ["resid_pre"])["resid_pre"]
-    np.testing.assert_allclose(found, hidden[2].numpy(), atol=1e-6)
+    sites = Site(2, "resid_pre"), Site(0, "resid_post"), Site(0, "attn_out")
+    found = model.activations(tokens_WxT, sites)
+    np.testing.assert_allclose(found[sites[0]], hidden[2].numpy(), atol=1e-6)
+    np.testing.assert_allclose(found[sites[1]], hidden[1].numpy(), atol=1e-6)
 
 
 def test_the_weights_hash_tells_models_apart_and_stays_the_same(model):
@@ -204,19 +261,24 @@ def test_rows_are_the_activations_of_their_windows_without_the_first_position(sm
 
 
 def test_the_first_position_is_kept_when_asked_for(tmp_path, raw_model):
-    store = harvest(HarvestRequest(**BUNDLED, layer=1, n_samples=60, seq_len=8, keep_first_position=True), tmp_path)
+    store = harvested(HarvestRequest(**BUNDLED, layer=1, n_samples=60, seq_len=8, keep_first_position=True), tmp_path)
     assert len(store.train) == 54 * 8 and store.manifest["keep_first_position"] is True
     expected = raw_activations(raw_model, store.train.windows[:3], 1)["resid_pre"]
     np.testing.assert_allclose(store.train.read(0, 24), expected.reshape(24, -1), rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-def test_each_hook_has_its_own_store(tmp_path, raw_model, hook):
-    store = harvest(HarvestRequest(**BUNDLED, layer=3, hook=hook, n_samples=20, store_dtype="float32"), tmp_path)
-    assert store.manifest["hook_name"] == f"blocks.3.hook_{hook}"
-    expected = raw_activations(raw_model, store.train.windows, 3)[hook][:, 1:]
-    found = store.train.read(0, len(store.train)).reshape(expected.shape)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+def test_each_site_has_its_own_store_with_the_same_windows(tmp_path, raw_model):
+    request = HarvestRequest(**BUNDLED, layer=(3, 1), hook=HOOKS, n_samples=20, store_dtype="float32")
+    stores = harvest(request, tmp_path)
+    assert list(stores) == [(layer, hook) for layer in (3, 1) for hook in HOOKS]
+    for site, store in stores.items():
+        manifest = store.manifest
+        assert manifest["hook_name"] == f"blocks.{site.layer}.hook_{site.hook}" == site.hook_name
+        assert (manifest["layer"], manifest["hook"]) == site
+        np.testing.assert_array_equal(store.train.windows, stores[Site(1, "resid_pre")].train.windows)
+        expected = raw_activations(raw_model, store.train.windows, site.layer)[site.hook][:, 1:]
+        found = store.train.read(0, len(store.train)).reshape(expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_held_out_documents_are_never_trained_on(small_store):
@@ -233,11 +295,11 @@ def test_the_manifest_says_where_the_rows_come_from(small_store):
 
 def test_the_same_request_is_answered_at_once_and_another_is_not_mixed_with_it(tmp_path):
     request = HarvestRequest(**BUNDLED, n_samples=20)
-    first = harvest(request, tmp_path)
+    first = harvested(request, tmp_path)
     began = time.perf_counter()
-    again = harvest(request, tmp_path, lambda *_: pytest.fail("the model ran again"))
+    again = harvested(request, tmp_path, lambda *_: pytest.fail("the model ran again"))
     assert time.perf_counter() - began < 0.5 and again.directory == first.directory
-    other = harvest(HarvestRequest(**BUNDLED, n_samples=20, layer=1), tmp_path)
+    other = harvested(HarvestRequest(**BUNDLED, n_samples=20, layer=1), tmp_path)
     assert other.directory != first.directory
 
 
@@ -269,7 +331,7 @@ def test_progress_and_what_is_said(tmp_path):
         "\n\n".join(f"The number {i} comes before the number {i + 1}, and after {i - 1}." for i in range(40))
     )
     request = HarvestRequest(model_name="bundled", dataset=str(text), n_samples=5000, seq_len=5)
-    store = harvest(request, tmp_path, lambda *step: told.append(step), said.append)
+    store = harvested(request, tmp_path, lambda *step: told.append(step), said.append)
     got = store.manifest["n_samples_got"]
     assert told[-1] == ("harvest", got * 5, got * 5) and [done for _, done, _ in told] == sorted(d for _, d, _ in told)
     assert any("cpu" in line or "cuda" in line for line in said)
@@ -287,29 +349,88 @@ def test_activations_too_large_for_float16_are_refused(tmp_path, recwarn):
     weights["transformer.wpe.weight"] *= 1e7
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     request = {"model_name": str(folder), "dataset": "bundled", "n_samples": 20}
-    with pytest.raises(InputError, match="--store-dtype float32"):
+    with pytest.raises(InputError, match=r"at blocks.0.hook_resid_pre, .*--store-dtype float32"):
         harvest(HarvestRequest(**request), tmp_path)
     assert not [w for w in recwarn if "overflow" in str(w.message)]
-    assert len(harvest(HarvestRequest(**request, store_dtype="float32"), tmp_path).train) == 18 * 19
+    assert len(harvested(HarvestRequest(**request, store_dtype="float32"), tmp_path).train) == 18 * 19
+
+
+# Several sites, one pass of the model.
+
+BATCHES = 7 + 1  # of SMALL: 720 windows to train on and 80 held out, 103 a batch
+
+
+@pytest.fixture
+def blocks_run():
+    """The layer of every block that computes, whichever model object it belongs to."""
+    ran: list[int] = []
+
+    def count(module, _):
+        if type(module) is GPT2Block:
+            ran.append(module.attn.layer_idx)
+
+    handle = register_module_forward_pre_hook(count)
+    yield ran
+    handle.remove()
+
+
+@pytest.fixture(scope="module")
+def three_sites(tmp_path_factory):
+    """Layers 1, 2 and 3 in one go, never interrupted."""
+    return harvest(several(1, 2, 3), tmp_path_factory.mktemp("three"), shard_bytes=ONE_BATCH)
+
+
+def times_of(directory: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+
+
+def several(*layers: int) -> HarvestRequest:
+    return dataclasses.replace(SMALL, layer=layers)
+
+
+def test_several_sites_are_harvested_in_one_pass_and_each_is_as_if_alone(
+    tmp_path, blocks_run, small_store, three_sites
+):
+    stores = harvest(several(3, 1, 2), tmp_path, shard_bytes=ONE_BATCH)
+    assert blocks_run == [0, 1, 2] * BATCHES  # every batch once, and nothing from the deepest site on
+    assert [site.layer for site in stores] == [3, 1, 2]
+    for site, store in stores.items():
+        assert files_of(store.directory) == files_of(three_sites[site].directory)
+    alone, among_others = small_store.directory, three_sites[Site(2, "resid_pre")].directory
+    assert alone.name == among_others.name and files_of(alone) == files_of(among_others)
+
+
+def test_a_site_of_an_earlier_request_is_found_again_and_not_harvested_twice(tmp_path, blocks_run, three_sites):
+    earlier = harvested(several(3), tmp_path, shard_bytes=ONE_BATCH).directory
+    before = times_of(earlier)
+    blocks_run.clear()
+    steps = []
+    stores = harvest(several(3, 1), tmp_path, lambda *step: steps.append(step), shard_bytes=ONE_BATCH)
+    assert blocks_run == [0] * BATCHES  # only as deep as what was missing
+    assert steps[-1] == ("harvest", 800 * 20, 800 * 20)
+    found, made = (store.directory for store in stores.values())
+    assert found == earlier and times_of(earlier) == before
+    assert files_of(made) == files_of(three_sites[Site(1, "resid_pre")].directory)
 
 
 # Stopped, and gone on with.
 
 
-def arguments(cache_dir: Path, code: str = HARVEST_IN_ITS_OWN_PROCESS) -> list[str]:
-    return [sys.executable, "-c", code, json.dumps({**BUNDLED, "layer": 2, "n_samples": 800}), str(cache_dir)]
+def start_harvest(cache_dir: Path, code: str = HARVEST_IN_ITS_OWN_PROCESS, layer: object = 2) -> subprocess.Popen:
+    request = json.dumps({**BUNDLED, "layer": layer, "n_samples": 800})
+    command = [sys.executable, "-c", code, request, str(cache_dir)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=Path(__file__).parents[1], **pipes)
 
 
-def run_harvest(cache_dir: Path, code: str):
-    return subprocess.run(arguments(cache_dir, code), capture_output=True, text=True, cwd=Path(__file__).parents[1])
+def run_harvest(cache_dir: Path, code: str, layer: object = 2) -> subprocess.CompletedProcess:
+    process = start_harvest(cache_dir, code, layer)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def test_killed_at_a_shard_and_resumed_it_is_byte_for_byte_the_same(tmp_path, small_store):
-    die_in_the_fourth_shard = (
-        "import os, signal\n"
-        + HARVEST_IN_ITS_OWN_PROCESS.replace("say=print", "on_progress=lambda _, done, total: done > 8000 and die()")
-    ).replace("harvest(H", "die = lambda: os.kill(os.getpid(), signal.SIGKILL)\nharvest(H")
-    assert run_harvest(tmp_path, code=die_in_the_fourth_shard).returncode == -signal.SIGKILL
+    assert run_harvest(tmp_path, code=DIE_IN_THE_FOURTH_SHARD).returncode == -signal.SIGKILL
     directory = tmp_path / "activations" / small_store.directory.name
     done = sorted(directory.glob("train/shard-*.json"))
     assert len(done) == 3 and not (directory / "manifest.json").exists()
@@ -317,9 +438,28 @@ def test_killed_at_a_shard_and_resumed_it_is_byte_for_byte_the_same(tmp_path, sm
         torn.write(b"torn")
     written = [(path, path.stat().st_mtime_ns) for path in directory.glob("train/rows-*.npy")]
     steps = []
-    harvest(SMALL, tmp_path, lambda *step: steps.append(step[1]), shard_bytes=ONE_BATCH).verify()
+    harvested(SMALL, tmp_path, lambda *step: steps.append(step[1]), shard_bytes=ONE_BATCH).verify()
     assert files_of(directory) == files_of(small_store.directory)
     assert [(path, path.stat().st_mtime_ns) for path, _ in written] == written  # these were not made again
+
+
+def test_a_harvest_in_which_one_site_is_ahead_goes_on_at_the_first_shard_that_the_other_lacks(
+    tmp_path, blocks_run, three_sites
+):
+    assert run_harvest(tmp_path, code=DIE_IN_THE_FOURTH_SHARD, layer=[1, 3]).returncode == -signal.SIGKILL
+    whole = {layer: three_sites[Site(layer, "resid_pre")].directory for layer in (1, 3)}
+    behind, ahead = (tmp_path / "activations" / whole[layer].name for layer in (1, 3))
+    assert [len(list(site.glob("train/shard-*"))) for site in (behind, ahead)] == [3, 3]
+    for torn in behind.glob("train/*-00002.*"):  # as a kill between the two leaves it
+        torn.unlink()
+    good = [*behind.glob("train/*.npy"), *ahead.glob("train/*.npy")]
+    before = {path: path.stat().st_mtime_ns for path in good}
+    assert len(good) == 3 * (2 + 3)
+
+    harvest(several(1, 3), tmp_path, shard_bytes=ONE_BATCH)
+    assert blocks_run == [0] + [0, 1, 2] * (BATCHES - 3)  # the third shard only as deep as layer 1
+    assert {path: path.stat().st_mtime_ns for path in good} == before
+    assert files_of(behind) == files_of(whole[1]) and files_of(ahead) == files_of(whole[3])
 
 
 def test_a_full_disk_is_said_and_the_harvest_goes_on_from_there(tmp_path, small_store):
@@ -349,12 +489,34 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
 
 
 def test_two_processes_that_want_the_same_store_do_not_mix(tmp_path, small_store):
-    both = [
-        subprocess.Popen(arguments(tmp_path), stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-        for _ in range(2)
-    ]
+    both = [start_harvest(tmp_path) for _ in range(2)]
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted("waiting for it" in text for text in said) == [False, True]
     assert sorted("harvest runs on" in text for text in said) == [False, True]
     assert files_of(tmp_path / "activations" / small_store.directory.name) == files_of(small_store.directory)
+
+
+def test_two_processes_whose_sites_overlap_do_not_mix(tmp_path, three_sites):
+    both = [start_harvest(tmp_path, layer=layers) for layers in ([1, 2], [3, 2])]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("waiting for it" in text for text in said) == 1
+    for store in three_sites.values():
+        assert files_of(tmp_path / "activations" / store.directory.name) == files_of(store.directory)
+
+
+@pytest.mark.parametrize("layers", [[1, 2], [2, 1]])
+def test_whoever_waits_for_the_first_lock_holds_no_other(tmp_path, three_sites, layers):
+    """In whichever order the sites are asked for: so two processes never wait for each other."""
+    names = sorted(three_sites[Site(layer, "resid_pre")].directory.name for layer in layers)
+    first, last = (FileLock(tmp_path / "activations" / f"{name}.lock") for name in names)
+    with first:
+        process = start_harvest(tmp_path, layer=layers)
+        said = process.stdout.readline()
+        while "waiting for it" not in said:
+            assert said, "it did not wait"
+            said = process.stdout.readline()
+        with last.acquire(timeout=0):
+            process.kill()
+            process.communicate()

@@ -10,12 +10,35 @@ from pathlib import Path
 import pytest
 
 from harvest.errors import InputError
-from harvest.request import HarvestRequest
+from harvest.request import HOOKS, HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, official_name, resolve
 
 
 def ask(**fields):
     return resolve(HarvestRequest(**{"model_name": "bundled", "dataset": "bundled", **fields}))
+
+
+def test_the_sites_are_each_hook_of_each_layer():
+    request = HarvestRequest(layer=[3, 1], hook=("mlp_out", "resid_pre"))
+    assert request.sites == ((3, "mlp_out"), (3, "resid_pre"), (1, "mlp_out"), (1, "resid_pre"))
+    assert [site.hook_name for site in request.sites][:2] == ["blocks.3.hook_mlp_out", "blocks.3.hook_resid_pre"]
+    assert HarvestRequest().sites == ((0, "resid_pre"),)
+    assert HarvestRequest(layer=2, hook="mlp_out") == HarvestRequest(layer=(2,), hook=("mlp_out",))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"layer": (1, -2)}, "^--layer -2: must be 0 or more$"),
+        ({"hook": ("mlp_out", "resid_up")}, f"^--hook resid_up: must be one of {', '.join(HOOKS)}$"),
+        ({"layer": (1, 2, 1)}, "^--layer 1 2 1: must be one or several different layers$"),
+        ({"hook": ("mlp_out", "mlp_out")}, "^--hook mlp_out mlp_out: must be one or several different hooks$"),
+        ({"layer": ()}, "^--layer : must be one or several"),
+    ],
+)
+def test_sites_that_cannot_be_name_the_value(fields, says):
+    with pytest.raises(InputError, match=says):
+        HarvestRequest(**fields)
 
 
 @pytest.fixture
@@ -105,6 +128,8 @@ def test_a_config_that_is_no_json_is_named(model):
 def test_layers_and_positions_are_those_of_the_config(model):
     with pytest.raises(InputError, match=r"^--layer 4: the bundled model has layers 0 to 3$"):
         ask(layer=4)
+    with pytest.raises(InputError, match=r"^--layer 9: the bundled model has layers 0 to 3$"):
+        ask(layer=(3, 9, 0))
     with pytest.raises(InputError, match=r"^--seq-len 129: the bundled model takes at most 128 tokens$"):
         ask(seq_len=129)
     edit_config(model, n_layer=None, n_positions=None, num_hidden_layers=7, max_position_embeddings=512)

@@ -139,6 +139,16 @@ def test_a_directory_without_manifest_and_another_format_are_refused(tmp_path):
         ActivationStore(tmp_path)
 
 
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_truncated_manifest_is_named(tmp_path, kept):
+    write_store(tmp_path, {"train": [1], "held_out": [1]})
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(manifest.read_text()[:kept])
+    with pytest.raises(InputError, match="manifest.json is damaged .*delete the store and harvest again") as error:
+        ActivationStore(tmp_path)
+    assert str(manifest) in str(error.value)
+
+
 def test_a_shard_counts_as_done_only_whole_and_with_the_same_windows(tmp_path):
     tokens_WxT, documents_W = np.arange(2 * SEQ_LEN, dtype=np.int32).reshape(2, -1), np.zeros(2, np.int32)
     writer = StoreWriter(tmp_path, {})
@@ -153,9 +163,9 @@ def test_a_shard_counts_as_done_only_whole_and_with_the_same_windows(tmp_path):
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_what_is_not_finite_is_refused_and_nothing_of_it_is_left(tmp_path, value):
-    writer = StoreWriter(tmp_path, {})
+    writer = StoreWriter(tmp_path, {"hook_name": "blocks.1.hook_mlp_out"})
     rows_NxD = np.full((8, D), value, np.float16)
-    with pytest.raises(InputError, match="float16.*--store-dtype float32"):
+    with pytest.raises(InputError, match="blocks.1.hook_mlp_out, shard 0, do not fit float16.*--store-dtype float32"):
         writer.add_shard("train", 0, rows_NxD, np.zeros((2, SEQ_LEN), np.int32), np.zeros(2, np.int32))
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 

@@ -16,6 +16,7 @@ from transformers import AutoModel
 
 from harvest.capture import BATCH_TOKENS
 from harvest.language_model import LanguageModel
+from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
 
 
@@ -33,13 +34,14 @@ def main() -> None:
     del blocks[args.layer :]
     tokens_WxT = np.random.default_rng(0).integers(0, 1000, (BATCH_TOKENS // args.seq_len, args.seq_len))
     tokens = torch.from_numpy(tokens_WxT)
+    site = Site(args.layer, "resid_pre")
 
     def run_raw():
         with torch.inference_mode():
             return raw(tokens, use_cache=False).last_hidden_state.numpy()
 
     def run_ours():
-        return ours.activations(tokens_WxT, args.layer, ["resid_pre"])["resid_pre"]
+        return ours.activations(tokens_WxT, [site])[site]
 
     seconds: dict[str, list[float]] = {"raw": [], "ours": []}
     for round_ in range(args.rounds + 1):
