@@ -51,7 +51,7 @@ def harvest(
     stores = Path(cache_dir) / "activations"
     directory = stores / store_name(request, model, dataset, shard_bytes)
     if not (directory / "manifest.json").exists():
-        with _disk_trouble_said(directory), _one_at_a_time(directory, say):
+        with disk_trouble_said(directory), one_at_a_time(directory, say):
             if not (directory / "manifest.json").exists():  # another process may have finished it meanwhile
                 _fill(directory, request, model, dataset, on_progress, say, shard_bytes)
                 _free_memory()
@@ -165,7 +165,7 @@ def _say_sources(model: Source, dataset: Source, say: Say) -> None:
 
 
 @contextmanager
-def _one_at_a_time(directory: Path, say: Say):
+def one_at_a_time(directory: Path, say: Say):
     """Two processes that want the same store do not mix: the second waits, and then finds it finished."""
     from filelock import FileLock, Timeout
 
@@ -187,7 +187,7 @@ def _one_at_a_time(directory: Path, say: Say):
 
 
 @contextmanager
-def _disk_trouble_said(directory: Path):
+def disk_trouble_said(directory: Path):
     try:
         yield
     except OSError as error:
