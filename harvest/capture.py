@@ -54,9 +54,9 @@ def harvest(
     stores = Path(cache_dir) / "activations"
     directories = {s: stores / store_name(request, s, model, dataset, shard_bytes) for s in request.sites}
     if missing := _unfinished(directories):
-        with _disk_trouble_said(stores), ExitStack() as locks:
+        with disk_trouble_said(stores), ExitStack() as locks:
             for directory in sorted(missing.values()):  # in one order: no two processes wait for each other
-                locks.enter_context(_one_at_a_time(directory, say))
+                locks.enter_context(one_at_a_time(directory, say))
             if missing := _unfinished(missing):  # another process may have finished them meanwhile
                 _fill(missing, request, model, dataset, on_progress, say, shard_bytes)
                 _free_memory()
@@ -185,7 +185,7 @@ def _say_sources(model: Source, dataset: Source, say: Say) -> None:
 
 
 @contextmanager
-def _one_at_a_time(directory: Path, say: Say):
+def one_at_a_time(directory: Path, say: Say):
     """Two processes that want the same store do not mix: the second waits, and then finds it finished."""
     from filelock import FileLock, Timeout
 
@@ -207,7 +207,7 @@ def _one_at_a_time(directory: Path, say: Say):
 
 
 @contextmanager
-def _disk_trouble_said(stores: Path):
+def disk_trouble_said(stores: Path):
     try:
         yield
     except OSError as error:

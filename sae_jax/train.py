@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.request import Site
 from harvest.store import ActivationStore, write_atomically
 from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
@@ -92,14 +93,14 @@ def train(
 
 
 def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Feed) -> Population:
-    sites = tuple((store.manifest["layer"], store.manifest["hook"]) for store in stores)
+    sites = tuple(Site(store.manifest["layer"], store.manifest["hook"]) for store in stores)
     for store in stores:
         if not store.std.any() or np.ptp(store.held_out.read(0, START_ROWS), axis=0).max() == 0:
             raise InputError(f"all rows of a split of {store.directory} are the same: use more or longer text")
     groups = groups_of(members_of(config, sites), config, stores[0].d_model)
     rows = {}
     for member in (m for group in groups for m in group.members):
-        site = sites.index((member.layer, member.hook))
+        site = sites.index(Site(member.layer, member.hook))
         rows[member.id] = Rows(site, *normalization_of(stores[site], member.normalization))
     hypers = [stack([hyper_of(m, rows[m.id], config, feed.total_steps) for m in g.members]) for g in groups]
     return Population(config, stores, groups, rows, hypers)

@@ -3,11 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 
+from harvest.request import Site
 from sae_jax.config import TrainConfig
 from sae_jax.grid import Member, members_of
 from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_member
 
-SITES = ((0, "resid_pre"),)
+SITES = (Site(0, "resid_pre"),)
 
 
 def member_of(**settings) -> Member:

@@ -117,7 +117,7 @@ def other_rows_are_refused(run: Path, directory: Path) -> None:
     config = TrainConfig(**asked["train"])
     store = make_store(directory)
     with pytest.raises(InputError, match=f"another activation store .*rows 810, not {len(store.train)}.* --force"):
-        train(config, store, RunDirectory(run, asked), resume=True)
+        train(config, [store], RunDirectory(run, asked), resume=True)
 
 
 def test_a_finished_run_is_not_resumed_but_answered(uninterrupted, cache):

@@ -50,7 +50,7 @@ def main() -> None:
 
     config = TrainConfig(activation=("jump_relu",), epochs=1, batch_size=args.batch)
     run = RunDirectory(args.directory / "run", {"harvest": {}, "train": config.to_json()})
-    results = train(config, store, run)
+    results = train(config, [store], run)
     parameters = 3 * 4 * (2 * D * config.hidden_dim + 2 * config.hidden_dim + D)
     figures = {
         "store_bytes": sum(facts["bytes"] for _, facts in store.files()),

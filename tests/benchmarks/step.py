@@ -14,23 +14,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sae_jax.config import ACTIVATION_NAMES, TrainConfig
-from sae_jax.population import groups_of, hyper_of, stack, start_member
+from harvest.request import Site
+from sae_jax.config import TrainConfig
+from sae_jax.grid import members_of
+from sae_jax.population import Rows, groups_of, hyper_of, stack, start_member
 from sae_jax.step import make_train_block
 
 
 def seconds_per_step(config: TrainConfig, d_model: int, block_steps: int, blocks: int) -> float:
-    (group,) = groups_of(config, d_model)
-    hyper = hyper_of(group.members[0], config, total_steps=100_000)
+    (group,) = groups_of(members_of(config, (Site(0, "resid_pre"),)), config, d_model)
+    hyper = hyper_of(group.members[0], Rows(0, np.zeros(d_model), np.ones(d_model)), config, total_steps=100_000)
     rng = np.random.default_rng(0)
     x_NxD = jnp.asarray(rng.standard_normal((1024, d_model)), jnp.float32)
     states = [stack([start_member(group.signature, group.members[0], hyper, x_NxD)])]
-    raw_SxBxD = jnp.asarray(rng.standard_normal((block_steps, config.batch_size, d_model)), jnp.float16)
-    train_block, normalization = make_train_block((group,)), (jnp.zeros(d_model), jnp.ones(d_model))
+    raw_LxSxBxD = jnp.asarray(rng.standard_normal((1, block_steps, config.batch_size, d_model)), jnp.float16)
+    train_block, calibration_LxNxD = make_train_block((group,)), jnp.asarray(x_NxD[None])
     seconds = []
     for _ in range(blocks + 1):
         began = time.perf_counter()
-        states, metrics = train_block(states, [stack([hyper])], normalization, raw_SxBxD)
+        states, metrics = train_block(states, [stack([hyper])], raw_LxSxBxD, calibration_LxNxD)
         jax.block_until_ready(metrics)
         seconds.append((time.perf_counter() - began) / block_steps)
     return statistics.median(seconds[1:])
@@ -38,6 +40,7 @@ def seconds_per_step(config: TrainConfig, d_model: int, block_steps: int, blocks
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("activation", nargs="*", default=["relu", "jump_relu", "topk"])
     parser.add_argument("--d", type=int, default=768)
     parser.add_argument("--f", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
@@ -45,7 +48,7 @@ def main() -> None:
     parser.add_argument("--block-steps", type=int, default=100)
     parser.add_argument("--blocks", type=int, default=7)
     args = parser.parse_args()
-    for name in ACTIVATION_NAMES:
+    for name in args.activation:
         config = TrainConfig(
             activation=(name,), hidden_dim=args.f, batch_size=args.batch, k=args.k, target_l0=float(args.k)
         )

@@ -1,0 +1,77 @@
+"""How well a dictionary found features that are known: harvest/synthetic.py makes rows from them.
+
+Shapes: G true features, F features of the dictionary, D width, N held-out rows, P pairs of a true and a found feature.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from harvest.errors import InputError
+from harvest.synthetic import Truth
+
+CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Scores between 0 and 1, 1 for a dictionary that has every true feature.
+
+    mean_max_cosine: of each true direction the best |cos| over the decoder's rows, mean over true features.
+    mcc: mean |cos| under the best one-to-one matching, over its `pairs` = min(F, G) (arXiv 2505.20254).
+    f1, precision, recall: of a matched feature's firing as a detector of its true feature's on held-out rows, mean
+    over the pairs whose true feature fires there; 0 for a feature that never fires or never rightly.
+    """
+
+    mean_max_cosine: float
+    mcc: float
+    f1: float
+    precision: float
+    recall: float
+    pairs: int
+
+
+def compare(decoder_FxD: np.ndarray, features_held_out_NxF: np.ndarray, truth: Truth) -> GroundTruth:
+    """Both on raw activations, as dictionaries are exported: cosines are not those of normalized rows.
+
+    Of the features only is it asked where they are not 0, a slice of rows at a time: a memory map or booleans do.
+    Raises InputError where shapes do not fit the truth.
+    """
+    (n_true, d), rows = truth.directions_GxD.shape, len(truth.fired)
+    expected = (rows, len(decoder_FxD))
+    if decoder_FxD.shape[1:] != (d,) or features_held_out_NxF.shape != expected:
+        raise InputError(
+            f"a decoder {decoder_FxD.shape} with features {features_held_out_NxF.shape} does not fit {n_true} true "
+            f"features in {d} dimensions on {rows} held-out rows: features must be {expected}, of all these rows"
+        )
+    cosine_GxF = np.abs(unit(truth.directions_GxD) @ unit(decoder_FxD).T)
+    true_P, found_P = linear_sum_assignment(cosine_GxF, maximize=True)
+    both_P, fires_P, found_fires_P = (np.zeros(len(true_P), np.int64) for _ in range(3))
+    for start in range(0, rows, CHUNK_ROWS):
+        found_NxP = np.asarray(features_held_out_NxF[start : start + CHUNK_ROWS])[:, found_P] != 0
+        true_NxP = truth.fires(start, start + CHUNK_ROWS)[:, true_P]
+        both_P += (found_NxP & true_NxP).sum(0)
+        fires_P += true_NxP.sum(0)
+        found_fires_P += found_NxP.sum(0)
+    there_P = fires_P > 0
+
+    def mean_share(part_P: np.ndarray, whole_P: np.ndarray) -> float:
+        return float((part_P / np.maximum(whole_P, 1))[there_P].mean())
+
+    return GroundTruth(
+        mean_max_cosine=float(cosine_GxF.max(1).mean()),
+        mcc=float(cosine_GxF[true_P, found_P].mean()),
+        f1=mean_share(2 * both_P, fires_P + found_fires_P),
+        precision=mean_share(both_P, found_fires_P),
+        recall=mean_share(both_P, fires_P),
+        pairs=len(true_P),
+    )
+
+
+def unit(x_NxD: np.ndarray) -> np.ndarray:
+    """Rows of norm 1 in float32; a row of zeros stays one."""
+    x_NxD = np.asarray(x_NxD, np.float32)
+    return x_NxD / np.maximum(np.linalg.norm(x_NxD, axis=1, keepdims=True), 1e-30)

@@ -1,0 +1,78 @@
+"""Do the kinds find features that are known? Trains on rows of harvest/synthetic.py and scores against their truth.
+
+    python tests/benchmarks/ground_truth.py relu jump_relu topk --epochs 5 --directory /tmp/truth
+
+A table: mean ± deviation over the seeds, a line for each kind and width. Rows and finished runs are found again.
+"""
+
+import argparse
+import statistics
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from analysis.ground_truth import compare
+from harvest.store import ActivationStore
+from harvest.synthetic import SyntheticRequest, Truth, synthesize
+from sae_jax.config import LEVELS, TrainConfig
+from sae_jax.formats import load_member
+from sae_jax.run_directory import RunDirectory, default_name
+from sae_jax.train import train
+
+COLUMNS = ("mean_max_cosine", "mcc", "f1", "precision", "recall", "explained_variance", "l0", "dead_fraction")
+
+
+def scores_of(config: TrainConfig, request: SyntheticRequest, store: ActivationStore, directory: Path) -> list[dict]:
+    """Of each member its settings, its held-out metrics and its scores against the truth."""
+    asked = {"harvest": {"model_name": "synthetic", "layer": [0], **asdict(request)}, "train": config.to_json()}
+    run = RunDirectory(directory / "runs" / default_name(asked), asked)
+    results = run.results or train(config, [store], run, resume=run.path.exists())
+    truth, scores = Truth.load(store), []
+    for member in results["members"]:
+        sae = load_member(run.path / "members" / member["id"])
+        chunks = store.held_out.chunks(4096)
+        fires_NxF = np.concatenate([np.asarray(sae.encode(x.astype(np.float32)) != 0) for x in chunks])
+        found = compare(np.asarray(sae.W_dec[...]), fires_NxF, truth)
+        scores.append({**member, **member["metrics"], **asdict(found)})
+    return scores
+
+
+def main() -> None:
+    default = TrainConfig()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("activation", nargs="*", default=list(LEVELS))
+    parser.add_argument("--directory", type=Path, required=True, help="for rows and runs")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=default.batch_size)
+    parser.add_argument("--lr", type=float, default=default.lr[0])
+    parser.add_argument("--active", type=int, default=default.k[0], help="active features a row (k, target L0)")
+    parser.add_argument("--hidden-dim", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", type=int, default=SyntheticRequest.train_rows)
+    args = parser.parse_args()
+
+    request = SyntheticRequest(train_rows=args.rows)
+    store = synthesize(request, args.directory)
+    config = TrainConfig(
+        activation=tuple(args.activation),
+        hidden_dim=tuple(args.hidden_dim),
+        seed=tuple(args.seeds),
+        target_l0=args.active,
+        k=args.active,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+    )
+    members = scores_of(config, request, store, args.directory)
+    print(f"| kind, F | {' | '.join(name.replace('_', ' ') for name in COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
+    for kind, hidden_dim in product(config.activation, config.hidden_dim):
+        alike = [m for m in members if (m["activation"], m["hidden_dim"]) == (kind, hidden_dim)]
+        values = [[m[name] for m in alike] for name in COLUMNS]
+        cells = " | ".join(f"{statistics.mean(v):.3f} ± {statistics.pstdev(v):.3f}" for v in values)
+        print(f"| {kind}, {hidden_dim} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()
