@@ -20,9 +20,10 @@ from analysis.faces.terminal import Terminal
 from harvest.capture import DISK_FULL, harvest
 from harvest.errors import InputError
 from harvest.request import HarvestRequest, default_cache_dir, flag
-from harvest.sources import named_files
+from harvest.sources import named_files, resolve
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.grid import members_of
+from sae_jax.plan import plan
 from sae_jax.run_directory import RunDirectory, default_name
 
 
@@ -36,6 +37,7 @@ class Options:
     resume: bool = flag(False, "go on with an interrupted run from its last checkpoint")
     force: bool = flag(False, "start again, also where the run is finished or interrupted")
     quiet: bool = flag(False, "print nothing but where the results lie")
+    dry_run: bool = flag(False, "print what would be trained, and about what it costs, and train nothing")
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,6 +112,13 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
 
 def main(argv: list[str]) -> None:
     request, config, options = parse(argv)
+    if options.dry_run:
+        model, _ = resolve(request)
+        if model.d_model is None:
+            raise InputError(f"--dry-run: the config of {model.location} does not say how wide the model is")
+        with Terminal() as terminal:
+            terminal.plan(plan(config, request, model.d_model))
+        return
     asked = {"harvest": asdict(request), "train": config.to_json(), "files": named_files(request)}
     run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
     run.refuse_another_run()

@@ -25,6 +25,7 @@ BUNDLED_CORPUS = BUNDLED / "corpus.jsonl.gz"
 
 LAYER_KEYS = ("n_layer", "num_hidden_layers", "n_layers", "num_layers")
 POSITION_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
+WIDTH_KEYS = ("n_embd", "hidden_size", "d_model")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 HASHED_BYTES = 64 << 20
 DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".gz", ".zst"}
@@ -40,6 +41,7 @@ class Source:
     n_layers: int | None  # models only; None where the config does not say
     fingerprint: str  # of local files their names and contents; of the hub's its name and commit
     n_positions: int | None = None  # models only: the longest window it takes
+    d_model: int | None = None  # models only: the width of its residual stream
 
 
 def resolve(request: HarvestRequest) -> tuple[Source, Source]:
@@ -120,8 +122,8 @@ def _local_model(asked: str, folder: Path, fingerprint: str = "", fell_back: boo
 
 
 def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back: bool = False) -> Source:
-    n_layers, n_positions = _first_of(LAYER_KEYS, config), _first_of(POSITION_KEYS, config)
-    return Source(asked, location, fell_back, n_layers, fingerprint, n_positions)
+    n_layers, n_positions, width = (_first_of(keys, config) for keys in (LAYER_KEYS, POSITION_KEYS, WIDTH_KEYS))
+    return Source(asked, location, fell_back, n_layers, fingerprint, n_positions, width)
 
 
 def _first_of(keys: tuple[str, ...], config: dict) -> int | None:

@@ -80,10 +80,7 @@ class Reporter:
                     self.fail(member, int(failed_P[p]))
                     figures = dict.fromkeys(figures, math.nan)
                 members[member.id] = figures
-        if len(self.failed) == len(members):
-            name, failed_step = next(iter(self.failed.items()))
-            why = next(reason(m) for g in self.groups for m in g.members if m.id == name)
-            raise Diverged(f"{name} failed at step {failed_step:,}: {why}")
+        self.refuse_none_left()
         lines = [{"step": step, "member": name, **f} for name, f in members.items() if name not in self.failed]
         self.run.append_metrics(lines)
 
@@ -101,6 +98,12 @@ class Reporter:
                 members=members,
             )
         )
+
+    def refuse_none_left(self) -> None:
+        members = [m for group in self.groups for m in group.members]
+        if len(self.failed) == len(members):
+            first = members[0]
+            raise Diverged(f"{first.id} failed at step {self.failed[first.id]:,}, and so all: {reason(first)}")
 
     def fail(self, member: Member, step: int) -> None:
         """Remember that a member has failed, and say it once; the others go on."""

@@ -146,8 +146,12 @@ def differences(old: dict, new: dict) -> str:
     return ", ".join(f"{key} {flat_old.get(key)}, not {flat_new.get(key)}" for key in keys)
 
 
+def in_words(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def flatten(tree: dict) -> dict:
     flat: dict = {}
     for key, value in tree.items():
-        flat |= flatten(value) if isinstance(value, dict) else {key: value}
+        flat |= flatten(value) if isinstance(value, dict) else {key: in_words(value)}
     return flat

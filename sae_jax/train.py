@@ -23,7 +23,7 @@ from sae_jax.feed import Feed
 from sae_jax.formats import fold_normalization, load_member, save_member
 from sae_jax.grid import Member, members_of
 from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_member, steps_to_die
-from sae_jax.progress import Diverged, Interrupted, Progress, Reporter, StopSignals, reason
+from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
 from sae_jax.run_directory import RunDirectory
 from sae_jax.step import make_train_block
 
@@ -217,8 +217,7 @@ def export_and_evaluate(
         elif evaluation:
             stats = run.path / "members" / member.id / "stats.npz"
             write_atomically(stats, lambda f, e=evaluation: np.savez(f, density=e.density_F))
-    if not evaluations:
-        raise Diverged(f"no member is left: {reason(population.members()[0])}")
+    report.refuse_none_left()
     return evaluations
 
 

@@ -31,6 +31,7 @@ from rich.text import Text
 
 from analysis.faces.curve import LossCurve
 from analysis.faces.wording import (
+    duration_text,
     failure_text,
     head_line,
     left_text,
@@ -41,10 +42,12 @@ from analysis.faces.wording import (
     percent_text,
     ranges_text,
     rate_text,
+    size_text,
     times_text,
 )
 
 if TYPE_CHECKING:
+    from sae_jax.plan import Plan
     from sae_jax.progress import Progress
 
 FRAME_SECONDS = 0.1  # a terminal is redrawn no more often
@@ -166,6 +169,21 @@ class Terminal:
         self._console.print(frame)
         if facts[-1][1] != where:  # the box had no room for it; nobody shall have to guess a path
             self._console.print(self._literal(f"results: {run_dir}"), soft_wrap=True)
+
+    def plan(self, plan: Plan) -> None:
+        """The members of a dry run, and what they cost."""
+        header = ["member", "group", "parameters", "memory", "time"]
+        rows = [
+            [p.member.id, str(p.group), f"{p.parameters:,}", size_text(p.bytes), duration_text(p.seconds)]
+            for p in plan.members
+        ]
+        self._console.print(self._table(header, rows, self._console.width))
+        memory = size_text(sum(p.bytes for p in plan.members))
+        groups = max(p.group for p in plan.members)
+        self.say(
+            f"{len(rows)} members in {groups} groups, {plan.steps:,} steps each: {memory} of weights and moments, "
+            f"about {duration_text(plan.seconds)} on this CPU"
+        )
 
     # Phases: each leaves its last frame, or line, behind.
 
