@@ -17,7 +17,13 @@ def sparse_rows(rng: np.random.Generator, directions_GxD: np.ndarray, count: int
 
 
 def make_store(
-    directory: Path, windows: int = 500, d_model: int = 32, dtype: str = "float16", shards: int = 3, seed: int = 0
+    directory: Path,
+    windows: int = 500,
+    d_model: int = 32,
+    dtype: str = "float16",
+    shards: int = 3,
+    seed: int = 0,
+    layer: int = 0,
 ) -> ActivationStore:
     rng = np.random.default_rng(seed)
     directions_GxD = rng.standard_normal((2 * d_model, d_model))
@@ -25,8 +31,8 @@ def make_store(
         "model": {"asked": "none", "location": "none", "fell_back": False},
         "dataset": {"asked": "none", "location": "none", "fell_back": False},
         "hook": "resid_pre",
-        "hook_name": "blocks.0.hook_resid_pre",
-        "layer": 0,
+        "hook_name": f"blocks.{layer}.hook_resid_pre",
+        "layer": layer,
         "seq_len": SEQ_LEN,
         "keep_first_position": False,
     }

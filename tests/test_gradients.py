@@ -8,7 +8,8 @@ from flax import nnx
 from populations import one_member
 
 from sae_jax.activations import is_above, jump_relu
-from sae_jax.config import TrainConfig
+from sae_jax.config import LEVELS, TrainConfig
+from sae_jax.kinds import KINDS
 from sae_jax.kinds.kind import Batch
 from sae_jax.losses import member_loss
 from sae_jax.population import start_member
@@ -30,22 +31,48 @@ def problem():
     return params, rng.standard_normal((B, D)), rng.uniform(0.2, 1.0, F), rng.random(F) < 0.6
 
 
-def numpy_loss(kind, p, x, threshold, dead) -> float:
+def numpy_features(kind, p, z, threshold):
+    rows = np.arange(B)[:, None]
+    if kind == "gated":
+        return np.where(z > 0, np.maximum(np.exp(p["r_mag"]) * (z - p["b_enc"]) + p["b_mag"], 0), 0)
+    if kind == "jump_relu":
+        return z * (z > threshold)
+    if kind in ("batch_topk", "matryoshka"):
+        return np.where(z >= np.sort(np.maximum(z, 0), axis=None)[-K * B], np.maximum(z, 0), 0)
+    if kind in ("topk", "multi_topk", "abs_topk"):
+        f, size = np.zeros_like(z), np.abs(z) if kind == "abs_topk" else z
+        kept = np.argsort(-size, axis=1)[:, :K]
+        f[rows, kept] = z[rows, kept] if kind == "abs_topk" else np.maximum(z[rows, kept], 0)
+        return f
+    return np.maximum(z, 0)
+
+
+def numpy_loss(kind, p, x, threshold, fixed) -> float:
+    """`fixed` are the parameters around which differences are taken: gated's auxiliary decoder is not trained."""
     z = (x - p["b_dec"]) @ p["W_encT"].T + p["b_enc"]
-    if kind == "topk":
-        kept = np.zeros_like(z)
-        rows = np.arange(B)[:, None]
-        largest = np.argsort(-z, axis=1)[:, :K]
-        kept[rows, largest] = np.maximum(z[rows, largest], 0)
-        f = kept
-    else:
-        f = np.maximum(z, 0) if kind == "relu" else z * (z > threshold)
-    e = x - (f @ p["W_dec"] + p["b_dec"])
-    loss = np.square(e).sum(1).mean()
+    f, norm = numpy_features(kind, p, z, threshold), np.linalg.norm(p["W_dec"], axis=1)
+
+    def mse(f, W_dec=p["W_dec"], b_dec=p["b_dec"]):
+        return np.square(x - (f @ W_dec + b_dec)).sum(1).mean()
+
+    if kind == "matryoshka":
+        return np.mean([mse(np.where(np.arange(F) < end, f, 0)) for end in (1, 2, F)])
+    loss = mse(f)
     if kind == "jump_relu":
         loss += COEFFICIENT * (z > threshold).sum(1).mean()
-    if kind == "relu":
-        loss += COEFFICIENT * (f * np.linalg.norm(p["W_dec"], axis=1)).sum(1).mean()
+    if kind == "multi_topk":  # 4 K are more than F
+        loss += mse(np.maximum(z, 0)) / 8
+    if kind == "gated":
+        loss += mse(np.maximum(z, 0), fixed["W_dec"], fixed["b_dec"])
+    p_of_progress = 1 - 0.8 * 0.5
+    penalized = {
+        "relu": f,
+        "tanh_relu": np.tanh(f),
+        "p_anneal": (f + 0.01) ** p_of_progress - 0.01**p_of_progress,
+        "gated": np.maximum(z, 0),
+    }
+    if kind in penalized:
+        loss += COEFFICIENT * (penalized[kind] * norm).sum(1).mean()
     return loss
 
 
@@ -74,8 +101,8 @@ def sae_of(kind, params, threshold):
     extra, settings = {}, {}
     if kind == "jump_relu":
         extra, settings = {"threshold": threshold}, {"bandwidth": jnp.float32(0.8)}
-    if kind == "topk":
-        settings = {"k": jnp.int32(K)}
+    if LEVELS[kind] == ("k",):
+        settings = {"k": jnp.int32(K), "threshold": jnp.float32(0)}
     tensors = {name: jnp.asarray(value, jnp.float32) for name, value in (params | extra).items()}
     return SAE(kind, tensors, settings, k_max=K)
 
@@ -96,12 +123,15 @@ def our_gradients(kind, params, x, threshold, dead, alpha=None, coefficient=COEF
     return value, nnx.to_pure_dict(gradients)
 
 
-@pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_loss_and_gradients_equal_finite_differences_in_float64(problem, kind):
     params, x, threshold, dead = problem
+    if kind == "gated":
+        rng = np.random.default_rng(1)
+        params = params | {"r_mag": 0.3 * rng.standard_normal(F), "b_mag": 0.3 * rng.standard_normal(F)}
     value, ours = our_gradients(kind, params, x, threshold, dead)
-    assert value == pytest.approx(numpy_loss(kind, params, x, threshold, dead), rel=1e-6)
-    for name, expected in finite_differences(lambda p: numpy_loss(kind, p, x, threshold, dead), params).items():
+    assert value == pytest.approx(numpy_loss(kind, params, x, threshold, params), rel=1e-6)
+    for name, expected in finite_differences(lambda p: numpy_loss(kind, p, x, threshold, params), params).items():
         np.testing.assert_allclose(ours[name], expected, rtol=2e-5, atol=2e-5, err_msg=f"{kind} {name}")
 
 

@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from populations import one_member
 
 from sae_jax.config import TrainConfig
+from sae_jax.kinds import KINDS
 from sae_jax.population import start_member
 from sae_jax.sparse import Candidates, decode_at, fits, gather_dot, most_candidates, product_at, scatter_outer
 from sae_jax.step import make_gradients, sparse_pays
@@ -39,11 +41,17 @@ def test_loops_over_candidates_are_the_products_of_numpy(rows, d, f, k, seed):
     )
 
 
-def member(kind: str, target: int = 12, **changes):
+def member(kind: str, target: int = 8, **changes):
     config = TrainConfig(activation=(kind,), hidden_dim=F, k=target, target_l0=target, **changes)
     group, hyper = one_member(config, D, 1000)
     x = np.random.default_rng(0).standard_normal((B, D)).astype(np.float32)
     return group.signature, hyper, start_member(group.signature, group.members[0], hyper, jnp.asarray(x)), x
+
+
+def sparse_path_was_taken(signature, state, x) -> bool:
+    sae = nnx.merge(signature.graphdef(), state.params, state.settings)
+    score = signature.kind.score(sae, sae.pre_activations(jnp.asarray(x)))
+    return signature.kind.by_rank or bool(signature.kind.fits(sae, jnp.isfinite(score).sum(1), F))
 
 
 def compare(signature, hyper, state, x):
@@ -58,10 +66,10 @@ def compare(signature, hyper, state, x):
     return sparse
 
 
-@pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.has_sparse_path])
 def test_loss_and_gradients_equal_those_of_the_dense_path(kind):
     signature, hyper, state, x = member(kind)
-    assert sparse_pays(signature)
+    assert sparse_pays(signature) and sparse_path_was_taken(signature, state, x)
     gradients = compare(signature, hyper, state, x)
     assert all(np.abs(g).max() > 0 for g in gradients.values())
 

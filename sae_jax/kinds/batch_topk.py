@@ -9,6 +9,7 @@ from sae_jax.activations import nth_largest
 from sae_jax.kinds.auxk import auxk, mean_square
 from sae_jax.kinds.kind import Kind, Start, start_quantile
 
+LOOKED_AT = 0.8  # of the threshold: a batch's own lies above that, or the step is computed densely
 AVERAGE_RATE = 0.01  # a step, of the threshold that is used in place of the batch's
 
 
@@ -29,8 +30,8 @@ class BatchTopK(Kind):
         return jnp.where(z_BxF > sae.threshold, z_BxF, 0.0)
 
     def score(self, sae, z_BxF):
-        """Far fewer than all are looked at: those above half of the threshold, if these are enough."""
-        return jnp.where(z_BxF > 0.5 * sae.threshold, z_BxF, -jnp.inf)
+        """Far fewer than all are looked at: those a little below the threshold or above it, if these are enough."""
+        return jnp.where(z_BxF > LOOKED_AT * sae.threshold, z_BxF, -jnp.inf)
 
     def fits(self, sae, count_B, hidden_dim):
         return super().fits(sae, count_B, hidden_dim) & (count_B.sum() >= sae.k * len(count_B))
