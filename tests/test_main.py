@@ -166,6 +166,49 @@ def test_several_kinds_in_one_run(smoke, cache, tmp_path):
     assert all(f"║ {name}" in done.stdout for name in ids)
 
 
+def test_a_population_over_layers_kinds_and_rates(cache, tmp_path):
+    """One command, one read of the text: a member a combination, at its own layer."""
+    run = tmp_path / "run"
+    grid = ("--layer", "0", "2", "--activation", "relu", "topk", "--lr", "1e-3", "1e-2", "--k", "8")
+    done = typed(*TINY, *grid, "--run-dir", run, cache=cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    members = json.loads((run / "results.json").read_text())["members"]
+    expected = [(kind, layer, lr) for kind in ("relu", "topk") for layer in (0, 2) for lr in (1e-3, 1e-2)]
+    assert sorted((m["activation"], m["layer"], m["lr"]) for m in members) == sorted(expected)
+    assert {p.name for p in (run / "members").iterdir()} == {m["id"] for m in members}
+    hooks = {json.loads((run / "members" / m["id"] / "cfg.json").read_text())["metadata"]["hook_name"] for m in members}
+    assert hooks == {"blocks.0.hook_resid_pre", "blocks.2.hook_resid_pre"}
+    assert all(f"║ {m['id']}" in done.stdout for m in members)
+
+
+def test_a_member_that_fails_is_named_and_the_rest_has_results(cache, tmp_path):
+    run = tmp_path / "run"
+    done = typed(*TINY, "--lr", "1e-3", "1e30", "--epochs", "3", "--run-dir", run, cache=cache)
+    assert done.returncode == 0
+    good, lost = json.loads((run / "results.json").read_text())["members"]
+    assert good["failed"] is None and good["metrics"]["explained_variance"] > 0
+    assert (
+        lost["metrics"] is None
+        and lost["failed"]["step"] >= 1
+        and "lower --lr (it is 1e+30)" in lost["failed"]["reason"]
+    )
+    assert f"{lost['id']} failed at step {lost['failed']['step']}" in done.stdout
+    assert not (run / "members" / lost["id"]).exists()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {line["member"] for line in lines if line["step"] == lines[-1]["step"]} == {good["id"]}
+
+
+def test_a_dry_run_says_who_would_train_and_leaves_nothing(cache, tmp_path, capsys):
+    grid = ("--layer", "0", "2", "--activation", "relu", "topk", "--hidden-dim", "256", "4096")
+    assert (
+        status_of(*BUNDLED, *grid, "--dry-run", "--run-dir", tmp_path / "run", "--cache-dir", tmp_path / "cache") == 0
+    )
+    said = capsys.readouterr().out
+    assert "8 members in 4 groups, 267,100 steps each" in said
+    assert "topk-l2-f4096-k32-lr1e-3-s0" in said and f"{2 * 4096 * 256 + 4096 + 256:,}" in said
+    assert not list(tmp_path.iterdir())
+
+
 # A run directory belongs to one run.
 
 
