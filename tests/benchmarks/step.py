@@ -22,17 +22,20 @@ from sae_jax.step import make_train_block
 
 
 def seconds_per_step(config: TrainConfig, d_model: int, block_steps: int, blocks: int) -> float:
+    """Of all members of the config, which are of one kind and width."""
     (group,) = groups_of(members_of(config, (Site(0, "resid_pre"),)), config, d_model)
-    hyper = hyper_of(group.members[0], Rows(0, np.zeros(d_model), np.ones(d_model)), config, total_steps=100_000)
+    rows = Rows(0, np.zeros(d_model), np.ones(d_model))
+    hypers = [hyper_of(member, rows, config, total_steps=100_000) for member in group.members]
     rng = np.random.default_rng(0)
     x_NxD = jnp.asarray(rng.standard_normal((1024, d_model)), jnp.float32)
-    states = [stack([start_member(group.signature, group.members[0], hyper, x_NxD)])]
+    start = [start_member(group.signature, m, h, x_NxD) for m, h in zip(group.members, hypers, strict=True)]
+    states, hypers = [stack(start)], [stack(hypers)]
     raw_LxSxBxD = jnp.asarray(rng.standard_normal((1, block_steps, config.batch_size, d_model)), jnp.float16)
     train_block, calibration_LxNxD = make_train_block((group,)), jnp.asarray(x_NxD[None])
     seconds = []
     for _ in range(blocks + 1):
         began = time.perf_counter()
-        states, metrics = train_block(states, [stack([hyper])], raw_LxSxBxD, calibration_LxNxD)
+        states, metrics = train_block(states, hypers, raw_LxSxBxD, calibration_LxNxD)
         jax.block_until_ready(metrics)
         seconds.append((time.perf_counter() - began) / block_steps)
     return statistics.median(seconds[1:])
