@@ -35,7 +35,7 @@ class Evaluation(NamedTuple):
 
 
 class Rows(NamedTuple):
-    squared_error_N: jax.Array
+    squared_error_D: jax.Array
     l0_N: jax.Array
     l1_N: jax.Array
     cosine_N: jax.Array
@@ -48,7 +48,7 @@ def measure_rows(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array, i
     reconstruction_NxD = sae.decode(f_NxF)
     norms_N = jnp.linalg.norm(x_NxD, axis=1) * jnp.linalg.norm(reconstruction_NxD, axis=1)
     return Rows(
-        squared_error_N=jnp.square(x_NxD - reconstruction_NxD).sum(1),
+        squared_error_D=(jnp.square(x_NxD - reconstruction_NxD) * is_row_N[:, None]).sum(0),
         l0_N=(f_NxF != 0).sum(1),
         l1_N=f_NxF @ jnp.linalg.norm(sae.W_dec[...], axis=1),
         cosine_N=(x_NxD * reconstruction_NxD).sum(1) / jnp.maximum(norms_N, 1e-30),
@@ -61,35 +61,37 @@ def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray, first: int 
 
     explained_variance = 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²); mse = E Σ_D (x − x̂)²; l0 = E #(f ≠ 0); sparsity =
     1 − l0/F; l1 = E Σ f·‖W_dec‖, in units of x; cosine = E cos(x, x̂); dead_fraction = share of features that fire
-    on no row. The variance is summed around `mean_D` (any vector near the mean), which changes nothing but rounding.
+    on no row; explained_variance_z = 1 − mean_D (E (x − x̂)² / Var x), every dimension of the model counting alike. The
+    variance is summed around `mean_D` (any vector near the mean), which changes nothing but rounding.
     """
     measure = jax.jit(measure_rows, static_argnums=0)
     parts = {name: nnx.split(sae) for name, sae in saes.items()}
     sums: dict[str, dict[str, Any]] = {name: dict.fromkeys(Rows._fields, 0.0) for name in saes}
-    offset_sum_D, offset_square = np.zeros_like(mean_D), 0.0
+    offset_sum_D, offset_square_D = np.zeros_like(mean_D), np.zeros_like(mean_D)
     for raw_NxD in split.chunks(CHUNK_ROWS, first):
         n = len(raw_NxD)
         offset_NxD = raw_NxD.astype(np.float64) - mean_D
         offset_sum_D += offset_NxD.sum(0)
-        offset_square += float(np.square(offset_NxD).sum())
+        offset_square_D += np.square(offset_NxD).sum(0)
         x_NxD = np.zeros((CHUNK_ROWS, raw_NxD.shape[1]), np.float32)  # one shape, compiled once
         x_NxD[:n] = raw_NxD
         for name, (graphdef, weights) in parts.items():
             rows = measure(graphdef, weights, x_NxD, np.arange(CHUNK_ROWS) < n)
             for field, values in rows._asdict().items():
                 values = np.asarray(values, np.float64)
-                sums[name][field] += values if field == "firings_F" else values[:n].sum()
+                sums[name][field] += values[:n].sum() if field.endswith("_N") else values
     total = len(split) - first
-    variance = offset_square / total - float(np.square(offset_sum_D / total).sum())
-    return {name: summarize(sums[name], total, variance) for name in saes}
+    variance_D = offset_square_D / total - np.square(offset_sum_D / total)
+    return {name: summarize(sums[name], total, variance_D) for name in saes}
 
 
-def summarize(sums: dict, rows: int, variance: float) -> Evaluation:
+def summarize(sums: dict, rows: int, variance_D: np.ndarray) -> Evaluation:
     density_F = np.asarray(sums["firings_F"]) / rows
-    mse, l0 = sums["squared_error_N"] / rows, sums["l0_N"] / rows
+    mse_D, l0, varies_D = sums["squared_error_D"] / rows, sums["l0_N"] / rows, variance_D > 0
     metrics = {
-        "explained_variance": 1 - mse / variance,
-        "mse": mse,
+        "explained_variance": 1 - mse_D.sum() / variance_D.sum(),
+        "explained_variance_z": 1 - (mse_D[varies_D] / variance_D[varies_D]).mean(),
+        "mse": mse_D.sum(),
         "l0": l0,
         "sparsity": 1 - l0 / len(density_F),
         "l1": sums["l1_N"] / rows,

@@ -128,6 +128,7 @@ def test_metrics_equal_their_definitions_in_float64(kind):
     mse = np.square(x - x_hat).sum(1).mean()
     expected = {
         "explained_variance": 1 - mse / x.var(0).sum(),
+        "explained_variance_z": 1 - (np.square(x - x_hat).mean(0) / x.var(0)).mean(),
         "mse": mse,
         "l0": (f > 0).sum(1).mean(),
         "sparsity": (f == 0).mean(),
