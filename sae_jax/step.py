@@ -133,7 +133,7 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
 def look_for_dead(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.Array) -> State:
     """After a block: where it is time, revive what fired on too small a share of the rows since the last look."""
     steps = (state.step - state.looked).astype(jnp.float32)
-    due = (steps >= hyper["dead_steps"]) & (state.step <= hyper["last_look"])
+    due = (steps >= hyper["dead_steps"]) & (state.step <= hyper["last_look"]) & (state.failed < 0)
     dead_F = state.firings_F < jnp.maximum(hyper["dead_threshold"] * steps * hyper["batch_size"], 1.0)
 
     def revive(state: State) -> State:
@@ -154,7 +154,8 @@ def correct_aim(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.
     Twenty times between 20% and 80% of the run, that is before the learning rate falls, which steering follows.
     """
     period = 0.03 * hyper["total_steps"]
-    due = (state.step - state.aimed >= period) & (jnp.abs(state.step / hyper["total_steps"] - 0.5) <= 0.3)
+    steers = (jnp.abs(state.step / hyper["total_steps"] - 0.5) <= 0.3) & (state.failed < 0)
+    due = steers & (state.step - state.aimed >= period)
 
     def correct(state: State) -> State:
         sae = nnx.merge(signature.graphdef(), state.params, state.settings)

@@ -55,17 +55,21 @@ def test_three_kinds_compile_once_and_equal_themselves_alone(blocks_SxBxD, caplo
 
 
 def test_new_numbers_do_not_compile_again(blocks_SxBxD):
-    config = config_of("relu", "topk")
-    groups, states, hypers = prepare(config, 200, jnp.asarray(blocks_SxBxD[0, 0]))
+    def two_of_each(**changes) -> TrainConfig:
+        return config_of("relu", "topk", **{"k": (6, 4), "target_l0": (6.0, 4.0), **changes})
+
+    groups, *_ = prepare(two_of_each(), 200, jnp.asarray(blocks_SxBxD[0, 0]))
     train_block = make_train_block(groups)
-    for changes in ({}, {"lr": 3e-4}, {"target_l0": 3.0}, {"seed": 7}, {"dead_threshold": 0.01, "epochs": 3}):
-        changed = config_of("relu", "topk", **changes)
+    new = [{"lr": 3e-4}, {"target_l0": (3.0, 9.0)}, {"k": (6, 2)}, {"seed": 7}, {"dead_threshold": 0.01, "epochs": 3}]
+    new += [{"normalization": "none"}, {"dead_rule": "anthropic"}, {"warmup": 0.5}, {"aux_coefficient": 0.5}]
+    for changes in ({}, *new):
+        changed = two_of_each(**changes)
         _, states, hypers = prepare(changed, 300, jnp.asarray(blocks_SxBxD[0, 0]))
         train_block(states, hypers, jnp.asarray(blocks_SxBxD[:1]), NOTHING)
     assert train_block._cache_size() == 1
 
 
-@pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
+@pytest.mark.parametrize("kind", ["relu", "jump_relu", "gated", "topk", "batch_topk"])
 def test_members_side_by_side_equal_members_in_turn(blocks_SxBxD, kind):
     """The vmap of an accelerator and the loop of a CPU are the same training."""
     config = config_of(kind, lr=(1e-3, 3e-4))
