@@ -68,7 +68,7 @@ def numpy_loss(kind, p, x, threshold, fixed) -> float:
     penalized = {
         "relu": f,
         "tanh_relu": np.tanh(f),
-        "p_anneal": (f + 0.01) ** p_of_progress - 0.01**p_of_progress,
+        "p_anneal": (np.maximum(f, 0) + 0.01) ** p_of_progress - 0.01**p_of_progress,
         "gated": np.maximum(z, 0),
     }
     if kind in penalized:

@@ -55,7 +55,7 @@ def edit_config(folder: Path, **values) -> None:
 def test_what_is_bundled_is_had_by_name_and_is_no_fall_back():
     model, dataset = ask(layer=3, seq_len=128)
     assert (model.asked, model.location, model.fell_back) == ("bundled", str(BUNDLED_MODEL), False)
-    assert (model.n_layers, model.n_positions) == (4, 128)
+    assert (model.n_layers, model.n_positions, model.d_model) == (4, 128, 256)
     assert (dataset.asked, dataset.location, dataset.fell_back) == ("bundled", str(BUNDLED_CORPUS), False)
 
 
