@@ -17,21 +17,35 @@ import numpy as np
 from harvest.request import Site
 from sae_jax.config import TrainConfig
 from sae_jax.grid import members_of
-from sae_jax.population import Rows, groups_of, hyper_of, stack, start_member
+from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_member
 from sae_jax.step import make_train_block
 
 
-def seconds_per_step(config: TrainConfig, d_model: int, block_steps: int, blocks: int) -> float:
-    """Of all members of the config, which are of one kind and width."""
-    (group,) = groups_of(members_of(config, (Site(0, "resid_pre"),)), config, d_model)
+def start(
+    config: TrainConfig, x_NxD: np.ndarray, total_steps: int
+) -> tuple[tuple[Group, ...], list[State], list[dict]]:
+    """(groups, states before the first step, hypers) of all members; rows are taken as they are."""
+    d_model = x_NxD.shape[1]
+    groups = groups_of(members_of(config, (Site(0, "resid_pre"),)), config, d_model)
     rows = Rows(0, np.zeros(d_model), np.ones(d_model))
-    hypers = [hyper_of(member, rows, config, total_steps=100_000) for member in group.members]
+    states, hypers = [], []
+    for group in groups:
+        own = [hyper_of(member, rows, config, total_steps) for member in group.members]
+        begun = [
+            start_member(group.signature, *pair, jnp.asarray(x_NxD)) for pair in zip(group.members, own, strict=True)
+        ]
+        states.append(stack(begun))
+        hypers.append(stack(own))
+    return groups, states, hypers
+
+
+def seconds_per_step(config: TrainConfig, d_model: int, block_steps: int, blocks: int) -> float:
+    """Of all members of the config."""
     rng = np.random.default_rng(0)
-    x_NxD = jnp.asarray(rng.standard_normal((1024, d_model)), jnp.float32)
-    start = [start_member(group.signature, m, h, x_NxD) for m, h in zip(group.members, hypers, strict=True)]
-    states, hypers = [stack(start)], [stack(hypers)]
+    x_NxD = rng.standard_normal((1024, d_model)).astype(np.float32)
+    groups, states, hypers = start(config, x_NxD, total_steps=100_000)
     raw_LxSxBxD = jnp.asarray(rng.standard_normal((1, block_steps, config.batch_size, d_model)), jnp.float16)
-    train_block, calibration_LxNxD = make_train_block((group,)), jnp.asarray(x_NxD[None])
+    train_block, calibration_LxNxD = make_train_block(groups), jnp.asarray(x_NxD[None])
     seconds = []
     for _ in range(blocks + 1):
         began = time.perf_counter()

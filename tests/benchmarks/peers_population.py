@@ -1,0 +1,110 @@
+"""The members of population.py in the sweeps of the peers, on the rows of a file; one JSON line.
+
+    OMP_NUM_THREADS=1 taskset -c 0 PEERS/bin/python tests/benchmarks/peers_population.py sae_lens --rows rows.npy
+
+PEERS: pip install 'torch<2.14' sae-lens==6.54.12, then pip install --no-deps dictionary-learning==0.1.0.
+dictionary_learning: `trainSAE` as it is. SAELens: `MultiSAETrainer.fit`, which is what MultiSAETrainingRunner runs; the
+runner itself takes rows from a language model only. It has one learning rate for all, so each member's own trainer is
+put in the place of the one that it made. A step is the time between two requests for rows, reading them included. Both
+compute densely (SAELens' `use_sparse_activations` has no backward pass on a CPU), so how long a step takes does not
+depend on the L0, and no more than a few are needed.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from unittest.mock import MagicMock
+
+import numpy as np
+import torch
+
+MEMBERS = list(product((16, 32, 64), (1e-3, 3e-4)))  # of each kind: the level of sparsity and the learning rate
+FIRST_STEPS = 2  # that are not measured
+
+
+class TimedRows:
+    """Batches from a file, and when they were asked for: (seconds of the clock, of CPU time)."""
+
+    def __init__(self, path: str, batch: int):
+        rows_NxD = np.load(path, mmap_mode="r")
+        self.batches_KxBxD = rows_NxD.reshape(-1, batch, rows_NxD.shape[1])
+        self.asked_at: list[tuple[float, float]] = []
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        while True:
+            self.asked_at.append((time.perf_counter(), time.process_time()))
+            x_BxD = self.batches_KxBxD[len(self.asked_at) % len(self.batches_KxBxD)]
+            yield torch.from_numpy(x_BxD.astype(np.float32))
+
+
+def dictionary_learning(rows: TimedRows, d: int, f: int, batch: int, steps: int) -> None:
+    sys.modules.setdefault("nnsight", MagicMock())  # runs language models, of which there is none here
+    from dictionary_learning.trainers import BatchTopKTrainer, JumpReluTrainer, StandardTrainer, TopKTrainer
+    from dictionary_learning.training import trainSAE
+
+    sizes = {"steps": steps + 1, "activation_dim": d, "dict_size": f, "layer": 0, "lm_name": "none", "device": "cpu"}
+    configs = []
+    for level, lr in MEMBERS:
+        common = sizes | {"lr": lr, "warmup_steps": 0}
+        penalized = common | {"sparsity_warmup_steps": 0}
+        configs += [
+            {"trainer": StandardTrainer, "l1_penalty": 128 / level, **penalized},
+            {"trainer": JumpReluTrainer, "target_l0": level, **penalized},
+            {"trainer": TopKTrainer, "k": level, **common},
+            {"trainer": BatchTopKTrainer, "k": level, **common},
+        ]
+    trainSAE(rows, configs, steps=steps, device="cpu")
+
+
+def sae_lens(rows: TimedRows, d: int, f: int, batch: int, steps: int) -> None:
+    import sae_lens as lens
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    sizes = {"d_in": d, "d_sae": f}
+    saes, rates = {}, {}
+    for level, lr in MEMBERS:
+        jump_relu = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": level, **sizes}
+        for sae in (
+            lens.StandardTrainingSAE(lens.StandardTrainingSAEConfig(l1_coefficient=128 / level, **sizes)),
+            lens.JumpReLUTrainingSAE(lens.JumpReLUTrainingSAEConfig(**jump_relu)),
+            lens.TopKTrainingSAE(lens.TopKTrainingSAEConfig(k=level, **sizes)),
+            lens.BatchTopKTrainingSAE(lens.BatchTopKTrainingSAEConfig(k=level, **sizes)),
+        ):
+            name = f"{sae.cfg.architecture()}-{level}-{lr}"
+            saes[name], rates[name] = sae, lr
+    log = LoggingConfig(log_to_wandb=False)
+    config = SAETrainerConfig(steps * batch, train_batch_size_samples=batch, lr_end=0.0, logger=log)
+    provider = ({"rows": x_BxD} for x_BxD in rows)
+    trainer = MultiSAETrainer(config, saes, dict.fromkeys(saes, "rows"), provider)
+    trainer.trainers = {
+        name: SAETrainer(replace(config, lr=rates[name]), sae, data_provider=iter(())) for name, sae in saes.items()
+    }
+    trainer.fit()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peer", choices=("dictionary_learning", "sae_lens"))
+    parser.add_argument("--rows", required=True)
+    parser.add_argument("--f", type=int, default=1536)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rows = TimedRows(args.rows, args.batch)
+    peer = dictionary_learning if args.peer == "dictionary_learning" else sae_lens
+    peer(rows, rows.batches_KxBxD.shape[2], args.f, args.batch, args.steps)
+    seconds, cpu_seconds = np.median(np.diff(rows.asked_at, axis=0)[FIRST_STEPS:], axis=0)
+    figures = {"members": 4 * len(MEMBERS), "seconds_per_step": seconds, "cpu_seconds_per_step": cpu_seconds}
+    print(json.dumps({"name": args.peer, **figures}))
+
+
+if __name__ == "__main__":
+    main()
