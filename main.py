@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
         model, _ = resolve(request)
         if model.d_model is None:
             raise InputError(f"--dry-run: the config of {model.location} does not say how wide the model is")
-        with Terminal() as terminal:
+        with Terminal(quiet=options.quiet) as terminal:
             terminal.plan(plan(config, request, model.d_model))
         return
     asked = {"harvest": asdict(request), "train": config.to_json(), "files": named_files(request)}
@@ -151,6 +151,7 @@ def work(request: HarvestRequest, config: TrainConfig, options: Options, run: Ru
             list(stores.values()),
             run,
             resume=options.resume,
+            force=options.force,
             checkpoint_seconds=options.checkpoint_seconds,
             harvest_seconds=harvest_seconds,
             on_progress=terminal.training_progress,
@@ -171,6 +172,8 @@ def run_as_command(argv: list[str]) -> int:
         return fail("stopped; the same command again (with --resume once training has begun) goes on", 130)
     except InputError as e:
         return fail(str(e), 2)
+    except MemoryError as e:
+        return fail(f"the memory does not suffice ({e}); fewer --block-steps or a smaller --batch-size need less", 1)
     except OSError as e:
         if e.errno not in DISK_FULL:
             return fail(f"{e.strerror or e}: {e.filename or 'no file named'}", 1)

@@ -232,8 +232,8 @@ class ActivationStore:
             self.manifest = json.loads(path.read_text())
         except ValueError as error:
             raise InputError(f"{path} is damaged ({error}): delete the store and harvest again") from error
-        if self.manifest["format"] != FORMAT:
-            raise InputError(f"{path} has format {self.manifest['format']}; this version reads format {FORMAT}")
+        if self.manifest.get("format") != FORMAT:
+            raise InputError(f"{path} has format {self.manifest.get('format')}; this version reads format {FORMAT}")
         self._check_sizes()
         self.mean = np.array(self.manifest["mean"])
         self.std = np.array(self.manifest["std"])

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from harvest.errors import InputError
 from sae_jax.population import State
 
 METADATA_BYTES = 1 << 20  # about; of what Orbax writes beside the arrays
@@ -39,10 +40,6 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     @property
-    def latest_step(self) -> int | None:
-        return self.manager.latest_step()
-
-    @property
     def due(self) -> bool:
         return time.monotonic() - self.saved_at >= self.every_seconds
 
@@ -55,9 +52,22 @@ class Checkpoints:
             self.manager.save(step, args=ocp.args.StandardSave(jax.tree.map(jnp.copy, states)))
         self.saved_at = time.monotonic()
 
-    def restore(self, like: list[State]) -> list[State]:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self.manager.restore(self.manager.latest_step(), args=ocp.args.StandardRestore(abstract))
+    def restore(self, start: list[State], say: Callable[[str], None]) -> tuple[int, list[State]]:
+        """(step, states) of the newest checkpoint that can be read; (0, start) where there is none.
+
+        Raises InputError where there are some, all damaged.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start)
+        steps = sorted(self.manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return step, self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            except Exception as e:  # of the formats' readers, whatever is damaged
+                say(f"the checkpoint of step {step:,} cannot be read ({type(e).__name__})")
+                self.manager.delete(step)
+        if steps:
+            raise InputError(f"no checkpoint in {self.directory} can be read: add --force to start again")
+        return 0, start
 
     def close(self) -> None:
         with self._os_errors():

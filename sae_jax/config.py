@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from math import isfinite
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,13 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.members is not None:
+            object.__setattr__(self, "members", Path(self.members))
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             if isinstance(field.default, tuple):
                 values = tuple(value) if isinstance(value, list | tuple) else (value,)  # from Python, one will do
+                values = tuple(v.item() if hasattr(v, "item") else v for v in values)  # and numpy's numbers
                 object.__setattr__(self, name, values)
                 if len(set(values)) != len(values) or not (values or name == "sparsity"):
                     raise InputError(
@@ -115,9 +119,9 @@ def named(name: str) -> str:
 
 def check(name: str, value: Any) -> None:
     """Raises InputError unless the value is of its flag's type and range."""
-    types: tuple[type, ...] = (str,) if name in WORDS else (int,) if name in WHOLE else (int, float)
+    kind: type = str if name in WORDS else Integral if name in WHOLE else Real
     ok, allowed = CHECKS[name]
-    if type(value) not in types or not ok(value):
+    if not isinstance(value, kind) or isinstance(value, bool) or not ok(value):
         raise InputError(f"{named(name)} {value}: must be {allowed}")
 
 
@@ -125,7 +129,7 @@ def read_members(path: Path) -> list[dict[str, Any]]:
     """The entries of a members' file: a list of objects with the names of flags. Raises InputError."""
     try:
         entries = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"--members {path}: cannot be read: {e}") from e
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
         raise InputError(f'--members {path}: must hold a list like [{{"activation": "topk", "k": 16}}]')
@@ -135,4 +139,13 @@ def read_members(path: Path) -> list[dict[str, Any]]:
                 raise InputError(f"--members {path}: {name!r} is none of {', '.join((*AXES, 'layer', 'hook'))}")
             if name in AXES:
                 check(name, value)
+            elif type(value) is not (int if name == "layer" else str):
+                raise InputError(f"--members {path}: {name} {value!r}: must be one of those harvested")
+        if "activation" in entry:
+            kind = entry["activation"]
+            means = {*LEVELS[kind], "aux_coefficient"} if LEVELS[kind] == ("k",) else set(LEVELS[kind])
+            if idle := ({"k", "target_l0", "sparsity", "aux_coefficient"} & set(entry)) - means:
+                raise InputError(f"--members {path}: {min(idle)} means nothing to {kind}: leave it out")
+        if {"sparsity", "target_l0"} <= set(entry):
+            raise InputError(f"--members {path}: {entry}: sparsity or target_l0, not both")
     return entries

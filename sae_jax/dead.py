@@ -22,7 +22,7 @@ def resample(
     rule draws them), so at most N features are revived at once. The decoder row becomes the row's unit error, the
     encoder row that times the mean norm of the living ones; what else a feature has becomes the living ones' mean.
     Where nothing lives the dead stand in. Adam's moments of what was replaced are reset. Anthropic's rule scales the
-    encoder row and the bias (`hyper`). Returns (params, moments).
+    encoder row, biases and the threshold (`hyper`). Returns (params, moments).
     """
     params = nnx.to_pure_dict(nnx.state(sae, nnx.Param))
     error_NxD = x_NxD - sae(x_NxD)
@@ -38,7 +38,7 @@ def resample(
         return jnp.where(is_model_F, values_F, 0.0).sum() / is_model_F.sum()
 
     fresh = {name: living_mean(value) for name, value in params.items() if value.ndim == 1 and name != "b_dec"}
-    fresh["b_enc"] *= hyper["revived_bias_scale"]
+    fresh = {name: value if name == "r_mag" else hyper["revived_bias_scale"] * value for name, value in fresh.items()}
     for name, scale in (("W_dec", 1.0), ("W_encT", hyper["revived_encoder_scale"])):
         fresh[name] = direction_FxD * scale * living_mean(jnp.linalg.norm(params[name], axis=1))
 

@@ -1,6 +1,7 @@
 """Held-out metrics of dictionaries on raw activations, from the exported weights.
 
-Shapes: N rows of a chunk, D width of the model, F features. Per-row figures are float32, all sums float64.
+Shapes: N rows of a chunk, C parts of it, D width of the model, F features. Figures of a row, and of 64 rows the sums of
+squared errors, are float32; all further sums float64.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from flax import nnx
 from harvest.store import Split
 from sae_jax.sae import SAE
 
-CHUNK_ROWS = 4096
+CHUNK_ROWS, PARTIAL_ROWS = 4096, 64  # read at a time; summed in float32
 CALIBRATION_ROWS, CALIBRATION_SHARE = 2048, 0.2  # of the held-out rows, at most
 
 
@@ -35,7 +36,7 @@ class Evaluation(NamedTuple):
 
 
 class Rows(NamedTuple):
-    squared_error_D: jax.Array
+    squared_error_CxD: jax.Array
     l0_N: jax.Array
     l1_N: jax.Array
     cosine_N: jax.Array
@@ -46,11 +47,12 @@ def measure_rows(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array, i
     sae = nnx.merge(graphdef, weights)
     f_NxF = sae.encode(x_NxD)
     reconstruction_NxD = sae.decode(f_NxF)
+    squared_error_NxD = jnp.square(x_NxD - reconstruction_NxD) * is_row_N[:, None]
     norms_N = jnp.linalg.norm(x_NxD, axis=1) * jnp.linalg.norm(reconstruction_NxD, axis=1)
     return Rows(
-        squared_error_D=(jnp.square(x_NxD - reconstruction_NxD) * is_row_N[:, None]).sum(0),
+        squared_error_CxD=squared_error_NxD.reshape(-1, PARTIAL_ROWS, x_NxD.shape[1]).sum(1),
         l0_N=(f_NxF != 0).sum(1),
-        l1_N=f_NxF @ jnp.linalg.norm(sae.W_dec[...], axis=1),
+        l1_N=jnp.abs(f_NxF) @ jnp.linalg.norm(sae.W_dec[...], axis=1),
         cosine_N=(x_NxD * reconstruction_NxD).sum(1) / jnp.maximum(norms_N, 1e-30),
         firings_F=((f_NxF != 0) & is_row_N[:, None]).sum(0),
     )
@@ -60,7 +62,7 @@ def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray, first: int 
     """Every dictionary on the same rows, from `first` on, read once.
 
     explained_variance = 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²); mse = E Σ_D (x − x̂)²; l0 = E #(f ≠ 0); sparsity =
-    1 − l0/F; l1 = E Σ f·‖W_dec‖, in units of x; cosine = E cos(x, x̂); dead_fraction = share of features that fire
+    1 − l0/F; l1 = E Σ |f|·‖W_dec‖, in units of x; cosine = E cos(x, x̂); dead_fraction = share of features that fire
     on no row; explained_variance_z = 1 − mean_D (E (x − x̂)² / Var x), every dimension of the model counting alike. The
     variance is summed around `mean_D` (any vector near the mean), which changes nothing but rounding.
     """
@@ -79,7 +81,9 @@ def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray, first: int 
             rows = measure(graphdef, weights, x_NxD, np.arange(CHUNK_ROWS) < n)
             for field, values in rows._asdict().items():
                 values = np.asarray(values, np.float64)
-                sums[name][field] += values[:n].sum() if field.endswith("_N") else values
+                if field.endswith("_N"):
+                    values = values[:n].sum()
+                sums[name][field] += values.sum(0) if field.endswith("_CxD") else values
     total = len(split) - first
     variance_D = offset_square_D / total - np.square(offset_sum_D / total)
     return {name: summarize(sums[name], total, variance_D) for name in saes}
@@ -87,7 +91,7 @@ def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray, first: int 
 
 def summarize(sums: dict, rows: int, variance_D: np.ndarray) -> Evaluation:
     density_F = np.asarray(sums["firings_F"]) / rows
-    mse_D, l0, varies_D = sums["squared_error_D"] / rows, sums["l0_N"] / rows, variance_D > 0
+    mse_D, l0, varies_D = sums["squared_error_CxD"] / rows, sums["l0_N"] / rows, variance_D > 0
     metrics = {
         "explained_variance": 1 - mse_D.sum() / variance_D.sum(),
         "explained_variance_z": 1 - (mse_D[varies_D] / variance_D[varies_D]).mean(),

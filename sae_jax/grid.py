@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import product
 from typing import Any
 
@@ -44,7 +45,7 @@ def members_of(config: TrainConfig, sites: tuple[Site, ...]) -> list[Member]:
     members = [member for entry in entries for member in combinations(config, sites, entry)]
     ids = [member.id for member in members]
     if twice := next((name for name in ids if ids.count(name) > 1), None):
-        raise InputError(f"--members {config.members}: two members would be {twice}")
+        raise InputError(f"two members would be {twice}: give each its own values")
     return members
 
 
@@ -82,7 +83,7 @@ def member_id(settings: dict[str, Any], several_sites: bool) -> str:
     layer, hook = settings["layer"], settings["hook"]
     site = f"l{layer}" + (f"-{hook}" if hook != "resid_pre" else "") if several_sites else ""
     letters = (("k", "k"), ("s", "sparsity"), ("l", "target_l0"))
-    level = next(f"{letter}{settings[name]:g}" for letter, name in letters if settings[name] is not None)
+    level = next(f"{letter}{exact(settings[name])}" for letter, name in letters if settings[name] is not None)
     parts = [settings["activation"], site, f"f{settings['hidden_dim']}", level, f"lr{short(settings['lr'])}"]
     parts.append(f"s{settings['seed']}")
     defaults = {name: getattr(TrainConfig, name)[0] for name in UNUSUAL}
@@ -90,10 +91,16 @@ def member_id(settings: dict[str, Any], several_sites: bool) -> str:
     return "-".join(part for part in parts if part)
 
 
-UNUSUAL = {"warmup": "w{:g}", "normalization": "norm_{}", "dead_rule": "dead_{}", "aux_coefficient": "aux{:g}"}
+UNUSUAL = {"warmup": "w{}", "normalization": "norm_{}", "dead_rule": "dead_{}", "aux_coefficient": "aux{}"}
 
 
 def short(x: float) -> str:
-    """3e-4 rather than 0.0003."""
-    mantissa, exponent = f"{x:.6e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    """3e-4 rather than 0.0003, all its digits."""
+    mantissa, exponent = f"{Decimal(repr(float(x))):e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}e{int(exponent)}"
+
+
+def exact(x: float) -> str:
+    """32 rather than 32.0."""
+    return str(int(x)) if x == int(x) else repr(x)

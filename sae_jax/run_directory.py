@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -117,10 +118,11 @@ class RunDirectory:
             file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
     def metrics(self, up_to: int) -> list[dict]:
-        """The lines up to a step, of whole lines only (a kill may have cut the last one)."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        """The lines up to a step, of whole lines only: a kill may have cut the last one."""
+        path, records = self.path / "metrics.jsonl", []
+        for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
+            with suppress(ValueError):
+                records.append(json.loads(line) if line.endswith("\n") else {"step": math.inf})
         return [r for r in records if r["step"] <= up_to]
 
     def rewind_metrics(self, step: int) -> None:

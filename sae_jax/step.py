@@ -90,7 +90,7 @@ def make_gradients(signature: Signature, in_turn: bool) -> Callable:
 def make_step(signature: Signature, in_turn: bool = True) -> Callable:
     """(hyper, state, raw_BxD) → (state, metrics) of one member.
 
-    A member whose loss is not finite stays as it was before that step, for good.
+    A member whose loss (or error, in raw units) is not finite stays as it was before that step, for good.
     """
     gradients, kind = make_gradients(signature, in_turn), signature.kind
 
@@ -123,8 +123,8 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
         def freeze(grads: Arrays) -> State:
             return state.replace(failed=jnp.where(state.failed < 0, state.step, state.failed))
 
-        state = jax.lax.cond(jnp.isfinite(loss) & (state.failed < 0), learn, freeze, grads)
         mse = jnp.square(terms.error_BxD * hyper["scale_D"]).sum(-1).mean()
+        state = jax.lax.cond(jnp.isfinite(loss + mse) & (state.failed < 0), learn, freeze, grads)
         return state, {"loss": loss, "mse": mse, "l0": l0}
 
     return step

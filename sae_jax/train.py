@@ -54,6 +54,7 @@ def train(
     run: RunDirectory,
     *,
     resume: bool = False,
+    force: bool = False,
     checkpoint_seconds: float = 60.0,
     harvest_seconds: float = 0.0,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -65,6 +66,8 @@ def train(
     named; the others go on. Returns the content of results.json. Raises InputError, Diverged where no member is left,
     or Interrupted (on SIGINT and SIGTERM).
     """
+    if run.results and not force:
+        raise InputError(f"{run.path} is finished: its results are in results.json; force=True does it again")
     feed = Feed([store.train for store in stores], config.batch_size, config.epochs, config.data_seed)
     population = populate(config, stores, feed)
     with run.held():
@@ -95,6 +98,9 @@ def train(
 def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Feed) -> Population:
     sites = tuple(Site(store.manifest["layer"], store.manifest["hook"]) for store in stores)
     for store in stores:
+        same = [key for key in ("windows_hash", "d_model") if store.manifest.get(key) != stores[0].manifest.get(key)]
+        if same or len(store.train) != len(stores[0].train):
+            raise InputError(f"{store.directory} and {stores[0].directory} hold other text or another model")
         if not store.std.any() or np.ptp(store.held_out.read(0, START_ROWS), axis=0).max() == 0:
             raise InputError(f"all rows of a split of {store.directory} are the same: use more or longer text")
     groups = groups_of(members_of(config, sites), config, stores[0].d_model)
@@ -119,9 +125,9 @@ def learn(
     config, total = population.config, feed.total_steps
     checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
     states = start(population, feed)
-    step = first_step = checkpoints.latest_step or 0
+    first_step, states = checkpoints.restore(states, say)
+    step = first_step
     if first_step:
-        states = checkpoints.restore(states)
         say(f"resuming at step {first_step:,} of {total:,}")
     elif resume:
         say("nothing to resume: starting at the first step")
@@ -192,8 +198,13 @@ def export_and_evaluate(
 ) -> dict[str, Evaluation]:
     """Write every member for raw activations, then measure what was written, read back from its files.
 
-    Raises Diverged where nothing can be measured.
+    Raises Diverged where nothing can be measured, InputError where a member failed on rows that are damaged.
     """
+    for group, state in zip(population.groups, states, strict=True):
+        for member, failed_step in zip(group.members, np.asarray(state.failed), strict=True):
+            if failed_step >= 0:
+                report.fail(member, int(failed_step))
+                population.store_of(member).verify()
     evaluations: dict[str, Evaluation] = {}
     for site, store in enumerate(population.stores):
         saes = {}

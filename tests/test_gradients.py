@@ -66,13 +66,13 @@ def numpy_loss(kind, p, x, threshold, fixed) -> float:
         loss += mse(np.maximum(z, 0), fixed["W_dec"], fixed["b_dec"])
     p_of_progress = 1 - 0.8 * 0.5
     penalized = {
-        "relu": f,
-        "tanh_relu": np.tanh(f),
-        "p_anneal": (np.maximum(f, 0) + 0.01) ** p_of_progress - 0.01**p_of_progress,
-        "gated": np.maximum(z, 0),
+        "relu": f * norm,
+        "tanh_relu": np.tanh(f * norm),
+        "p_anneal": (np.maximum(f, 0) * norm + 0.01) ** p_of_progress - 0.01**p_of_progress,
+        "gated": np.maximum(z, 0) * norm,
     }
     if kind in penalized:
-        loss += COEFFICIENT * (penalized[kind] * norm).sum(1).mean()
+        loss += COEFFICIENT * penalized[kind].sum(1).mean()
     return loss
 
 

@@ -198,6 +198,42 @@ def test_a_member_that_fails_is_named_and_the_rest_has_results(cache, tmp_path):
     assert {line["member"] for line in lines if line["step"] == lines[-1]["step"]} == {good["id"]}
 
 
+def test_a_failure_is_not_forgotten_by_a_kill_after_the_last_step(cache, tmp_path):
+    argv = (
+        *TINY,
+        "--lr",
+        "1e-3",
+        "1e30",
+        "--epochs",
+        "3",
+        "--run-dir",
+        tmp_path / "run",
+        "--cache-dir",
+        cache,
+        "--quiet",
+    )
+    assert status_of(*argv) == 0
+    results = tmp_path / "run" / "results.json"
+    before = json.loads(results.read_text())["members"]
+    results.unlink()
+    assert status_of(*argv, "--resume") == 0
+    assert json.loads(results.read_text())["members"] == before and before[1]["failed"]
+
+
+def test_a_damaged_row_is_named_and_not_the_learning_rate(cache, tmp_path, capsys):
+    """In one of two layers: the member there fails, and what is said is why."""
+    argv = (*TINY, "--layer", "0", "2", "--cache-dir", tmp_path / "cache")
+    assert status_of(*argv, "--run-dir", tmp_path / "whole", "--quiet") == 0
+    stores = json.loads((tmp_path / "whole" / "config.json").read_text())["stores"]
+    (damaged,) = (store["directory"] for store in stores if store["hook_name"].startswith("blocks.2"))
+    rows = tmp_path / "cache" / "activations" / damaged / "train" / "rows-00000.npy"
+    array = np.load(rows, mmap_mode="r+")
+    array[:] = np.nan
+    array.flush()
+    assert "train/rows-00000.npy" in refused(capsys, *argv, "--run-dir", tmp_path / "run", "--quiet")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_a_dry_run_says_who_would_train_and_leaves_nothing(cache, tmp_path, capsys):
     grid = ("--layer", "0", "2", "--activation", "relu", "topk", "--hidden-dim", "256", "4096")
     assert (

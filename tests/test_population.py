@@ -48,6 +48,8 @@ def test_an_id_names_what_is_not_usual():
         "relu-l0-f256-l32-lr1e-3-s0",
         "relu-l3-mlp_out-f256-l32-lr1e-3-s0",
     ]
+    assert len(set(ids(lr=(0.001, 0.00100000001), target_l0=(32, 32.00001)))) == 4
+    assert ids(hidden_dim=np.int64(512)) == ["relu-f512-l32-lr1e-3-s0"]
     assert ids(normalization="none", dead_rule="anthropic", warmup=0.1) == [
         "relu-f256-l32-lr1e-3-s0-w0.1-norm_none-dead_anthropic"
     ]
@@ -89,6 +91,11 @@ def test_a_members_file_lists_just_those(tmp_path):
         ('[{"activation": "topk", "k": 300}]', "--k 300"),
         ('[{"seed": 0}, {"seed": 0}]', "two members"),
         ('[{"layer": 7}]', "not harvested"),
+        ('[{"layer": true}]', "layer True"),
+        ('[{"activation": "relu", "k": 16}]', "means nothing to relu"),
+        ('[{"activation": "topk", "target_l0": 8}]', "means nothing to topk"),
+        ('[{"target_l0": 8, "sparsity": 1}]', "not both"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_a_members_file_that_cannot_be_is_refused(tmp_path, content, named):

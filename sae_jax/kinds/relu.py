@@ -16,8 +16,8 @@ LAST_P, EPSILON = 0.2, 0.01
 
 class ReLU(Kind):
     def penalty(self, sae, z, f, batch):
-        """mean_B Σ_F f · ‖W_dec‖₂."""
-        return (self.sublinear(f, batch) * pick(decoder_norm_F(sae), batch.at)).sum(-1).mean()
+        """mean_B Σ_F f · ‖W_dec‖₂; the norm inside of what is sublinear, or a short decoder would cheat it."""
+        return self.sublinear(f * pick(decoder_norm_F(sae), batch.at), batch).sum(-1).mean()
 
     def sublinear(self, f, batch):
         return f
