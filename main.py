@@ -7,15 +7,15 @@ python main.py --n-samples 100 --seq-len 10 --epochs 2  # a smoke test, in secon
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
 import time
-from dataclasses import Field, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
 
+from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
 from harvest.capture import DISK_FULL, harvest
 from harvest.errors import InputError
@@ -40,60 +40,22 @@ class Options:
     dry_run: bool = flag(False, "print what would be trained, and about what it costs, and train nothing")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise SystemExit(fail(f"{message} (see --help)", 2))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """One flag a dataclass field: --name for the field `name`, its default and its help."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    for title, cls in (("activations", HarvestRequest), ("training", TrainConfig), ("running", Options)):
-        group, hints = parser.add_argument_group(title), get_type_hints(cls)
-        for field in fields(cls):
-            add_flag(group, field, hints[field.name])
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_flags("activations", HarvestRequest)
+    parser.add_flags("training", TrainConfig)
+    parser.add_flags("running", Options)
     return parser
 
 
-def add_flag(group: Any, field: Field, hint: Any) -> None:
-    name, default, help = "--" + field.name.replace("_", "-"), field.default, field.metadata["help"]
-    if default not in (None, ()):
-        help = f"{help} (default: {shown(default)})"
-    if hint is bool:
-        group.add_argument(name, dest=field.name, action="store_true", default=default, help=help)
-        if default:
-            off = name.replace("--", "--no-")
-            group.add_argument(off, dest=field.name, action="store_false", help=f"turn {name} off")
-        return
-    kind = next((k for k in (int, float, Path) if k is hint or k in get_args(hint)), str)
-    several = "+" if get_origin(hint) is tuple else None
-    metavar = "|".join(field.metadata.get("choices", ())) or kind.__name__.upper()
-    group.add_argument(name, type=kind, nargs=several, default=default, metavar=metavar, help=help)
-    for short, value in field.metadata.get("shorthands", {}).items():
-        one = (value,) if several else value
-        group.add_argument(
-            short, dest=field.name, action="store_const", const=one, default=default, help=f"{name} {value}"
-        )
-
-
-def shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return "on" if default else "off"
-    if isinstance(default, tuple):
-        return " ".join(map(shown, default))
-    return f"{default:g}" if isinstance(default, float) else str(default)
-
-
+COMMANDS: tuple[str, ...] = ()  # on finished runs: `run(argv)` of the module of that name in analysis/commands
 LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
 def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
     """The flags, checked. Raises InputError."""
     values = vars(build_parser().parse_args(argv))
-    values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    request = HarvestRequest(**{f.name: values[f.name] for f in fields(HarvestRequest)})
-    config = TrainConfig(**{f.name: values[f.name] for f in fields(TrainConfig)})
-    options = Options(**{f.name: values[f.name] for f in fields(Options)})
+    request, config, options = filled(HarvestRequest, values), filled(TrainConfig, values), filled(Options, values)
     given = {argument.partition("=")[0] for argument in argv}
     for name, level in LEVEL_OF_FLAG.items():
         if name in given and not any(level in LEVELS[kind] for kind in config.activation) and not config.members:
@@ -111,6 +73,9 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
 
 
 def main(argv: list[str]) -> None:
+    if argv and argv[0] in COMMANDS:
+        import_module(f"analysis.commands.{argv[0].replace('-', '_')}").run(argv[1:])
+        return
     request, config, options = parse(argv)
     if options.dry_run:
         model, _ = resolve(request)

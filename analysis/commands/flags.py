@@ -1,0 +1,63 @@
+"""Flags from dataclasses: one flag a field, --name for the field `name`, with its default and its help."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from harvest.errors import InputError
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises InputError in place of argparse's usage and exit; no abbreviations."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str):
+        raise InputError(f"{message} (see --help)")
+
+    def add_flags(self, title: str, cls: type) -> None:
+        """A group with the flags of a dataclass."""
+        group, hints = self.add_argument_group(title), get_type_hints(cls)
+        for field in fields(cls):
+            add_flag(group, field, hints[field.name])
+
+
+def filled(cls: type[T], values: dict[str, Any]) -> T:
+    """The dataclass with its fields from what was parsed; several values are a tuple."""
+    own = {field.name: values[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
+
+
+def add_flag(group: Any, field: Field, hint: Any) -> None:
+    name, default, help = "--" + field.name.replace("_", "-"), field.default, field.metadata["help"]
+    if default not in (None, ()):
+        help = f"{help} (default: {shown(default)})"
+    if hint is bool:
+        group.add_argument(name, dest=field.name, action="store_true", default=default, help=help)
+        if default:
+            off = name.replace("--", "--no-")
+            group.add_argument(off, dest=field.name, action="store_false", help=f"turn {name} off")
+        return
+    kind = next((k for k in (int, float, Path) if k is hint or k in get_args(hint)), str)
+    several = "+" if get_origin(hint) is tuple else None
+    metavar = "|".join(field.metadata.get("choices", ())) or kind.__name__.upper()
+    group.add_argument(name, type=kind, nargs=several, default=default, metavar=metavar, help=help)
+    for short, value in field.metadata.get("shorthands", {}).items():
+        one = (value,) if several else value
+        group.add_argument(
+            short, dest=field.name, action="store_const", const=one, default=default, help=f"{name} {value}"
+        )
+
+
+def shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, tuple):
+        return " ".join(map(shown, default))
+    return f"{default:g}" if isinstance(default, float) else str(default)
