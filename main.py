@@ -23,7 +23,6 @@ from harvest.request import HarvestRequest, default_cache_dir, flag
 from harvest.sources import named_files, resolve
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.grid import members_of
-from sae_jax.plan import plan
 from sae_jax.run_directory import RunDirectory, default_name
 
 
@@ -81,6 +80,8 @@ def main(argv: list[str]) -> None:
         model, _ = resolve(request)
         if model.d_model is None:
             raise InputError(f"--dry-run: the config of {model.location} does not say how wide the model is")
+        from sae_jax.plan import plan
+
         with Terminal(quiet=options.quiet) as terminal:
             terminal.plan(plan(config, request, model.d_model))
         return
@@ -106,26 +107,20 @@ def work(request: HarvestRequest, config: TrainConfig, options: Options, run: Ru
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
     import jax
 
-    from sae_jax.progress import Diverged
     from sae_jax.train import train
 
     terminal.say(f"training on {jax.default_backend()}")
-    try:
-        return train(
-            config,
-            list(stores.values()),
-            run,
-            resume=options.resume,
-            force=options.force,
-            checkpoint_seconds=options.checkpoint_seconds,
-            harvest_seconds=harvest_seconds,
-            on_progress=terminal.training_progress,
-            say=terminal.say,
-        )
-    except Diverged:
-        for store in stores.values():
-            store.verify()  # a damaged row looks like a lost loss: then the file is named instead
-        raise
+    return train(
+        config,
+        list(stores.values()),
+        run,
+        resume=options.resume,
+        force=options.force,
+        checkpoint_seconds=options.checkpoint_seconds,
+        harvest_seconds=harvest_seconds,
+        on_progress=terminal.training_progress,
+        say=terminal.say,
+    )
 
 
 def run_as_command(argv: list[str]) -> int:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from harvest.errors import InputError
 from harvest.request import flag
@@ -26,6 +26,7 @@ LEVELS = {  # what may set a kind's sparsity, the default first
     "matryoshka": ("k",),
 }
 NORMALIZATIONS = ("standardize", "mean_norm", "mean_square", "none")
+DTYPES = ("float32", "bfloat16")
 DEAD_RULES = ("rate", "anthropic", "none")
 
 
@@ -61,13 +62,21 @@ class TrainConfig:
     dead_threshold: float = flag(1e-3, "a feature that fires on a smaller share of the rows is dead")
     unit_norm_decoder: bool = flag(True, "keep decoder rows at norm 1")
     decay: float = flag(0.2, "share of the steps at the end over which lr falls to zero")
+    ema: float = flag(0.0, "decay of a moving average of the weights, which is then what is exported (0: none)")
+    dtype: str = flag("float32", "of the large products' operands; sums and weights stay float32", choices=DTYPES)
+    micro_batches: int = flag(
+        1, "parts of a batch, one after another, to save memory; batch_topk then ranks within each part"
+    )
     block_steps: int | None = flag(
         None, "steps a call of the program; dead features are looked at between calls (default: by size)"
     )
 
+    entries: ClassVar[list[dict[str, Any]] | None]  # what the members' file says, read once
+
     def __post_init__(self) -> None:
         if self.members is not None:
             object.__setattr__(self, "members", Path(self.members))
+        object.__setattr__(self, "entries", read_members(self.members) if self.members else None)
         for field in fields(self):
             name, value = field.name, getattr(self, field.name)
             if isinstance(field.default, tuple):
@@ -83,9 +92,12 @@ class TrainConfig:
             elif name in CHECKS and value is not None:
                 check(name, value)
 
+        if self.batch_size % self.micro_batches:
+            raise InputError(f"--micro-batches {self.micro_batches}: must divide --batch-size ({self.batch_size})")
+
     def to_json(self) -> dict[str, Any]:
         """With the content of the members' file in the place of its name."""
-        return asdict(self) | {"members": read_members(self.members) if self.members else None}
+        return asdict(self) | {"members": self.entries}
 
 
 AXES = tuple(field.name for field in fields(TrainConfig) if isinstance(field.default, tuple))
@@ -107,10 +119,13 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data_seed": (lambda v: 0 <= v < 2**31, "0 to 2147483647"),
     "dead_threshold": (lambda v: 0 <= v < 1, "0 or more and below 1"),
     "decay": (lambda v: 0 <= v <= 1, "a share, 0 to 1"),
+    "ema": (lambda v: 0 <= v < 1, "0 or more and below 1"),
+    "dtype": (lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}"),
+    "micro_batches": (lambda v: v >= 1, "1 or more"),
     "block_steps": (lambda v: v >= 1, "1 or more"),
 }
-WORDS = {"activation", "normalization", "dead_rule"}
-WHOLE = {"hidden_dim", "k", "seed", "epochs", "batch_size", "data_seed", "block_steps"}
+WORDS = {"activation", "normalization", "dead_rule", "dtype"}
+WHOLE = {"hidden_dim", "k", "seed", "epochs", "batch_size", "data_seed", "micro_batches", "block_steps"}
 
 
 def named(name: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from harvest.errors import InputError
 from harvest.request import Site
-from sae_jax.config import AXES, LEVELS, TrainConfig, read_members
+from sae_jax.config import AXES, LEVELS, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ def members_of(config: TrainConfig, sites: tuple[Site, ...]) -> list[Member]:
 
     What means nothing to a kind does not multiply it. Raises InputError for a combination that cannot be.
     """
-    entries = read_members(config.members) if config.members else [{}]
-    members = [member for entry in entries for member in combinations(config, sites, entry)]
+    members = [member for entry in config.entries or [{}] for member in combinations(config, sites, entry)]
     ids = [member.id for member in members]
     if twice := next((name for name in ids if ids.count(name) > 1), None):
         raise InputError(f"two members would be {twice}: give each its own values")

@@ -1,4 +1,4 @@
-"""What a run would train, and about what it would cost: for --dry-run. Imports neither torch nor jax."""
+"""What a run would train, and about what it would cost: for --dry-run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from sae_jax.config import TrainConfig
 from sae_jax.grid import Member, members_of
+from sae_jax.population import Signature, groups_of
+from sae_jax.sparse import DENSEST
+from sae_jax.step import sparse_pays
 
 MATMULS, SPARSE_MATMULS = 5, 1  # of B x D x F a step, the second where few features fire
 UPDATE_SECONDS = 4e-9  # of Adam, a parameter
-EXTRA = {"jump_relu": 1, "gated": 2}  # numbers that a kind learns for each feature
-SPARSE_FROM = 16  # features for each active one, from which on the sparse path pays
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,22 @@ def plan(config: TrainConfig, request: HarvestRequest, d_model: int) -> Plan:
         raise InputError(
             f"--batch-size {config.batch_size}: there are only about {rows} training rows; use fewer a batch"
         )
-    flops, groups, members = flops_per_second(), dict[tuple, int](), []
-    for m in members_of(config, request.sites):
-        group = groups.setdefault((m.activation, m.level, m.hidden_dim), len(groups) + 1)
-        matrix = d_model * m.hidden_dim
-        sparse = m.activation != "matryoshka" and (m.k or m.target_l0 or m.hidden_dim) * SPARSE_FROM <= m.hidden_dim
-        products = 2 * (SPARSE_MATMULS if sparse else MATMULS) * config.batch_size * matrix / flops
-        parameters = 2 * matrix + (1 + EXTRA.get(m.activation, 0)) * m.hidden_dim + d_model
-        seconds = steps * (products + UPDATE_SECONDS * parameters)
-        members.append(Planned(m, group, parameters, 3 * 4 * parameters, seconds))
+    flops, members = flops_per_second(), []
+    for number, group in enumerate(groups_of(members_of(config, request.sites), config, d_model), 1):
+        matrix = d_model * group.signature.hidden_dim
+        extra = group.signature.kind.extra_params(group.signature.hidden_dim)
+        parameters = 2 * matrix + group.signature.hidden_dim + d_model + sum(value.size for value in extra.values())
+        for m in group.members:
+            products = SPARSE_MATMULS if is_sparse(m, group.signature) else MATMULS
+            seconds = 2 * products * config.batch_size * matrix / flops + UPDATE_SECONDS * parameters
+            copies = 4 if group.signature.averages else 3  # weights, two moments, and their average
+            members.append(Planned(m, number, parameters, 4 * copies * parameters, steps * seconds))
     return Plan(members, steps)
+
+
+def is_sparse(m: Member, signature: Signature) -> bool:
+    active = m.k or m.target_l0 or m.hidden_dim  # a fixed coefficient says nothing of how many fire
+    return sparse_pays(signature) and active <= DENSEST * m.hidden_dim
 
 
 def flops_per_second() -> float:

@@ -5,6 +5,7 @@ Shapes: P members of a group, N rows to start from, D width of the model, F feat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +45,9 @@ class Signature:
     hidden_dim: int
     k_max: int
     unit_norm_decoder: bool
+    dtype: str
+    micro_batches: int
+    averages: bool
 
     @property
     def kind(self) -> Kind:
@@ -63,6 +67,7 @@ class State(struct.PyTreeNode):
     """Everything that training changes in a member (in a group: with a leading P)."""
 
     params: Arrays
+    average: Arrays | None  # of the params, over steps, where it is asked for; then it is what is exported
     settings: Arrays
     optimizer: Any
     coefficient: jax.Array  # of the penalty
@@ -83,7 +88,17 @@ def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple
         alike.setdefault((m.activation, m.level, m.hidden_dim), []).append(m)
     return tuple(
         Group(
-            Signature(activation, level, d_model, hidden_dim, max(m.k or 0 for m in group), config.unit_norm_decoder),
+            Signature(
+                activation,
+                level,
+                d_model,
+                hidden_dim,
+                k_max=max(m.k or 0 for m in group),
+                unit_norm_decoder=config.unit_norm_decoder,
+                dtype=config.dtype,
+                micro_batches=config.micro_batches,
+                averages=config.ema > 0,
+            ),
             tuple(group),
         )
         for (activation, level, hidden_dim), group in alike.items()
@@ -113,6 +128,7 @@ def hyper_of(member: Member, rows: Rows, config: TrainConfig, total_steps: int) 
         "warmup_steps": max(1.0, member.warmup * total_steps),
         "decay_steps": max(1.0, config.decay * total_steps),
         "batch_size": config.batch_size,
+        "ema": config.ema,
     }
     arrays = {name: jnp.float32(value) for name, value in numbers.items()}
     shift_D, scale_D = (jnp.asarray(values_D, jnp.float32) for values_D in rows[1:])
@@ -132,7 +148,7 @@ def new_sae(signature: Signature, key: jax.Array, k: int) -> SAE:
     params = {"W_encT": W_dec_FxD, "b_enc": jnp.zeros(F), "W_dec": W_dec_FxD, "b_dec": jnp.zeros(D)}
     settings = signature.kind.extra_settings() | ({"k": jnp.int32(k)} if signature.level == "k" else {})
     params |= signature.kind.extra_params(F)
-    return SAE(signature.activation, params, settings, signature.level, signature.k_max)
+    return SAE(signature.activation, params, settings, signature.level, signature.k_max, signature.dtype)
 
 
 def start_member(signature: Signature, member: Member, hyper: Arrays, x_NxD: jax.Array) -> State:
@@ -144,6 +160,7 @@ def start_member(signature: Signature, member: Member, hyper: Arrays, x_NxD: jax
     start = signature.kind.start(params, settings, sae.pre_activations(x_NxD), hyper)
     state = State(
         params=start.params,
+        average=start.params if signature.averages else None,
         settings=start.settings,
         optimizer=OPTIMIZER.init(start.params),
         coefficient=start.coefficient,
@@ -157,6 +174,13 @@ def start_member(signature: Signature, member: Member, hyper: Arrays, x_NxD: jax
         key=jax.random.key_data(key),
     )
     return jax.tree.map(lambda leaf: leaf.astype(leaf.dtype), state)  # weak types would compile the block twice
+
+
+def start_group(group: Group, hyper: Arrays, rows_of: Callable[[Member], jax.Array]) -> State:
+    """A group before its first step; `rows_of` gives a member's normalized rows to start from, [N, D]."""
+    begin = jax.jit(start_member, static_argnums=(0, 1))
+    hypers = [jax.tree.map(lambda leaf, p=p: leaf[p], hyper) for p in range(len(group.members))]
+    return stack([begin(group.signature, m, h, rows_of(m)) for m, h in zip(group.members, hypers, strict=True)])
 
 
 def stack(trees: list) -> Any:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sae_jax.kinds import KINDS
+from sae_jax.matmul import matmul
 from sae_jax.sparse import Candidates, decode_at, pick, product, product_at
 
 
@@ -22,7 +23,7 @@ class SAE(nnx.Module):
 
     `params`: W_encT [F, D] (the encoder with a row a feature, as the decoder: its gradient is written by rows, which
     saves a sixth of a step), b_enc [F], W_dec [F, D], b_dec [D], and what the kind adds. `settings`: k and the like.
-    `level` names what sets its sparsity, `k_max` is the static bound of k.
+    `level` names what sets its sparsity, `k_max` is the static bound of k, `dtype` that of the large products.
     """
 
     W_encT: nnx.Param
@@ -30,8 +31,16 @@ class SAE(nnx.Module):
     W_dec: nnx.Param
     b_dec: nnx.Param
 
-    def __init__(self, activation: str, params: dict, settings: dict | None = None, level: str = "", k_max: int = 0):
-        self.activation, self.level, self.k_max = activation, level, k_max
+    def __init__(
+        self,
+        activation: str,
+        params: dict,
+        settings: dict | None = None,
+        level: str = "",
+        k_max: int = 0,
+        dtype: str = "float32",
+    ):
+        self.activation, self.level, self.k_max, self.dtype = activation, level, k_max, dtype
         for name, value in params.items():
             setattr(self, name, nnx.Param(value))
         for name, value in (settings or {}).items():
@@ -51,13 +60,21 @@ class SAE(nnx.Module):
         bias_F = self.b_enc - self.W_encT @ self.b_dec
         if at is not None:
             return product_at(x_BxD, self.W_encT[...], known_BxF, at) + pick(bias_F, at)
-        return (x_BxD @ self.W_encT.T if known_BxF is None else product(x_BxD, self.W_encT[...], known_BxF)) + bias_F
+        if known_BxF is None:
+            return self.encoder_product(x_BxD) + bias_F
+        return product(x_BxD, self.W_encT[...], known_BxF, self.dtype) + bias_F
+
+    def encoder_product(self, x_BxD: jax.Array) -> jax.Array:
+        return matmul(x_BxD, self.W_encT[...].T, self.dtype)
 
     def encode(self, x_BxD: jax.Array) -> jax.Array:
         return self.kind.fire(self, self.pre_activations(x_BxD))
 
     def decode(self, f: jax.Array, at: Candidates | None = None) -> jax.Array:
-        return (f @ self.W_dec if at is None else decode_at(f, self.W_dec[...], at)) + self.b_dec
+        return self.decoder_product(f, self.W_dec[...], at) + self.b_dec
+
+    def decoder_product(self, f: jax.Array, W_dec_FxD: jax.Array, at: Candidates | None = None) -> jax.Array:
+        return matmul(f, W_dec_FxD, self.dtype) if at is None else decode_at(f, W_dec_FxD, at)
 
     def __call__(self, x_BxD: jax.Array) -> jax.Array:
         return self.decode(self.encode(x_BxD))

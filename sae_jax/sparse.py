@@ -10,10 +10,13 @@ Shapes: B rows, D width of the model, F features, K candidates a row (a multiple
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from sae_jax.matmul import matmul
 
 CHUNK = 16
 MOST_CANDIDATES = 512  # of a row
@@ -46,15 +49,15 @@ def largest(score_BxF: jax.Array, count_B: jax.Array, k: int) -> Candidates:
     return Candidates(jax.lax.top_k(score_BxF, -(-k // CHUNK) * CHUNK)[1], count_B)
 
 
-@jax.custom_vjp
-def product(x_BxD: jax.Array, W_encT_FxD: jax.Array, known_BxF: jax.Array) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def product(x_BxD: jax.Array, W_encT_FxD: jax.Array, known_BxF: jax.Array, dtype: str) -> jax.Array:
     """x W_enc, which is known already: only its gradient is computed. None flows to x, the data."""
     return known_BxF
 
 
 product.defvjp(
-    lambda x_BxD, W_encT_FxD, known_BxF: (known_BxF, x_BxD),
-    lambda x_BxD, g_BxF: (jnp.zeros_like(x_BxD), g_BxF.T @ x_BxD, jnp.zeros_like(g_BxF)),
+    lambda x_BxD, W_encT_FxD, known_BxF, dtype: (known_BxF, x_BxD),
+    lambda dtype, x_BxD, g_BxF: (jnp.zeros_like(x_BxD), matmul(g_BxF.T, x_BxD, dtype), jnp.zeros_like(g_BxF)),
 )
 
 

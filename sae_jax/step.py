@@ -72,7 +72,7 @@ def make_gradients(signature: Signature, in_turn: bool) -> Callable:
         if not sparse_pays(signature):
             return reviving_if_dead(None, None)
         sae = nnx.merge(graphdef, state.params, state.settings)
-        known_BxF = x_BxD @ sae.W_encT.T
+        known_BxF = sae.encoder_product(x_BxD)
         score_BxF = kind.score(sae, sae.pre_activations(x_BxD, known_BxF))
         if kind.by_rank:
             count_B = jnp.full(len(x_BxD), kind.ranks_per_k * sae.k)
@@ -84,7 +84,27 @@ def make_gradients(signature: Signature, in_turn: bool) -> Callable:
             lambda: reviving_if_dead(known_BxF, None),
         )
 
-    return gradients
+    return in_parts(gradients, signature.micro_batches)
+
+
+def in_parts(gradients: Callable, parts: int) -> Callable:
+    """The same over a batch in parts, one after another: means over the batch, firings their sum."""
+    if parts == 1:
+        return gradients
+
+    def summed(state: State, x_BxD: jax.Array, hyper: Arrays):
+        def add(total, x_BxD):
+            return jax.tree.map(jnp.add, total, gradients(state, x_BxD, hyper)), None
+
+        x_MxBxD = x_BxD.reshape(parts, -1, x_BxD.shape[1])
+        zeros = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(gradients, state, x_MxBxD[0], hyper)
+        )
+        total, _ = jax.lax.scan(add, zeros, x_MxBxD)
+        (loss, terms), grads = jax.tree.map(lambda leaf: leaf / parts, total)
+        return (loss, terms._replace(firings_F=total[0][1].firings_F)), grads
+
+    return summed
 
 
 def make_step(signature: Signature, in_turn: bool = True) -> Callable:
@@ -110,8 +130,13 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
             excess = jnp.clip(jnp.log(jnp.maximum(l0, 1e-6) / hyper["target_l0"]) - state.aim, -1.0, 1.0)
             measured = Measured(state.step, s, excess, terms.observed)
             params, settings, coefficient = kind.adjust(params, state.settings, state.coefficient, measured, hyper)
+            average = state.average
+            if average is not None:  # the plain mean of the first steps, so that the start does not linger
+                rate = jnp.maximum(1 - hyper["ema"], 1 / (state.step + 1))
+                average = jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
             return state.replace(
                 params=params,
+                average=average,
                 settings=settings,
                 optimizer=optimizer,
                 coefficient=coefficient,
@@ -123,7 +148,7 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
         def freeze(grads: Arrays) -> State:
             return state.replace(failed=jnp.where(state.failed < 0, state.step, state.failed))
 
-        mse = jnp.square(terms.error_BxD * hyper["scale_D"]).sum(-1).mean()
+        mse = (terms.squared_error_D * jnp.square(hyper["scale_D"])).sum()
         state = jax.lax.cond(jnp.isfinite(loss + mse) & (state.failed < 0), learn, freeze, grads)
         return state, {"loss": loss, "mse": mse, "l0": l0}
 
@@ -141,8 +166,10 @@ def look_for_dead(signature: Signature, hyper: Arrays, state: State, raw_NxD: ja
         sae = nnx.merge(signature.graphdef(), state.params, state.settings)
         clip, adam = state.optimizer
         params, (mu, nu) = resample(sae, (adam.mu, adam.nu), normalized(raw_NxD, hyper), dead_F, draw, hyper)
-        optimizer = (clip, adam._replace(mu=mu, nu=nu))
-        return state.replace(params=params, optimizer=optimizer, key=jax.random.key_data(key))
+        optimizer, average = (clip, adam._replace(mu=mu, nu=nu)), state.average
+        if average is not None:  # what was replaced begins anew
+            average = jax.tree.map(lambda a, old, new: jnp.where(new != old, new, a), average, state.params, params)
+        return state.replace(params=params, average=average, optimizer=optimizer, key=jax.random.key_data(key))
 
     state = jax.lax.cond(due & dead_F.any(), revive, lambda state: state, state)
     return state.replace(firings_F=jnp.where(due, 0, state.firings_F), looked=jnp.where(due, state.step, state.looked))

@@ -22,7 +22,7 @@ from sae_jax.evaluate import Evaluation, calibration_rows, evaluate
 from sae_jax.feed import Feed
 from sae_jax.formats import fold_normalization, load_member, save_member
 from sae_jax.grid import Member, members_of
-from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_member, steps_to_die
+from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group, steps_to_die
 from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
 from sae_jax.run_directory import RunDirectory
 from sae_jax.step import make_train_block
@@ -46,6 +46,10 @@ class Population:
 
     def store_of(self, member: Member) -> ActivationStore:
         return self.stores[self.rows[member.id].site]
+
+    def verify(self, member: Member) -> None:
+        """Raises InputError where the rows of a member are damaged."""
+        self.store_of(member).verify()
 
 
 def train(
@@ -138,7 +142,7 @@ def learn(
     held_out = [store.held_out for store in population.stores]
     calibration_LxNxD = jnp.asarray(np.stack([split.read(0, calibration_rows(split)) for split in held_out]))
     variances = {m.id: float(np.square(population.store_of(m).std).sum()) for m in population.members()}
-    report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say)
+    report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say, population.verify)
     block_steps = config.block_steps or default_block_steps(config, population.stores, total)
     pending = None  # metrics are fetched once the next block is dispatched, so that the device never waits
     with StopSignals() as stop:
@@ -161,17 +165,15 @@ def learn(
 
 def start(population: Population, feed: Feed) -> list[State]:
     """Every member before its first step."""
-    begin = jax.jit(start_member, static_argnums=(0, 1))
     states = []
     for group, hyper in zip(population.groups, population.hypers, strict=True):
-        count = min(START_ROWS, max(256, START_VALUES // group.signature.hidden_dim))
-        raw_LxNxD = feed.sample(count)
-        members = []
-        for p, member in enumerate(group.members):
+        raw_LxNxD = feed.sample(min(START_ROWS, max(256, START_VALUES // group.signature.hidden_dim)))
+
+        def rows_of(member: Member, raw_LxNxD=raw_LxNxD) -> jax.Array:
             site, shift_D, scale_D = population.rows[member.id]
-            x_NxD = jnp.asarray((raw_LxNxD[site] - shift_D) / scale_D, jnp.float32)
-            members.append(begin(group.signature, member, jax.tree.map(lambda leaf, p=p: leaf[p], hyper), x_NxD))
-        states.append(stack(members))
+            return jnp.asarray((raw_LxNxD[site] - shift_D) / scale_D, jnp.float32)
+
+        states.append(start_group(group, hyper, rows_of))
     return states
 
 
@@ -204,7 +206,6 @@ def export_and_evaluate(
         for member, failed_step in zip(group.members, np.asarray(state.failed), strict=True):
             if failed_step >= 0:
                 report.fail(member, int(failed_step))
-                population.store_of(member).verify()
     evaluations: dict[str, Evaluation] = {}
     for site, store in enumerate(population.stores):
         saes = {}
@@ -213,8 +214,9 @@ def export_and_evaluate(
                 if population.rows[member.id].site != site or member.id in report.failed:
                     continue
                 directory = run.path / "members" / member.id
+                weights = state.params if state.average is None else state.average
                 exported = group.signature.kind.export(
-                    *({n: v[p] for n, v in d.items()} for d in (state.params, state.settings))
+                    *({n: v[p] for n, v in d.items()} for d in (weights, state.settings))
                 )
                 tensors = fold_normalization(exported, *population.rows[member.id][1:])
                 save_member(directory, member, tensors, store.manifest)

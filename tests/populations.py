@@ -6,7 +6,7 @@ import numpy as np
 from harvest.request import Site
 from sae_jax.config import TrainConfig
 from sae_jax.grid import Member, members_of
-from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_member
+from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group
 
 SITES = (Site(0, "resid_pre"),)
 
@@ -31,9 +31,6 @@ def prepare(
     """(groups, states before the first step, hypers); `x_NxD` are normalized rows."""
     d = x_NxD.shape[1]
     groups = groups_of(members_of(config, SITES), config, d)
-    each = [[hyper_of(m, rows or raw_rows(d), config, total_steps) for m in g.members] for g in groups]
-    states = [
-        stack([start_member(g.signature, m, h, jnp.asarray(x_NxD)) for m, h in zip(g.members, hypers, strict=True)])
-        for g, hypers in zip(groups, each, strict=True)
-    ]
-    return groups, states, [stack(hypers) for hypers in each]
+    hypers = [stack([hyper_of(m, rows or raw_rows(d), config, total_steps) for m in g.members]) for g in groups]
+    states = [start_group(g, hyper, lambda member: jnp.asarray(x_NxD)) for g, hyper in zip(groups, hypers, strict=True)]
+    return groups, states, hypers

@@ -1,6 +1,6 @@
 """A run that was killed or stopped goes on as if nothing had been, byte for byte.
 
-Three kinds train together, dead features are revived at several steps, a block is short and checkpoints are frequent.
+Six kinds train together, dead features are revived at several steps, a block is short and checkpoints are frequent.
 """
 
 import json
@@ -20,7 +20,8 @@ from sae_jax.config import TrainConfig
 from sae_jax.run_directory import RunDirectory
 
 EPOCHS, STEPS = "25", 25 * 12
-RUN = (*THREE_KINDS, "--epochs", EPOCHS)
+KINDS = ("relu", "jump_relu", "topk", "gated", "batch_topk", "matryoshka")
+RUN = (*THREE_KINDS, "--epochs", EPOCHS, "--activation", *KINDS)
 OFTEN = ("--checkpoint-seconds", "0.1")
 NEVER = ("--checkpoint-seconds", "1000")
 
@@ -41,7 +42,7 @@ def uninterrupted(cache, tmp_path_factory) -> Path:
 def learned(run: Path) -> dict[str, bytes | list]:
     """All that a run directory says of what was learned."""
     members = {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.glob("members/*/*"))}
-    assert len([name for name in members if name.endswith(".safetensors")]) == 3
+    assert len([name for name in members if name.endswith(".safetensors")]) == len(KINDS)
     results = json.loads((run / "results.json").read_text())["members"]
     return {**members, "metrics.jsonl": (run / "metrics.jsonl").read_bytes(), "results": results}
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from sae_jax.activations import mask_of_largest
 from sae_jax.kinds.kind import Batch
-from sae_jax.sparse import decode_at, largest
+from sae_jax.sparse import largest
 
 
 def mean_square(error_BxD: jax.Array) -> jax.Array:
@@ -33,10 +33,11 @@ def auxk(sae, error_BxD: jax.Array, batch: Batch) -> jax.Array:
         at = largest(score_BxF, count_B, k)
         z_BxK = sae.pre_activations(batch.x_BxD, batch.known_BxF, at)
         counts_BxK = jnp.arange(z_BxK.shape[1]) < count_B[:, None]
-        revived_BxD = decode_at(jnp.where(counts_BxK, jax.nn.relu(z_BxK), 0.0), sae.W_dec[...], at)
+        f = jnp.where(counts_BxK, jax.nn.relu(z_BxK), 0.0)
     else:
-        chosen_BxF = mask_of_largest(score_BxF, jnp.int32(k), k) & dead_F
-        revived_BxD = jnp.where(chosen_BxF, jax.nn.relu(z_BxF), 0.0) @ sae.W_dec
+        at, chosen_BxF = None, mask_of_largest(score_BxF, jnp.int32(k), k) & dead_F
+        f = jnp.where(chosen_BxF, jax.nn.relu(z_BxF), 0.0)
+    revived_BxD = sae.decoder_product(f, sae.W_dec[...], at)
     relative = variance(batch.x_BxD) / jnp.maximum(variance(error_BxD), 1e-30)
     scale = batch.hyper["aux_coefficient"] * jnp.minimum(1.0, dead_F.sum() / k)
     return scale * relative * mean_square(error_BxD - revived_BxD)

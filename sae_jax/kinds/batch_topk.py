@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sae_jax.activations import nth_largest
-from sae_jax.kinds.auxk import auxk, mean_square
+from sae_jax.kinds.auxk import mean_square
 from sae_jax.kinds.kind import Kind, Start, start_quantile
 
 LOOKED_AT = 0.8  # of the threshold: a batch's own lies above that, or the step is computed densely
@@ -36,9 +36,6 @@ class BatchTopK(Kind):
     def fits(self, sae, count_B, hidden_dim):
         return super().fits(sae, count_B, hidden_dim) & (count_B.sum() >= sae.k * len(count_B))
 
-    def extra_loss(self, sae, z, f, error_BxD, batch):
-        return auxk(sae, error_BxD, batch) if batch.revive else jnp.float32(0)
-
     def start(self, params, settings, z_NxF, hyper):
         threshold = jnp.maximum(start_quantile(z_NxF, settings["k"]), 0.0)
         return Start(params, {**settings, "threshold": threshold}, jnp.float32(0))
@@ -65,8 +62,7 @@ class Matryoshka(BatchTopK):
         ends = sorted({max(1, int(share * f.shape[1])) for share in self.SHARES})
         x_hat_BxD, losses, begin = sae.b_dec[...], [], 0
         for end in ends:
-            x_hat_BxD = x_hat_BxD + f[:, begin:end] @ sae.W_dec[begin:end]
+            x_hat_BxD = x_hat_BxD + sae.decoder_product(f[:, begin:end], sae.W_dec[begin:end])
             losses.append(mean_square(batch.x_BxD - x_hat_BxD))
             begin = end
-        in_place_of_the_whole = jnp.stack(losses).mean() - losses[-1]
-        return in_place_of_the_whole + super().extra_loss(sae, z, f, error_BxD, batch)
+        return jnp.stack(losses).mean() - losses[-1]  # in place of the whole's

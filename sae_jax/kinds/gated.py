@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sae_jax.kinds.auxk import mean_square
 from sae_jax.kinds.kind import Start
 from sae_jax.kinds.relu import ReLU
-from sae_jax.sparse import decode_at, pick
+from sae_jax.sparse import pick
 
 
 class Gated(ReLU):
@@ -34,8 +34,7 @@ class Gated(ReLU):
         """‖x − x̂(relu(z))‖² by a decoder that it does not train."""
         W_dec_FxD, b_dec_D = (jax.lax.stop_gradient(p[...]) for p in (sae.W_dec, sae.b_dec))
         gate = jax.nn.relu(z)
-        decoded_BxD = gate @ W_dec_FxD if batch.at is None else decode_at(gate, W_dec_FxD, batch.at)
-        return mean_square(batch.x_BxD - decoded_BxD - b_dec_D)
+        return mean_square(batch.x_BxD - sae.decoder_product(gate, W_dec_FxD, batch.at) - b_dec_D)
 
     def start(self, params, settings, z_NxF, hyper):
         params, settings, coefficient = super().start(params, settings, z_NxF, hyper)

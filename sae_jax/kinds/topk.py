@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sae_jax.activations import mask_of_largest
-from sae_jax.kinds.auxk import auxk, mean_square
+from sae_jax.kinds.auxk import mean_square
 from sae_jax.kinds.kind import Kind
 
 
@@ -34,9 +34,6 @@ class TopK(Kind):
     def value(self, z):
         return jax.nn.relu(z)
 
-    def extra_loss(self, sae, z, f, error_BxD, batch):
-        return auxk(sae, error_BxD, batch) if batch.revive else jnp.float32(0)
-
 
 class MultiTopK(TopK):
     """L(k) + L(4k)/8 (ibid.): good at more than one k."""
@@ -45,8 +42,7 @@ class MultiTopK(TopK):
 
     def extra_loss(self, sae, z, f, error_BxD, batch):
         wider = self.keep(sae, z, batch.at, ranks_per_k=4)
-        wider_loss = mean_square(batch.x_BxD - sae.decode(wider, batch.at)) / 8
-        return wider_loss + super().extra_loss(sae, z, f, error_BxD, batch)
+        return mean_square(batch.x_BxD - sae.decode(wider, batch.at)) / 8
 
 
 class AbsTopK(TopK):

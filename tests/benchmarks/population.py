@@ -1,6 +1,6 @@
 """24 dictionaries in one program, against the sweeps of dictionary_learning and SAELens on the same rows.
 
-    OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/population.py --rounds 3 --peers-python PEERS/bin/python
+    PYTHONPATH=. OMP_NUM_THREADS=1 python tests/benchmarks/population.py --rounds 3 --peers-python PEERS/bin/python
 
 relu, jump_relu, topk and batch_topk, each at three levels of sparsity and two learning rates. PEERS is an environment
 with sae-lens and dictionary-learning (see peers_population.py). A round runs ours and then each peer in a process of
@@ -25,10 +25,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from step import start
 
 from sae_jax.config import TrainConfig
 from sae_jax.step import make_train_block
+from tests.populations import prepare
 
 KINDS, LEVELS, RATES = ("relu", "jump_relu", "topk", "batch_topk"), (16, 32, 64), (1e-3, 3e-4)
 
@@ -51,7 +51,7 @@ def measure(args: argparse.Namespace) -> dict:
         KINDS, args.f, lr=RATES, target_l0=tuple(map(float, LEVELS)), k=LEVELS, batch_size=args.batch, warmup=0.0
     )
     x_NxD = raw_NxD[:1024].astype(np.float32)
-    groups, states, hypers = start(config, x_NxD, total_steps=10_000)
+    groups, states, hypers = prepare(config, 10_000, x_NxD)
     raw_LxSxBxD, calibration_LxNxD = jnp.asarray(blocks_KxSxBxD[:1]), jnp.asarray(x_NxD[None])
     began = time.perf_counter()
     train_block = make_train_block(groups).lower(states, hypers, raw_LxSxBxD, calibration_LxNxD).compile()

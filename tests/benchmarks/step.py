@@ -1,6 +1,6 @@
 """Seconds a training step, on random rows, member by member; one JSON line each.
 
-    python tests/benchmarks/step.py --d 768 --f 256 --batch 64
+    PYTHONPATH=. python tests/benchmarks/step.py --d 768 --f 256 --batch 64
 
 Fields: name, seconds_per_step (median of several blocks), rows_per_second. Compilation is not counted.
 """
@@ -14,36 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harvest.request import Site
 from sae_jax.config import TrainConfig
-from sae_jax.grid import members_of
-from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_member
 from sae_jax.step import make_train_block
-
-
-def start(
-    config: TrainConfig, x_NxD: np.ndarray, total_steps: int
-) -> tuple[tuple[Group, ...], list[State], list[dict]]:
-    """(groups, states before the first step, hypers) of all members; rows are taken as they are."""
-    d_model = x_NxD.shape[1]
-    groups = groups_of(members_of(config, (Site(0, "resid_pre"),)), config, d_model)
-    rows = Rows(0, np.zeros(d_model), np.ones(d_model))
-    states, hypers = [], []
-    for group in groups:
-        own = [hyper_of(member, rows, config, total_steps) for member in group.members]
-        begun = [
-            start_member(group.signature, *pair, jnp.asarray(x_NxD)) for pair in zip(group.members, own, strict=True)
-        ]
-        states.append(stack(begun))
-        hypers.append(stack(own))
-    return groups, states, hypers
+from tests.populations import prepare
 
 
 def seconds_per_step(config: TrainConfig, d_model: int, block_steps: int, blocks: int) -> float:
     """Of all members of the config."""
     rng = np.random.default_rng(0)
     x_NxD = rng.standard_normal((1024, d_model)).astype(np.float32)
-    groups, states, hypers = start(config, x_NxD, total_steps=100_000)
+    groups, states, hypers = prepare(config, 100_000, x_NxD)
     raw_LxSxBxD = jnp.asarray(rng.standard_normal((1, block_steps, config.batch_size, d_model)), jnp.float16)
     train_block, calibration_LxNxD = make_train_block(groups), jnp.asarray(x_NxD[None])
     seconds = []
