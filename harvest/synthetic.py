@@ -50,7 +50,7 @@ class SyntheticRequest:
     exponent: float = 0.5
     correlation_rank: int = 25
     correlation_scale: float = 0.1
-    n_roots: int = 48
+    n_roots: int = 64
     branching: int = 2
     depth: int = 2
     exclusive: bool = True

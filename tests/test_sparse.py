@@ -60,7 +60,7 @@ def compare(signature, hyper, state, x):
         (expected, dense_terms), dense = jax.jit(make_gradients(signature, in_turn=False))(state, x, hyper)
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)
     np.testing.assert_array_equal(terms.firings_F, dense_terms.firings_F)
-    np.testing.assert_allclose(terms.error_BxD, dense_terms.error_BxD, atol=1e-4)
+    np.testing.assert_allclose(terms.squared_error_D, dense_terms.squared_error_D, rtol=1e-4)
     for name, value in dense.items():
         np.testing.assert_allclose(sparse[name], value, rtol=1e-4, atol=1e-4 * np.abs(value).max(), err_msg=name)
     return sparse
