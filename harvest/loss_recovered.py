@@ -43,9 +43,9 @@ def losses(
 ) -> tuple[Losses, dict[str, Losses]]:
     """(losses of the unchanged model, losses with each replacement).
 
-    Positions from `first_position` on are replaced, and they are those that count: as in SAELens, whose special tokens
-    are neither replaced nor counted, cross-entropy at a position is that of the token behind it. `on_tokens` is told
-    of every token that ran from the site on. Raises InputError for a hook that the model does not have or that cannot
+    Positions from `first_position` on are replaced, and they are those that count, as SAELens neither replaces nor
+    counts special tokens; a position's cross-entropy is that of the token behind it. `on_tokens` is told of every
+    token that ran from the site on. Raises InputError for a hook that the model does not have or that cannot
     be replaced, and where a replacement is not finite.
     """
     if tokens_WxT.shape[1] - first_position < 2:
@@ -65,7 +65,7 @@ def losses(
         rows_WxPxD = run.activation_WxTxD[:, first_position:]
         rows_NxD = rows_WxPxD.reshape(-1, model.d_model).numpy()
         for name, replace in replacements.items():
-            new_NxD = np.asarray(replace(rows_NxD), np.float32)
+            new_NxD = np.array(replace(rows_NxD), np.float32)
             if not np.isfinite(new_NxD).all():
                 raise InputError(f"{name}: its reconstruction at {site.hook_name} is not finite")
             x_WxTxD = run.activation_WxTxD.clone()
@@ -161,7 +161,9 @@ class FromSite:
         logp_WxPxV = self.on_with(self.activation_WxTxD)[:, first_position:].log_softmax(-1)
         kl = float((clean_logp_WxPxV.exp() * (clean_logp_WxPxV - logp_WxPxV)).sum(-1).mean())
         if not abs(kl) < SAME_KL:
-            raise InputError(f"--hook {self.site.hook}: this model cannot be run on from layer {self.site.layer} ({kl} nats)")
+            raise InputError(
+                f"--hook {self.site.hook}: this model cannot be run on from layer {self.site.layer} ({kl} nats)"
+            )
 
     def _same(self, x_WxTxD: torch.Tensor, y_WxTxD: torch.Tensor) -> None:
         if not (x_WxTxD - y_WxTxD).abs().max() <= SAME * y_WxTxD.abs().max():
@@ -169,7 +171,11 @@ class FromSite:
 
     def _run(self, hooks: list) -> torch.Tensor:
         bridge = self.model.bridge
-        with torch.inference_mode(), self.model.as_written([self.site], self.model.n_layers), bridge.hooks(fwd_hooks=hooks):
+        with (
+            torch.inference_mode(),
+            self.model.as_written([self.site], self.model.n_layers),
+            bridge.hooks(fwd_hooks=hooks),
+        ):
             return bridge(self.tokens, return_type="logits", use_cache=False).float()
 
 
