@@ -50,9 +50,7 @@ def build_parser() -> Parser:
     return parser
 
 
-COMMANDS: tuple[str, ...] = (
-    "evaluate",
-)  # on what is trained: `run(argv)` of the module of that name in analysis/commands
+COMMANDS: tuple[str, ...] = ("evaluate",)  # `run(argv)` of the module of that name in analysis/commands
 LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 

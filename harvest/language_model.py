@@ -86,7 +86,7 @@ class LanguageModel:
         return found
 
     def check(self, sites: Sequence[Site]) -> None:
-        """Raises InputError for a hook that this model does not have (resid_mid, where attention and MLP are parallel)."""
+        """Raises InputError for a hook that this model lacks (resid_mid, where attention and MLP are parallel)."""
         for site in sites:
             if site.hook_name not in self.bridge.hook_dict:
                 name = self.bridge.cfg.model_name

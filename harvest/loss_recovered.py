@@ -161,9 +161,8 @@ class FromSite:
         logp_WxPxV = self.on_with(self.activation_WxTxD)[:, first_position:].log_softmax(-1)
         kl = float((clean_logp_WxPxV.exp() * (clean_logp_WxPxV - logp_WxPxV)).sum(-1).mean())
         if not abs(kl) < SAME_KL:
-            raise InputError(
-                f"--hook {self.site.hook}: this model cannot be run on from layer {self.site.layer} ({kl} nats)"
-            )
+            where = f"--hook {self.site.hook} of layer {self.site.layer}"
+            raise InputError(f"{where}: this model, run on from there, is not itself ({kl:.2g} nats)")
 
     def _same(self, x_WxTxD: torch.Tensor, y_WxTxD: torch.Tensor) -> None:
         if not (x_WxTxD - y_WxTxD).abs().max() <= SAME * y_WxTxD.abs().max():
