@@ -155,12 +155,10 @@ def test_other_architectures(tmp_path, config):
 
         hooks = [(site.hook_name, put)]
         if hook == "resid_mid":  # TransformerLens' point is only the MLP's input: mid + MLP(mid) is put together here
-            seen = {}
-            points = [
-                (f"blocks.1.hook_{at}", lambda x, hook, at=at: seen.update({at: x})) for at in ("resid_mid", "mlp_out")
-            ]
-            model.bridge.run_with_hooks(tokens, fwd_hooks=[*hooks, *points])
-            hooks = [("blocks.1.hook_resid_post", lambda x, hook: seen["resid_mid"] + seen["mlp_out"])]
+            with model.bridge.hooks(fwd_hooks=hooks):
+                _, seen = model.bridge.run_with_cache(tokens)
+            whole = seen["blocks.1.hook_resid_mid"] + seen["blocks.1.hook_mlp_out"]
+            hooks = [("blocks.1.hook_resid_post", lambda x, hook, whole=whole: whole)]
         logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks).detach()
         expected = by_hand(logits.double().numpy(), clean.double().numpy(), TOKENS_WxT, 0)
         np.testing.assert_allclose(replaced["damaged"], expected, rtol=1e-3, atol=1e-4)
