@@ -19,8 +19,9 @@ from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
 from harvest.capture import DISK_FULL, harvest
 from harvest.errors import InputError
-from harvest.request import HarvestRequest, default_cache_dir, flag
+from harvest.request import HarvestRequest, Site, default_cache_dir, flag
 from harvest.sources import named_files, resolve
+from harvest.store import ActivationStore
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.grid import members_of
 from sae_jax.run_directory import RunDirectory, default_name
@@ -28,10 +29,11 @@ from sae_jax.run_directory import RunDirectory, default_name
 
 @dataclass(frozen=True)
 class Options:
-    """How to run it; nothing here changes a result."""
+    """How to run it; nothing here changes what is trained."""
 
     run_dir: Path | None = flag(None, "where the run lies (default: runs/, named by what was asked for)")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
+    ce_windows: int = flag(256, "held-out windows on which loss recovered is measured at the end; 0: not at all")
     checkpoint_seconds: float = flag(60.0, "seconds between checkpoints")
     resume: bool = flag(False, "go on with an interrupted run from its last checkpoint")
     force: bool = flag(False, "start again, also where the run is finished or interrupted")
@@ -47,7 +49,7 @@ def build_parser() -> Parser:
     return parser
 
 
-COMMANDS: tuple[str, ...] = ()  # on finished runs: `run(argv)` of the module of that name in analysis/commands
+COMMANDS: tuple[str, ...] = ("evaluate",)  # `run(argv)` of the module of that name in analysis/commands
 LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
@@ -64,10 +66,14 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
     if options.resume and options.force:
         raise InputError("--resume and --force: go on, or start again? Give one of them")
     members_of(config, request.sites)
+    if request.held_out == 1:
+        raise InputError("--held-out 1: leaves nothing to train on; must be between 0 and 1")
     if config.batch_size > (most := request.n_samples * request.seq_len):
         raise InputError(f"--batch-size {config.batch_size}: --n-samples times --seq-len are at most {most:,} rows")
     if not options.checkpoint_seconds > 0:
         raise InputError(f"--checkpoint-seconds {options.checkpoint_seconds}: must be a positive number")
+    if options.ce_windows < 0:
+        raise InputError(f"--ce-windows {options.ce_windows}: must be 0 or more")
     return request, config, options
 
 
@@ -89,20 +95,40 @@ def main(argv: list[str]) -> None:
     run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
     run.refuse_another_run()
     with Terminal(quiet=options.quiet) as terminal:
-        if run.results and not options.force:
+        if run.results and not options.force and not lacks_loss_recovered(run.results, request, options):
             terminal.say(f"{run.path} is finished; --force does it again")
             terminal.results(run.results, str(run.path))
             return
         if run.interrupted and not (options.resume or options.force):
             raise InputError(f"{run.path} was interrupted: add --resume to go on, or --force to start again")
-        results = work(request, config, options, run, terminal)
+        stores, results = work(request, config, options, run, terminal)
+        if lacks_loss_recovered(results, request, options):
+            from analysis.loss_recovered import complete_run
+
+            location = resolve(request)[0].location
+            results = complete_run(run, stores, location, options.ce_windows, terminal.harvest_progress)
+        elif options.ce_windows and "loss_recovered" not in results:
+            terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens leave none to predict")
         terminal.results(results, str(run.path))
 
 
-def work(request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal) -> dict:
+def lacks_loss_recovered(results: dict, request: HarvestRequest, options: Options) -> bool:
+    """Whether it can, and is yet to be measured, on as many windows as are asked for."""
+    if request.seq_len - (not request.keep_first_position) < 2:
+        return False
+    return options.ce_windows not in (0, results.get("loss_recovered", {}).get("windows_asked"))
+
+
+def work(
+    request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal
+) -> tuple[dict[Site, ActivationStore], dict]:
+    """(the stores, the content of results.json, of a run finished before that of then)."""
     began = time.perf_counter()
     stores = harvest(request, options.cache_dir, on_progress=terminal.harvest_progress, say=terminal.say)
     harvest_seconds = time.perf_counter() - began
+    if run.results and not options.force:
+        terminal.say(f"{run.path} is trained, but its loss recovered is to be measured")
+        return stores, run.results
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
     import jax
@@ -110,7 +136,7 @@ def work(request: HarvestRequest, config: TrainConfig, options: Options, run: Ru
     from sae_jax.train import train
 
     terminal.say(f"training on {jax.default_backend()}")
-    return train(
+    results = train(
         config,
         list(stores.values()),
         run,
@@ -121,6 +147,7 @@ def work(request: HarvestRequest, config: TrainConfig, options: Options, run: Ru
         on_progress=terminal.training_progress,
         say=terminal.say,
     )
+    return stores, results
 
 
 def run_as_command(argv: list[str]) -> int:

@@ -22,7 +22,7 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.request import HarvestRequest, Site
 from harvest.sources import Source, resolve
-from harvest.store import FORMAT, SPLITS, ActivationStore, StoreWriter
+from harvest.store import FORMAT, ActivationStore, StoreWriter
 
 BATCH_TOKENS = 2048  # never tuned to the machine: a harvest that is resumed must run the same batches
 SHARD_BYTES = 32 << 20  # of rows
@@ -106,13 +106,13 @@ def _fill(
     windows = token_windows(dataset.location, language_model.tokenizer, request)
     facts = _description(request, model, dataset, language_model, windows)
     writers = {
-        site: StoreWriter(directory, {**facts, "hook_name": site.hook_name, **site._asdict()})
+        site: StoreWriter(directory, {**facts, "hook_name": site.hook_name, **site._asdict()}, tuple(windows))
         for site, directory in directories.items()
     }
     positions = request.seq_len - (not request.keep_first_position)
     batch_bytes = _batch_windows(request) * positions * language_model.d_model * np.dtype(request.store_dtype).itemsize
     shard_windows = _batch_windows(request) * max(1, shard_bytes // batch_bytes)
-    total = sum(len(windows[split].tokens_WxT) for split in SPLITS)
+    total = sum(len(split.tokens_WxT) for split in windows.values())
     done = 0
 
     def advance(n_windows: int) -> None:
@@ -120,7 +120,7 @@ def _fill(
         done += n_windows
         on_progress("harvest", done * request.seq_len, total * request.seq_len)
 
-    for split in SPLITS:
+    for split in windows:
         for index, start in enumerate(range(0, len(windows[split].tokens_WxT), shard_windows)):
             tokens_WxT = windows[split].tokens_WxT[start : start + shard_windows]
             documents_W = windows[split].documents_W[start : start + shard_windows]
@@ -157,7 +157,7 @@ def _batch_windows(request: HarvestRequest) -> int:
 
 def _description(request: HarvestRequest, model: Source, dataset: Source, language_model, windows) -> dict:
     """What the manifests of all sites say of where the rows come from."""
-    arrays = [a for split in SPLITS for a in (windows[split].tokens_WxT, windows[split].documents_W)]
+    arrays = [a for split in windows.values() for a in (split.tokens_WxT, split.documents_W)]
     return {
         "model": {"asked": model.asked, "location": model.location, "fell_back": model.fell_back},
         "weights_hash": language_model.weights_hash(),
@@ -169,7 +169,7 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
         "dtype": request.store_dtype,
         "d_model": language_model.d_model,
         "n_samples": request.n_samples,
-        "n_samples_got": sum(len(windows[split].tokens_WxT) for split in SPLITS),
+        "n_samples_got": sum(len(split.tokens_WxT) for split in windows.values()),
         "versions": {name: version(name) for name in ("torch", "transformers", "transformer_lens")},
     }
 

@@ -64,13 +64,9 @@ class LanguageModel:
     def activations(self, tokens_WxT: np.ndarray, sites: Sequence[Site]) -> dict[Site, np.ndarray]:
         """Activations at sites, float32 [W, T, D] each, by one run; nothing behind the last of them is computed.
 
-        Raises InputError for a hook that this model does not have (resid_mid, where attention and MLP are parallel).
+        Raises InputError as `check` does.
         """
-        points = self.bridge.hook_dict
-        for site in sites:
-            if site.hook_name not in points:
-                name = self.bridge.cfg.model_name
-                raise InputError(f"--hook {site.hook}: {name} has no such point in layer {site.layer}")
+        self.check(sites)
         found: dict[Site, np.ndarray] = {}
 
         def read(x_WxTxD: torch.Tensor, hook, into: Site) -> None:
@@ -79,10 +75,25 @@ class LanguageModel:
                 raise _AllRead
 
         readers = [(site.hook_name, partial(read, into=site)) for site in sites]
-        tokens = torch.from_numpy(tokens_WxT.astype(np.int64)).to(self.device)
-        with torch.inference_mode(), self._as_written(sites), self.bridge.hooks(fwd_hooks=readers), suppress(_AllRead):
+        tokens, below = self.token_ids(tokens_WxT), max(site.layer for site in sites)
+        with (
+            torch.inference_mode(),
+            self.as_written(sites, below),
+            self.bridge.hooks(fwd_hooks=readers),
+            suppress(_AllRead),
+        ):
             self.bridge(tokens, return_type=None, use_cache=False)
         return found
+
+    def check(self, sites: Sequence[Site]) -> None:
+        """Raises InputError for a hook that this model lacks (resid_mid, where attention and MLP are parallel)."""
+        for site in sites:
+            if site.hook_name not in self.bridge.hook_dict:
+                name = self.bridge.cfg.model_name
+                raise InputError(f"--hook {site.hook}: {name} has no such point in layer {site.layer}")
+
+    def token_ids(self, tokens_WxT: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(tokens_WxT.astype(np.int64)).to(self.device)
 
     def weights_hash(self) -> str:
         """The same for the same parameters, whichever files or device they are on."""
@@ -102,14 +113,14 @@ class LanguageModel:
         return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     @contextmanager
-    def _as_written(self, sites: Sequence[Site]) -> Iterator[None]:
-        """Blocks below the deepest site run as transformers wrote them, but for those that are hooked inside.
+    def as_written(self, sites: Sequence[Site], below: int) -> Iterator[None]:
+        """Blocks below a layer run as transformers wrote them, but for those that are hooked inside, at `sites`.
 
         That is faster: TransformerLens' own attention and norms are written out step by step to have hooks inside,
         5 to 15% slower (measured).
         """
         points, replaced = self.bridge.hook_dict, []
-        for layer, block in enumerate(self.bridge.blocks[: max(site.layer for site in sites)]):
+        for layer, block in enumerate(self.bridge.blocks[:below]):
             hooked = [points[site.hook_name] for site in sites if site.layer == layer]
             if not all(point is block.hook_in or point is block.hook_out for point in hooked):
                 continue

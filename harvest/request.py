@@ -83,7 +83,7 @@ class HarvestRequest:
             need(0 < len(values) == len(set(values)), name, f"one or several different {name}s")
         need(self.n_samples >= 2, "n_samples", "at least 2 (one window to train on, one held out)")
         need(self.seq_len >= (1 if self.keep_first_position else 2), "seq_len", "at least 2")
-        need(0 < self.held_out < 1, "held_out", "between 0 and 1")
+        need(0 < self.held_out <= 1, "held_out", "over 0 and at most 1 (then there is nothing to train on)")
         need(self.store_dtype in STORE_DTYPES, "store_dtype", f"one of {', '.join(STORE_DTYPES)}")
         for name in ("model_name", "dataset"):
             need(getattr(self, name) is None or bool(getattr(self, name).strip()), name, "a name, not an empty text")

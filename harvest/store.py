@@ -66,12 +66,15 @@ class Moments:
 
 
 class StoreWriter:
-    """Writes a store shard by shard; a shard is good once its `shard-*.json` stands, and is never written again."""
+    """Writes a store shard by shard; a shard is good once its `shard-*.json` stands, and is never written again.
 
-    def __init__(self, directory: Path, description: dict):
+    `splits` are those it has: "train" and "held_out", or only the latter, whose mean and deviation it then has.
+    """
+
+    def __init__(self, directory: Path, description: dict, splits: Sequence[str] = SPLITS):
         self.directory = Path(directory)
-        self.description = description
-        for split in SPLITS:
+        self.description, self.splits = description, splits
+        for split in splits:
             (self.directory / split).mkdir(parents=True, exist_ok=True)
 
     def has_shard(self, split: str, index: int, tokens_WxT: np.ndarray) -> bool:
@@ -105,13 +108,13 @@ class StoreWriter:
     def finish(self) -> ActivationStore:
         """Merge the statistics, write the manifest, remove what was only needed to resume."""
         shards, moments = {}, None
-        for split in SPLITS:
+        for split in self.splits:
             paths = sorted((self.directory / split).glob("shard-*.json"))
             records = [json.loads(p.read_text()) for p in paths]
             if not records:
                 raise InputError(f"the store {self.directory} would have no {split} rows: use more or longer text")
             split_moments = [Moments.from_json(r.pop("moments")) for r in records]
-            if split == "train":  # what normalizes the rows must not have seen the held-out ones
+            if split == self.splits[0]:  # what normalizes the rows to train on must not have seen the held-out ones
                 for m in split_moments:
                     moments = m if moments is None else moments.merge(m)
             shards[split] = records
@@ -126,7 +129,7 @@ class StoreWriter:
             "shards": shards,
         }
         write_json(self.directory / "manifest.json", manifest)
-        for split in SPLITS:
+        for split in self.splits:
             for path in (self.directory / split).glob("shard-*.json"):
                 path.unlink()
         return ActivationStore(self.directory)
@@ -265,7 +268,7 @@ class ActivationStore:
     def _split(self, name: str) -> Split:
         m = self.manifest
         first = 0 if m["keep_first_position"] else 1
-        return Split(self.directory, name, m["shards"][name], m["seq_len"] - first, first)
+        return Split(self.directory, name, m["shards"].get(name, []), m["seq_len"] - first, first)
 
 
 def shard_path(directory: Path, split: str, array: str, index: int) -> Path:

@@ -44,10 +44,13 @@ def token_windows(dataset_location: str, tokenizer, request: HarvestRequest) -> 
 
     Windows follow each other within a document; the rest of a document is dropped, and no special token is added.
     Whole documents are held out, chosen by a hash of their text, so that equal documents are never on both sides.
-    There are fewer windows than asked for where the text ends; a split without any raises InputError.
+    There are fewer windows than asked for where the text ends; a split without any raises InputError. With all held
+    out there is no "train".
     """
     held_out = min(max(1, round(request.n_samples * request.held_out)), request.n_samples - 1)
     splits = {"train": _Filling(request.n_samples - held_out), "held_out": _Filling(held_out)}
+    if request.held_out == 1:
+        splits = {"held_out": _Filling(request.n_samples)}
     count = 0
     for batch in _batches(enumerate(documents(dataset_location))):
         count = batch[-1][0] + 1

@@ -42,6 +42,7 @@ from analysis.faces.wording import (
     percent_text,
     ranges_text,
     rate_text,
+    share_text,
     size_text,
     times_text,
 )
@@ -185,6 +186,19 @@ class Terminal:
             f"about {duration_text(plan.seconds)} on this CPU"
         )
 
+    def evaluation(self, report: dict[str, Any]) -> None:
+        """The table of `python main.py evaluate`: one line a dictionary, intervals in parentheses."""
+        self._leave_phase()
+        header = ["dictionary", "expl. var.", "L0", "dead", "CE clean", "CE", "CE rec.", "KL rec."]
+        rows = []
+        for found in report["dictionaries"]:
+            metrics, intervals = found["metrics"], found["intervals"]
+            _, variance, l0, dead = (number.strip() for number in number_cells(metrics))
+            losses = [share_text(metrics.get(name)) for name in ("ce_clean", "ce_sae")]
+            shares = [share_text(metrics.get(n), intervals.get(n)) for n in ("ce_recovered", "kl_recovered")]
+            rows.append([found["name"], variance, l0, dead, *losses, *shares])
+        self._console.print(self._table(header, rows, self._console.width))
+
     # Phases: each leaves its last frame, or line, behind.
 
     def _enter_phase(self, phase: str) -> bool:
@@ -276,6 +290,8 @@ class Terminal:
 
     def _results_table(self, members: list[dict[str, Any]], columns: int) -> Table:
         header, rows = ["member", "loss (mse)", "sparsity", "expl. var.", "L0 (asked)", "dead"], []
+        measured = any("ce_recovered" in (member.get("metrics") or {}) for member in members)
+        header += ["CE rec."] if measured else []
         for member in members:
             asked = member.get("k") or member.get("target_l0")
             metrics = member.get("metrics") or {}
@@ -284,6 +300,7 @@ class Terminal:
             loss = "failed" if member.get("failed") else loss
             sparsity = percent_text(metrics.get("sparsity", math.nan), digits=2)
             rows.append([member_name(member), loss, sparsity, variance, f"{l0} ({asked:g})" if asked else l0, dead])
+            rows[-1] += [share_text(metrics.get("ce_recovered"))] if measured else []
         return self._table(header, rows, columns)
 
     def _pairs(self, pairs: list[tuple[str, str]], columns: int, style: str = "") -> Table:

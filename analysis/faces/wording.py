@@ -35,6 +35,15 @@ def percent_text(share: float, digits: int) -> str:
     return f"{100 * share:.{digits}f}%" if math.isfinite(share) else "nan"
 
 
+def share_text(value: float | None, interval: list | None = None) -> str:
+    """A share and the interval around it, to three digits; a dash for what is not known."""
+    if value is None:
+        return "-"
+    if interval is None or None in interval:
+        return f"{value:.3f}"
+    return f"{value:.3f} ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
 def rate_text(rate: float, unit: str) -> str:
     """Nothing where the rate is not known yet."""
     if not math.isfinite(rate):
@@ -81,8 +90,8 @@ def model_text(model: dict[str, Any]) -> str:
 def times_text(timing: dict[str, float | None]) -> str:
     parts = [
         f"{phase} {duration_text(seconds)}"
-        for phase in ("harvest", "training", "evaluation")
-        if (seconds := timing.get(f"{phase}_seconds")) is not None
+        for phase in ("harvest", "training", "evaluation", "loss recovered")
+        if (seconds := timing.get(f"{phase.replace(' ', '_')}_seconds")) is not None
     ]
     rate = rate_text(timing.get("rows_per_second") or math.nan, "rows/s")
     return ", ".join(parts) + (f" ({rate})" if rate else "")

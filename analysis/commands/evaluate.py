@@ -1,0 +1,221 @@
+"""Measure dictionaries by one ruler: explained variance, L0, dead features, loss recovered.
+
+python main.py evaluate runs/NAME                             # a run's members, as after training
+python main.py evaluate runs/NAME SAE_DIR --dataset my.jsonl  # a run and another dictionary, on a text of yours
+python main.py evaluate SAE_DIR --model-name gpt2 --hook-name blocks.8.hook_resid_pre --json figures.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.commands.flags import Parser, filled
+from analysis.faces.terminal import Terminal
+from harvest.errors import InputError
+from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir, flag
+from harvest.store import write_json
+
+if TYPE_CHECKING:
+    from harvest.sources import Source
+    from sae_jax.sae import SAE
+
+N_SAMPLES, SEQ_LEN = 1000, 128  # where no run and no configuration says them
+
+
+@dataclass(frozen=True)
+class Options:
+    """On what they are measured. What is not given is the first dictionary's own; the hook is each one's own."""
+
+    model_name: str | None = flag(None, "hub name, alias, local directory or 'bundled'")
+    layer: int | None = flag(None, "layer of the model, for all dictionaries")
+    hook: str | None = flag(None, "where in that layer", choices=HOOKS)
+    hook_name: str | None = flag(None, "layer and hook in one, as blocks.8.hook_resid_pre")
+    dataset: str | None = flag(None, "hub data set, .txt, .jsonl, .jsonl.gz, .parquet or 'bundled'")
+    n_samples: int | None = flag(None, f"token windows of the text (default: the run's, or {N_SAMPLES})")
+    seq_len: int | None = flag(None, f"tokens a window (default: its own, or {SEQ_LEN})")
+    held_out: float | None = flag(
+        None, "share of the documents to measure on (default: all; of a run's own text those it never trained on)"
+    )
+    keep_first_position: bool = flag(False, "measure at the first position of each window, too")
+    ce_windows: int = flag(256, "windows, of these, on which loss recovered is measured; 0: not at all")
+    json: Path | None = flag(None, "a file for all figures")
+    cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A dictionary, and what its files say of where it was trained; `run` is config.json of the run it lies in."""
+
+    directory: Path
+    sae: SAE
+    model_name: str | None
+    hook_name: str | None
+    context_size: int | None
+    dataset: str | None
+    run: dict[str, Any] | None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(width of the model, features)."""
+        features, d_model = self.sae.W_dec.shape
+        return d_model, features
+
+
+def run(argv: list[str]) -> None:
+    parser = Parser(prog="main.py evaluate", description=__doc__)
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="run directories and dictionaries")
+    parser.add_flags("on what", Options)
+    values = vars(parser.parse_args(argv))
+    options = filled(Options, values)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
+    opened = [open_dictionary(path) for given in values["directories"] for path in dictionaries_in(given)]
+    with Terminal() as terminal:
+        report = measure(opened, options, terminal)
+        terminal.evaluation(report)
+    if options.json:
+        write_json(options.json, report)
+
+
+def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
+    """Every dictionary on the same windows, with the code that measures a run after training."""
+    from analysis.loss_recovered import finite, loss_recovered, spread_windows
+    from harvest.capture import harvest
+    from harvest.language_model import LanguageModel
+    from harvest.sources import resolve
+    from sae_jax.evaluate import calibration_rows, evaluate
+
+    sites = sites_of(opened, options)
+    request = request_of(opened[0], options, sites)
+    model, dataset = resolve(request)
+    request = replace(request, held_out=share_of(opened, options, dataset, terminal))
+    refuse_another_width(opened, model.d_model, model)
+    stores = harvest(request, options.cache_dir, on_progress=terminal.harvest_progress, say=terminal.say)
+    refuse_another_width(opened, next(iter(stores.values())).d_model, model)
+
+    names, found = names_of(opened), {}
+    language_model = LanguageModel.load(model.location) if options.ce_windows else None
+    for site in dict.fromkeys(sites):
+        store = stores[site]
+        saes = {name: o.sae for name, o, at in zip(names, opened, sites, strict=True) if at == site}
+        first_row = calibration_rows(store.held_out) if request.held_out < 1 else 0
+        for name, evaluation in evaluate(saes, store.held_out, store.mean, first_row).items():
+            found[name] = {"metrics": {k: finite(v) for k, v in evaluation.metrics.items()}, "intervals": {}}
+        if language_model:
+            windows_W = spread_windows(store.held_out, options.ce_windows, first_row)
+            for name, measured in loss_recovered(language_model, store, saes, windows_W).items():
+                found[name]["metrics"] |= measured["metrics"]
+                found[name]["intervals"] = measured["intervals"]
+    return {
+        "schema": 1,
+        "model": model.location,
+        "dataset": dataset.location,
+        "request": json.loads(json.dumps(asdict(request))),
+        "ce_windows": options.ce_windows,
+        "dictionaries": [
+            {
+                "name": name,
+                "directory": str(o.directory),
+                "hook_name": site.hook_name,
+                "kind": o.sae.activation,
+                "d_in": o.shape[0],
+                "d_sae": o.shape[1],
+                **found[name],
+            }
+            for name, o, site in zip(names, opened, sites, strict=True)
+        ],
+    }
+
+
+# What is to be measured, and on what.
+
+
+def dictionaries_in(directory: Path) -> list[Path]:
+    """The members of a run directory, or the directory itself."""
+    if not directory.is_dir():
+        raise InputError(f"{directory}: there is no such directory")
+    if not (directory / "members").is_dir():
+        return [directory]
+    members = sorted(path for path in (directory / "members").iterdir() if path.is_dir())
+    if not (directory / "results.json").exists() or not members:
+        raise InputError(f"{directory}: this run is not finished; --resume its command")
+    return members
+
+
+def open_dictionary(directory: Path) -> Opened:
+    """Read a dictionary; raises InputError, with the reason, where it cannot be read."""
+    from sae_jax.formats import load_member
+
+    sae = load_member(directory)
+    metadata = json.loads((directory / "cfg.json").read_text()).get("metadata", {})
+    config = directory.resolve().parents[1] / "config.json"
+    in_a_run = directory.resolve().parent.name == "members" and config.exists()
+    names = ("model_name", "hook_name", "context_size", "dataset_path")
+    return Opened(directory, sae, *map(metadata.get, names), json.loads(config.read_text()) if in_a_run else None)
+
+
+def sites_of(opened: list[Opened], options: Options) -> list[Site]:
+    if options.hook_name and (options.layer is not None or options.hook):
+        raise InputError("--hook-name says the layer and the hook: leave --layer and --hook out, or it")
+    if options.hook_name:
+        return [site_named(options.hook_name, "--hook-name")] * len(opened)
+    sites = []
+    for o in opened:
+        whole = options.layer is not None and options.hook
+        own = None if whole else site_named(o.hook_name, f"{o.directory}: its hook")
+        layer = options.layer if options.layer is not None else own.layer  # type: ignore[union-attr]
+        sites.append(Site(layer, options.hook or own.hook))  # type: ignore[union-attr]
+    return sites
+
+
+def site_named(hook_name: str | None, what: str) -> Site:
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook_name or "")
+    if not match or match[2] not in HOOKS:
+        raise InputError(f"{what} {hook_name}: must be blocks.LAYER.hook_NAME, NAME one of {', '.join(HOOKS)}")
+    return Site(int(match[1]), match[2])
+
+
+def request_of(first: Opened, options: Options, sites: list[Site]) -> HarvestRequest:
+    """What the flags say, or else what the first dictionary was trained on: a run's own store is found again."""
+    if first.run:
+        own = dict(first.run["asked"]["harvest"])
+    else:
+        own = {"model_name": first.model_name, "dataset": first.dataset, "store_dtype": "float32"}
+        own["seq_len"] = first.context_size or SEQ_LEN
+    if options.dataset or not first.run:
+        own |= {"n_samples": N_SAMPLES}
+    given = {name: getattr(options, name) for name in ("model_name", "dataset", "n_samples", "seq_len")}
+    own |= {name: value for name, value in given.items() if value is not None}
+    for name, flag_name in (("model_name", "--model-name"), ("dataset", "--dataset")):
+        if own[name] is None and not first.run:
+            raise InputError(f"{first.directory} does not say its {name.replace('_', ' ')}: give {flag_name}")
+    own["keep_first_position"] = options.keep_first_position or own.get("keep_first_position", False)
+    own |= {"layer": tuple(sorted({s.layer for s in sites})), "hook": tuple(sorted({s.hook for s in sites}))}
+    return HarvestRequest(**own | {"held_out": 1.0})
+
+
+def share_of(opened: list[Opened], options: Options, dataset: Source, terminal: Terminal) -> float:
+    """Of the documents, those that no run here trained on: documents are held out by a hash, so shares are nested."""
+    if options.held_out is not None:
+        return options.held_out
+    runs = [o.run for o in opened if o.run and o.run["stores"][0]["dataset"]["location"] == dataset.location]
+    for o in opened:
+        if not o.run and o.dataset == dataset.location:
+            terminal.say(f"{o.directory} was trained on this very text: its figures may be those of training rows")
+    return min((r["asked"]["harvest"]["held_out"] for r in runs), default=1.0)
+
+
+def refuse_another_width(opened: list[Opened], d_model: int | None, model: Source) -> None:
+    for o in opened:
+        if d_model is not None and o.shape[0] != d_model:
+            raise InputError(f"{o.directory} is for activations of width {o.shape[0]}; {model.asked} has {d_model}")
+
+
+def names_of(opened: list[Opened]) -> list[str]:
+    """The directories' own names, or their whole paths where two have the same."""
+    short = [o.directory.resolve().name for o in opened]
+    return [n if short.count(n) == 1 else str(o.directory) for n, o in zip(short, opened, strict=True)]

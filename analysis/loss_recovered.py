@@ -1,0 +1,152 @@
+"""Loss recovered: how much of what a language model knows passes through a dictionary, on held-out windows.
+
+By SAELens' definitions (sae_lens/evals.py), means over tokens of all windows:
+
+    ce_recovered = (ce_zero − ce_sae) / (ce_zero − ce_clean)      kl_recovered = (kl_zero − kl_sae) / kl_zero
+
+Zero- and mean-ablation replace the same positions as the dictionary: those in the store. Intervals are 95% bootstrap
+percentiles over documents: documents are drawn with replacement, and what is reported is a ratio of sums.
+
+Shapes: W windows, G documents, S bootstrap samples, N rows, D width of the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from harvest.request import Site
+from harvest.store import ActivationStore, Split
+from sae_jax.evaluate import calibration_rows
+from sae_jax.formats import load_member
+from sae_jax.run_directory import RunDirectory
+from sae_jax.sae import SAE
+
+if TYPE_CHECKING:
+    from harvest.language_model import LanguageModel
+
+SAMPLES, INTERVAL = 2000, (2.5, 97.5)
+
+Measured = dict[str, dict[str, Any]]  # {name: {"metrics": {metric: value}, "intervals": {metric: [low, high]}}}
+
+
+def loss_recovered(
+    model: LanguageModel,
+    store: ActivationStore,
+    saes: Mapping[str, SAE],
+    windows_W: np.ndarray,
+    on_tokens: Callable[[int], None] = lambda n: None,
+) -> Measured:
+    """ce_clean, ce_sae, ce_zero, ce_mean, ce_recovered and kl_recovered of each dictionary, and their intervals.
+
+    `windows_W` are numbers of held-out windows of the store, whose tokens it holds; its training rows' mean is what
+    mean-ablation puts. A ratio whose denominator is 0 is None. Raises InputError.
+    """
+    from harvest.loss_recovered import losses
+
+    split, mean_D = store.held_out, store.mean.astype(np.float32)
+    replacements: dict[tuple, Callable[[np.ndarray], np.ndarray]] = {
+        ("zero",): np.zeros_like,
+        ("mean",): lambda x_NxD: np.broadcast_to(mean_D, x_NxD.shape),
+        **{("sae", name): reconstruction_by(sae) for name, sae in saes.items()},
+    }
+    site = Site(store.manifest["layer"], store.manifest["hook"])
+    clean, lost = losses(model, split.windows[windows_W], site, replacements, split.first_position, on_tokens)
+    zero, mean = lost["zero",], lost["mean",]
+    _, document_W = np.unique(split.documents[windows_W], return_inverse=True)
+    weights_SxG = resample(document_W.max() + 1)
+    measured = {}
+    for name in saes:
+        sae = lost["sae", name]
+        per_window = {"ce_clean": clean.ce_W, "ce_sae": sae.ce_W, "ce_zero": zero.ce_W, "ce_mean": mean.ce_W}
+        per_window |= {"kl_sae": sae.kl_W, "kl_zero": zero.kl_W, "count": np.ones(len(document_W))}
+        sums = {key: np.bincount(document_W, values_W) for key, values_W in per_window.items()}
+        sampled_S = scores({key: weights_SxG @ values_G for key, values_G in sums.items()})
+        metrics = scores({key: values_G.sum() for key, values_G in sums.items()})
+        measured[name] = {
+            "metrics": {key: finite(value) for key, value in metrics.items()},
+            "intervals": {key: [finite(x) for x in np.percentile(sampled_S[key], INTERVAL)] for key in metrics},
+        }
+    return measured
+
+
+def scores(sums: dict[str, Any]) -> dict[str, Any]:
+    """From sums over windows (of documents, or of each bootstrap sample) to what is reported."""
+    mean = {key: value / sums["count"] for key, value in sums.items() if key != "count"}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean["ce_recovered"] = (mean["ce_zero"] - mean["ce_sae"]) / (mean["ce_zero"] - mean["ce_clean"])
+        mean["kl_recovered"] = (mean["kl_zero"] - mean["kl_sae"]) / mean["kl_zero"]
+    return mean
+
+
+def resample(documents: int) -> np.ndarray:
+    """How often each document is drawn, in each bootstrap sample: int [S, G], the same for the same number."""
+    return np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)
+
+
+def finite(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def reconstruction_by(sae: SAE) -> Callable[[np.ndarray], np.ndarray]:
+    graphdef, weights = nnx.split(sae)
+    return lambda x_NxD: np.asarray(reconstruct(graphdef, weights, x_NxD))
+
+
+@jax.jit(static_argnums=0)
+def reconstruct(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, weights)(x_NxD)
+
+
+def spread_windows(split: Split, count: int, first_row: int) -> np.ndarray:
+    """Numbers of up to `count` windows, spread evenly over those from `first_row` on."""
+    first, last = first_row // split.positions, len(split) // split.positions
+    return np.unique(np.linspace(first, last - 1, min(count, last - first)).round().astype(int))
+
+
+def complete_run(
+    run: RunDirectory,
+    stores: Mapping[Site, ActivationStore],
+    model_location: str,
+    windows: int,
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> dict:
+    """Measure a finished run's members on up to that many held-out windows, write it to results.json and return that.
+
+    The windows come after those that calibrate. A member's `metrics` gain what `loss_recovered` tells, `intervals`
+    stand beside them; members that failed have neither.
+    """
+    from harvest.language_model import LanguageModel
+
+    began, done = time.perf_counter(), 0
+    with run.held():
+        results = run.results
+        assert results is not None
+        model = LanguageModel.load(model_location)
+        living = [member for member in results["members"] if member["metrics"]]
+        split = next(iter(stores.values())).held_out
+        windows_W = spread_windows(split, windows, calibration_rows(split))
+        runs = len(living) + 2 * len({(member["layer"], member["hook"]) for member in living})
+        total = runs * split.windows[windows_W].size
+
+        def advance(tokens: int) -> None:
+            nonlocal done
+            done += tokens
+            on_progress("loss recovered", done, total)
+
+        for site, store in stores.items():
+            here = {m["id"]: m for m in living if (m["layer"], m["hook"]) == site}
+            saes = {name: load_member(run.path / "members" / name) for name in here}
+            for name, found in loss_recovered(model, store, saes, windows_W, advance).items() if here else ():
+                here[name]["metrics"] |= found["metrics"]
+                here[name]["intervals"] = found["intervals"]
+        documents = len(np.unique(split.documents[windows_W]))
+        results["loss_recovered"] = {"windows_asked": windows, "windows": len(windows_W), "documents": documents}
+        results["timing"]["loss_recovered_seconds"] = time.perf_counter() - began
+        run.finish(results)
+    return results

@@ -1,0 +1,188 @@
+"""Loss recovered after training, and `python main.py evaluate`: a run, single dictionaries, other texts and hooks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import BUNDLED, environment, shared_cache
+from safetensors.numpy import save_file
+
+import main
+
+ARGV = (*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--epochs", "1", "--activation", "relu", "topk")
+ARGV += ("--layer", "1", "--hook", "resid_pre", "mlp_out", "--hidden-dim", "48", "--target-l0", "8", "--k", "8")
+CE = ("ce_clean", "ce_sae", "ce_zero", "ce_mean", "ce_recovered", "kl_recovered")
+D = 256
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return shared_cache(tmp_path_factory)
+
+
+@pytest.fixture(autouse=True)
+def for_this_process(monkeypatch, cache):
+    for name, value in environment(cache).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def finished(cache, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(cache).items():
+            patch.setenv(name, value)
+        assert main.run_as_command([*ARGV, "--run-dir", str(run), "--cache-dir", str(cache)]) == 0
+    return run
+
+
+def evaluated(tmp_path, cache, *argv: object) -> dict[str, dict]:
+    """The report of `main.py evaluate`, by the dictionaries' names."""
+    path = tmp_path / "report.json"
+    assert main.run_as_command(["evaluate", *map(str, argv), "--json", str(path), "--cache-dir", str(cache)]) == 0
+    return {found["name"]: found for found in json.loads(path.read_text())["dictionaries"]}
+
+
+def write_dictionary(directory: Path, W_enc_DxF, W_dec_FxD, b_dec_D, **metadata) -> Path:
+    """A standard SAE as SAELens writes it, by no code of ours."""
+    directory.mkdir()
+    d, f = W_enc_DxF.shape
+    tensors = {"W_enc": W_enc_DxF, "W_dec": W_dec_FxD, "b_enc": np.zeros(f), "b_dec": b_dec_D}
+    save_file(
+        {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}, directory / "sae_weights.safetensors"
+    )
+    cfg = {"architecture": "standard", "d_in": d, "d_sae": f, "dtype": "float32", "device": "cpu"}
+    cfg |= {"apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none"}
+    metadata = {"sae_lens_version": "6.54.12", "model_name": "bundled", "context_size": 16, **metadata}
+    (directory / "cfg.json").write_text(json.dumps({**cfg, "metadata": metadata}))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory) -> dict[str, Path]:
+    """Dictionaries that answer zero, the input, and always the same."""
+    folder, zeros_DxF = tmp_path_factory.mktemp("known"), np.zeros((D, 8))
+    both_DxF = np.concatenate([np.eye(D), -np.eye(D)], 1)
+    at = {"hook_name": "blocks.2.hook_resid_mid"}
+    return {
+        "zero": write_dictionary(folder / "zero", zeros_DxF, zeros_DxF.T, np.zeros(D), **at),
+        "identity": write_dictionary(folder / "identity", both_DxF, both_DxF.T, np.zeros(D), **at),
+        "same": write_dictionary(folder / "same", zeros_DxF, zeros_DxF.T, np.linspace(-1, 1, D), **at),
+    }
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    rng = np.random.default_rng(0)
+    words = ["the", "river", "and", "a", "stone", "went", "home", "with", "seven", "letters", "of", "salt"]
+    path.write_text("\n\n".join(" ".join(rng.choice(words, 60)) for _ in range(30)))
+    return path
+
+
+def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys):
+    results = json.loads((finished / "results.json").read_text())
+    assert {m["hook"] for m in results["members"]} == {"resid_pre", "mlp_out"} and len(results["members"]) == 4
+    for member in results["members"]:
+        metrics, intervals = member["metrics"], member["intervals"]
+        assert metrics["ce_clean"] == pytest.approx(results["members"][0]["metrics"]["ce_clean"], rel=1e-5)
+        assert metrics["ce_clean"] < metrics["ce_sae"] < metrics["ce_zero"] and metrics["kl_recovered"] < 1
+        share = (metrics["ce_zero"] - metrics["ce_sae"]) / (metrics["ce_zero"] - metrics["ce_clean"])
+        assert metrics["ce_recovered"] == pytest.approx(share)
+        assert all(intervals[name][0] <= metrics[name] <= intervals[name][1] for name in CE)
+    assert results["loss_recovered"]["windows_asked"] == 256
+    assert 0 < results["loss_recovered"]["documents"] <= results["loss_recovered"]["windows"] <= 10
+    assert main.run_as_command([*ARGV, "--run-dir", str(finished), "--cache-dir", str(cache)]) == 0
+    box = capsys.readouterr().out
+    assert "is finished" in box and "CE rec." in box
+    assert f"{results['members'][0]['metrics']['ce_recovered']:.3f}" in box
+
+
+def test_a_run_that_was_stopped_before_it_is_completed(finished, cache, capsys):
+    whole = json.loads((finished / "results.json").read_text())
+    stopped = json.loads((finished / "results.json").read_text())
+    del stopped["loss_recovered"], stopped["timing"]["loss_recovered_seconds"]
+    for member in stopped["members"]:
+        del member["intervals"]
+        member["metrics"] = {k: v for k, v in member["metrics"].items() if k[:3] not in ("ce_", "kl_")}
+    (finished / "results.json").write_text(json.dumps(stopped))
+    argv = [*ARGV, "--run-dir", str(finished), "--cache-dir", str(cache)]
+    assert main.run_as_command([*argv, "--ce-windows", "0"]) == 0
+    assert json.loads((finished / "results.json").read_text()) == stopped
+    assert "CE rec." not in capsys.readouterr().out
+    assert main.run_as_command([*argv, "--resume"]) == 0
+    again = json.loads((finished / "results.json").read_text())
+    assert "is trained" in capsys.readouterr().out
+    again["timing"]["loss_recovered_seconds"] = whole["timing"]["loss_recovered_seconds"]
+    assert again == whole
+
+
+def test_a_run_evaluated_is_what_it_was_after_training(finished, tmp_path, cache):
+    results = json.loads((finished / "results.json").read_text())
+    found = evaluated(tmp_path, cache, finished)
+    assert found.keys() == {member["id"] for member in results["members"]}
+    for member in results["members"]:
+        own = found[member["id"]]
+        assert own["hook_name"] == f"blocks.1.hook_{member['hook']}" and own["d_sae"] == 48
+        assert own["metrics"] == pytest.approx(member["metrics"], rel=1e-5)
+        assert own["intervals"].keys() == member["intervals"].keys()
+
+
+def test_known_dictionaries_on_another_text_and_hook(known, text, tmp_path, cache):
+    for hook in ((), ("--hook-name", "blocks.3.hook_attn_out", "--keep-first-position")):
+        found = evaluated(tmp_path, cache, *known.values(), "--dataset", text, *hook)
+        zero, identity, same = (found[name]["metrics"] for name in ("zero", "identity", "same"))
+        assert found["zero"]["hook_name"] == (hook[1] if hook else "blocks.2.hook_resid_mid")
+        assert zero["ce_recovered"] == zero["kl_recovered"] == 0 and zero["l0"] == 0
+        assert identity["ce_recovered"] == pytest.approx(1, abs=1e-4)
+        assert identity["kl_recovered"] == pytest.approx(1, abs=1e-4)
+        assert identity["explained_variance"] == pytest.approx(1) and identity["l0"] == D
+        assert same["explained_variance"] < 0 and same["ce_recovered"] < 0.9
+        assert zero["ce_clean"] == identity["ce_clean"] > 0
+
+
+def test_a_run_beside_another_dictionary_on_a_text_of_its_own(finished, known, text, tmp_path, cache, capsys):
+    found = evaluated(tmp_path, cache, finished, known["zero"], "--dataset", text, "--layer", 1, "--hook", "mlp_out")
+    assert len(found) == 5 and {f["hook_name"] for f in found.values()} == {"blocks.1.hook_mlp_out"}
+    assert found["zero"]["metrics"]["ce_recovered"] == 0
+    table = capsys.readouterr().out
+    assert "CE rec." in table and "0.000 (0.000 to 0.000)" in table and "0 rows to train on" in table
+
+
+def test_a_runs_own_text_is_measured_where_it_did_not_train(finished, known, tmp_path, cache, capsys):
+    path = tmp_path / "report.json"
+    argv = [str(known["zero"]), str(finished), "--dataset", "bundled", "--n-samples", "100", "--json", str(path)]
+    argv += ["--ce-windows", "0", "--hook-name", "blocks.1.hook_resid_pre", "--cache-dir", str(cache)]
+    assert main.run_as_command(["evaluate", *argv]) == 0
+    report = json.loads(path.read_text())
+    assert report["request"]["held_out"] == 0.1
+    assert "ce_recovered" not in report["dictionaries"][0]["metrics"]
+
+
+REFUSED = {
+    "no directory": (("nowhere",), "no such directory"),
+    "no dictionary": (("{text.parent}",), "no dictionary that can be read"),
+    "another hook": (("{zero}", "--hook-name", "blocks.1.hook_q"), "must be blocks.LAYER.hook_NAME"),
+    "a layer beyond": (("{zero}", "--hook-name", "blocks.9.hook_mlp_out", "--dataset", "bundled"), "has layers 0 to 3"),
+    "two hooks": (("{zero}", "--hook-name", "blocks.1.hook_mlp_out", "--layer", "2"), "leave --layer and --hook out"),
+    "another width": (("{narrow}",), "is for activations of width 16; bundled has 256"),
+    "no text": (("{zero}", "--dataset", "{empty}"), "empty"),
+    "too short a text": (("{zero}", "--dataset", "{short}"), "no held_out window of 16 tokens"),
+    "no text named": (("{zero}",), "does not say its dataset: give --dataset"),
+    "nothing": ((), "DIR"),
+}
+
+
+@pytest.mark.parametrize(("argv", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known, text, tmp_path, cache, capsys):
+    narrow = np.zeros((16, 8))
+    at = {"hook_name": "blocks.1.hook_mlp_out", "dataset_path": str(text)}
+    places = {"zero": known["zero"], "narrow": write_dictionary(tmp_path / "n", narrow, narrow.T, np.zeros(16), **at)}
+    places |= {"text": text, "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt"}
+    places["empty"].touch()
+    places["short"].write_text("Too few words.")
+    capsys.readouterr()
+    assert main.run_as_command(["evaluate", *(a.format(**places) for a in argv), "--cache-dir", str(cache)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and reason in error, error
