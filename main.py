@@ -141,6 +141,7 @@ def show(run: RunDirectory, results: dict, terminal: Terminal) -> None:
     if frontier.has_curve:
         if not (run.path / "figures" / "frontier.svg").exists():
             write(frontier, run.path)
+        terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
         terminal.say(f"figure: {run.path / 'figures' / 'frontier.png'}, and .svg")
     terminal.results(results, str(run.path))

@@ -23,6 +23,7 @@ METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-en
 TRAINING = ("epochs", "batch_size", "decay", "unit_norm_decoder", "dead_threshold", "data_seed")
 MEMBER = ("layer", "hook", "hidden_dim", "lr", "warmup", "normalization", "aux_coefficient", "dead_rule")
 WORDS = {"layer": "layer {}", "hook": "{}", "hidden_dim": "{:,} features", "rows": "{:,} rows", "model": "{}"}
+GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
 WORDS |= {"text": "{}", "epochs": "{} epochs", "normalization": "{}", "penalty": "by {}"}
 
 
@@ -66,8 +67,9 @@ class Frontier:
 
     @property
     def title(self) -> str:
-        names = ("model", "layer", "hook", "hidden_dim", "rows")
-        return ", ".join(in_words(name, self.settings[name]) for name in names if name in self.settings)
+        names = (("model",), ("layer", "hook"), ("hidden_dim",), ("rows",))
+        parts = [[in_words(n, self.settings[n]) for n in group if n in self.settings] for group in names]
+        return ", ".join(" ".join(part) for part in parts if part)
 
 
 def compute(*runs: Path) -> Frontier:
@@ -157,9 +159,10 @@ def in_words(name: str, value: Any) -> str:
 
 def write(frontier: Frontier, folder: Path) -> list[Path]:
     """analysis/frontier.json, figures/frontier.png and .svg in a folder; returns the paths of the figures."""
+    drawn = figure(frontier)
     (folder / "analysis").mkdir(parents=True, exist_ok=True)
     write_json(folder / "analysis" / "frontier.json", {"schema": 1, **asdict(frontier)})
-    return save(figure(frontier), folder / "figures" / "frontier")
+    return save(drawn, folder / "figures" / "frontier")
 
 
 def figure(frontier: Frontier) -> Any:
@@ -185,10 +188,9 @@ def figure(frontier: Frontier) -> Any:
         chart.properties(title=title, background="white", padding=16)
         .configure(font="Helvetica, Arial, Liberation Sans, sans-serif")
         .configure_view(stroke=None)
-        .configure_axis(labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10)
-        .configure_axis(gridColor="#e6e6e6", domainColor="#666666", tickColor="#666666")
+        .configure_axis(labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10, **GREYS)
         .configure_title(fontSize=16, subtitleFontSize=12, subtitleColor="#555555", subtitlePadding=6)
-        .configure_legend(labelFontSize=13, symbolSize=110, symbolStrokeWidth=0, offset=24, rowPadding=6)
+        .configure_legend(labelFontSize=13, symbolSize=110, symbolOpacity=1, offset=24, rowPadding=6)
         .configure_header(labelFontSize=13, labelFontWeight="bold", labelAnchor="start", title=None)
     )
 
@@ -209,14 +211,16 @@ def metric_chart(frontier: Frontier, metric: str) -> Any:
     ticks = [2**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
     x = alt.X("l0:Q", title="L0: active features a row (log scale)")
     x = x.scale(type="log", domain=[low, high], nice=False).axis(values=ticks, format="~g", grid=True)
-    y = alt.Y("mean:Q", title=METRICS[metric]).scale(zero=False, padding=14).axis(format=".2f", tickCount=6)
+    y = alt.Y("mean:Q", title=METRICS[metric]).scale(zero=False, padding=14).axis(format=".3~f", tickCount=6)
     colour = alt.Color("kind:N", title=None).scale(domain=kinds, range=list(colours))
     shape = alt.Shape("kind:N", title=None).scale(domain=kinds, range=list(shapes))
     base = alt.Chart().encode(x=x, color=colour)
     layers = [
         base.mark_line(strokeWidth=2).encode(y=y),
-        base.mark_errorbar(ticks={"size": 9}, thickness=1.4).encode(alt.Y("low:Q", title=METRICS[metric]), y2="high:Q"),
-        base.mark_point(filled=True, size=85, opacity=1).encode(y=y, shape=shape),
+        base.mark_errorbar(ticks={"size": 13}, thickness=1.4, opacity=1).encode(
+            alt.Y("low:Q", title=METRICS[metric]), y2="high:Q"
+        ),
+        base.mark_point(filled=True, size=60, opacity=1).encode(y=y, shape=shape),
     ]
     wide, tall = (300, 220) if len(frontier.panels) > 1 else (430, 330)
     layered = alt.layer(*layers, data=alt.Data(values=rows)).properties(width=wide, height=tall)

@@ -133,10 +133,9 @@ def scale_down(values: dict[str, Any], given: Collection[str], bundled: Source) 
     fitted, changes = dict(values), []
 
     def change(name: str, value: Any, why: str) -> None:
-        was, now = (" ".join(f"{one}" for one in (v if isinstance(v, tuple) else (v,))) for v in (values[name], value))
-        if name not in given and was != now:
+        if name not in given and value != values[name]:
             fitted[name] = value
-            changes.append(f"--{name.replace('_', '-')} {was} -> {now} ({why})")
+            changes.append(f"--{name.replace('_', '-')} {in_words(values[name])} -> {in_words(value)} ({why})")
 
     assert bundled.n_layers and bundled.d_model
     deepest = (bundled.n_layers - 1) / (N_LAYERS - 1)
@@ -158,6 +157,12 @@ def scale_down(values: dict[str, Any], given: Collection[str], bundled: Source) 
         rates = tuple(dict.fromkeys(max(lr, SHORT_RUN_LR) for lr in values["lr"]))
         change("lr", rates, "few steps want a higher rate")
     return fitted, changes
+
+
+def in_words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(in_words, value))
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def training_rows(values: dict[str, Any]) -> int:

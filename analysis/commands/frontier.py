@@ -29,6 +29,7 @@ def run(argv: list[str]) -> None:
     frontier = compute(*runs)
     figures = write(frontier, options.to or (runs[0] if len(runs) == 1 else Path("frontier")))
     with Terminal() as terminal:
+        terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
         for member in frontier.failed:
             terminal.say(f"{member} has no figures: its training was stopped")

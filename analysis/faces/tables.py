@@ -39,7 +39,7 @@ def frontier_table(frontier: Frontier) -> Table:
     from analysis.frontier import METRICS
 
     metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.points)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=frontier.title, title_justify="left", title_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("kind", no_wrap=True)
     for header in ("asked", "seeds", "L0", *(METRICS[name] for name in metrics)):
         table.add_column(header, justify="right", no_wrap=header != "cross-entropy recovered")
