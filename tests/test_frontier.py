@@ -106,7 +106,7 @@ def test_the_figure_is_a_picture(run):
 
 def test_error_bars_are_one_deviation(run):
     frontier = compute(run)
-    (rows,) = figure(frontier).to_dict()["datasets"].values()
+    rows = figure(frontier).to_dict()["data"]["values"]
     for point, row in zip(frontier.points, rows, strict=True):
         spread = point.metrics["explained_variance"]
         assert (row["low"], row["high"]) == (spread.mean - spread.deviation, spread.mean + spread.deviation)
