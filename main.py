@@ -3,6 +3,7 @@
 python main.py --activation jump_relu                   # one dictionary, by default settings
 python main.py --activation relu jump_relu topk         # three in one jit, on the same batches
 python main.py --n-samples 100 --seq-len 10 --epochs 2  # a smoke test, in seconds
+python main.py --preset frontier                        # kinds x sparsities x seeds, and the Pareto plot
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import time
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from analysis.commands.flags import Parser, filled
+from analysis.faces.tables import frontier_table, preset_table
 from analysis.faces.terminal import Terminal
+from analysis.frontier import compute, write
 from harvest.capture import DISK_FULL, harvest
 from harvest.errors import InputError
 from harvest.request import HarvestRequest, Site, default_cache_dir, flag
@@ -24,6 +28,7 @@ from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.grid import members_of
+from sae_jax.presets import PRESETS, bundled_model, cost_of, preset_named, scale_down
 from sae_jax.run_directory import RunDirectory, default_name
 
 
@@ -43,21 +48,31 @@ class Options:
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__)
+    parser.add_argument("--preset", metavar="NAME", help="defaults of a published set-up, or list (flags win over it)")
     parser.add_flags("activations", HarvestRequest)
     parser.add_flags("training", TrainConfig)
     parser.add_flags("running", Options)
     return parser
 
 
-COMMANDS: tuple[str, ...] = ("evaluate",)  # `run(argv)` of the module of that name in analysis/commands
+COMMANDS = ("evaluate", "frontier")  # `run(argv)` of the module of that name in analysis/commands
 LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
-def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
-    """The flags, checked. Raises InputError."""
-    values = vars(build_parser().parse_args(argv))
-    request, config, options = filled(HarvestRequest, values), filled(TrainConfig, values), filled(Options, values)
+def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[str, Any] | None]:
+    """The flags, checked, and the record of a preset. Raises InputError."""
+    parser = build_parser()
+    values, record = vars(parser.parse_args(argv)), None
+    changes: list[str] = []
     given = {argument.partition("=")[0] for argument in argv}
+    if name := values["preset"]:
+        preset = preset_named(name)
+        parser.set_defaults(**preset.flags)
+        values = vars(parser.parse_args(argv))
+        if bundled := bundled_model(values["model_name"]):
+            values, changes = scale_down(values, {flag[2:].replace("-", "_") for flag in given}, bundled)
+        record = {"name": name, "not_followed": preset.not_followed, "scaled_down": changes}
+    request, config, options = filled(HarvestRequest, values), filled(TrainConfig, values), filled(Options, values)
     for name, level in LEVEL_OF_FLAG.items():
         if name in given and not any(level in LEVELS[kind] for kind in config.activation) and not config.members:
             raise InputError(f"{name} means nothing to --activation {' '.join(config.activation)}: leave it out")
@@ -74,14 +89,17 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options]:
         raise InputError(f"--checkpoint-seconds {options.checkpoint_seconds}: must be a positive number")
     if options.ce_windows < 0:
         raise InputError(f"--ce-windows {options.ce_windows}: must be 0 or more")
-    return request, config, options
+    return request, config, options, record
 
 
 def main(argv: list[str]) -> None:
     if argv and argv[0] in COMMANDS:
         import_module(f"analysis.commands.{argv[0].replace('-', '_')}").run(argv[1:])
         return
-    request, config, options = parse(argv)
+    if build_parser().parse_args(argv).preset == "list":
+        list_presets()
+        return
+    request, config, options, preset = parse(argv)
     if options.dry_run:
         model, _ = resolve(request)
         if model.d_model is None:
@@ -89,15 +107,18 @@ def main(argv: list[str]) -> None:
         from sae_jax.plan import plan
 
         with Terminal(quiet=options.quiet) as terminal:
+            say_preset(preset, terminal)
             terminal.plan(plan(config, request, model.d_model))
         return
     asked = {"harvest": asdict(request), "train": config.to_json(), "files": named_files(request)}
+    asked |= {"preset": preset} if preset else {}
     run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
     run.refuse_another_run()
     with Terminal(quiet=options.quiet) as terminal:
+        say_preset(preset, terminal)
         if run.results and not options.force and not lacks_loss_recovered(run.results, request, options):
             terminal.say(f"{run.path} is finished; --force does it again")
-            terminal.results(run.results, str(run.path))
+            show(run, run.results, terminal)
             return
         if run.interrupted and not (options.resume or options.force):
             raise InputError(f"{run.path} was interrupted: add --resume to go on, or --force to start again")
@@ -109,7 +130,33 @@ def main(argv: list[str]) -> None:
             results = complete_run(run, stores, location, options.ce_windows, terminal.harvest_progress)
         elif options.ce_windows and "loss_recovered" not in results:
             terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens leave none to predict")
-        terminal.results(results, str(run.path))
+        show(run, results, terminal, anew=True)
+
+
+def list_presets() -> None:
+    bundled = bundled_model("bundled")
+    with Terminal() as terminal:
+        costs = {name: (preset, cost_of(preset), cost_of(preset, bundled)) for name, preset in PRESETS.items()}
+        terminal.show(preset_table(costs))
+
+
+def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:
+    if preset and preset["scaled_down"]:
+        terminal.say(f"--preset {preset['name']} scaled down to the bundled model: {', '.join(preset['scaled_down'])}")
+    if preset and preset["not_followed"]:
+        terminal.say(f"--preset {preset['name']} does not follow: {'; '.join(preset['not_followed'])}")
+
+
+def show(run: RunDirectory, results: dict, terminal: Terminal, anew: bool = False) -> None:
+    """The box of results and, where a kind was trained at several sparsities, the frontier."""
+    frontier = compute(run.path)
+    if frontier.has_curve:
+        if anew or not (run.path / "figures" / "frontier.svg").exists():
+            write(frontier, run.path)
+        terminal.say(frontier.title)
+        terminal.show(frontier_table(frontier))
+        terminal.say(f"figure: {run.path / 'figures' / 'frontier.png'}, and .svg")
+    terminal.results(results, str(run.path))
 
 
 def lacks_loss_recovered(results: dict, request: HarvestRequest, options: Options) -> bool:

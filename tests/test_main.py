@@ -27,6 +27,7 @@ TRAIN_ROWS = 810  # of the smoke test: 90 windows of 10 tokens, the first of whi
 TINY = (*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--epochs", "1", "--hidden-dim", "48", "--target-l0", "8")
 TINY += ("--block-steps", "1")
 HEAVY = ["torch", "jax", "transformers", "transformer_lens", "datasets", "orbax", "wandb", "umap", "matplotlib"]
+HEAVY += ["altair", "vl_convert"]
 METRICS = ["explained_variance", "explained_variance_z", "mse", "l0", "sparsity", "l1", "cosine", "dead_fraction"]
 METRICS += ["ce_clean", "ce_sae", "ce_zero", "ce_mean", "ce_recovered", "kl_sae", "kl_zero", "kl_recovered"]
 

@@ -107,6 +107,11 @@ class Terminal:
             )
         self._console.print(self._literal(text), soft_wrap=True)
 
+    def show(self, table: Table) -> None:
+        """A finished table, as wide as the screen."""
+        if not self._quiet:
+            self._console.print(table)
+
     def harvest_progress(self, phase: str, done_tokens: int, total_tokens: int) -> None:
         """A bar with tokens/s (since the phase's first call) and time left."""
         if self._quiet:

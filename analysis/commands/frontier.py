@@ -1,0 +1,36 @@
+"""How much is explained at which sparsity, of finished runs together: a table and a figure.
+
+python main.py frontier runs/first runs/second --to DIR
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.commands.flags import Parser, filled
+from analysis.faces.tables import frontier_table
+from analysis.faces.terminal import Terminal
+from analysis.frontier import compute, write
+from harvest.request import flag
+
+
+@dataclass(frozen=True)
+class Options:
+    to: Path | None = flag(None, "folder for the figure and its numbers (default: of one run its own, else frontier)")
+
+
+def run(argv: list[str]) -> None:
+    parser = Parser(prog="main.py frontier", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, finished")
+    parser.add_flags("output", Options)
+    values = vars(parser.parse_args(argv))
+    runs, options = values["runs"], filled(Options, values)
+    frontier = compute(*runs)
+    figures = write(frontier, options.to or (runs[0] if len(runs) == 1 else Path("frontier")))
+    with Terminal() as terminal:
+        terminal.say(frontier.title)
+        terminal.show(frontier_table(frontier))
+        for member in frontier.failed:
+            terminal.say(f"{member} has no figures: its training was stopped")
+        terminal.say("figure: " + ", ".join(map(str, figures)))

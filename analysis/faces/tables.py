@@ -1,0 +1,63 @@
+"""Tables of the terminal face: what presets are and cost, a frontier's points."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+from analysis.faces.wording import duration_text, size_text
+
+if TYPE_CHECKING:
+    from analysis.frontier import Frontier, Spread
+    from sae_jax.presets import Cost, Preset
+
+
+def preset_table(presets: dict[str, tuple[Preset, Cost, Cost]]) -> Table:
+    """Of each preset what it is, where it is from, and its costs on GPT-2 small and on the bundled model."""
+    table = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
+    for column in ("--preset", "what, source, figures published", "GPT-2 small, on this CPU", "bundled model"):
+        table.add_column(column, overflow="fold", no_wrap=column == "--preset")
+    for name, (preset, full, small) in presets.items():
+        lacks = "\nnot followed:" * bool(preset.not_followed) + "".join(f"\n- {text}" for text in preset.not_followed)
+        about = f"{preset.about}\n{preset.source}\n{preset.published}{lacks}"
+        table.add_row(name, about, cost_text(full), cost_text(small))
+    return table
+
+
+def cost_text(cost: Cost) -> str:
+    days, seconds = divmod(cost.seconds, 86400)
+    time = f"about {days:,.0f} days" if days >= 2 else f"about {duration_text(cost.seconds)}"
+    members = f"{cost.members} member" + "s" * (cost.members > 1)
+    return f"{members}, {cost.parameters / 1e6:,.1f}M parameters\n{cost.rows:,} rows, {size_text(cost.bytes)}\n{time}"
+
+
+def frontier_table(frontier: Frontier) -> Table:
+    """A line a point: means over seeds, their deviation in brackets."""
+    from analysis.frontier import METRICS
+
+    metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.points)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("kind", no_wrap=True)
+    for header in ("asked", "seeds", "L0", *(METRICS[name] for name in metrics)):
+        table.add_column(header, justify="right", no_wrap=header != "cross-entropy recovered")
+    panel = ""
+    for point in frontier.points:
+        if point.panel != panel:
+            panel = point.panel
+            table.add_section()
+            table.add_row(panel, style="dim")
+        cells = [
+            spread_text(point.metrics.get(name), digits) for name, digits in (("l0", 1), *((m, 3) for m in metrics))
+        ]
+        table.add_row(point.kind, f"{point.asked:g}", str(len(point.seeds)), *cells)
+    return table
+
+
+def spread_text(spread: Spread | None, digits: int) -> str:
+    if spread is None or not math.isfinite(spread.mean):
+        return "-"
+    mean = f"{spread.mean:.{digits}f}"
+    return mean if spread.deviation is None else f"{mean} ({spread.deviation:.{digits}f})"

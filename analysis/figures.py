@@ -1,0 +1,37 @@
+"""What all figures share: colours that the colour-blind tell apart, and saving without a browser or a network."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from harvest.store import write_atomically
+
+# Okabe and Ito (2008), then Tol's muted scheme; each kind has its own in every figure, and a shape besides.
+KIND_STYLES = {
+    "relu": ("#0072B2", "circle"),
+    "jump_relu": ("#D55E00", "square"),
+    "topk": ("#009E73", "triangle-up"),
+    "batch_topk": ("#CC79A7", "diamond"),
+    "gated": ("#E69F00", "triangle-down"),
+    "matryoshka": ("#56B4E9", "cross"),
+    "tanh_relu": ("#332288", "triangle-right"),
+    "p_anneal": ("#882255", "triangle-left"),
+    "multi_topk": ("#117733", "stroke"),
+    "abs_topk": ("#666666", "wedge"),
+}
+OTHER_STYLE = ("#000000", "arrow")  # of a kind that was added since
+PIXELS_PER_INCH = 200
+
+
+def save(figure: Any, stem: Path) -> list[Path]:
+    """An Altair figure as stem.png and stem.svg; returns both paths."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.save(png, format="png", ppi=PIXELS_PER_INCH)
+    figure.save(svg, format="svg")
+    contents = {stem.with_suffix(".png"): png.getvalue(), stem.with_suffix(".svg"): svg.getvalue().encode()}
+    for path, content in contents.items():
+        write_atomically(path, lambda file, content=content: file.write(content))
+    return list(contents)

@@ -1,0 +1,233 @@
+"""How much is explained at which sparsity: a curve a kind, over the runs of a grid, with the spread over seeds.
+
+Everything comes from the runs' config.json and results.json: held-out figures of the exported weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.figures import KIND_STYLES, OTHER_STYLE, save
+from harvest.errors import InputError
+from harvest.store import write_json
+
+METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-entropy recovered"}
+TRAINING = ("epochs", "batch_size", "decay", "unit_norm_decoder", "dead_threshold", "data_seed")
+MEMBER = ("layer", "hook", "hidden_dim", "lr", "warmup", "normalization", "aux_coefficient", "dead_rule")
+WORDS = {"layer": "layer {}", "hook": "{}", "hidden_dim": "{:,} features", "rows": "{:,} rows", "model": "{}"}
+GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
+WORDS |= {"text": "{}", "epochs": "{} epochs", "normalization": "{}", "penalty": "by {}"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over seeds; the deviation is that of a sample (n - 1), None of a single seed."""
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """Members that differ by nothing but their seed. `metrics` has l0 and those of METRICS that all of them have."""
+
+    panel: str  # the settings that differ between curves of one kind, in words; "" where none does
+    kind: str
+    asked: float  # of k, target_l0 or sparsity
+    seeds: tuple[int, ...]
+    metrics: dict[str, Spread]
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """All points, ordered by panel, kind and sparsity, and what they have in common."""
+
+    points: list[Point]
+    failed: list[str]  # members without figures: their training was stopped
+    settings: dict[str, Any]  # the same in all members
+    runs: list[str]
+
+    @property
+    def has_curve(self) -> bool:
+        """Whether one kind was trained at two or more sparsities."""
+        curves = [(p.panel, p.kind) for p in self.points]
+        return any(curves.count(curve) > 1 for curve in curves)
+
+    @property
+    def panels(self) -> list[str]:
+        return list(dict.fromkeys(point.panel for point in self.points))
+
+    @property
+    def title(self) -> str:
+        names = (("model",), ("layer", "hook"), ("hidden_dim",), ("rows",))
+        parts = [[in_words(n, self.settings[n]) for n in group if n in self.settings] for group in names]
+        return ", ".join(" ".join(part) for part in parts if part)
+
+
+def compute(*runs: Path) -> Frontier:
+    """The frontier of one or several finished runs. Raises InputError for a run without results, or given twice."""
+    members: list[tuple[dict[str, Any], dict[str, Any]]] = []  # settings, and the member in results.json
+    for run in runs:
+        members += members_of_run(run)
+    values: dict[str, list[Any]] = defaultdict(list)  # of each setting, those that occur
+    for settings, _ in members:
+        for name, value in settings.items():
+            if value is not None and value not in values[name]:
+                values[name].append(value)
+    differing = [name for name in values if len(values[name]) > 1]
+    without_store = [name for name in differing if name != "store"]
+    if len({key_of(s, differing) for s, _ in members}) == len({key_of(s, without_store) for s, _ in members}):
+        differing = without_store  # other settings tell the stores apart
+
+    groups: dict[tuple[str, str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for settings, member in members:
+        words = (in_words(name, settings[name]) for name in differing if settings[name] is not None)
+        same = groups[", ".join(words), member["activation"], member[member["sparsity_by"]]]
+        if member["seed"] in same:
+            raise InputError(f"{member['id']} is in these runs twice, with the same seed: give each run once")
+        same[member["seed"]] = member
+    points = [Point(*key, *spread(same)) for key, same in groups.items() if any(m["metrics"] for m in same.values())]
+    kinds = [*KIND_STYLES, *sorted({point.kind for point in points} - set(KIND_STYLES))]
+    panels = list(dict.fromkeys(point.panel for point in points))
+    return Frontier(
+        points=sorted(points, key=lambda p: (panels.index(p.panel), kinds.index(p.kind), p.asked)),
+        failed=[member["id"] for _, member in members if not member["metrics"]],
+        settings={name: occurring[0] for name, occurring in values.items() if len(occurring) == 1},
+        runs=[run.resolve().name for run in runs],
+    )
+
+
+def members_of_run(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(what sets its curve apart from others of its kind, the member as in results.json) of each member."""
+    config, results = (read(run / name) for name in ("config.json", "results.json"))
+    stores = {store["hook_name"]: store for store in config["stores"]}
+    training = {name: config["asked"]["train"][name] for name in TRAINING}
+    members = []
+    for member in results["members"]:
+        store = stores[f"blocks.{member['layer']}.hook_{member['hook']}"]
+        settings = {"model": source_name(store["model"], "model"), "text": source_name(store["dataset"], "corpus")}
+        settings |= {"rows": store["rows"], "store": store["sha256"][:8], **training}
+        penalty = member["sparsity_by"] if member["sparsity_by"] != "k" else None
+        members.append((settings | {name: member[name] for name in MEMBER} | {"penalty": penalty}, member))
+    return members
+
+
+def read(path: Path) -> dict[str, Any]:
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: there is no such run directory")
+    if not path.exists():
+        raise InputError(
+            f"{path.parent}: it has no {path.name}: no run, or one that is not finished (--resume goes on)"
+        )
+    try:
+        return json.loads(path.read_text())
+    except ValueError as e:
+        raise InputError(f"{path} is damaged ({e}): --force trains it again") from e
+
+
+def source_name(source: dict[str, Any], what: str) -> str:
+    return f"bundled {what}" if source["fell_back"] or source["asked"] == "bundled" else Path(source["asked"]).name
+
+
+def key_of(settings: dict[str, Any], names: Sequence[str]) -> tuple:
+    return tuple(settings[name] for name in names)
+
+
+def spread(members: dict[int, dict[str, Any]]) -> tuple[tuple[int, ...], dict[str, Spread]]:
+    """The seeds that have figures, and the mean and deviation over them of each metric that all of them have."""
+    measured = {seed: member["metrics"] for seed, member in sorted(members.items()) if member["metrics"]}
+    spreads = {}
+    for name in ("l0", *METRICS):
+        values = [metrics[name] for metrics in measured.values() if metrics.get(name) is not None]
+        if len(values) == len(measured):
+            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            spreads[name] = Spread(float(np.mean(values)), deviation)
+    return tuple(measured), spreads
+
+
+def in_words(name: str, value: Any) -> str:
+    return WORDS.get(name, name.replace("_", " ") + " {}").format(value)
+
+
+def write(frontier: Frontier, folder: Path) -> list[Path]:
+    """analysis/frontier.json, figures/frontier.png and .svg in a folder; returns the paths of the figures."""
+    drawn = figure(frontier)
+    (folder / "analysis").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "analysis" / "frontier.json", {"schema": 1, **asdict(frontier)})
+    return save(drawn, folder / "figures" / "frontier")
+
+
+def figure(frontier: Frontier) -> Any:
+    """An Altair figure: each metric against L0 (log scale), a curve a kind, bars of one deviation over seeds.
+
+    A panel for each setting in which curves of one kind differ. Raises InputError where no kind has two sparsities.
+    """
+    if not frontier.has_curve:
+        raise InputError(
+            "a frontier needs one kind at two or more sparsities: train with --target-l0 16 32 or --k 16 32"
+        )
+    import altair as alt
+
+    metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.points)]
+    seeds = sorted({len(point.seeds) for point in frontier.points})
+    counts = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    means = "one seed" if seeds == [1] else f"mean of {counts} seeds, bars: ± one standard deviation"
+    text = in_words("text", frontier.settings["text"]) if "text" in frontier.settings else "several texts"
+    title = alt.TitleParams(frontier.title, subtitle=f"{means}; held-out rows of the {text}", anchor="start", offset=14)
+    charts = [metric_chart(frontier, metric) for metric in metrics]
+    chart = alt.vconcat(*charts, spacing=28) if len(frontier.panels) > 1 else alt.hconcat(*charts, spacing=36)
+    return (
+        chart.properties(title=title, background="white", padding=16)
+        .configure(font="Helvetica, Arial, Liberation Sans, sans-serif")
+        .configure_view(stroke=None)
+        .configure_axis(labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10, **GREYS)
+        .configure_title(fontSize=16, subtitleFontSize=12, subtitleColor="#555555", subtitlePadding=6)
+        .configure_legend(labelFontSize=13, symbolSize=110, symbolOpacity=1, offset=24, rowPadding=6)
+        .configure_header(labelFontSize=13, labelFontWeight="bold", labelAnchor="start", title=None)
+    )
+
+
+def metric_chart(frontier: Frontier, metric: str) -> Any:
+    import altair as alt
+
+    points = [point for point in frontier.points if metric in point.metrics]
+    rows: list[dict[str, Any]] = [
+        {"panel": p.panel, "kind": p.kind, "l0": p.metrics["l0"].mean, "mean": p.metrics[metric].mean}
+        | bar(p.metrics[metric])
+        for p in points
+    ]
+    kinds = list(dict.fromkeys(point.kind for point in frontier.points))
+    colours, shapes = zip(*(KIND_STYLES.get(kind, OTHER_STYLE) for kind in kinds), strict=True)
+    l0s = [row["l0"] for row in rows]
+    low, high = min(l0s) / 1.15, max(l0s) * 1.15
+    ticks = [2**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+    x = alt.X("l0:Q", title="L0: active features a row (log scale)")
+    x = x.scale(type="log", domain=[low, high], nice=False).axis(values=ticks, format="~g", grid=True)
+    y = alt.Y("mean:Q", title=METRICS[metric]).scale(zero=False, padding=14).axis(format=".3~f", tickCount=6)
+    colour = alt.Color("kind:N", title=None).scale(domain=kinds, range=list(colours))
+    shape = alt.Shape("kind:N", title=None).scale(domain=kinds, range=list(shapes))
+    base = alt.Chart().encode(x=x, color=colour)
+    layers = [
+        base.mark_line(strokeWidth=2).encode(y=y),
+        base.mark_errorbar(ticks={"size": 13}, thickness=1.4, opacity=1).encode(
+            alt.Y("low:Q", title=METRICS[metric]), y2="high:Q"
+        ),
+        base.mark_point(filled=True, size=60, opacity=1).encode(y=y, shape=shape),
+    ]
+    wide, tall = (300, 220) if len(frontier.panels) > 1 else (430, 330)
+    layered = alt.layer(*layers, data=alt.Data(values=rows)).properties(width=wide, height=tall)
+    return layered.facet(alt.Facet("panel:N", title=None).sort(frontier.panels), columns=3) if wide == 300 else layered
+
+
+def bar(spread: Spread) -> dict[str, float]:
+    """The ends of an error bar, at the mean itself for a single seed."""
+    deviation = spread.deviation or 0.0
+    return {"low": spread.mean - deviation, "high": spread.mean + deviation}

@@ -1,0 +1,195 @@
+"""`--preset NAME`: published set-ups for GPT-2 small, plain records of flags. Imports neither torch nor jax.
+
+A preset gives defaults; flags on the command line win over it. What a set-up does that no flag of ours does is named
+in `not_followed`. Where the bundled model is used, `scale_down` makes the preset fit it, and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from harvest.errors import InputError
+from harvest.request import HarvestRequest
+from harvest.sources import Source, resolve
+from sae_jax.config import TrainConfig
+
+N_LAYERS, D_MODEL = 12, 768  # of GPT-2 small
+# Of the bundled corpus. Its documents are short: longer windows lose more of them than shorter ones.
+BUNDLED_SEQ_LEN, BUNDLED_WINDOWS, BUNDLED_HELD_OUT = 64, 14_819, 0.1
+SHORT_RUN_STEPS, SHORT_RUN_LR = 1500, 1e-3  # the lr that runs of so few steps want: figures in the README
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A set-up: values of flags, where it was published and with what figures, and what of it is not followed."""
+
+    about: str
+    flags: dict[str, Any]  # by the names of the fields of HarvestRequest and TrainConfig
+    source: str
+    published: str
+    not_followed: tuple[str, ...]
+
+
+ON_OPENWEBTEXT = {"dataset": "Skylion007/openwebtext", "seq_len": 128, "held_out": 0.01}
+ON_OPENWEBTEXT |= {"epochs": 1, "batch_size": 4096, "n_samples": 300_000_000 // 128}
+RES_JB = ON_OPENWEBTEXT | {"layer": (8,), "hook": ("resid_pre",), "activation": ("relu",), "lr": (4e-4,)}
+RES_JB |= {"normalization": ("mean_norm",), "dead_rule": ("anthropic",)}
+OF_RES_JB = (
+    "the L1 coefficient 8e-5, which belongs to another scale of loss and rows: steered to the published L0",
+    "ghost gradients: silent features are revived (--dead-rule anthropic)",
+    "TransformerLens' centred writing weights and first positions: published weights, no first positions",
+    "b_dec from the geometric median: from the mean",
+)
+TOPK = ON_OPENWEBTEXT | {"aux_coefficient": (1 / 32,), "normalization": ("mean_norm",), "dead_rule": ("none",)}
+
+PRESETS = {
+    "feature-splitting": Preset(
+        about="relu at layer 8, eight widths, 768 to 98304 features",
+        flags=RES_JB | {"hidden_dim": tuple(768 * 2**i for i in range(8)), "target_l0": (40.0,)},
+        source="huggingface.co/jbloom/GPT2-Small-Feature-Splitting-Experiment-Layer-8",
+        published="explained variance .61 .67 .72 .76 .77 .79 .81 .82 by width, at L0 36 to 43",
+        not_followed=OF_RES_JB,
+    ),
+    "res-jb": Preset(
+        about="relu at layer 8, 24576 features",
+        flags=RES_JB | {"hidden_dim": (24576,), "target_l0": (60.0,)},
+        source="huggingface.co/jbloom/GPT2-Small-SAEs",
+        published="L0 10 10 18 23 31 41 51 54 60 70 52 56 at layers 0 to 11 (another --layer: give --target-l0)",
+        not_followed=OF_RES_JB,
+    ),
+    "openai-v5-32k": Preset(
+        about="topk at layers 0 1 2, 32768 features, 32 active",
+        flags=TOPK
+        | {"layer": (0, 1, 2), "hook": ("resid_mid",), "activation": ("topk",), "k": (32,), "hidden_dim": (32768,)}
+        | {"lr": (1e-4,), "ema": 0.999, "batch_size": 131072, "seq_len": 64, "n_samples": 640_000_000 // 64},
+        source="github.com/openai/sparse_autoencoder (train.py); Gao et al. 2024",
+        published="explained variance .968 .961 .957, CE score .9988 .9994 .9981 at layers 0 1 2",
+        not_followed=(
+            "the decay of the weights' average: .999",
+            "rows layer-normed one by one: divided by their mean norm",
+            "Adam's epsilon 6.25e-10; AuxK of 256 features: of half the model's width",
+            "dead after 10M silent rows: after a tenth of the run",
+            "the number of rows, which the code does not say: 640M",
+        ),
+    ),
+    "batch-topk-grid": Preset(
+        about="topk and batch_topk at layer 8, four widths, 16 32 64 active",
+        flags=TOPK
+        | {"layer": (8,), "hook": ("resid_pre",), "activation": ("topk", "batch_topk"), "k": (16, 32, 64)}
+        | {"hidden_dim": (3072, 6144, 12288, 24576), "lr": (3e-4,), "n_samples": 500_000_000 // 128},
+        source="github.com/bartbussmann/BatchTopK (config.py, main.py); Bussmann et al. 2024",
+        published="batch_topk above topk throughout; the figures are in the paper's plots",
+        not_followed=(
+            "rows normalized one by one: divided by their mean norm",
+            "Adam's second decay .99: .999; a constant lr: --warmup and --decay",
+            "AuxK of 512 features, dead after 5 silent batches: of half the model's width, after a tenth of the run",
+        ),
+    ),
+    "gemma-scope": Preset(
+        about="jump_relu of Gemma Scope adapted to layer 8, 16384 features, L0 20 40 80",
+        flags=ON_OPENWEBTEXT
+        | {"layer": (8,), "hook": ("resid_post",), "activation": ("jump_relu",), "target_l0": (20.0, 40.0, 80.0)}
+        | {"hidden_dim": (16384,), "lr": (7e-5,), "normalization": ("mean_square",), "dead_rule": ("none",)},
+        source="Lieberum et al. 2024, Gemma Scope (arXiv 2408.05147)",
+        published="none for GPT-2: theirs are of Gemma 2",
+        not_followed=(
+            "a grid of fixed coefficients of L0: steered to three L0 (--sparsity for theirs)",
+            "a kernel of width .001; Adam's first decay 0: .9; a constant lr: --warmup and --decay",
+            "4 billion rows: 300M",
+        ),
+    ),
+    "frontier": Preset(
+        about="five kinds at layer 8, 3072 features, 16 32 64 active, three seeds; ends in the Pareto plot",
+        flags={"layer": (8,), "hidden_dim": (3072,), "target_l0": (16.0, 32.0, 64.0), "k": (16, 32, 64)}
+        | {"activation": ("relu", "jump_relu", "gated", "topk", "batch_topk"), "seed": (0, 1, 2)}
+        | {"dead_rule": ("anthropic",), "seq_len": 128, "n_samples": 100_000, "epochs": 1, "batch_size": 2048},
+        source="ours",
+        published="none",
+        not_followed=(),
+    ),
+}
+
+
+def preset_named(name: str) -> Preset:
+    """Raises InputError with the list for a name that is none."""
+    if name not in PRESETS:
+        raise InputError(f"--preset {name}: must be one of {', '.join(PRESETS)} (or list, which shows them)")
+    return PRESETS[name]
+
+
+def bundled_model(model_name: str | None) -> Source | None:
+    """The bundled model, where a preset's model is it: named, or because no hub is in reach for the default."""
+    if model_name not in (None, "bundled"):
+        return None
+    model, _ = resolve(HarvestRequest(model_name=model_name, dataset="bundled"))
+    return model if model.fell_back or model.asked == "bundled" else None
+
+
+def scale_down(values: dict[str, Any], given: Collection[str], bundled: Source) -> tuple[dict[str, Any], list[str]]:
+    """The flags' values made to fit the bundled model, and a text for each that changed; those `given` stay."""
+    fitted, changes = dict(values), []
+
+    def change(name: str, value: Any, why: str) -> None:
+        if name not in given and value != values[name]:
+            fitted[name] = value
+            changes.append(f"--{name.replace('_', '-')} {in_words(values[name])} -> {in_words(value)} ({why})")
+
+    assert bundled.n_layers and bundled.d_model
+    deepest = (bundled.n_layers - 1) / (N_LAYERS - 1)
+    layers = tuple(sorted({round(layer * deepest) for layer in values["layer"]}))
+    change("layer", layers, f"it has {bundled.n_layers} layers, not {N_LAYERS}")
+    widths = tuple(width * bundled.d_model // D_MODEL for width in values["hidden_dim"])
+    change("hidden_dim", widths, f"it is {bundled.d_model} wide, not {D_MODEL}")
+    change("dataset", "bundled", "the text it was trained on")
+    if fitted["dataset"] != "bundled":
+        return fitted, changes
+    change("seq_len", min(values["seq_len"], BUNDLED_SEQ_LEN), "its documents are short")
+    windows = BUNDLED_WINDOWS * BUNDLED_SEQ_LEN // fitted["seq_len"]
+    change("n_samples", min(values["n_samples"], windows), "all of that text")
+    change("held_out", max(values["held_out"], BUNDLED_HELD_OUT), "enough rows to judge by")
+    rows = training_rows(fitted) * values["epochs"]
+    if rows // values["batch_size"] < SHORT_RUN_STEPS:
+        fewer = max(16, 1 << (max(rows // SHORT_RUN_STEPS, 1).bit_length() - 1))
+        change("batch_size", min(values["batch_size"], fewer), f"at least {SHORT_RUN_STEPS:,} steps")
+        rates = tuple(dict.fromkeys(max(lr, SHORT_RUN_LR) for lr in values["lr"]))
+        change("lr", rates, "few steps want a higher rate")
+    return fitted, changes
+
+
+def in_words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(map(in_words, value))
+    return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def training_rows(values: dict[str, Any]) -> int:
+    return int(values["n_samples"] * (1 - values["held_out"])) * (values["seq_len"] - 1)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one preset on one model: bytes are those of the rows on disk, seconds those of this machine's CPU."""
+
+    members: int
+    parameters: int
+    rows: int
+    bytes: int
+    seconds: float
+
+
+def cost_of(preset: Preset, bundled: Source | None = None) -> Cost:
+    """On GPT-2 small, or scaled down to the bundled model."""
+    from sae_jax.plan import plan
+
+    defaults = {name: getattr(cls, name) for cls in (HarvestRequest, TrainConfig) for name in cls.__dataclass_fields__}
+    values, d_model = defaults | preset.flags, D_MODEL
+    if bundled and bundled.d_model:
+        (values, _), d_model = scale_down(values, (), bundled), bundled.d_model
+    request = HarvestRequest(**{name: values[name] for name in HarvestRequest.__dataclass_fields__})
+    config = TrainConfig(**{name: values[name] for name in TrainConfig.__dataclass_fields__})
+    planned, rows = plan(config, request, d_model), training_rows(values)
+    stored = request.n_samples * (request.seq_len - 1) * d_model * 2 * len(request.sites)
+    parameters = sum(member.parameters for member in planned.members)
+    return Cost(len(planned.members), parameters, rows, stored, planned.seconds)

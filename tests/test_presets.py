@@ -1,0 +1,111 @@
+"""Presets: what they set, what wins over them, and how they give way to the bundled model. No hub is asked."""
+
+import json
+
+import pytest
+from command_line import environment, shared_cache
+
+import main
+from harvest.request import HarvestRequest
+from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
+from harvest.text import token_windows
+from sae_jax.plan import plan
+from sae_jax.presets import BUNDLED_HELD_OUT, BUNDLED_WINDOWS, PRESETS, SHORT_RUN_STEPS
+
+HUB_NAME = ("--model-name", "gpt2")  # named, so that nothing is scaled down; parsing does not look for it
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch, tmp_path_factory):
+    for name, value in environment(shared_cache(tmp_path_factory)).items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_what_its_record_says(name):
+    request, config, _, record = main.parse(["--preset", name, *HUB_NAME])
+    asked = {**vars(request), **vars(config)}
+    assert PRESETS[name].flags.items() <= asked.items()
+    assert record == {"name": name, "not_followed": PRESETS[name].not_followed, "scaled_down": []}
+    untouched = {**vars(HarvestRequest(model_name="gpt2")), **vars(main.TrainConfig())}
+    assert {k: v for k, v in asked.items() if k not in PRESETS[name].flags} == {
+        k: v for k, v in untouched.items() if k not in PRESETS[name].flags
+    }
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_scaled_down_it_fits_the_bundled_model(name):
+    request, config, _, record = main.parse(["--preset", name])
+    flags = PRESETS[name].flags
+    assert max(request.layer) < 4 and request.dataset == "bundled" and request.model_name is None
+    assert config.hidden_dim == tuple(width // 3 for width in flags["hidden_dim"])  # 256 of 768 dimensions
+    assert (request.seq_len, request.n_samples, request.held_out) == (64, BUNDLED_WINDOWS, BUNDLED_HELD_OUT)
+    assert plan(config, request, 256).steps >= SHORT_RUN_STEPS and config.lr == (1e-3,)
+    same = ("hook", "activation", "k", "target_l0", "normalization", "dead_rule", "epochs")
+    asked = {**vars(request), **vars(config)}
+    assert all(asked[field] == flags[field] for field in same if field in flags)
+    changed = {change.split()[0] for change in record["scaled_down"]}
+    expected = {field for field in flags if asked[field] != flags[field]} | {"dataset"}
+    assert changed == {"--" + field.replace("_", "-") for field in expected}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_dry_run_of_each(name, tmp_path, capsys):
+    argv = ["--preset", name, "--dry-run", "--run-dir", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "cache")]
+    assert main.run_as_command(argv) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"--preset {name} scaled down to the bundled model: --layer")
+    assert all(text in said for text in PRESETS[name].not_followed)
+    assert " members in " in said and not list(tmp_path.iterdir())
+
+
+def test_flags_win():
+    request, config, _, _ = main.parse(
+        ["--preset", "openai-v5-32k", *HUB_NAME, "--k=8", "--layer", "3", "--decay", "0"]
+    )
+    assert (config.k, request.layer, config.decay) == ((8,), (3,), 0.0)
+    assert (config.hidden_dim, request.hook) == ((32768,), ("resid_mid",))
+
+
+def test_flags_win_over_scaling_down():
+    own = ["--layer", "3", "--hidden-dim", "100", "--lr", "5e-4", "--batch-size", "4096", "--seq-len=20"]
+    request, config, _, record = main.parse(["--preset", "res-jb", *own])
+    assert (request.layer, config.hidden_dim, config.lr, request.seq_len) == ((3,), (100,), (5e-4,), 20)
+    assert config.batch_size == 4096
+    assert [change.split()[0] for change in record["scaled_down"]] == ["--dataset", "--n-samples", "--held-out"]
+
+
+def test_a_text_of_ones_own_is_not_cut():
+    request, config, _, _ = main.parse(["--preset", "res-jb", "--dataset", "my.txt"])
+    assert (request.dataset, request.n_samples, request.layer) == ("my.txt", 300_000_000 // 128, (2,))
+    assert config.batch_size == 4096
+
+
+def test_an_unknown_name_is_refused_with_the_list(capsys):
+    assert main.run_as_command(["--preset", "gpt5"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --preset gpt5: must be one of ") and all(name in error for name in PRESETS)
+
+
+def test_the_list_shows_each_with_source_and_cost(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.run_as_command(["--preset", "list"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert all(name in said and preset.source[:40] in said for name, preset in PRESETS.items())
+    widths = PRESETS["feature-splitting"].flags["hidden_dim"]
+    assert f"8 members, {sum(2 * 768 * f + f + 768 for f in widths) / 1e6:.1f}M parameters" in said
+    assert "294,679,624 rows" in said  # 2,343,750 windows of 127 positions but for a hundredth, held out
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_windows_of_the_bundled_text_are_counted():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
+    windows = token_windows(str(BUNDLED_CORPUS), tokenizer, HarvestRequest(n_samples=10**6, seq_len=64))
+    assert sum(len(split.tokens_WxT) for split in windows.values()) == BUNDLED_WINDOWS
+
+
+def test_the_record_can_be_written():
+    _, _, _, record = main.parse(["--preset", "frontier"])
+    assert json.loads(json.dumps(record))["scaled_down"][0].startswith("--layer 8 -> 2 (")
