@@ -9,7 +9,6 @@ import random
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -92,37 +91,40 @@ class Spelling:
     n_examples: int  # before each word
 
 
-def spelling(tokenizer, n_examples: int | None, seq_len: int, train_share: float, seed: int) -> Spelling:
-    """Every token of the vocabulary made of letters a to z, with a space before it or without.
+def spelling(tokenizer, n_words: int, n_examples: int | None, seq_len: int, train_share: float, seed: int) -> Spelling:
+    """At most `n_words` of the vocabulary's tokens made of letters a to z, with a space before them or without.
 
     A prompt ends at its word: what SAEBench lets follow ("has the first letter:") cannot change a causal model there.
-    By default as many examples as fit into a window of `seq_len`, at most ten (SAEBench's). The examples are drawn
-    from the training words. Raises InputError where they do not fit.
+    By default as many examples as fit into a window of `seq_len`, at most ten (SAEBench's). They are drawn from the
+    training words. Raises InputError where they do not fit.
     """
     tokens: dict[str, int] = {}
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         text = tokenizer.convert_tokens_to_string([token])
         if (word := text.removeprefix(" ").lower()) and set(word) <= set(LETTERS):
             tokens.setdefault(text, number)
-    words = list(tokens)
+    words = sorted(tokens, key=lambda word: _share(word, f"choice {seed}"))[:n_words]
     letters = [word.strip()[0].lower() for word in words]
     is_train = [_share(word.strip().lower(), f"split {seed}") < train_share for word in words]
-    answers: dict[str, list[int]] = {
-        letter: tokenizer(SPELLING.format(letter.upper()), add_special_tokens=False)["input_ids"] for letter in LETTERS
-    }
-    longest = 1 + max(map(len, answers.values()))
-    fit = (seq_len - 1) // longest
+    teachers = [
+        [tokens[word], *tokenizer(SPELLING.format(letter.upper()), add_special_tokens=False)["input_ids"]]
+        for word, letter, train in zip(words, letters, is_train, strict=True)
+        if train
+    ]
+    longest = max(map(len, teachers), default=seq_len)
+    fit = min((seq_len - 1) // longest, len(teachers) - 1)
     count = min(10, fit) if n_examples is None else n_examples
     if not 0 < count <= fit:
-        raise InputError(f"--icl-examples {count}: 1 to {fit} of {longest} tokens fit into windows of {seq_len}")
+        raise InputError(
+            f"--icl-examples {count}: at most {max(fit, 0)} of up to {longest} tokens, drawn from {len(teachers)} "
+            f"training words, fit into the windows of {seq_len} tokens that the run was trained on"
+        )
     rng, windows = random.Random(seed), []
-    teachers = [i for i, train in enumerate(is_train) if train]
-    for i, word in enumerate(words):
-        others = [j for j in rng.sample(teachers, count + 1) if j != i][:count]
-        prompt: list[Any] = [token for j in others for token in (tokens[words[j]], *answers[letters[j]])]
-        windows.append([*prompt, tokens[word]])
-    tokens_WxT, real_WxT = _filled_up(windows, seq_len)
-    is_word_WxT = np.arange(seq_len) == real_WxT.sum(1, keepdims=True) - 1
+    for word in words:
+        others = [example for example in rng.sample(teachers, count + 1) if example[0] != tokens[word]][:count]
+        windows.append([*sum(others, []), tokens[word]])
+    tokens_WxT, real_WxT = _filled_up(windows, max(map(len, windows)))
+    is_word_WxT = np.arange(tokens_WxT.shape[1]) == real_WxT.sum(1, keepdims=True) - 1
     passages = Passages(tokens_WxT, is_word_WxT, np.arange(len(words)))
     return Spelling(words, np.array(letters), np.array(is_train), passages, count)
 

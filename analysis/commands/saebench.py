@@ -8,6 +8,7 @@ python main.py saebench RUN --dataset texts.jsonl --label genre --concepts genre
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ class Options:
     train_share: float = flag(0.8, "share of documents and words that probes are trained on")
     k: tuple[int, ...] = flag((1, 2, 5), "probing: features a probe may see")
     n_ablated: tuple[int, ...] = flag((2, 5, 10, 20, 50), "scr: features taken away")
+    words: int = flag(5000, "absorption: at most, of the vocabulary")
     icl_examples: int | None = flag(None, "absorption: examples before a word (default: what fits, at most 10)")
     seed: int = flag(0, "of everything drawn")
 
@@ -57,7 +59,7 @@ class Options:
         for name in ("k", "n_ablated"):
             if min(values := getattr(self, name)) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {min(values)}: must be 1 or more")
-        for name in ("documents", "document_tokens"):
+        for name in ("documents", "document_tokens", "words"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
         if not 0 < self.train_share < 1:
@@ -146,7 +148,7 @@ def on_documents(
     }
     for label in probed:
         columns = {name: of.f_NxF for name, of in pooled.items()}
-        columns |= {f"activations at {site.hook_name}": pooled[name].x_NxD for name, site in finished.sites.items()}
+        columns |= {f"activations, {site.hook_name}": pooled[name].x_NxD for name, site in finished.sites.items()}
         for name, x_NxC in columns.items():
             result = sparse_probing.compute(x_NxC, text.labels[label], text.is_train_N, options.k, options.seed)
             answers["sparse_probing"].setdefault(name, {})[label] = result
@@ -190,16 +192,23 @@ def on_words(
     from analysis.pooling import pool
     from harvest.passages import spelling
 
-    asked = spelling(model.tokenizer, options.icl_examples, finished.seq_len, options.train_share, options.seed)
+    asked = spelling(
+        model.tokenizer,
+        options.words,
+        options.icl_examples,
+        finished.seq_len,
+        options.train_share,
+        options.seed,
+    )
     pooled = pool(model, asked.passages, saes, finished.sites)
     answers = {
         name: absorption.compute(of, asked.words, asked.letters_N, asked.is_train_N) for name, of in pooled.items()
     }
     judged = sorted({letter for of in answers.values() for letter in of.letters})
     notes.append(
-        f"absorption: {len(asked.words):,} words after {asked.n_examples} examples each; letters that the model shows "
-        f"(a probe's F1 ≥ {absorption.MIN_PROBE_F1}): {' '.join(judged) or 'none'}. SAEBench advises models of 2B "
-        "parameters or more"
+        f"absorption: {len(asked.words):,} words, examples before each: {asked.n_examples}; letters that the model "
+        f"shows (a probe's F1 ≥ {absorption.MIN_PROBE_F1}): {' '.join(judged) or 'none'}. SAEBench advises models "
+        "of 2B parameters or more"
     )
     return answers
 
@@ -209,26 +218,28 @@ def show(answers: dict[str, dict[str, Any]], notes: list[str], finished: Finishe
     from rich.console import Console
     from rich.table import Table
 
+    from analysis.faces.terminal import LOG_COLUMNS
+
     rows: dict[str, dict[str, str]] = {}
     for name, by_label in answers.get("sparse_probing", {}).items():
         for k in next(iter(by_label.values())).accuracy:
             mean = sum(of.accuracy[k] for of in by_label.values()) / len(by_label)
-            rows.setdefault(name, {})[f"probing\n{k if k == 'all' else f'k={k}'}"] = f"{mean:.3f}"
+            rows.setdefault(name, {})[f"probe\n{k if k == 'all' else f'k={k}'}"] = f"{mean:.3f}"
     for name, of in answers.get("absorption", {}).items():
-        cells = {"fraction": of.fraction, "full": of.full, "features": of.split_features}
-        rows.setdefault(name, {}).update({f"absorption\n{k}": number(value) for k, value in cells.items()})
+        cells = {"mean": of.fraction, "full": of.full, "split": of.split_features}
+        rows.setdefault(name, {}).update({f"absorb\n{k}": number(value) for k, value in cells.items()})
     for name, of in answers.get("spurious_correlation", {}).items():
         rows.setdefault(name, {}).update({f"SCR\nn={n}": number(value) for n, value in of.score.items()})
     heads = list(dict.fromkeys(head for row in rows.values() for head in row))
-    table = Table("", *heads, box=box.SIMPLE)
+    table = Table("", *heads, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
     for name, row in rows.items():
         table.add_row(name, *(row.get(head, "") for head in heads))
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_COLUMNS)
     console.print(table)
     for note in (*notes, f"in {finished.path / 'analysis'}"):
-        console.print(note, markup=False)
+        console.print(note, markup=False, soft_wrap=True)
 
 
 def number(value: float | None) -> str:
