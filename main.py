@@ -55,7 +55,7 @@ def build_parser() -> Parser:
     return parser
 
 
-COMMANDS = ("evaluate", "frontier")  # `run(argv)` of the module of that name in analysis/commands
+COMMANDS = ("evaluate", "export", "frontier", "saebench")  # `run(argv)` of analysis/commands/NAME.py
 LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 

@@ -174,6 +174,11 @@ def _joined(lines: list[str]) -> Iterator[str]:
 
 
 def _jsonl_documents(path: Path) -> Iterator[str]:
+    yield from (record["text"] for _, record in jsonl_records(path))
+
+
+def jsonl_records(path: Path) -> Iterator[tuple[int, dict]]:
+    """The objects of a .jsonl file, plain or gzipped, with their line; each has a text under the key `text`."""
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -185,7 +190,7 @@ def _jsonl_documents(path: Path) -> Iterator[str]:
         if not isinstance(text, str):
             keys = f"its keys are {', '.join(record)}" if isinstance(record, dict) else "it is no object"
             raise InputError(f'--dataset {path}, line {number}: there is no text under the key "text" ({keys})')
-        yield text
+        yield number, record
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -1,0 +1,143 @@
+"""Does a feature keep silent where another has taken over its meaning? Absorption on first letters.
+
+Chanin et al. 2024 (arXiv 2409.14507), in SAEBench's form (arXiv 2503.09532).
+
+Shapes: N words, M words of one letter that are held out and on which the probe is right, D width of the model,
+F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.pooling import Pooled
+from analysis.probe import fit
+from harvest.errors import InputError
+
+SPLIT_GAIN = 0.03  # tau_fs: of F1, for one more feature to count as part of the concept
+MAX_SPLIT = 10
+L1 = 0.01  # of the probe that ranks features
+MIN_PROBE_F1 = 0.6  # else the model does not show the letter, and its absorption means nothing
+MIN_WORDS = 5  # of a letter, on either side
+FRACTION_COSINE, FULL_COSINE, SHARE = 0.1, 0.025, 0.4
+ABSORBERS = 3
+
+
+@dataclass(frozen=True)
+class Letter:
+    """`fraction` and `full` are means over the `words`: held out, of this letter, and the probe is right."""
+
+    probe_f1: float
+    split_f1: float
+    split_features: list[int]
+    words: int
+    fraction: float
+    full: float
+    absorbed: list[tuple[str, int]]  # words with full absorption, and the feature
+
+
+@dataclass(frozen=True)
+class Absorption:
+    """Means over letters: 0 is a dictionary without absorption; None where no letter could be judged."""
+
+    fraction: float | None
+    full: float | None
+    split_features: float | None
+    letters: dict[str, Letter]
+    left_out: dict[str, str]  # letters that could not be judged, and why
+
+
+def compute(pooled: Pooled, words: list[str], letters_N: np.ndarray, is_train_N: np.ndarray) -> Absorption:
+    """From the activation, and the features, at each word's own token.
+
+    The letter's direction is a logistic probe on the activations of training words. The letter's own features are
+    the k that an L1 probe weighs most, k rising as long as F1 on held-out words gains more than 0.03.
+    """
+    letters, left_out = {}, {}
+    alive_F = np.flatnonzero((pooled.f_NxF[is_train_N] != 0).any(0))
+    if not len(alive_F):
+        raise InputError("absorption: no feature of the dictionary fires on any training word")
+    for name in np.unique(letters_N):
+        is_letter_N = letters_N == name
+        counts = [int((is_letter_N & side_N).sum()) for side_N in (is_train_N, ~is_train_N)]
+        if min(counts) < MIN_WORDS:
+            left_out[str(name)] = f"{counts[0]} words to train on, {counts[1]} held out: {MIN_WORDS} are needed"
+            continue
+        probe = fit(pooled.x_NxD[is_train_N], is_letter_N[is_train_N], balanced=True)
+        says_N = probe.says(pooled.x_NxD)
+        probe_f1 = f1(says_N[~is_train_N], is_letter_N[~is_train_N])
+        if probe_f1 < MIN_PROBE_F1:
+            left_out[str(name)] = f"the probe's F1 on held-out words is {probe_f1:.2f}, under {MIN_PROBE_F1}"
+            continue
+        split, split_f1 = split_features(pooled.f_NxF, alive_F, is_letter_N, is_train_N)
+        judged = np.flatnonzero(is_letter_N & says_N & ~is_train_N)
+        direction_D = probe.weights_C / np.linalg.norm(probe.weights_C)
+        fraction_M, full_M, top_M = absorbed(
+            pooled.x_NxD[judged] @ direction_D, pooled.f_NxF[judged], pooled.decoder_FxD @ direction_D, split
+        )
+        examples = [(words[i], int(top)) for i, top, full in zip(judged, top_M, full_M, strict=True) if full]
+        letters[str(name)] = Letter(
+            probe_f1, split_f1, split, len(judged), float(fraction_M.mean()), float(full_M.mean()), examples
+        )
+
+    def mean(values: list[float]) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    found = letters.values()
+    return Absorption(
+        mean([of.fraction for of in found]),
+        mean([of.full for of in found]),
+        mean([len(of.split_features) for of in found]),
+        letters,
+        left_out,
+    )
+
+
+def split_features(
+    f_NxF: np.ndarray, alive_F: np.ndarray, is_letter_N: np.ndarray, is_train_N: np.ndarray
+) -> tuple[list[int], float]:
+    """(the features that together stand for the letter, F1 of a probe on them)."""
+    weights = fit(f_NxF[np.ix_(is_train_N, alive_F)], is_letter_N[is_train_N], l1=L1, balanced=True).weights_C
+    order = np.argsort(-weights, kind="stable")[: max(1, min(MAX_SPLIT, int((weights > 0).sum())))]
+    best: tuple[list[int], float] = ([], 0.0)
+    for k in range(1, len(order) + 1):
+        own = alive_F[order[:k]]
+        probe = fit(f_NxF[np.ix_(is_train_N, own)], is_letter_N[is_train_N], balanced=True)
+        score = f1(probe.says(f_NxF[np.ix_(~is_train_N, own)]), is_letter_N[~is_train_N])
+        if k > 1 and score <= best[1] + SPLIT_GAIN:
+            break
+        best = (own.tolist(), score)
+    return best
+
+
+def absorbed(
+    projection_M: np.ndarray, f_MxF: np.ndarray, cosine_F: np.ndarray, split: list[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(absorption fraction, full absorption, the feature with the largest projection) of each word.
+
+    What a feature gives to the letter's direction is f·cos. Full: no feature of the split fires, and the one that
+    gives most has cos ≥ 0.025 and gives ≥ 0.4 of the activation's projection. Fraction: A / (A + what the split
+    gives), A being what the best three others with cos ≥ 0.1 give, of what the split leaves over; 0 where
+    they give < 0.4 of the projection or the split gives all of it.
+    """
+    gives_MxF = f_MxF * cosine_F
+    top_M = gives_MxF.argmax(1)
+    silent_M = (np.abs(f_MxF[:, split]) < 1e-8).all(1)
+    enough_M = gives_MxF.max(1) >= SHARE * projection_M
+    full_M = silent_M & (projection_M > 0) & enough_M & (cosine_F[top_M] >= FULL_COSINE)
+
+    own_M = gives_MxF[:, split].sum(1)
+    others_MxF = np.where(cosine_F >= FRACTION_COSINE, np.maximum(gives_MxF, 0), 0)
+    others_MxF[:, split] = 0
+    others_M = np.sort(others_MxF, axis=1)[:, -ABSORBERS:].sum(1)
+    taken_M = np.minimum(others_M, projection_M - own_M)
+    applies_M = (projection_M > 0) & (own_M < projection_M) & (others_M >= SHARE * projection_M)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        fraction_M = np.where(own_M <= 0, 1.0, taken_M / (taken_M + own_M))
+    return np.where(applies_M, fraction_M, 0.0), full_M, top_M
+
+
+def f1(says_N: np.ndarray, is_N: np.ndarray) -> float:
+    return 2 * int((says_N & is_N).sum()) / max(1, int(says_N.sum() + is_N.sum()))

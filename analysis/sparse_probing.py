@@ -1,0 +1,84 @@
+"""Do one, two or five features tell what a document is about? Sparse probing, by SAEBench (arXiv 2503.09532).
+
+Shapes: N documents, C columns (features, or neurons of the raw activations).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.probe import fit
+from harvest.errors import InputError
+
+MIN_TRAIN, MIN_HELD_OUT = 20, 5  # documents of a class
+
+
+@dataclass(frozen=True)
+class SparseProbing:
+    """Accuracies on held-out documents, half of them of the class: 0.5 is chance.
+
+    `accuracy` is the mean over classes, by k ("1", "2", ..., and "all" columns); `columns` are each class' best.
+    """
+
+    accuracy: dict[str, float]
+    classes: dict[str, dict[str, float]]
+    columns: dict[str, list[int]]
+    left_out: dict[str, int]  # classes with too few documents, and how many these are
+
+
+def compute(
+    x_NxC: np.ndarray, labels_N: np.ndarray, is_train_N: np.ndarray, ks: tuple[int, ...] = (1, 2, 5), seed: int = 0
+) -> SparseProbing:
+    """One-vs-rest probes on mean-pooled columns, the k with the largest |mean of the class − mean of the rest|.
+
+    Both the choice and the probe see training documents only. The rest is as many documents as the class has, drawn
+    alike from all other classes. With the same seed and labels the documents are the same whatever the columns.
+    Raises InputError where no two classes are large enough, or a k is larger than C.
+    """
+    if max(ks) > x_NxC.shape[1]:
+        raise InputError(f"--k {max(ks)}: there are only {x_NxC.shape[1]} to choose from")
+    names, sizes = np.unique(labels_N, return_counts=True)
+    large = [
+        name
+        for name in names
+        if ((labels_N == name) & is_train_N).sum() >= MIN_TRAIN
+        and ((labels_N == name) & ~is_train_N).sum() >= MIN_HELD_OUT
+    ]
+    if len(large) < 2:
+        raise InputError(
+            f"no two labels of {', '.join(names[:10])} have {MIN_TRAIN} documents to train on and {MIN_HELD_OUT} "
+            "held out: give more documents, or another --label"
+        )
+    among_N = np.isin(labels_N, large)
+    classes, columns = {}, {}
+    for name in large:
+        rng = np.random.default_rng(seed)
+        train_M = balanced(labels_N, name, among_N & is_train_N, rng)
+        test_M = balanced(labels_N, name, among_N & ~is_train_N, rng)
+        x_MxC, is_class_M = x_NxC[train_M], labels_N[train_M] == name
+        difference_C = np.abs(x_MxC[is_class_M].mean(0) - x_MxC[~is_class_M].mean(0))
+        best_C = np.argsort(-difference_C, kind="stable")
+        chosen = {str(k): best_C[:k] for k in ks} | {"all": np.arange(x_NxC.shape[1])}
+        classes[str(name)] = {
+            k: fit(x_MxC[:, own], is_class_M).accuracy(x_NxC[test_M][:, own], labels_N[test_M] == name)
+            for k, own in chosen.items()
+        }
+        columns[str(name)] = best_C[: max(ks)].tolist()
+    means = {k: float(np.mean([of[k] for of in classes.values()])) for k in (*map(str, ks), "all")}
+    left_out = {str(n): int(size) for n, size in zip(names, sizes, strict=True) if n not in large}
+    return SparseProbing(means, classes, columns, left_out)
+
+
+def balanced(labels_N: np.ndarray, name: str, among_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers: equally many of a class and of the rest, these taken from the other classes in turn."""
+    rows = rng.permutation(np.flatnonzero(among_N))
+    own, rest = rows[labels_N[rows] == name], rows[labels_N[rows] != name]
+    turn = np.zeros(len(rest), np.int64)
+    for other in np.unique(labels_N[rest]):
+        of_other = labels_N[rest] == other
+        turn[of_other] = np.arange(of_other.sum())
+    rest = rest[np.argsort(turn, kind="stable")]
+    count = min(len(own), len(rest))
+    return np.concatenate([own[:count], rest[:count]])
