@@ -48,7 +48,7 @@ def build_parser() -> Parser:
     return parser
 
 
-COMMANDS: tuple[str, ...] = ()  # on finished runs: `run(argv)` of the module of that name in analysis/commands
+COMMANDS: tuple[str, ...] = ("export",)  # on finished runs: `run(argv)` of the module of that name in analysis/commands
 LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
