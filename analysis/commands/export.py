@@ -41,8 +41,8 @@ def run(argv: list[str]) -> None:
 
     facts = member_facts(source, options.member)
     dictionary = load_dictionary(source / "members" / facts["member"]["id"] if facts else source)
-    save_dictionary(dictionary, options.to)
     card = model_card(dictionary, facts, repo)
+    save_dictionary(dictionary, options.to)
     write_atomically(options.to / "README.md", lambda f: f.write(card.encode()))
     print(f"{dictionary.name} ({dictionary.cfg['architecture']}, {dictionary.d_in} × {dictionary.d_sae}): {options.to}")
     if repo:

@@ -13,9 +13,11 @@ METRICS = {
     "explained_variance_z": "the same with every dimension counting alike",
     "mse": "squared error, summed over dimensions",
     "l0": "L0, active features a row",
-    "l1": "L1, Σ |f| ‖W_dec‖",
+    "l1": "L1, Σ f ‖W_dec‖",
     "cosine": "cosine of row and reconstruction",
     "dead_fraction": "share of features that never fire",
+    "ce_recovered": "cross-entropy recovered, of zero ablation",
+    "kl_recovered": "KL divergence recovered, of zero ablation",
 }
 
 
@@ -28,37 +30,41 @@ def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> 
     for field, name in (("base_model", dictionary.model_name), ("datasets", metadata.get("dataset_path"))):
         if name and name != "bundled" and HUB_NAME.fullmatch(name):
             setattr(data, field, name)
-    what = f"A sparse autoencoder ({dictionary.cfg['architecture']}) with {dictionary.d_sae:,} features, for"
-    where = f"`{dictionary.hook_name or 'an unnamed hook'}` of `{dictionary.model_name or 'an unnamed model'}`"
+    what = f"A sparse autoencoder ({dictionary.cfg['architecture']}) with {dictionary.d_sae:,} features"
+    where = f"`{dictionary.hook_name or 'a hook that is not named'}` of `{dictionary.model_name or 'an unnamed model'}`"
+    load = f'from_pretrained("{repo}", "{dictionary.name}")' if repo else 'load_from_disk(".")  # where this lies'
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {dictionary.name}",
-        f"{what} activations of {dictionary.d_in:,} dimensions at {where}.",
-        *(how_trained(facts) if facts else [f"Its weights are those of a directory of {dictionary.format}, unchanged."]),
-        "## Load it\n```python\nfrom sae_lens import SAE\n",
+        f"{what}, for activations of {dictionary.d_in:,} dimensions at {where}.",
+        *(
+            how_trained(dictionary, facts)
+            if facts
+            else [f"Read from a directory of {dictionary.format}, its tensors unchanged."]
+        ),
+        f"## Load it\n```python\nfrom sae_lens import SAE\n\nsae = SAE.{load}",
     ]
-    loads = ['sae = SAE.load_from_disk(".")  # the directory of this file']
-    if repo:
-        loads = [f'sae = SAE.from_pretrained("{repo}", "{dictionary.name}")']
-    loads += ["features = sae.encode(x)  # x: raw activations [rows, dimensions]", "reconstruction = sae.decode(features)"]
-    return "\n\n".join(parts) + "\n".join(loads) + "\n```\n"
+    use = "features = sae.encode(x)  # x: raw activations [rows, dimensions]\nreconstruction = sae.decode(features)"
+    return "\n\n".join(parts) + f"\n{use}\n```\n"
 
 
-def how_trained(facts: dict) -> list[str]:
+def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
     member, store, asked = facts["member"], facts["store"], facts["asked"]
+    measured = {name: member["metrics"][name] for name in METRICS if member["metrics"].get(name) is not None}
     settings = {name: member[name] for name in SETTINGS if member[name] is not None}
     settings |= {name: asked["train"][name] for name in ("epochs", "batch_size", "unit_norm_decoder")}
     positions = "all positions" if asked["harvest"]["keep_first_position"] else "all but the first position"
-    rows = f"{store['rows']['train']:,} rows: {positions} of windows of {asked['harvest']['seq_len']} tokens, no BOS"
+    rows = f"{store['rows']:,} rows: {positions} of windows of {asked['harvest']['seq_len']} tokens, no BOS"
     return [
         "## How it was trained",
-        f"By sae-jax {facts['environment']['sae-jax']} on `{store['dataset']['location']}`, {rows}. The normalization "
-        "of rows is folded into the weights, which take raw activations.",
-        table(("setting", "value"), {name: f"{value}" for name, value in settings.items()}),
-        "## Held-out metrics\nOn documents that were never trained on, from these files, in units of the raw activations.",
-        table(("metric", "value"), {text: f"{member['metrics'][name]:.4g}" for name, text in METRICS.items()}),
+        f"By sae-jax {facts['environment']['sae-jax']} on `{dictionary.cfg['metadata']['dataset_path']}`, {rows}. "
+        "The normalization of rows is folded into the weights, which take raw activations.",
+        table("setting", {name: f"{value}" for name, value in settings.items()}),
+        "## Held-out metrics",
+        "On documents that were never trained on, from these weights, in units of the raw activations.",
+        table("metric", {METRICS[name]: f"{value:.4g}" for name, value in measured.items()}),
     ]
 
 
-def table(head: tuple[str, str], rows: dict[str, str]) -> str:
-    return "\n".join([f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows.items())])
+def table(head: str, rows: dict[str, str]) -> str:
+    return "\n".join([f"| {head} | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

@@ -92,7 +92,7 @@ class Dictionary:
             need(type(value) is int and value > 0, f"its configuration has {name} {value!r}; a number is needed")
         need(cfg.get("k", 1) <= cfg["d_sae"] or architecture not in BY_K, f"k {cfg.get('k')} is over {cfg['d_sae']}")
         shapes = {"W_enc": (cfg["d_in"], cfg["d_sae"]), "W_dec": (cfg["d_sae"], cfg["d_in"]), "b_dec": (cfg["d_in"],)}
-        shapes |= dict.fromkeys(PER_FEATURE.get(architecture, ("b_enc",)), (cfg["d_sae"],))
+        shapes |= dict.fromkeys(PER_FEATURE.get(str(architecture), ("b_enc",)), (cfg["d_sae"],))
         for trouble, names in (("lacks", shapes.keys() - self.tensors), ("has besides", self.tensors.keys() - shapes)):
             need(not names, f"a {architecture} dictionary has {', '.join(shapes)}; it {trouble} {', '.join(names)}")
         for name, tensor in self.tensors.items():

@@ -1,6 +1,7 @@
-"""dictionary_learning's directories: `ae.pt`, a torch file, and `config.json`. Its tensors by SAELens' names, unchanged.
+"""dictionary_learning's directories: `ae.pt`, a torch file, and `config.json`. Its tensors stay, by SAELens' names.
 
-The classes are those of version 0.1 (`dictionary_learning/dictionary.py` and `trainers/`); what each computes in use:
+The classes are those of version 0.1 (`dictionary_learning/dictionary.py`, `trainers/`). Its own loader scales features
+of an AutoEncoder to unit decoder rows when it reads one; here they are in the units that are stored.
 """
 
 from __future__ import annotations

@@ -25,10 +25,15 @@ RENAMED = {
     "activation_fn_str": "activation_fn",
     "from_pretrained_kwargs": "model_from_pretrained_kwargs",
 }
-METADATA = (
-    "model_name model_class_name hook_name hook_head_index model_from_pretrained_kwargs prepend_bos "
-    "exclude_special_tokens neuronpedia_id context_size seqpos_slice dataset_path sae_lens_training_version"
-).split()
+METADATA: tuple[str, ...] = (
+    "model_name",
+    "model_class_name",
+    "hook_name",
+    "hook_head_index",
+    "model_from_pretrained_kwargs",
+)
+METADATA += ("prepend_bos", "exclude_special_tokens", "neuronpedia_id", "context_size", "seqpos_slice", "dataset_path")
+METADATA += ("sae_lens_training_version",)
 
 
 def read(directory: Path) -> Dictionary:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
+from harvest.sources import BUNDLED
 from sae_jax.formats.dictionary import Dictionary
 from sae_jax.formats.saelens import new_cfg
 from sae_jax.grid import Member
@@ -25,14 +28,19 @@ def fold_normalization(tensors: dict, shift_D: np.ndarray, scale_D: np.ndarray) 
 def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest: dict) -> Dictionary:
     """A member trained on the store that `manifest` describes; `tensors` take raw activations."""
     metadata = {
-        "model_name": manifest["model"]["location"],
+        "model_name": name_of(manifest["model"]["location"]),
         "model_class_name": "HookedTransformer",
         "hook_name": manifest["hook_name"],
         "hook_head_index": None,
         "context_size": manifest["seq_len"],
         "prepend_bos": False,
         "model_from_pretrained_kwargs": {},
-        "dataset_path": manifest["dataset"]["location"],
+        "dataset_path": name_of(manifest["dataset"]["location"]),
     }
-    architecture, shape = KINDS[member.activation].architecture, tensors["W_enc"].shape
-    return Dictionary(member.id, "saelens", new_cfg(architecture, *shape, metadata, member.k), tensors)
+    architecture, (d_in, d_sae) = KINDS[member.activation].architecture, tensors["W_enc"].shape
+    return Dictionary(member.id, "saelens", new_cfg(architecture, d_in, d_sae, metadata, member.k), tensors)
+
+
+def name_of(location: str) -> str:
+    """By what name another machine finds it: what is bundled has no path there."""
+    return "bundled" if Path(location).is_relative_to(BUNDLED) else location
