@@ -179,7 +179,11 @@ def test_directories_of_saelens_before_version_6(tmp_path):
     }
     x = np.random.default_rng(0).standard_normal((50, D))
     for name, (architecture, old) in cases.items():
-        kept = {key: old[key] for key in ("apply_b_dec_to_input", "normalize_activations") if key in old and name != "standard"}
+        kept = {
+            key: old[key]
+            for key in ("apply_b_dec_to_input", "normalize_activations")
+            if key in old and name != "standard"
+        }
         same = saelens_dictionary(architecture, **kept)
         save_dictionary(same, tmp_path / name)
         whole = {"d_in": D, "d_sae": F, "dtype": "torch.float32", "model_name": "gpt2-small", "context_size": 64, **old}

@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 from command_line import BUNDLED, ROOT, shared_cache, typed
 from peers.peers_formats import OLDER, VARIANTS
 
+from analysis.commands.export import run as export
 from harvest.store import ActivationStore
 from sae_jax.config import LEVELS
 from sae_jax.evaluate import calibration_rows
@@ -84,11 +84,10 @@ def test_saelens_measures_every_exported_kind_as_we_do(tmp_path, tmp_path_factor
     name = json.loads((run / "config.json").read_text())["stores"][0]["directory"]
     split = ActivationStore(cache / "activations" / name).held_out
     first = calibration_rows(split)
-    x = split.read(first, len(split) - first).astype(np.float32)
+    x = split.read(first, len(split)).astype(np.float32)
     np.save(tmp_path / "rows.npy", x)
     for member in members:
-        command = ("export", run, "--member", member["id"], "--to", tmp_path / member["id"])
-        assert subprocess.run([sys.executable, ROOT / "main.py", *command]).returncode == 0
+        export([str(run), "--member", member["id"], "--to", str(tmp_path / member["id"])])
     peers("outputs", tmp_path / "rows.npy", *(tmp_path / m["id"] for m in members))
     variance = x.var(0, dtype=np.float64).sum()
     for member in members:
