@@ -46,7 +46,7 @@ class Rows(NamedTuple):
 def measure_rows(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array, is_row_N: jax.Array) -> Rows:
     sae = nnx.merge(graphdef, weights)
     f_NxF = sae.encode(x_NxD)
-    reconstruction_NxD = sae.decode(f_NxF)
+    reconstruction_NxD = sae.reconstruct(x_NxD, f_NxF)
     squared_error_NxD = jnp.square(x_NxD - reconstruction_NxD) * is_row_N[:, None]
     norms_N = jnp.linalg.norm(x_NxD, axis=1) * jnp.linalg.norm(reconstruction_NxD, axis=1)
     return Rows(

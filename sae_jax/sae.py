@@ -76,8 +76,48 @@ class SAE(nnx.Module):
     def decoder_product(self, f: jax.Array, W_dec_FxD: jax.Array, at: Candidates | None = None) -> jax.Array:
         return matmul(f, W_dec_FxD, self.dtype) if at is None else decode_at(f, W_dec_FxD, at)
 
+    def reconstruct(self, x_BxD: jax.Array, f_BxF: jax.Array) -> jax.Array:
+        """x̂ from the features of these rows, or from others in their place."""
+        return self.decode(f_BxF)
+
     def __call__(self, x_BxD: jax.Array) -> jax.Array:
-        return self.decode(self.encode(x_BxD))
+        return self.reconstruct(x_BxD, self.encode(x_BxD))
+
+
+class RowNormalizedSAE(SAE):
+    """One of rows that are normalized each by itself, by ROW_NORMS, and whose reconstruction is scaled back.
+
+    It is what some published dictionaries need (OpenAI's of GPT-2: layer_norm). We train none.
+    """
+
+    def __init__(self, norm: str, *arguments):
+        super().__init__(*arguments)
+        self.norm = norm
+
+    def encode(self, x_BxD):
+        return super().encode(ROW_NORMS[self.norm](x_BxD)[0])
+
+    def decode(self, f, at=None):
+        raise TypeError("the rows are needed to scale back: use reconstruct(x, f)")
+
+    def reconstruct(self, x_BxD, f_BxF):
+        _, scale_Bx1, shift_Bx1 = ROW_NORMS[self.norm](x_BxD)
+        return super().decode(f_BxF) * scale_Bx1 + shift_Bx1
+
+
+def layer_norm(x_BxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(normalized rows, what to multiply by, and to add, on the way back); as SAELens, the ε on the way in alone."""
+    mean_Bx1, std_Bx1 = x_BxD.mean(-1, keepdims=True), x_BxD.std(-1, keepdims=True, ddof=1)
+    return (x_BxD - mean_Bx1) / (std_Bx1 + 1e-5), std_Bx1, mean_Bx1
+
+
+def constant_norm(x_BxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same for rows of norm √D."""
+    scale_Bx1 = jnp.maximum(jnp.linalg.norm(x_BxD, axis=-1, keepdims=True), 1e-30) / x_BxD.shape[-1] ** 0.5
+    return x_BxD / scale_Bx1, scale_Bx1, jnp.zeros_like(scale_Bx1)
+
+
+ROW_NORMS = {"layer_norm": layer_norm, "constant_norm_rescale": constant_norm}  # by SAELens' names
 
 
 def unit_rows(W_FxD: jax.Array) -> jax.Array:

@@ -20,7 +20,8 @@ from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation, calibration_rows, evaluate
 from sae_jax.feed import Feed
-from sae_jax.formats import fold_normalization, load_member, save_member
+from sae_jax.formats import load_dictionary, save_dictionary
+from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.grid import Member, members_of
 from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group, steps_to_die
 from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
@@ -219,13 +220,16 @@ def export_and_evaluate(
                     *({n: v[p] for n, v in d.items()} for d in (weights, state.settings))
                 )
                 tensors = fold_normalization(exported, *population.rows[member.id][1:])
-                save_member(directory, member, tensors, store.manifest)
-                saes[member.id] = load_member(directory)
+                if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+                    report.fail(member, step)  # the last loss was finite, but what it made of the weights is not
+                    continue
+                save_dictionary(trained_dictionary(member, tensors, store.manifest), directory)
+                saes[member.id] = load_dictionary(directory).sae
         evaluations |= evaluate(saes, store.held_out, store.mean, calibration_rows(store.held_out))
     for member in population.members():
         evaluation = evaluations.get(member.id)
         if evaluation and not np.isfinite(list(evaluation.metrics.values())).all():
-            report.fail(member, step)  # the last loss was finite, but what it made of the weights is not
+            report.fail(member, step)  # the weights are finite, but so large that what they make of rows is not
             del evaluations[member.id]
         elif evaluation:
             stats = run.path / "members" / member.id / "stats.npz"

@@ -1,17 +1,23 @@
-"""Exported dictionaries: raw activations in, the trained dictionary's own features and reconstruction out."""
+"""Dictionaries on disk: what is read computes what its format says, what is written is what was trained or read."""
 
 import json
+import pickle
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from populations import member_of
 
 from harvest.errors import InputError
 from sae_jax.evaluate import evaluate
-from sae_jax.formats import fold_normalization, load_member, save_member
+from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
+from sae_jax.formats.dictionary_learning import FORMS
+from sae_jax.formats.saelens import new_cfg
+from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.sae import SAE
 
 MANIFEST = {
@@ -59,8 +65,8 @@ def test_an_export_on_raw_rows_is_the_trained_dictionary_on_normalized_rows(tmp_
     shift_D, scale_D = 5 * scale * rng.standard_normal(d), scale * rng.uniform(0.5, 2, d)
     x = rng.standard_normal((30, d))
     member = member_of(activation=kind, hidden_dim=f, k=3, target_l0=3)
-    save_member(directory, member, fold_normalization(params, shift_D, scale_D), MANIFEST)
-    trained, exported = module(kind, params, 3), load_member(directory)
+    save_dictionary(trained_dictionary(member, fold_normalization(params, shift_D, scale_D), MANIFEST), directory)
+    trained, exported = module(kind, params, 3), load_dictionary(directory).sae
     raw = (x * scale_D + shift_D).astype(np.float32)
 
     z = np.asarray(trained.pre_activations(jnp.asarray(x, jnp.float32)))
@@ -74,30 +80,272 @@ def test_an_export_on_raw_rows_is_the_trained_dictionary_on_normalized_rows(tmp_
 
 
 def test_saelens_reads_what_is_written(tmp_path):
-    """The layout of SAELens 6.54, field by field (read there in an environment of its own)."""
-    for kind, architecture in (("relu", "standard"), ("jump_relu", "jumprelu"), ("topk", "topk")):
+    """The layout of SAELens 6.54, field by field (read there in test_formats_with_peers.py)."""
+    kinds = {"relu": "standard", "jump_relu": "jumprelu", "topk": "topk", "abs_topk": "abstopk"}
+    for kind, architecture in kinds.items():
         member = member_of(activation=kind, hidden_dim=8, k=3, target_l0=3)
-        save_member(tmp_path / kind, member, exported(kind, 4, 8, 0), MANIFEST)
+        save_dictionary(trained_dictionary(member, exported(kind, 4, 8, 0), MANIFEST), tmp_path / kind)
         cfg = json.loads((tmp_path / kind / "cfg.json").read_text())
         assert (cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg["dtype"]) == (architecture, 4, 8, "float32")
         assert cfg["normalize_activations"] == "none" and cfg["apply_b_dec_to_input"] is True
-        assert cfg.get("k") == (3 if kind == "topk" else None)
+        assert cfg.get("k") == (3 if "topk" in kind else None)
         assert cfg["metadata"]["hook_name"] == "blocks.3.hook_resid_pre"
+        assert cfg["metadata"]["sae_lens_version"] == "6.54.12"
 
 
-def test_damaged_dictionaries_are_refused(tmp_path):
-    member = member_of(activation="relu", hidden_dim=8, target_l0=3)
-    save_member(tmp_path, member, exported("relu", 4, 8, 0), MANIFEST)
-    weights = tmp_path / "sae_weights.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[:-10])
-    with pytest.raises(InputError, match="no dictionary that can be read"):
-        load_member(tmp_path)
-    weights.write_bytes(whole)
-    cfg = json.loads((tmp_path / "cfg.json").read_text())
-    (tmp_path / "cfg.json").write_text(json.dumps({**cfg, "d_sae": 9}))
-    with pytest.raises(InputError, match="expected"):
-        load_member(tmp_path)
+D, F, K = 6, 16, 3
+PER_FEATURE = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}
+SETTINGS = [
+    {},
+    {"apply_b_dec_to_input": False},
+    {"normalize_activations": "layer_norm"},
+    {"normalize_activations": "constant_norm_rescale", "apply_b_dec_to_input": False},
+]
+RESCALED = [{"rescale_acts_by_decoder_norm": True}, {"rescale_acts_by_decoder_norm": True} | SETTINGS[1]]
+CASES = [(a, s) for a in ("standard", "jumprelu", "topk", "abstopk", "gated") for s in SETTINGS]
+CASES += [(a, s) for a in ("topk", "abstopk") for s in RESCALED]
+
+
+def saelens_dictionary(architecture: str, dtype: str = "float32", **settings) -> Dictionary:
+    rng = np.random.default_rng(3)
+    tensors = {"W_enc": rng.standard_normal((D, F)), "W_dec": rng.standard_normal((F, D))}
+    tensors |= {"b_dec": rng.standard_normal(D)}
+    tensors |= {name: 0.5 * rng.standard_normal(F) for name in PER_FEATURE.get(architecture, ("b_enc",))}
+    cfg = new_cfg(architecture, D, F, {"hook_name": "blocks.0.hook_mlp_out"}, K, **settings)
+    dtype = jnp.bfloat16 if dtype == "bfloat16" else dtype
+    return Dictionary("one", "saelens", cfg, {name: t.astype(dtype) for name, t in tensors.items()})
+
+
+def saelens_in_numpy(dictionary: Dictionary, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(features, reconstruction), in float64, as the forward passes of SAELens 6.54 are written."""
+    cfg, t = dictionary.cfg, {name: tensor.astype(np.float64) for name, tensor in dictionary.tensors.items()}
+    scale, shift = np.ones((len(x), 1)), np.zeros((len(x), 1))
+    if cfg["normalize_activations"] == "layer_norm":
+        scale, shift = x.std(1, ddof=1, keepdims=True), x.mean(1, keepdims=True)
+        x = (x - shift) / (scale + 1e-5)
+    if cfg["normalize_activations"] == "constant_norm_rescale":
+        scale = np.linalg.norm(x, axis=1, keepdims=True) / np.sqrt(x.shape[1])
+        x = x / scale
+    x = x - t["b_dec"] * cfg["apply_b_dec_to_input"]
+    decoder_norm = np.linalg.norm(t["W_dec"], axis=1) if cfg.get("rescale_acts_by_decoder_norm") else 1.0
+    if cfg["architecture"] == "gated":
+        magnitude = np.maximum(x @ (t["W_enc"] * np.exp(t["r_mag"])) + t["b_mag"], 0)
+        f = magnitude * (x @ t["W_enc"] + t["b_gate"] > 0)
+    else:
+        z = (x @ t["W_enc"] + t["b_enc"]) * decoder_norm
+        f = np.maximum(z, 0) * (z > t.get("threshold", -np.inf))
+        if "topk" in cfg["architecture"]:
+            by = np.abs(z) if cfg["architecture"] == "abstopk" else z
+            f = np.where(by >= np.sort(by, axis=1)[:, [-cfg["k"]]], z if cfg["architecture"] == "abstopk" else f, 0)
+    return f, ((f / decoder_norm) @ t["W_dec"] + t["b_dec"]) * scale + shift
+
+
+@pytest.mark.parametrize(("architecture", "settings"), CASES)
+def test_saelens_dictionaries_compute_what_saelens_computes(tmp_path, architecture, settings):
+    save_dictionary(saelens_dictionary(architecture, **settings), tmp_path)
+    dictionary, x = load_dictionary(tmp_path, d_model=D), np.random.default_rng(0).standard_normal((50, D)) + 0.5
+    features, reconstruction = saelens_in_numpy(dictionary, x)
+    assert (features != 0).any() and (features == 0).any()
+    np.testing.assert_allclose(dictionary.sae.encode(x.astype(np.float32)), features, atol=2e-5)
+    np.testing.assert_allclose(dictionary.sae(x.astype(np.float32)), reconstruction, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_is_read_is_written_again_bit_for_bit(tmp_path, dtype):
+    first = saelens_dictionary("jumprelu", dtype, apply_b_dec_to_input=False)
+    density = np.log10(np.linspace(0, 1, F) + 1e-10).astype(np.float32)
+    save_dictionary(Dictionary("one", "saelens", {**first.cfg, "dtype": dtype}, first.tensors, density), tmp_path / "a")
+    save_dictionary(load_dictionary(tmp_path / "a"), tmp_path / "b")
+    for file in ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert load_dictionary(tmp_path / "b").tensors["W_enc"].dtype == dtype
+    assert load_dictionary(tmp_path / "b").sae.W_dec.dtype == jnp.float32
+
+
+def test_directories_of_saelens_before_version_6(tmp_path):
+    cases = {
+        "standard": ("standard", {"normalize_activations": False, "hook_point": "blocks.2.hook_resid_pre"}),
+        "topk": (
+            "topk",
+            {
+                "activation_fn_str": "topk",
+                "activation_fn_kwargs": {"k": K},
+                "normalize_activations": "layer_norm",
+                "hook_name": "blocks.2.hook_resid_pre",
+                "prepend_bos": False,
+            },
+        ),
+        "jumprelu": ("jumprelu", {"architecture": "jumprelu", "apply_b_dec_to_input": False, "hook_name": "h"}),
+    }
+    x = np.random.default_rng(0).standard_normal((50, D))
+    for name, (architecture, old) in cases.items():
+        kept = {
+            key: old[key]
+            for key in ("apply_b_dec_to_input", "normalize_activations")
+            if key in old and name != "standard"
+        }
+        same = saelens_dictionary(architecture, **kept)
+        save_dictionary(same, tmp_path / name)
+        whole = {"d_in": D, "d_sae": F, "dtype": "torch.float32", "model_name": "gpt2-small", "context_size": 64, **old}
+        (tmp_path / name / "cfg.json").write_text(json.dumps(whole))
+        dictionary = load_dictionary(tmp_path / name)
+        assert (dictionary.format, dictionary.cfg["architecture"]) == ("saelens before 6", architecture)
+        assert (dictionary.model_name, dictionary.context_size) == ("gpt2-small", 64)
+        assert dictionary.hook_name == old.get("hook_name", "blocks.2.hook_resid_pre")
+        assert dictionary.prepend_bos is old.get("prepend_bos", True)
+        np.testing.assert_allclose(dictionary.sae(x.astype(np.float32)), saelens_in_numpy(same, x)[1], atol=1e-4)
+        save_dictionary(dictionary, tmp_path / "new" / name)
+        assert load_dictionary(tmp_path / "new" / name).format == "saelens"
+
+
+def write_dictionary_learning(directory, dict_class: str, /, **trainer) -> dict[str, np.ndarray]:
+    """Random tensors by the names and shapes of its classes."""
+    rng = np.random.default_rng(5)
+    state = {}
+    for name in FORMS[dict_class].names:
+        ours = FORMS[dict_class].names[name]
+        shape = {"W_enc": (D, F), "W_dec": (F, D), "b_dec": (D,)}.get(ours, (F,))
+        value = rng.standard_normal(shape).astype(np.float32)
+        state[name] = value.T.copy() if name.endswith(".weight") else value
+    if FORMS[dict_class].has_one_threshold or dict_class == "AutoEncoderTopK":
+        state |= {"k": np.int32(K), "threshold": np.float32(0.7)}
+    if dict_class == "MatryoshkaBatchTopKSAE":
+        state["group_sizes"] = np.array([4, 12])
+    directory.mkdir()
+    torch.save({name: torch.tensor(value) for name, value in state.items()}, directory / "ae.pt")
+    trainer = {
+        "dict_class": dict_class,
+        "activation_dim": D,
+        "dict_size": F,
+        "layer": 1,
+        "lm_name": "m",
+        "k": K,
+    } | trainer
+    (directory / "config.json").write_text(json.dumps({"trainer": trainer, "buffer": {"ctx_len": 128}}))
+    return {name: value.astype(np.float64) for name, value in state.items()}
+
+
+@pytest.mark.parametrize("dict_class", FORMS)
+def test_dictionary_learning_computes_what_its_classes_compute(tmp_path, dict_class):
+    t = write_dictionary_learning(tmp_path / "t", dict_class, submodule_name="mlp_out_layer_1")
+    x = np.random.default_rng(0).standard_normal((50, D))
+    if dict_class in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
+        center = 0 if dict_class == "JumpReluAutoEncoder" else t["b_dec"]
+        f = np.maximum((x - center) @ t["W_enc"] + t["b_enc"], 0)
+        f, decoder, bias = f * (f > t["threshold"]), t["W_dec"], t["b_dec"]
+    else:
+        bias = t[
+            {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "GatedAutoEncoder": "decoder_bias"}.get(
+                dict_class, "b_dec"
+            )
+        ]
+        pi = (x - (0 if dict_class == "AutoEncoderNew" else bias)) @ t["encoder.weight"].T
+        f, decoder = np.maximum(pi + t.get("encoder.bias", 0), 0), t["decoder.weight"].T
+        if dict_class == "GatedAutoEncoder":
+            f = np.maximum(np.exp(t["r_mag"]) * pi + t["mag_bias"], 0) * (pi + t["gate_bias"] > 0)
+        if dict_class == "AutoEncoderTopK":
+            f = np.where(f >= np.sort(f, axis=1)[:, [-K]], f, 0)
+        if dict_class == "BatchTopKSAE":
+            f = f * (f > 0.7)
+    dictionary = load_dictionary(tmp_path / "t")
+    assert (dictionary.format, dictionary.hook_name) == ("dictionary_learning", "blocks.1.hook_mlp_out")
+    assert (dictionary.model_name, dictionary.context_size, dictionary.prepend_bos) == ("m", 128, None)
+    save_dictionary(dictionary, tmp_path / "ours")
+    for sae in (dictionary.sae, load_dictionary(tmp_path / "ours").sae):
+        np.testing.assert_allclose(sae.encode(x.astype(np.float32)), f, atol=2e-5)
+        np.testing.assert_allclose(sae(x.astype(np.float32)), f @ decoder + bias, atol=1e-4)
+
+
+class Payload:
+    """A pickle that would write a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_with_code_in_it_is_refused_and_none_of_it_is_run(tmp_path):
+    write_dictionary_learning(tmp_path / "t", "AutoEncoder")
+    for write in (
+        lambda f: torch.save({"bias": Payload(tmp_path / "run")}, f),
+        lambda f: pickle.dump(Payload(tmp_path / "run"), f),
+    ):
+        with open(tmp_path / "t" / "ae.pt", "wb") as file:
+            write(file)
+        with pytest.raises(InputError, match="no code in it is run"):
+            load_dictionary(tmp_path / "t")
+        assert not (tmp_path / "run").exists()
+
+
+def changed(**changes):
+    """cfg.json with other values; None takes one away."""
+
+    def change(directory):
+        cfg = json.loads((directory / "cfg.json").read_text()) | changes
+        (directory / "cfg.json").write_text(json.dumps({name: v for name, v in cfg.items() if v is not None}))
+
+    return change
+
+
+def with_tensors(change):
+    def rewrite(directory):
+        dictionary = load_dictionary(directory)
+        tensors = {name: tensor.copy() for name, tensor in dictionary.tensors.items()}
+        change(tensors)
+        save_dictionary(Dictionary("one", "saelens", dictionary.cfg, tensors), directory)
+
+    return rewrite
+
+
+def cut(name):
+    return lambda directory: (directory / name).write_bytes((directory / name).read_bytes()[:-10])
+
+
+DAMAGES = {
+    "truncated": (cut("sae_weights.safetensors"), "sae_weights.safetensors cannot be read, it is missing or damaged"),
+    "cfg cut": (cut("cfg.json"), "cfg.json cannot be read"),
+    "no weights": (lambda d: (d / "sae_weights.safetensors").unlink(), "missing or damaged"),
+    "no cfg": (lambda d: (d / "cfg.json").unlink(), "holds no dictionary"),
+    "no directory": (shutil.rmtree, "is no directory"),
+    "width": (changed(d_sae=9), r"W_dec is \(16, 6\); its configuration says \(9, 6\)"),
+    "no width": (changed(d_in=None), "has d_in None; a number is needed"),
+    "no k": (changed(k=None), "has k None; a number is needed"),
+    "k": (changed(k=17), "k 17 is over 16"),
+    "architecture": (changed(architecture="transcoder"), "architecture 'transcoder' is not known; known are standard,"),
+    "whitened": (changed(normalize_activations="covariance_whitening"), "is not in these files"),
+    "missing": (with_tensors(lambda t: t.pop("b_enc")), "it lacks b_enc"),
+    "extra": (with_tensors(lambda t: t.update(extra=t["b_enc"])), "it has besides extra"),
+    "nan": (with_tensors(lambda t: t["W_dec"].__setitem__((0, 0), np.nan)), "W_dec has values that are no numbers"),
+    "scaled": (with_tensors(lambda t: t.update(scaling_factor=2 * t["b_enc"])), "scaling_factor that is not 1"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path, damage):
+    save_dictionary(saelens_dictionary("topk"), tmp_path / "d")
+    load_dictionary(tmp_path / "d")
+    change, reason = DAMAGES[damage]
+    change(tmp_path / "d")
+    with pytest.raises(InputError, match=reason):
+        load_dictionary(tmp_path / "d")
+
+
+def test_other_reasons_to_refuse(tmp_path):
+    save_dictionary(saelens_dictionary("standard"), tmp_path / "members" / "one")
+    with pytest.raises(InputError, match="is for rows of 6 dimensions, and these have 768"):
+        load_dictionary(tmp_path / "members" / "one", d_model=768)
+    with pytest.raises(InputError, match="there is one in members/one: name it"):
+        load_dictionary(tmp_path)
+    with pytest.raises(TypeError, match="reconstruct"):
+        saelens_dictionary("standard", normalize_activations="layer_norm").sae.decode(np.zeros((1, F)))
+    write_dictionary_learning(tmp_path / "k", "AutoEncoderTopK", k=K + 1)
+    with pytest.raises(InputError, match="k is 4 in config.json, 3 in ae.pt"):
+        load_dictionary(tmp_path / "k")
+    write_dictionary_learning(tmp_path / "c", "AutoEncoder", dict_class="CrossCoder")
+    with pytest.raises(InputError, match="trainer.dict_class 'CrossCoder'; known are AutoEncoder,"):
+        load_dictionary(tmp_path / "c")
 
 
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])

@@ -13,7 +13,7 @@ from rows import make_store, sparse_rows
 from harvest.errors import InputError
 from harvest.request import Site
 from sae_jax.config import LEVELS, TrainConfig
-from sae_jax.formats import load_member
+from sae_jax.formats import load_dictionary
 from sae_jax.grid import members_of
 from sae_jax.kinds import KINDS
 from sae_jax.run_directory import RunDirectory
@@ -182,7 +182,7 @@ def test_every_kind_learns_in_one_program_and_is_what_it_exports(tmp_path, caplo
         metrics, store = member["metrics"], stores[member["layer"] != 0]
         assert metrics["explained_variance"] > (0.5 if member["activation"] != "matryoshka" else 0.4), member
         assert metrics["l0"] == pytest.approx(8, rel=0.15), member
-        sae = load_member(tmp_path / "run" / "members" / member["id"])
+        sae = load_dictionary(tmp_path / "run" / "members" / member["id"]).sae
         x = store.held_out.read(0, 1000).astype(np.float32)
         left_over = np.square(x - np.asarray(sae(x))).sum() / np.square(x - x.mean(0)).sum()
         assert 1 - left_over == pytest.approx(metrics["explained_variance"], abs=0.05), member

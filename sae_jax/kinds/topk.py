@@ -48,7 +48,7 @@ class MultiTopK(TopK):
 class AbsTopK(TopK):
     """The k pre-activations of largest magnitude, with their sign (Zhu et al. 2025)."""
 
-    architecture = "abs_topk"  # of our own: SAELens has none
+    architecture = "abstopk"
 
     def score(self, sae, z_BxF):
         return jnp.abs(z_BxF)

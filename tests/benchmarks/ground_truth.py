@@ -17,7 +17,7 @@ from analysis.ground_truth import compare
 from harvest.store import ActivationStore
 from harvest.synthetic import SyntheticRequest, Truth, synthesize
 from sae_jax.config import LEVELS, TrainConfig
-from sae_jax.formats import load_member
+from sae_jax.formats import load_dictionary
 from sae_jax.run_directory import RunDirectory, default_name
 from sae_jax.train import train
 
@@ -31,7 +31,7 @@ def scores_of(config: TrainConfig, request: SyntheticRequest, store: ActivationS
     results = run.results or train(config, [store], run, resume=run.path.exists())
     truth, scores = Truth.load(store), []
     for member in results["members"]:
-        sae = load_member(run.path / "members" / member["id"])
+        sae = load_dictionary(run.path / "members" / member["id"]).sae
         chunks = store.held_out.chunks(4096)
         fires_NxF = np.concatenate([np.asarray(sae.encode(x.astype(np.float32)) != 0) for x in chunks])
         found = compare(np.asarray(sae.W_dec[...]), fires_NxF, truth)

@@ -1,0 +1,113 @@
+"""Write one dictionary as SAELens has it, with a model card, to be used elsewhere or published.
+
+python main.py export RUN --member ID --to DIR                   # of a finished run
+python main.py export DICTIONARY --to DIR                        # of SAELens (old or new) or dictionary_learning
+python main.py export RUN --member ID --to DIR --push-to-hub me/my-saes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.commands.flags import Parser, filled
+from harvest.errors import InputError
+from harvest.request import flag
+
+
+@dataclass(frozen=True)
+class Options:
+    member: str | None = flag(None, "which member of the run")
+    to: Path | None = flag(None, "a new or empty directory to write to")
+    push_to_hub: str | None = flag(None, "upload it to this repository of the model hub, into a folder of its name")
+
+
+def run(argv: list[str]) -> None:
+    parser = Parser(prog="main.py export", description=__doc__)
+    parser.add_argument("source", type=Path, metavar="RUN", help="a run, or the directory of a dictionary")
+    parser.add_flags("export", Options)
+    values = vars(parser.parse_args(argv))
+    source, options = values["source"], filled(Options, values)
+    if options.to is None:
+        raise InputError("--to: say which directory to write to")
+    if options.to.exists() and not (options.to.is_dir() and not any(options.to.iterdir())):
+        raise InputError(f"--to {options.to} is there already: choose a new or an empty directory")
+    if repo := options.push_to_hub:
+        refuse_no_hub(repo)
+
+    from analysis.faces.model_card import model_card
+    from harvest.store import write_atomically
+    from sae_jax.formats import load_dictionary, save_dictionary
+
+    facts = member_facts(source, options.member)
+    dictionary = load_dictionary(source / "members" / facts["member"]["id"] if facts else source)
+    card = model_card(dictionary, facts, repo)
+    save_dictionary(dictionary, options.to)
+    write_atomically(options.to / "README.md", lambda f: f.write(card.encode()))
+    print(f"{dictionary.name} ({dictionary.cfg['architecture']}, {dictionary.d_in} × {dictionary.d_sae}): {options.to}")
+    if repo:
+        print(push(options.to, repo, dictionary.name))
+
+
+def member_facts(source: Path, member_id: str | None) -> dict | None:
+    """{"member", "asked", "store", "environment"} of a run's member; None where `source` is no run."""
+    from sae_jax.formats.saelens import read_json
+
+    if not (source / "config.json").exists() or "asked" not in (config := read_json(source / "config.json")):
+        if member_id is not None:
+            raise InputError(f"--member {member_id}: {source} is no run; leave it out for a dictionary's own directory")
+        return None
+    if not (source / "results.json").exists():
+        raise InputError(f"{source} is not finished: `python main.py ... --resume` goes on with it")
+    members = {m["id"]: m for m in read_json(source / "results.json")["members"]}
+    if member_id is None and len(members) == 1:
+        (member_id,) = members
+    if member_id not in members:
+        asked = "--member: say which" if member_id is None else f"--member {member_id} is not in {source}"
+        raise InputError(f"{asked}; it has {', '.join(members)}")
+    member = members[member_id]
+    if member["failed"]:
+        raise InputError(f"--member {member_id} failed at step {member['failed']['step']:,} and was not written")
+    hook_name = f"blocks.{member['layer']}.hook_{member['hook']}"
+    (store,) = (store for store in config["stores"] if store["hook_name"] == hook_name)
+    return {"member": member, "asked": config["asked"], "store": store, "environment": config["environment"]}
+
+
+def refuse_no_hub(repo: str) -> None:
+    """Raises InputError where nothing can be uploaded: before anything is written."""
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import validate_repo_id
+
+    asked, endpoint = f"--push-to-hub {repo}", constants.ENDPOINT
+    login = "set HF_TOKEN to a token that may write, or run `hf auth login`"
+    try:
+        validate_repo_id(repo)
+    except ValueError as e:
+        raise InputError(f"{asked}: {e}") from e
+    if get_token() is None:
+        raise InputError(f"{asked}: there is no login for the hub at {endpoint}: {login}, or leave the flag out")
+    try:
+        HfApi().whoami()
+    except HfHubHTTPError as e:
+        said = str(e).splitlines()[0]
+        raise InputError(f"{asked}: the hub at {endpoint} does not take the login ({said}): {login}") from e
+    except Exception as e:  # whatever the client raises: there is no hub to talk to
+        raise InputError(f"{asked}: no hub is in reach at {endpoint} ({e}): leave the flag out") from e
+
+
+def push(directory: Path, repo: str, name: str) -> str:
+    """Upload into the folder `name`, which SAELens calls the sae_id; the card also to the front where none is there."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        url = api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=directory, path_in_repo=name, commit_message=f"Upload SAE {name}")
+        if not api.file_exists(repo, "README.md"):
+            api.upload_file(repo_id=repo, path_or_fileobj=directory / "README.md", path_in_repo="README.md")
+    except Exception as e:  # of the client: the hub refuses, or is gone
+        again = f"`hf upload {repo} {directory} {name}` tries again"
+        said = str(e).splitlines()[0]
+        raise InputError(f"--push-to-hub {repo}: written to {directory}, but not uploaded ({said}): {again}") from e
+    return str(url)

@@ -1,0 +1,127 @@
+"""A dictionary as it was written, in SAELens' terms, whatever wrote it; and the same as an `SAE` for use.
+
+What is written stays as it is read, so that it can be written again bit for bit; only `Dictionary.sae` folds.
+
+Shapes: D width of the model, F features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from harvest.errors import InputError
+from sae_jax.sae import ROW_NORMS, SAE, RowNormalizedSAE
+
+KIND_OF = {"standard": "relu", "jumprelu": "jump_relu", "topk": "topk", "abstopk": "abs_topk", "gated": "gated"}
+BY_K = ("topk", "abstopk")
+PER_FEATURE = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "b_mag", "r_mag")}
+# Of these SAELens folds the first when it has trained, and then uses the dictionary on rows as they are.
+NORMS = ("expected_average_only_in", "none", *ROW_NORMS)
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """`cfg` as SAELens (6 and later) writes it; `tensors` by its names, in the file's number format.
+
+    `log_sparsity_F`: log10(density + 1e-10) of each feature, where it is known.
+    """
+
+    name: str
+    format: str  # what wrote it: "saelens", "saelens before 6", "dictionary_learning"
+    cfg: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+    log_sparsity_F: np.ndarray | None = None
+
+    @property
+    def d_in(self) -> int:
+        return self.cfg["d_in"]
+
+    @property
+    def d_sae(self) -> int:
+        return self.cfg["d_sae"]
+
+    @property
+    def model_name(self) -> str | None:
+        return self.cfg["metadata"].get("model_name")
+
+    @property
+    def hook_name(self) -> str | None:
+        return self.cfg["metadata"].get("hook_name")
+
+    @property
+    def context_size(self) -> int | None:
+        return self.cfg["metadata"].get("context_size")
+
+    @property
+    def prepend_bos(self) -> bool | None:
+        return self.cfg["metadata"].get("prepend_bos")
+
+    @cached_property
+    def sae(self) -> SAE:
+        """In float32, for raw activations; what SAELens computes from the same files."""
+        architecture, tensors = self.cfg["architecture"], folded(self.cfg, self.tensors)
+        params: dict[str, Any] = {name: jnp.asarray(np.asarray(t, np.float32)) for name, t in tensors.items()}
+        params["W_encT"] = params.pop("W_enc").T
+        if architecture == "gated":
+            params["b_enc"] = params.pop("b_gate")
+        settings = {"k": jnp.int32(self.cfg["k"])} if architecture in BY_K else {}
+        arguments = (KIND_OF[architecture], params, settings, "", self.cfg.get("k") or 0)
+        norm = self.cfg.get("normalize_activations", "none")
+        return RowNormalizedSAE(norm, *arguments) if norm in ROW_NORMS else SAE(*arguments)
+
+    def check(self, where: Path) -> None:
+        """Raises InputError, naming `where`, for what is missing, of another shape, not finite or not ours to use."""
+
+        def need(ok: bool, trouble: str) -> None:
+            if not ok:
+                raise InputError(f"{where}: {trouble}")
+
+        cfg = self.cfg
+        architecture, norm = cfg.get("architecture"), cfg.get("normalize_activations", "none")
+        need(architecture in KIND_OF, f"architecture {architecture!r} is not known; known are {', '.join(KIND_OF)}")
+        need(norm in NORMS, f"normalize_activations {norm!r}: what was done to its rows is not in these files")
+        counts = ("d_in", "d_sae", "k") if architecture in BY_K else ("d_in", "d_sae")
+        for name in counts:
+            value = cfg.get(name)
+            need(type(value) is int and value > 0, f"its configuration has {name} {value!r}; a number is needed")
+        need(cfg.get("k", 1) <= cfg["d_sae"] or architecture not in BY_K, f"k {cfg.get('k')} is over {cfg['d_sae']}")
+        shapes = {"W_enc": (cfg["d_in"], cfg["d_sae"]), "W_dec": (cfg["d_sae"], cfg["d_in"]), "b_dec": (cfg["d_in"],)}
+        shapes |= dict.fromkeys(PER_FEATURE.get(str(architecture), ("b_enc",)), (cfg["d_sae"],))
+        for trouble, names in (("lacks", shapes.keys() - self.tensors), ("has besides", self.tensors.keys() - shapes)):
+            need(not names, f"a {architecture} dictionary has {', '.join(shapes)}; it {trouble} {', '.join(names)}")
+        for name, tensor in self.tensors.items():
+            need(tensor.shape == shapes[name], f"{name} is {tensor.shape}; its configuration says {shapes[name]}")
+            need(bool(np.isfinite(tensor).all()), f"{name} has values that are no numbers (NaN or infinite)")
+        if self.log_sparsity_F is not None:
+            need(self.log_sparsity_F.shape == (cfg["d_sae"],), f"its sparsities are {self.log_sparsity_F.shape}")
+
+
+def folded(cfg: dict, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of our form, z = (x − b_dec) W_enc + b_enc with features in units of their decoder row. In float64.
+
+    apply_b_dec_to_input = False is z = x W_enc + b: then b_enc = b + b_dec W_enc. rescale_acts_by_decoder_norm ranks
+    and scales features by ‖W_dec‖: then this norm is in W_enc and b_enc, and not in W_dec. SAELens' JumpReLU has a ReLU
+    besides: a threshold below 0 is one of 0.
+    """
+    if cfg["architecture"] == "jumprelu":
+        tensors = {**tensors, "threshold": np.maximum(tensors["threshold"], 0)}
+    raw, rescale = not cfg.get("apply_b_dec_to_input", True), cfg.get("rescale_acts_by_decoder_norm", False)
+    if not (raw or rescale):
+        return tensors
+    tensors = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
+    if raw:
+        shift_F = tensors["b_dec"] @ tensors["W_enc"]
+        scales = {"b_mag": np.exp(tensors["r_mag"])} if "r_mag" in tensors else {}
+        for name in tensors.keys() & {"b_enc", "b_gate", "b_mag"}:
+            tensors[name] = tensors[name] + shift_F * scales.get(name, 1.0)
+    if rescale:
+        norm_F = np.linalg.norm(tensors["W_dec"], axis=1)
+        tensors |= {"W_enc": tensors["W_enc"] * norm_F, "b_enc": tensors["b_enc"] * norm_F}
+        tensors["W_dec"] = tensors["W_dec"] / np.where(norm_F > 0, norm_F, 1.0)[:, None]
+    return tensors

@@ -1,0 +1,85 @@
+"""dictionary_learning's directories: `ae.pt`, a torch file, and `config.json`. Its tensors stay, by SAELens' names.
+
+The classes are those of version 0.1 (`dictionary_learning/dictionary.py`, `trainers/`). Its own loader scales features
+of an AutoEncoder to unit decoder rows when it reads one; here they are in the units that are stored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harvest.errors import InputError
+from harvest.request import HOOKS
+from sae_jax.formats.dictionary import BY_K, Dictionary
+from sae_jax.formats.saelens import new_cfg, read_json
+
+WEIGHTS, CONFIG = "ae.pt", "config.json"
+LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
+PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+GATED = {"decoder_bias": "b_dec", "r_mag": "r_mag", "gate_bias": "b_gate", "mag_bias": "b_mag"}
+
+
+class Form(NamedTuple):
+    architecture: str
+    names: dict[str, str]  # of its tensors, and SAELens' for them
+    subtracts_b_dec: bool = True  # before encoding
+    has_one_threshold: bool = False
+
+
+FORMS = {
+    "AutoEncoder": Form("standard", LINEAR | {"bias": "b_dec"}),
+    "AutoEncoderNew": Form("standard", LINEAR | {"decoder.bias": "b_dec"}, subtracts_b_dec=False),
+    "GatedAutoEncoder": Form("gated", {n: LINEAR[n] for n in ("encoder.weight", "decoder.weight")} | GATED),
+    "JumpReluAutoEncoder": Form("jumprelu", PLAIN | {"threshold": "threshold"}, subtracts_b_dec=False),
+    "AutoEncoderTopK": Form("topk", LINEAR | {"b_dec": "b_dec"}),
+    "BatchTopKSAE": Form("jumprelu", LINEAR | {"b_dec": "b_dec"}, has_one_threshold=True),
+    "MatryoshkaBatchTopKSAE": Form("jumprelu", PLAIN, has_one_threshold=True),
+}
+BUFFERS = ("k", "threshold", "group_sizes")  # of TopK and its like; what they are in use is in the form
+
+
+def read(directory: Path) -> Dictionary:
+    """What `trainSAE` wrote; not yet checked as a whole. Raises InputError for files that cannot be read."""
+    from harvest.torch_file import read_tensors
+
+    config = read_json(directory / CONFIG)
+    trainer = config.get("trainer")
+    if not isinstance(trainer, dict) or trainer.get("dict_class") not in FORMS:
+        found = trainer.get("dict_class") if isinstance(trainer, dict) else None
+        raise InputError(f"{directory / CONFIG}: trainer.dict_class {found!r}; known are {', '.join(FORMS)}")
+    form, stored = FORMS[trainer["dict_class"]], read_tensors(directory / WEIGHTS)
+    tensors = {
+        form.names.get(name, name): tensor.T if name.endswith(".weight") else tensor
+        for name, tensor in stored.items()
+        if name in form.names or name not in BUFFERS
+    }
+    if form.has_one_threshold and {"threshold", "b_enc"} <= stored.keys() | tensors.keys():
+        tensors["threshold"] = np.full(tensors["b_enc"].shape, stored["threshold"], np.float32)
+    k = trainer.get("k")
+    if "k" in stored and k is not None and int(stored["k"]) != k:
+        raise InputError(f"{directory}: k is {k} in {CONFIG}, {int(stored['k'])} in {WEIGHTS}")
+    cfg = new_cfg(
+        form.architecture,
+        trainer.get("activation_dim", 0),
+        trainer.get("dict_size", 0),
+        metadata_of(trainer, config.get("buffer") or {}),
+        k if form.architecture in BY_K else None,
+        apply_b_dec_to_input=form.subtracts_b_dec,
+    )
+    return Dictionary(directory.resolve().name, "dictionary_learning", cfg, tensors)
+
+
+def metadata_of(trainer: dict, buffer: dict) -> dict[str, Any]:
+    """Where it was trained: the hook point only where `submodule_name` says it, as in resid_post_layer_8."""
+    hook = next((hook for hook in HOOKS if str(trainer.get("submodule_name")).startswith(hook)), None)
+    return {
+        "model_name": trainer.get("lm_name"),
+        "model_class_name": "HookedTransformer",
+        "hook_name": f"blocks.{trainer['layer']}.hook_{hook}" if hook and "layer" in trainer else None,
+        "hook_head_index": None,
+        "context_size": buffer.get("ctx_len"),
+        "model_from_pretrained_kwargs": {},
+    }

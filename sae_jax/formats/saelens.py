@@ -1,0 +1,127 @@
+"""SAELens' directories: `cfg.json`, `sae_weights.safetensors` and, where densities are known, `sparsity.safetensors`.
+
+The layout written is that of version 6; the older one is read as SAELens 6 reads it (`handle_pre_6_0_config`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from harvest.errors import InputError
+from harvest.store import write_atomically, write_json
+from sae_jax.formats.dictionary import BY_K, Dictionary
+
+VERSION = "6.54.12"
+CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+RENAMED = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+    "from_pretrained_kwargs": "model_from_pretrained_kwargs",
+}
+METADATA: tuple[str, ...] = (
+    "model_name",
+    "model_class_name",
+    "hook_name",
+    "hook_head_index",
+    "model_from_pretrained_kwargs",
+)
+METADATA += ("prepend_bos", "exclude_special_tokens", "neuronpedia_id", "context_size", "seqpos_slice", "dataset_path")
+METADATA += ("sae_lens_training_version",)
+
+
+def read(directory: Path) -> Dictionary:
+    """What SAELens wrote, or `write`; not yet checked as a whole. Raises InputError for files that cannot be read."""
+    as_written, tensors = read_json(directory / CFG), read_safetensors(directory / WEIGHTS)
+    metadata = as_written.get("metadata") or {}
+    version = str(metadata.get("sae_lens_version") or as_written.get("sae_lens_version") or "0")
+    is_new = version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 6
+    cfg = {**as_written, "metadata": metadata} if is_new else upgraded(as_written, directory)
+    scaling_F = tensors.pop("scaling_factor", None)  # for a time it was written, of ones
+    if scaling_F is not None and not np.allclose(scaling_F, 1):
+        raise InputError(f"{directory}: a finetuned scaling_factor that is not 1; SAELens 6 has none either")
+    sparsity = read_safetensors(directory / SPARSITY) if (directory / SPARSITY).exists() else {}
+    log_sparsity_F = sparsity.get("sparsity")
+    if log_sparsity_F is None and (directory / "stats.npz").exists():
+        with np.load(directory / "stats.npz") as stats:
+            log_sparsity_F = np.log10(stats["density"] + 1e-10).astype(np.float32)
+    return Dictionary(
+        directory.resolve().name, "saelens" if is_new else "saelens before 6", cfg, tensors, log_sparsity_F
+    )
+
+
+def write(dictionary: Dictionary, directory: Path) -> None:
+    """Write SAELens' files; the tensors bit for bit. The directory is made where there is none."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in dictionary.tensors.items()}
+    write_atomically(directory / WEIGHTS, lambda f: f.write(save(tensors)))
+    if (log_sparsity_F := dictionary.log_sparsity_F) is not None:
+        sparsity = np.ascontiguousarray(log_sparsity_F)
+        write_atomically(directory / SPARSITY, lambda f: f.write(save({"sparsity": sparsity})))
+    write_json(directory / CFG, {"dtype": str(tensors["W_enc"].dtype), "device": "cpu", **dictionary.cfg})
+
+
+def new_cfg(architecture: str, d_in: int, d_sae: int, metadata: dict, k: int | None = None, **settings: Any) -> dict:
+    """A cfg.json of version 6; `settings` are those that differ from its defaults."""
+    cfg = {
+        "architecture": architecture,
+        "d_in": d_in,
+        "d_sae": d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    if architecture in BY_K:
+        cfg |= {"k": k, "rescale_acts_by_decoder_norm": False}
+    versions = {"sae_lens_version": VERSION, "sae_lens_training_version": None}  # its reader looks for 6 or later
+    return cfg | settings | {"metadata": versions | metadata}
+
+
+def upgraded(cfg: dict, where: Path) -> dict:
+    """A cfg.json of before version 6 as one of version 6."""
+    cfg = {RENAMED.get(name, name): value for name, value in cfg.items()}
+    architecture, activation = cfg.get("architecture", "standard"), cfg.get("activation_fn", "relu")
+    k = cfg.get("k", (cfg.get("activation_fn_kwargs") or {}).get("k"))
+    if activation == "topk" and k is not None:
+        architecture = "topk"
+    elif activation not in ("relu", None):
+        raise InputError(f"{where}: activation_fn {activation!r}; known are relu, and topk with its k")
+    normalize = cfg.get("normalize_activations")
+    settings = {
+        "dtype": str(cfg.get("dtype", "float32")).removeprefix("torch."),
+        "apply_b_dec_to_input": cfg.get("apply_b_dec_to_input", True),
+        "normalize_activations": {True: "expected_average_only_in", False: "none", None: "none"}.get(
+            normalize, normalize
+        ),
+        "reshape_activations": "hook_z" if "hook_z" in str(cfg.get("hook_name")) else "none",
+    }
+    metadata = {"prepend_bos": True} | {name: cfg[name] for name in METADATA if name in cfg} | cfg.get("metadata", {})
+    metadata["sae_lens_version"] = VERSION
+    return new_cfg(architecture, cfg.get("d_in", 0), cfg.get("d_sae", 0), metadata, k, **settings)
+
+
+def read_json(path: Path) -> dict:
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} cannot be read: {e}") from e
+    if not isinstance(record, dict):
+        raise InputError(f"{path} holds no configuration: {str(record)[:40]}")
+    return record
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor; bfloat16, too."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+    except Exception as e:  # of the reader, whatever is damaged
+        raise InputError(f"{path} cannot be read, it is missing or damaged: {e}") from e

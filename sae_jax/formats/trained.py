@@ -1,0 +1,46 @@
+"""What a run has trained, as a `Dictionary` for raw activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from harvest.sources import BUNDLED
+from sae_jax.formats.dictionary import Dictionary
+from sae_jax.formats.saelens import new_cfg
+from sae_jax.grid import Member
+from sae_jax.kinds import KINDS
+
+
+def fold_normalization(tensors: dict, shift_D: np.ndarray, scale_D: np.ndarray) -> dict[str, np.ndarray]:
+    """Trained parameters as tensors for raw rows, x' = (x − shift) / scale being those trained on. In float64.
+
+    W_enc (the transpose of W_encT) / scale, W_dec · scale, b_dec · scale + shift; the rest stays, since z stays.
+    """
+    tensors = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
+    tensors["W_enc"] = tensors.pop("W_encT").T / scale_D[:, None]
+    tensors["W_dec"] = tensors["W_dec"] * scale_D
+    tensors["b_dec"] = tensors["b_dec"] * scale_D + shift_D
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
+
+
+def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest: dict) -> Dictionary:
+    """A member trained on the store that `manifest` describes; `tensors` take raw activations."""
+    metadata = {
+        "model_name": name_of(manifest["model"]["location"]),
+        "model_class_name": "HookedTransformer",
+        "hook_name": manifest["hook_name"],
+        "hook_head_index": None,
+        "context_size": manifest["seq_len"],
+        "prepend_bos": False,
+        "model_from_pretrained_kwargs": {},
+        "dataset_path": name_of(manifest["dataset"]["location"]),
+    }
+    architecture, (d_in, d_sae) = KINDS[member.activation].architecture, tensors["W_enc"].shape
+    return Dictionary(member.id, "saelens", new_cfg(architecture, d_in, d_sae, metadata, member.k), tensors)
+
+
+def name_of(location: str) -> str:
+    """By what name another machine finds it: what is bundled has no path there."""
+    return "bundled" if Path(location).is_relative_to(BUNDLED) else location

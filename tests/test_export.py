@@ -1,0 +1,173 @@
+"""`python main.py export`: a run's member or any dictionary as SAELens' files, on disk and on a hub on loopback."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import yaml
+from command_line import ROOT
+from populations import member_of
+
+from analysis.commands.export import run as export
+from harvest.errors import InputError
+from harvest.store import write_json
+from sae_jax.formats import load_dictionary, save_dictionary
+from sae_jax.formats.trained import trained_dictionary
+from sae_jax.train import result_of
+
+METRICS = {"explained_variance": 0.8125, "mse": 1.5, "l0": 3.0, "l1": 2.0, "cosine": 0.9, "dead_fraction": 0.25}
+MANIFEST = {"model": {"location": "gpt2"}, "dataset": {"location": "org/text"}}
+MANIFEST |= {"hook_name": "blocks.0.hook_resid_pre", "seq_len": 20}
+
+
+@pytest.fixture
+def run_directory(tmp_path):
+    """A finished run, as `train` leaves it, with two members of which the second failed."""
+    members = [member_of(activation=kind, hidden_dim=8, k=3, target_l0=3) for kind in ("topk", "relu")]
+    rng = np.random.default_rng(0)
+    shapes = {"W_enc": (4, 8), "b_enc": 8, "W_dec": (8, 4), "b_dec": 4}
+    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    directory = tmp_path / "run" / "members" / members[0].id
+    save_dictionary(trained_dictionary(members[0], tensors, MANIFEST), directory)
+    np.savez(directory / "stats.npz", density=np.linspace(0, 1, 8))
+    store = {"hook_name": MANIFEST["hook_name"], "rows": 17100, **MANIFEST}
+    asked = {"harvest": {"seq_len": 20, "keep_first_position": False}}
+    asked["train"] = {"epochs": 2, "batch_size": 64, "unit_norm_decoder": True}
+    config = {"asked": asked, "stores": [store], "environment": {"sae-jax": "0.1.0"}}
+    write_json(tmp_path / "run" / "config.json", config)
+    results = [{**result_of(m, None, None), "metrics": METRICS} for m in members]
+    results[1] |= {"metrics": None, "failed": {"step": 7, "reason": "lost"}}
+    write_json(tmp_path / "run" / "results.json", {"members": results})
+    return tmp_path / "run"
+
+
+def ids(run_directory) -> list[str]:
+    return [m["id"] for m in json.loads((run_directory / "results.json").read_text())["members"]]
+
+
+def test_a_member_is_exported_with_its_densities_and_a_card(run_directory, tmp_path):
+    member, to = ids(run_directory)[0], tmp_path / "out"
+    export([str(run_directory), "--member", member, "--to", str(to)])
+    files = {"cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "README.md"}
+    assert {path.name for path in to.iterdir()} == files
+    written = (run_directory / "members" / member / "sae_weights.safetensors").read_bytes()
+    assert (to / "sae_weights.safetensors").read_bytes() == written
+    expected = np.log10(np.linspace(0, 1, 8) + 1e-10)
+    np.testing.assert_allclose(load_dictionary(to).log_sparsity_F, expected, rtol=1e-6)
+    _, front, text = (to / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(front)["library_name"] == "saelens" and yaml.safe_load(front)["base_model"] == "gpt2"
+    for said in (f"# {member}", "8 features", "17,100 rows", "| k | 3 |", "0.8125", 'SAE.load_from_disk(".")'):
+        assert said in text
+
+    export([str(to), "--to", str(tmp_path / "again")])  # any dictionary's directory
+    for name in files - {"README.md"}:
+        assert (tmp_path / "again" / name).read_bytes() == (to / name).read_bytes()
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(run_directory, tmp_path):
+    member, failed = ids(run_directory)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    cases = {
+        (): "--to: say which directory",
+        ("--to", "out"): f"--member: say which; it has {member}, {failed}",
+        ("--to", "out", "--member", "no"): "--member no is not in",
+        ("--to", "out", "--member", failed): "failed at step 7",
+        ("--to", "full", "--member", member): "is there already",
+    }
+    for argv, reason in cases.items():
+        argv = [str(tmp_path / a) if a in ("out", "full") else a for a in argv]
+        with pytest.raises(InputError, match=reason):
+            export([str(run_directory), *argv])
+    with pytest.raises(InputError, match="is no run; leave it out"):
+        export([str(run_directory / "members" / member), "--member", member, "--to", str(tmp_path / "out")])
+    (run_directory / "results.json").unlink()
+    with pytest.raises(InputError, match="is not finished"):
+        export([str(run_directory), "--to", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@contextmanager
+def accepting_hub(repository: dict[str, bytes], token: str):
+    """A hub that takes what `upload_folder` sends, by the calls of the real client, from who has the token."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            if self.headers["Authorization"] != f"Bearer {token}":
+                return self.answer(401, {"error": "Invalid username or password."})
+            if self.path.endswith("/whoami-v2"):
+                return self.answer(200, {"name": "me", "type": "user", "auth": {"type": "access_token"}})
+            return self.answer(200 if self.path.rsplit("/main/", 1)[-1] in repository else 404, {})
+
+        do_HEAD = do_GET
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            url = f"http://{self.headers['Host']}/me/saes"
+            if self.path.endswith("/preupload/main"):
+                files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
+                return self.answer(200, {"files": [f | {"shouldIgnore": False} for f in files]})
+            if "/commit/main" in self.path:
+                for value in (line["value"] for line in map(json.loads, body.splitlines()) if line["key"] == "file"):
+                    repository[value["path"]] = base64.b64decode(value["content"])
+                return self.answer(200, {"commitUrl": f"{url}/commit/1", "commitOid": "1", "success": True})
+            return self.answer(200, {"url": url, "id": "me/saes", "name": "me/saes"})
+
+        def answer(self, status, record):
+            body = json.dumps(record).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            if status == 404:
+                self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("X-Repo-Commit", "1")
+            self.send_header("ETag", "1")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def typed(*argv: object, **environment: str) -> subprocess.CompletedProcess:
+    """`python main.py export ARGV --push-to-hub me/saes` against a hub that the environment names."""
+    command = [sys.executable, ROOT / "main.py", "export", *map(str, argv), "--push-to-hub", "me/saes"]
+    bare = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+    return subprocess.run(command, env=bare | environment, capture_output=True, text=True, timeout=120)
+
+
+def test_an_export_is_uploaded_into_a_folder_of_its_name(run_directory, tmp_path):
+    member, repository = ids(run_directory)[0], {}
+    argv = (run_directory, "--member", member, "--to")
+    home = {"HF_HOME": str(tmp_path / "home")}
+    with accepting_hub(repository, "secret") as endpoint:
+        done = typed(*argv, tmp_path / "out", HF_ENDPOINT=endpoint, HF_TOKEN="secret", **home)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f'SAE.from_pretrained("me/saes", "{member}")' in repository["README.md"].decode()
+        for path in (tmp_path / "out").iterdir():
+            assert repository[f"{member}/{path.name}"] == path.read_bytes()
+        refused = typed(*argv, tmp_path / "out2", HF_ENDPOINT=endpoint, HF_TOKEN="another", **home)
+        assert refused.returncode == 2 and "does not take the login" in refused.stderr
+        no_login = typed(*argv, tmp_path / "out2", HF_ENDPOINT=endpoint, **home)
+        assert no_login.returncode == 2 and "there is no login for the hub" in no_login.stderr
+    gone = typed(*argv, tmp_path / "out2", HF_ENDPOINT=endpoint, HF_TOKEN="secret", **home)
+    assert gone.returncode == 2 and "no hub is in reach" in gone.stderr
+    assert not (tmp_path / "out2").exists()
