@@ -23,7 +23,7 @@ from flax import nnx
 from harvest.request import Site
 from harvest.store import ActivationStore, Split
 from sae_jax.evaluate import calibration_rows
-from sae_jax.formats import load_member
+from sae_jax.formats import load_dictionary
 from sae_jax.run_directory import RunDirectory
 from sae_jax.sae import SAE
 
@@ -141,7 +141,7 @@ def complete_run(
 
         for site, store in stores.items():
             here = {m["id"]: m for m in living if (m["layer"], m["hook"]) == site}
-            saes = {name: load_member(run.path / "members" / name) for name in here}
+            saes = {name: load_dictionary(run.path / "members" / name).sae for name in here}
             for name, found in loss_recovered(model, store, saes, windows_W, advance).items() if here else ():
                 here[name]["metrics"] |= found["metrics"]
                 here[name]["intervals"] = found["intervals"]

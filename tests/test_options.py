@@ -10,7 +10,7 @@ from rows import make_store, sparse_rows
 
 from harvest.errors import InputError
 from sae_jax.config import TrainConfig
-from sae_jax.formats import load_member
+from sae_jax.formats import load_dictionary
 from sae_jax.matmul import matmul
 from sae_jax.run_directory import RunDirectory
 from sae_jax.step import make_train_block
@@ -90,7 +90,7 @@ def test_the_average_is_what_is_exported(tmp_path):
         config = config_of("topk", ema=ema, normalization="none", epochs=2, dead_rule="none")
         run = RunDirectory(tmp_path / f"run{ema}", {"harvest": {}, "train": config.to_json()})
         results = train(config, [store], run)
-        W_dec_FxD = load_member(run.path / "members" / results["members"][0]["id"]).W_dec[...]
+        W_dec_FxD = load_dictionary(run.path / "members" / results["members"][0]["id"]).sae.W_dec[...]
         norms[ema] = np.linalg.norm(W_dec_FxD, axis=1)
     np.testing.assert_allclose(norms[0.0], 1.0, atol=1e-5)
     assert norms[0.99].max() < 1 - 1e-5  # of directions that turned, the mean is shorter than each

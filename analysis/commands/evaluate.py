@@ -148,14 +148,16 @@ def dictionaries_in(directory: Path) -> list[Path]:
 
 def open_dictionary(directory: Path) -> Opened:
     """Read a dictionary; raises InputError, with the reason, where it cannot be read."""
-    from sae_jax.formats import load_member
+    from sae_jax.formats import load_dictionary
 
-    sae = load_member(directory)
-    metadata = json.loads((directory / "cfg.json").read_text()).get("metadata", {})
+    dictionary = load_dictionary(directory)
+    metadata = dictionary.cfg["metadata"]
     config = directory.resolve().parents[1] / "config.json"
     in_a_run = directory.resolve().parent.name == "members" and config.exists()
     names = ("model_name", "hook_name", "context_size", "dataset_path")
-    return Opened(directory, sae, *map(metadata.get, names), json.loads(config.read_text()) if in_a_run else None)
+    return Opened(
+        directory, dictionary.sae, *map(metadata.get, names), json.loads(config.read_text()) if in_a_run else None
+    )
 
 
 def sites_of(opened: list[Opened], options: Options) -> list[Site]:

@@ -103,9 +103,9 @@ class FinishedRun:
         )
 
     def dictionaries(self) -> dict[str, SAE]:
-        from sae_jax.formats import load_member
+        from sae_jax.formats import load_dictionary
 
-        return {name: load_member(self.path / "members" / name) for name in self.sites}
+        return {name: load_dictionary(self.path / "members" / name).sae for name in self.sites}
 
 
 def run(argv: list[str]) -> None:

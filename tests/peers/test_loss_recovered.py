@@ -53,7 +53,7 @@ def test_sae_lens_measures_the_same(trained, tmp_path, hook, model_class, first_
     from harvest.loss_recovered import losses
     from harvest.request import HarvestRequest
     from harvest.text import token_windows
-    from sae_jax.formats import load_member
+    from sae_jax.formats import load_dictionary
 
     model, site = LanguageModel.load(str(BUNDLED_MODEL), device="cpu"), Site(2, hook)
     request = HarvestRequest(n_samples=1000, seq_len=SEQ_LEN)
@@ -61,7 +61,7 @@ def test_sae_lens_measures_the_same(trained, tmp_path, hook, model_class, first_
     if first_position:
         windows_WxT = windows_WxT.copy()
         windows_WxT[:, 0] = END_OF_TEXT
-    replacements = {path.name: reconstruction_by(load_member(path)) for path in trained}
+    replacements = {path.name: reconstruction_by(load_dictionary(path).sae) for path in trained}
     clean, lost = losses(model, windows_WxT, site, {**replacements, "zero": np.zeros_like}, first_position)
     ignored = END_OF_TEXT if first_position else -1
     theirs = by_sae_lens(tmp_path, windows_WxT, site, model_class, ignored, trained)
