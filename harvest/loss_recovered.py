@@ -37,10 +37,10 @@ def losses(
     model: LanguageModel,
     tokens_WxT: np.ndarray,
     site: Site,
-    replacements: Mapping[str, Replace],
+    replacements: Mapping[Any, Replace],
     first_position: int = 1,
     on_tokens: Callable[[int], None] = lambda n: None,
-) -> tuple[Losses, dict[str, Losses]]:
+) -> tuple[Losses, dict[Any, Losses]]:
     """(losses of the unchanged model, losses with each replacement).
 
     Positions from `first_position` on are replaced, and they are those that count, as SAELens neither replaces nor
@@ -51,8 +51,8 @@ def losses(
     if tokens_WxT.shape[1] - first_position < 2:
         raise InputError(f"windows of {tokens_WxT.shape[1]} tokens have none whose next token can be predicted")
     model.check([site])
-    names = [None, *replacements]
-    found: dict[str | None, list[Losses]] = {name: [] for name in names}
+    names: list[Any] = [None, *replacements]
+    found: dict[Any, list[Losses]] = {name: [] for name in names}
     batch = batch_windows(model, tokens_WxT.shape[1])
     for start in range(0, len(tokens_WxT), batch):
         tokens = model.token_ids(tokens_WxT[start : start + batch])
@@ -74,7 +74,7 @@ def losses(
             found[name].append(measure(new_logp_WxPxV, logp_WxPxV, targets_WxPx1))
             on_tokens(tokens.numel())
     joined = {name: Losses(*map(np.concatenate, zip(*parts, strict=True))) for name, parts in found.items()}
-    return joined.pop(None), joined  # type: ignore[return-value]
+    return joined.pop(None), joined
 
 
 def batch_windows(model: LanguageModel, seq_len: int) -> int:

@@ -154,10 +154,9 @@ def open_dictionary(directory: Path) -> Opened:
     metadata = dictionary.cfg["metadata"]
     config = directory.resolve().parents[1] / "config.json"
     in_a_run = directory.resolve().parent.name == "members" and config.exists()
-    names = ("model_name", "hook_name", "context_size", "dataset_path")
-    return Opened(
-        directory, dictionary.sae, *map(metadata.get, names), json.loads(config.read_text()) if in_a_run else None
-    )
+    own_run = json.loads(config.read_text()) if in_a_run else None
+    said = (dictionary.model_name, dictionary.hook_name, dictionary.context_size, metadata.get("dataset_path"))
+    return Opened(directory, dictionary.sae, *said, own_run)
 
 
 def sites_of(opened: list[Opened], options: Options) -> list[Site]:

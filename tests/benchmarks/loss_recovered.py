@@ -63,9 +63,8 @@ def main() -> None:
         seconds["whole"].append(time.process_time() - began)
         assert all(abs(ours[name].ce_W.mean() - whole[name]) < 1e-3 for name in replacements)
     a, b = (median(seconds[name]) for name in ("ours", "whole"))
-    print(
-        f"{args.members} members, layer {args.layer} of {model.n_layers}: {a:.2f} s; whole runs {b:.2f} s = {b / a:.2f} x"
-    )
+    what = f"{args.members} members, layer {args.layer} of {model.n_layers}"
+    print(f"{what}: {a:.2f} s; whole runs {b:.2f} s = {b / a:.2f} x")
 
 
 if __name__ == "__main__":
