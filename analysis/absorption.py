@@ -18,7 +18,7 @@ from harvest.errors import InputError
 
 SPLIT_GAIN = 0.03  # tau_fs: of F1, for one more feature to count as part of the concept
 MAX_SPLIT = 10
-L1 = 0.01  # of the probe that ranks features
+L1 = 0.01  # of the probe that ranks features: SAEBench's
 MIN_PROBE_F1 = 0.6  # else the model does not show the letter, and its absorption means nothing
 MIN_WORDS = 5  # of a letter, on either side
 FRACTION_COSINE, FULL_COSINE, SHARE = 0.1, 0.025, 0.4
@@ -40,11 +40,17 @@ class Letter:
 
 @dataclass(frozen=True)
 class Absorption:
-    """Means over letters: 0 is a dictionary without absorption; None where no letter could be judged."""
+    """Means over letters: 0 is a dictionary without absorption; None where no letter could be judged.
+
+    Where `split_f1` is far below `probe_f1`, the dictionary has no features of letters: then `fraction` and `full`
+    tell of their absence, not of their absorption.
+    """
 
     fraction: float | None
     full: float | None
     split_features: float | None
+    split_f1: float | None
+    probe_f1: float | None
     letters: dict[str, Letter]
     left_out: dict[str, str]  # letters that could not be judged, and why
 
@@ -90,6 +96,8 @@ def compute(pooled: Pooled, words: list[str], letters_N: np.ndarray, is_train_N:
         mean([of.fraction for of in found]),
         mean([of.full for of in found]),
         mean([len(of.split_features) for of in found]),
+        mean([of.split_f1 for of in found]),
+        mean([of.probe_f1 for of in found]),
         letters,
         left_out,
     )

@@ -98,6 +98,7 @@ def words_on(own_token: int | None, rng) -> tuple[Pooled, list[str], np.ndarray,
 def test_words_that_another_feature_has_taken_over_are_counted(rng):
     clean = absorption.compute(*words_on(None, rng))
     assert (clean.full, clean.fraction, clean.split_features) == (0.0, 0.0, 1.0)
+    assert clean.split_f1 == clean.probe_f1 == 1.0
     found = absorption.compute(*words_on(20, rng))  # 5 of the 10 held-out words of letter a
     assert found.letters["a"].words == 10 and found.letters["a"].split_features == [0]
     assert found.letters["a"].full == found.letters["a"].fraction == 0.5
@@ -289,6 +290,9 @@ def test_what_cannot_be_is_refused(run, tmp_path, capsys):
 
     (tmp_path / "a.jsonl").write_text('{"text": "a", "genre": "b"}')
     assert "holds no finished run" in refused(str(tmp_path))
+    for name in ("results.json", "config.json"):
+        (tmp_path / name).write_text('{"members": []}')
+    assert "written by an earlier version (it lacks 'stores')" in refused(str(tmp_path))
     assert "--member nobody: " in refused(str(run), "--member", "nobody")
     assert "--metrics spelling: must be one of" in refused(str(run), "--metrics", "spelling")
     assert "--label: under which key" in refused(str(run), "--dataset", str(tmp_path / "a.jsonl"))

@@ -89,10 +89,13 @@ class FinishedRun:
             results, config = (json.loads((path / name).read_text()) for name in ("results.json", "config.json"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path} holds no finished run: {error}") from error
-        there = {m["id"]: Site(m["layer"], m["hook"]) for m in results["members"] if not m["failed"]}
+        try:
+            there = {m["id"]: Site(m["layer"], m["hook"]) for m in results["members"] if not m["failed"]}
+            model, asked = config["stores"][0]["model"], config["asked"]["harvest"]
+        except KeyError as error:
+            raise InputError(f"{path} was written by an earlier version (it lacks {error}): train it again") from error
         if unknown := [name for name in chosen if name not in there]:
             raise InputError(f"--member {unknown[0]}: {path} has {', '.join(there)}")
-        model, asked = config["stores"][0]["model"], config["asked"]["harvest"]
         bundled = model["asked"] == "bundled" or model["fell_back"]
         return cls(
             path,
@@ -208,7 +211,7 @@ def on_words(
     notes.append(
         f"absorption: {len(asked.words):,} words, examples before each: {asked.n_examples}; letters that the model "
         f"shows (a probe's F1 ≥ {absorption.MIN_PROBE_F1}): {' '.join(judged) or 'none'}. SAEBench advises models "
-        "of 2B parameters or more"
+        "of 2B parameters or more; where F1 (of the split) is far below probe (its F1), there is no letter to absorb"
     )
     return answers
 
@@ -226,7 +229,13 @@ def show(answers: dict[str, dict[str, Any]], notes: list[str], finished: Finishe
             mean = sum(of.accuracy[k] for of in by_label.values()) / len(by_label)
             rows.setdefault(name, {})[f"probe\n{k if k == 'all' else f'k={k}'}"] = f"{mean:.3f}"
     for name, of in answers.get("absorption", {}).items():
-        cells = {"mean": of.fraction, "full": of.full, "split": of.split_features}
+        cells = {
+            "mean": of.fraction,
+            "full": of.full,
+            "split": of.split_features,
+            "F1": of.split_f1,
+            "probe": of.probe_f1,
+        }
         rows.setdefault(name, {}).update({f"absorb\n{k}": number(value) for k, value in cells.items()})
     for name, of in answers.get("spurious_correlation", {}).items():
         rows.setdefault(name, {}).update({f"SCR\nn={n}": number(value) for n, value in of.score.items()})
