@@ -154,8 +154,15 @@ def open_dictionary(directory: Path) -> Opened:
     metadata = json.loads((directory / "cfg.json").read_text()).get("metadata", {})
     config = directory.resolve().parents[1] / "config.json"
     in_a_run = directory.resolve().parent.name == "members" and config.exists()
-    names = ("model_name", "hook_name", "context_size", "dataset_path")
-    return Opened(directory, sae, *map(metadata.get, names), json.loads(config.read_text()) if in_a_run else None)
+    return Opened(
+        directory,
+        sae,
+        model_name=metadata.get("model_name"),
+        hook_name=metadata.get("hook_name"),
+        context_size=metadata.get("context_size"),
+        dataset=metadata.get("dataset_path"),
+        run=json.loads(config.read_text()) if in_a_run else None,
+    )
 
 
 def sites_of(opened: list[Opened], options: Options) -> list[Site]:
