@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
 
 SAMPLES, INTERVAL = 2000, (2.5, 97.5)
+ZERO, MEAN = "zero/", "mean/"  # ablations, named as no member and no path is
 
 Measured = dict[str, dict[str, Any]]  # {name: {"metrics": {metric: value}, "intervals": {metric: [low, high]}}}
 
@@ -50,19 +51,19 @@ def loss_recovered(
     from harvest.loss_recovered import losses
 
     split, mean_D = store.held_out, store.mean.astype(np.float32)
-    replacements: dict[tuple, Callable[[np.ndarray], np.ndarray]] = {
-        ("zero",): np.zeros_like,
-        ("mean",): lambda x_NxD: np.broadcast_to(mean_D, x_NxD.shape),
-        **{("sae", name): reconstruction_by(sae) for name, sae in saes.items()},
+    replacements: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        **{name: reconstruction_by(sae) for name, sae in saes.items()},
+        ZERO: np.zeros_like,
+        MEAN: lambda x_NxD: np.broadcast_to(mean_D, x_NxD.shape),
     }
     site = Site(store.manifest["layer"], store.manifest["hook"])
     clean, lost = losses(model, split.windows[windows_W], site, replacements, split.first_position, on_tokens)
-    zero, mean = lost["zero",], lost["mean",]
+    zero, mean = lost[ZERO], lost[MEAN]
     _, document_W = np.unique(split.documents[windows_W], return_inverse=True)
     weights_SxG = resample(document_W.max() + 1)
     measured = {}
     for name in saes:
-        sae = lost["sae", name]
+        sae = lost[name]
         per_window = {"ce_clean": clean.ce_W, "ce_sae": sae.ce_W, "ce_zero": zero.ce_W, "ce_mean": mean.ce_W}
         per_window |= {"kl_sae": sae.kl_W, "kl_zero": zero.kl_W, "count": np.ones(len(document_W))}
         sums = {key: np.bincount(document_W, values_W) for key, values_W in per_window.items()}
