@@ -162,7 +162,7 @@ def test_a_runs_own_text_is_measured_where_it_did_not_train(finished, known, tmp
 
 REFUSED = {
     "no directory": (("nowhere",), "no such directory"),
-    "no dictionary": (("{text.parent}",), "no dictionary that can be read"),
+    "no dictionary": (("{text.parent}",), "holds no dictionary"),
     "another hook": (("{zero}", "--hook-name", "blocks.1.hook_q"), "must be blocks.LAYER.hook_NAME"),
     "a layer beyond": (("{zero}", "--hook-name", "blocks.9.hook_mlp_out", "--dataset", "bundled"), "has layers 0 to 3"),
     "two hooks": (("{zero}", "--hook-name", "blocks.1.hook_mlp_out", "--layer", "2"), "leave --layer and --hook out"),
