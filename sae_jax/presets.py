@@ -7,7 +7,7 @@ in `not_followed`. Where the bundled model is used, `scale_down` makes the prese
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from harvest.errors import InputError
@@ -184,12 +184,12 @@ def cost_of(preset: Preset, bundled: Source | None = None) -> Cost:
     """On GPT-2 small, or scaled down to the bundled model."""
     from sae_jax.plan import plan
 
-    defaults = {name: getattr(cls, name) for cls in (HarvestRequest, TrainConfig) for name in cls.__dataclass_fields__}
+    defaults = {field.name: field.default for cls in (HarvestRequest, TrainConfig) for field in fields(cls)}
     values, d_model = defaults | preset.flags, D_MODEL
     if bundled and bundled.d_model:
         (values, _), d_model = scale_down(values, (), bundled), bundled.d_model
-    request = HarvestRequest(**{name: values[name] for name in HarvestRequest.__dataclass_fields__})
-    config = TrainConfig(**{name: values[name] for name in TrainConfig.__dataclass_fields__})
+    request = HarvestRequest(**{field.name: values[field.name] for field in fields(HarvestRequest)})
+    config = TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})
     planned, rows = plan(config, request, d_model), training_rows(values)
     stored = request.n_samples * (request.seq_len - 1) * d_model * 2 * len(request.sites)
     parameters = sum(member.parameters for member in planned.members)
