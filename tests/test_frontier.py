@@ -53,7 +53,9 @@ def test_training_ends_in_table_and_picture(trained):
     cells = [line.split() for line in done.stdout.splitlines()]
     for point in compute(run).points:
         l0, variance = point.metrics["l0"], point.metrics["explained_variance"]
+        recovered = point.metrics["ce_recovered"]
         figures = [f"{l0.mean:.1f}", f"({l0.deviation:.1f})", f"{variance.mean:.3f}", f"({variance.deviation:.3f})"]
+        figures += [f"{recovered.mean:.3f}", f"({recovered.deviation:.3f})"]
         assert [point.kind, f"{point.asked:g}", "2", *figures] in cells
 
 
