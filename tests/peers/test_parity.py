@@ -49,7 +49,7 @@ pytestmark = [
 
 S, B, F, L0 = 50, 64, 2048, 8
 WARMUP, DECAY, DEAD_STEPS = 5, 10, 5
-LOSS_GAP, WEIGHT_GAP = 1e-4, 1e-3
+LOSS_GAP, WEIGHT_GAP, STRAYED = 1e-4, 1e-3, 4 / F
 
 
 @dataclass(frozen=True)
@@ -228,15 +228,16 @@ def train_ours(begun: Start, side_by_side: int = 1) -> tuple[State, np.ndarray, 
 
 
 def gap(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference of two tensors' entries, over the largest entry."""
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
-def gaps(loss_S: np.ndarray, weights: dict, expected_loss_S: np.ndarray, expected: dict) -> tuple[float, float]:
-    """(the largest relative difference of the losses, the largest gap of a tensor)."""
+def gaps(loss_S: np.ndarray, weights: dict, expected_loss_S: np.ndarray, expected: dict) -> tuple[float, float, float]:
+    """(the largest relative difference of the losses, the largest gap of a tensor, its share of entries that differ by
+    more than WEIGHT_GAP of the largest entry)."""
     assert set(weights) == set(expected)
-    loss = float(np.abs(loss_S / expected_loss_S - 1).max())
-    return loss, max(gap(value, expected[name]) for name, value in weights.items())
+    pairs = [(weights[name], expected[name]) for name in weights]
+    strayed = max(np.mean(np.abs(ours - theirs) > WEIGHT_GAP * np.abs(theirs).max()) for ours, theirs in pairs)
+    return float(np.abs(loss_S / expected_loss_S - 1).max()), max(gap(*pair) for pair in pairs), float(strayed)
 
 
 def of_saelens(trained: dict) -> tuple[np.ndarray, dict]:
@@ -281,7 +282,8 @@ def test_first_gradient(name, starts, saelens, monkeypatch):
         as_saelens(monkeypatch)
     begun, clip = starts[name], optax.clip_by_global_norm(1.0)
     for in_turn in (False, True):
-        _, gradient = make_gradients(begun.group.signature, in_turn)(begun.state, begun.x_SxBxD()[0], begun.hyper)
+        gradients = jax.jit(make_gradients(begun.group.signature, in_turn))
+        _, gradient = gradients(begun.state, begun.x_SxBxD()[0], begun.hyper)
         clipped, _ = clip.update(gradient, clip.init(gradient))
         for key, value in named_as_saelens(clipped, CASES[name].architecture).items():
             assert gap(value, saelens[name][f"gradient/{key}"]) < 1e-5, key
@@ -292,7 +294,8 @@ def test_first_gradient(name, starts, saelens, monkeypatch):
 def test_same_losses_and_weights(name, path, starts, saelens, saelens_float32, monkeypatch):
     """Ours against SAELens in float64; and no farther from SAELens in float32 than that is from itself in float64.
 
-    In float32 either may take the other of two pre-activations that are all but equal.
+    Rounding takes the other one of two pre-activations that are all but equal (of the k · B-th rank, of AuxK's last),
+    whose two features then differ: SAELens in float32 and in float64 do so too. Hence the few that may stray.
     """
     for as_saelens in AS_SAELENS:
         as_saelens(monkeypatch)
@@ -300,19 +303,17 @@ def test_same_losses_and_weights(name, path, starts, saelens, saelens_float32, m
     state, loss_S, sparse_steps = train_ours(begun, side_by_side=1 if path == "sparse" else 2)
     ours = loss_S, named_as_saelens(state.params, case.architecture, state.settings)
     before = loss_S, named_as_saelens(begun.state.params, case.architecture, begun.state.settings)
-    loss, weights = gaps(*ours, *of_saelens(theirs))
-    loss32, weights32 = gaps(*ours, *of_saelens(saelens_float32[name]))
-    own_loss, own_weights = gaps(*of_saelens(saelens_float32[name]), *of_saelens(theirs))
-    print(
-        f"\n{name}, {path} ({sparse_steps} steps sparse): losses, weights: ours to float64 {loss:.1e}, {weights:.1e};"
-    )
-    print(
-        f"  ours to float32 {loss32:.1e}, {weights32:.1e}; float32 to float64 {own_loss:.1e}, {own_weights:.1e};",
-        end=" ",
-    )
-    print(f"loss {loss_S[0]:.4g} to {loss_S[-1]:.4g}, L0 {theirs['l0'][0]:.1f} to {theirs['l0'][-1]:.1f},", end=" ")
+    float32 = of_saelens(saelens_float32[name])
+    loss, weights, strayed = gaps(*ours, *of_saelens(theirs))
+    loss32, weights32, strayed32 = gaps(*ours, *float32)
+    own_loss, own_weights, own_strayed = gaps(*float32, *of_saelens(theirs))
+    print(f"\n{name}, {path} ({sparse_steps} steps sparse): losses, weights, strayed entries of them:")
+    print(f"  ours to float64 {loss:.1e} {weights:.1e} {strayed:.1e}", end="; ")
+    print(f"ours to float32 {loss32:.1e} {weights32:.1e} {strayed32:.1e}", end="; ")
+    print(f"float32 to float64 {own_loss:.1e} {own_weights:.1e} {own_strayed:.1e}")
+    print(f"  loss {loss_S[0]:.4g} to {loss_S[-1]:.4g}, L0 {theirs['l0'][0]:.1f} to {theirs['l0'][-1]:.1f}", end=", ")
     print(f"dead at most {theirs['dead'].max()}")
-    assert loss < LOSS_GAP and weights < WEIGHT_GAP
+    assert loss < LOSS_GAP and weights < WEIGHT_GAP and strayed < STRAYED
     assert loss32 < max(LOSS_GAP, 2 * own_loss) and weights32 < max(WEIGHT_GAP, 2 * own_weights)
     assert gaps(*before, *of_saelens(theirs))[1] > 100 * WEIGHT_GAP, "there was something to agree on"
     assert (sparse_steps > 0) == (path == "sparse" and KINDS[case.kind].has_sparse_path)
@@ -342,7 +343,7 @@ def test_what_a_choice_amounts_to(name, choice, starts, saelens, monkeypatch):
     state, loss_S, _ = train_ours(starts[name])
     architecture = (CASES | OTHER_CASES)[name].architecture
     ours = loss_S, named_as_saelens(state.params, architecture, state.settings)
-    loss, weights = gaps(*ours, *of_saelens(saelens[name]))
+    loss, weights, _ = gaps(*ours, *of_saelens(saelens[name]))
     print(f"\n{name}, without {choice and choice.__name__}: losses {loss:.1e}, weights {weights:.1e}")
     if choice is adam_corrects_its_bias_exactly:
         assert 3e-7 < loss < LOSS_GAP
