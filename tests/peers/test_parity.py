@@ -35,7 +35,7 @@ from sae_jax.feed import Feed
 from sae_jax.grid import members_of
 from sae_jax.kinds import KINDS
 from sae_jax.kinds.auxk import mean_square
-from sae_jax.kinds.batch_topk import BatchTopK, Matryoshka
+from sae_jax.kinds.batch_topk import Matryoshka
 from sae_jax.kinds.gated import Gated
 from sae_jax.kinds.kind import start_quantile
 from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_member
@@ -97,9 +97,9 @@ class GatedOfSAELens(Gated):
 
 class MatryoshkaOfSAELens(Matryoshka):
     def extra_loss(self, sae, z, f, error_BxD, batch):
-        whole, without_auxk = mean_square(error_BxD), batch._replace(revive=False)
-        mean_of_prefixes = super().extra_loss(sae, z, f, error_BxD, without_auxk) + whole
-        return len(self.SHARES) * mean_of_prefixes - whole + BatchTopK.extra_loss(self, sae, z, f, error_BxD, batch)
+        whole = mean_square(error_BxD)
+        mean_of_prefixes = super().extra_loss(sae, z, f, error_BxD, batch) + whole
+        return len(self.SHARES) * mean_of_prefixes - whole
 
 
 def gated_auxiliary_decoder_is_trained(patch: pytest.MonkeyPatch) -> None:
