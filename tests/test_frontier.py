@@ -11,7 +11,7 @@ import pytest
 from command_line import shared_cache, typed
 
 import main
-from analysis.frontier import compute, figure
+from analysis.frontier import METRICS, compute, figure
 from harvest.errors import InputError
 
 GRID = ("--preset", "frontier", "--activation", "relu", "topk", "--target-l0", "4", "8", "--k", "4", "8")
@@ -100,18 +100,18 @@ def test_the_figure_is_a_picture(run):
     svg = xml.parse(run / "figures" / "frontier.svg").getroot()
     assert svg.tag.endswith("svg") and 400 < float(svg.get("width")) < 1500
     texts = {element.text for element in svg.iter() if element.tag.endswith("text")}
-    assert {"relu", "topk", "4", "8", "explained variance", "L0: active features a row (log scale)"} <= texts
+    assert {"relu", "topk", "4", "8", "L0: active features a row (log scale)", *METRICS.values()} <= texts
     assert "bundled model, layer 2 resid_pre, 48 features, 810 rows" in texts
     points = [e for e in svg.iter() if e.get("aria-roledescription") == "point"]
-    assert len(points) == 4
+    assert len(points) == 4 * len(METRICS)
 
 
 def test_error_bars_are_one_deviation(run):
     frontier = compute(run)
-    rows = figure(frontier).to_dict()["data"]["values"]
-    for point, row in zip(frontier.points, rows, strict=True):
-        spread = point.metrics["explained_variance"]
-        assert (row["low"], row["high"]) == (spread.mean - spread.deviation, spread.mean + spread.deviation)
+    for metric, chart in zip(METRICS, figure(frontier).to_dict()["hconcat"], strict=True):
+        for point, row in zip(frontier.points, chart["data"]["values"], strict=True):
+            spread = point.metrics[metric]
+            assert (row["low"], row["high"]) == (spread.mean - spread.deviation, spread.mean + spread.deviation)
 
 
 def test_finished_runs_are_put_together(run, tmp_path, capsys):
