@@ -21,8 +21,10 @@ def resample(
     Rows are drawn without replacement, with probability proportional to their squared error squared (as Anthropic's
     rule draws them), so at most N features are revived at once. The decoder row becomes the row's unit error, the
     encoder row that times the mean norm of the living ones; what else a feature has becomes the living ones' mean.
-    Where nothing lives the dead stand in. Adam's moments of what was replaced are reset. Anthropic's rule scales the
-    encoder row, biases and the threshold (`hyper`). Returns (params, moments).
+    Where nothing lives the dead stand in. Anthropic's rule scales the encoder row, biases and the threshold (`hyper`).
+    Of what was replaced Adam's first moment is reset, and the second becomes the living ones' mean: reset, it would
+    make the next hundred steps three to six times as long (its bias correction has long run out), and what was
+    revived would die of them (figures in README.md). Returns (params, moments).
     """
     params = nnx.to_pure_dict(nnx.state(sae, nnx.Param))
     error_NxD = x_NxD - sae(x_NxD)
@@ -34,8 +36,9 @@ def resample(
     direction_FxD = unit_rows(error_NxD[row_F])
     is_model_F = ~dead_F | dead_F.all()
 
-    def living_mean(values_F):
-        return jnp.where(is_model_F, values_F, 0.0).sum() / is_model_F.sum()
+    def living_mean(values, axis=None):
+        mask = is_model_F[:, None] if values.ndim == 2 else is_model_F
+        return jnp.where(mask, values, 0.0).sum(axis) / is_model_F.sum()
 
     fresh = {name: living_mean(value) for name, value in params.items() if value.ndim == 1 and name != "b_dec"}
     fresh = {name: value if name == "r_mag" else hyper["revived_bias_scale"] * value for name, value in fresh.items()}
@@ -46,5 +49,6 @@ def resample(
         mask = {name: revived_F[:, None] if tree[name].ndim == 2 else revived_F for name in new}
         return tree | {name: jnp.where(mask[name], value, tree[name]) for name, value in new.items()}
 
-    zeros = dict.fromkeys(fresh, 0.0)
-    return replaced(params, fresh), tuple(replaced(m, zeros) for m in moments)
+    mu, nu = moments
+    typical = {name: living_mean(nu[name], axis=0) for name in fresh}
+    return replaced(params, fresh), (replaced(mu, dict.fromkeys(fresh, 0.0)), replaced(nu, typical))

@@ -184,7 +184,9 @@ def cost_of(preset: Preset, bundled: Source | None = None) -> Cost:
     """On GPT-2 small, or scaled down to the bundled model."""
     from sae_jax.plan import plan
 
-    defaults = {field.name: field.default for cls in (HarvestRequest, TrainConfig) for field in fields(cls)}
+    defaults: dict[str, Any] = {
+        field.name: field.default for cls in (HarvestRequest, TrainConfig) for field in fields(cls)
+    }
     values, d_model = defaults | preset.flags, D_MODEL
     if bundled and bundled.d_model:
         (values, _), d_model = scale_down(values, (), bundled), bundled.d_model

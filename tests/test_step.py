@@ -106,7 +106,8 @@ def test_dead_features_take_the_direction_of_badly_reconstructed_rows(blocks_SxB
     counts = jnp.full(48, 100_000, jnp.int32).at[dead].set(0)
     params = {**state.params, "b_enc": state.params["b_enc"].at[dead].set(-100.0)}
     clip, adam = state.optimizer
-    adam = adam._replace(mu=jax.tree.map(jnp.ones_like, adam.mu), nu=jax.tree.map(jnp.ones_like, adam.nu))
+    squares = {name: jnp.arange(v.size, dtype=jnp.float32).reshape(v.shape) for name, v in adam.nu.items()}
+    adam = adam._replace(mu=jax.tree.map(jnp.ones_like, adam.mu), nu=squares)
     state = state.replace(params=params, firings_F=counts, step=jnp.int32(500), optimizer=(clip, adam))
     after = look_for_dead(group.signature, hyper, state, rows_NxD)
 
@@ -118,7 +119,9 @@ def test_dead_features_take_the_direction_of_badly_reconstructed_rows(blocks_SxB
         kept = [np.asarray(tree[name])[living] for tree in (after.params, state.params)]
         np.testing.assert_array_equal(*kept)
         assert (after.optimizer[1].mu[name][dead] == 0).all()
-        assert (after.optimizer[1].nu[name][dead] == 0).all()
+        typical = np.broadcast_to(squares[name][living].mean(0), squares[name][dead].shape)
+        np.testing.assert_allclose(after.optimizer[1].nu[name][dead], typical, rtol=1e-5)
+        np.testing.assert_array_equal(after.optimizer[1].nu[name][living], squares[name][living])
         assert (after.optimizer[1].mu[name][living] == 1).all()
     new = np.asarray(after.params["W_dec"])[dead]
     np.testing.assert_allclose(np.linalg.norm(new, axis=1), 1, rtol=1e-5)
