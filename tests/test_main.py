@@ -5,6 +5,7 @@ Where exit status and streams are the point, a process of its own; elsewhere `ru
 
 import json
 import math
+import resource
 import shutil
 import subprocess
 import sys
