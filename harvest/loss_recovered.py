@@ -37,10 +37,10 @@ def losses(
     model: LanguageModel,
     tokens_WxT: np.ndarray,
     site: Site,
-    replacements: Mapping[Any, Replace],
+    replacements: Mapping[str, Replace],
     first_position: int = 1,
     on_tokens: Callable[[int], None] = lambda n: None,
-) -> tuple[Losses, dict[Any, Losses]]:
+) -> tuple[Losses, dict[str, Losses]]:
     """(losses of the unchanged model, losses with each replacement).
 
     Positions from `first_position` on are replaced, and they are those that count, as SAELens neither replaces nor
@@ -51,15 +51,15 @@ def losses(
     if tokens_WxT.shape[1] - first_position < 2:
         raise InputError(f"windows of {tokens_WxT.shape[1]} tokens have none whose next token can be predicted")
     model.check([site])
-    names: list[Any] = [None, *replacements]
-    found: dict[Any, list[Losses]] = {name: [] for name in names}
+    clean: list[Losses] = []
+    found: dict[str, list[Losses]] = {name: [] for name in replacements}
     batch = batch_windows(model, tokens_WxT.shape[1])
     for start in range(0, len(tokens_WxT), batch):
         tokens = model.token_ids(tokens_WxT[start : start + batch])
         run = FromSite(model, tokens, site)
         logp_WxPxV = run.logits_WxTxV[:, first_position:].log_softmax(-1)
         targets_WxPx1 = tokens[:, first_position + 1 :, None]
-        found[None].append(measure(logp_WxPxV, logp_WxPxV, targets_WxPx1))
+        clean.append(measure(logp_WxPxV, logp_WxPxV, targets_WxPx1))
         if not start:
             run.check(logp_WxPxV, first_position)
         rows_WxPxD = run.activation_WxTxD[:, first_position:]
@@ -73,8 +73,11 @@ def losses(
             new_logp_WxPxV = run.on_with(x_WxTxD)[:, first_position:].log_softmax(-1)
             found[name].append(measure(new_logp_WxPxV, logp_WxPxV, targets_WxPx1))
             on_tokens(tokens.numel())
-    joined = {name: Losses(*map(np.concatenate, zip(*parts, strict=True))) for name, parts in found.items()}
-    return joined.pop(None), joined
+    return joined(clean), {name: joined(parts) for name, parts in found.items()}
+
+
+def joined(parts: list[Losses]) -> Losses:
+    return Losses(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def batch_windows(model: LanguageModel, seq_len: int) -> int:

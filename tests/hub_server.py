@@ -28,7 +28,7 @@ def hub(models: dict[str, dict[str, bytes]], datasets: dict[str, dict[str, bytes
     class Handler(_Handler):
         repositories = {"models": models, "datasets": datasets}
 
-    with _serving(Handler) as endpoint:
+    with serving(Handler) as endpoint:
         yield endpoint
 
 
@@ -45,7 +45,7 @@ def broken_hub(status: int) -> Iterator[str]:
         def log_message(self, *args):
             pass
 
-    with _serving(Handler) as endpoint:
+    with serving(Handler) as endpoint:
         yield endpoint
 
 
@@ -57,7 +57,7 @@ def silent_hub() -> Iterator[str]:
 
 
 @contextmanager
-def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -5,14 +5,14 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
 import yaml
 from command_line import ROOT
+from hub_server import serving
 from populations import member_of
 
 from analysis.commands.export import run as export
@@ -138,13 +138,8 @@ def accepting_hub(repository: dict[str, bytes], token: str):
         def log_message(self, *arguments):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as endpoint:
+        yield endpoint
 
 
 def typed(*argv: object, **environment: str) -> subprocess.CompletedProcess:

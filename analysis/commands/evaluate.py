@@ -22,7 +22,7 @@ from harvest.store import write_json
 
 if TYPE_CHECKING:
     from harvest.sources import Source
-    from sae_jax.sae import SAE
+    from sae_jax.formats import Dictionary
 
 N_SAMPLES, SEQ_LEN = 1000, 128  # where no run and no configuration says them
 
@@ -49,21 +49,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Opened:
-    """A dictionary, and what its files say of where it was trained; `run` is config.json of the run it lies in."""
+    """A dictionary, where it lies, and config.json of the run that it lies in."""
 
     directory: Path
-    sae: SAE
-    model_name: str | None
-    hook_name: str | None
-    context_size: int | None
-    dataset: str | None
+    dictionary: Dictionary
     run: dict[str, Any] | None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(width of the model, features)."""
-        features, d_model = self.sae.W_dec.shape
-        return d_model, features
 
 
 def run(argv: list[str]) -> None:
@@ -101,7 +91,7 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     language_model = LanguageModel.load(model.location) if options.ce_windows else None
     for site in dict.fromkeys(sites):
         store = stores[site]
-        saes = {name: o.sae for name, o, at in zip(names, opened, sites, strict=True) if at == site}
+        saes = {name: o.dictionary.sae for name, o, at in zip(names, opened, sites, strict=True) if at == site}
         first_row = calibration_rows(store.held_out) if request.held_out < 1 else 0
         for name, evaluation in evaluate(saes, store.held_out, store.mean, first_row).items():
             found[name] = {"metrics": {k: finite(v) for k, v in evaluation.metrics.items()}, "intervals": {}}
@@ -114,16 +104,16 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
         "schema": 1,
         "model": model.location,
         "dataset": dataset.location,
-        "request": json.loads(json.dumps(asdict(request))),
+        "request": asdict(request),
         "ce_windows": options.ce_windows,
         "dictionaries": [
             {
                 "name": name,
                 "directory": str(o.directory),
                 "hook_name": site.hook_name,
-                "kind": o.sae.activation,
-                "d_in": o.shape[0],
-                "d_sae": o.shape[1],
+                "kind": o.dictionary.sae.activation,
+                "d_in": o.dictionary.d_in,
+                "d_sae": o.dictionary.d_sae,
                 **found[name],
             }
             for name, o, site in zip(names, opened, sites, strict=True)
@@ -150,13 +140,9 @@ def open_dictionary(directory: Path) -> Opened:
     """Read a dictionary; raises InputError, with the reason, where it cannot be read."""
     from sae_jax.formats import load_dictionary
 
-    dictionary = load_dictionary(directory)
-    metadata = dictionary.cfg["metadata"]
     config = directory.resolve().parents[1] / "config.json"
     in_a_run = directory.resolve().parent.name == "members" and config.exists()
-    own_run = json.loads(config.read_text()) if in_a_run else None
-    said = (dictionary.model_name, dictionary.hook_name, dictionary.context_size, metadata.get("dataset_path"))
-    return Opened(directory, dictionary.sae, *said, own_run)
+    return Opened(directory, load_dictionary(directory), json.loads(config.read_text()) if in_a_run else None)
 
 
 def sites_of(opened: list[Opened], options: Options) -> list[Site]:
@@ -167,7 +153,7 @@ def sites_of(opened: list[Opened], options: Options) -> list[Site]:
     sites = []
     for o in opened:
         whole = options.layer is not None and options.hook
-        own = None if whole else site_named(o.hook_name, f"{o.directory}: its hook")
+        own = None if whole else site_named(o.dictionary.hook_name, f"{o.directory}: its hook")
         layer = options.layer if options.layer is not None else own.layer  # type: ignore[union-attr]
         sites.append(Site(layer, options.hook or own.hook))  # type: ignore[union-attr]
     return sites
@@ -185,8 +171,12 @@ def request_of(first: Opened, options: Options, sites: list[Site]) -> HarvestReq
     if first.run:
         own = dict(first.run["asked"]["harvest"])
     else:
-        own = {"model_name": first.model_name, "dataset": first.dataset, "store_dtype": "float32"}
-        own["seq_len"] = first.context_size or SEQ_LEN
+        own = {
+            "model_name": first.dictionary.model_name,
+            "dataset": first.dictionary.dataset_path,
+            "store_dtype": "float32",
+        }
+        own["seq_len"] = first.dictionary.context_size or SEQ_LEN
     if options.dataset or not first.run:
         own |= {"n_samples": N_SAMPLES}
     given = {name: getattr(options, name) for name in ("model_name", "dataset", "n_samples", "seq_len")}
@@ -205,15 +195,17 @@ def share_of(opened: list[Opened], options: Options, dataset: Source, terminal: 
         return options.held_out
     runs = [o.run for o in opened if o.run and o.run["stores"][0]["dataset"]["location"] == dataset.location]
     for o in opened:
-        if not o.run and o.dataset == dataset.location:
+        if not o.run and o.dictionary.dataset_path == dataset.location:
             terminal.say(f"{o.directory} was trained on this very text: its figures may be those of training rows")
     return min((r["asked"]["harvest"]["held_out"] for r in runs), default=1.0)
 
 
 def refuse_another_width(opened: list[Opened], d_model: int | None, model: Source) -> None:
     for o in opened:
-        if d_model is not None and o.shape[0] != d_model:
-            raise InputError(f"{o.directory} is for activations of width {o.shape[0]}; {model.asked} has {d_model}")
+        if d_model is not None and o.dictionary.d_in != d_model:
+            raise InputError(
+                f"{o.directory} is for activations of width {o.dictionary.d_in}; {model.asked} has {d_model}"
+            )
 
 
 def names_of(opened: list[Opened]) -> list[str]:

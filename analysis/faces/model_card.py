@@ -26,8 +26,7 @@ def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> 
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(library_name="saelens", tags=["sparse-autoencoder", "mechanistic-interpretability"])
-    metadata = dictionary.cfg["metadata"]
-    for field, name in (("base_model", dictionary.model_name), ("datasets", metadata.get("dataset_path"))):
+    for field, name in (("base_model", dictionary.model_name), ("datasets", dictionary.dataset_path)):
         if name and name != "bundled" and HUB_NAME.fullmatch(name):
             setattr(data, field, name)
     what = f"A sparse autoencoder ({dictionary.cfg['architecture']}) with {dictionary.d_sae:,} features"
@@ -57,7 +56,7 @@ def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
     rows = f"{store['rows']:,} rows: {positions} of windows of {asked['harvest']['seq_len']} tokens, no BOS"
     return [
         "## How it was trained",
-        f"By sae-jax {facts['environment']['sae-jax']} on `{dictionary.cfg['metadata']['dataset_path']}`, {rows}. "
+        f"By sae-jax {facts['environment']['sae-jax']} on `{dictionary.dataset_path}`, {rows}. "
         "The normalization of rows is folded into the weights, which take raw activations.",
         table("setting", {name: f"{value}" for name, value in settings.items()}),
         "## Held-out metrics",

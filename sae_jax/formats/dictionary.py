@@ -59,6 +59,10 @@ class Dictionary:
         return self.cfg["metadata"].get("context_size")
 
     @property
+    def dataset_path(self) -> str | None:
+        return self.cfg["metadata"].get("dataset_path")
+
+    @property
     def prepend_bos(self) -> bool | None:
         return self.cfg["metadata"].get("prepend_bos")
 
