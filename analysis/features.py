@@ -3,7 +3,8 @@
 Everything is kept in RUN/analysis/features/<member>.npz, written when it is whole, so that what was computed before a
 stop is not computed again.
 
-Shapes: F features, K contexts, R firings sampled, Q quantiles, P positions, J neighbours, T tokens, L labels, S shuffles.
+Shapes: F features, K contexts, R firings sampled, Q quantiles, P positions, J neighbours, T tokens, L labels,
+S shuffles.
 """
 
 from __future__ import annotations

@@ -66,6 +66,11 @@ class FinishedRun:
         return HarvestRequest(**self.config["asked"]["harvest"])
 
     @property
+    def first_position(self) -> int:
+        """The first of a window that was trained on."""
+        return 0 if self.request.keep_first_position else 1
+
+    @property
     def model_location(self) -> str:
         model = self.config["stores"][0]["model"]
         return str(BUNDLED_MODEL) if is_bundled(model) else model["location"]
