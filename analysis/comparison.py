@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from analysis.frontier import GREYS, Spread
+from analysis.figures import styled
+from analysis.frontier import Spread
 from analysis.ground_truth import unit
 from analysis.matching import Decoder, correlations, cosines, match, random_like
 from harvest.errors import InputError
@@ -274,16 +275,5 @@ def figure(comparison: Comparison) -> Any:
         f"% of living features matched one-to-one at {comparison.threshold:g} or more; "
         f"random directions with the same covariance: {100 * chance:.1f}%"
     )
-    title = alt.TitleParams("Features in common", subtitle=subtitle, anchor="start", offset=14)
-    return styled((alt.hconcat if m <= 10 else alt.vconcat)(*panels, spacing=36), title)
-
-
-def styled(chart: Any, title: Any) -> Any:
-    return (
-        chart.properties(title=title, background="white", padding=16)
-        .configure(font="Helvetica, Arial, Liberation Sans, sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10, **GREYS)
-        .configure_title(fontSize=13, fontWeight="normal", subtitleFontSize=12, subtitleColor="#555555")
-        .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
-    )
+    drawn = (alt.hconcat if m <= 10 else alt.vconcat)(*panels, spacing=36)
+    return styled(drawn, "Features in common", subtitle)
