@@ -56,7 +56,7 @@ def build_parser() -> Parser:
     return parser
 
 
-COMMANDS = ("evaluate", "export", "frontier", "saebench")  # `run(argv)` of analysis/commands/NAME.py
+COMMANDS = ("evaluate", "export", "frontier", "saebench", "study")  # `run(argv)` of analysis/commands/NAME.py
 LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
@@ -129,7 +129,7 @@ def main(argv: list[str]) -> None:
             from analysis.loss_recovered import complete_run
 
             location = resolve(request)[0].location
-            results = complete_run(run, stores, location, options.ce_windows, terminal.harvest_progress)
+            results = complete_run(run, stores, location, options.ce_windows, terminal.progress)
         elif options.ce_windows and "loss_recovered" not in results:
             terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens leave none to predict")
         show(run, results, terminal, anew=True)
@@ -173,7 +173,7 @@ def work(
 ) -> tuple[dict[Site, ActivationStore], dict]:
     """(the stores, the content of results.json, of a run finished before that of then)."""
     began = time.perf_counter()
-    stores = harvest(request, options.cache_dir, on_progress=terminal.harvest_progress, say=terminal.say)
+    stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
     harvest_seconds = time.perf_counter() - began
     if run.results and not options.force:
         terminal.say(f"{run.path} is trained, but its loss recovered is to be measured")

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.features import Features
-from analysis.figures import KIND_STYLES, OTHER_STYLE
+from analysis.figures import KIND_STYLES, OTHER_STYLE, styled
 from analysis.intervals import Estimate, over_seeds
 from harvest.errors import InputError
 from sae_jax.snapshots import Snapshot
@@ -119,21 +119,22 @@ def curves(trajectories: Mapping[str, Trajectory], kinds: Mapping[str, str]) -> 
     ]
     present = list(dict.fromkeys(kinds[name] for name in trajectories))
     colours: list[Any] = [KIND_STYLES.get(kind, OTHER_STYLE)[0] for kind in present]
-    return (
+    chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=True, opacity=0.8)
         .encode(
-            x=alt.X("step:Q", title="training step (log scale)").scale(type="log"),
+            x=alt.X("step:Q", title="training step (log scale; the start is drawn at the left)").scale(type="log"),
             y=alt.Y("share:Q", title=f"features recognizable (cosine ≥ {RECOGNIZABLE})").scale(domain=[0, 1]),
             color=alt.Color("kind:N", title=None, sort=present).scale(domain=present, range=colours),
             detail="member:N",
             tooltip=["member:N", "step:Q", alt.Tooltip("share:Q", format=".3f")],
         )
-        .properties(width=380, height=240, background="white")
+        .properties(width=380, height=240)
     )
+    return styled(chart, "When features emerge", "share of the final features that a snapshot has, a line a seed")
 
 
-def heatmap(trajectory: Trajectory) -> Any:
+def heatmap(name: str, trajectory: Trajectory) -> Any:
     """An Altair figure: each feature's cosine to its final direction, features ordered by when they emerged."""
     import altair as alt
 
@@ -151,7 +152,7 @@ def heatmap(trajectory: Trajectory) -> Any:
         for rank, feature in enumerate(shown)
         for s, step in enumerate(trajectory.steps)
     ]
-    return (
+    chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_rect()
         .encode(
@@ -162,5 +163,6 @@ def heatmap(trajectory: Trajectory) -> Any:
             ),
             tooltip=["feature:Q", "step:O", alt.Tooltip("cosine:Q", format=".2f")],
         )
-        .properties(width=380, height=300, background="white")
+        .properties(width=380, height=300)
     )
+    return styled(chart, "Each feature's way to its final direction", name)

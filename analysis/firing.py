@@ -33,18 +33,23 @@ SHUFFLES = 5
 class Labels:
     """What is known of rows by their document, their token or their position; `codes` are indices into `names`.
 
-    The null deals the codes anew to documents, token types or positions of a chunk: rows of a document are alike, so
-    that dealing them to rows would find specialization wherever a feature fires on few documents.
+    The null deals the codes anew to documents or token types (rows of a document are alike: dealt to rows, labels would
+    find specialization in every feature that fires on few documents); those of positions are dealt to a chunk's rows.
     """
 
     by: str  # "document", "token", "position"
     codes: np.ndarray  # [G], [V] or [P]
     names: list[str]
 
-    def dealt(self, seed: int) -> np.ndarray:
-        """The codes as they are, and SHUFFLES times anew: [1 + S, ...]."""
-        rng = np.random.default_rng(seed)
+    def dealt(self, rng: np.random.Generator) -> np.ndarray:
+        """The codes as they are, and SHUFFLES times anew: [1 + S, G or V]."""
         return np.stack([self.codes, *(rng.permutation(self.codes) for _ in range(SHUFFLES))])
+
+    def of_rows(self, at_N: np.ndarray, dealt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The labels of rows of these documents, tokens or positions, and of the null: [1 + S, N]."""
+        if self.by == "position":
+            return self.codes[np.stack([at_N, *(rng.permutation(at_N) for _ in range(SHUFFLES))])]
+        return dealt[:, at_N]
 
 
 class Chunk(NamedTuple):
@@ -80,7 +85,7 @@ def chunks(store: ActivationStore) -> Iterator[Chunk]:
 
 def context_hashes(tokens_WxT: np.ndarray) -> np.ndarray:
     hash_WxT = np.zeros(tokens_WxT.shape, np.uint64)
-    for back in range(CONTEXT_TOKENS + 1):
+    for back in range(min(CONTEXT_TOKENS + 1, tokens_WxT.shape[1])):
         shifted_WxT = np.zeros_like(hash_WxT)
         shifted_WxT[:, back:] = tokens_WxT[:, : tokens_WxT.shape[1] - back] + 1
         hash_WxT = (hash_WxT ^ shifted_WxT) * np.uint64(0x9E3779B97F4A7C15)
@@ -194,11 +199,12 @@ def firing_of(
 ) -> tuple[dict[str, Firing], dict[str, np.ndarray]]:
     """(of each dictionary what its features fire on, of each set of labels how often each occurs [1 + S, L])."""
     firing = {name: Firing(sae, store.train.positions, labels, seed) for name, sae in saes.items()}
-    dealt = {name: of.dealt(seed) for name, of in labels.items()}
+    rng = np.random.default_rng(seed)
+    dealt = {name: of.dealt(rng) for name, of in labels.items()}
     rows_SxL = {name: np.zeros((1 + SHUFFLES, len(of.names)), np.int64) for name, of in labels.items()}
     for chunk in chunks(store):
         where = {"document": chunk.document_N, "token": chunk.token_N, "position": chunk.position_N}
-        label_SxN = {name: dealt[name][:, where[of.by]] for name, of in labels.items()}
+        label_SxN = {name: of.of_rows(where[of.by], dealt[name], rng) for name, of in labels.items()}
         for name, of_SxN in label_SxN.items():
             rows_SxL[name] += np.stack([np.bincount(of_N, minlength=len(labels[name].names)) for of_N in of_SxN])
         for of in firing.values():

@@ -21,10 +21,11 @@ class Estimate:
     def __str__(self) -> str:
         if self.mean is None:
             return "–"
-        digits = 3 if abs(self.mean) < 10 else 1
+        scale = max(abs(value) for value in (self.mean, self.low or 0, self.high or 0))
+        digits = 3 if 0 < scale < 10 else 1 if 0 < scale < 100 else 0
         if self.low is None or self.high is None:
-            return f"{self.mean:.{digits}f} (one seed)"
-        return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
+            return f"{self.mean:,.{digits}f}"
+        return f"{self.mean:,.{digits}f} [{self.low:,.{digits}f}, {self.high:,.{digits}f}]"
 
     @property
     def excludes_zero(self) -> bool:

@@ -34,13 +34,13 @@ MEASURES = {
     "explained_variance": "explained variance",
     "ce_recovered": "cross-entropy recovered",
     "l0": "L0",
-    "dead": "share of features that fire on no row",
-    "rare": f"share of the living that fire on less than 1 in {1 / RARE:,.0f} rows",
-    "frequent": f"share of the living that fire on more than 1 in {1 / FREQUENT:.0f} rows",
-    "found_again": "share of the living found again in another seed",
-    "probing": "accuracy of a probe on one feature (half is chance)",
-    "absorption": "absorption of first letters (less is better)",
-    "one_token": f"share of the living with {ONE_TOKEN:.0%} of firings on one token",
+    "dead": "dead features (fire on no row)",
+    "rare": f"rare features (on under 1 in {1 / RARE:,.0f} rows)",
+    "frequent": f"frequent features (on over 1 in {1 / FREQUENT:.0f} rows)",
+    "found_again": "features found again in another seed",
+    "probing": "probe on one feature (chance: 0.5)",
+    "absorption": "absorption (less is better)",
+    "one_token": f"features with {ONE_TOKEN:.0%} of firings on one token",
 }
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+NEAREST = 100  # features that share a null
+
 
 def mutual_information(count_FxL: np.ndarray, rows_L: np.ndarray) -> np.ndarray:
     """Between whether a feature fires and the label of a row, in bits, [F]; corrected by Miller and Madow (1955)."""
@@ -40,17 +42,20 @@ def over_chance(score_SxF: np.ndarray) -> np.ndarray:
     return score_SxF[0] - score_SxF[1:].mean(0)
 
 
-def p_values(score_SxF: np.ndarray, counted_F: np.ndarray) -> np.ndarray:
-    """Of each feature, [F]: how often a shuffle gives a feature that fires about as often so high a score.
+def p_values(score_SxF: np.ndarray, density_F: np.ndarray) -> np.ndarray:
+    """Of each feature, [F]: how often labels dealt anew give so high a score over the feature's own mean.
 
-    The null is pooled over the shuffles of the features nearest in frequency (`counted_F` firings).
+    The null is pooled over the NEAREST features in density: few shuffles of one feature give no tail. What a score, and
+    a shuffle, is over the mean of S shuffles varies by √(1 + 1/S), and √(1 − 1/S), of a score: they are scaled alike.
     """
-    order_F = np.argsort(counted_F, kind="stable")
-    null_FxS = score_SxF[1:, order_F].T
-    width = min(len(order_F), 50)
+    shuffles = len(score_SxF) - 1
+    found_F = over_chance(score_SxF) / np.sqrt(1 + 1 / shuffles)
+    null_SxF = (score_SxF[1:] - score_SxF[1:].mean(0)) / np.sqrt(1 - 1 / shuffles)
+    order_F = np.argsort(density_F, kind="stable")
+    width = min(len(order_F), NEAREST)
     p_F = np.empty(len(order_F))
     for rank, feature in enumerate(order_F):
         first = min(max(0, rank - width // 2), len(order_F) - width)
-        null = null_FxS[first : first + width]
-        p_F[feature] = (1 + (null >= score_SxF[0, feature]).sum()) / (1 + null.size)
+        null = null_SxF[:, order_F[first : first + width]]
+        p_F[feature] = (1 + (null >= found_F[feature]).sum()) / (1 + null.size)
     return p_F

@@ -14,14 +14,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any
 
-import numpy as np
-
-from analysis import emergence
+from analysis import comparison, emergence
+from analysis.figures import styled
 from analysis.intervals import Estimate, over_seeds
-from analysis.measures import MEASURES, RATE, Gathered
+from analysis.measures import MEASURES, MIN_FIRINGS, RATE, Gathered
 
 LEARNING = ("explained_variance", "ce_recovered", "l0", "dead", "rare", "frequent", "found_again")
 INTERPRETABILITY = ("probing", "absorption", "one_token")
@@ -83,32 +81,29 @@ def difference(gathered: Gathered, measure: str, a: str, b: str) -> Estimate:
 
 
 def extremes(gathered: Gathered, measure: str, table: dict[str, dict[str, Estimate]]) -> str:
-    """The kinds with the most and the least of a measure, and whether the difference is more than chance."""
-    known = {kind: row[measure] for kind, row in table.items() if row[measure].mean is not None}
-    if not known:
+    """The kinds with the most and the least of a measure, and whether they differ by more than chance."""
+    known = {kind: row[measure].mean for kind, row in table.items()}
+    means = {kind: mean for kind, mean in known.items() if mean is not None}
+    if not means:
         return f"{words(measure)}: not measured"
-    ordered = sorted(known, key=lambda kind: -known[kind].mean)  # type: ignore[operator]
-    most, least = ordered[0], ordered[-1]
-    if most == least:
-        return f"{words(measure)}: {known[most]} ({most})"
+    most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+    if means[most] == means[least]:
+        return f"{words(measure)}: {means[most]:.3f} in all"
     apart = difference(gathered, measure, most, least)
-    verdict = "" if apart.excludes_zero else ", which does not exclude 0"
-    return (
-        f"{words(measure)}: most in {most} ({known[most]}), least in {least} ({known[least]}), "
-        f"difference {apart}{verdict}"
-    )
+    verdict = "" if apart.excludes_zero else " (may be chance)"
+    return f"{words(measure)}: most in {most} ({means[most]:.3f}), least in {least}, by {apart}{verdict}"
 
 
 def words(measure: str) -> str:
-    return MEASURES.get(measure, measure.replace("specialized: ", "share specialized on "))
+    return MEASURES.get(measure, measure.replace("specialized: ", "share more specialized than chance: "))
 
 
 def equal_l0(gathered: Gathered) -> str:
     l0s = {kind: row["l0"].mean for kind, row in table_of(gathered, ["l0"]).items()}
     low, high = min(l0s.values()), max(l0s.values())  # type: ignore[type-var]
     if high / low < L0_APART:  # type: ignore[operator]
-        return f"at L0 {low:.1f} to {high:.1f}"
-    return f"at unequal L0 ({', '.join(f'{kind} {l0:.1f}' for kind, l0 in l0s.items())}: not a fair comparison)"
+        return f"At L0 {low:.1f} to {high:.1f}"
+    return f"At unequal L0 ({', '.join(f'{kind} {l0:.1f}' for kind, l0 in l0s.items())}: not a fair comparison)"
 
 
 def seeds_of(gathered: Gathered) -> str:
@@ -131,12 +126,15 @@ def feature_learning(gathered: Gathered, control: Gathered | None) -> Answer:
             )
     return Answer(
         question="How do different activation functions affect feature learning?",
-        measured="Held-out reconstruction, loss recovered, densities, and decoder rows matched one-to-one (cosine ≥ 0.7).",
+        measured="Held-out reconstruction, loss recovered, densities, decoder rows matched one-to-one (cosine ≥ 0.7).",
         table=table,
-        answer=f"{equal_l0(gathered).capitalize()}: {'; '.join(sentences)}.",
+        answer=f"{equal_l0(gathered)}: {'; '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
-        not_shown="Other widths, rates and lengths of training may order the kinds differently; each has one recipe here.",
-        figures={"comparison": gathered.compared},
+        not_shown="Other widths, rates and lengths of training may order the kinds differently: each has one recipe.",
+        figures={
+            "learning": chart_of("Activation functions", table),
+            **({"comparison": comparison.figure(gathered.compared)} if gathered.compared else {}),
+        },
     )
 
 
@@ -153,17 +151,18 @@ def what_drives_emergence(gathered: Gathered, control: Gathered | None) -> Answe
     return Answer(
         question="What drives concept emergence when training on transformer activations?",
         measured=(
-            "Spearman's rank correlation, over living features, of the step at which a feature emerges (is recognizable "
-            f"from then on, cosine ≥ {emergence.RECOGNIZABLE}) with {'; '.join(emergence.PREDICTORS.values())}. "
-            "Negative: the more, the earlier."
+            "Spearman's rank correlation, over living features, of the step at which a feature emerges (is "
+            f"recognizable from then on, cosine ≥ {emergence.RECOGNIZABLE}) with "
+            f"{'; '.join(emergence.PREDICTORS.values())}. Negative: the more, the earlier."
         ),
         table=table,
         answer=f"{'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
         not_shown=(
-            "What correlates need not drive: frequency, norm and co-occurrence depend on each other and are those of the "
-            "finished dictionary. Steps between two snapshots are not told apart."
+            "What correlates need not drive: frequency, norm and co-occurrence depend on each other and are those of "
+            "the finished dictionary. Steps between two snapshots are not told apart."
         ),
+        figures={"emergence-predictors": chart_of("What tells the step at which a feature emerges", table)},
     )
 
 
@@ -185,14 +184,15 @@ def frequency_and_specialization(gathered: Gathered, control: Gathered | None) -
     return Answer(
         question="How reliable are activation frequency patterns as indicators of neuron specialization?",
         measured=(
-            "Spearman's rank correlation of a feature's density with how specialized it is (1 − entropy of its labels / "
-            "log2 of their number, Miller–Madow corrected), raw and less its mean over labels dealt anew."
+            "Spearman's rank correlation of a feature's density with how specialized it is (1 − entropy of its labels "
+            "/ log2 of their number, Miller–Madow corrected), raw and less its mean over labels dealt anew."
         ),
         table=table,
         answer=f"As an indicator, frequency is {strength} (rank correlation over chance; the largest is "
         f"{max(means):.2f}). {'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
-        not_shown="Specialization on what is not labelled here. Features with under 100 firings are not asked.",
+        not_shown=f"Specialization on what is not labelled. Features that fire under {MIN_FIRINGS} times are not asked.",
+        figures={"frequency": chart_of("Frequency and specialization: rank correlation", table)},
     )
 
 
@@ -215,14 +215,14 @@ def behaviour_during_training(gathered: Gathered, control: Gathered | None) -> A
         last = known[0].steps[-1]
         sentences.append(
             f"{kind}: half of the final features are recognizable at step "
-            f"{table[kind]['step at which half are recognizable']} of {last:,}, with {table[kind]['births']} births and "
-            f"{table[kind]['deaths']} deaths between snapshots"
+            f"{table[kind]['step at which half are recognizable']} of {last:,}, with {table[kind]['births']} births "
+            f"and {table[kind]['deaths']} deaths between snapshots"
         )
     first = next(iter(gathered.trajectories), None)
     kinds = {name: gathered.run.members[name]["activation"] for name in gathered.trajectories}
     figures = {"emergence": emergence.curves(gathered.trajectories, kinds)} if first else {}
     if first:
-        figures |= {f"emergence-{first}": emergence.heatmap(gathered.trajectories[first])}
+        figures |= {f"emergence-{first}": emergence.heatmap(first, gathered.trajectories[first])}
     return Answer(
         question="Can neuron behaviour during training be quantified and seen?",
         measured="Snapshots of decoders and densities at log-spaced steps: cosine of rows to the final directions.",
@@ -250,23 +250,45 @@ def interpretability(gathered: Gathered, control: Gathered | None) -> Answer:
     return Answer(
         question="How do sparsity mechanisms affect the interpretability of features?",
         measured=(
-            "Sparse probing and absorption by SAEBench's formulas, features of a single token, and the share of features "
-            f"that are more specialized on labels than chance (false discovery rate {RATE})."
+            "Sparse probing and absorption by SAEBench's formulas, features of a single token, and the share of "
+            f"features that are more specialized on labels than chance (false discovery rate {RATE})."
         ),
         table=table,
-        answer=f"{equal_l0(gathered).capitalize()}: {'; '.join(sentences)}. {verdict}",
+        answer=f"{equal_l0(gathered)}: {'; '.join(sentences)}. {verdict}",
         uncertainty=seeds_of(gathered),
         not_shown="Whether people find the features meaningful; absorption needs a model that spells.",
+        figures={"interpretability": chart_of("Interpretability", table)},
     )
 
 
 def told_apart(trained: dict[str, dict[str, Estimate]], shuffled: dict[str, dict[str, Estimate]], measure: str) -> bool:
     """Whether the means of all kinds on one model are over those of all kinds on the other."""
     a, b = ([row[measure].mean for row in table.values()] for table in (trained, shuffled))
-    if None in a or None in b:
+    known_a, known_b = ([mean for mean in means if mean is not None] for means in (a, b))
+    if len(known_a) < len(a) or len(known_b) < len(b):
         return False
-    return bool(np.min(a) > np.max(b) or np.max(a) < np.min(b))  # type: ignore[type-var]
+    return min(known_a) > max(known_b) or max(known_a) < min(known_b)
 
 
-def kind_pairs(gathered: Gathered) -> list[tuple[str, str]]:
-    return list(combinations(kinds_of(gathered), 2))
+def chart_of(title: str, table: dict[str, dict[str, Estimate]]) -> Any:
+    """An Altair figure: a panel a column, a point a row with its interval."""
+    import altair as alt
+
+    rows = [
+        {"row": row, "column": words(column), "mean": of.mean, "low": of.low, "high": of.high}
+        for row, columns in table.items()
+        for column, of in columns.items()
+        if of.mean is not None
+    ]
+    y = alt.Y("row:N", title=None, sort=list(table)).axis(labelLimit=220)
+    base = alt.Chart().encode(y=y, color=alt.value("#0072B2"))
+    x = alt.X("mean:Q", title=None).scale(zero=False, nice=True).axis(tickCount=4)
+    layers = alt.layer(
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=None), x2="high:Q"),
+        base.mark_point(filled=True, size=60, opacity=1).encode(x=x),
+        data=alt.Data(values=rows),
+    )
+    facets = layers.properties(width=190, height=22 * len(table)).facet(
+        facet=alt.Facet("column:N", title=None, sort=[words(c) for c in next(iter(table.values()))]), columns=3
+    )
+    return styled(facets.resolve_scale(x="independent"), title, "mean over seeds and 95% interval")

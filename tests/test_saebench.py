@@ -289,7 +289,7 @@ def test_what_cannot_be_is_refused(run, tmp_path, capsys):
         return capsys.readouterr().err
 
     (tmp_path / "a.jsonl").write_text('{"text": "a", "genre": "b"}')
-    assert "holds no finished run" in refused(str(tmp_path))
+    assert "it has no config.json" in refused(str(tmp_path))
     for name in ("results.json", "config.json"):
         (tmp_path / name).write_text('{"members": []}')
     assert "written by an earlier version (it lacks 'stores')" in refused(str(tmp_path))

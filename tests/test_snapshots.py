@@ -6,7 +6,8 @@ from command_line import THREE_KINDS, shared_cache, typed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvest.store import ActivationStore
+from analysis.run import FinishedRun
+from harvest.request import Site
 from sae_jax.evaluate import calibration_rows
 from sae_jax.formats import load_dictionary
 from sae_jax.snapshots import read_snapshots, snapshot_steps
@@ -30,8 +31,8 @@ def run(tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "kept"
     done = typed(*THREE_KINDS, "--epochs", "3", "--snapshots", "3", "--run-dir", run, cache=cache)
     assert (done.returncode, done.stderr) == (0, "")
-    (directory,) = (cache / "activations").iterdir() if (cache / "activations").exists() else [None]
-    return run, ActivationStore(directory)
+    finished = FinishedRun.open(run)
+    return run, finished.store(Site(0, "resid_pre"), cache)
 
 
 def test_the_last_snapshot_is_the_dictionary_that_was_exported(run):

@@ -92,7 +92,7 @@ def fake_run(n: int, stop: str = "", stream=None, pace: float = 1.0, run_dir: st
     with Terminal(stream=stream, clock=clock) as terminal:
         terminal.say("no model hub in reach: using the bundled model")
         for done in range(0, 200_001, 20_000):
-            terminal.harvest_progress("harvest", done, 200_000)
+            terminal.progress("harvest", done, 200_000)
             clock.now += pace
         for step in range(1, 51):
             terminal.training_progress(progress(step, ids))
@@ -242,7 +242,7 @@ def test_a_log_of_an_interrupted_run_ends_with_its_last_block():
 def test_quiet_prints_the_path_and_names_what_failed(capsys):
     with Terminal(quiet=True) as terminal:
         terminal.say("hello")
-        terminal.harvest_progress("harvest", 1, 2)
+        terminal.progress("harvest", 1, 2)
         terminal.training_progress(progress(1, member_ids(3)))
         terminal.results(results(member_ids(3), failed="topk-256"), "runs/a [bold]path[/bold]")
     out, err = capsys.readouterr()
@@ -269,7 +269,7 @@ def test_names_are_printed_as_they_are():
     name, path = "relu[red]x[/red]:smile:", "/data/[bold]runs[/bold]/[/]"
     with Terminal(stream=stream) as terminal:
         terminal.say(f"a store at {path} 1,234 'quoted'")
-        terminal.harvest_progress("[b]harvest", 10, 10)
+        terminal.progress("[b]harvest", 10, 10)
         terminal.training_progress(progress(1, [name]))
         terminal.results(results([name, "relu-\x1b[31m-evil\r"], model="org/[model]"), path)
     text = stream.getvalue()

@@ -84,7 +84,7 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     model, dataset = resolve(request)
     request = replace(request, held_out=share_of(opened, options, dataset, terminal))
     refuse_another_width(opened, model.d_model, model)
-    stores = harvest(request, options.cache_dir, on_progress=terminal.harvest_progress, say=terminal.say)
+    stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
     refuse_another_width(opened, next(iter(stores.values())).d_model, model)
 
     names, found = names_of(opened), {}

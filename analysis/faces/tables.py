@@ -12,6 +12,7 @@ from analysis.faces.wording import duration_text, size_text
 
 if TYPE_CHECKING:
     from analysis.frontier import Frontier, Spread
+    from analysis.intervals import Estimate
     from sae_jax.presets import Cost, Preset
 
 
@@ -61,3 +62,16 @@ def spread_text(spread: Spread | None, digits: int) -> str:
         return "-"
     mean = f"{spread.mean:.{digits}f}"
     return mean if spread.deviation is None else f"{mean} ({spread.deviation:.{digits}f})"
+
+
+def study_table(estimates: dict[str, dict[str, Estimate]]) -> Table:
+    """A line a measure, a column a kind: means over seeds, and 95% intervals."""
+    from analysis.study import words
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for row in estimates:
+        table.add_column(row, overflow="fold")
+    for column in dict.fromkeys(column for row in estimates.values() for column in row):
+        table.add_row(words(column), *(str(row[column]) if column in row else "" for row in estimates.values()))
+    return table

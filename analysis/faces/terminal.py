@@ -5,7 +5,7 @@ as they are. Where the stream is not a terminal it writes plain lines, with neve
 
     with Terminal() as terminal:
         terminal.say("no model hub in reach: using the bundled model")
-        terminal.harvest_progress("harvest", done_tokens, total_tokens)
+        terminal.progress("harvest", done_tokens, total_tokens)
         terminal.training_progress(progress)
         terminal.results(results, run_dir)
 """
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 FRAME_SECONDS = 0.1  # a terminal is redrawn no more often
 LINE_SECONDS = 3.0  # a log gets a line no more often: n lines at once are followed by n times as long a silence
+UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}  # what a phase counts
 LOG_COLUMNS = 160  # no line of progress in a log is longer
 CURVE_COLUMNS = 16  # ids give way before the curve gets narrower
 ID_COLUMNS = 12  # and the curve gives way before the ids get narrower
@@ -112,22 +113,23 @@ class Terminal:
         if not self._quiet:
             self._console.print(table)
 
-    def harvest_progress(self, phase: str, done_tokens: int, total_tokens: int) -> None:
-        """A bar with tokens/s (since the phase's first call) and time left."""
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """A bar with tokens/s, or what else is counted (since the phase's first call), and time left."""
         if self._quiet:
             return
         if self._enter_phase(phase):
-            self._first = (self._clock(), done_tokens)
-        seconds, done_here = self._clock() - self._first[0], done_tokens - self._first[1]
+            self._first = (self._clock(), done)
+        seconds, done_here = self._clock() - self._first[0], done - self._first[1]
         rate = done_here / seconds if seconds > 0 and done_here > 0 else math.nan
-        share = done_tokens / total_tokens if total_tokens else 1.0
-        left = left_text(share, (total_tokens - done_tokens) / rate)
-        counts = [f"{done_tokens:,}/{total_tokens:,} tokens", rate_text(rate, "tokens/s")]
+        share = done / total if total else 1.0
+        left = left_text(share, (total - done) / rate)
+        unit = UNITS.get(phase, "tokens")
+        counts = [f"{done:,}/{total:,} {unit}", rate_text(rate, f"{unit}/s")]
 
         def frame(_: int | None) -> RenderableType:
             return self._heading(phase, share, left, counts)
 
-        self._show(frame, [head_line(phase, share, left, counts)], last=done_tokens >= total_tokens)
+        self._show(frame, [head_line(phase, share, left, counts)], last=done >= total)
 
     def training_progress(self, progress: Progress) -> None:
         """Step, rows/s and time left; per member loss, explained variance, L0, dead and the loss so far."""

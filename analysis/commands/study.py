@@ -1,0 +1,76 @@
+"""The owner's five questions, answered with intervals from a finished population with several seeds.
+
+python main.py study RUN                         # all measures of all members, five answers, figures
+python main.py study RUN --control RUN_RANDOM    # beside the same model with its weights shuffled
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.commands.flags import Parser, filled
+from harvest.errors import InputError
+from harvest.request import default_cache_dir, flag
+
+if TYPE_CHECKING:
+    from analysis.measures import Gathered
+    from analysis.run import FinishedRun
+    from analysis.study import Answer
+
+
+@dataclass(frozen=True)
+class Options:
+    control: Path | None = flag(None, "a run on the same model with its weights shuffled (--control random-weights)")
+    cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
+
+
+def run(argv: list[str]) -> None:
+    parser = Parser(prog="main.py study", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_flags("how", Options)
+    values = vars(parser.parse_args(argv))
+    options = filled(Options, values)
+
+    from analysis.faces.tables import study_table
+    from analysis.faces.terminal import Terminal
+    from analysis.measures import gather
+    from analysis.run import FinishedRun
+    from analysis.study import study
+
+    finished = FinishedRun.open(values["run"])
+    shuffled = FinishedRun.open(options.control) if options.control else None
+    if shuffled and getattr(shuffled.request, "control", None) is None:
+        raise InputError(
+            f"--control {options.control}: it was trained on the model as it is, not --control random-weights"
+        )
+    with Terminal() as terminal:
+        gathered = gather(finished, options.cache_dir, terminal.progress, terminal.say)
+        control = gather(shuffled, options.cache_dir, terminal.progress, terminal.say) if shuffled else None
+        answers = study(gathered, control)
+        for number, answer in enumerate(answers, 1):
+            terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")
+            terminal.show(study_table(answer.table))
+            terminal.say(f"{answer.answer}\nUncertainty: {answer.uncertainty}\nNot shown: {answer.not_shown}")
+        for path in written(answers, finished, shuffled, gathered):
+            terminal.say(f"written: {path}")
+
+
+def written(
+    answers: list[Answer], finished: FinishedRun, shuffled: FinishedRun | None, gathered: Gathered
+) -> list[Path]:
+    """analysis/study.json and the figures, whose paths are returned with it."""
+    from analysis.figures import save
+    from harvest.store import write_json
+
+    paths, records = [], []
+    for number, answer in enumerate(answers, 1):
+        for name, figure in answer.figures.items():
+            paths.append(save(figure, finished.path / "figures" / f"study-{number}-{name}")[0])
+        plain = asdict(replace(answer, figures={}))
+        records.append(plain | {"figures": [f"study-{number}-{name}" for name in answer.figures]})
+    record = {"schema": 1, "run": finished.path.resolve().name, "control": shuffled and shuffled.path.resolve().name}
+    record |= {"values": gathered.values, "notes": gathered.notes, "answers": records}
+    write_json(finished.path / "analysis" / "study.json", record)
+    return [*paths, finished.path / "analysis" / "study.json"]

@@ -1,0 +1,237 @@
+"""What each feature does: the streaming pass against plain numpy over all rows, and planted specialization."""
+
+import numpy as np
+import pytest
+from command_line import THREE_KINDS, shared_cache, typed
+from rows import make_store
+from scipy import stats
+
+from analysis import features, firing
+from analysis.contexts import context_text
+from analysis.features import Features, best_others, features_of, phi
+from analysis.firing import SHUFFLES, Labels, context_hashes, firing_of
+from analysis.run import FinishedRun
+from analysis.specialization import mutual_information, over_chance, p_values, specialization
+from harvest.language_model import LanguageModel
+from harvest.sources import BUNDLED_MODEL
+from harvest.unembedding import logit_weights
+from sae_jax.sae import SAE
+
+F, D = 24, 32
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("store"), windows=300)
+
+
+@pytest.fixture(scope="module")
+def sae():
+    rng = np.random.default_rng(1)
+    W = rng.standard_normal((F, D)).astype(np.float32)
+    b_enc = np.full(F, -8, np.float32)
+    b_enc[3] = -1e6  # never fires
+    return SAE("relu", {"W_encT": W, "b_enc": b_enc, "W_dec": W, "b_dec": np.zeros(D, np.float32)}, {}, "")
+
+
+@pytest.fixture(scope="module")
+def labels(store):
+    documents = max(store.train.documents.max(), store.held_out.documents.max()) + 1
+    parity = Labels("document", np.arange(documents) % 2, ["even", "odd"])
+    return {
+        "parity": parity,
+        "token": Labels("token", np.arange(1000) % 3, list("abc")),
+        "position": Labels("position", np.arange(8), list("01234567")),
+    }
+
+
+def everything(store, sae):
+    """(features, token, position, document, window) of all rows, training rows first, by plain numpy."""
+    splits = (store.train, store.held_out)
+    f_NxF = np.concatenate([np.asarray(sae.encode(split.read(0, len(split)).astype(np.float32))) for split in splits])
+    places = [(*split.context(row), s) for s, split in enumerate(splits) for row in range(len(split))]
+    token_N = np.array([tokens[position] for tokens, position, *_ in places])
+    position_N = np.array([position - 1 for _, position, *_ in places])
+    return f_NxF, token_N, position_N, np.array([document for _, _, document, _ in places])
+
+
+@pytest.mark.parametrize("chunk_rows,pending", [(4096, 1 << 20), (40, 30)])
+def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, labels, monkeypatch, chunk_rows, pending):
+    monkeypatch.setattr(firing, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(firing, "PENDING", pending)
+    found, rows_SxL = firing_of({"a": sae}, store, labels, 0)
+    of = found["a"]
+    f_NxF, token_N, position_N, document_N = everything(store, sae)
+    fires_NxF = f_NxF != 0
+    assert 0.02 < fires_NxF.mean() < 0.5 and not fires_NxF[:, 3].any()
+    np.testing.assert_array_equal(of.count_F, fires_NxF.sum(0))
+    np.testing.assert_allclose(of.sum_F, f_NxF.sum(0), rtol=1e-5)
+    np.testing.assert_array_equal(of.together_FxF, fires_NxF.T.astype(int) @ fires_NxF)
+    for p in range(8):
+        np.testing.assert_array_equal(of.position_FxP[:, p], fires_NxF[position_N == p].sum(0))
+    for code in range(2):
+        np.testing.assert_array_equal(of.label_SxFxL["parity"][0, :, code], fires_NxF[document_N % 2 == code].sum(0))
+    for code in range(3):
+        np.testing.assert_array_equal(of.label_SxFxL["token"][0, :, code], fires_NxF[token_N % 3 == code].sum(0))
+        assert (rows_SxL["token"][0, code] == (token_N % 3 == code).sum()).all()
+    for name in labels:  # labels dealt anew are spread over the same firings
+        np.testing.assert_array_equal(of.label_SxFxL[name].sum(2), np.tile(of.count_F, (1 + SHUFFLES, 1)))
+
+    window_N = np.arange(len(f_NxF)) // 8
+    top_row_FxK, top_value_FxK = of.top.table("row", -1), of.top.table("value", 0)
+    for feature in range(F):
+        strongest_W = np.zeros(window_N.max() + 1)
+        np.maximum.at(strongest_W, window_N, f_NxF[:, feature])
+        expected = np.sort(strongest_W[strongest_W > 0])[::-1][:20]
+        rows = top_row_FxK[feature][top_row_FxK[feature] >= 0]
+        np.testing.assert_allclose(top_value_FxK[feature][: len(expected)], expected, rtol=1e-6)
+        np.testing.assert_allclose(f_NxF[rows, feature], top_value_FxK[feature][: len(rows)], rtol=1e-6)
+        assert len(set(window_N[rows])) == len(rows) == len(expected)
+
+
+def test_the_sample_is_drawn_alike_from_all_windows(store, sae, labels):
+    of = firing_of({"a": sae}, store, labels, 0)[0]["a"]
+    feature = int(of.count_F.argmax())
+    rows = of.sample.table("row", -1)[feature]
+    assert (rows >= 0).all()
+    total = len(store.train) + len(store.held_out)
+    assert stats.kstest(rows / total, "uniform").pvalue > 1e-3
+
+
+def test_equal_contexts_are_shown_once():
+    kept = firing.Kept(features=2, size=5, positions=4)
+    entries = np.zeros(4, firing.ENTRY)
+    entries["key"], entries["row"], entries["alike"] = [3, 2, 1, 5], [0, 40, 80, 120], [7, 7, 8, 7]
+    entries["feature"] = [0, 0, 0, 1]
+    kept.add(entries)
+    assert kept.table("row", -1).tolist() == [[0, 80, -1, -1, -1], [120, -1, -1, -1, -1]]
+
+
+def test_contexts_are_equal_where_the_token_and_those_before_are():
+    tokens_WxT = np.array([[5, 6, 7, 8], [5, 6, 7, 9], [6, 5, 7, 8]])
+    hash_WxT = context_hashes(tokens_WxT)
+    np.testing.assert_array_equal(hash_WxT[0, :3], hash_WxT[1, :3])
+    assert hash_WxT[0, 3] != hash_WxT[1, 3] and hash_WxT[0, 2] != hash_WxT[2, 2]
+    assert len(set(hash_WxT[0])) == 4
+
+
+def test_phi_is_the_correlation_of_firing():
+    rng = np.random.default_rng(0)
+    fires_NxF = rng.random((5000, 6)) < 0.1
+    fires_NxF[:, 1] |= fires_NxF[:, 0]
+    counted = type("Counted", (), {})()
+    counted.count_F, counted.together_FxF = fires_NxF.sum(0), fires_NxF.T.astype(int) @ fires_NxF
+    expected = np.corrcoef(fires_NxF.T)
+    np.testing.assert_allclose(phi(counted, 5000, slice(0, 6)), expected, atol=1e-9)
+    best, values = best_others(6, lambda block: expected[block])
+    assert best[0, 0] == 1 and best[1, 0] == 0 and values[0, 0] == pytest.approx(expected[0, 1])
+
+
+def test_logit_weights_have_the_norms_gain_and_no_scale():
+    model = LanguageModel.load(str(BUNDLED_MODEL))
+    state = {name: value.double().numpy() for name, value in model.bridge.original_model.state_dict().items()}
+    gain_D = next(value for name, value in state.items() if "ln_f" in name and name.endswith("weight"))
+    W_U_VxD = next(value for name, value in state.items() if "lm_head" in name and name.endswith("weight"))
+    directions_KxD = np.random.default_rng(0).standard_normal((3, model.d_model))
+    centered_KxD = directions_KxD - directions_KxD.mean(1, keepdims=True)
+    np.testing.assert_allclose(logit_weights(model, directions_KxD), (centered_KxD * gain_D) @ W_U_VxD.T, atol=2e-3)
+
+
+# Specialization.
+
+
+def test_information_and_entropy_of_planted_features():
+    rows_L = np.full(4, 10_000)
+    count_FxL = np.array([[1000, 0, 0, 0], [250, 250, 250, 250], [500, 500, 0, 0]])
+    np.testing.assert_allclose(specialization(count_FxL, rows_L), [1, 0, 0.5], atol=0.002)
+    p = 0.025  # it fires on 1000 of 40,000 rows, all of one label
+    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    given_label = 0.25 * -(0.1 * np.log2(0.1) + 0.9 * np.log2(0.9))
+    np.testing.assert_allclose(mutual_information(count_FxL, rows_L)[:2], [entropy - given_label, 0], atol=1e-4)
+    assert np.isnan(specialization(np.zeros((1, 4), int), rows_L)).all()
+
+
+def test_a_label_with_more_rows_makes_no_specialist():
+    rows_L = np.array([30_000, 10_000])
+    assert specialization(np.array([[3000, 1000]]), rows_L)[0] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Of 400 features half fire on a topic of their own, by documents of 20 rows: (scores [S, F], density, which)."""
+    rng = np.random.default_rng(0)
+    documents, topics, count = 1500, 10, 400
+    topic_G, loud_G = rng.integers(0, topics, documents), rng.gamma(0.5, 2.0, (count, documents))
+    special_F = np.arange(count) % 2 == 0
+    rate_FxG = loud_G * rng.uniform(0.005, 0.1, (count, 1))
+    rate_FxG *= np.where(special_F[:, None] & (topic_G == np.arange(count)[:, None] % topics), 4, 1)
+    fires_FxG = rng.binomial(20, np.clip(rate_FxG, 0, 1))
+    scores = []
+    for shuffle in range(1 + 2 * SHUFFLES):
+        of_G = topic_G if shuffle == 0 else rng.permutation(topic_G)
+        onehot_GxL = np.eye(topics, dtype=int)[of_G]
+        scores.append(specialization(fires_FxG @ onehot_GxL, 20 * onehot_GxL.sum(0)))
+    return np.stack(scores), fires_FxG.sum(1), special_F
+
+
+def test_planted_specialists_are_told_from_features_that_fire_on_few_documents(planted):
+    score_SxF, count_F, special_F = planted
+    found_F = stats.false_discovery_control(p_values(score_SxF[: 1 + SHUFFLES], count_F)) <= 0.05
+    assert found_F[special_F].mean() > 0.95
+    assert (found_F & ~special_F).sum() / found_F.sum() <= 0.1
+    assert over_chance(score_SxF[: 1 + SHUFFLES])[~special_F].mean() == pytest.approx(0, abs=0.005)
+
+
+def test_on_shuffled_labels_nothing_is_found(planted):
+    score_SxF, count_F, _ = planted
+    p_F = p_values(score_SxF[1 : 2 + SHUFFLES], count_F)  # a shuffle in place of the labels
+    assert (stats.false_discovery_control(p_F) <= 0.05).mean() <= 0.01
+    assert 0.02 < (p_F <= 0.05).mean() < 0.09
+
+
+# Of a run.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    cache = shared_cache(tmp_path_factory)
+    path = tmp_path_factory.mktemp("runs") / "described"
+    done = typed(*THREE_KINDS, "--epochs", "3", "--run-dir", path, cache=cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    return FinishedRun.open(path), cache
+
+
+def test_a_run_is_described_once_and_read_again(run, monkeypatch):
+    run, cache = run
+    members = list(run.members)
+    found = features_of(run, members, cache)
+    files = {path: path.stat().st_mtime_ns for path in (run.path / "analysis" / "features").iterdir()}
+    assert sorted(path.stem for path in files) == sorted(members)
+    monkeypatch.setattr(features, "firing_of", None)  # whatever calls it fails
+    again = features_of(run, members, cache)
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    for name in members:
+        for field, value in vars(found[name]).items():
+            np.testing.assert_equal(getattr(again[name], field), value)
+
+
+def test_a_feature_fires_at_the_token_that_its_context_marks(run):
+    run, cache = run
+    name = next(name for name in run.members if name.startswith("topk"))
+    of = features_of(run, [name], cache)[name]
+    store, sae, tokenizer = run.store(run.site(name), cache), run.dictionary(name).sae, run.language_model().tokenizer
+    assert set(of.labels) == {"topic", "subject", "form", "token class", "position"}
+    feature = int(of.density_F.argmax())
+    row, value = int(of.top_row_FxK[feature, 0]), of.max_F[feature]
+    split, local = (store.train, row) if row < len(store.train) else (store.held_out, row - len(store.train))
+    assert np.asarray(sae.encode(split.read(local, local + 1).astype(np.float32)))[0, feature] == pytest.approx(value)
+    context = context_text(store, tokenizer, row)
+    tokens_T, position, document = split.context(local)
+    assert context.token == tokenizer.decode([tokens_T[position]]) and context.document == document
+    assert context.before + context.token + context.after in tokenizer.decode(tokens_T)
+
+
+def test_of_another_version_it_is_computed_again(run, tmp_path):
+    path = tmp_path / "old.npz"
+    np.savez(path, format=np.array(features.FORMAT - 1))
+    assert Features.load(path) is None
