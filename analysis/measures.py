@@ -64,13 +64,14 @@ class Gathered:
 def gather(
     run: FinishedRun,
     cache_dir: Path,
+    documents: int = SAEBench.documents,
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Gathered:
     """Raises InputError for a run whose text or model cannot be had."""
     members = list(run.members)
     features = features_of(run, members, cache_dir, on_progress, say)
-    bench, notes = benchmarks(run, members, say)
+    bench, notes = benchmarks(run, members, documents, say)
     decoders = {
         name: Decoder(comparison.settings_of(run.members[name]), run.dictionary(name).tensors["W_dec"], of.alive_F)
         for name, of in features.items()
@@ -97,19 +98,20 @@ def gather(
 
 
 def benchmarks(
-    run: FinishedRun, members: list[str], say: Callable[[str], None]
+    run: FinishedRun, members: list[str], documents: int, say: Callable[[str], None]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """({question: {member: its record}}, notes) of probing and absorption: as `saebench` left them, or measured now.
 
     Probing is on the topics and forms of the bundled corpus, whatever the run's text was.
     """
-    settings = SAEBench(metrics=("probing", "absorption"), k=(1,))
+    settings = SAEBench(metrics=("probing", "absorption"), k=(1,), documents=documents)
     path = run.path / "analysis" / "study_benchmarks.json"
-    if not path.exists():
-        say(f"probing {len(members)} dictionaries on {BUNDLED_CORPUS.name}")
+    record = json.loads(path.read_text()) if path.exists() else {}
+    if record.get("documents") != documents:
+        say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
         answers, notes = measure(settings, run, members, run.language_model())
-        write_json(path, {"answers": plain(answers), "notes": notes})
-    record = json.loads(path.read_text())
+        record = {"documents": documents, "answers": plain(answers), "notes": notes}
+        write_json(path, record)
     return record["answers"], record["notes"]
 
 

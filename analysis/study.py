@@ -191,7 +191,7 @@ def frequency_and_specialization(gathered: Gathered, control: Gathered | None) -
         answer=f"As an indicator, frequency is {strength} (rank correlation over chance; the largest is "
         f"{max(means):.2f}). {'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
-        not_shown=f"Specialization on what is not labelled. Features that fire under {MIN_FIRINGS} times are not asked.",
+        not_shown=f"Specialization on what is not labelled. Features with under {MIN_FIRINGS} firings are not asked.",
         figures={"frequency": chart_of("Frequency and specialization: rank correlation", table)},
     )
 

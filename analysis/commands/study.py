@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     control: Path | None = flag(None, "a run on the same model with its weights shuffled (--control random-weights)")
+    documents: int = flag(5000, "of the bundled corpus, at most, to probe on")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 
 
@@ -46,8 +47,10 @@ def run(argv: list[str]) -> None:
             f"--control {options.control}: it was trained on the model as it is, not --control random-weights"
         )
     with Terminal() as terminal:
-        gathered = gather(finished, options.cache_dir, terminal.progress, terminal.say)
-        control = gather(shuffled, options.cache_dir, terminal.progress, terminal.say) if shuffled else None
+        gathered = gather(finished, options.cache_dir, options.documents, terminal.progress, terminal.say)
+        control = None
+        if shuffled:
+            control = gather(shuffled, options.cache_dir, options.documents, terminal.progress, terminal.say)
         answers = study(gathered, control)
         for number, answer in enumerate(answers, 1):
             terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")

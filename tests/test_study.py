@@ -1,0 +1,150 @@
+"""When features emerge, planted; intervals; and the study of a run from its command to its files."""
+
+import json
+
+import numpy as np
+import pytest
+from command_line import BUNDLED, environment, shared_cache, typed
+from scipy import stats
+
+import main
+from analysis import emergence
+from analysis.intervals import over_seeds
+from harvest.errors import InputError
+from sae_jax.snapshots import Snapshot
+
+STEPS = (0, 10, 30, 100, 300, 1000)
+F, D = 40, 64
+
+
+def unit(x_FxD):
+    return x_FxD / np.linalg.norm(x_FxD, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def planted():
+    """Feature f takes its final direction at its step and keeps it; the more often it fires, the earlier."""
+    rng = np.random.default_rng(0)
+    final_FxD, noise = unit(rng.standard_normal((F, D))), lambda: unit(rng.standard_normal((F, D)))
+    emerged_F = np.array(STEPS)[rng.integers(1, len(STEPS), F)]
+    snapshots = {}
+    for step in STEPS:
+        direction_FxD = np.where((emerged_F <= step)[:, None], final_FxD, noise())
+        density_F = np.where(emerged_F <= step, 0.5 / np.maximum(emerged_F, 1), 0)
+        snapshots[step] = Snapshot(direction_FxD, np.ones(F), density_F)
+    return snapshots, emerged_F
+
+
+def features_with(density_F, rng):
+    of = type("Features", (), {})()
+    of.density_F, of.alive_F = density_F, density_F > 0
+    of.mean_F, of.together_phi_FxJ = rng.random(len(density_F)), rng.random((len(density_F), 3))
+    return of
+
+
+def test_a_feature_emerges_where_it_was_planted(planted):
+    snapshots, emerged_F = planted
+    found = emergence.compute(snapshots, features_with(snapshots[1000].density, np.random.default_rng(1)))
+    np.testing.assert_array_equal(found.emerged_F, emerged_F)
+    np.testing.assert_allclose(found.recognizable_S, [(emerged_F <= step).mean() for step in STEPS])
+    assert found.births_S.tolist() == [0, *((emerged_F == step).sum() for step in STEPS[1:])]
+    assert not found.deaths_S.any()
+    assert found.predictors["frequency"] == pytest.approx(-1)  # by its making
+    assert all(abs(found.predictors[name]) < 0.4 for name in ("norm", "co-occurrence"))
+
+
+def test_a_direction_that_two_features_come_from_is_a_split(planted):
+    snapshots, _ = planted
+    final_FxD, early = snapshots[1000].direction, snapshots[0].direction.copy()
+    a, b = np.argwhere((final_FxD @ final_FxD.T > 0.1) & ~np.eye(F, dtype=bool))[0]
+    parent_D = unit(final_FxD[[a]] + final_FxD[[b]])[0]
+    early[0] = parent_D
+    snapshots[0] = snapshots[0]._replace(direction=early)
+    alive = features_with(np.full(F, 0.1), np.random.default_rng(1))
+    assert emergence.compute(snapshots, alive).splits_S[0] == 1
+
+
+def test_what_is_lost_again_has_not_emerged_yet(planted):
+    snapshots, emerged_F = planted
+    feature = int(np.flatnonzero(emerged_F == 10)[0])
+    lost = snapshots[100].direction.copy()
+    lost[feature] = unit(np.random.default_rng(5).standard_normal((1, D)))[0]
+    snapshots[100] = snapshots[100]._replace(direction=lost)
+    alive = features_with(np.full(F, 0.1), np.random.default_rng(1))
+    assert emergence.compute(snapshots, alive).emerged_F[feature] == 300
+
+
+def test_emergence_needs_snapshots(planted):
+    snapshots, _ = planted
+    with pytest.raises(InputError, match="--snapshots"):
+        emergence.compute({0: snapshots[0], 1000: snapshots[1000]}, None)
+
+
+def test_an_interval_is_students():
+    values = [1.0, 2.0, 4.0]
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    found = over_seeds([*values, None])
+    assert (found.mean, found.n) == (pytest.approx(7 / 3), 3)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert over_seeds([3.0]).low is None and over_seeds([None]).mean is None
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    cache = shared_cache(tmp_path_factory)
+    run = tmp_path_factory.mktemp("runs") / "population"
+    small = ("--n-samples", "300", "--hidden-dim", "48", "--target-l0", "8", "--k", "8", "--epochs", "3")
+    done = typed(*BUNDLED, *small, "--activation", "relu", "topk", "--seed", "0", "1", "--run-dir", run, cache=cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    return run, cache
+
+
+@pytest.fixture(scope="module")
+def studied(run):
+    run, cache = run
+    done = typed("study", run, "--documents", "800", cache=cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    return run, cache, done.stdout
+
+
+def test_five_questions_are_answered_with_intervals_from_the_results(studied):
+    run, _, said = studied
+    record = json.loads((run / "analysis" / "study.json").read_text())
+    assert len(record["answers"]) == 5
+    for answer in record["answers"]:
+        assert answer["question"] in said and answer["answer"] and answer["uncertainty"] and answer["not_shown"]
+        for name in answer["figures"]:
+            assert (run / "figures" / f"{name}.svg").stat().st_size > 1000
+    results = {m["id"]: m["metrics"] for m in json.loads((run / "results.json").read_text())["members"]}
+    expected = over_seeds([results[f"relu-f48-l8-lr1e-3-s{seed}"]["explained_variance"] for seed in (0, 1)])
+    found = record["answers"][0]["table"]["relu"]["explained_variance"]
+    assert found == pytest.approx({"mean": expected.mean, "low": expected.low, "high": expected.high, "n": 2})
+
+
+def test_nothing_is_computed_twice(studied):
+    run, cache, said = studied
+    kept = [*(run / "analysis" / "features").iterdir(), run / "analysis" / "study_benchmarks.json"]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    again = typed("study", run, "--documents", "800", cache=cache)
+    assert again.returncode == 0 and {path: path.stat().st_mtime_ns for path in kept} == before
+    assert "rows/s" in said and "rows/s" not in again.stdout
+
+
+def test_a_run_without_its_text_or_as_its_own_control_is_refused(run, monkeypatch, capsys, tmp_path):
+    run, cache = run
+    for name, value in environment(cache).items():
+        monkeypatch.setenv(name, value)
+    assert main.run_as_command(["study", str(run), "--control", str(run), "--cache-dir", str(cache)]) == 2
+    assert "not --control random-weights" in capsys.readouterr().err
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    config = json.loads((run / "config.json").read_text())
+    config["asked"]["harvest"]["dataset"] = config["stores"][0]["dataset"]["asked"] = str(tmp_path / "gone.jsonl")
+    config["stores"][0]["dataset"]["location"] = str(tmp_path / "gone.jsonl")
+    (moved / "config.json").write_text(json.dumps(config))
+    (moved / "results.json").write_text((run / "results.json").read_text())
+    assert main.run_as_command(["study", str(moved), "--cache-dir", str(tmp_path / "cache")]) == 2
+    assert "gone.jsonl" in capsys.readouterr().err
