@@ -5,7 +5,6 @@ Everything comes from the runs' config.json and results.json: held-out figures o
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from analysis.figures import GREYS, KIND_STYLES, OTHER_STYLE, save
+from analysis.run import FinishedRun, is_bundled
 from harvest.errors import InputError
+from harvest.request import Site
 from harvest.store import write_json
 
 METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-entropy recovered"}
@@ -106,12 +107,11 @@ def compute(*runs: Path) -> Frontier:
 
 def members_of_run(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """(what sets its curve apart from others of its kind, the member as in results.json) of each member."""
-    config, results = (read(run / name) for name in ("config.json", "results.json"))
-    stores = {store["hook_name"]: store for store in config["stores"]}
-    training = {name: config["asked"]["train"][name] for name in TRAINING}
+    finished = FinishedRun.open(run)
+    training = {name: finished.config["asked"]["train"][name] for name in TRAINING}
     members = []
-    for member in results["members"]:
-        store = stores[f"blocks.{member['layer']}.hook_{member['hook']}"]
+    for member in finished.results["members"]:
+        store = finished.store_facts(Site(member["layer"], member["hook"]))
         settings = {"model": source_name(store["model"], "model"), "text": source_name(store["dataset"], "corpus")}
         settings |= {"rows": store["rows"], "store": store["sha256"][:8], **training}
         penalty = member["sparsity_by"] if member["sparsity_by"] != "k" else None
@@ -119,21 +119,8 @@ def members_of_run(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return members
 
 
-def read(path: Path) -> dict[str, Any]:
-    if not path.parent.is_dir():
-        raise InputError(f"{path.parent}: there is no such run directory")
-    if not path.exists():
-        raise InputError(
-            f"{path.parent}: it has no {path.name}: no run, or one that is not finished (--resume goes on)"
-        )
-    try:
-        return json.loads(path.read_text())
-    except ValueError as e:
-        raise InputError(f"{path} is damaged ({e}): --force trains it again") from e
-
-
 def source_name(source: dict[str, Any], what: str) -> str:
-    return f"bundled {what}" if source["fell_back"] or source["asked"] == "bundled" else Path(source["asked"]).name
+    return f"bundled {what}" if is_bundled(source) else Path(source["asked"]).name
 
 
 def key_of(settings: dict[str, Any], names: Sequence[str]) -> tuple:

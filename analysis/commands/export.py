@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.commands.flags import Parser, filled
+from analysis.run import FinishedRun, read_record
 from harvest.errors import InputError
 from harvest.request import flag
 
@@ -51,26 +52,16 @@ def run(argv: list[str]) -> None:
 
 def member_facts(source: Path, member_id: str | None) -> dict | None:
     """{"member", "asked", "store", "environment"} of a run's member; None where `source` is no run."""
-    from sae_jax.formats.saelens import read_json
-
-    if not (source / "config.json").exists() or "asked" not in (config := read_json(source / "config.json")):
+    if not (source / "config.json").exists() or "asked" not in read_record(source, "config.json"):
         if member_id is not None:
             raise InputError(f"--member {member_id}: {source} is no run; leave it out for a dictionary's own directory")
         return None
-    if not (source / "results.json").exists():
-        raise InputError(f"{source} is not finished: `python main.py ... --resume` goes on with it")
-    members = {m["id"]: m for m in read_json(source / "results.json")["members"]}
-    if member_id is None and len(members) == 1:
-        (member_id,) = members
-    if member_id not in members:
-        asked = "--member: say which" if member_id is None else f"--member {member_id} is not in {source}"
-        raise InputError(f"{asked}; it has {', '.join(members)}")
-    member = members[member_id]
-    if member["failed"]:
-        raise InputError(f"--member {member_id} failed at step {member['failed']['step']:,} and was not written")
-    hook_name = f"blocks.{member['layer']}.hook_{member['hook']}"
-    (store,) = (store for store in config["stores"] if store["hook_name"] == hook_name)
-    return {"member": member, "asked": config["asked"], "store": store, "environment": config["environment"]}
+    run = FinishedRun.open(source)
+    if member_id is None and len(run.results["members"]) > 1:
+        raise InputError(f"--member: say which; it has {', '.join(run.members)}")
+    (name,) = run.chosen((member_id,) if member_id else ())
+    facts = {"member": run.members[name], "store": run.store_facts(run.site(name))}
+    return facts | {what: run.config[what] for what in ("asked", "environment")}
 
 
 def refuse_no_hub(repo: str) -> None:
