@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,10 +25,10 @@ from analysis.matching import random_like, slices_of
 from harvest.errors import InputError
 from harvest.store import write_atomically, write_json
 
-NEIGHBOURS, MIN_DISTANCE = 15, 0.1
+NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with 0.1, or 200 epochs, small planted clusters run together
 MIN_CLUSTER = 10  # features
 COMPONENTS = 100  # clustered on, where there is no UMAP
-QUANTILE = 0.99
+QUANTILE, MOST_DRAWS = 0.99, 5
 NAME_TOKENS, TOOLTIP_TOKENS = 3, 5
 WITHOUT_UMAP = "umap-learn is not installed (pip install 'sae-jax[umap]'): principal components, fewer clusters found"
 
@@ -69,7 +69,9 @@ def compute(
     `min_cluster` features are alive.
     """
     if not len(decoder_FxD) == len(alive_F) == len(promoted):
-        raise InputError(f"{len(decoder_FxD)} directions, {len(alive_F)} truth values and {len(promoted)} lists of tokens")
+        raise InputError(
+            f"{len(decoder_FxD)} directions, {len(alive_F)} truth values and {len(promoted)} lists of tokens"
+        )
     living_N = np.flatnonzero(alive_F)
     if len(living_N) < 2 * min_cluster:
         raise InputError(f"a map needs {2 * min_cluster} living features or more; there are {len(living_N)}")
@@ -77,10 +79,8 @@ def compute(
     x_NxD = unit(decoder_FxD[living_N])
     place = (lambda x_NxD: umap_of(x_NxD, seed)) if with_umap else (lambda x_NxD: pca_of(x_NxD, COMPONENTS)[0])
     placed_NxC, (pca_NxC, variance_C) = place(x_NxD), pca_of(x_NxD, 2)
-    random_NxD = random_like(x_NxD, len(x_NxD), np.random.default_rng(seed))
-    raw_N, random_N = dense(placed_NxC, min_cluster), dense(place(random_NxD), min_cluster)
-    had = belonging(random_NxD, random_N)[random_N >= 0]
-    floor = float(np.quantile(had, QUANTILE)) if len(had) else 0.0
+    raw_N = dense(placed_NxC, min_cluster)
+    floor = chance(x_NxD, lambda random_NxD: dense(place(random_NxD), min_cluster), seed)
     label_N = by_size(np.where(belonging(x_NxD, raw_N) > floor, raw_N, -1), min_cluster)
 
     def for_all(values_N: np.ndarray, empty: float) -> np.ndarray:
@@ -107,13 +107,16 @@ def compute(
 def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
     """Two dimensions. Neighbours are exact and the layout has one thread, so that a seed says everything."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="umap")  # it cannot place further points: none come
+        warnings.filterwarnings(
+            "ignore", category=UserWarning, module="umap"
+        )  # it cannot place further points: none come
         from umap import UMAP
 
         at_NxK, distance_NxK = neighbours(x_NxD, min(NEIGHBOURS, len(x_NxD) - 1))
         layout = UMAP(
             n_neighbors=at_NxK.shape[1],
             min_dist=MIN_DISTANCE,
+            n_epochs=EPOCHS,
             metric="cosine",
             random_state=seed,
             n_jobs=1,
@@ -162,6 +165,17 @@ def belonging(x_NxD: np.ndarray, label_N: np.ndarray) -> np.ndarray:
         own = label_N == label
         cosine_N[own] = (x_NxD[own] * unit(x_NxD[own].sum(0) - x_NxD[own])).sum(1)
     return cosine_N
+
+
+def chance(x_NxD: np.ndarray, labels_of: Callable[[np.ndarray], np.ndarray], seed: int) -> float:
+    """What 99% of the members of clusters among random directions stay under: of the first draw that has clusters."""
+    rng = np.random.default_rng(seed)
+    for _ in range(MOST_DRAWS):
+        random_NxD = random_like(x_NxD, len(x_NxD), rng)
+        label_N = labels_of(random_NxD)
+        if (label_N >= 0).any():
+            return float(np.quantile(belonging(random_NxD, label_N)[label_N >= 0], QUANTILE))
+    return 0.0
 
 
 def by_size(label_N: np.ndarray, min_cluster: int) -> np.ndarray:
@@ -215,7 +229,9 @@ def figure(clusters: Clusters, shown: int = 10) -> Any:
     import altair as alt
 
     colours = [colour for colour, _ in KIND_STYLES.values()][:shown]
-    legend = [f"{i + 1}  {name} ({size})" for i, (name, size) in enumerate(zip(clusters.names, clusters.sizes, strict=True))]
+    legend = [
+        f"{i + 1}  {name} ({size})" for i, (name, size) in enumerate(zip(clusters.names, clusters.sizes, strict=True))
+    ]
     legend = legend[: len(colours)]
     rest = [size for size in clusters.sizes[len(legend) :]]
     others = [f"{len(rest)} smaller clusters ({sum(rest)})"] if rest else []
@@ -250,7 +266,9 @@ def figure(clusters: Clusters, shown: int = 10) -> Any:
     numbers = alt.Chart(alt.Data(values=middles)).encode(x="x:Q", y="y:Q", text="number:N")
     halo = numbers.mark_text(fontSize=14, fontWeight="bold", stroke="white", strokeWidth=4, strokeJoin="round")
     ink = numbers.mark_text(fontSize=14, fontWeight="bold", color="#111111")
-    alive = f"{clusters.alive:,} living features" + (f", {clusters.dead:,} that never fire left out" if clusters.dead else "")
+    alive = f"{clusters.alive:,} living features" + (
+        f", {clusters.dead:,} that never fire left out" if clusters.dead else ""
+    )
     how = "UMAP by cosine" if clusters.method == "UMAP" else WITHOUT_UMAP
     subtitle = [f"{alive}; {len(clusters.names)} clusters; named by the tokens that they promote", how]
     return styled(alt.layer(points, halo, ink).properties(width=640, height=460), "Directions of features", subtitle)
