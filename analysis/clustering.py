@@ -93,7 +93,7 @@ def compute(
         pca_Fx2=for_all(pca_NxC.astype(np.float32), np.nan),
         label_F=for_all(label_N, -1),
         tokens_F=tuple(" · ".join(token.strip() for token in own[:TOOLTIP_TOKENS]) for own in promoted),
-        names=names_of(label_N, [promoted[f] for f in living_N]),
+        names=names_of(label_N, [promoted[f] for f in living_N.tolist()]),
         sizes=tuple(int(size) for size in np.bincount(label_N[label_N >= 0])),
         pca_variance=(float(variance_C[0]), float(variance_C[1])),
         method="UMAP" if with_umap else "PCA",
@@ -218,7 +218,7 @@ def write(clusters: Clusters, folder: Path, name: str) -> list[Path]:
     """clusters-NAME.json (figures, names) and .npz (xy, pca, label of each feature)."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {k: v for k, v in vars(clusters).items() if not isinstance(v, np.ndarray) and k != "tokens_F"}
-    arrays = {"xy_Fx2": clusters.xy_Fx2, "pca_Fx2": clusters.pca_Fx2, "label_F": clusters.label_F}
+    arrays: dict[str, Any] = {"xy_Fx2": clusters.xy_Fx2, "pca_Fx2": clusters.pca_Fx2, "label_F": clusters.label_F}
     write_json(folder / f"clusters-{name}.json", {"schema": 1, **record})
     write_atomically(folder / f"clusters-{name}.npz", lambda file: np.savez_compressed(file, **arrays))
     return [folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"]
@@ -259,10 +259,10 @@ def figure(clusters: Clusters, shown: int = 10) -> Any:
         domain=domain, range=[*colours[: len(legend)], *["#9a9a9a"] * len(others), "#dcdcdc"]
     )
     colour = colour.legend(orient="bottom", columns=2, labelLimit=300, symbolSize=90, symbolOpacity=1)
-    axis = {"axis": None, "scale": alt.Scale(zero=False, padding=12)}
+    axes = (axis.scale(zero=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
     tooltip = [alt.Tooltip(f"{name}:N") for name in ("feature", "promotes", "cluster")]
     points = alt.Chart(alt.Data(values=rows)).mark_circle(size=28 if len(rows) < 5000 else 12, opacity=0.85)
-    points = points.encode(x=alt.X("x:Q", **axis), y=alt.Y("y:Q", **axis), color=colour, tooltip=tooltip)
+    points = points.encode(*axes, color=colour, tooltip=tooltip)
     numbers = alt.Chart(alt.Data(values=middles)).encode(x="x:Q", y="y:Q", text="number:N")
     halo = numbers.mark_text(fontSize=14, fontWeight="bold", stroke="white", strokeWidth=4, strokeJoin="round")
     ink = numbers.mark_text(fontSize=14, fontWeight="bold", color="#111111")

@@ -223,7 +223,11 @@ def bars(splitting: Splitting) -> Any:
         x=alt.X("count:Q", title="features").axis(tickCount=4, format=",d", grid=True),
     )
     layers = base.mark_bar(color="#0072B2"), base.mark_text(align="left", dx=4, fontSize=12).encode(text="count:Q")
-    return alt.layer(*layers).properties(width=190, height=130).facet(alt.Column("step:N", title=None).sort(steps))
+    return (
+        alt.layer(*layers)
+        .properties(width=190, height=130)
+        .facet(alt.Facet("step:N", title=None).sort(steps), columns=4)
+    )
 
 
 def boxes_of(splitting: Splitting, labels: Mapping[str, Sequence[str]], trees: int) -> list[dict[str, Any]]:
@@ -233,9 +237,9 @@ def boxes_of(splitting: Splitting, labels: Mapping[str, Sequence[str]], trees: i
     def place(level: int, feature: int, top: float) -> float:
         member = splitting.members[level]
         children = splitting.children(level, feature)
-        order = np.argsort(-splitting.cosine_F[level + 1][children], kind="stable") if len(children) else []
+        cosine_C = splitting.cosine_F[level + 1][children] if len(children) else np.zeros(0)
         bottom = top
-        for child in children[order][:CHILDREN_SHOWN]:
+        for child in children[np.argsort(-cosine_C, kind="stable")][:CHILDREN_SHOWN]:
             bottom = place(level + 1, int(child), bottom)
         if (more := len(children) - CHILDREN_SHOWN) > 0:
             words = f"and {more} more"

@@ -9,7 +9,7 @@ from rows import make_store
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 
-from analysis import comparison, matching, splitting
+from analysis import comparison, matching
 from analysis.figures import save
 from analysis.ground_truth import unit
 from analysis.matching import Decoder, correlations, cosines, match, random_like, sparse_activations, spread_rows
