@@ -1,8 +1,9 @@
 """Which features point alike? A map of the decoder's directions, and their clusters, named by what they promote.
 
 UMAP (cosine, exact neighbours) and HDBSCAN on its map, which alone would see clusters in noise. So the same is done to
-random directions with the same covariance: a feature belongs to its cluster only if its cosine to the rest of it is
-more than 99% of those had. Without umap-learn both are done on principal components, which finds fewer.
+random directions with the same covariance. A feature belongs to its cluster if its cosine to the rest of it is more
+than 90% of those had, and a cluster counts if the mean of these cosines is more than that of any of theirs. Without
+umap-learn both are done on principal components, which finds fewer.
 
 Shapes: F features, N of them alive, D width of the model, K neighbours.
 """
@@ -28,7 +29,7 @@ from harvest.store import write_atomically, write_json
 NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with 0.1, or 200 epochs, small planted clusters run together
 MIN_CLUSTER = 10  # features
 COMPONENTS = 100  # clustered on, where there is no UMAP
-QUANTILE, MOST_DRAWS = 0.99, 5
+QUANTILE, MOST_DRAWS = 0.9, 5
 NAME_TOKENS, TOOLTIP_TOKENS = 3, 5
 WITHOUT_UMAP = "umap-learn is not installed (pip install 'sae-jax[umap]'): principal components, fewer clusters found"
 
@@ -38,7 +39,7 @@ class Clusters:
     """Positions are NaN, labels −1 for features that never fire; label −1 also for what is in no cluster.
 
     names, sizes: of the clusters, largest first. noise: share of living features in none. floor: the cosine to the rest
-    of its cluster that a feature needs. pca_variance: shares of the variance that the two components have.
+    of its cluster that a feature needs; cohesion: the mean of these that a cluster needs. pca_variance: shares of the variance that the two components have.
     """
 
     xy_Fx2: np.ndarray
@@ -51,6 +52,7 @@ class Clusters:
     method: str
     noise: float
     floor: float
+    cohesion: float
     alive: int
     dead: int
 
@@ -80,8 +82,10 @@ def compute(
     place = (lambda x_NxD: umap_of(x_NxD, seed)) if with_umap else (lambda x_NxD: pca_of(x_NxD, COMPONENTS)[0])
     placed_NxC, (pca_NxC, variance_C) = place(x_NxD), pca_of(x_NxD, 2)
     raw_N = dense(placed_NxC, min_cluster)
-    floor = chance(x_NxD, lambda random_NxD: dense(place(random_NxD), min_cluster), seed)
-    label_N = by_size(np.where(belonging(x_NxD, raw_N) > floor, raw_N, -1), min_cluster)
+    floor, cohesion = chance(x_NxD, lambda random_NxD: dense(place(random_NxD), min_cluster), min_cluster, seed)
+    label_N = trimmed(x_NxD, raw_N, floor, min_cluster)
+    kept = np.flatnonzero(cohesions(x_NxD, label_N) > cohesion)
+    label_N = by_size(np.where(np.isin(label_N, kept), label_N, -1), min_cluster)
 
     def for_all(values_N: np.ndarray, empty: float) -> np.ndarray:
         values = np.full((len(alive_F), *values_N.shape[1:]), empty, values_N.dtype)
@@ -99,6 +103,7 @@ def compute(
         method="UMAP" if with_umap else "PCA",
         noise=float((label_N < 0).mean()),
         floor=floor,
+        cohesion=cohesion,
         alive=len(living_N),
         dead=len(alive_F) - len(living_N),
     )
@@ -167,15 +172,29 @@ def belonging(x_NxD: np.ndarray, label_N: np.ndarray) -> np.ndarray:
     return cosine_N
 
 
-def chance(x_NxD: np.ndarray, labels_of: Callable[[np.ndarray], np.ndarray], seed: int) -> float:
-    """What 99% of the members of clusters among random directions stay under: of the first draw that has clusters."""
+def trimmed(x_NxD: np.ndarray, label_N: np.ndarray, floor: float, min_cluster: int) -> np.ndarray:
+    return by_size(np.where(belonging(x_NxD, label_N) > floor, label_N, -1), min_cluster)
+
+
+def cohesions(x_NxD: np.ndarray, label_N: np.ndarray) -> np.ndarray:
+    """Of each cluster the mean cosine of its members to the rest of it."""
+    inside = label_N >= 0
+    return np.bincount(label_N[inside], belonging(x_NxD, label_N)[inside]) / np.bincount(label_N[inside])
+
+
+def chance(
+    x_NxD: np.ndarray, labels_of: Callable[[np.ndarray], np.ndarray], min_cluster: int, seed: int
+) -> tuple[float, float]:
+    """(floor, highest cohesion) that random directions have: of the first draw in which clusters are seen, or zeros."""
     rng = np.random.default_rng(seed)
     for _ in range(MOST_DRAWS):
         random_NxD = random_like(x_NxD, len(x_NxD), rng)
         label_N = labels_of(random_NxD)
         if (label_N >= 0).any():
-            return float(np.quantile(belonging(random_NxD, label_N)[label_N >= 0], QUANTILE))
-    return 0.0
+            floor = float(np.quantile(belonging(random_NxD, label_N)[label_N >= 0], QUANTILE))
+            left = cohesions(random_NxD, trimmed(random_NxD, label_N, floor, min_cluster))
+            return floor, float(left.max(initial=0))
+    return 0.0, 0.0
 
 
 def by_size(label_N: np.ndarray, min_cluster: int) -> np.ndarray:
