@@ -31,7 +31,7 @@ MIN_CLUSTER = 10  # features
 COMPONENTS = 100  # clustered on, where there is no UMAP
 QUANTILE, MOST_DRAWS = 0.9, 5
 NAME_TOKENS, TOOLTIP_TOKENS = 3, 5
-WITHOUT_UMAP = "umap-learn is not installed (pip install 'sae-jax[umap]'): principal components, fewer clusters found"
+WITHOUT_UMAP = "principal components: without umap-learn (pip install 'sae-jax[umap]') fewer clusters are found"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Clusters:
     """Positions are NaN, labels −1 for features that never fire; label −1 also for what is in no cluster.
 
     names, sizes: of the clusters, largest first. noise: share of living features in none. floor: the cosine to the rest
-    of its cluster that a feature needs; cohesion: the mean of these that a cluster needs. pca_variance: shares of the variance that the two components have.
+    of its cluster that a feature needs; cohesion: the mean of these that a cluster needs. pca_variance: shares of the
+    variance that the two components have.
     """
 
     xy_Fx2: np.ndarray
@@ -278,7 +279,7 @@ def figure(clusters: Clusters, shown: int = 10) -> Any:
         domain=domain, range=[*colours[: len(legend)], *["#9a9a9a"] * len(others), "#dcdcdc"]
     )
     colour = colour.legend(orient="bottom", columns=2, labelLimit=300, symbolSize=90, symbolOpacity=1)
-    axes = (axis.scale(zero=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
+    axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
     tooltip = [alt.Tooltip(f"{name}:N") for name in ("feature", "promotes", "cluster")]
     points = alt.Chart(alt.Data(values=rows)).mark_circle(size=28 if len(rows) < 5000 else 12, opacity=0.85)
     points = points.encode(*axes, color=colour, tooltip=tooltip)
@@ -288,6 +289,7 @@ def figure(clusters: Clusters, shown: int = 10) -> Any:
     alive = f"{clusters.alive:,} living features" + (
         f", {clusters.dead:,} that never fire left out" if clusters.dead else ""
     )
+    counted = "1 cluster" if len(clusters.names) == 1 else f"{len(clusters.names)} clusters"
     how = "UMAP by cosine" if clusters.method == "UMAP" else WITHOUT_UMAP
-    subtitle = [f"{alive}; {len(clusters.names)} clusters; named by the tokens that they promote", how]
+    subtitle = [f"{alive}; {counted}; named by the tokens that they promote", how]
     return styled(alt.layer(points, halo, ink).properties(width=640, height=460), "Directions of features", subtitle)

@@ -183,8 +183,10 @@ def figure(splitting: Splitting, labels: Mapping[str, Sequence[str]] | None = No
         high = max(box["y2"] for box in boxes)
         y = alt.Y("y:Q", axis=None).scale(domain=[high, 0], nice=False)
         base = alt.Chart(alt.Data(values=boxes)).encode(y=y)
-        colour = alt.Color("cosine:Q", title="cosine to parent").scale(scheme="blues", domain=[0.3, 1.3])
-        colour = colour.legend(format=".1f", values=[splitting.threshold, 0.75, 1])
+        colour = alt.Color("cosine:Q", title="cosine to parent").scale(
+            domain=[splitting.threshold, 1], range=["#dbe9f6", "#5fa8d8"]
+        )
+        colour = colour.legend(format=".1f", gradientLength=110)
         tooltip = [alt.Tooltip(f"{name}:N") for name in ("feature", "width", "label", "parent fires with it")]
         x = alt.X("x:Q", axis=None).scale(domain=[0, len(splitting.members)], nice=False)
         rect = base.mark_rect(stroke="white", strokeWidth=2, fill="#dddddd").encode(x=x, x2="x2:Q", y2="y2:Q")
