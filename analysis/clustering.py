@@ -2,7 +2,7 @@
 
 UMAP (cosine, exact neighbours) and HDBSCAN on its map, which alone would see clusters in noise. So the same is done to
 random directions with the same covariance. A feature belongs to its cluster if its cosine to the rest of it is more
-than 90% of those had, and a cluster counts if the mean of these cosines is more than that of any of theirs. Without
+than 95% of those had, and a cluster counts if the mean of these cosines is more than that of any of theirs. Without
 umap-learn both are done on principal components, which finds fewer.
 
 Shapes: F features, N of them alive, D width of the model, K neighbours.
@@ -29,7 +29,7 @@ from harvest.store import write_atomically, write_json
 NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with 0.1, or 200 epochs, small planted clusters run together
 MIN_CLUSTER = 10  # features
 COMPONENTS = 100  # clustered on, where there is no UMAP
-QUANTILE, MOST_DRAWS = 0.9, 5
+QUANTILE, MOST_DRAWS = 0.95, 5
 NAME_TOKENS, TOOLTIP_TOKENS = 3, 5
 WITHOUT_UMAP = "principal components: without umap-learn (pip install 'sae-jax[umap]') fewer clusters are found"
 

@@ -76,6 +76,14 @@ def test_the_same_seed_gives_the_same_map_bit_for_bit(use_umap):
     assert use_umap != np.array_equal(once.xy_Fx2, other.xy_Fx2)
 
 
+def test_what_chance_reaches_is_no_cluster(monkeypatch):
+    x_FxD, group_F = planted(0.75)
+    for floor, cohesion, clusters in ((0.3, 0.5, GROUPS), (0.3, 0.9, 0), (0.9, 0.5, 0)):
+        monkeypatch.setattr(clustering, "chance", lambda *_, reached=(floor, cohesion): reached)
+        found = clustering.compute(x_FxD, np.ones(F, bool), tokens_of(group_F), use_umap=False)
+        assert len(found.names) == clusters and found.floor == floor
+
+
 def test_dead_features_are_left_out_and_counted():
     x_FxD, group_F = planted(0.75)
     alive_F = np.arange(F) % 10 != 0
