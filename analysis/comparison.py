@@ -229,7 +229,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     per_feature = {"partner": comparison.partner_FxM, "cosine": comparison.cosine_FxM}
     per_feature |= {"found_again": comparison.found_again_F}
-    arrays = {f"{name}/{what}": array for what, of in per_feature.items() for name, array in of.items()}
+    arrays: dict[str, Any] = {f"{name}/{what}": array for what, of in per_feature.items() for name, array in of.items()}
     record = {name: plain(value) for name, value in vars(comparison).items() if not isinstance(value, dict)}
     record |= {"other_seeds": comparison.other_seeds, "groups": [asdict(group) for group in comparison.groups]}
     write_json(folder / "comparison.json", {"schema": 1, **record})
@@ -241,11 +241,11 @@ def plain(value: Any) -> Any:
     """For JSON, which has no NaN."""
     if not isinstance(value, np.ndarray):
         return value
-    return np.where(np.isnan(value), None, value.astype(object)).tolist()
+    return [[None if np.isnan(x) else x for x in row] for row in value.tolist()]
 
 
 def figure(comparison: Comparison) -> Any:
-    """An Altair heatmap of what each member shares with each other one, by direction and, where there, by activation."""
+    """An Altair heatmap of what each member shares with each other, by direction and, where given, by activation."""
     import altair as alt
 
     matrices = {"by direction (cosine)": comparison.shared_MxM}

@@ -52,4 +52,5 @@ def styled(chart: Any, title: str, subtitle: str | list[str]) -> Any:
         .configure_axis(labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10, **GREYS)
         .configure_title(fontSize=13, fontWeight="normal", subtitleFontSize=12, subtitleColor="#555555")
         .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
+        .configure_header(labelFontSize=12)
     )

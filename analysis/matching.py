@@ -96,7 +96,7 @@ def slices_of(count: int) -> Iterator[slice]:
 
 
 def gathered(slices: Iterable[np.ndarray]) -> Similarity:
-    pairs, best, best_G = [], [], np.float64(-np.inf)
+    pairs, best, best_G = [], [], np.array(-np.inf)
     for similarity_SxG in slices:
         row, column = np.nonzero(similarity_SxG >= FLOOR)
         pairs.append(csr_array((similarity_SxG[row, column], (row, column)), shape=similarity_SxG.shape))

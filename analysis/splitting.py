@@ -183,8 +183,10 @@ def figure(splitting: Splitting, labels: Mapping[str, Sequence[str]] | None = No
         high = max(box["y2"] for box in boxes)
         y = alt.Y("y:Q", axis=None).scale(domain=[high, 0], nice=False)
         base = alt.Chart(alt.Data(values=boxes)).encode(y=y)
-        colour = alt.Color("cosine:Q", title="cosine to parent").scale(scheme="blues", domain=[0.3, 1.3])
-        colour = colour.legend(format=".1f", values=[splitting.threshold, 0.75, 1])
+        colour = alt.Color("cosine:Q", title="cosine to parent").scale(
+            domain=[splitting.threshold, 1], range=["#dbe9f6", "#5fa8d8"]
+        )
+        colour = colour.legend(format=".1f", gradientLength=110)
         tooltip = [alt.Tooltip(f"{name}:N") for name in ("feature", "width", "label", "parent fires with it")]
         x = alt.X("x:Q", axis=None).scale(domain=[0, len(splitting.members)], nice=False)
         rect = base.mark_rect(stroke="white", strokeWidth=2, fill="#dddddd").encode(x=x, x2="x2:Q", y2="y2:Q")
@@ -223,7 +225,11 @@ def bars(splitting: Splitting) -> Any:
         x=alt.X("count:Q", title="features").axis(tickCount=4, format=",d", grid=True),
     )
     layers = base.mark_bar(color="#0072B2"), base.mark_text(align="left", dx=4, fontSize=12).encode(text="count:Q")
-    return alt.layer(*layers).properties(width=190, height=130).facet(alt.Column("step:N", title=None).sort(steps))
+    return (
+        alt.layer(*layers)
+        .properties(width=190, height=130)
+        .facet(alt.Facet("step:N", title=None).sort(steps), columns=4)
+    )
 
 
 def boxes_of(splitting: Splitting, labels: Mapping[str, Sequence[str]], trees: int) -> list[dict[str, Any]]:
@@ -233,9 +239,9 @@ def boxes_of(splitting: Splitting, labels: Mapping[str, Sequence[str]], trees: i
     def place(level: int, feature: int, top: float) -> float:
         member = splitting.members[level]
         children = splitting.children(level, feature)
-        order = np.argsort(-splitting.cosine_F[level + 1][children], kind="stable") if len(children) else []
+        cosine_C = splitting.cosine_F[level + 1][children] if len(children) else np.zeros(0)
         bottom = top
-        for child in children[order][:CHILDREN_SHOWN]:
+        for child in children[np.argsort(-cosine_C, kind="stable")][:CHILDREN_SHOWN]:
             bottom = place(level + 1, int(child), bottom)
         if (more := len(children) - CHILDREN_SHOWN) > 0:
             words = f"and {more} more"
