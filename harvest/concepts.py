@@ -70,7 +70,9 @@ def gather(
     """
     pattern, rng = pattern_of(phrase), np.random.default_rng(seed)
     if not tokenizer.is_fast:
-        raise InputError(f"{type(tokenizer).__name__} does not say where its tokens lie in a text: no passage can be cut")
+        raise InputError(
+            f"{type(tokenizer).__name__} does not say where its tokens lie in a text: no passage can be cut"
+        )
     texts = list(dict.fromkeys(examples))
     left_out = len(examples) - len(texts)
     holders, pool, read = _read(corpus, pattern, texts, most, rng)
@@ -82,8 +84,8 @@ def gather(
     concept += [window for window in windows if len(window.ids) > first]
     if len(concept) < FEWEST:
         raise InputError(
-            f"{phrase!r}: {len(concept)} passages, at least {FEWEST} are needed: {len(holders)} of {read:,} documents of "
-            f"{corpus} hold it, and {len(texts)} examples were given. Give more with --examples FILE, one a line"
+            f"{phrase!r}: {len(concept)} passages, at least {FEWEST} are needed: {len(holders)} of {read:,} documents "
+            f"of {corpus} hold it, and {len(texts)} examples were given. Give more with --examples FILE, one a line"
         )
     others = _others(concept, pool, tokenizer, first, rng)
     if len(others) < FEWEST:
@@ -125,7 +127,9 @@ def texts_in(path: Path, flag: str) -> list[str]:
         except UnicodeDecodeError as error:
             raise InputError(f"{flag} {path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
     else:
-        raise InputError(f"{flag} {path}: must be a .txt, one text a line, or a .jsonl with a text under the key 'text'")
+        raise InputError(
+            f"{flag} {path}: must be a .txt, one text a line, or a .jsonl with a text under the key 'text'"
+        )
     if not any(texts):
         raise InputError(f"{flag} {path}: there is no text in it; write one a line")
     return [text for text in texts if text]
@@ -177,14 +181,16 @@ def _phrase_tokens(offsets: list[tuple[int, int]], pattern: re.Pattern[str], tex
 def _own_text(text: str, pattern: re.Pattern[str], tokenizer, first: int) -> _Passage:
     ids, offsets = _tokenized(tokenizer, text)
     if len(ids) <= first:
-        raise InputError(f"--examples: {text!r} is {len(ids)} token, and the first of a window is not read: leave it out")
+        raise InputError(
+            f"--examples: {text!r} is {len(ids)} token, and the first of a window is not read: leave it out"
+        )
     return _Passage(ids, _phrase_tokens(offsets, pattern, text), sentences=len(sentences_of(text)))
 
 
 def _window(
     number: int, text: str, pattern: re.Pattern[str], tokenizer, seq_len: int, first: int, rng: np.random.Generator
 ) -> _Passage:
-    """A window on one mention of the phrase, both drawn; where it can be, all of the phrase is at positions that count."""
+    """A window on a mention of the phrase, both drawn; where it can be, the whole phrase is at positions that count."""
     ids, offsets = _tokenized(tokenizer, text)
     mentions = list(pattern.finditer(text))
     mention = mentions[rng.integers(len(mentions))]
@@ -211,7 +217,9 @@ def _others(
     for i in range(min(len(unused), max(OTHERS * len(concept), MIN_OTHERS))):
         like = concept[i % len(concept)]
         if like.sentences:
-            compared = [_sentence_run(*document[1:], like.sentences, tokenizer, first, rng) for document in unused[:COMPARED]]
+            compared = [
+                _sentence_run(*document[1:], like.sentences, tokenizer, first, rng) for document in unused[:COMPARED]
+            ]
             chosen = int(np.argmin([abs(len(ids) - len(like.ids)) for ids in compared]))
             number, ids, start = unused.pop(chosen)[0], compared[chosen], 0
         else:
@@ -229,7 +237,7 @@ def _others(
 def _sentence_run(
     text: str, whole: list[int], count: int, tokenizer, first: int, rng: np.random.Generator
 ) -> list[int]:
-    """Tokens of so many sentences from anywhere in a text; of all where it has fewer, or nothing in these would count."""
+    """Tokens of so many sentences from anywhere in a text; of all where it has fewer, or none of these would count."""
     spans = sentences_of(text)
     begin = int(rng.integers(max(1, len(spans) - count + 1)))
     run = spans[begin : begin + count]

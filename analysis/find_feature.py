@@ -1,0 +1,215 @@
+"""Which feature fires on a concept? Chosen, given its threshold and scored on three different sets of passages.
+
+A feature's value on a passage is its largest over the positions that count. Thousands are tried: on the passages that
+the best was chosen by, a chance feature looks like a find. So each feature is chosen on one set, gets its threshold on
+a second and every figure that is reported on a third; p-values of all that are reported, over all dictionaries, are
+by a permutation test on the third and corrected together (Benjamini and Hochberg 1995).
+
+Shapes: N passages (P of the concept, Q others), F features, C candidates, S samples or permutations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import false_discovery_control, rankdata
+
+from analysis.max_pooling import MaxPooled
+
+CHOOSING, THRESHOLD, SCORING = range(3)
+DEAL = (CHOOSING, SCORING, THRESHOLD, CHOOSING, SCORING)  # passages to sets, in turn
+ENOUGH = 6  # passages of the concept: with fewer nothing is called found
+SAMPLES, INTERVAL = 2000, (2.5, 97.5)
+PERMUTATIONS = 10_000
+
+
+@dataclass(frozen=True)
+class Detector:
+    """How well "value > threshold" tells the concept, and AUROC the value itself; all but the threshold on SCORING."""
+
+    auroc: float
+    auroc_interval: tuple[float, float]  # 95%, bootstrap over passages
+    auroc_without_phrase: float | None  # the phrase's own tokens left out of both sides; None: nothing else there
+    threshold: float  # of the best F1 on THRESHOLD
+    precision: float | None  # None: it fires on none
+    coverage: float  # recall
+    difference: float  # of the means
+    p_value: float  # one-sided
+
+
+@dataclass(frozen=True)
+class FoundFeature:
+    member: str
+    feature: int
+    chosen_by: float  # AUROC on CHOOSING
+    detector: Detector
+    q_value: float  # the smallest false discovery rate at which it passes
+    passes: bool
+
+
+@dataclass(frozen=True)
+class FindFeature:
+    """`features` are the first `top` of all dictionaries and each one's first, best on CHOOSING first."""
+
+    features: list[FoundFeature]
+    top: int  # of these, the first of all dictionaries
+    baselines: dict[str, Detector]  # difference in means, by where it was read
+    tried: dict[str, int]  # features of each dictionary
+    sets: dict[str, dict[str, int]]  # passages of the concept and others in each set
+
+    @property
+    def best_of_members(self) -> dict[str, FoundFeature]:
+        """The best of all first."""
+        best: dict[str, FoundFeature] = {}
+        for found in self.features:
+            best.setdefault(found.member, found)
+        return best
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    member: str
+    feature: int
+    auroc: float
+    separation: float  # difference of the means in standard deviations: breaks ties
+    whole_N: np.ndarray
+    rest_N: np.ndarray
+
+
+def compute(
+    pooled: Iterable[tuple[str, MaxPooled]],
+    baselines: Mapping[str, MaxPooled],
+    is_concept_N: np.ndarray,
+    set_N: np.ndarray,
+    top: int = 10,
+    fdr: float = 0.05,
+    seed: int = 0,
+) -> FindFeature:
+    """`pooled` is read one dictionary at a time, `set_N` is of `deal`. A baseline has one column."""
+    tried, candidates = {}, []
+    for member, of in pooled:
+        tried[member] = of.whole_NxF.shape[1]
+        candidates += _best(member, of, is_concept_N, set_N == CHOOSING, top)
+    candidates.sort(key=lambda candidate: (-candidate.auroc, -candidate.separation))
+    firsts = {candidate.member: i for i, candidate in reversed(list(enumerate(candidates)))}
+    reported = [candidates[i] for i in sorted({*range(min(top, len(candidates))), *firsts.values()})]
+
+    rng = np.random.default_rng(seed)
+    values_NxC = np.stack([candidate.whole_N for candidate in reported], 1)
+    scoring_N = set_N == SCORING
+    p_C = permutation_test(
+        values_NxC[scoring_N], is_concept_N[scoring_N], max(PERMUTATIONS, int(2 * len(reported) / fdr)), rng
+    )
+    q_C = false_discovery_control(p_C)
+    enough = int(is_concept_N.sum()) >= ENOUGH
+    features = []
+    for candidate, p, q in zip(reported, p_C, q_C, strict=True):
+        detector = _judge(candidate.whole_N, candidate.rest_N, is_concept_N, set_N, float(p), rng)
+        passes = bool(enough and q <= fdr)
+        features.append(FoundFeature(candidate.member, candidate.feature, candidate.auroc, detector, float(q), passes))
+    judged = {}
+    for name, of in baselines.items():
+        p_1 = permutation_test(of.whole_NxF[scoring_N], is_concept_N[scoring_N], PERMUTATIONS, rng)
+        judged[name] = _judge(of.whole_NxF[:, 0], of.rest_NxF[:, 0], is_concept_N, set_N, float(p_1[0]), rng)
+    sets = {
+        name: {
+            "concept": int((is_concept_N & (set_N == number)).sum()),
+            "others": int((~is_concept_N & (set_N == number)).sum()),
+        }
+        for number, name in enumerate(("choosing", "threshold", "scoring"))
+    }
+    return FindFeature(features, min(top, len(candidates)), judged, tried, sets)
+
+
+def deal(is_concept_N: np.ndarray, seed: int = 0) -> np.ndarray:
+    """CHOOSING (two fifths), THRESHOLD (one) or SCORING (two) for each passage, the same shares of either side."""
+    rng, set_N = np.random.default_rng(seed), np.empty(len(is_concept_N), np.int64)
+    for side in (True, False):
+        rows = rng.permutation(np.flatnonzero(is_concept_N == side))
+        set_N[rows] = np.resize(DEAL, len(rows))
+    return set_N
+
+
+def auroc(values_NxF: np.ndarray, is_concept_N: np.ndarray) -> np.ndarray:
+    """Of each column, [F]: the chance that a passage of the concept has more than another, ties counting half."""
+    p, q = is_concept_N.sum(), (~is_concept_N).sum()
+    return (rankdata(values_NxF, axis=0)[is_concept_N].sum(0) - p * (p + 1) / 2) / (p * q)
+
+
+def best_threshold(values_N: np.ndarray, is_concept_N: np.ndarray) -> float:
+    """The threshold of the best F1, half-way between two values; one that all pass is none."""
+    values, counts = np.unique(values_N, return_counts=True)
+    if len(values) == 1:
+        return float(values[0])
+    concept = np.array([is_concept_N[values_N == value].sum() for value in values])
+    fires, right = counts[::-1].cumsum()[:-1], concept[::-1].cumsum()[:-1]  # over each threshold, the highest first
+    f1 = 2 * right / (fires + is_concept_N.sum())
+    return float(((values[1:] + values[:-1]) / 2)[::-1][f1.argmax()])
+
+
+def permutation_test(
+    values_NxC: np.ndarray, is_concept_N: np.ndarray, permutations: int, rng: np.random.Generator
+) -> np.ndarray:
+    """One-sided p-values [C] of the rank sum (Mann and Whitney's U) under labels dealt anew, (1 + as large) / (1 + S).
+
+    Not by the normal approximation: with many zeros tied and few passages that is far too small in the tail.
+    """
+    ranks_NxC = rankdata(values_NxC, axis=0)
+    observed_C, p = ranks_NxC[is_concept_N].sum(0), int(is_concept_N.sum())
+    as_large_C = np.zeros(values_NxC.shape[1], np.int64)
+    for start in range(0, permutations, 1000):
+        count = min(1000, permutations - start)
+        drawn_SxP = rng.random((count, len(values_NxC))).argpartition(p - 1, axis=1)[:, :p]
+        dealt_SxN = np.zeros((count, len(values_NxC)))
+        np.put_along_axis(dealt_SxN, drawn_SxP, 1.0, axis=1)
+        as_large_C += (dealt_SxN @ ranks_NxC >= observed_C - 1e-6).sum(0)
+    return (1 + as_large_C) / (1 + permutations)
+
+
+def _best(member: str, of: MaxPooled, is_concept_N: np.ndarray, among_N: np.ndarray, top: int) -> list[_Candidate]:
+    values_MxF, is_concept_M = of.whole_NxF[among_N], is_concept_N[among_N]
+    auroc_F = auroc(values_MxF, is_concept_M)
+    difference_F = values_MxF[is_concept_M].mean(0) - values_MxF[~is_concept_M].mean(0)
+    separation_F = difference_F / np.maximum(values_MxF.std(0), 1e-30)
+    return [
+        _Candidate(member, int(f), float(auroc_F[f]), float(separation_F[f]), of.whole_NxF[:, f], of.rest_NxF[:, f])
+        for f in np.lexsort((-separation_F, -auroc_F))[:top]
+    ]
+
+
+def _judge(
+    whole_N: np.ndarray,
+    rest_N: np.ndarray,
+    is_concept_N: np.ndarray,
+    set_N: np.ndarray,
+    p_value: float,
+    rng: np.random.Generator,
+) -> Detector:
+    on_threshold, on_scoring = set_N == THRESHOLD, set_N == SCORING
+    threshold = best_threshold(whole_N[on_threshold], is_concept_N[on_threshold])
+    concept_P, others_Q = whole_N[on_scoring & is_concept_N], whole_N[on_scoring & ~is_concept_N]
+    wins_PxQ = (concept_P[:, None] > others_Q) + 0.5 * (concept_P[:, None] == others_Q)
+    interval = np.percentile(_resampled(wins_PxQ, rng), INTERVAL)
+    hits, alarms = int((concept_P > threshold).sum()), int((others_Q > threshold).sum())
+    has_rest = on_scoring & np.isfinite(rest_N)
+    rest_sides = [rest_N[has_rest & side] for side in (is_concept_N, ~is_concept_N)]
+    return Detector(
+        float(wins_PxQ.mean()),
+        (float(interval[0]), float(interval[1])),
+        float(auroc(rest_N[has_rest, None], is_concept_N[has_rest])[0]) if all(map(len, rest_sides)) else None,
+        threshold,
+        hits / (hits + alarms) if hits + alarms else None,
+        hits / len(concept_P),
+        float(concept_P.mean() - others_Q.mean()),
+        p_value,
+    )
+
+
+def _resampled(wins_PxQ: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mean wins of passages drawn with replacement on either side: AUROC of each bootstrap sample, [S]."""
+    p, q = wins_PxQ.shape
+    weights_SxP = rng.multinomial(p, np.full(p, 1 / p), SAMPLES) / p
+    weights_SxQ = rng.multinomial(q, np.full(q, 1 / q), SAMPLES) / q
+    return ((weights_SxP @ wins_PxQ) * weights_SxQ).sum(1)
