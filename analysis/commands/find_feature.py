@@ -168,9 +168,7 @@ def density_of(dictionary: Dictionary, feature: int) -> float | None:
     return float(max(0.0, 10 ** float(dictionary.log_sparsity_F[feature]) - 1e-10))
 
 
-def passages_record(
-    of: ConceptPassages, trained_documents_W: np.ndarray, examples: int, seed: int
-) -> dict[str, int | float]:
+def passages_record(of: ConceptPassages, trained_documents_W: np.ndarray, seed: int) -> dict[str, int | float]:
     """What it was found by. A text of the user's counts among those not trained on."""
     import numpy as np
 
