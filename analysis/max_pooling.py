@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -41,8 +40,7 @@ def activations(model: LanguageModel, tokens_WxT: np.ndarray, sites: Iterable[Si
 
 def max_features(sae: SAE, x_WxTxD: np.ndarray, of: ConceptPassages) -> MaxPooled:
     graphdef, weights = nnx.split(sae)
-    encode = jax.jit(lambda weights, x_NxD: nnx.merge(graphdef, weights).encode(x_NxD))
-    return _pooled(lambda x_NxD: encode(weights, x_NxD), sae.W_dec.shape[0], x_WxTxD, of)
+    return _pooled(lambda x_NxD: _encode(graphdef, weights, x_NxD), sae.W_dec.shape[0], x_WxTxD, of)
 
 
 def mean_difference(x_WxTxD: np.ndarray, of: ConceptPassages, among_N: np.ndarray) -> np.ndarray:
@@ -59,6 +57,11 @@ def max_projection(direction_D: np.ndarray, x_WxTxD: np.ndarray, of: ConceptPass
     return _pooled(lambda x_NxD: x_NxD @ direction_D[:, None], 1, x_WxTxD, of)
 
 
+@jax.jit(static_argnums=0)
+def _encode(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: np.ndarray) -> jax.Array:
+    return nnx.merge(graphdef, weights).encode(x_NxD)
+
+
 def _pooled(
     values: Callable[[np.ndarray], jax.Array | np.ndarray], features: int, x_WxTxD: np.ndarray, of: ConceptPassages
 ) -> MaxPooled:
@@ -68,11 +71,10 @@ def _pooled(
     batch = -(-BATCH_TOKENS // x_WxTxD.shape[1])
     for start in range(0, len(item_W), batch):
         here = slice(start, start + batch)
-        x_BxTxD = x_WxTxD[here]
-        x_BxTxD = np.pad(x_BxTxD, ((0, batch - len(x_BxTxD)), (0, 0), (0, 0)))  # one shape, compiled once
-        v_BxTxF = jnp.asarray(values(x_BxTxD.reshape(-1, x_BxTxD.shape[-1]))).reshape(*x_BxTxD.shape[:2], features)
+        x_BxTxD = np.pad(x_WxTxD[here], ((0, batch - len(item_W[here])), (0, 0), (0, 0)))  # one shape, compiled once
+        v_BxTxF = np.asarray(values(x_BxTxD.reshape(-1, x_BxTxD.shape[-1]))).reshape(*x_BxTxD.shape[:2], features)
+        v_BxTxF = v_BxTxF[: len(item_W[here])]
         for into_NxF, mask_WxT in zip(pooled, masks, strict=True):
-            mask_BxT = np.pad(mask_WxT[here], ((0, batch - len(mask_WxT[here])), (0, 0)))
-            top_BxF = jnp.where(mask_BxT[..., None], v_BxTxF, -jnp.inf).max(1)
-            np.maximum.at(into_NxF, item_W[here], np.asarray(top_BxF)[: len(item_W[here])])
+            top_BxF = v_BxTxF.max(1, where=mask_WxT[here, :, None], initial=-np.inf)
+            np.maximum.at(into_NxF, item_W[here], top_BxF)
     return MaxPooled(*pooled)

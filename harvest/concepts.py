@@ -40,7 +40,7 @@ class ConceptPassages:
     document_N: np.ndarray  # its number in the corpus; NO_DOCUMENT: of the examples, or what they are held against
     tokens_N: np.ndarray
     documents_read: int
-    left_out: int  # examples that came twice, and texts to hold them against that hold the phrase
+    left_out: int  # of the user's texts: what came twice, and others that hold the phrase
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def gather(
     left_out = len(examples) - len(texts)
     holders, pool, read = _read(corpus, pattern, texts, most, rng)
     if against:
-        pool = [(NO_DOCUMENT, text) for text in dict.fromkeys(against) if not pattern.search(text)]
+        pool = [(NO_DOCUMENT, text) for text in dict.fromkeys(against) if not (text in texts or pattern.search(text))]
         left_out += len(against) - len(pool)
     concept = [_own_text(text, pattern, tokenizer, first) for text in texts]
     windows = [_window(number, text, pattern, tokenizer, seq_len, first, rng) for number, text in holders]

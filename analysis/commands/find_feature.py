@@ -203,7 +203,9 @@ def summary(phrase: str, passages: dict[str, Any], result: FindFeature, fdr: flo
         f"{p['scored_concept_not_trained_on']} and {p['scored_others_not_trained_on']} were not trained on",
     ]
     if p["texts_left_out"]:
-        lines.append(f"left out: {p['texts_left_out']} texts that came twice, or held the phrase and were to be others")
+        lines.append(
+            f"left out: {p['texts_left_out']} of your texts, which came twice or, of --against, hold the phrase"
+        )
     tried = f"of {sum(result.tried.values()):,} features tried in {len(result.tried)} dictionaries"
     if passing:
         return [

@@ -52,30 +52,32 @@ def main() -> None:
     finished, options = FinishedRun.open(args.run), Options(seed=args.seed)
     model, dictionaries = finished.language_model(), {name: finished.dictionary(name) for name in finished.members}
     texts, rng = [text for text in documents(finished.corpus) if text], np.random.default_rng(args.seed)
-    print("| phrase | passages, scored | best feature | AUROC | without the phrase | precision, coverage |", end="")
-    print(" difference in means | pass |\n|" + "---|" * 8)
-    sizes, hits, alarms = [], 0, 0
-    asked = [(subject, []) for subject in SUBJECTS]
+    print("| phrase | passages, scored | best feature | AUROC where chosen | AUROC | without the phrase |", end="")
+    print(" precision, coverage | difference in means | pass |\n|" + "---|" * 9)
+    sizes: list[int] = []
+    hits = alarms = 0
+    asked: list[tuple[str, int | None]] = [(subject, None) for subject in SUBJECTS]
     for i in range(args.nonsense):
         syllables = [SYLLABLES[j] for j in rng.integers(len(SYLLABLES), size=3)]
         asked.append(("".join(syllables), i % len(SUBJECTS)))
     for phrase, like in asked:
-        examples = [] if like == [] else random_sentences(texts, sizes[like], rng)
+        examples = [] if like is None else random_sentences(texts, sizes[like], rng)
         of, result = find(phrase, finished, model, dictionaries, options, examples, [])
         best, (baseline,) = result.features[0], result.baselines.values()
         passing = sum(found.passes for found in result.features)
-        if like == []:
+        if like is None:
             sizes.append(int(of.is_concept_N.sum()))
             hits += passing > 0
         else:
             alarms += passing > 0
         d, without = best.detector, best.detector.auroc_without_phrase
         cells = [
-            phrase if like == [] else f"*{phrase}*",
+            phrase if like is None else f"*{phrase}*",
             f"{of.is_concept_N.sum()}, {result.sets['scoring']['concept']}",
             f"{best.member.partition('-')[0]} {best.member.rpartition('-')[2]} #{best.feature}",
+            f"{best.chosen_by:.3f}",
             auroc_text(d),
-            "–" if without is None or like != [] else f"{without:.2f}",
+            "–" if without is None or like is not None else f"{without:.2f}",
             f"{'–' if d.precision is None else format(d.precision, '.2f')}, {d.coverage:.2f}",
             auroc_text(baseline),
             f"{passing} of {len(result.features)}",
