@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -211,38 +212,35 @@ def _others(
     concept: list[_Passage], pool: list[tuple[int, str]], tokenizer, first: int, rng: np.random.Generator
 ) -> list[_Passage]:
     """One like each passage in turn, until there are enough or the pool is used up."""
-    unused = [(number, text, _tokenized(tokenizer, text)[0]) for number, text in pool]
-    unused = [document for document in unused if len(document[2]) > first]
-    others: list[_Passage] = []
-    for i in range(min(len(unused), max(OTHERS * len(concept), MIN_OTHERS))):
-        like = concept[i % len(concept)]
+    ids_of = cache(lambda text: _tokenized(tokenizer, text)[0])
+    unused, others = list(pool), []
+    while unused and len(others) < max(OTHERS * len(concept), MIN_OTHERS):
+        like, start = concept[len(others) % len(concept)], 0
+        length = len(like.ids)
         if like.sentences:
-            compared = [
-                _sentence_run(*document[1:], like.sentences, tokenizer, first, rng) for document in unused[:COMPARED]
-            ]
-            chosen = int(np.argmin([abs(len(ids) - len(like.ids)) for ids in compared]))
-            number, ids, start = unused.pop(chosen)[0], compared[chosen], 0
+            compared = rng.choice(len(unused), min(COMPARED, len(unused)), replace=False)
+            runs = [ids_of(_sentence_run(unused[j][1], like.sentences, rng)) for j in compared]
+            nearest = int(np.argmin([abs(len(ids) - length) for ids in runs]))
+            (number, _), ids = unused.pop(compared[nearest]), runs[nearest]
         else:
-            lengths = np.array([len(whole) for _, _, whole in unused])
-            long_enough = np.flatnonzero(lengths >= like.start + len(like.ids))
-            number, _, whole = unused.pop(int(long_enough[0] if len(long_enough) else lengths.argmax()))
-            start = min(like.start, max(0, len(whole) - len(like.ids)))
-            ids = whole[start : start + len(like.ids)]
-        in_its_place = np.zeros(len(ids), bool)
-        in_its_place[: len(like.ids)] = like.is_phrase[: len(ids)]
-        others.append(_Passage(ids, in_its_place, number, start))
+            longest = max(range(len(unused)), key=lambda j: len(unused[j][1]))
+            long_enough = (j for j, (_, text) in enumerate(unused) if len(ids_of(text)) >= like.start + length)
+            number, text = unused.pop(next(long_enough, longest))
+            start = min(like.start, max(0, len(ids_of(text)) - length))
+            ids = ids_of(text)[start : start + length]
+        if len(ids) > first:
+            in_its_place = np.zeros(len(ids), bool)
+            in_its_place[:length] = like.is_phrase[: len(ids)]
+            others.append(_Passage(ids, in_its_place, number, start))
     return others
 
 
-def _sentence_run(
-    text: str, whole: list[int], count: int, tokenizer, first: int, rng: np.random.Generator
-) -> list[int]:
-    """Tokens of so many sentences from anywhere in a text; of all where it has fewer, or none of these would count."""
+def _sentence_run(text: str, count: int, rng: np.random.Generator) -> str:
+    """So many sentences from anywhere in a text, or all where it has fewer."""
     spans = sentences_of(text)
     begin = int(rng.integers(max(1, len(spans) - count + 1)))
     run = spans[begin : begin + count]
-    ids = _tokenized(tokenizer, text[run[0][0] : run[-1][1]])[0]
-    return ids if len(ids) > first else whole
+    return text[run[0][0] : run[-1][1]]
 
 
 def _windows_of(passages: list[_Passage], seq_len: int, first: int) -> tuple[np.ndarray, ...]:

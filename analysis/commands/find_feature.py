@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
-from analysis.faces.found import LEGEND, Description, Mark, description_text, found_table
+from analysis.faces.found import LEGEND, Description, description_text, found_table
 from analysis.faces.terminal import Terminal
 from analysis.run import FinishedRun
 from harvest.errors import InputError
@@ -85,7 +85,9 @@ def run(argv: list[str]) -> None:
         for entry in record["features"]:
             name, feature = entry["member"], entry["feature"]
             entry["density"] = density_of(dictionaries[name], feature)
-            entry |= asdict(descriptions[name, feature]) if (name, feature) in descriptions else {}
+            if description := descriptions.get((name, feature)):
+                contexts = [context._asdict() for context in description.contexts]
+                entry |= {"promoted": description.promoted, "contexts": contexts}
         for line in summary(phrase, record["passages"], result, options.fdr):
             terminal.say(line)
         show(result, descriptions, dictionaries, terminal)
@@ -153,10 +155,9 @@ def describe(
     for found in passing:
         of, store, f = features[found.member], stores[finished.site(found.member)], found.feature
         rows = [int(row) for row in of.top_row_FxK[f, :CONTEXTS] if row >= 0]
-        contexts = [context_text(store, model.tokenizer, row) for row in rows]
         described[found.member, f] = Description(
             [model.tokenizer.decode([int(token)]) for token in of.promoted_FxT[f, :PROMOTED]],
-            [Mark(context.before, context.token, context.after) for context in contexts],
+            [context_text(store, model.tokenizer, row) for row in rows],
         )
     return described
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from analysis.contexts import Context
     from analysis.find_feature import Detector, FoundFeature
 
 HEADERS = ("AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "density", "q")
@@ -22,20 +23,11 @@ LEGEND = (
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A place of the corpus on which a feature fires: the token, and the text around it."""
-
-    before: str
-    token: str
-    after: str
-
-
-@dataclass(frozen=True)
 class Description:
     """Of a feature: the tokens that it promotes, and where it is largest in the corpus."""
 
     promoted: list[str]
-    contexts: list[Mark]
+    contexts: list[Context]
 
 
 def found_table(
@@ -75,10 +67,10 @@ def description_text(found: FoundFeature, description: Description, contexts: in
     """What it promotes, and its largest places, the token marked."""
     text = Text(f"#{found.feature} of {found.member}", style="bold")
     text.append("\n  promotes " + " ".join(map(repr, description.promoted)), style="not bold")
-    for mark in description.contexts[:contexts]:
-        text.append("\n  " + one_line(mark.before), style="not bold")
-        text.append(f"[{one_line(mark.token)}]", style="not bold reverse")
-        text.append(one_line(mark.after), style="not bold")
+    for context in description.contexts[:contexts]:
+        text.append("\n  " + one_line(context.before), style="not bold")
+        text.append(f"[{one_line(context.token)}]", style="not bold reverse")
+        text.append(one_line(context.after), style="not bold")
     return text
 
 
