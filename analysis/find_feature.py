@@ -74,8 +74,7 @@ class _Candidate:
     feature: int
     auroc: float
     separation: float  # difference of the means in standard deviations: breaks ties
-    whole_N: np.ndarray
-    rest_N: np.ndarray
+    values: MaxPooled  # its own column, copied: what it is from is let go
 
 
 def compute(
@@ -94,33 +93,24 @@ def compute(
         candidates += _best(member, of, is_concept_N, set_N == CHOOSING, top)
     candidates.sort(key=lambda candidate: (-candidate.auroc, -candidate.separation))
     firsts = {candidate.member: i for i, candidate in reversed(list(enumerate(candidates)))}
-    reported = [candidates[i] for i in sorted({*range(min(top, len(candidates))), *firsts.values()})]
+    top = min(top, len(candidates))
+    reported = [candidates[i] for i in sorted({*range(top), *firsts.values()})]
 
     rng = np.random.default_rng(seed)
-    values_NxC = np.stack([candidate.whole_N for candidate in reported], 1)
-    scoring_N = set_N == SCORING
-    p_C = permutation_test(
-        values_NxC[scoring_N], is_concept_N[scoring_N], max(PERMUTATIONS, int(2 * len(reported) / fdr)), rng
-    )
-    q_C = false_discovery_control(p_C)
-    enough = int(is_concept_N.sum()) >= ENOUGH
-    features = []
-    for candidate, p, q in zip(reported, p_C, q_C, strict=True):
-        detector = _judge(candidate.whole_N, candidate.rest_N, is_concept_N, set_N, float(p), rng)
-        passes = bool(enough and q <= fdr)
-        features.append(FoundFeature(candidate.member, candidate.feature, candidate.auroc, detector, float(q), passes))
-    judged = {}
-    for name, of in baselines.items():
-        p_1 = permutation_test(of.whole_NxF[scoring_N], is_concept_N[scoring_N], PERMUTATIONS, rng)
-        judged[name] = _judge(of.whole_NxF[:, 0], of.rest_NxF[:, 0], is_concept_N, set_N, float(p_1[0]), rng)
+    judged = judge([candidate.values for candidate in reported], is_concept_N, set_N, fdr, rng)
+    q_C = false_discovery_control([detector.p_value for detector in judged])
+    passes_C = (q_C <= fdr) & (is_concept_N.sum() >= ENOUGH)
+    features = [
+        FoundFeature(candidate.member, candidate.feature, candidate.auroc, detector, float(q), bool(passes))
+        for candidate, detector, q, passes in zip(reported, judged, q_C, passes_C, strict=True)
+    ]
+    beside = dict(zip(baselines, judge(list(baselines.values()), is_concept_N, set_N, fdr, rng), strict=True))
+    sides = {"concept": is_concept_N, "others": ~is_concept_N}
     sets = {
-        name: {
-            "concept": int((is_concept_N & (set_N == number)).sum()),
-            "others": int((~is_concept_N & (set_N == number)).sum()),
-        }
+        name: {side: int((is_side_N & (set_N == number)).sum()) for side, is_side_N in sides.items()}
         for number, name in enumerate(("choosing", "threshold", "scoring"))
     }
-    return FindFeature(features, min(top, len(candidates)), judged, tried, sets)
+    return FindFeature(features, top, beside, tried, sets)
 
 
 def deal(is_concept_N: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -133,7 +123,7 @@ def deal(is_concept_N: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def auroc(values_NxF: np.ndarray, is_concept_N: np.ndarray) -> np.ndarray:
-    """Of each column, [F]: the chance that a passage of the concept has more than another, ties counting half."""
+    """Of each column, [F], or of one: how often a passage of the concept has more than another, ties counting half."""
     p, q = is_concept_N.sum(), (~is_concept_N).sum()
     return (rankdata(values_NxF, axis=0)[is_concept_N].sum(0) - p * (p + 1) / 2) / (p * q)
 
@@ -168,48 +158,49 @@ def permutation_test(
     return (1 + as_large_C) / (1 + permutations)
 
 
+def judge(
+    columns: list[MaxPooled], is_concept_N: np.ndarray, set_N: np.ndarray, fdr: float, rng: np.random.Generator
+) -> list[Detector]:
+    """Of features (one column each), with as many permutations that the smallest p-value passes among them at `fdr`."""
+    if not columns:
+        return []
+    is_threshold_N, is_concept_M = set_N == THRESHOLD, is_concept_N[set_N == SCORING]
+    whole_MxC = np.concatenate([of.whole_NxF[set_N == SCORING] for of in columns], 1)
+    p_C = permutation_test(whole_MxC, is_concept_M, max(PERMUTATIONS, int(2 * len(columns) / fdr)), rng)
+    p, q = int(is_concept_M.sum()), int((~is_concept_M).sum())
+    weights_SxP = rng.multinomial(p, np.full(p, 1 / p), SAMPLES) / p  # passages drawn with replacement on either side
+    weights_SxQ = rng.multinomial(q, np.full(q, 1 / q), SAMPLES) / q
+    detectors = []
+    for of, whole_M, p_value in zip(columns, whole_MxC.T, p_C, strict=True):
+        threshold = best_threshold(of.whole_NxF[is_threshold_N, 0], is_concept_N[is_threshold_N])
+        concept_P, others_Q = whole_M[is_concept_M], whole_M[~is_concept_M]
+        wins_PxQ = (concept_P[:, None] > others_Q) + 0.5 * (concept_P[:, None] == others_Q)
+        low, high = np.percentile(((weights_SxP @ wins_PxQ) * weights_SxQ).sum(1), INTERVAL)
+        hits, alarms = int((concept_P > threshold).sum()), int((others_Q > threshold).sum())
+        rest_M = of.rest_NxF[set_N == SCORING, 0]
+        there_M = np.isfinite(rest_M)
+        both_sides = 0 < is_concept_M[there_M].sum() < there_M.sum()
+        detectors.append(
+            Detector(
+                auroc=float(wins_PxQ.mean()),
+                auroc_interval=(float(low), float(high)),
+                auroc_without_phrase=float(auroc(rest_M[there_M], is_concept_M[there_M])) if both_sides else None,
+                threshold=threshold,
+                precision=hits / (hits + alarms) if hits + alarms else None,
+                coverage=hits / p,
+                difference=float(concept_P.mean() - others_Q.mean()),
+                p_value=float(p_value),
+            )
+        )
+    return detectors
+
+
 def _best(member: str, of: MaxPooled, is_concept_N: np.ndarray, among_N: np.ndarray, top: int) -> list[_Candidate]:
     values_MxF, is_concept_M = of.whole_NxF[among_N], is_concept_N[among_N]
     auroc_F = auroc(values_MxF, is_concept_M)
     difference_F = values_MxF[is_concept_M].mean(0) - values_MxF[~is_concept_M].mean(0)
     separation_F = difference_F / np.maximum(values_MxF.std(0), 1e-30)
     return [
-        _Candidate(member, int(f), float(auroc_F[f]), float(separation_F[f]), of.whole_NxF[:, f], of.rest_NxF[:, f])
-        for f in np.lexsort((-separation_F, -auroc_F))[:top]
+        _Candidate(member, f, float(auroc_F[f]), float(separation_F[f]), MaxPooled(*(v_NxF[:, [f]] for v_NxF in of)))
+        for f in np.lexsort((-separation_F, -auroc_F))[:top].tolist()
     ]
-
-
-def _judge(
-    whole_N: np.ndarray,
-    rest_N: np.ndarray,
-    is_concept_N: np.ndarray,
-    set_N: np.ndarray,
-    p_value: float,
-    rng: np.random.Generator,
-) -> Detector:
-    on_threshold, on_scoring = set_N == THRESHOLD, set_N == SCORING
-    threshold = best_threshold(whole_N[on_threshold], is_concept_N[on_threshold])
-    concept_P, others_Q = whole_N[on_scoring & is_concept_N], whole_N[on_scoring & ~is_concept_N]
-    wins_PxQ = (concept_P[:, None] > others_Q) + 0.5 * (concept_P[:, None] == others_Q)
-    interval = np.percentile(_resampled(wins_PxQ, rng), INTERVAL)
-    hits, alarms = int((concept_P > threshold).sum()), int((others_Q > threshold).sum())
-    has_rest = on_scoring & np.isfinite(rest_N)
-    rest_sides = [rest_N[has_rest & side] for side in (is_concept_N, ~is_concept_N)]
-    return Detector(
-        float(wins_PxQ.mean()),
-        (float(interval[0]), float(interval[1])),
-        float(auroc(rest_N[has_rest, None], is_concept_N[has_rest])[0]) if all(map(len, rest_sides)) else None,
-        threshold,
-        hits / (hits + alarms) if hits + alarms else None,
-        hits / len(concept_P),
-        float(concept_P.mean() - others_Q.mean()),
-        p_value,
-    )
-
-
-def _resampled(wins_PxQ: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mean wins of passages drawn with replacement on either side: AUROC of each bootstrap sample, [S]."""
-    p, q = wins_PxQ.shape
-    weights_SxP = rng.multinomial(p, np.full(p, 1 / p), SAMPLES) / p
-    weights_SxQ = rng.multinomial(q, np.full(q, 1 / q), SAMPLES) / q
-    return ((weights_SxP @ wins_PxQ) * weights_SxQ).sum(1)
