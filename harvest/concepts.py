@@ -213,7 +213,8 @@ def _others(
 ) -> list[_Passage]:
     """One like each passage in turn, until there are enough or the pool is used up."""
     ids_of = cache(lambda text: _tokenized(tokenizer, text)[0])
-    unused, others = list(pool), []
+    unused = list(pool)
+    others: list[_Passage] = []
     while unused and len(others) < max(OTHERS * len(concept), MIN_OTHERS):
         like, start = concept[len(others) % len(concept)], 0
         length = len(like.ids)
