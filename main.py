@@ -40,6 +40,7 @@ class Options:
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
     ce_windows: int = flag(256, "held-out windows on which loss recovered is measured at the end; 0: not at all")
     checkpoint_seconds: float = flag(60.0, "seconds between checkpoints")
+    snapshots: int = flag(10, "how often decoders are kept on the way, at log-spaced steps (for `study`); 0: never")
     resume: bool = flag(False, "go on with an interrupted run from its last checkpoint")
     force: bool = flag(False, "start again, also where the run is finished or interrupted")
     quiet: bool = flag(False, "print nothing but where the results lie")
@@ -87,8 +88,9 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
         raise InputError(f"--batch-size {config.batch_size}: --n-samples times --seq-len are at most {most:,} rows")
     if not options.checkpoint_seconds > 0:
         raise InputError(f"--checkpoint-seconds {options.checkpoint_seconds}: must be a positive number")
-    if options.ce_windows < 0:
-        raise InputError(f"--ce-windows {options.ce_windows}: must be 0 or more")
+    for name in ("ce_windows", "snapshots"):
+        if (value := getattr(options, name)) < 0:
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be 0 or more")
     return request, config, options, record
 
 
@@ -190,6 +192,7 @@ def work(
         resume=options.resume,
         force=options.force,
         checkpoint_seconds=options.checkpoint_seconds,
+        snapshots=options.snapshots,
         harvest_seconds=harvest_seconds,
         on_progress=terminal.training_progress,
         say=terminal.say,

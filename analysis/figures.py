@@ -22,6 +22,7 @@ KIND_STYLES = {
     "abs_topk": ("#666666", "wedge"),
 }
 OTHER_STYLE = ("#000000", "arrow")  # of a kind that was added since
+GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
 PIXELS_PER_INCH = 200
 
 
@@ -35,3 +36,20 @@ def save(figure: Any, stem: Path) -> list[Path]:
     for path, content in contents.items():
         write_atomically(path, lambda file, content=content: file.write(content))
     return list(contents)
+
+
+def styled(chart: Any, title: str, subtitle: str | list[str]) -> Any:
+    """Title, background and typography of a whole figure."""
+    import altair as alt
+
+    words = alt.TitleParams(
+        title, subtitle=subtitle, anchor="start", offset=14, fontSize=16, fontWeight="bold", subtitlePadding=6
+    )
+    return (
+        chart.properties(title=words, background="white", padding=16)
+        .configure(font="Helvetica, Arial, Liberation Sans, sans-serif")
+        .configure_view(stroke=None)
+        .configure_axis(labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10, **GREYS)
+        .configure_title(fontSize=13, fontWeight="normal", subtitleFontSize=12, subtitleColor="#555555")
+        .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
+    )

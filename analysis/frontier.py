@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.figures import KIND_STYLES, OTHER_STYLE, save
+from analysis.figures import GREYS, KIND_STYLES, OTHER_STYLE, save
 from harvest.errors import InputError
 from harvest.store import write_json
 
@@ -23,7 +23,6 @@ METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-en
 TRAINING = ("epochs", "batch_size", "decay", "unit_norm_decoder", "dead_threshold", "data_seed")
 MEMBER = ("layer", "hook", "hidden_dim", "lr", "warmup", "normalization", "aux_coefficient", "dead_rule")
 WORDS = {"layer": "layer {}", "hook": "{}", "hidden_dim": "{:,} features", "rows": "{:,} rows", "model": "{}"}
-GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
 WORDS |= {"text": "{}", "epochs": "{} epochs", "normalization": "{}", "penalty": "by {}"}
 
 

@@ -99,9 +99,7 @@ class FinishedRun:
         if not (directory / "manifest.json").exists():
             harvest(replace(self.request, layer=site.layer, hook=site.hook), cache_dir, **talk)
         if not (directory / "manifest.json").exists():
-            raise InputError(
-                f"{self.path}: the text or the model has changed since, its activations cannot be had again"
-            )
+            raise InputError(f"{self.path}: the text or the model has changed since, its activations cannot be had again")
         if hashlib.sha256((directory / "manifest.json").read_bytes()).hexdigest() != facts["sha256"]:
             raise InputError(f"{self.path} was trained on other activations than those in {directory}")
         return ActivationStore(directory)

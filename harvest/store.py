@@ -165,6 +165,16 @@ class Split:
         """The document of each window, int32 [W]."""
         return np.concatenate([self._map("documents", i) for i in range(len(self.shards))])
 
+    def read_windows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens [W, T], document [W]) of windows [start, stop), as `windows` and `documents` without reading all."""
+        pieces = []
+        for shard, first in enumerate(self.window_starts[:-1]):
+            here = slice(max(start - first, 0), max(stop - first, 0))
+            if first < stop and self.window_starts[shard + 1] > start:
+                pieces.append([np.asarray(self._map(name, shard)[here]) for name in ("tokens", "documents")])
+        tokens_WxT, documents_W = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        return tokens_WxT, documents_W
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) as a fresh array [N, D], by sequential reads that bypass the page tables."""
         stop = min(stop, len(self))

@@ -4,6 +4,7 @@ config.json      what was asked for, versions, the store, the backend       writ
 metrics.jsonl    one line a member and block
 checkpoints/     Orbax
 members/<id>/    SAELens layout, stats.npz
+snapshots/       decoders and densities on the way
 analysis/        what analysis/ computed, and figures/, what it drew
 results.json     written last: a run with it is finished
 """
@@ -109,7 +110,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Forget the run; config.json last, so that whatever a kill leaves is still known as this run."""
         (self.path / "results.json").unlink(missing_ok=True)
-        for name in ("checkpoints", "members", "analysis", "figures"):
+        for name in ("checkpoints", "members", "snapshots", "analysis", "figures"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in ("metrics.jsonl", "config.json"):
             (self.path / name).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
@@ -20,12 +20,14 @@ from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation, calibration_rows, evaluate
 from sae_jax.feed import Feed
-from sae_jax.formats import load_dictionary, save_dictionary
+from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.grid import Member, members_of
 from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group, steps_to_die
 from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
 from sae_jax.run_directory import RunDirectory
+from sae_jax.sae import SAE
+from sae_jax.snapshots import snapshot_steps, write_snapshot
 from sae_jax.step import make_train_block
 
 START_ROWS, START_VALUES = 4096, 1 << 22  # rows, and pre-activations, that a start's quantile is taken over
@@ -61,6 +63,7 @@ def train(
     resume: bool = False,
     force: bool = False,
     checkpoint_seconds: float = 60.0,
+    snapshots: int = 0,
     harvest_seconds: float = 0.0,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda text: None,
@@ -78,7 +81,7 @@ def train(
     with run.held():
         if changed := run.begin([store_facts(store) for store in stores], environment(), resume):
             say(f"begun in another environment, so the last digits may differ: {changed}")
-        states, report, steps = learn(population, feed, run, resume, checkpoint_seconds, on_progress, say)
+        states, report, steps = learn(population, feed, run, resume, checkpoint_seconds, snapshots, on_progress, say)
         evaluated = time.perf_counter()
         evaluations = export_and_evaluate(population, states, run, report, feed.total_steps)
         training_seconds = evaluated - report.began
@@ -123,6 +126,7 @@ def learn(
     run: RunDirectory,
     resume: bool,
     checkpoint_seconds: float,
+    snapshots: int,
     on_progress: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> tuple[list[State], Reporter, int]:
@@ -145,6 +149,15 @@ def learn(
     variances = {m.id: float(np.square(population.store_of(m).std).sum()) for m in population.members()}
     report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say, population.verify)
     block_steps = config.block_steps or default_block_steps(config, population.stores, total)
+    to_keep = snapshot_steps(total, block_steps, snapshots)
+
+    def keep_snapshot() -> None:
+        alive = {m.id: d for m, d in exported(population, states) if m.id not in report.failed}
+        rows = {m.id: calibration_LxNxD[population.rows[m.id].site] for m in population.members() if m.id in alive}
+        write_snapshot(run.path, step, alive, rows)
+
+    if step == 0 and to_keep:
+        keep_snapshot()
     pending = None  # metrics are fetched once the next block is dispatched, so that the device never waits
     with StopSignals() as stop:
         for raw_LxSxBxD in feed.blocks(first_step, block_steps):
@@ -153,6 +166,8 @@ def learn(
             if pending:
                 report(*pending, feed.wait_seconds)
             pending = step, metrics
+            if step in to_keep:
+                keep_snapshot()
             if stop.asked or checkpoints.due or step == total:
                 report(*pending, feed.wait_seconds)
                 pending = None
@@ -207,25 +222,19 @@ def export_and_evaluate(
         for member, failed_step in zip(group.members, np.asarray(state.failed), strict=True):
             if failed_step >= 0:
                 report.fail(member, int(failed_step))
+    saes: list[dict[str, SAE]] = [{} for _ in population.stores]
+    for member, dictionary in exported(population, states):
+        if member.id in report.failed:
+            continue
+        if not all(np.isfinite(tensor).all() for tensor in dictionary.tensors.values()):
+            report.fail(member, step)  # the last loss was finite, but what it made of the weights is not
+            continue
+        directory = run.path / "members" / member.id
+        save_dictionary(dictionary, directory)
+        saes[population.rows[member.id].site][member.id] = load_dictionary(directory).sae
     evaluations: dict[str, Evaluation] = {}
-    for site, store in enumerate(population.stores):
-        saes = {}
-        for group, state in zip(population.groups, states, strict=True):
-            for p, member in enumerate(group.members):
-                if population.rows[member.id].site != site or member.id in report.failed:
-                    continue
-                directory = run.path / "members" / member.id
-                weights = state.params if state.average is None else state.average
-                exported = group.signature.kind.export(
-                    *({n: v[p] for n, v in d.items()} for d in (weights, state.settings))
-                )
-                tensors = fold_normalization(exported, *population.rows[member.id][1:])
-                if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
-                    report.fail(member, step)  # the last loss was finite, but what it made of the weights is not
-                    continue
-                save_dictionary(trained_dictionary(member, tensors, store.manifest), directory)
-                saes[member.id] = load_dictionary(directory).sae
-        evaluations |= evaluate(saes, store.held_out, store.mean, calibration_rows(store.held_out))
+    for store, here in zip(population.stores, saes, strict=True):
+        evaluations |= evaluate(here, store.held_out, store.mean, calibration_rows(store.held_out))
     for member in population.members():
         evaluation = evaluations.get(member.id)
         if evaluation and not np.isfinite(list(evaluation.metrics.values())).all():
@@ -236,6 +245,16 @@ def export_and_evaluate(
             write_atomically(stats, lambda f, e=evaluation: np.savez(f, density=e.density_F))
     report.refuse_none_left()
     return evaluations
+
+
+def exported(population: Population, states: list[State]) -> Iterator[tuple[Member, Dictionary]]:
+    """Every member as a dictionary for raw activations."""
+    for group, state in zip(population.groups, states, strict=True):
+        weights = state.params if state.average is None else state.average
+        for p, member in enumerate(group.members):
+            trained = ({name: values[p] for name, values in of.items()} for of in (weights, state.settings))
+            tensors = fold_normalization(group.signature.kind.export(*trained), *population.rows[member.id][1:])
+            yield member, trained_dictionary(member, tensors, population.store_of(member).manifest)
 
 
 def result_of(member: Member, failed_step: int | None, evaluation: Evaluation | None) -> dict:

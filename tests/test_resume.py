@@ -41,7 +41,9 @@ def uninterrupted(cache, tmp_path_factory) -> Path:
 
 def learned(run: Path) -> dict[str, bytes | list]:
     """All that a run directory says of what was learned."""
-    members = {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.glob("members/*/*"))}
+    kept = [*run.glob("members/*/*"), *run.glob("snapshots/*/*")]
+    members = {str(p.relative_to(run)): p.read_bytes() for p in sorted(kept)}
+    assert len([name for name in members if name.startswith("snapshots")]) > 5 * len(KINDS)
     assert len([name for name in members if name.endswith(".safetensors")]) == len(KINDS)
     results = json.loads((run / "results.json").read_text())["members"]
     return {**members, "metrics.jsonl": (run / "metrics.jsonl").read_bytes(), "results": results}

@@ -278,7 +278,7 @@ def test_from_a_run_to_the_table(run, capsys):
 
 
 def main_questions() -> tuple[str, ...]:
-    from analysis.commands.saebench import METRICS
+    from analysis.saebench import METRICS
 
     return tuple(METRICS.values())
 

@@ -1,0 +1,279 @@
+"""Which features do dictionaries of other kinds, widths and seeds have in common, and which does every seed find?
+
+Two features are the same where they are matched one-to-one (analysis/matching.py) at a similarity of THRESHOLD or more,
+by the cosine of their decoder rows or by the correlation of their activations. What chance would match is measured on
+random directions with the same covariance.
+
+Shapes: M members, F features of one, P pairs, N rows, D width of the model.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from analysis.figures import styled
+from analysis.frontier import Spread
+from analysis.ground_truth import unit
+from analysis.matching import Decoder, correlations, cosines, match, random_like
+from harvest.errors import InputError
+from harvest.store import write_atomically, write_json
+
+THRESHOLD = 0.7  # as Leask et al. 2025 (arXiv 2502.04878) and Paulo and Belrose 2025 (arXiv 2501.16615)
+WORDS = {"activation": "kind", "hidden_dim": "width", "lr": "learning rate", "l0": "sparsity"}
+SETTINGS = ("activation", "hidden_dim", "l0", "lr", "layer", "hook", "seed", "warmup", "normalization", "dead_rule")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Pairs of members that differ in the same settings; a pair's figure is the mean of both ways."""
+
+    differ: str
+    pairs: int
+    shared: Spread
+    chance: Spread
+    mmcs: Spread
+    shared_by_activation: Spread | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Entry [i, j] of a matrix: of the living features of member i, in member j.
+
+    shared: the share matched at `threshold` or more; chance: the same of random directions with i's covariance.
+    mmcs: mean over i's features of the best cosine in j (mean max cosine similarity). matched_cosine: mean over
+    min(F_i, F_j) pairs, one without a match counts 0. From activations on `rows` rows, where they are given:
+    shared_by_activation: matched by Pearson's r; confirmed: of the pairs shared by direction, the share with r of
+    `threshold` or more (NaN where there is no pair).
+
+    partner, cosine: of each feature its match in each other member, -1 and 0 where it has none.
+    found_again: in how many other seeds of the same settings each feature has a cosine of `threshold` or more;
+    only of members with other seeds, of which there are `other_seeds`.
+    """
+
+    members: tuple[str, ...]
+    labels: tuple[str, ...]
+    alive: tuple[int, ...]
+    threshold: float
+    shared_MxM: np.ndarray
+    chance_MxM: np.ndarray
+    mmcs_MxM: np.ndarray
+    matched_cosine_MxM: np.ndarray
+    rows: int
+    shared_by_activation_MxM: np.ndarray | None
+    confirmed_MxM: np.ndarray | None
+    groups: tuple[Group, ...]
+    partner_FxM: dict[str, np.ndarray]
+    cosine_FxM: dict[str, np.ndarray]
+    found_again_F: dict[str, np.ndarray]
+    other_seeds: dict[str, int]
+
+
+def compute(
+    decoders: Mapping[str, Decoder],
+    activations: Mapping[str, csr_array] | None = None,
+    threshold: float = THRESHOLD,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """All pairs of two or more members; `activations` [N, F] as of sparse_activations, on the same rows for all.
+
+    Raises InputError for fewer members, other widths of the model, or activations that do not fit.
+    """
+    ids, m = tuple(decoders), len(decoders)
+    if m < 2:
+        raise InputError("a comparison needs two or more members: train with another --seed, --activation or width")
+    check(decoders, activations)
+    shared, chance, mmcs, matched = np.eye(m), np.zeros((m, m)), np.eye(m), np.eye(m)
+    by_activation, confirmed = np.eye(m), np.eye(m)
+    partner = {name: np.full((len(d.alive_F), m), -1, np.int32) for name, d in decoders.items()}
+    cosine = {name: np.zeros((len(d.alive_F), m), np.float32) for name, d in decoders.items()}
+    rng, done = np.random.default_rng(seed), 0
+    for i, a in enumerate(ids):
+        directions_FxD, living_F = decoders[a].directions, np.flatnonzero(decoders[a].alive_F)
+        random_FxD = random_like(directions_FxD, len(living_F), rng)
+        for j, b in enumerate(ids):
+            other_GxD, living_G = decoders[b].directions, np.flatnonzero(decoders[b].alive_F)
+            chance[i, j] = share(match(cosines(random_FxD, other_GxD).pairs_FxG)[2], threshold, len(living_F))
+            done += 1
+            on_progress(done, m * m)
+            if j <= i:
+                continue
+            similarity = cosines(directions_FxD, other_GxD)
+            f_P, g_P, cosine_P = match(similarity.pairs_FxG)
+            for place, count in (((i, j), len(living_F)), ((j, i), len(living_G))):
+                shared[place] = share(cosine_P, threshold, count)
+            mmcs[i, j], mmcs[j, i] = similarity.best_F.mean(), similarity.best_G.mean()
+            matched[i, j] = matched[j, i] = cosine_P.sum() / min(len(living_F), len(living_G))
+            partner[a][living_F[f_P], j], partner[b][living_G[g_P], i] = living_G[g_P], living_F[f_P]
+            cosine[a][living_F[f_P], j] = cosine[b][living_G[g_P], i] = cosine_P
+            if activations is not None:
+                pairs = correlations(activations[a][:, living_F], activations[b][:, living_G]).pairs_FxG
+                r_P = match(pairs)[2]
+                by_activation[i, j], by_activation[j, i] = (share(r_P, threshold, len(x)) for x in (living_F, living_G))
+                same = cosine_P >= threshold
+                fires_alike = np.asarray(pairs[f_P[same], g_P[same]]) >= threshold
+                confirmed[i, j] = confirmed[j, i] = fires_alike.mean() if same.any() else np.nan
+    settings = [decoders[name].settings for name in ids]
+    given = activations is not None
+    found_again, other_seeds = over_seeds(decoders, threshold)
+    return Comparison(
+        members=ids,
+        labels=labels_of(ids, settings),
+        alive=tuple(int(d.alive_F.sum()) for d in decoders.values()),
+        threshold=threshold,
+        shared_MxM=shared,
+        chance_MxM=chance,
+        mmcs_MxM=mmcs,
+        matched_cosine_MxM=matched,
+        rows=next(iter(activations.values())).shape[0] if activations else 0,
+        shared_by_activation_MxM=by_activation if given else None,
+        confirmed_MxM=confirmed if given else None,
+        groups=grouped(settings, shared, chance, mmcs, by_activation if given else None),
+        partner_FxM=partner,
+        cosine_FxM=cosine,
+        found_again_F=found_again,
+        other_seeds=other_seeds,
+    )
+
+
+def settings_of(member: Mapping[str, Any]) -> dict[str, Any]:
+    """From a member of results.json what a comparison tells apart; `l0` is its k, target L0 or coefficient."""
+    member = {**member, "l0": member[member["sparsity_by"]]}
+    return {name: member[name] for name in SETTINGS}
+
+
+def share(similarity_P: np.ndarray, threshold: float, count: int) -> float:
+    return float((similarity_P >= threshold).sum() / count)
+
+
+def check(decoders: Mapping[str, Decoder], activations: Mapping[str, csr_array] | None) -> None:
+    if activations is None:
+        return
+    if missing := decoders.keys() - activations:
+        raise InputError(f"no activations of {', '.join(sorted(missing))}: give all members', or none")
+    if len(rows := {activations[name].shape[0] for name in decoders}) > 1:
+        raise InputError(f"activations on {' and '.join(map(str, sorted(rows)))} rows: they must be the same rows")
+    for name, decoder in decoders.items():
+        if activations[name].shape[1] != len(decoder.alive_F):
+            raise InputError(f"{name} has {len(decoder.alive_F)} features, its activations {activations[name].shape[1]}")
+
+
+def stability_of(decoders: Mapping[int, np.ndarray], threshold: float = THRESHOLD) -> dict[int, np.ndarray]:
+    """{seed: in how many other seeds each feature is found again, int [F]}, from {seed: W_dec [F, D]}.
+
+    Found again: its best cosine there is `threshold` or more. A row of zeros (put one for a dead feature) never is.
+    """
+    units = {seed: unit(W_dec_FxD) for seed, W_dec_FxD in decoders.items()}
+    counts = {seed: np.zeros(len(u_FxD), np.int64) for seed, u_FxD in units.items()}
+    for a, b in combinations(units, 2):
+        similarity = cosines(units[a], units[b])
+        counts[a] += similarity.best_F >= threshold
+        counts[b] += similarity.best_G >= threshold
+    return counts
+
+
+def over_seeds(decoders: Mapping[str, Decoder], threshold: float) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    families: dict[tuple, dict[int, str]] = defaultdict(dict)
+    for name, decoder in decoders.items():
+        same = tuple(sorted((key, str(value)) for key, value in decoder.settings.items() if key != "seed"))
+        families[same][decoder.settings["seed"]] = name
+    found, others = {}, {}
+    for family in (family for family in families.values() if len(family) > 1):
+        living = {seed: decoders[name].W_dec_FxD * decoders[name].alive_F[:, None] for seed, name in family.items()}
+        for seed, count_F in stability_of(living, threshold).items():
+            found[family[seed]], others[family[seed]] = count_F, len(family) - 1
+    return found, others
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(WORDS.get(name, name.replace("_", " ")) for name in a if a[name] != b[name])
+
+
+def grouped(settings: Sequence[Mapping[str, Any]], *matrices: np.ndarray | None) -> tuple[Group, ...]:
+    """By what the members of a pair differ in, fewest differences first."""
+    pairs: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
+    for i, j in combinations(range(len(settings)), 2):
+        pairs[difference(settings[i], settings[j])].append((i, j))
+
+    def spread(matrix: np.ndarray, of: list[tuple[int, int]]) -> Spread:
+        values = [(matrix[i, j] + matrix[j, i]) / 2 for i, j in of]
+        return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+    return tuple(
+        Group("other " + " and ".join(names), len(of), *(None if x is None else spread(x, of) for x in matrices))  # type: ignore[arg-type]
+        for names, of in sorted(pairs.items(), key=lambda item: (len(item[0]), item[0]))
+    )
+
+
+def labels_of(ids: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """What tells each member from the others, in few words; the ids where that is not unique."""
+    varying = [name for name in settings[0] if any(s[name] != settings[0][name] for s in settings)]
+    form = {"activation": "{}", "hidden_dim": "F {:,}", "l0": "L0 {:g}", "hook": "{}"}
+    form |= {name: name.replace("_", " ") + " {}" for name in varying if name not in form}
+    labels = [", ".join(form[name].format(s[name]) for name in varying) for s in settings]
+    return tuple(labels if len(set(labels)) == len(ids) else ids)
+
+
+def write(comparison: Comparison, folder: Path) -> list[Path]:
+    """comparison.json (figures) and comparison.npz (what there is of each feature: partner, cosine, found_again)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    per_feature = {"partner": comparison.partner_FxM, "cosine": comparison.cosine_FxM}
+    per_feature |= {"found_again": comparison.found_again_F}
+    arrays = {f"{name}/{what}": array for what, of in per_feature.items() for name, array in of.items()}
+    record = {name: plain(value) for name, value in vars(comparison).items() if not isinstance(value, dict)}
+    record |= {"other_seeds": comparison.other_seeds, "groups": [asdict(group) for group in comparison.groups]}
+    write_json(folder / "comparison.json", {"schema": 1, **record})
+    write_atomically(folder / "comparison.npz", lambda file: np.savez_compressed(file, **arrays))
+    return [folder / "comparison.json", folder / "comparison.npz"]
+
+
+def plain(value: Any) -> Any:
+    """For JSON, which has no NaN."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return np.where(np.isnan(value), None, value.astype(object)).tolist()
+
+
+def figure(comparison: Comparison) -> Any:
+    """An Altair heatmap of what each member shares with each other one, by direction and, where there, by activation."""
+    import altair as alt
+
+    matrices = {"by direction (cosine)": comparison.shared_MxM}
+    if comparison.shared_by_activation_MxM is not None:
+        matrices["by activation (correlation)"] = comparison.shared_by_activation_MxM
+    labels, m = comparison.labels, len(comparison.labels)
+    side = min(52, max(26, 620 // m))
+    panels = []
+    for index, (title, matrix) in enumerate(matrices.items()):
+        rows = [
+            {"of": labels[i], "in": labels[j], "share": matrix[i, j], "text": f"{100 * matrix[i, j]:.0f}"}
+            for i in range(m)
+            for j in range(m)
+            if i != j
+        ]
+        base = alt.Chart(alt.Data(values=rows)).encode(
+            x=alt.X("in:N", title="are also in").sort(labels).axis(labelAngle=-40, labelLimit=260),
+            y=alt.Y("of:N", title="of the features of" if index == 0 else None).sort(labels).axis(labelLimit=260),
+        )
+        colour = alt.Color("share:Q", title=["share of", "features"]).scale(scheme="viridis", domain=[0, 1])
+        colour = colour.legend(format=".0%", gradientLength=180)
+        light = alt.condition("datum.share > 0.6", alt.value("#111111"), alt.value("#ffffff"))
+        tooltip = [alt.Tooltip("of:N"), alt.Tooltip("in:N"), alt.Tooltip("share:Q", format=".1%")]
+        cells = base.mark_rect(stroke="white", strokeWidth=1.5).encode(color=colour, tooltip=tooltip)
+        words = base.mark_text(fontSize=min(13, side // 2.4)).encode(text="text:N", color=light)
+        panels.append((cells + words).properties(width=side * m, height=side * m, title=title))
+    chance = comparison.chance_MxM[~np.eye(m, dtype=bool)].mean()
+    subtitle = (
+        f"% of living features matched one-to-one at {comparison.threshold:g} or more; "
+        f"random directions with the same covariance: {100 * chance:.1f}%"
+    )
+    drawn = (alt.hconcat if m <= 10 else alt.vconcat)(*panels, spacing=36)
+    return styled(drawn, "Features in common", subtitle)

@@ -1,0 +1,25 @@
+"""The text around a row of an activation store."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from harvest.store import ActivationStore
+
+
+class Context(NamedTuple):
+    before: str
+    token: str
+    after: str
+    document: int
+    held_out: bool
+
+
+def context_text(store: ActivationStore, tokenizer, row: int, before: int = 10, after: int = 5) -> Context:
+    """Some tokens before and after that of a row; rows count on from the training rows to the held-out ones."""
+    held_out = row >= len(store.train)
+    split = store.held_out if held_out else store.train
+    tokens_T, position, document = split.context(row - len(store.train) if held_out else row)
+    cuts = (max(0, position - before), position), (position, position + 1), (position + 1, position + 1 + after)
+    left, token, right = (tokenizer.decode(tokens_T[slice(*cut)].tolist()) for cut in cuts)
+    return Context(left, token, right, document, held_out)

@@ -1,0 +1,245 @@
+"""What each feature of a run's dictionaries does: the base of all other analyses, computed once for a run.
+
+Everything is kept in RUN/analysis/features/<member>.npz, written when it is whole, so that what was computed before a
+stop is not computed again.
+
+Shapes: F features, K contexts, R firings sampled, Q quantiles, P positions, J neighbours, T tokens, L labels,
+S shuffles.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.firing import Firing, Labels, firing_of
+from analysis.ground_truth import unit
+from analysis.labels import labels_of
+from analysis.run import FinishedRun
+from analysis.specialization import mutual_information, specialization
+from harvest.store import write_atomically
+from sae_jax.formats import Dictionary
+
+if TYPE_CHECKING:
+    from harvest.language_model import LanguageModel
+
+FORMAT = 1
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
+NEIGHBOURS, TOKENS = 10, 20
+MIN_TOGETHER = 10  # firings of both that make two features fire together
+PASS_BYTES = 2 << 30  # of the counts of which features fire together: dictionaries over it go through another pass
+BLOCK = 512  # features at a time against all
+SCORES = {"mutual_information": mutual_information, "specialization": specialization}
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of one dictionary. Row numbers count on from training rows to held-out ones; −1: none."""
+
+    rows: int
+    density_F: np.ndarray  # share of all rows on which it fires
+    mean_F: np.ndarray  # where it fires; 0 where it never does
+    max_F: np.ndarray
+    quantiles_FxQ: np.ndarray  # where it fires, of the sample
+    top_value_FxK: np.ndarray  # its strongest contexts, each once
+    top_row_FxK: np.ndarray
+    sample_value_FxR: np.ndarray  # firings drawn at random, by falling value
+    sample_row_FxR: np.ndarray
+    token_F: np.ndarray  # its most frequent token in the sample
+    token_share_F: np.ndarray  # and that token's share
+    position_FxP: np.ndarray  # share of the rows at a position on which it fires
+    cosine_F: np.ndarray  # of its encoder and decoder vectors
+    neighbour_FxJ: np.ndarray  # by the cosine of decoder rows
+    neighbour_cosine_FxJ: np.ndarray
+    together_FxJ: np.ndarray  # by phi, the correlation of firing
+    together_phi_FxJ: np.ndarray
+    promoted_FxT: np.ndarray  # tokens, by harvest.unembedding.logit_weights
+    promoted_weight_FxT: np.ndarray
+    suppressed_FxT: np.ndarray
+    suppressed_weight_FxT: np.ndarray
+    labels: dict[str, list[str]]
+    label_rows: dict[str, np.ndarray]  # [L], how many rows have a label
+    label_count: dict[str, np.ndarray]  # [F, L], on how many of them it fires
+    label_score: dict[str, np.ndarray]  # [score, 1 + S, F], of SCORES: first of the labels, then of dealt ones
+
+    @property
+    def alive_F(self) -> np.ndarray:
+        return self.density_F > 0
+
+    def save(self, path: Path) -> None:
+        arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
+        for of in fields(self):
+            value = getattr(self, of.name)
+            parts = {f"{of.name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else None
+            arrays |= {name: np.asarray(part) for name, part in (parts or {of.name: value}).items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, path: Path) -> Features | None:
+        """None where there is none, or one of another version."""
+        if not path.exists():
+            return None
+        with np.load(path, allow_pickle=False) as arrays:
+            if arrays["format"] != FORMAT:
+                return None
+            values: dict = {}
+            for name in arrays.files[1:]:
+                field, _, key = name.partition("/")
+                if key:
+                    part = arrays[name]
+                    values.setdefault(field, {})[key] = part.tolist() if field == "labels" else part
+                else:
+                    values[field] = arrays[name]
+        return cls(**values | {"rows": int(values["rows"])})
+
+
+def features_of(
+    run: FinishedRun,
+    members: Sequence[str],
+    cache_dir: Path,
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Features]:
+    """Of each member; read from the run where it was computed before. Raises InputError as FinishedRun.store does."""
+    paths = {name: run.path / "analysis" / "features" / f"{name}.npz" for name in members}
+    found = {name: of for name in members if (of := Features.load(paths[name]))}
+    if missing := [name for name in members if name not in found]:
+        model, done = run.language_model(), 0
+        for site in dict.fromkeys(map(run.site, missing)):
+            store = run.store(site, cache_dir, on_progress, say)
+            labels = labels_of(run.corpus, model.tokenizer, store.train.positions)
+            here = [name for name in missing if run.site(name) == site]
+            total = len(missing) * (len(store.train) + len(store.held_out))
+
+            def advance(rows: int, total: int = total) -> None:
+                nonlocal done
+                done += rows
+                on_progress("features", done, total)
+
+            for together in one_pass({name: run.dictionary(name) for name in here}):
+                saes = {name: dictionary.sae for name, dictionary in together.items()}
+                firing, rows_SxL = firing_of(saes, store, labels, 0, advance)
+                for name, dictionary in together.items():
+                    found[name] = describe(firing.pop(name), dictionary, model, labels, rows_SxL)
+                    found[name].save(paths[name])
+    return {name: found[name] for name in members}
+
+
+def one_pass(dictionaries: dict[str, Dictionary]) -> list[dict[str, Dictionary]]:
+    """Divided into as few parts as find room."""
+    parts: list[dict[str, Dictionary]] = [{}]
+    for name, dictionary in dictionaries.items():
+        if parts[-1] and 4 * sum(of.d_sae**2 for of in (*parts[-1].values(), dictionary)) > PASS_BYTES:
+            parts.append({})
+        parts[-1][name] = dictionary
+    return parts
+
+
+def describe(
+    firing: Firing,
+    dictionary: Dictionary,
+    model: LanguageModel,
+    labels: Mapping[str, Labels],
+    rows_SxL: Mapping[str, np.ndarray],
+) -> Features:
+    """From what was counted, and from the weights alone."""
+    rows = int(rows_SxL["position"][0].sum())
+    positions = firing.position_FxP.shape[1]
+    top_value_FxK = firing.top.table("value", 0)
+    sample_value_FxR, sample_row_FxR = firing.sample.table("value", 0), firing.sample.table("row", -1)
+    token_F, token_share_F = most_frequent(firing.sample.table("token", -1))
+    falling_FxR = np.argsort(-np.abs(sample_value_FxR), axis=1, kind="stable")
+    W_dec_FxD = unit(dictionary.tensors["W_dec"])
+    neighbour_FxJ, neighbour_cosine_FxJ = best_others(len(W_dec_FxD), lambda block: W_dec_FxD[block] @ W_dec_FxD.T)
+    together_FxJ, together_phi_FxJ = best_others(len(W_dec_FxD), lambda block: phi(firing, rows, block))
+    return Features(
+        rows=rows,
+        density_F=firing.count_F / rows,
+        mean_F=firing.sum_F / np.maximum(firing.count_F, 1),
+        max_F=top_value_FxK[:, 0],
+        quantiles_FxQ=quantiles(sample_value_FxR, sample_row_FxR >= 0),
+        top_value_FxK=top_value_FxK,
+        top_row_FxK=firing.top.table("row", -1),
+        sample_value_FxR=np.take_along_axis(sample_value_FxR, falling_FxR, 1),
+        sample_row_FxR=np.take_along_axis(sample_row_FxR, falling_FxR, 1),
+        token_F=token_F,
+        token_share_F=token_share_F,
+        position_FxP=firing.position_FxP / (rows / positions),
+        cosine_F=(unit(dictionary.tensors["W_enc"].T) * W_dec_FxD).sum(1),
+        neighbour_FxJ=neighbour_FxJ,
+        neighbour_cosine_FxJ=neighbour_cosine_FxJ,
+        together_FxJ=together_FxJ,
+        together_phi_FxJ=together_phi_FxJ,
+        **promotes(model, dictionary.tensors["W_dec"]),
+        labels={name: of.names for name, of in labels.items()},
+        label_rows={name: of_SxL[0] for name, of_SxL in rows_SxL.items()},
+        label_count={name: of_SxFxL[0] for name, of_SxFxL in firing.label_SxFxL.items()},
+        label_score={
+            name: np.stack(
+                [[score(*counts) for counts in zip(of_SxFxL, rows_SxL[name], strict=True)] for score in SCORES.values()]
+            )
+            for name, of_SxFxL in firing.label_SxFxL.items()
+        },
+    )
+
+
+def most_frequent(token_FxR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(token, share of the sample) [F]; −1 and 0 where the sample is empty."""
+    token_F, share_F = np.full(len(token_FxR), -1), np.zeros(len(token_FxR))
+    for feature, tokens_R in enumerate(token_FxR):
+        if (seen := tokens_R[tokens_R >= 0]).size:
+            tokens, counts = np.unique(seen, return_counts=True)
+            token_F[feature], share_F[feature] = tokens[counts.argmax()], counts.max() / len(seen)
+    return token_F, share_F
+
+
+def quantiles(value_FxR: np.ndarray, is_firing_FxR: np.ndarray) -> np.ndarray:
+    """Of the activations where it fires; 0 where it never does."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of the dead
+        found_QxF = np.nanquantile(np.where(is_firing_FxR, value_FxR, np.nan), QUANTILES, axis=1)
+    return np.nan_to_num(found_QxF.T)
+
+
+def best_others(features: int, against_all: Callable[[slice], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each feature the others with the highest value, and these, a block of features at a time."""
+    best, values = [], []
+    for first in range(0, features, BLOCK):
+        value_BxF = np.array(against_all(slice(first, first + BLOCK)), np.float32)
+        own = np.arange(len(value_BxF))
+        value_BxF[own, first + own] = -np.inf
+        best_BxJ = np.argsort(-value_BxF, axis=1)[:, : min(NEIGHBOURS, features - 1)]
+        best.append(best_BxJ)
+        values.append(np.take_along_axis(value_BxF, best_BxJ, 1))
+    return np.concatenate(best), np.concatenate(values)
+
+
+def phi(firing: Firing, rows: int, block: slice) -> np.ndarray:
+    """Correlation of firing, [B, F]; 0 for features that fire on fewer than MIN_TOGETHER rows together."""
+    both_BxF = firing.together_FxF[block].astype(np.float64)
+    share_F = firing.count_F / rows
+    spread_F = np.sqrt(share_F * (1 - share_F))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        phi_BxF = (both_BxF / rows - share_F[block, None] * share_F) / (spread_F[block, None] * spread_F)
+    return np.where(both_BxF >= MIN_TOGETHER, np.nan_to_num(phi_BxF, posinf=0, neginf=0), 0)
+
+
+def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:
+    from harvest.unembedding import logit_weights
+
+    found: dict[str, list[np.ndarray]] = {}
+    for first in range(0, len(W_dec_FxD), BLOCK):
+        weight_BxV = logit_weights(model, W_dec_FxD[first : first + BLOCK])
+        for name, signed_BxV in (("promoted", weight_BxV), ("suppressed", -weight_BxV)):
+            token_BxT = np.argpartition(-signed_BxV, TOKENS, axis=1)[:, :TOKENS]
+            order_BxT = np.argsort(-np.take_along_axis(signed_BxV, token_BxT, 1), axis=1)
+            token_BxT = np.take_along_axis(token_BxT, order_BxT, 1)
+            found.setdefault(f"{name}_FxT", []).append(token_BxT)
+            found.setdefault(f"{name}_weight_FxT", []).append(np.take_along_axis(weight_BxV, token_BxT, 1))
+    return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -1,0 +1,207 @@
+"""On what the features of dictionaries fire: by one pass over all rows, for all of them at once, in bounded memory.
+
+Memory: of each dictionary 4 F² bytes, and F times the contexts, positions and labels; nothing grows with the rows.
+
+Shapes: W windows of a chunk, T tokens a window, P of them with a row, N = W·P rows, Z firings (row, feature) of a
+chunk, F features, K kept, L labels, S shuffles, G documents, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from scipy import sparse
+
+from harvest.store import ActivationStore
+from sae_jax.sae import SAE
+
+CHUNK_ROWS = 4096
+CONTEXTS, SAMPLE = 20, 100  # kept of each feature: the strongest, and any
+PENDING = 1 << 20  # firings that wait to be sorted in
+CONTEXT_TOKENS = 10  # rows with the same token and as many the same before it are one context
+ENTRY = np.dtype([("feature", "i4"), ("key", "f4"), ("value", "f4"), ("row", "i8"), ("token", "i4"), ("alike", "u8")])
+SHUFFLES = 5
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of rows by their document, their token or their position; `codes` are indices into `names`.
+
+    The null deals the codes anew to documents, token types or positions of a chunk: rows of a document are alike, so
+    that dealing them to rows would find specialization wherever a feature fires on few documents.
+    """
+
+    by: str  # "document", "token", "position"
+    codes: np.ndarray  # [G], [V] or [P]
+    names: list[str]
+
+    def dealt(self, seed: int) -> np.ndarray:
+        """The codes as they are, and SHUFFLES times anew: [1 + S, ...]."""
+        rng = np.random.default_rng(seed)
+        return np.stack([self.codes, *(rng.permutation(self.codes) for _ in range(SHUFFLES))])
+
+
+class Chunk(NamedTuple):
+    """Rows that follow each other, and where they stand; `row_N` counts on from training rows to held-out ones."""
+
+    x_NxD: np.ndarray
+    row_N: np.ndarray
+    token_N: np.ndarray
+    position_N: np.ndarray
+    document_N: np.ndarray
+    alike_N: np.ndarray  # a hash of the token and of those before it
+
+
+def chunks(store: ActivationStore) -> Iterator[Chunk]:
+    before = 0
+    for split in (store.train, store.held_out):
+        positions = split.positions
+        step = max(1, CHUNK_ROWS // positions)
+        for start in range(0, len(split) // positions, step):
+            rows = slice(start * positions, min((start + step) * positions, len(split)))
+            tokens_WxT, document_W = split.read_windows(start, start + step)
+            alike_WxT = context_hashes(tokens_WxT)
+            yield Chunk(
+                split.read(rows.start, rows.stop).astype(np.float32),
+                np.arange(rows.start, rows.stop) + before,
+                tokens_WxT[:, split.first_position :].ravel(),
+                np.tile(np.arange(positions), len(tokens_WxT)),
+                np.repeat(document_W, positions),
+                alike_WxT[:, split.first_position :].ravel(),
+            )
+        before += len(split)
+
+
+def context_hashes(tokens_WxT: np.ndarray) -> np.ndarray:
+    hash_WxT = np.zeros(tokens_WxT.shape, np.uint64)
+    for back in range(CONTEXT_TOKENS + 1):
+        shifted_WxT = np.zeros_like(hash_WxT)
+        shifted_WxT[:, back:] = tokens_WxT[:, : tokens_WxT.shape[1] - back] + 1
+        hash_WxT = (hash_WxT ^ shifted_WxT) * np.uint64(0x9E3779B97F4A7C15)
+        hash_WxT ^= hash_WxT >> np.uint64(29)
+    return hash_WxT
+
+
+@dataclass
+class Kept:
+    """A streaming top-k: of each feature the firings of the largest keys, no two of one window or of equal contexts."""
+
+    features: int
+    size: int
+    positions: int
+    entries: np.ndarray = field(default_factory=lambda: np.empty(0, ENTRY))
+    pending: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.floor_F = np.full(self.features, -np.inf, np.float32)
+
+    def add(self, firings_Z: np.ndarray) -> None:
+        self.pending.append(firings_Z[firings_Z["key"] > self.floor_F[firings_Z["feature"]]])
+        if sum(map(len, self.pending)) > PENDING:
+            self.settle()
+
+    def settle(self) -> np.ndarray:
+        """All that were seen, merged: the entries kept, ordered by feature and falling key."""
+        found = np.concatenate([self.entries, *self.pending])
+        found = found[np.lexsort((found["row"], -found["key"], found["feature"]))]
+        for what in (found["alike"], (found["row"] // self.positions).astype(np.uint64)):
+            pair = (what * np.uint64(0x9E3779B97F4A7C15)) ^ (found["feature"].astype(np.uint64) << np.uint64(40))
+            _, first = np.unique(pair, return_index=True)
+            is_first = np.zeros(len(pair), bool)
+            is_first[first] = True
+            found["key"][~is_first] = -np.inf
+        found = found[found["key"] > -np.inf]
+        rank = np.arange(len(found)) - np.searchsorted(found["feature"], found["feature"])
+        self.entries, self.pending = found[rank < self.size], []
+        last = rank == self.size - 1
+        self.floor_F[found["feature"][last]] = found["key"][last]
+        return self.entries
+
+    def table(self, name: str, none: float) -> np.ndarray:
+        """One field of the entries as [F, K], filled up with `none`."""
+        entries = self.settle()
+        rank = np.arange(len(entries)) - np.searchsorted(entries["feature"], entries["feature"])
+        table_FxK = np.full((self.features, self.size), none, ENTRY[name])
+        table_FxK[entries["feature"], rank] = entries[name]
+        return table_FxK
+
+
+class Firing:
+    """What one dictionary's features fire on, while it is counted."""
+
+    def __init__(self, sae: SAE, positions: int, labels: Mapping[str, Labels], seed: int):
+        self.graphdef, self.weights = nnx.split(sae)
+        features = sae.W_dec.shape[0]
+        self.count_F = np.zeros(features, np.int64)
+        self.sum_F = np.zeros(features)
+        self.top = Kept(features, CONTEXTS, positions)
+        self.sample = Kept(features, SAMPLE, positions)
+        self.position_FxP = np.zeros((features, positions), np.int64)
+        self.together_FxF = np.zeros((features, features), np.int32)
+        self.label_SxFxL = {
+            name: np.zeros((1 + SHUFFLES, features, len(of.names)), np.int32) for name, of in labels.items()
+        }
+        self.rng = np.random.default_rng(seed)
+
+    def add(self, chunk: Chunk, label_SxN: Mapping[str, np.ndarray]) -> None:
+        n, features = len(chunk.row_N), len(self.count_F)
+        x_NxD = np.zeros((max(n, CHUNK_ROWS), chunk.x_NxD.shape[1]), np.float32)  # one shape, compiled once
+        x_NxD[:n] = chunk.x_NxD
+        f_NF = np.asarray(encode(self.graphdef, self.weights, x_NxD))[:n].ravel()
+        at_Z = np.flatnonzero(f_NF)
+        row_Z, feature_Z = np.divmod(at_Z, features)
+        firings_Z = np.empty(len(at_Z), ENTRY)
+        firings_Z["feature"], firings_Z["value"] = feature_Z, f_NF[at_Z]
+        firings_Z["row"], firings_Z["token"] = chunk.row_N[row_Z], chunk.token_N[row_Z]
+        firings_Z["alike"] = chunk.alike_N[row_Z]
+        for kept, key_Z in ((self.top, np.abs(firings_Z["value"])), (self.sample, self.rng.random(len(at_Z)))):
+            firings_Z["key"] = key_Z
+            kept.add(firings_Z)
+        self.count_F += np.bincount(feature_Z, minlength=features)
+        self.sum_F += np.bincount(feature_Z, weights=firings_Z["value"], minlength=features)
+        self.position_FxP += counted(feature_Z, chunk.position_N[row_Z], self.position_FxP.shape)
+        for name, of_SxN in label_SxN.items():
+            for total_FxL, of_N in zip(self.label_SxFxL[name], of_SxN, strict=True):
+                total_FxL += counted(feature_Z, of_N[row_Z], total_FxL.shape)
+        fires_NxF = sparse.csr_array(
+            (np.ones(len(at_Z), np.int32), feature_Z, np.searchsorted(row_Z, np.arange(n + 1))), (n, features)
+        )
+        both = (fires_NxF.T @ fires_NxF).tocoo()
+        self.together_FxF[both.coords] += both.data
+
+
+def counted(row_Z: np.ndarray, column_Z: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return np.bincount(row_Z * shape[1] + column_Z, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+@partial(jax.jit, static_argnums=0)
+def encode(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, weights).encode(x_NxD)
+
+
+def firing_of(
+    saes: Mapping[str, SAE],
+    store: ActivationStore,
+    labels: Mapping[str, Labels],
+    seed: int,
+    on_rows: Callable[[int], None] = lambda n: None,
+) -> tuple[dict[str, Firing], dict[str, np.ndarray]]:
+    """(of each dictionary what its features fire on, of each set of labels how often each occurs [1 + S, L])."""
+    firing = {name: Firing(sae, store.train.positions, labels, seed) for name, sae in saes.items()}
+    dealt = {name: of.dealt(seed) for name, of in labels.items()}
+    rows_SxL = {name: np.zeros((1 + SHUFFLES, len(of.names)), np.int64) for name, of in labels.items()}
+    for chunk in chunks(store):
+        where = {"document": chunk.document_N, "token": chunk.token_N, "position": chunk.position_N}
+        label_SxN = {name: dealt[name][:, where[of.by]] for name, of in labels.items()}
+        for name, of_SxN in label_SxN.items():
+            rows_SxL[name] += np.stack([np.bincount(of_N, minlength=len(labels[name].names)) for of_N in of_SxN])
+        for of in firing.values():
+            of.add(chunk, label_SxN)
+        on_rows(len(chunk.row_N) * len(saes))
+    return firing, rows_SxL

@@ -1,0 +1,172 @@
+"""Every measure of each dictionary of a run, gathered once: what the study's questions are answered from.
+
+What takes long is kept in RUN/analysis (features, probing and absorption, the comparison) and read again from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from analysis import comparison, emergence
+from analysis.emergence import Trajectory
+from analysis.features import Features, features_of
+from analysis.matching import Decoder
+from analysis.run import FinishedRun
+from analysis.saebench import SAEBench, measure, plain
+from analysis.specialization import over_chance, p_values
+from harvest.sources import BUNDLED_CORPUS
+from harvest.store import write_json
+from sae_jax.snapshots import read_snapshots
+
+RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
+ONE_TOKEN = 0.9  # share of a feature's firings that makes it one of a single token
+MIN_FIRINGS = 100  # of a feature that is asked what it is specialized on
+RARE, FREQUENT = 1e-4, 0.1  # densities
+
+MEASURES = {
+    "explained_variance": "explained variance",
+    "ce_recovered": "cross-entropy recovered",
+    "l0": "L0",
+    "dead": "share of features that fire on no row",
+    "rare": f"share of the living that fire on less than 1 in {1 / RARE:,.0f} rows",
+    "frequent": f"share of the living that fire on more than 1 in {1 / FREQUENT:.0f} rows",
+    "found_again": "share of the living found again in another seed",
+    "probing": "accuracy of a probe on one feature (half is chance)",
+    "absorption": "absorption of first letters (less is better)",
+    "one_token": f"share of the living with {ONE_TOKEN:.0%} of firings on one token",
+}
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """`values` are MEASURES, and `specialized: <label>` of each set of labels; None where nothing can be measured."""
+
+    run: FinishedRun
+    features: dict[str, Features]
+    values: dict[str, dict[str, float | None]]
+    frequency: dict[str, dict[str, tuple[float | None, float | None]]]  # by label: rank correlation raw, over chance
+    trajectories: dict[str, Trajectory]
+    compared: comparison.Comparison | None
+    notes: list[str]
+
+    @property
+    def labels(self) -> list[str]:
+        return list(next(iter(self.features.values())).labels)
+
+
+def gather(
+    run: FinishedRun,
+    cache_dir: Path,
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Gathered:
+    """Raises InputError for a run whose text or model cannot be had."""
+    members = list(run.members)
+    features = features_of(run, members, cache_dir, on_progress, say)
+    bench, notes = benchmarks(run, members, say)
+    decoders = {
+        name: Decoder(comparison.settings_of(run.members[name]), run.dictionary(name).tensors["W_dec"], of.alive_F)
+        for name, of in features.items()
+        if of.alive_F.any()
+    }
+    compared = None
+    if len(decoders) > 1:
+        compared = comparison.compute(decoders, on_progress=lambda done, total: on_progress("comparison", done, total))
+        comparison.write(compared, run.path / "analysis")
+    trajectories = {}
+    for done, name in enumerate(members):
+        if len(snapshots := read_snapshots(run.path, name)) > 2:
+            trajectories[name] = emergence.compute(snapshots, features[name])
+        on_progress("emergence", done + 1, len(members))
+    return Gathered(
+        run=run,
+        features=features,
+        values={name: values_of(run.members[name], features[name], bench, compared) for name in members},
+        frequency={name: frequency_of(of) for name, of in features.items()},
+        trajectories=trajectories,
+        compared=compared,
+        notes=notes,
+    )
+
+
+def benchmarks(
+    run: FinishedRun, members: list[str], say: Callable[[str], None]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """({question: {member: its record}}, notes) of probing and absorption: as `saebench` left them, or measured now.
+
+    Probing is on the topics and forms of the bundled corpus, whatever the run's text was.
+    """
+    settings = SAEBench(metrics=("probing", "absorption"), k=(1,))
+    path = run.path / "analysis" / "study_benchmarks.json"
+    if not path.exists():
+        say(f"probing {len(members)} dictionaries on {BUNDLED_CORPUS.name}")
+        answers, notes = measure(settings, run, members, run.language_model())
+        write_json(path, {"answers": plain(answers), "notes": notes})
+    record = json.loads(path.read_text())
+    return record["answers"], record["notes"]
+
+
+def values_of(
+    member: dict[str, Any], features: Features, bench: dict[str, dict[str, Any]], compared: comparison.Comparison | None
+) -> dict[str, float | None]:
+    alive_F = features.alive_F
+    name, metrics = member["id"], member["metrics"]
+    again = None
+    if compared and name in compared.found_again_F:
+        again = float(compared.found_again_F[name][alive_F].mean() / compared.other_seeds[name])
+    probes = bench["sparse_probing"][name].values()
+    values = {
+        "explained_variance": metrics["explained_variance"],
+        "ce_recovered": metrics.get("ce_recovered"),
+        "l0": metrics["l0"],
+        "dead": float(1 - alive_F.mean()),
+        "rare": share(features.density_F[alive_F] < RARE),
+        "frequent": share(features.density_F[alive_F] > FREQUENT),
+        "found_again": again,
+        "probing": float(np.mean([probe["accuracy"]["1"] for probe in probes])),
+        "absorption": bench["absorption"][name]["fraction"],
+        "one_token": share(features.token_share_F[alive_F] >= ONE_TOKEN),
+    }
+    return values | {f"specialized: {label}": specialized(features, label) for label in features.labels}
+
+
+def share(is_one_A: np.ndarray) -> float | None:
+    return float(is_one_A.mean()) if len(is_one_A) else None
+
+
+def judged(features: Features) -> np.ndarray:
+    """Numbers of the features that fire often enough to be asked what they are specialized on."""
+    return np.flatnonzero(features.density_F * features.rows >= MIN_FIRINGS)
+
+
+def specialized(features: Features, label: str) -> float | None:
+    """Share of the features judged that are more specialized than chance, at a false discovery rate of RATE."""
+    asked = judged(features)
+    if not len(asked):
+        return None
+    p_A = p_values(features.label_score[label][1][:, asked], features.density_F[asked])
+    return share(stats.false_discovery_control(p_A) <= RATE)
+
+
+def frequency_of(features: Features) -> dict[str, tuple[float | None, float | None]]:
+    """Spearman's rank correlation of density with specialization, on each set of labels: raw, and over chance."""
+    asked = judged(features)
+    if len(asked) < 3:
+        return dict.fromkeys(features.labels, (None, None))
+
+    def rank_correlation(score_A: np.ndarray) -> float | None:
+        value = stats.spearmanr(features.density_F[asked], score_A).statistic
+        return float(value) if np.isfinite(value) else None
+
+    found = {}
+    for label in features.labels:
+        score_SxA = features.label_score[label][1][:, asked]
+        found[label] = rank_correlation(score_SxA[0]), rank_correlation(over_chance(score_SxA))
+    return found

@@ -1,0 +1,190 @@
+"""SAEBench's core metrics of a run's dictionaries: sparse probing, feature absorption, spurious correlation removal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.run import FinishedRun
+from harvest.errors import InputError
+from harvest.request import flag
+from harvest.sources import BUNDLED_CORPUS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from harvest.language_model import LanguageModel
+    from sae_jax.sae import SAE
+
+METRICS = {"probing": "sparse_probing", "absorption": "absorption", "scr": "spurious_correlation"}
+BUNDLED_LABELS = ("topic", "form")
+BUNDLED_CONCEPTS = (
+    "topic=animals,plants,insects,farming,weather,sea:mathematics,physics,chemistry,computing,law,money",
+    "form=diary,story,dialogue:encyclopedia,news,paragraph",
+)
+
+
+@dataclass(frozen=True)
+class SAEBench:
+    """What is measured, and on which text."""
+
+    metrics: tuple[str, ...] = flag(tuple(METRICS), "one or several of them", choices=tuple(METRICS))
+    dataset: Path | None = flag(None, "labelled .jsonl(.gz): a text and labels a line (default: the bundled corpus)")
+    label: tuple[str, ...] = flag((), "probing: keys of the labels (default: topic form of the bundled corpus)")
+    concepts: tuple[str, ...] = flag(
+        (), "scr: two concepts KEY=VALUE,..:VALUE,.. of which one side has it and the other not"
+    )
+    documents: int = flag(5000, "at most, of the data set")
+    document_tokens: int = flag(128, "read of each document, in windows as the run was trained on")
+    train_share: float = flag(0.8, "share of documents and words that probes are trained on")
+    k: tuple[int, ...] = flag((1, 2, 5), "probing: features a probe may see")
+    n_ablated: tuple[int, ...] = flag((2, 5, 10, 20, 50), "scr: features taken away")
+    words: int = flag(5000, "absorption: at most, of the vocabulary")
+    icl_examples: int | None = flag(None, "absorption: examples before a word (default: what fits, at most 10)")
+    seed: int = flag(0, "of everything drawn")
+
+    def __post_init__(self) -> None:
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise InputError(f"--metrics {metric}: must be one of {', '.join(METRICS)}")
+        for name in ("k", "n_ablated"):
+            if min(values := getattr(self, name)) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {min(values)}: must be 1 or more")
+        for name in ("documents", "document_tokens", "words"):
+            if (value := getattr(self, name)) < 1:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+        if not 0 < self.train_share < 1:
+            raise InputError(f"--train-share {self.train_share}: must be between 0 and 1")
+        if self.dataset is None:
+            object.__setattr__(self, "label", self.label or BUNDLED_LABELS)
+            object.__setattr__(self, "concepts", self.concepts or BUNDLED_CONCEPTS)
+        elif not self.dataset.is_file():
+            raise InputError(f"--dataset {self.dataset}: there is no such file")
+        if "probing" in self.metrics and not self.label:
+            raise InputError("--label: under which key are the labels? Or leave probing out of --metrics")
+        if "scr" in self.metrics and len(self.concepts) != 2:
+            raise InputError("--concepts: scr needs two, KEY=VALUE,..:VALUE,.. each. Or leave scr out of --metrics")
+
+
+Answers = dict[str, dict[str, Any]]  # of each question, of each member its result
+
+
+def measure(
+    settings: SAEBench, run: FinishedRun, members: Sequence[str], model: LanguageModel
+) -> tuple[Answers, list[str]]:
+    """(answers, notes for the reader)."""
+    saes = {name: run.dictionary(name).sae for name in members}
+    answers: Answers = {}
+    notes: list[str] = []
+    if {"probing", "scr"} & set(settings.metrics):
+        answers |= on_documents(settings, run, model, saes, notes)
+    if "absorption" in settings.metrics:
+        answers["absorption"] = on_words(settings, run, model, saes, notes)
+    return answers, notes
+
+
+def on_documents(
+    settings: SAEBench, run: FinishedRun, model: LanguageModel, saes: dict[str, SAE], notes: list[str]
+) -> dict[str, dict[str, Any]]:
+    from analysis import sparse_probing, spurious_correlation
+    from analysis.pooling import pool
+    from harvest.passages import document_passages, labelled_text
+
+    probed = settings.label if "probing" in settings.metrics else ()
+    paired = settings.concepts if "scr" in settings.metrics else ()
+    fields = tuple(dict.fromkeys((*probed, *(concept.partition("=")[0] for concept in paired))))
+    text = labelled_text(
+        settings.dataset or BUNDLED_CORPUS, fields, settings.documents, settings.train_share, settings.seed
+    )
+    passages = document_passages(
+        model.tokenizer, text.texts, settings.document_tokens, run.request.seq_len, run.first_position
+    )
+    sites = {name: run.site(name) for name in saes}
+    pooled = pool(model, passages, saes, sites)
+    answers: dict[str, dict[str, Any]] = {
+        METRICS[metric]: {} for metric in ("probing", "scr") if metric in settings.metrics
+    }
+    for label in probed:
+        columns = {name: of.f_NxF for name, of in pooled.items()}
+        columns |= {f"activations, {site.hook_name}": pooled[name].x_NxD for name, site in sites.items()}
+        for name, x_NxC in columns.items():
+            result = sparse_probing.compute(x_NxC, text.labels[label], text.is_train_N, settings.k, settings.seed)
+            answers["sparse_probing"].setdefault(name, {})[label] = result
+        if result.left_out:
+            notes.append(f"{label}: too few documents of {', '.join(result.left_out)}: left out")
+    if paired:
+        concepts, either_N = concepts_of(paired, text.labels)
+        for name, of in pooled.items():
+            answers["spurious_correlation"][name] = spurious_correlation.compute(
+                of._replace(x_NxD=of.x_NxD[either_N], f_NxF=of.f_NxF[either_N]),
+                {concept: has_N[either_N] for concept, has_N in concepts.items()},
+                text.is_train_N[either_N],
+                settings.n_ablated,
+                settings.seed,
+            )
+    return answers
+
+
+def concepts_of(texts: tuple[str, ...], labels: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """(of each concept whether a document has it, the documents that are on a side of both)."""
+    import numpy as np
+
+    concepts: dict[str, np.ndarray] = {}
+    either_N = np.array(True)
+    for text in texts:
+        key, _, values = text.partition("=")
+        sides = [side.split(",") for side in values.split(":")]
+        if len(sides) != 2 or not all(all(side) for side in sides):
+            raise InputError(f"--concepts {text}: write KEY=VALUE,..:VALUE,.. with the values that have it first")
+        if unknown := [value for side in sides for value in side if value not in labels[key]]:
+            raise InputError(f"--concepts {text}: no document has {key} {unknown[0]!r}")
+        concepts[text] = np.isin(labels[key], sides[0])
+        either_N = either_N & np.isin(labels[key], sides[0] + sides[1])
+    return concepts, either_N
+
+
+def on_words(
+    settings: SAEBench, run: FinishedRun, model: LanguageModel, saes: dict[str, SAE], notes: list[str]
+) -> dict[str, Any]:
+    from analysis import absorption
+    from analysis.pooling import pool
+    from harvest.passages import spelling
+
+    asked = spelling(
+        model.tokenizer,
+        settings.words,
+        settings.icl_examples,
+        run.request.seq_len,
+        settings.train_share,
+        settings.seed,
+    )
+    pooled = pool(model, asked.passages, saes, {name: run.site(name) for name in saes})
+    answers = {
+        name: absorption.compute(of, asked.words, asked.letters_N, asked.is_train_N) for name, of in pooled.items()
+    }
+    judged = sorted({letter for of in answers.values() for letter in of.letters})
+    notes.append(
+        f"absorption: {len(asked.words):,} words, examples before each: {asked.n_examples}; letters that the model "
+        f"shows (a probe's F1 ≥ {absorption.MIN_PROBE_F1}): {' '.join(judged) or 'none'}. SAEBench advises models "
+        "of 2B parameters or more; where F1 (of the split) is far below probe (its F1), there is no letter to absorb"
+    )
+    return answers
+
+
+def write(answers: Answers, settings: SAEBench, run: FinishedRun, members: Sequence[str]) -> None:
+    """analysis/<question>.json of the run."""
+    from harvest.store import write_json
+
+    directory = run.path / "analysis"
+    directory.mkdir(exist_ok=True)
+    record = asdict(settings) | {"dataset": str(settings.dataset or "bundled"), "member": list(members)}
+    record |= {"model": run.model_location, "seq_len": run.request.seq_len, "first_position": run.first_position}
+    for question, of in answers.items():
+        write_json(directory / f"{question}.json", {"settings": record, "members": plain(of)})
+
+
+def plain(answers: Any) -> Any:
+    """As JSON has it."""
+    return {name: plain(of) for name, of in answers.items()} if isinstance(answers, dict) else asdict(answers)

@@ -1,0 +1,260 @@
+"""Into what do features split as a dictionary gets wider? A tree over members that differ in nothing but their width.
+
+Each feature of a wider dictionary has the parent with the highest decoder cosine in the next narrower one, if that is
+at least PARENT; several may have the same (feature splitting, Bricken et al. 2023). Where activations are given the
+parent is checked: on which share of the child's firings does it fire, too?
+
+Shapes: F features of a member, N rows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csc_array, csr_array
+
+from analysis.figures import styled
+from analysis.matching import FLOOR, Decoder, cosines, random_like
+from harvest.errors import InputError
+from harvest.store import write_atomically, write_json
+
+PARENT = 0.5
+COFIRING = 0.5  # of a child's firings; a parent with less is not confirmed
+CHILDREN_SHOWN = 8  # of one parent, in the picture
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one width to the next, living features only.
+
+    children: {number of children: how many of the narrower one's features have it}: 0 lost, 1 kept, 2 and more split.
+    new: features of the wider one without a parent. chance: share of random directions with the same covariance as the
+    wider one's that have one. confirmed: share of the children that fire here whose parent fires on COFIRING or more of
+    their firings; cofiring: mean of that share over them. None without activations, or where nothing fires.
+    """
+
+    narrow: int
+    wide: int
+    children: dict[int, int]
+    new: int
+    chance: float
+    cofiring: float | None
+    confirmed: float | None
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """`parent_F`, `cosine_F` and `cofiring_F` of each member, narrowest first: −1, 0 and NaN where there is no parent.
+
+    trees: (member's place, feature, leaves) of features that have no parent, most leaves first.
+    """
+
+    members: tuple[str, ...]
+    widths: tuple[int, ...]
+    alive: tuple[int, ...]
+    threshold: float
+    steps: tuple[Step, ...]
+    trees: tuple[tuple[int, int, int], ...]
+    parent_F: tuple[np.ndarray, ...]
+    cosine_F: tuple[np.ndarray, ...]
+    cofiring_F: tuple[np.ndarray, ...]
+
+    def children(self, level: int, feature: int) -> np.ndarray:
+        if level + 1 == len(self.members):
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(self.parent_F[level + 1] == feature)
+
+
+def families(decoders: Mapping[str, Decoder]) -> list[list[str]]:
+    """Members that differ in nothing but `hidden_dim`, two or more, narrowest first."""
+    same: dict[tuple, dict[int, str]] = defaultdict(dict)
+    for name, decoder in decoders.items():
+        key = tuple(sorted((k, str(v)) for k, v in decoder.settings.items() if k != "hidden_dim"))
+        same[key][len(decoder.alive_F)] = name
+    return [[by_width[width] for width in sorted(by_width)] for by_width in same.values() if len(by_width) > 1]
+
+
+def compute(
+    decoders: Mapping[str, Decoder],
+    activations: Mapping[str, csr_array] | None = None,
+    threshold: float = PARENT,
+    seed: int = 0,
+) -> Splitting:
+    """Of one family, narrowest first; activations [N, F] on the same rows. Raises InputError for fewer than two."""
+    if len(decoders) < 2:
+        raise InputError("feature splitting needs members of two or more widths: train with --hidden-dim 512 1024 2048")
+    if not FLOOR <= threshold <= 1:
+        raise InputError(f"threshold {threshold}: a parent's cosine must be between {FLOOR} and 1")
+    ids, rng, steps = list(decoders), np.random.default_rng(seed), []
+    width = len(decoders[ids[0]].alive_F)
+    parents, cosine, cofiring = [np.full(width, -1)], [np.zeros(width, np.float32)], [np.full(width, np.nan)]
+    for narrow, wide in zip(ids, ids[1:], strict=False):
+        own_FxD, other_GxD = decoders[wide].directions, decoders[narrow].directions
+        living_F, living_G = (np.flatnonzero(decoders[name].alive_F) for name in (wide, narrow))
+        similarity = cosines(own_FxD, other_GxD)
+        has = similarity.best_F >= threshold
+        child, parent = living_F[has], living_G[similarity.pairs_FxG[has].argmax(axis=1)]
+        width = len(decoders[wide].alive_F)
+        for of, empty, values in ((parents, -1, parent), (cosine, np.float32(0), similarity.best_F[has])):
+            of.append(np.full(width, empty))
+            of[-1][child] = values
+        cofiring.append(np.full(width, np.nan))
+        if activations is not None:
+            cofiring[-1][child] = fires_with(activations[wide], child, activations[narrow], parent)
+        known = cofiring[-1][~np.isnan(cofiring[-1])]
+        sizes = np.bincount(np.bincount(parent, minlength=len(decoders[narrow].alive_F))[living_G])
+        random_FxD = random_like(own_FxD, len(own_FxD), rng)
+        steps.append(
+            Step(
+                narrow=len(decoders[narrow].alive_F),
+                wide=width,
+                children={n: int(count) for n, count in enumerate(sizes) if count},
+                new=int((~has).sum()),
+                chance=float((cosines(random_FxD, other_GxD).best_F >= threshold).mean()),
+                cofiring=float(known.mean()) if len(known) else None,
+                confirmed=float((known >= COFIRING).mean()) if len(known) else None,
+            )
+        )
+    alive = [d.alive_F for d in decoders.values()]
+    return Splitting(
+        members=tuple(ids),
+        widths=tuple(map(len, alive)),
+        alive=tuple(int(a.sum()) for a in alive),
+        threshold=threshold,
+        steps=tuple(steps),
+        trees=trees_of(parents, alive),
+        parent_F=tuple(parents),
+        cosine_F=tuple(cosine),
+        cofiring_F=tuple(cofiring),
+    )
+
+
+def fires_with(wide_NxF: csr_array, child_P: np.ndarray, narrow_NxG: csr_array, parent_P: np.ndarray) -> np.ndarray:
+    """On which share of a child's firings its parent fires; NaN for one that never fires."""
+    children_NxP, parents_NxP = csc_array(wide_NxF)[:, child_P] != 0, csc_array(narrow_NxG)[:, parent_P] != 0
+    both_P, own_P = (np.asarray(x.sum(0)) for x in (children_NxP.multiply(parents_NxP), children_NxP))
+    return np.where(own_P > 0, both_P / np.maximum(own_P, 1), np.nan)
+
+
+def trees_of(parents: Sequence[np.ndarray], alive: Sequence[np.ndarray]) -> tuple[tuple[int, int, int], ...]:
+    """Leaves are features without children; a tree of one leaf that is its root is none."""
+    trees, below_F = [], np.zeros(len(parents[-1]), np.int64)
+    for level in range(len(parents) - 1, -1, -1):
+        parent_F, leaves_F = parents[level], np.maximum(below_F, 1)
+        roots = np.flatnonzero((parent_F < 0) & alive[level] & (below_F > 0))
+        trees += [(level, int(root), int(leaves_F[root])) for root in roots]
+        if level:
+            below_F = np.zeros(len(parents[level - 1]), np.int64)
+            np.add.at(below_F, parent_F[parent_F >= 0], leaves_F[parent_F >= 0])
+    return tuple(sorted(trees, key=lambda tree: (-tree[2], tree)))
+
+
+def write(splitting: Splitting, folder: Path) -> list[Path]:
+    """splitting-ID.json (figures, the 100 largest trees) and .npz (parents), by the id of the widest member."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"splitting-{splitting.members[-1]}"
+    arrays = {
+        f"{name}/{what}": of[level]
+        for level, name in enumerate(splitting.members)
+        for what, of in vars(splitting).items()
+        if what.endswith("_F")
+    }
+    record = {name: value for name, value in asdict(splitting).items() if not name.endswith("_F")}
+    write_json(stem.with_name(stem.name + ".json"), {"schema": 1, **record, "trees": splitting.trees[:100]})
+    write_atomically(stem.with_name(stem.name + ".npz"), lambda file: np.savez_compressed(file, **arrays))
+    return [stem.with_name(stem.name + suffix) for suffix in (".json", ".npz")]
+
+
+def figure(splitting: Splitting, labels: Mapping[str, Sequence[str]] | None = None, trees: int = 3) -> Any:
+    """An Altair figure: what became of the features at each step, and the largest trees, a column a width.
+
+    `labels`: of each member a few words a feature.
+    """
+    import altair as alt
+
+    boxes = boxes_of(splitting, labels or {}, trees)
+    parts = [bars(splitting)]
+    if boxes:
+        high = max(box["y2"] for box in boxes)
+        y = alt.Y("y:Q", axis=None).scale(domain=[high, 0], nice=False)
+        base = alt.Chart(alt.Data(values=boxes)).encode(y=y)
+        colour = alt.Color("cosine:Q", title="cosine to parent").scale(scheme="blues", domain=[0.3, 1.3])
+        colour = colour.legend(format=".1f", values=[splitting.threshold, 0.75, 1])
+        tooltip = [alt.Tooltip(f"{name}:N") for name in ("feature", "width", "label", "parent fires with it")]
+        x = alt.X("x:Q", axis=None).scale(domain=[0, len(splitting.members)], nice=False)
+        rect = base.mark_rect(stroke="white", strokeWidth=2, fill="#dddddd").encode(x=x, x2="x2:Q", y2="y2:Q")
+        child = rect.transform_filter("datum.cosine != null").mark_rect(stroke="white", strokeWidth=2)
+        words = base.mark_text(align="left", baseline="middle", dx=7, fontSize=12, limit=205, color="#111111")
+        heads = alt.Chart(
+            alt.Data(values=[{"x": i + 0.5, "text": f"F {width:,}"} for i, width in enumerate(splitting.widths)])
+        ).mark_text(y=-10, fontSize=13)
+        icicle = alt.layer(
+            rect.encode(tooltip=tooltip),
+            child.encode(color=colour, tooltip=tooltip),
+            words.encode(x="x:Q", y="middle:Q", text="label:N"),
+            heads.encode(x="x:Q", text="text:N"),
+        )
+        parts.append(icicle.properties(width=220 * len(splitting.members), height=20 * high))
+    checked = [step.confirmed for step in splitting.steps if step.confirmed is not None]
+    subtitle = [f"a parent has a cosine of {splitting.threshold:g} or more to its child"]
+    if checked:
+        shares = ", ".join(f"{100 * share:.0f}%" for share in checked)
+        subtitle.append(f"and fires on at least half of its child's firings in {shares} of the cases")
+    return styled(alt.vconcat(*parts, spacing=44), "How features split as the dictionary gets wider", subtitle)
+
+
+def bars(splitting: Splitting) -> Any:
+    import altair as alt
+
+    names = ("lost", "kept", "split into 2", "split into 3", "split into 4 or more", "new")
+    steps = [f"F {step.narrow:,} → {step.wide:,}" for step in splitting.steps]
+    rows = []
+    for title, step in zip(steps, splitting.steps, strict=True):
+        counts = [step.children.get(n, 0) for n in range(4)]
+        counts += [sum(count for n, count in step.children.items() if n > 3), step.new]
+        rows += [{"step": title, "fate": name, "count": n} for name, n in zip(names, counts, strict=True)]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y("fate:N", title=None).sort(names),
+        x=alt.X("count:Q", title="features").axis(tickCount=4, format=",d", grid=True),
+    )
+    layers = base.mark_bar(color="#0072B2"), base.mark_text(align="left", dx=4, fontSize=12).encode(text="count:Q")
+    return alt.layer(*layers).properties(width=190, height=130).facet(alt.Column("step:N", title=None).sort(steps))
+
+
+def boxes_of(splitting: Splitting, labels: Mapping[str, Sequence[str]], trees: int) -> list[dict[str, Any]]:
+    """Boxes of an icicle, as high as they have leaves, one under another; a gap of half a leaf between trees."""
+    boxes: list[dict[str, Any]] = []
+
+    def place(level: int, feature: int, top: float) -> float:
+        member = splitting.members[level]
+        children = splitting.children(level, feature)
+        order = np.argsort(-splitting.cosine_F[level + 1][children], kind="stable") if len(children) else []
+        bottom = top
+        for child in children[order][:CHILDREN_SHOWN]:
+            bottom = place(level + 1, int(child), bottom)
+        if (more := len(children) - CHILDREN_SHOWN) > 0:
+            words = f"and {more} more"
+            boxes.append({"x": level + 1, "x2": level + 2, "y": bottom, "y2": bottom + 1, "label": words})
+            boxes[-1] |= {"middle": bottom + 0.5, "cosine": None}
+            bottom += 1
+        bottom = max(bottom, top + 1)
+        share = splitting.cofiring_F[level][feature]
+        boxes.append(
+            {"x": level, "x2": level + 1, "y": top, "y2": bottom, "middle": (top + bottom) / 2}
+            | {"feature": feature, "width": splitting.widths[level], "cosine": None}
+            | {"label": f"{feature} {labels[member][feature]}" if member in labels else str(feature)}
+            | {"parent fires with it": None if np.isnan(share) else f"{100 * share:.0f}%"}
+        )
+        if splitting.parent_F[level][feature] >= 0:
+            boxes[-1]["cosine"] = float(splitting.cosine_F[level][feature])
+        return bottom
+
+    top = 0.0
+    for level, root, _ in splitting.trees[:trees]:
+        top = place(level, root, top) + 0.5
+    return boxes

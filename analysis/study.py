@@ -1,0 +1,272 @@
+"""The owner's five questions, answered from the measures of a population with several seeds.
+
+1. How do different activation functions affect feature learning?
+2. What drives concept emergence when training on transformer activations?
+3. How reliable are activation frequency patterns as indicators of neuron specialization?
+4. Can neuron behaviour during training be quantified and seen?
+5. How do sparsity mechanisms affect the interpretability of features?
+
+An answer's words are made from its figures: means over seeds with 95% intervals by Student's t.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from analysis import emergence
+from analysis.intervals import Estimate, over_seeds
+from analysis.measures import MEASURES, RATE, Gathered
+
+LEARNING = ("explained_variance", "ce_recovered", "l0", "dead", "rare", "frequent", "found_again")
+INTERPRETABILITY = ("probing", "absorption", "one_token")
+CONTROL = "random weights, "
+L0_APART = 1.1  # kinds whose L0 differ by more are not compared at equal sparsity
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`table` is {row: {column: estimate}}; `figures` are names of files in figures/."""
+
+    question: str
+    measured: str
+    table: dict[str, dict[str, Estimate]]
+    answer: str
+    uncertainty: str
+    not_shown: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def study(gathered: Gathered, control: Gathered | None = None) -> list[Answer]:
+    """The five answers; `control` is a run on the same model with its weights shuffled."""
+    questions: Iterable[Callable[[Gathered, Gathered | None], Answer]] = (
+        feature_learning,
+        what_drives_emergence,
+        frequency_and_specialization,
+        behaviour_during_training,
+        interpretability,
+    )
+    return [question(gathered, control) for question in questions]
+
+
+def kinds_of(gathered: Gathered) -> dict[str, list[str]]:
+    """{what the members have in common but for their seed: their ids}."""
+    kinds: dict[str, list[str]] = {}
+    for name in gathered.features:
+        kinds.setdefault(re.sub(r"-s\d+$", "", name), []).append(name)
+    activations = {kind: gathered.run.members[names[0]]["activation"] for kind, names in kinds.items()}
+    alone = len(set(activations.values())) == len(kinds)
+    return {activations[kind] if alone else kind: names for kind, names in kinds.items()}
+
+
+def table_of(gathered: Gathered, measures: Iterable[str], prefix: str = "") -> dict[str, dict[str, Estimate]]:
+    measures = list(measures)
+    return {
+        prefix + kind: {measure: over_seeds([gathered.values[name][measure] for name in names]) for measure in measures}
+        for kind, names in kinds_of(gathered).items()
+    }
+
+
+def difference(gathered: Gathered, measure: str, a: str, b: str) -> Estimate:
+    """Of two kinds, paired by seed where both have the same seeds."""
+    seeds = [
+        {gathered.run.members[name]["seed"]: gathered.values[name][measure] for name in kinds_of(gathered)[kind]}
+        for kind in (a, b)
+    ]
+    pairs = [(seeds[0][seed], seeds[1][seed]) for seed in seeds[0].keys() & seeds[1].keys()]
+    return over_seeds([x - y for x, y in pairs if x is not None and y is not None])
+
+
+def extremes(gathered: Gathered, measure: str, table: dict[str, dict[str, Estimate]]) -> str:
+    """The kinds with the most and the least of a measure, and whether the difference is more than chance."""
+    known = {kind: row[measure] for kind, row in table.items() if row[measure].mean is not None}
+    if not known:
+        return f"{words(measure)}: not measured"
+    ordered = sorted(known, key=lambda kind: -known[kind].mean)  # type: ignore[operator]
+    most, least = ordered[0], ordered[-1]
+    if most == least:
+        return f"{words(measure)}: {known[most]} ({most})"
+    apart = difference(gathered, measure, most, least)
+    verdict = "" if apart.excludes_zero else ", which does not exclude 0"
+    return (
+        f"{words(measure)}: most in {most} ({known[most]}), least in {least} ({known[least]}), "
+        f"difference {apart}{verdict}"
+    )
+
+
+def words(measure: str) -> str:
+    return MEASURES.get(measure, measure.replace("specialized: ", "share specialized on "))
+
+
+def equal_l0(gathered: Gathered) -> str:
+    l0s = {kind: row["l0"].mean for kind, row in table_of(gathered, ["l0"]).items()}
+    low, high = min(l0s.values()), max(l0s.values())  # type: ignore[type-var]
+    if high / low < L0_APART:  # type: ignore[operator]
+        return f"at L0 {low:.1f} to {high:.1f}"
+    return f"at unequal L0 ({', '.join(f'{kind} {l0:.1f}' for kind, l0 in l0s.items())}: not a fair comparison)"
+
+
+def seeds_of(gathered: Gathered) -> str:
+    counts = sorted({len(names) for names in kinds_of(gathered).values()})
+    n = " to ".join(map(str, counts))
+    single = "; with one seed there is no interval" if counts[0] == 1 else ""
+    return f"{n} seeds a kind, 95% intervals over seeds by Student's t: the data are the same for all{single}."
+
+
+def feature_learning(gathered: Gathered, control: Gathered | None) -> Answer:
+    table = table_of(gathered, LEARNING)
+    sentences = [
+        extremes(gathered, measure, table) for measure in ("explained_variance", "ce_recovered", "found_again")
+    ]
+    if gathered.compared:
+        for group in gathered.compared.groups:
+            sentences.append(
+                f"features in common ({group.differ}): {group.shared.mean:.3f} of {group.pairs} pairs "
+                f"(chance {group.chance.mean:.3f})"
+            )
+    return Answer(
+        question="How do different activation functions affect feature learning?",
+        measured="Held-out reconstruction, loss recovered, densities, and decoder rows matched one-to-one (cosine ≥ 0.7).",
+        table=table,
+        answer=f"{equal_l0(gathered).capitalize()}: {'; '.join(sentences)}.",
+        uncertainty=seeds_of(gathered),
+        not_shown="Other widths, rates and lengths of training may order the kinds differently; each has one recipe here.",
+        figures={"comparison": gathered.compared},
+    )
+
+
+def what_drives_emergence(gathered: Gathered, control: Gathered | None) -> Answer:
+    table, sentences = {}, []
+    for kind, names in kinds_of(gathered).items():
+        known = {name: gathered.trajectories[name] for name in names if name in gathered.trajectories}
+        table[kind] = emergence.predictors_over_seeds(known)
+        sure = [f"{what} ({of})" for what, of in table[kind].items() if of.excludes_zero]
+        unsure = [what for what, of in table[kind].items() if of.mean is not None and not of.excludes_zero]
+        parts = [f"earlier or later with {', '.join(sure)}"] if sure else []
+        parts += [f"not told by {', '.join(unsure)}"] if unsure else []
+        sentences.append(f"{kind}: {'; '.join(parts) or 'no snapshots, or all features emerge at one step'}")
+    return Answer(
+        question="What drives concept emergence when training on transformer activations?",
+        measured=(
+            "Spearman's rank correlation, over living features, of the step at which a feature emerges (is recognizable "
+            f"from then on, cosine ≥ {emergence.RECOGNIZABLE}) with {'; '.join(emergence.PREDICTORS.values())}. "
+            "Negative: the more, the earlier."
+        ),
+        table=table,
+        answer=f"{'. '.join(sentences)}.",
+        uncertainty=seeds_of(gathered),
+        not_shown=(
+            "What correlates need not drive: frequency, norm and co-occurrence depend on each other and are those of the "
+            "finished dictionary. Steps between two snapshots are not told apart."
+        ),
+    )
+
+
+def frequency_and_specialization(gathered: Gathered, control: Gathered | None) -> Answer:
+    table: dict[str, dict[str, Estimate]] = {}
+    for of, prefix in ((gathered, ""), (control, CONTROL)):
+        for kind, names in kinds_of(of).items() if of else ():
+            table[prefix + kind] = {}
+            for label in of.labels if of else ():
+                pairs = [of.frequency[name][label] for name in names] if of else []
+                table[prefix + kind][f"{label}, raw"] = over_seeds([raw for raw, _ in pairs])
+                table[prefix + kind][f"{label}, over chance"] = over_seeds([over for _, over in pairs])
+    sentences = []
+    for label in gathered.labels:
+        estimates = {kind: table[kind][f"{label}, over chance"] for kind in kinds_of(gathered)}
+        sentences.append(f"{label}: {', '.join(f'{of} in {kind}' for kind, of in estimates.items())}")
+    means = [abs(row[f"{label}, over chance"].mean or 0) for row in table.values() for label in gathered.labels]
+    strength = "weak" if max(means) < 0.3 else "moderate at best" if max(means) < 0.6 else "strong for some labels"
+    return Answer(
+        question="How reliable are activation frequency patterns as indicators of neuron specialization?",
+        measured=(
+            "Spearman's rank correlation of a feature's density with how specialized it is (1 − entropy of its labels / "
+            "log2 of their number, Miller–Madow corrected), raw and less its mean over labels dealt anew."
+        ),
+        table=table,
+        answer=f"As an indicator, frequency is {strength} (rank correlation over chance; the largest is "
+        f"{max(means):.2f}). {'. '.join(sentences)}.",
+        uncertainty=seeds_of(gathered),
+        not_shown="Specialization on what is not labelled here. Features with under 100 firings are not asked.",
+    )
+
+
+def behaviour_during_training(gathered: Gathered, control: Gathered | None) -> Answer:
+    table: dict[str, dict[str, Estimate]] = {}
+    sentences = []
+    for kind, names in kinds_of(gathered).items():
+        known = [gathered.trajectories[name] for name in names if name in gathered.trajectories]
+        if not known:
+            sentences.append(f"{kind}: no snapshots (train with --snapshots)")
+            continue
+        halves = [of.steps[int((of.recognizable_S >= 0.5).argmax())] for of in known]
+        table[kind] = {
+            "step at which half are recognizable": over_seeds(halves),
+            "recognizable at the middle snapshot": over_seeds([of.recognizable_S[len(of.steps) // 2] for of in known]),
+            "births": over_seeds([int(of.births_S[1:].sum()) for of in known]),
+            "deaths": over_seeds([int(of.deaths_S.sum()) for of in known]),
+            "rows that split": over_seeds([int(of.splits_S[:-1].max()) for of in known]),
+        }
+        last = known[0].steps[-1]
+        sentences.append(
+            f"{kind}: half of the final features are recognizable at step "
+            f"{table[kind]['step at which half are recognizable']} of {last:,}, with {table[kind]['births']} births and "
+            f"{table[kind]['deaths']} deaths between snapshots"
+        )
+    first = next(iter(gathered.trajectories), None)
+    kinds = {name: gathered.run.members[name]["activation"] for name in gathered.trajectories}
+    figures = {"emergence": emergence.curves(gathered.trajectories, kinds)} if first else {}
+    if first:
+        figures |= {f"emergence-{first}": emergence.heatmap(gathered.trajectories[first])}
+    return Answer(
+        question="Can neuron behaviour during training be quantified and seen?",
+        measured="Snapshots of decoders and densities at log-spaced steps: cosine of rows to the final directions.",
+        table=table,
+        answer=f"Yes. {'. '.join(sentences)}.",
+        uncertainty=seeds_of(gathered),
+        not_shown="What happens between snapshots, and why. Births and deaths are on the calibration rows.",
+        figures=figures,
+    )
+
+
+def interpretability(gathered: Gathered, control: Gathered | None) -> Answer:
+    labels = [f"specialized: {label}" for label in gathered.labels]
+    measures = [*INTERPRETABILITY, *labels]
+    table = table_of(gathered, measures)
+    sentences = [extremes(gathered, measure, table) for measure in measures]
+    verdict = "No run with shuffled weights was given (--control): what the measures prove is open."
+    if control:
+        shuffled = table_of(control, measures, CONTROL)
+        apart = [words(m) for m in measures if told_apart(table, shuffled, m)]
+        alike = [words(m) for m in measures if not told_apart(table, shuffled, m)]
+        verdict = f"A model with shuffled weights is told from the trained one by: {'; '.join(apart) or 'nothing'}."
+        verdict += f" It is not by: {'; '.join(alike)}: these prove nothing about the model." if alike else ""
+        table |= shuffled
+    return Answer(
+        question="How do sparsity mechanisms affect the interpretability of features?",
+        measured=(
+            "Sparse probing and absorption by SAEBench's formulas, features of a single token, and the share of features "
+            f"that are more specialized on labels than chance (false discovery rate {RATE})."
+        ),
+        table=table,
+        answer=f"{equal_l0(gathered).capitalize()}: {'; '.join(sentences)}. {verdict}",
+        uncertainty=seeds_of(gathered),
+        not_shown="Whether people find the features meaningful; absorption needs a model that spells.",
+    )
+
+
+def told_apart(trained: dict[str, dict[str, Estimate]], shuffled: dict[str, dict[str, Estimate]], measure: str) -> bool:
+    """Whether the means of all kinds on one model are over those of all kinds on the other."""
+    a, b = ([row[measure].mean for row in table.values()] for table in (trained, shuffled))
+    if None in a or None in b:
+        return False
+    return bool(np.min(a) > np.max(b) or np.max(a) < np.min(b))  # type: ignore[type-var]
+
+
+def kind_pairs(gathered: Gathered) -> list[tuple[str, str]]:
+    return list(combinations(kinds_of(gathered), 2))

@@ -1,0 +1,65 @@
+"""Dictionaries while they learn: decoders and densities at log-spaced steps, for the analysis of how concepts emerge.
+
+    RUN/snapshots/<step>/<member>.npz   direction [F, D]: rows of W_dec, of norm 1, float16; norm [F]: their norms
+                                        before; density [F]: share of the calibration rows on which a feature fires
+
+Step 0 is before the first step. A resumed run writes again what lies behind its checkpoint, with the same content.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from harvest.store import write_atomically
+from sae_jax.formats import Dictionary
+
+DIRECTORY = "snapshots"
+
+
+def snapshot_steps(total_steps: int, block_steps: int, count: int) -> set[int]:
+    """0 and at most `count` ends of blocks, evenly spaced in log(step); the last step is one of them."""
+    if not count:
+        return set()
+    spaced = np.geomspace(total_steps, min(block_steps, total_steps), count)
+    ends = np.minimum(np.ceil(spaced / block_steps - 1e-9) * block_steps, total_steps)
+    return {0, *ends.astype(int).tolist()}
+
+
+class Snapshot(NamedTuple):
+    direction: np.ndarray  # [F, D]
+    norm: np.ndarray  # [F]
+    density: np.ndarray  # [F]
+
+
+def write_snapshot(run: Path, step: int, dictionaries: dict[str, Dictionary], x_NxD: dict[str, jax.Array]) -> None:
+    """Of each member, by its id; `x_NxD` are the raw rows on which densities are taken."""
+    directory = run / DIRECTORY / f"{step:09d}"
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, dictionary in dictionaries.items():
+        W_dec_FxD = dictionary.tensors["W_dec"]
+        norm_F = np.linalg.norm(W_dec_FxD, axis=1)
+        direction_FxD = (W_dec_FxD / np.maximum(norm_F, 1e-30)[:, None]).astype(np.float16)
+        density_F = np.asarray(firing_share(*nnx.split(dictionary.sae), x_NxD[name]))
+        arrays = Snapshot(direction_FxD, norm_F, density_F)._asdict()
+        write_atomically(directory / f"{name}.npz", lambda file, arrays=arrays: np.savez(file, **arrays))
+
+
+@partial(jax.jit, static_argnums=0)
+def firing_share(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array) -> jax.Array:
+    return (nnx.merge(graphdef, weights).encode(x_NxD.astype(jnp.float32)) != 0).mean(0)
+
+
+def read_snapshots(run: Path, member: str) -> dict[int, Snapshot]:
+    """{step: snapshot} in the order of the steps; empty where none were asked for."""
+    found = {}
+    for path in sorted((run / DIRECTORY).glob(f"*/{member}.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            found[int(path.parent.name)] = Snapshot(*(arrays[name].astype(np.float32) for name in Snapshot._fields))
+    return found
