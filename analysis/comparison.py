@@ -163,9 +163,7 @@ def check(decoders: Mapping[str, Decoder], activations: Mapping[str, csr_array] 
         raise InputError(f"activations on {' and '.join(map(str, sorted(rows)))} rows: they must be the same rows")
     for name, decoder in decoders.items():
         if activations[name].shape[1] != len(decoder.alive_F):
-            raise InputError(
-                f"{name} has {len(decoder.alive_F)} features, its activations {activations[name].shape[1]}"
-            )
+            raise InputError(f"{name} has {len(decoder.alive_F)} features, its activations {activations[name].shape[1]}")
 
 
 def stability_of(decoders: Mapping[int, np.ndarray], threshold: float = THRESHOLD) -> dict[int, np.ndarray]:

@@ -66,6 +66,11 @@ class FinishedRun:
         return HarvestRequest(**self.config["asked"]["harvest"])
 
     @property
+    def first_position(self) -> int:
+        """The first of a window that was trained on."""
+        return 0 if self.request.keep_first_position else 1
+
+    @property
     def model_location(self) -> str:
         model = self.config["stores"][0]["model"]
         return str(BUNDLED_MODEL) if is_bundled(model) else model["location"]
@@ -86,10 +91,16 @@ class FinishedRun:
 
         return LanguageModel.load(self.model_location)
 
-    def store(self, site: Site, cache_dir: Path, **talk: Callable) -> ActivationStore:
+    def store(
+        self,
+        site: Site,
+        cache_dir: Path,
+        on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> ActivationStore:
         """The rows that the members of a site were trained on, harvested again where the cache lacks them.
 
-        `talk` is `on_progress` and `say` of harvest(). Raises InputError where they cannot be had, or are not the same.
+        Raises InputError where they cannot be had, or are not the same.
         """
         from harvest.capture import harvest
         from harvest.store import ActivationStore
@@ -97,9 +108,10 @@ class FinishedRun:
         facts = self.store_facts(site)
         directory = cache_dir / "activations" / facts["directory"]
         if not (directory / "manifest.json").exists():
-            harvest(replace(self.request, layer=site.layer, hook=site.hook), cache_dir, **talk)
+            asked = replace(self.request, layer=(site.layer,), hook=(site.hook,))
+            harvest(asked, cache_dir, on_progress=on_progress, say=say)
         if not (directory / "manifest.json").exists():
-            raise InputError(f"{self.path}: the text or the model has changed since, its activations cannot be had again")
+            raise InputError(f"{self.path}: the text or the model has changed since: its activations cannot be had")
         if hashlib.sha256((directory / "manifest.json").read_bytes()).hexdigest() != facts["sha256"]:
             raise InputError(f"{self.path} was trained on other activations than those in {directory}")
         return ActivationStore(directory)
