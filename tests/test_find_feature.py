@@ -284,7 +284,7 @@ def test_from_a_phrase_to_the_table(run, capsys, tmp_path):
     assert found["baselines"]["blocks.2.hook_resid_pre"]["auroc"] > 0.8
     assert found["passages"]["of_which_examples"] == 2 and found["passages"]["concept"] > 25
     assert found["passages"]["scored_concept_not_trained_on"] <= found["passages"]["scored_concept"]
-    assert found["settings"]["seed"] == 0 and "Each dictionary's best" in out and "difference in means" in out
+    assert found["settings"]["seed"] == 0 and "Each dictionary's best" in out and "mean difference" in out
     best = found["features"][0]
     assert f"{best['detector']['auroc']:.3f}" in out and f"#{best['feature']}" in out and 0 < best["density"] < 1
 

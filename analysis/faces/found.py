@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -14,10 +13,10 @@ if TYPE_CHECKING:
     from analysis.contexts import Context
     from analysis.find_feature import Detector, FoundFeature
 
-HEADERS = ("AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "density", "q")
+HEADERS = ("AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
 LEGEND = (
     "AUROC: on passages that neither chose the feature nor set its threshold; w/o: without the phrase's own tokens; "
-    "prec., cov.: precision and coverage above the threshold; diff.: of the means; density: share of all tokens on "
+    "prec., cov.: precision and coverage above the threshold; diff.: of the means; dens.: share of all tokens on "
     "which it fires; q: the smallest false discovery rate at which it passes"
 )
 
@@ -37,7 +36,7 @@ def found_table(
     baselines: Mapping[str, Detector],
 ) -> Table:
     """A line a feature, dim where it does not pass; then a line a baseline."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     table.add_column("dictionary", overflow="fold")
     table.add_column("feature", justify="right", no_wrap=True)
     for header in HEADERS:
@@ -48,7 +47,7 @@ def found_table(
         cells = [f"#{found.feature}", *detector_cells(found.detector), *last]
         table.add_row(Text(found.member), *cells, style="" if found.passes else "dim")
     for name, detector in baselines.items():
-        table.add_row(Text(f"difference in means, {name}"), "", *detector_cells(detector), "", "")
+        table.add_row(Text(f"mean difference, {name}"), "", *detector_cells(detector), "", "")
     return table
 
 
