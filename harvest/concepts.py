@@ -11,7 +11,7 @@ Shapes: W windows, T tokens a window, N passages.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -90,8 +90,8 @@ def gather(
         )
     others = _others(concept, pool, tokenizer, first, rng)
     if len(others) < FEWEST:
-        where = "--against" if against else f"{corpus}: give others with --against FILE. There"
-        raise InputError(f"{where}: {len(others)} texts without {phrase!r}, at least {FEWEST} are needed, better 100")
+        source, advice = ("--against", "") if against else (corpus, ": give others with --against FILE")
+        raise InputError(f"{source}: {len(others)} texts without {phrase!r}; {FEWEST} are needed, better 100{advice}")
     passages = [*concept, *others]
     tokens_WxT, real_WxT, item_W, phrase_WxT = _windows_of(passages, seq_len, first)
     return ConceptPassages(
@@ -153,7 +153,7 @@ def _read(
             holders.setdefault(text, number)
             if len(holders) == most:
                 break
-        elif text:
+        elif text.strip():
             slot = without if without < room else int(rng.integers(without + 1))  # reservoir sampling
             without += 1
             if slot < room:
@@ -170,11 +170,11 @@ def _tokenized(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     return encoded["input_ids"], encoded["offset_mapping"]
 
 
-def _phrase_tokens(offsets: list[tuple[int, int]], pattern: re.Pattern[str], text: str) -> np.ndarray:
+def _tokens_on(mentions: Iterable[re.Match[str]], offsets: list[tuple[int, int]]) -> np.ndarray:
     """Which tokens lie on a mention of the phrase, bool."""
     start_T, end_T = np.array(offsets, np.int64).reshape(-1, 2).T
     is_phrase_T = np.zeros(len(offsets), bool)
-    for mention in pattern.finditer(text):
+    for mention in mentions:
         is_phrase_T |= (start_T < mention.end()) & (end_T > mention.start())
     return is_phrase_T
 
@@ -185,7 +185,7 @@ def _own_text(text: str, pattern: re.Pattern[str], tokenizer, first: int) -> _Pa
         raise InputError(
             f"--examples: {text!r} is {len(ids)} token, and the first of a window is not read: leave it out"
         )
-    return _Passage(ids, _phrase_tokens(offsets, pattern, text), sentences=len(sentences_of(text)))
+    return _Passage(ids, _tokens_on(pattern.finditer(text), offsets), sentences=len(sentences_of(text)))
 
 
 def _window(
@@ -195,7 +195,7 @@ def _window(
     ids, offsets = _tokenized(tokenizer, text)
     mentions = list(pattern.finditer(text))
     mention = mentions[rng.integers(len(mentions))]
-    on_it = np.flatnonzero([start < mention.end() and end > mention.start() for start, end in offsets])
+    on_it = np.flatnonzero(_tokens_on([mention], offsets))
     begin, end = int(on_it[0]), int(on_it[-1]) + 1
     if end - begin > seq_len - first:
         raise InputError(
@@ -205,7 +205,7 @@ def _window(
     lowest = max(0, end - seq_len)
     start = int(rng.integers(lowest, max(lowest, min(begin - first, len(ids) - seq_len)) + 1))
     cut = slice(start, start + seq_len)
-    return _Passage(ids[cut], _phrase_tokens(offsets, pattern, text)[cut], number, start)
+    return _Passage(ids[cut], _tokens_on(mentions, offsets)[cut], number, start)
 
 
 def _others(

@@ -26,12 +26,9 @@ from analysis.find_feature import (
     permutation_test,
 )
 from analysis.max_pooling import MaxPooled, max_features, max_projection, mean_difference
-from harvest.concepts import NO_DOCUMENT, gather, pattern_of, sentences_of, texts_in
+from harvest.concepts import texts_in
 from harvest.errors import InputError
-from harvest.language_model import LanguageModel
 from harvest.passages import Passages
-from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
-from harvest.text import documents
 from sae_jax.sae import SAE
 
 
@@ -185,63 +182,6 @@ def test_pooling_takes_the_largest_over_what_counts(rng):
     np.testing.assert_allclose(
         max_projection(direction_D, x_WxTxD, of).whole_NxF[1], (x_WxTxD[2, 1:3] @ direction_D).max()
     )
-
-
-# Passages.
-
-
-@pytest.fixture(scope="module")
-def model():
-    return LanguageModel.load(str(BUNDLED_MODEL))
-
-
-def test_passages_hold_the_phrase_and_others_are_like_them(model):
-    of = gather("The golden  gate bridge", str(BUNDLED_CORPUS), model.tokenizer, 20, 1)
-    texts, concept = list(documents(str(BUNDLED_CORPUS))), of.is_concept_N
-    assert len(set(of.document_N)) == len(concept) >= 26 + 120 and (of.document_N != NO_DOCUMENT).all()
-    assert of.documents_read == len(texts)
-    holds = ["golden gate bridge" in texts[number].lower() for number in of.document_N]
-    assert holds == concept.tolist()
-    lengths = of.passages.counts_WxT.sum(1)
-    for i, passage in enumerate(of.passages.tokens_WxT):
-        text = model.tokenizer.decode(passage[: of.tokens_N[i]])
-        assert text in texts[of.document_N[i]]
-        marked = model.tokenizer.decode(passage[of.phrase_WxT[i]])
-        assert ("golden gate bridge" in marked.lower()) == concept[i] and (
-            "golden gate bridge" in text.lower()
-        ) == concept[i]
-    n = concept.sum()
-    assert (lengths[n : 2 * n] == lengths[:n]).all()  # the first others, one like each passage
-    assert (of.phrase_WxT[n : 2 * n] == of.phrase_WxT[:n]).all()
-    again = gather("golden gate bridge", str(BUNDLED_CORPUS), model.tokenizer, 20, 1)
-    assert (again.passages.tokens_WxT == of.passages.tokens_WxT).all()
-
-
-def test_examples_are_read_whole_against_as_many_sentences_or_against_what_is_given(model):
-    examples = [
-        "Two ships lay at the quay. They had come from Lisbon.",
-        "A quay.",
-        "The quay is old, said she.",
-        "A quay.",
-    ]
-    of = gather("Xyzzy", str(BUNDLED_CORPUS), model.tokenizer, 8, 1, examples)
-    assert of.is_concept_N.sum() == 3 and of.left_out == 1
-    assert of.passages.item_W.tolist()[:3] == [0, 0, 0]  # 19 tokens in windows of 8
-    assert abs(of.tokens_N[:3].mean() - of.tokens_N[3:].mean()) < 1.5
-    given = ["a dog", "a cat ran", "a xyzzy here", "no more of it", "A quay."]
-    of = gather("Xyzzy", str(BUNDLED_CORPUS), model.tokenizer, 8, 1, examples[:3], given)
-    assert (of.document_N == NO_DOCUMENT).all() and (~of.is_concept_N).sum() == 3 and of.left_out == 2
-
-
-def test_a_phrase_is_whole_words_in_any_case_without_its_article():
-    found = pattern_of("The  Hat")
-    assert found.search("a red\nHAT.") and not found.search("that") and not found.search("hats")
-    assert pattern_of("the").search("The")
-    for empty in ("", "  ", "?!"):
-        with pytest.raises(InputError, match="has no word in it"):
-            pattern_of(empty)
-    text = 'He said "No." Then he left!\nAnd 3.5 of them'
-    assert [text[a:b] for a, b in sentences_of(text)] == ['He said "No."', "Then he left!", "And 3.5 of them"]
 
 
 # The command.
