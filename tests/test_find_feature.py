@@ -67,6 +67,9 @@ def test_a_planted_feature_is_found_and_its_figures_are_sklearns(rng):
     best = result.features[0]
     assert (best.member, best.feature, best.passes) == ("b", 7, True) and result.tried == {"a": 400, "b": 400}
     assert result.best_of_members["a"].feature == 3 and result.best_of_members["a"].passes
+    for_threshold = set_N == THRESHOLD
+    threshold = best_threshold(values["b"][for_threshold, 7], is_concept_N[for_threshold])
+    assert best.detector.threshold == threshold
     on, labels = set_N == SCORING, is_concept_N[set_N == SCORING]
     says = values["b"][on, 7] > best.detector.threshold
     expected = [f(labels, says) for f in (precision_score, recall_score)]
