@@ -228,6 +228,9 @@ def test_from_a_phrase_to_the_table(run, capsys, tmp_path):
     assert found["passages"]["of_which_examples"] == 2 and found["passages"]["concept"] > 25
     assert found["passages"]["scored_concept_not_trained_on"] <= found["passages"]["scored_concept"]
     assert found["settings"]["seed"] == 0 and "Each dictionary's best" in out and "mean difference" in out
+    passing = [of for of in found["features"] if of["passes"]]
+    assert passing and out.count("promotes") == len(passing)
+    assert all(len(of["promoted"]) == 10 and of["contexts"][0]["token"] for of in passing)
     best = found["features"][0]
     assert f"{best['detector']['auroc']:.3f}" in out and f"#{best['feature']}" in out and 0 < best["density"] < 1
 
