@@ -34,6 +34,13 @@ def test_passages_hold_the_phrase_and_others_are_like_them(model):
     n = concept.sum()
     assert (lengths[n : 2 * n] == lengths[:n]).all()  # the first others, one like each passage
     assert (of.phrase_WxT[n : 2 * n] == of.phrase_WxT[:n]).all()
+
+    def starts(i: int) -> set[int]:
+        ids = model.tokenizer(texts[of.document_N[i]], add_special_tokens=False)["input_ids"]
+        own = of.passages.tokens_WxT[i, : of.tokens_N[i]].tolist()
+        return {start for start in range(len(ids)) if ids[start : start + len(own)] == own}
+
+    assert all(starts(i) & starts(n + i) for i in range(n))  # at the same place in their documents
     again = gather("golden gate bridge", str(BUNDLED_CORPUS), model.tokenizer, 20, 1)
     assert (again.passages.tokens_WxT == of.passages.tokens_WxT).all()
 
