@@ -226,7 +226,8 @@ def test_from_a_phrase_to_the_table(run, capsys, tmp_path):
     assert set(found["baselines"]) == {"blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"}
     assert found["baselines"]["blocks.2.hook_resid_pre"]["auroc"] > 0.8
     assert found["passages"]["of_which_examples"] == 2 and found["passages"]["concept"] > 25
-    assert found["passages"]["scored_concept_not_trained_on"] <= found["passages"]["scored_concept"]
+    scored = [found["passages"][f"scored_concept{what}"] for what in ("", "_not_trained_on")]
+    assert scored[0] / 2 < scored[1] <= scored[0]  # 90 windows are of few of the documents
     assert found["settings"]["seed"] == 0 and "Each dictionary's best" in out and "mean difference" in out
     passing = [of for of in found["features"] if of["passes"]]
     assert passing and out.count("promotes") == len(passing)
