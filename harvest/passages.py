@@ -76,7 +76,7 @@ def document_passages(tokenizer, texts: list[str], tokens_each: int, seq_len: in
         starts = [start for start in range(0, len(cut), seq_len) if len(cut) - start > first]
         windows += [cut[start : start + seq_len] for start in starts]
         item += [number] * len(starts)
-    tokens_WxT, real_WxT = _filled_up(windows, seq_len)
+    tokens_WxT, real_WxT = filled_up(windows, seq_len)
     return Passages(tokens_WxT, real_WxT & (np.arange(seq_len) >= first), np.array(item))
 
 
@@ -123,13 +123,13 @@ def spelling(tokenizer, n_words: int, n_examples: int | None, seq_len: int, trai
     for word in words:
         others = [example for example in rng.sample(teachers, count + 1) if example[0] != tokens[word]][:count]
         windows.append([*sum(others, []), tokens[word]])
-    tokens_WxT, real_WxT = _filled_up(windows, max(map(len, windows)))
+    tokens_WxT, real_WxT = filled_up(windows, max(map(len, windows)))
     is_word_WxT = np.arange(tokens_WxT.shape[1]) == real_WxT.sum(1, keepdims=True) - 1
     passages = Passages(tokens_WxT, is_word_WxT, np.arange(len(words)))
     return Spelling(words, np.array(letters), np.array(is_train), passages, count)
 
 
-def _filled_up(windows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+def filled_up(windows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, which of them are real); what stands behind them a causal model does not see."""
     real_WxT = np.arange(length) < np.array([len(window) for window in windows])[:, None]
     tokens_WxT = np.zeros((len(windows), length), np.int32)

@@ -108,8 +108,8 @@ class Terminal:
             )
         self._console.print(self._literal(text), soft_wrap=True)
 
-    def show(self, table: Table) -> None:
-        """A finished table, as wide as the screen."""
+    def show(self, table: RenderableType) -> None:
+        """Something finished, as wide as the screen."""
         if not self._quiet:
             self._console.print(table)
 

@@ -1,0 +1,77 @@
+"""What find-feature found, as tables of 80 columns: it is given plain data and computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from analysis.contexts import Context
+    from analysis.find_feature import Detector, FoundFeature
+
+HEADERS = ("AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
+LEGEND = (
+    "AUROC: on passages that neither chose the feature nor set its threshold; w/o: without the phrase's own tokens; "
+    "prec., cov.: precision and coverage above the threshold; diff.: of the means; dens.: share of all tokens on "
+    "which it fires; q: the smallest false discovery rate at which it passes"
+)
+
+
+@dataclass(frozen=True)
+class Description:
+    """Of a feature: the tokens that it promotes, and where it is largest in the corpus."""
+
+    promoted: list[str]
+    contexts: list[Context]
+
+
+def found_table(
+    title: str,
+    features: Iterable[FoundFeature],
+    densities: Mapping[tuple[str, int], float | None],
+    baselines: Mapping[str, Detector],
+) -> Table:
+    """A line a feature, dim where it does not pass; then a line a baseline."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+    table.add_column("dictionary", overflow="fold")
+    table.add_column("feature", justify="right", no_wrap=True)
+    for header in HEADERS:
+        table.add_column(header, justify="right", no_wrap=True)
+    for found in features:
+        density = densities.get((found.member, found.feature))
+        last = ["-" if density is None else f"{density:.4f}", f"{found.q_value:.2g}"]
+        cells = [f"#{found.feature}", *detector_cells(found.detector), *last]
+        table.add_row(Text(found.member), *cells, style="" if found.passes else "dim")
+    for name, detector in baselines.items():
+        table.add_row(Text(f"mean difference, {name}"), "", *detector_cells(detector), "", "")
+    return table
+
+
+def detector_cells(detector: Detector) -> list[str]:
+    low, high = detector.auroc_interval
+    shares = [detector.auroc_without_phrase, detector.precision, detector.coverage]
+    return [
+        f"{detector.auroc:.3f}",
+        f"{low:.2f}-{high:.2f}",
+        *("-" if share is None else f"{share:.2f}" for share in shares),
+        f"{detector.difference:.3g}",
+    ]
+
+
+def description_text(found: FoundFeature, description: Description, contexts: int) -> Text:
+    """What it promotes, and its largest places, the token marked."""
+    text = Text(f"#{found.feature} of {found.member}", style="bold")
+    text.append("\n  promotes " + " ".join(map(repr, description.promoted)), style="not bold")
+    for context in description.contexts[:contexts]:
+        text.append("\n  " + one_line(context.before), style="not bold")
+        text.append(f"[{one_line(context.token)}]", style="not bold reverse")
+        text.append(one_line(context.after), style="not bold")
+    return text
+
+
+def one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,0 +1,80 @@
+"""Features, and directions of raw activations, at their largest over a passage.
+
+Shapes: W windows, T tokens a window, N passages, D width of the model, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from harvest.capture import BATCH_TOKENS
+from harvest.request import Site
+from sae_jax.sae import SAE
+
+if TYPE_CHECKING:
+    from harvest.concepts import ConceptPassages
+    from harvest.language_model import LanguageModel
+
+
+class MaxPooled(NamedTuple):
+    """Over all positions of a passage that count, and over those that are not the phrase's own tokens.
+
+    A passage in which no other counts has −∞ in `rest`.
+    """
+
+    whole_NxF: np.ndarray
+    rest_NxF: np.ndarray
+
+
+def activations(model: LanguageModel, tokens_WxT: np.ndarray, sites: Iterable[Site]) -> dict[Site, np.ndarray]:
+    """Raw activations of all windows, float32 [W, T, D] a site, in one pass of the model."""
+    wanted, batch = list(dict.fromkeys(sites)), -(-BATCH_TOKENS // tokens_WxT.shape[1])
+    parts = [model.activations(tokens_WxT[i : i + batch], wanted) for i in range(0, len(tokens_WxT), batch)]
+    return {site: np.concatenate([part[site] for part in parts]) for site in wanted}
+
+
+def max_features(sae: SAE, x_WxTxD: np.ndarray, of: ConceptPassages) -> MaxPooled:
+    graphdef, weights = nnx.split(sae)
+    return _pooled(lambda x_NxD: _encode(graphdef, weights, x_NxD), sae.W_dec.shape[0], x_WxTxD, of)
+
+
+def mean_difference(x_WxTxD: np.ndarray, of: ConceptPassages, among_N: np.ndarray) -> np.ndarray:
+    """The unit direction from the mean row of others to that of the concept, [D], of passages in `among_N`."""
+    counts_WxT = of.passages.counts_WxT & among_N[of.passages.item_W][:, None]
+    is_concept_Wx1 = of.is_concept_N[of.passages.item_W][:, None]
+    mean_of = [x_WxTxD[counts_WxT & side].mean(0, dtype=np.float64) for side in (is_concept_Wx1, ~is_concept_Wx1)]
+    difference_D = mean_of[0] - mean_of[1]
+    return (difference_D / max(float(np.linalg.norm(difference_D)), 1e-30)).astype(np.float32)
+
+
+def max_projection(direction_D: np.ndarray, x_WxTxD: np.ndarray, of: ConceptPassages) -> MaxPooled:
+    """x · direction, pooled in the same way: F is 1."""
+    return _pooled(lambda x_NxD: x_NxD @ direction_D[:, None], 1, x_WxTxD, of)
+
+
+@jax.jit(static_argnums=0)
+def _encode(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: np.ndarray) -> jax.Array:
+    return nnx.merge(graphdef, weights).encode(x_NxD)
+
+
+def _pooled(
+    values: Callable[[np.ndarray], jax.Array | np.ndarray], features: int, x_WxTxD: np.ndarray, of: ConceptPassages
+) -> MaxPooled:
+    item_W, counts_WxT = of.passages.item_W, of.passages.counts_WxT
+    masks = (counts_WxT, counts_WxT & ~of.phrase_WxT)
+    pooled = tuple(np.full((len(of.is_concept_N), features), -np.inf, np.float32) for _ in masks)
+    batch = -(-BATCH_TOKENS // x_WxTxD.shape[1])
+    for start in range(0, len(item_W), batch):
+        here = slice(start, start + batch)
+        x_BxTxD = np.pad(x_WxTxD[here], ((0, batch - len(item_W[here])), (0, 0), (0, 0)))  # one shape, compiled once
+        v_BxTxF = np.asarray(values(x_BxTxD.reshape(-1, x_BxTxD.shape[-1]))).reshape(*x_BxTxD.shape[:2], features)
+        v_BxTxF = v_BxTxF[: len(item_W[here])]
+        for into_NxF, mask_WxT in zip(pooled, masks, strict=True):
+            top_BxF = v_BxTxF.max(1, where=mask_WxT[here, :, None], initial=-np.inf)
+            np.maximum.at(into_NxF, item_W[here], top_BxF)
+    return MaxPooled(*pooled)

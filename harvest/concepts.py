@@ -1,0 +1,257 @@
+"""Passages of a concept and others like them: documents that hold a phrase, and examples of it, as token windows.
+
+A passage of the corpus is a window of a document, with the phrase inside; an example is read whole. Others come from
+documents without the phrase, one of each: for a window the tokens at the same place in their document, and as many;
+for an example as many whole sentences, of nearly as many tokens. What tells the two apart is then neither length,
+place nor punctuation.
+
+Shapes: W windows, T tokens a window, N passages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from harvest.errors import InputError
+from harvest.passages import Passages, filled_up
+from harvest.text import documents, jsonl_records
+
+OTHERS, MIN_OTHERS = 4, 120  # for each passage, and at least, where the text has so many
+FEWEST = 3  # passages that can be split in three, on either side
+MOST_DOCUMENTS = 100_000  # read of the corpus
+COMPARED = 20  # documents, of which the one nearest in length becomes an other of an example
+SENTENCE = re.compile(r"""\S.*?(?:[.!?]["'”’)\]]*(?=\s)|$)""", re.MULTILINE)
+NO_DOCUMENT = -1
+
+
+@dataclass(frozen=True)
+class ConceptPassages:
+    """N passages in windows as in training, those of the concept and others."""
+
+    passages: Passages
+    phrase_WxT: np.ndarray  # bool: the phrase's own tokens, and what stands in their place in others
+    is_concept_N: np.ndarray
+    document_N: np.ndarray  # its number in the corpus; NO_DOCUMENT: of the examples, or what they are held against
+    tokens_N: np.ndarray
+    documents_read: int
+    left_out: int  # of the user's texts: what came twice, and others that hold the phrase
+
+
+@dataclass(frozen=True)
+class _Passage:
+    ids: list[int]
+    is_phrase: np.ndarray
+    document: int = NO_DOCUMENT
+    start: int = 0  # in the tokens of its document
+    sentences: int = 0  # of a text of its own
+
+
+def gather(
+    phrase: str,
+    corpus: str,
+    tokenizer,
+    seq_len: int,
+    first: int,
+    examples: Sequence[str] = (),
+    against: Sequence[str] = (),
+    most: int = 300,
+    seed: int = 0,
+) -> ConceptPassages:
+    """At most `most` documents of the corpus that hold the phrase, all examples, and others.
+
+    Others come from `against`, or else from the corpus. A document that holds an example word for word is left out.
+    Raises InputError where there are too few of either to be split in three.
+    """
+    pattern, rng = pattern_of(phrase), np.random.default_rng(seed)
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{type(tokenizer).__name__} does not say where its tokens lie in a text: no passage can be cut"
+        )
+    texts = list(dict.fromkeys(examples))
+    left_out = len(examples) - len(texts)
+    holders, pool, read = _read(corpus, pattern, texts, most, rng)
+    if against:
+        pool = [(NO_DOCUMENT, text) for text in dict.fromkeys(against) if not (text in texts or pattern.search(text))]
+        left_out += len(against) - len(pool)
+    concept = [_own_text(text, pattern, tokenizer, first) for text in texts]
+    windows = [_window(number, text, pattern, tokenizer, seq_len, first, rng) for number, text in holders]
+    concept += [window for window in windows if len(window.ids) > first]
+    if len(concept) < FEWEST:
+        raise InputError(
+            f"{phrase!r}: {len(concept)} passages, at least {FEWEST} are needed: {len(holders)} of {read:,} documents "
+            f"of {corpus} hold it, and {len(texts)} examples were given. Give more with --examples FILE, one a line"
+        )
+    others = _others(concept, pool, tokenizer, first, rng)
+    if len(others) < FEWEST:
+        source, advice = ("--against", "") if against else (corpus, ": give others with --against FILE")
+        raise InputError(f"{source}: {len(others)} texts without {phrase!r}; {FEWEST} are needed, better 100{advice}")
+    passages = [*concept, *others]
+    tokens_WxT, real_WxT, item_W, phrase_WxT = _windows_of(passages, seq_len, first)
+    return ConceptPassages(
+        Passages(tokens_WxT, real_WxT & (np.arange(seq_len) >= first), item_W),
+        phrase_WxT,
+        np.arange(len(passages)) < len(concept),
+        np.array([passage.document for passage in passages]),
+        np.array([len(passage.ids) for passage in passages]),
+        read,
+        left_out,
+    )
+
+
+def pattern_of(phrase: str) -> re.Pattern[str]:
+    """Finds the phrase as whole words, in any case and spacing, and without its article. Raises InputError."""
+    words = re.sub(r"^(the|an?)\s+(?=\S)", "", phrase.strip(), flags=re.IGNORECASE).split()
+    if not any(character.isalnum() for word in words for character in word):
+        raise InputError(f"the phrase {phrase!r} has no word in it: say what is to be found")
+    return re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, words)) + r"(?!\w)", re.IGNORECASE)
+
+
+def texts_in(path: Path, flag: str) -> list[str]:
+    """The texts of a .txt, one a line, or of a .jsonl. Raises InputError, naming the flag, where there is none."""
+    if not path.is_file():
+        raise InputError(f"{flag} {path}: there is no such file")
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        try:
+            texts = [record["text"].strip() for _, record in jsonl_records(path)]
+        except InputError as error:
+            raise InputError(str(error).replace("--dataset", flag)) from error
+    elif path.suffix == ".txt":
+        try:
+            texts = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        except UnicodeDecodeError as error:
+            raise InputError(f"{flag} {path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    else:
+        raise InputError(
+            f"{flag} {path}: must be a .txt, one text a line, or a .jsonl with a text under the key 'text'"
+        )
+    if not any(texts):
+        raise InputError(f"{flag} {path}: there is no text in it; write one a line")
+    return [text for text in texts if text]
+
+
+def sentences_of(text: str) -> list[tuple[int, int]]:
+    """Where each sentence begins and ends; a line break ends one, too."""
+    return [match.span() for match in SENTENCE.finditer(text)]
+
+
+def _read(
+    corpus: str, pattern: re.Pattern[str], examples: list[str], most: int, rng: np.random.Generator
+) -> tuple[list[tuple[int, str]], list[tuple[int, str]], int]:
+    """(documents with the phrase, documents without it drawn from all that were read, how many were read)."""
+    holders: dict[str, int] = {}
+    pool: dict[int, tuple[int, str]] = {}
+    room, without, number = 3 * max(OTHERS * (most + len(examples)), MIN_OTHERS), 0, -1
+    for number, text in enumerate(islice(documents(corpus), MOST_DOCUMENTS)):
+        if pattern.search(text):
+            holders.setdefault(text, number)
+            if len(holders) == most:
+                break
+        elif text.strip():
+            slot = without if without < room else int(rng.integers(without + 1))  # reservoir sampling
+            without += 1
+            if slot < room:
+                pool[slot] = (number, text)
+    new = [(number, text) for text, number in holders.items() if not any(example in text for example in examples)]
+    others = [(number, text) for number, text in pool.values() if not any(example in text for example in examples)]
+    return new, [others[i] for i in rng.permutation(len(others))], number + 1
+
+
+def _tokenized(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    encoded = tokenizer(
+        text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+    )
+    return encoded["input_ids"], encoded["offset_mapping"]
+
+
+def _tokens_on(mentions: Iterable[re.Match[str]], offsets: list[tuple[int, int]]) -> np.ndarray:
+    """Which tokens lie on a mention of the phrase, bool."""
+    start_T, end_T = np.array(offsets, np.int64).reshape(-1, 2).T
+    is_phrase_T = np.zeros(len(offsets), bool)
+    for mention in mentions:
+        is_phrase_T |= (start_T < mention.end()) & (end_T > mention.start())
+    return is_phrase_T
+
+
+def _own_text(text: str, pattern: re.Pattern[str], tokenizer, first: int) -> _Passage:
+    ids, offsets = _tokenized(tokenizer, text)
+    if len(ids) <= first:
+        raise InputError(
+            f"--examples: {text!r} is {len(ids)} token, and the first of a window is not read: leave it out"
+        )
+    return _Passage(ids, _tokens_on(pattern.finditer(text), offsets), sentences=len(sentences_of(text)))
+
+
+def _window(
+    number: int, text: str, pattern: re.Pattern[str], tokenizer, seq_len: int, first: int, rng: np.random.Generator
+) -> _Passage:
+    """A window on a mention of the phrase, both drawn; where it can be, the whole phrase is at positions that count."""
+    ids, offsets = _tokenized(tokenizer, text)
+    mentions = list(pattern.finditer(text))
+    mention = mentions[rng.integers(len(mentions))]
+    on_it = np.flatnonzero(_tokens_on([mention], offsets))
+    begin, end = int(on_it[0]), int(on_it[-1]) + 1
+    if end - begin > seq_len - first:
+        raise InputError(
+            f"{mention.group()!r} is {end - begin} tokens; the run was trained on windows of which {seq_len - first} "
+            "count: find something shorter"
+        )
+    lowest = max(0, end - seq_len)
+    start = int(rng.integers(lowest, max(lowest, min(begin - first, len(ids) - seq_len)) + 1))
+    cut = slice(start, start + seq_len)
+    return _Passage(ids[cut], _tokens_on(mentions, offsets)[cut], number, start)
+
+
+def _others(
+    concept: list[_Passage], pool: list[tuple[int, str]], tokenizer, first: int, rng: np.random.Generator
+) -> list[_Passage]:
+    """One like each passage in turn, until there are enough or the pool is used up."""
+    ids_of = cache(lambda text: _tokenized(tokenizer, text)[0])
+    unused = list(pool)
+    others: list[_Passage] = []
+    while unused and len(others) < max(OTHERS * len(concept), MIN_OTHERS):
+        like, start = concept[len(others) % len(concept)], 0
+        length = len(like.ids)
+        if like.sentences:
+            compared = rng.choice(len(unused), min(COMPARED, len(unused)), replace=False)
+            runs = [ids_of(_sentence_run(unused[j][1], like.sentences, rng)) for j in compared]
+            nearest = int(np.argmin([abs(len(ids) - length) for ids in runs]))
+            (number, _), ids = unused.pop(compared[nearest]), runs[nearest]
+        else:
+            longest = max(range(len(unused)), key=lambda j: len(unused[j][1]))
+            long_enough = (j for j, (_, text) in enumerate(unused) if len(ids_of(text)) >= like.start + length)
+            number, text = unused.pop(next(long_enough, longest))
+            start = min(like.start, max(0, len(ids_of(text)) - length))
+            ids = ids_of(text)[start : start + length]
+        if len(ids) > first:
+            in_its_place = np.zeros(len(ids), bool)
+            in_its_place[:length] = like.is_phrase[: len(ids)]
+            others.append(_Passage(ids, in_its_place, number, start))
+    return others
+
+
+def _sentence_run(text: str, count: int, rng: np.random.Generator) -> str:
+    """So many sentences from anywhere in a text, or all where it has fewer."""
+    spans = sentences_of(text)
+    begin = int(rng.integers(max(1, len(spans) - count + 1)))
+    run = spans[begin : begin + count]
+    return text[run[0][0] : run[-1][1]]
+
+
+def _windows_of(passages: list[_Passage], seq_len: int, first: int) -> tuple[np.ndarray, ...]:
+    """(tokens, which are real, the passage of each window, the phrase's tokens)."""
+    windows, item, is_phrase_WxT = [], [], []
+    for number, passage in enumerate(passages):
+        for start in range(0, len(passage.ids), seq_len):
+            if len(window := passage.ids[start : start + seq_len]) > first:
+                windows.append(window)
+                item.append(number)
+                is_phrase_WxT.append(np.resize(passage.is_phrase[start : start + seq_len], seq_len))
+    tokens_WxT, real_WxT = filled_up(windows, seq_len)
+    return tokens_WxT, real_WxT, np.array(item), np.array(is_phrase_WxT) & real_WxT

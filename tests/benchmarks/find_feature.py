@@ -1,0 +1,94 @@
+"""Find-feature on ten subjects of the bundled corpus, and its false alarms on nonsense.
+
+python tests/benchmarks/find_feature.py RUN [--nonsense 10] [--seed 0]
+
+RUN is of the bundled model and corpus. A nonsense phrase has no passages: its examples are sentences drawn from the
+corpus, one of a document, as many as a subject has passages. Whatever is found by them is a false alarm. Prints a
+Markdown table; every figure is of the scoring set, on which nothing was chosen.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from analysis.commands.find_feature import Options, find
+from analysis.run import FinishedRun
+from harvest.concepts import sentences_of
+from harvest.text import documents
+
+SUBJECTS = (
+    "the Golden Gate Bridge",
+    "quantum mechanics",
+    "a hurricane",
+    "the Silk Road",
+    "coral reefs",
+    "chocolate cake",
+    "human rights",
+    "a goalkeeper",
+    "vaccines",
+    "the Bible",
+)  # chosen, and committed, before anything was looked for
+SYLLABLES = ("bro", "dax", "fim", "gul", "kep", "lun", "mib", "pol", "tav", "zor")
+
+
+def random_sentences(texts: list[str], count: int, rng: np.random.Generator) -> list[str]:
+    found: list[str] = []
+    while len(found) < count:
+        text = texts[rng.integers(len(texts))]
+        spans = sentences_of(text)
+        start, stop = spans[rng.integers(len(spans))]
+        if stop - start > 8:  # of two tokens at least
+            found.append(text[start:stop])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--nonsense", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    finished, options = FinishedRun.open(args.run), Options(seed=args.seed)
+    model, dictionaries = finished.language_model(), {name: finished.dictionary(name) for name in finished.members}
+    texts, rng = [text for text in documents(finished.corpus) if text], np.random.default_rng(args.seed)
+    print("| phrase | passages, scored | best feature | AUROC where chosen | AUROC | without the phrase |", end="")
+    print(" precision, coverage | difference in means | pass |\n|" + "---|" * 9)
+    sizes: list[int] = []
+    hits = alarms = 0
+    asked: list[tuple[str, int | None]] = [(subject, None) for subject in SUBJECTS]
+    for i in range(args.nonsense):
+        syllables = [SYLLABLES[j] for j in rng.integers(len(SYLLABLES), size=3)]
+        asked.append(("".join(syllables), i % len(SUBJECTS)))
+    for phrase, like in asked:
+        examples = [] if like is None else random_sentences(texts, sizes[like], rng)
+        of, result = find(phrase, finished, model, dictionaries, options, examples, [])
+        best, (baseline,) = result.features[0], result.baselines.values()
+        passing = sum(found.passes for found in result.features)
+        if like is None:
+            sizes.append(int(of.is_concept_N.sum()))
+            hits += passing > 0
+        else:
+            alarms += passing > 0
+        d, without = best.detector, best.detector.auroc_without_phrase
+        cells = [
+            phrase if like is None else f"*{phrase}*",
+            f"{of.is_concept_N.sum()}, {result.sets['scoring']['concept']}",
+            f"{best.member.partition('-')[0]} {best.member.rpartition('-')[2]} #{best.feature}",
+            f"{best.chosen_by:.3f}",
+            auroc_text(d),
+            "–" if without is None or like is not None else f"{without:.2f}",
+            f"{'–' if d.precision is None else format(d.precision, '.2f')}, {d.coverage:.2f}",
+            auroc_text(baseline),
+            f"{passing} of {len(result.features)}",
+        ]
+        print("| " + " | ".join(cells) + " |", flush=True)
+    print(f"\nfound: {hits} of {len(SUBJECTS)} subjects; false alarms: {alarms} of {args.nonsense} nonsense phrases")
+
+
+def auroc_text(detector) -> str:
+    return f"{detector.auroc:.3f} ({detector.auroc_interval[0]:.2f} to {detector.auroc_interval[1]:.2f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Passages of a concept and others like them, cut from the bundled corpus."""
+
+import json
+
+import pytest
+
+from harvest.concepts import NO_DOCUMENT, gather, pattern_of, sentences_of
+from harvest.errors import InputError
+from harvest.language_model import LanguageModel
+from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
+from harvest.text import documents
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LanguageModel.load(str(BUNDLED_MODEL))
+
+
+def test_passages_hold_the_phrase_and_others_are_like_them(model):
+    of = gather("The golden  gate bridge", str(BUNDLED_CORPUS), model.tokenizer, 20, 1)
+    texts, concept = list(documents(str(BUNDLED_CORPUS))), of.is_concept_N
+    assert len(set(of.document_N)) == len(concept) >= 26 + 120 and (of.document_N != NO_DOCUMENT).all()
+    assert of.documents_read == len(texts)
+    holds = ["golden gate bridge" in texts[number].lower() for number in of.document_N]
+    assert holds == concept.tolist()
+    lengths = of.passages.counts_WxT.sum(1)
+    for i, passage in enumerate(of.passages.tokens_WxT):
+        text = model.tokenizer.decode(passage[: of.tokens_N[i]])
+        assert text in texts[of.document_N[i]]
+        marked = model.tokenizer.decode(passage[of.phrase_WxT[i]])
+        assert ("golden gate bridge" in marked.lower()) == concept[i] and (
+            "golden gate bridge" in text.lower()
+        ) == concept[i]
+    n = concept.sum()
+    assert (lengths[n : 2 * n] == lengths[:n]).all()  # the first others, one like each passage
+    assert (of.phrase_WxT[n : 2 * n] == of.phrase_WxT[:n]).all()
+
+    def starts(i: int) -> set[int]:
+        ids = model.tokenizer(texts[of.document_N[i]], add_special_tokens=False)["input_ids"]
+        own = of.passages.tokens_WxT[i, : of.tokens_N[i]].tolist()
+        return {start for start in range(len(ids)) if ids[start : start + len(own)] == own}
+
+    assert all(starts(i) & starts(n + i) for i in range(n))  # at the same place in their documents
+    again = gather("golden gate bridge", str(BUNDLED_CORPUS), model.tokenizer, 20, 1)
+    assert (again.passages.tokens_WxT == of.passages.tokens_WxT).all()
+
+
+def test_examples_are_read_whole_against_as_many_sentences_or_against_what_is_given(model):
+    examples = [
+        "Two ships lay at the quay. They had come from Lisbon.",
+        "A quay.",
+        "The quay is old, said she.",
+        "A quay.",
+    ]
+    of = gather("Xyzzy", str(BUNDLED_CORPUS), model.tokenizer, 8, 1, examples)
+    assert of.is_concept_N.sum() == 3 and of.left_out == 1
+    assert of.passages.item_W.tolist()[:3] == [0, 0, 0]  # 19 tokens in windows of 8
+    assert abs(of.tokens_N[:3].mean() - of.tokens_N[3:].mean()) < 1.5
+    given = ["a dog", "a cat ran", "a xyzzy here", "no more of it", "A quay."]
+    of = gather("Xyzzy", str(BUNDLED_CORPUS), model.tokenizer, 8, 1, examples[:3], given)
+    assert (of.document_N == NO_DOCUMENT).all() and (~of.is_concept_N).sum() == 3 and of.left_out == 2
+
+
+def test_a_phrase_is_whole_words_in_any_case_without_its_article():
+    found = pattern_of("The  Hat")
+    assert found.search("a red\nHAT.") and not found.search("that") and not found.search("hats")
+    assert pattern_of("the").search("The")
+    for empty in ("", "  ", "?!"):
+        with pytest.raises(InputError, match="has no word in it"):
+            pattern_of(empty)
+    text = 'He said "No." Then he left!\nAnd 3.5 of them'
+    assert [text[a:b] for a, b in sentences_of(text)] == ['He said "No."', "Then he left!", "And 3.5 of them"]
+
+
+def test_documents_too_short_or_with_an_example_in_them_are_left_out(model, tmp_path):
+    lines = [
+        "",
+        " ",
+        "Fog",
+        "fog at sea",
+        "thick fog came in over the harbour",
+        "no ship sailed. None.",
+        "Then the fog left!",
+    ]
+    records = [json.dumps({"text": text}) for text in (*lines, *(f"Dog {i} ran home." for i in range(9)))]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(records))
+    of = gather(
+        "fog", str(tmp_path / "corpus.jsonl"), model.tokenizer, 6, 1, examples=["Then the fog left!", "mist rose"]
+    )
+    texts = list(documents(str(tmp_path / "corpus.jsonl")))
+    assert {texts[n] for n in of.document_N[of.is_concept_N] if n != NO_DOCUMENT} == {lines[3], lines[4]} | (
+        {lines[2]} if len(model.tokenizer(lines[2])["input_ids"]) > 1 else set()
+    )
+    assert (of.tokens_N <= 8).all() and (~of.is_concept_N).sum() == 10
+    with pytest.raises(InputError, match="is 10 tokens; the run was trained on windows of which 2 count"):
+        gather(
+            "thick fog came in over the harbour",
+            str(tmp_path / "corpus.jsonl"),
+            model.tokenizer,
+            3,
+            1,
+            ["a b c", "d e"],
+        )
+    with pytest.raises(InputError, match="'f' is 1 token"):
+        gather("fog", str(tmp_path / "corpus.jsonl"), model.tokenizer, 6, 1, ["f"])
+    (tmp_path / "alone.txt").write_text("\n<|endoftext|>\n".join([f"fog number {i}" for i in range(5)]))
+    with pytest.raises(InputError, match="0 texts without 'fog'; 3 are needed, better 100: give others with --against"):
+        gather("fog", str(tmp_path / "alone.txt"), model.tokenizer, 6, 1)
