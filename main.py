@@ -56,7 +56,14 @@ def build_parser() -> Parser:
     return parser
 
 
-COMMANDS = ("evaluate", "export", "frontier", "saebench", "study")  # `run(argv)` of analysis/commands/NAME.py
+COMMANDS = (
+    "evaluate",
+    "export",
+    "find-feature",
+    "frontier",
+    "saebench",
+    "study",
+)  # `run(argv)` of analysis/commands/NAME.py
 LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 

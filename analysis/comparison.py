@@ -9,6 +9,7 @@ Shapes: M members, F features of one, P pairs, N rows, D width of the model.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from analysis.matching import Decoder, correlations, cosines, match, random_like
 from harvest.errors import InputError
 from harvest.store import write_atomically, write_json
 
+SCHEMA = 1
 THRESHOLD = 0.7  # as Leask et al. 2025 (arXiv 2502.04878) and Paulo and Belrose 2025 (arXiv 2501.16615)
 WORDS = {"activation": "kind", "hidden_dim": "width", "lr": "learning rate", "l0": "sparsity"}
 SETTINGS = ("activation", "hidden_dim", "l0", "lr", "layer", "hook", "seed", "warmup", "normalization", "dead_rule")
@@ -232,9 +234,34 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     arrays: dict[str, Any] = {f"{name}/{what}": array for what, of in per_feature.items() for name, array in of.items()}
     record = {name: plain(value) for name, value in vars(comparison).items() if not isinstance(value, dict)}
     record |= {"other_seeds": comparison.other_seeds, "groups": [asdict(group) for group in comparison.groups]}
-    write_json(folder / "comparison.json", {"schema": 1, **record})
+    write_json(folder / "comparison.json", {"schema": SCHEMA, **record})
     write_atomically(folder / "comparison.npz", lambda file: np.savez_compressed(file, **arrays))
     return [folder / "comparison.json", folder / "comparison.npz"]
+
+
+def read(folder: Path, members: Sequence[str]) -> Comparison | None:
+    """What `write` left of just these members; None where there is nothing of the kind."""
+    paths = folder / "comparison.json", folder / "comparison.npz"
+    if not all(path.exists() for path in paths):
+        return None
+    record: dict[str, Any] = json.loads(paths[0].read_text())
+    if record.pop("schema") != SCHEMA or record["members"] != list(members):
+        return None
+    of_features: dict[str, dict[str, np.ndarray]] = {"partner": {}, "cosine": {}, "found_again": {}}
+    with np.load(paths[1], allow_pickle=False) as arrays:
+        for key in arrays.files:
+            name, _, what = key.rpartition("/")
+            of_features[what][name] = arrays[key]
+    for group in (groups := record.pop("groups")):
+        group |= {name: Spread(**value) for name, value in group.items() if isinstance(value, dict)}
+    for name, value in record.items():
+        if name.endswith("_MxM") and value is not None:
+            record[name] = np.array(value, float)
+        elif isinstance(value, list):
+            record[name] = tuple(value)
+    names = {"partner": "partner_FxM", "cosine": "cosine_FxM", "found_again": "found_again_F"}
+    record |= {names[what]: of for what, of in of_features.items()}
+    return Comparison(**record, groups=tuple(Group(**group) for group in groups))
 
 
 def plain(value: Any) -> Any:

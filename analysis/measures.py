@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.sparse import csr_array
 
 from analysis import comparison, emergence
 from analysis.emergence import Trajectory
 from analysis.features import Features, features_of
-from analysis.matching import Decoder
+from analysis.matching import Decoder, sparse_activations, spread_rows
 from analysis.run import FinishedRun
 from analysis.saebench import SAEBench, measure, plain
 from analysis.specialization import over_chance, p_values
@@ -53,6 +54,7 @@ class Gathered:
     values: dict[str, dict[str, float | None]]
     frequency: dict[str, dict[str, tuple[float | None, float | None]]]  # by label: rank correlation raw, over chance
     trajectories: dict[str, Trajectory]
+    decoders: dict[str, Decoder]
     compared: comparison.Comparison | None
     notes: list[str]
 
@@ -77,9 +79,11 @@ def gather(
         for name, of in features.items()
         if of.alive_F.any()
     }
-    compared = None
-    if len(decoders) > 1:
-        compared = comparison.compute(decoders, on_progress=lambda done, total: on_progress("comparison", done, total))
+    compared = comparison.read(run.path / "analysis", list(decoders))
+    if not compared and len(decoders) > 1:
+        say(f"comparing {len(decoders)} dictionaries")
+        fired = fired_together(run, list(decoders), cache_dir, on_progress, say)
+        compared = comparison.compute(decoders, fired, on_progress=lambda *done: on_progress("comparison", *done))
         comparison.write(compared, run.path / "analysis")
     trajectories = {}
     for done, name in enumerate(members):
@@ -92,9 +96,25 @@ def gather(
         values={name: values_of(run.members[name], features[name], bench, compared) for name in members},
         frequency={name: frequency_of(of) for name, of in features.items()},
         trajectories=trajectories,
+        decoders=decoders,
         compared=compared,
         notes=notes,
     )
+
+
+def fired_together(
+    run: FinishedRun,
+    members: list[str],
+    cache_dir: Path,
+    on_progress: Callable[[str, int, int], None],
+    say: Callable[[str], None],
+) -> dict[str, csr_array] | None:
+    """Activations on the same held-out rows; None where members are of several sites, whose rows differ."""
+    sites = {run.site(name) for name in members}
+    if len(sites) > 1:
+        return None
+    store = run.store(sites.pop(), cache_dir, on_progress, say)
+    return sparse_activations(spread_rows(store.held_out), {name: run.dictionary(name).sae for name in members})
 
 
 def benchmarks(

@@ -191,6 +191,10 @@ def test_what_is_written_and_drawn(rng, tmp_path):
     assert record["shared_MxM"] == found.shared_MxM.tolist() and record["groups"][0]["differ"] == "other kind"
     with np.load(tmp_path / "comparison.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["topk 0/partner"], found.partner_FxM["topk 0"])
+    again = comparison.read(tmp_path, found.members)
+    for name, value in vars(found).items():
+        np.testing.assert_equal(getattr(again, name), value)
+    assert comparison.read(tmp_path, found.members[1:]) is None, "of other members it tells nothing"
     for path in save(comparison.figure(found), tmp_path / "shared"):
         assert path.stat().st_size > 1000
     assert ">80<" in Path(tmp_path / "shared.svg").read_text()  # 240 of 300, in its cell

@@ -70,7 +70,7 @@ def run(argv: list[str]) -> None:
     examples, against = texts_of(phrase, finished, options)
 
     with Terminal() as terminal:
-        talk: dict[str, Any] = {"on_progress": terminal.harvest_progress, "say": terminal.say}
+        talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
         store = finished.store(finished.site(members[0]), options.cache_dir, **talk)
         dictionaries = {name: finished.dictionary(name) for name in members}
         model = finished.language_model()

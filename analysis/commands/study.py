@@ -36,9 +36,10 @@ def run(argv: list[str]) -> None:
 
     from analysis.faces.tables import study_table
     from analysis.faces.terminal import Terminal
+    from analysis.maps import draw
     from analysis.measures import gather
     from analysis.run import FinishedRun
-    from analysis.study import study
+    from analysis.study import kinds_of, study
 
     finished = FinishedRun.open(values["run"])
     shuffled = FinishedRun.open(options.control) if options.control else None
@@ -56,8 +57,10 @@ def run(argv: list[str]) -> None:
             terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")
             terminal.show(study_table(answer.table))
             terminal.say(f"{answer.answer}\nUncertainty: {answer.uncertainty}\nNot shown: {answer.not_shown}")
-        for path in written(answers, finished, shuffled, gathered):
-            terminal.say(f"written: {path}")
+        maps = draw(gathered, [names[0] for names in kinds_of(gathered).values()], terminal.say)
+        paths = written(answers, finished, shuffled, gathered)
+        terminal.say(f"\nfigures: {finished.path / 'figures'}: {', '.join([*(p.stem for p in paths[:-1]), *maps])}")
+        terminal.say(f"all figures: {paths[-1]}")
 
 
 def written(

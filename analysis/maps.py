@@ -1,0 +1,42 @@
+"""Maps of a run's dictionaries: clusters of directions for each kind, features that split across widths.
+
+Drawn once for a run and kept in RUN/analysis and RUN/figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from analysis import clustering, splitting
+from analysis.figures import save
+from analysis.measures import Gathered
+
+
+def draw(gathered: Gathered, members: list[str], say: Callable[[str], None]) -> list[str]:
+    """Of these members, and of every family of widths; returns the names of the figures."""
+    run, tokenizer = gathered.run.path, None
+    drawn = []
+    for name in members:
+        decoder, stem = gathered.decoders.get(name), run / "figures" / f"clusters-{name}"
+        if decoder is None or decoder.alive_F.sum() < 2 * clustering.MIN_CLUSTER:
+            say(f"{name}: too few living features for a map")
+            continue
+        drawn.append(stem.name)
+        if not stem.with_suffix(".svg").exists():
+            say(f"map of {name}")
+            tokenizer = tokenizer or gathered.run.language_model().tokenizer
+            promoted = [
+                [tokenizer.decode([token]) for token in tokens]
+                for tokens in gathered.features[name].promoted_FxT.tolist()
+            ]
+            clusters = clustering.compute(decoder.W_dec_FxD, decoder.alive_F, promoted)
+            clustering.write(clusters, run / "analysis", name)
+            save(clustering.figure(clusters), stem)
+    for family in splitting.families(gathered.decoders):
+        stem = run / "figures" / f"splitting-{family[-1]}"
+        drawn.append(stem.name)
+        if not stem.with_suffix(".svg").exists():
+            split = splitting.compute({name: gathered.decoders[name] for name in family})
+            splitting.write(split, run / "analysis")
+            save(splitting.figure(split), stem)
+    return drawn
