@@ -54,6 +54,13 @@ class FinishedRun:
                 raise InputError(f"--member {name} is not in {self.path}; it has {', '.join(self.members)}")
         return list(ids) or list(self.members)
 
+    def only(self, name: str | None) -> str:
+        """This member, or the only one. Raises InputError where none is named of several."""
+        members = self.chosen((name,) if name else ())
+        if len(members) > 1:
+            raise InputError(f"--member: which of {', '.join(members)}?")
+        return members[0]
+
     def site(self, member: str) -> Site:
         return Site(self.members[member]["layer"], self.members[member]["hook"])
 
@@ -99,7 +106,9 @@ class FinishedRun:
         if not (directory / "manifest.json").exists():
             harvest(replace(self.request, layer=site.layer, hook=site.hook), cache_dir, **talk)
         if not (directory / "manifest.json").exists():
-            raise InputError(f"{self.path}: the text or the model has changed since, its activations cannot be had again")
+            raise InputError(
+                f"{self.path}: the text or the model has changed since, its activations cannot be had again"
+            )
         if hashlib.sha256((directory / "manifest.json").read_bytes()).hexdigest() != facts["sha256"]:
             raise InputError(f"{self.path} was trained on other activations than those in {directory}")
         return ActivationStore(directory)
