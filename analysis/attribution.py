@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import jax.numpy as jnp
 import numpy as np
 
 from harvest.request import Site
@@ -80,7 +81,7 @@ def compute(
         contrast_V[against] -= 1
     output = Output(model, prompt_T, site, contrast_V)
     x_TxD = output.activation_TxD
-    f_TxF = np.array(sae.encode(x_TxD))
+    f_TxF = np.array(sae.encode(jnp.asarray(x_TxD)))
     f_TxF[:first_position] = 0
     W_dec_FxD = np.asarray(sae.W_dec[...])
     g_TxD = slopes(output, f_TxF @ W_dec_FxD, 0 if method == "gradient" else steps)

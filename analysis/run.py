@@ -91,7 +91,7 @@ class FinishedRun:
     def language_model(self) -> LanguageModel:
         from harvest.language_model import LanguageModel
 
-        return LanguageModel.load(self.model_location)
+        return LanguageModel.load(self.model_location, control=self.request.control)
 
     def store(self, site: Site, cache_dir: Path, **talk: Callable) -> ActivationStore:
         """The rows that the members of a site were trained on, harvested again where the cache lacks them.

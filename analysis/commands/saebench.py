@@ -82,6 +82,7 @@ class FinishedRun:
     model_location: str
     seq_len: int
     first: int  # position in a window that is read
+    control: str | None
 
     @classmethod
     def open(cls, path: Path, chosen: tuple[str, ...]) -> FinishedRun:
@@ -103,6 +104,7 @@ class FinishedRun:
             str(BUNDLED_MODEL) if bundled else model["location"],
             asked["seq_len"],
             0 if asked["keep_first_position"] else 1,
+            asked.get("control"),
         )
 
     def dictionaries(self) -> dict[str, SAE]:
@@ -120,7 +122,7 @@ def run(argv: list[str]) -> None:
 
     from harvest.language_model import LanguageModel
 
-    model, saes = LanguageModel.load(finished.model_location), finished.dictionaries()
+    model, saes = LanguageModel.load(finished.model_location, control=finished.control), finished.dictionaries()
     answers: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
     if {"probing", "scr"} & set(options.metrics):
@@ -265,5 +267,6 @@ def write(answers: dict[str, dict[str, Any]], options: Options, finished: Finish
     directory.mkdir(exist_ok=True)
     settings = asdict(options) | {"dataset": str(options.dataset or "bundled")}
     settings |= {"model": finished.model_location, "seq_len": finished.seq_len, "first_position": finished.first}
+    settings |= {"control": finished.control} if finished.control else {}
     for question, of in answers.items():
         write_json(directory / f"{question}.json", {"settings": settings, "members": plain(of)})
