@@ -242,14 +242,15 @@ def output_scores(
     site: Site,
     sae: SAE,
     candidates: Sequence[int],
-    promoted_FxT: np.ndarray,
+    watched: Sequence[int],
     max_F: np.ndarray,
     first_position: int,
 ) -> dict[int, float]:
-    """How well each candidate steers, best first: S_out = (1 − best rank / V) · max p over the tokens it promotes.
+    """How well each candidate steers, best first: S_out = (1 − best rank / V) · max p over the watched tokens.
 
-    By Arad et al. 2025: one run of a neutral prompt with the feature AMPLIFIED, ranks from 0. They amplify by the
-    largest activation of all features; here it is the feature's own, by which strengths are measured.
+    By Arad et al. 2025: one run of a neutral prompt with the feature AMPLIFIED, ranks from 0. Theirs are the 20 tokens
+    that the feature promotes: by these one that promotes a word of the concept, but other words more, would win. They
+    amplify by the largest activation of all features; here it is the feature's own, by which strengths are measured.
     """
     from harvest.steering import next_probabilities
 
@@ -257,7 +258,7 @@ def output_scores(
     chosen_C = np.array(list(candidates), int)
     added_CxD = AMPLIFIED * max_F[chosen_C, None] * np.asarray(sae.W_dec[...])[chosen_C]
     p_CxV = next_probabilities(model, prompt_T, site, added_CxD.astype(np.float32), first_position)
-    best_C = np.take_along_axis(p_CxV, promoted_FxT[chosen_C], 1).max(1)
+    best_C = p_CxV[:, list(watched)].max(1)
     rank_C = (p_CxV > best_C[:, None]).sum(1)
     score_C = (1 - rank_C / p_CxV.shape[1]) * best_C
     return {int(chosen_C[c]): float(score_C[c]) for c in np.argsort(-score_C, kind="stable")}
@@ -287,7 +288,7 @@ def figure(steered: Steered) -> Any:
         )
         rule = alt.Chart(alt.Data(values=[{name: of_plain}])).mark_rule(strokeDash=[4, 3]).encode(y=f"{name}:Q")
         charts.append(alt.layer(rule, base.mark_line(), base.mark_point(filled=True, size=60)).properties(width=300))
-    subtitle = f"{len(steered.prompts)} prompts; dashed: unsteered. Watched: {', '.join(steered.watched[:8])}"
+    subtitle = f"prompts: {len(steered.prompts)}; dashed: unsteered. Watched: {', '.join(steered.watched[:8])}"
     title = alt.TitleParams(
         f"steering by {next(iter(steered.ways))} ({steered.mode})", subtitle=subtitle, anchor="start"
     )

@@ -191,16 +191,16 @@ def test_surprise_is_the_models_own_loss(model, prompt_T):
 
 def test_the_output_score_by_the_formula(model, saes):
     sae, rng = saes["relu"], np.random.default_rng(3)
-    promoted_FxT, max_F = rng.integers(1, 4096, (F, 20)), np.linspace(0, 3, F)
-    scores = steer_model.output_scores(model, SITE, sae, [4, 9, 20], promoted_FxT, max_F, 1)
+    watched, max_F = rng.integers(1, 4096, 20).tolist(), np.linspace(0, 3, F)
+    scores = steer_model.output_scores(model, SITE, sae, [4, 9, 20], watched, max_F, 1)
     assert list(scores.values()) == sorted(scores.values(), reverse=True) and set(scores) == {4, 9, 20}
     ids = model.token_ids(np.array([model.tokenizer("From my experience,", add_special_tokens=False)["input_ids"]]))
     for i, score in scores.items():
         shift = torch.from_numpy(np.asarray(10 * max_F[i] * sae.W_dec[i], np.float32))
         with torch.inference_mode(), changing(model, SITE, lambda x, s=shift: torch.cat([x[:, :1], x[:, 1:] + s], 1)):
             p_V = model.bridge(ids, return_type="logits", use_cache=False)[0, -1].softmax(-1).numpy()
-        ranks = {t: int((p_V > p_V[t]).sum()) for t in promoted_FxT[i]}
-        expected = (1 - min(ranks.values()) / 4096) * max(p_V[t] for t in promoted_FxT[i])
+        ranks = {t: int((p_V > p_V[t]).sum()) for t in watched}
+        expected = (1 - min(ranks.values()) / 4096) * max(p_V[t] for t in watched)
         assert score == pytest.approx(expected, rel=1e-3)
     p_CxV = next_probabilities(model, ids[0].tolist(), SITE, np.zeros((1, 256), np.float32), 1)
     assert p_CxV.sum() == pytest.approx(1, abs=1e-4)
@@ -262,7 +262,7 @@ def test_from_a_concept_to_tables_figure_and_json(run, features, capsys, tmp_pat
     assert set(found["plain"]) == {"unsteered", "named in the prompt"}
     for curve in found["ways"].values():
         assert curve[0] == found["plain"]["unsteered"] and curve[1]["texts"] != curve[0]["texts"]
-    assert f"{found['ways']['difference in means'][1]['probability']:.4f}" in out and "best strength of" in out
+    assert f"{found['ways']['difference in means'][1]['probability']:.5f}" in out and "best strength of" in out
     assert (path / "figures" / f"steer-{member}-{found['feature']}.png").stat().st_size > 10_000
 
 

@@ -99,8 +99,7 @@ def run(argv: list[str]) -> None:
         if options.concept:
             watched = steer_model.word_tokens(model.tokenizer, options.concept)
             tried = candidates(features, watched, options.candidates)
-            promoted_FxT, max_F = features.promoted_FxT, features.max_F
-            scores = steer_model.output_scores(model, site, sae, tried, promoted_FxT, max_F, first_position)
+            scores = steer_model.output_scores(model, site, sae, tried, watched, features.max_F, first_position)
             feature = next(iter(scores))
             best = ", ".join(f"{number} ({score:.3f})" for number, score in list(scores.items())[:5])
             terminal.say(f"{len(scores)} features promote the concept's words; output score, best first: {best}")
@@ -155,10 +154,10 @@ def texts_table(steered: Steered) -> Table:
     for column in table.columns:
         column.ratio, column.overflow = 1, "fold"
     for number, prompt in enumerate(steered.prompts):
-        plain = Text(prompt, "dim") + Text(steered.plain[UNSTEERED].texts[number][0])
+        plain = Text.assemble((prompt, "dim"), steered.plain[UNSTEERED].texts[number][0])
         for texts in curve:
-            label = Text("" if steered.mode == "ablate" else f"{steered.mode} {texts.strength:g}: ", "bold")
-            table.add_row(plain, label + Text(prompt, "dim") + Text(texts.texts[number][0]))
+            label = "" if steered.mode == "ablate" else f"{steered.mode} {texts.strength:g}: "
+            table.add_row(plain, Text.assemble((label, "bold"), (prompt, "dim"), texts.texts[number][0]))
             plain = Text()
     return table
 
@@ -174,7 +173,7 @@ def figures_table(steered: Steered) -> Table:
 
     def add(name: str, texts: Texts, strength: str) -> None:
         change = texts.probability - plain
-        table.add_row(name, strength, f"{texts.probability:.4f}", f"{change:+.4f}", f"{texts.perplexity:.1f}")
+        table.add_row(name, strength, f"{texts.probability:.5f}", f"{change:+.5f}", f"{texts.perplexity:.1f}")
 
     for name, texts in steered.plain.items():
         add(name, texts, "")
@@ -193,5 +192,5 @@ def tell_best(steered: Steered, finished: FinishedRun, name: str, terminal: Term
         found = f"{best.strength:g}" if best else "none raises the concept's probability"
         terminal.say(f"best strength of {way} with perplexity at most {FLUENT:g} × the unsteered: {found}")
     if IN_PROMPT in steered.plain:
-        terminal.say(f"{IN_PROMPT}: {steered.plain[IN_PROMPT].probability:.4f} without steering")
+        terminal.say(f"{IN_PROMPT}: {steered.plain[IN_PROMPT].probability:.5f} without steering")
     terminal.say("figure: " + ", ".join(map(str, save(figure(steered), finished.path / "figures" / name))))
