@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
             say_preset(preset, terminal)
             terminal.plan(plan(config, request, model.d_model))
         return
-    asked = {"harvest": asdict(request), "train": config.to_json(), "files": named_files(request)}
+    asked = {"harvest": request.to_json(), "train": config.to_json(), "files": named_files(request)}
     asked |= {"preset": preset} if preset else {}
     run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
     run.refuse_another_run()

@@ -113,6 +113,7 @@ def members_of_run(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     for member in finished.results["members"]:
         store = finished.store_facts(Site(member["layer"], member["hook"]))
         settings = {"model": source_name(store["model"], "model"), "text": source_name(store["dataset"], "corpus")}
+        settings["model"] += f", {store['control']}" if "control" in store else ""
         settings |= {"rows": store["rows"], "store": store["sha256"][:8], **training}
         penalty = member["sparsity_by"] if member["sparsity_by"] != "k" else None
         members.append((settings | {name: member[name] for name in MEMBER} | {"penalty": penalty}, member))

@@ -128,7 +128,8 @@ def complete_run(
     with run.held():
         results = run.results
         assert results is not None
-        model = LanguageModel.load(model_location)
+        control = next(iter(stores.values())).manifest.get("control")
+        model = LanguageModel.load(model_location, control=control)
         living = [member for member in results["members"] if member["metrics"]]
         split = next(iter(stores.values())).held_out
         windows_W = spread_windows(split, windows, calibration_rows(split))

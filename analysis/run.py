@@ -54,6 +54,13 @@ class FinishedRun:
                 raise InputError(f"--member {name} is not in {self.path}; it has {', '.join(self.members)}")
         return list(ids) or list(self.members)
 
+    def only(self, name: str | None) -> str:
+        """This member, or the only one. Raises InputError where none is named of several."""
+        members = self.chosen((name,) if name else ())
+        if len(members) > 1:
+            raise InputError(f"--member: which of {', '.join(members)}?")
+        return members[0]
+
     def site(self, member: str) -> Site:
         return Site(self.members[member]["layer"], self.members[member]["hook"])
 
@@ -89,7 +96,7 @@ class FinishedRun:
     def language_model(self) -> LanguageModel:
         from harvest.language_model import LanguageModel
 
-        return LanguageModel.load(self.model_location)
+        return LanguageModel.load(self.model_location, control=self.request.control)
 
     def store(
         self,

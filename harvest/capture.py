@@ -13,7 +13,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,6 +50,8 @@ def harvest(
     """
     model, dataset = resolve(request)
     _say_sources(model, dataset, say)
+    if request.control:
+        say(f"control: {request.control}, the model's weights are shuffled within each matrix")
     stores = Path(cache_dir) / "activations"
     directories = {s: stores / store_name(request, s, model, dataset, shard_bytes) for s in request.sites}
     if missing := _unfinished(directories):
@@ -72,9 +73,9 @@ def harvest(
 def store_name(
     request: HarvestRequest, site: Site, model: Source, dataset: Source, shard_bytes: int = SHARD_BYTES
 ) -> str:
-    """A hash of everything that the rows and the manifest of one site depend on."""
+    """A hash of everything that the rows and the manifest of one site depend on, and the control in plain sight."""
     facts = {
-        **asdict(request),
+        **request.to_json(),
         **site._asdict(),
         "model_name": (model.fingerprint, model.fell_back),  # the same model under another name is the same
         "dataset": (dataset.fingerprint, dataset.fell_back),
@@ -82,7 +83,8 @@ def store_name(
         "shard_bytes": shard_bytes,
         "batch_tokens": BATCH_TOKENS,
     }
-    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=10).hexdigest()
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=10).hexdigest()
+    return f"{digest}-{request.control}" if request.control else digest
 
 
 def _unfinished(directories: dict[Site, Path]) -> dict[Site, Path]:
@@ -101,7 +103,7 @@ def _fill(
     from harvest.language_model import LanguageModel
     from harvest.text import token_windows
 
-    language_model = LanguageModel.load(model.location)
+    language_model = LanguageModel.load(model.location, control=request.control)
     say(f"harvest runs on {language_model.device} (torch {version('torch')})")
     windows = token_windows(dataset.location, language_model.tokenizer, request)
     facts = _description(request, model, dataset, language_model, windows)
@@ -160,6 +162,7 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
     arrays = [a for split in windows.values() for a in (split.tokens_WxT, split.documents_W)]
     return {
         "model": {"asked": model.asked, "location": model.location, "fell_back": model.fell_back},
+        **({"control": request.control} if request.control else {}),
         "weights_hash": language_model.weights_hash(),
         "tokenizer_hash": language_model.tokenizer_hash(),
         "dataset": {"asked": dataset.asked, "location": dataset.location, "fell_back": dataset.fell_back},

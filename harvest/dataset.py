@@ -43,6 +43,7 @@ class TransformerActivationDataset(Dataset):
         held_out: float = 0.1,
         keep_first_position: bool = False,
         store_dtype: str = "float16",
+        control: str | None = None,
         on_progress: Progress = ignore,
         say: Say = print,
     ):
@@ -58,6 +59,7 @@ class TransformerActivationDataset(Dataset):
             held_out=held_out,
             keep_first_position=keep_first_position,
             store_dtype=store_dtype,
+            control=control,
         )
         (self.store,) = harvest(request, Path(cache_dir or default_cache_dir()), on_progress, say).values()
         self.rows = self.store.train if split == "train" else self.store.held_out

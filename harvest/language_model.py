@@ -20,11 +20,14 @@ import torch
 from huggingface_hub.utils import enable_progress_bars
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from harvest.errors import InputError
 from harvest.request import Site
 from harvest.sources import official_name
+
+SHUFFLE_SEED = 0
 
 
 class LanguageModel:
@@ -38,15 +41,20 @@ class LanguageModel:
         self.device = next(bridge.original_model.parameters()).device
 
     @classmethod
-    def load(cls, location: str, device: str | None = None) -> LanguageModel:
+    def load(cls, location: str, device: str | None = None, control: str | None = None) -> LanguageModel:
         """From a hub name, an alias or a local directory, to `device` (cuda where there is one).
 
+        With the control "random-weights" its weights are `shuffled`.
         Raises InputError, with the reason, for a model that cannot be loaded or whose files lack weights.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             with _quietly() as reports:
-                bridge = TransformerBridge.boot_transformers(official_name(location), device=device)
+                name, given = official_name(location), {}
+                if control:  # before TransformerLens makes copies of parts of some weights
+                    original: torch.nn.Module = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+                    given = {"hf_model": shuffled(original).to(device)}
+                bridge = TransformerBridge.boot_transformers(name, device=device, **given)
                 if getattr(bridge.cfg, "attn_implementation", None) is None:  # it needs no eager attention here
                     model: Any = bridge.original_model
                     with suppress(ValueError):  # a model that has no other stays eager
@@ -135,6 +143,22 @@ class LanguageModel:
         finally:
             for original, name, child in replaced:
                 setattr(original, name, child)
+
+
+def shuffled(model: torch.nn.Module) -> torch.nn.Module:
+    """The model with the entries of each matrix and embedding permuted, the same way each time.
+
+    A control: each tensor keeps its distribution, and nothing of what was learned (after Heap et al. 2025, arXiv
+    2501.17727, who draw from a normal one). Vectors stay: norms' gains and biases hold no more than a scale each, and
+    keep activations at their size.
+    """
+    rng = np.random.default_rng(SHUFFLE_SEED)
+    with torch.no_grad():
+        for parameter in model.parameters():  # of tied weights each once
+            if parameter.ndim > 1:
+                order = torch.from_numpy(rng.permutation(parameter.numel()))
+                parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return model
 
 
 class _AllRead(Exception):

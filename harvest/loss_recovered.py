@@ -140,7 +140,10 @@ class FromSite:
         return logits
 
     def on_with(self, x_WxTxD: torch.Tensor) -> torch.Tensor:
-        """Logits [W, T, V] with another activation at the site; nothing before the site is computed."""
+        """Logits [W, T, V] with another activation at the site; nothing before the site is computed.
+
+        They carry gradients where the activation asks for them.
+        """
         point, met = self.site.hook_name, []
         x_WxTxD = x_WxTxD.to(self.model.device)
         if self.site.hook == "resid_mid":
@@ -154,7 +157,7 @@ class FromSite:
 
         known = dict.fromkeys(self.blocks, self.outputs.get(self.blocks[-1])) if self.blocks else {}
         with answering(known | {part: self.outputs[part] for part in self.parts}):
-            logits = self._run([(point, put)])
+            logits = self._run([(point, put)], x_WxTxD.requires_grad)
         if len(met) != 1:
             raise InputError(f"--hook {self.site.hook}: {len(met)} points in layer {self.site.layer} to be replaced")
         return logits
@@ -171,10 +174,10 @@ class FromSite:
         if not (x_WxTxD - y_WxTxD).abs().max() <= SAME * y_WxTxD.abs().max():
             raise InputError(f"--hook {self.site.hook}: in this model it is not what attention adds to resid_pre")
 
-    def _run(self, hooks: list) -> torch.Tensor:
+    def _run(self, hooks: list, gradients: bool = False) -> torch.Tensor:
         bridge = self.model.bridge
         with (
-            torch.inference_mode(),
+            torch.set_grad_enabled(gradients),  # no inference mode: what was computed in it no gradient may pass
             self.model.as_written([self.site], self.model.n_layers),
             bridge.hooks(fwd_hooks=hooks),
         ):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harvest.errors import InputError
 
@@ -12,6 +12,7 @@ DEFAULT_MODEL = "gpt2-small"
 DEFAULT_DATASET = "NeelNanda/pile-10k"
 HOOKS = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
 STORE_DTYPES = ("float16", "float32")
+CONTROLS = ("random-weights",)
 
 
 def flag(default, help: str, **extra):
@@ -60,6 +61,11 @@ class HarvestRequest:
     held_out: float = flag(0.1, "share of the windows that comes from documents kept for evaluation")
     keep_first_position: bool = flag(False, "keep the first position of each window (in GPT-2 an outlier)")
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
+    control: str | None = flag(
+        None,
+        "harvest the model with its weights shuffled: what is found there, too, no training put in",
+        choices=CONTROLS,
+    )
 
     def __post_init__(self) -> None:
         for name, kind in (("layer", int), ("hook", str)):
@@ -85,8 +91,14 @@ class HarvestRequest:
         need(self.seq_len >= (1 if self.keep_first_position else 2), "seq_len", "at least 2")
         need(0 < self.held_out <= 1, "held_out", "over 0 and at most 1 (then there is nothing to train on)")
         need(self.store_dtype in STORE_DTYPES, "store_dtype", f"one of {', '.join(STORE_DTYPES)}")
+        need(self.control in (None, *CONTROLS), "control", f"one of {', '.join(CONTROLS)}, or left out")
         for name in ("model_name", "dataset"):
             need(getattr(self, name) is None or bool(getattr(self, name).strip()), name, "a name, not an empty text")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields; without a control as before there was one, so that runs and stores keep their names."""
+        fields = asdict(self)
+        return fields if self.control else {name: value for name, value in fields.items() if name != "control"}
 
     @property
     def sites(self) -> tuple[Site, ...]:

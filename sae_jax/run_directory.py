@@ -33,6 +33,7 @@ def default_name(asked: dict) -> str:
     """Readable, and another one for each configuration."""
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     model = Path(asked["harvest"]["model_name"] or "default").name
+    model += f"-{control}" if (control := asked["harvest"].get("control")) else ""
     kinds = asked["train"]["activation"]
     kinds = "-".join(kinds) if len(kinds) <= 3 else f"{len(kinds)}-kinds"
     layers = "-".join(map(str, asked["harvest"]["layer"]))

@@ -267,6 +267,7 @@ def store_facts(store: ActivationStore) -> dict:
     """What names the store in config.json: rows of another store are never mixed into a run."""
     manifest = (store.directory / "manifest.json").read_bytes()
     facts = {name: store.manifest[name] for name in ("model", "dataset", "hook_name", "rows")}
+    facts |= {"control": control} if (control := store.manifest.get("control")) else {}
     return {"directory": store.directory.name, "sha256": hashlib.sha256(manifest).hexdigest(), **facts}
 
 

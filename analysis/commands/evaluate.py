@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     refuse_another_width(opened, next(iter(stores.values())).d_model, model)
 
     names, found = names_of(opened), {}
-    language_model = LanguageModel.load(model.location) if options.ce_windows else None
+    language_model = LanguageModel.load(model.location, control=request.control) if options.ce_windows else None
     for site in dict.fromkeys(sites):
         store = stores[site]
         saes = {name: o.dictionary.sae for name, o, at in zip(names, opened, sites, strict=True) if at == site}
@@ -104,7 +104,7 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
         "schema": 1,
         "model": model.location,
         "dataset": dataset.location,
-        "request": asdict(request),
+        "request": request.to_json(),
         "ce_windows": options.ce_windows,
         "dictionaries": [
             {

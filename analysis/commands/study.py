@@ -43,7 +43,7 @@ def run(argv: list[str]) -> None:
 
     finished = FinishedRun.open(values["run"])
     shuffled = FinishedRun.open(options.control) if options.control else None
-    if shuffled and getattr(shuffled.request, "control", None) is None:
+    if shuffled and shuffled.request.control is None:
         raise InputError(
             f"--control {options.control}: it was trained on the model as it is, not --control random-weights"
         )

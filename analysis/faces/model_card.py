@@ -52,6 +52,7 @@ def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
     measured = {name: member["metrics"][name] for name in METRICS if member["metrics"].get(name) is not None}
     settings = {name: member[name] for name in SETTINGS if member[name] is not None}
     settings |= {name: asked["train"][name] for name in ("epochs", "batch_size", "unit_norm_decoder")}
+    settings |= {"control": control} if (control := asked["harvest"].get("control")) else {}
     positions = "all positions" if asked["harvest"]["keep_first_position"] else "all but the first position"
     rows = f"{store['rows']:,} rows: {positions} of windows of {asked['harvest']['seq_len']} tokens, no BOS"
     return [

@@ -37,6 +37,7 @@ def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest:
         "model_from_pretrained_kwargs": {},
         "dataset_path": name_of(manifest["dataset"]["location"]),
     }
+    metadata |= {"control": control} if (control := manifest.get("control")) else {}
     architecture, (d_in, d_sae) = KINDS[member.activation].architecture, tensors["W_enc"].shape
     return Dictionary(member.id, "saelens", new_cfg(architecture, d_in, d_sae, metadata, member.k), tensors)
 

@@ -1,0 +1,196 @@
+"""What the model writes when one feature is turned up, down or off.
+
+python main.py steer RUN --feature 12 --strength 2
+python main.py steer RUN --concept "the Golden Gate Bridge" --sweep      # chooses the feature, then the strength
+python main.py steer RUN --member ID --feature 12 --mode ablate --prompt "The ships lay in the" --json steered.json
+
+add (default): x + S·max·d, d the feature's decoder row and max its largest activation over the corpus; at strength 0
+the model is itself, token for token. clamp: the feature is set to S·max, whatever it was (a clamp to 0 is ablate).
+The concept's words, of which the probability is told: the first tokens of its words; without --concept the tokens that
+the feature promotes most. Perplexity is that of what was written, under the unsteered model.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.commands.flags import Parser, filled
+from analysis.faces.terminal import Terminal
+from analysis.run import FinishedRun
+from analysis.steer_model import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered, Texts
+from harvest.errors import InputError
+from harvest.request import default_cache_dir, flag
+from harvest.store import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from analysis.features import Features
+
+SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+RANDOM, MEANS = "random direction", "difference in means"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is turned, and how far."""
+
+    member: str | None = flag(None, "id of a member (default: the only one)")
+    feature: int | None = flag(None, "number of the feature")
+    concept: str | None = flag(None, "in its place: a word or phrase, of which the feature that steers best is chosen")
+    mode: str = flag("add", "add to the feature, set it, or take it away", choices=MODES)
+    strength: float | None = flag(None, "in units of the feature's maximum over the corpus (default: 1)")
+    sweep: bool = flag(False, "try --strengths and tell the best")
+    strengths: tuple[float, ...] = flag((), f"of --sweep (default: {' '.join(f'{s:g}' for s in SWEEP)})")
+    candidates: int = flag(20, "features that --concept tries at most")
+    json: Path | None = flag(None, "a file for all texts and figures")
+    cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
+
+    def __post_init__(self) -> None:
+        if (self.feature is None) == (self.concept is None):
+            raise InputError("--feature or --concept: which feature, or what about? Give one of them")
+        if self.mode not in MODES:
+            raise InputError(f"--mode {self.mode}: must be one of {', '.join(MODES)}")
+        if self.mode == "ablate" and (self.strength is not None or self.sweep):
+            raise InputError("--mode ablate takes the feature away whole: leave --strength and --sweep out")
+        if self.mode == "clamp" and 0 in self.tried:
+            raise InputError(
+                "--strength 0 with --mode clamp sets the feature to 0: say --mode ablate for that, "
+                "or --mode add for the model as it is"
+            )
+        if self.sweep and self.strength is not None:
+            raise InputError("--strength and --sweep: one strength, or several? Give one of them")
+        if self.strengths and not self.sweep:
+            raise InputError("--strengths are of --sweep: add it, or give one --strength")
+        if self.candidates < 1:
+            raise InputError(f"--candidates {self.candidates}: must be 1 or more")
+
+    @property
+    def tried(self) -> tuple[float, ...]:
+        if self.mode == "ablate":
+            return (0.0,)
+        return (self.strengths or SWEEP) if self.sweep else (1.0 if self.strength is None else self.strength,)
+
+
+def run(argv: list[str]) -> None:
+    parser = Parser(prog="main.py steer", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_flags("what", Options)
+    parser.add_flags("text", Sampling)
+    values = vars(parser.parse_args(argv))
+    options, sampling = filled(Options, values), filled(Sampling, values)
+    finished = FinishedRun.open(values["run"])
+    member = finished.only(options.member)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
+    from analysis import steer_model
+    from analysis.features import features_of
+
+    with Terminal() as terminal:
+        talk: dict[str, Any] = {"on_progress": terminal.harvest_progress, "say": terminal.say}
+        features = features_of(finished, [member], options.cache_dir, **talk)[member]
+        model, site, sae = finished.language_model(), finished.site(member), finished.dictionary(member).sae
+        first_position = 0 if finished.request.keep_first_position else 1
+        others = {RANDOM: steer_model.random_direction(model.d_model, sampling.seed)}
+        if options.concept:
+            watched = steer_model.word_tokens(model.tokenizer, options.concept)
+            tried = candidates(features, watched, options.candidates)
+            scores = steer_model.output_scores(model, site, sae, tried, watched, features.max_F, first_position)
+            feature = next(iter(scores))
+            best = ", ".join(f"{number} ({score:.3f})" for number, score in list(scores.items())[:5])
+            terminal.say(f"{len(scores)} features promote the concept's words; output score, best first: {best}")
+            means_D = steer_model.difference_in_means(
+                finished.store(site, options.cache_dir, **talk), model.tokenizer, options.concept
+            )
+            if means_D is None:
+                terminal.say(f"no difference in means: no passage, or every one, holds {options.concept!r}")
+            else:
+                others[MEANS] = means_D
+        else:
+            assert options.feature is not None
+            feature, scores = options.feature, {}
+            if not 0 <= feature < len(features.max_F):
+                raise InputError(f"--feature {feature}: {member} has 0 to {len(features.max_F) - 1}")
+            watched = features.promoted_FxT[feature].tolist()
+        maximum = float(features.max_F[feature])
+        ways = steer_model.ways_of(sae, feature, maximum, options.mode, others)
+        steered = steer_model.compute(
+            model, site, ways, options.mode, options.tried, watched, sampling, first_position, options.concept
+        )
+        for table in (texts_table(steered), figures_table(steered)):
+            terminal.show(table)
+        if options.sweep:
+            tell_best(steered, finished, f"steer-{member}-{feature}", terminal)
+    if options.json:
+        facts = {"schema": 1, "run": str(finished.path), "member": member, "hook_name": site.hook_name}
+        facts |= {"feature": feature, "maximum": maximum, "concept": options.concept, "output_scores": scores}
+        write_json(options.json, facts | {"sampling": asdict(sampling)} | asdict(steered))
+
+
+def candidates(features: Features, watched: Sequence[int], most: int) -> list[int]:
+    """Features that promote one of the concept's words, by the largest logit weight of one, that fire on the corpus."""
+    import numpy as np
+
+    logit_FxT = np.where(np.isin(features.promoted_FxT, watched), features.promoted_logit_FxT, -np.inf)
+    logit_F = np.where(features.max_F > 0, logit_FxT.max(1), -np.inf)
+    order = [int(i) for i in np.argsort(-logit_F, kind="stable") if np.isfinite(logit_F[i])]
+    if not order:
+        raise InputError("--concept: no feature promotes one of its words; name a --feature")
+    return order[:most]
+
+
+def texts_table(steered: Steered) -> Table:
+    """The first text of each prompt, unsteered and by the feature, side by side, strength by strength."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    way, curve = next(iter(steered.ways.items()))
+    table = Table(UNSTEERED, way, box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
+    for column in table.columns:
+        column.ratio, column.overflow = 1, "fold"
+    for number, prompt in enumerate(steered.prompts):
+        plain = Text.assemble((prompt, "dim"), steered.plain[UNSTEERED].texts[number][0])
+        for texts in curve:
+            label = "" if steered.mode == "ablate" else f"{steered.mode} {texts.strength:g}: "
+            table.add_row(plain, Text.assemble((label, "bold"), (prompt, "dim"), texts.texts[number][0]))
+            plain = Text()
+    return table
+
+
+def figures_table(steered: Steered) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("strength", "concept's\nprobability", "change", "perplexity,\nunsteered"):
+        table.add_column(head, justify="right")
+    plain = steered.plain[UNSTEERED].probability
+
+    def add(name: str, texts: Texts, strength: str) -> None:
+        change = texts.probability - plain
+        table.add_row(name, strength, f"{texts.probability:.5f}", f"{change:+.5f}", f"{texts.perplexity:.1f}")
+
+    for name, texts in steered.plain.items():
+        add(name, texts, "")
+    for name, curve in steered.ways.items():
+        for texts in curve:
+            add(name, texts, "" if steered.mode == "ablate" else f"{texts.strength:g}")
+    return table
+
+
+def tell_best(steered: Steered, finished: FinishedRun, name: str, terminal: Terminal) -> None:
+    from analysis.figures import save
+    from analysis.steer_model import FLUENT, figure
+
+    for way in steered.ways:
+        best = steered.best(way)
+        found = f"{best.strength:g}" if best else "none raises the concept's probability"
+        terminal.say(f"best strength of {way} with perplexity at most {FLUENT:g} × the unsteered: {found}")
+    if IN_PROMPT in steered.plain:
+        terminal.say(f"{IN_PROMPT}: {steered.plain[IN_PROMPT].probability:.5f} without steering")
+    terminal.say("figure: " + ", ".join(map(str, save(figure(steered), finished.path / "figures" / name))))

@@ -1,0 +1,296 @@
+"""What a language model writes when one feature of a dictionary is turned up, down or off, and what that costs.
+
+    add     x + S·max·d         as decode(f with f_i + S·max) + error; strength 0 adds nothing
+    clamp   x + (S·max − f_i(x))·d    as decode(f with f_i = S·max) + error, exactly, without a full decode
+    ablate  x − f_i(x)·d        a clamp to 0
+
+d is the feature's decoder row, max its largest activation over the corpus, S the strength; the dictionary's error stays
+in x. Beside it, in directions of the same norm and by the same amounts: a random one, and the difference in means.
+
+Shapes: N rows, W windows, C candidates, T tokens, D width of the model, F features, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from analysis.figures import KIND_STYLES
+from harvest.errors import InputError
+from harvest.request import Site, flag
+
+if TYPE_CHECKING:
+    from harvest.language_model import LanguageModel
+    from harvest.store import ActivationStore
+    from sae_jax.sae import SAE
+
+MODES, POSITIONS = ("add", "clamp", "ablate"), ("all", "generated")
+NEUTRAL, AMPLIFIED = "From my experience,", 10.0  # Arad et al. 2025, arXiv 2505.20063
+FLUENT = 2.0  # times the unsteered text's perplexity, at most, of a strength to recommend
+ROWS = 8192  # of a store, read at a time
+UNSTEERED, IN_PROMPT = "unsteered", "named in the prompt"
+
+Amounts = Callable[[np.ndarray], np.ndarray]  # rows [N, D] to how much of the direction each is given [N]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is written."""
+
+    prompt: tuple[str, ...] = flag(("I went for a walk and",), "one or several")
+    max_new_tokens: int = flag(40, "that each text has")
+    samples: int | None = flag(None, "texts a prompt (default: 4, or 1 where temperature is 0)")
+    temperature: float = flag(0.7, "0: always the likeliest token")
+    top_p: float = flag(0.9, "draw from the likeliest tokens that hold this probability together")
+    positions: str = flag("all", "steer the prompt, too, or only what is written", choices=POSITIONS)
+    seed: int = flag(0, "of everything drawn, with and without steering alike")
+
+    def __post_init__(self) -> None:
+        def need(ok: bool, name: str, allowed: str) -> None:
+            if not ok:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {allowed}")
+
+        if self.samples is None:
+            object.__setattr__(self, "samples", 4 if self.temperature else 1)
+        need(all(map(str.strip, self.prompt)), "prompt", "a text")
+        need(self.max_new_tokens > 0, "max_new_tokens", "1 or more")
+        need(self.temperature >= 0, "temperature", "0 or more")
+        need(self.count == 1 or (self.count > 1 and self.temperature > 0), "samples", "1 (all are alike at 0 degrees)")
+        need(0 < self.top_p <= 1, "top_p", "over 0 and at most 1")
+        need(self.positions in POSITIONS, "positions", f"one of {', '.join(POSITIONS)}")
+
+    @property
+    def count(self) -> int:
+        assert self.samples is not None
+        return self.samples
+
+
+class Direction(NamedTuple):
+    """What is added to rows: `amounts` of `d_D`."""
+
+    d_D: np.ndarray
+    amounts: Amounts
+
+    def replace(self, x_NxD: np.ndarray) -> np.ndarray:
+        return x_NxD + self.amounts(x_NxD)[:, None] * self.d_D
+
+
+@dataclass(frozen=True)
+class Texts:
+    """`probability`: of the watched tokens together, at temperature 1, where each token of these texts was drawn, mean.
+
+    `perplexity`: of all texts under the unsteered model after the plain prompt: exp of the mean −log p of a token.
+    """
+
+    strength: float
+    texts: tuple[tuple[str, ...], ...]  # of each prompt its samples
+    probability: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Steered:
+    mode: str
+    prompts: tuple[str, ...]
+    watched: tuple[str, ...]
+    plain: dict[str, Texts]  # without steering: unsteered, and with the concept named in the prompt
+    ways: dict[str, tuple[Texts, ...]]  # a direction's texts, strength by strength
+
+    def best(self, way: str) -> Texts | None:
+        """The strength that raises the watched probability most while perplexity is at most FLUENT times the plain."""
+        plain = self.plain[UNSTEERED]
+        fluent = [texts for texts in self.ways[way] if texts.perplexity <= FLUENT * plain.perplexity]
+        best = max(fluent, key=lambda texts: texts.probability, default=plain)
+        return best if best.probability > plain.probability else None
+
+
+def compute(
+    model: LanguageModel,
+    site: Site,
+    ways: Mapping[str, Callable[[float], Direction]],
+    mode: str,
+    strengths: Sequence[float],
+    watched: Sequence[int],
+    sampling: Sampling,
+    first_position: int,
+    concept: str | None = None,
+) -> Steered:
+    """What the model writes without steering, and in each way at each strength.
+
+    Nothing before `first_position` of a text is steered: what a dictionary never saw there it cannot read. Raises
+    InputError for a prompt without tokens, and for one too long.
+    """
+    from harvest.steering import Change, surprise, write
+
+    def tokens(text: str) -> list[int]:
+        return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def texts(strength: float, replace: Callable[[np.ndarray], np.ndarray], before: str = "") -> Texts:
+        found, probabilities, surprises = [], [], []
+        for prompt in sampling.prompt:
+            prompt_T = tokens(before + prompt)
+            first = first_position if sampling.positions == "all" else max(first_position, len(prompt_T))
+            written = write(
+                model,
+                prompt_T,
+                Change(site, replace, first),
+                sampling.max_new_tokens,
+                sampling.count,
+                sampling.temperature,
+                sampling.top_p,
+                sampling.seed,
+                watched,
+            )
+            found.append(tuple(model.tokenizer.batch_decode(written.tokens_SxN)))
+            probabilities.append(written.watched_SxN)
+            surprises.append(surprise(model, tokens(prompt), written.tokens_SxN))
+        return Texts(strength, tuple(found), float(np.mean(probabilities)), float(np.exp(np.mean(surprises))))
+
+    plain = {UNSTEERED: texts(0.0, unchanged)}
+    if concept:
+        plain[IN_PROMPT] = texts(0.0, unchanged, f"Let us talk about {concept}. ")
+    steered = {name: tuple(texts(s, way(s).replace) for s in strengths) for name, way in ways.items()}
+    words = tuple(model.tokenizer.decode([token]) for token in watched)
+    return Steered(mode, sampling.prompt, words, plain, steered)
+
+
+def unchanged(x_NxD: np.ndarray) -> np.ndarray:
+    return x_NxD
+
+
+def ways_of(
+    sae: SAE, feature: int, maximum: float, mode: str, others: Mapping[str, np.ndarray]
+) -> dict[str, Callable[[float], Direction]]:
+    """The feature's direction and, of the same norm, others, each by strength.
+
+    Raises InputError where the feature never fires and so has no maximum to measure a strength by.
+    """
+    if mode != "ablate" and not maximum > 0:
+        raise InputError(f"--feature {feature} never fires on the corpus: its maximum is 0, no strength means anything")
+    d_D = np.asarray(sae.W_dec[feature])
+    norm = np.linalg.norm(d_D)
+    directions = {f"feature {feature}": d_D}
+    directions |= {name: (v_D * (norm / np.linalg.norm(v_D))).astype(np.float32) for name, v_D in others.items()}
+    read = None if mode == "add" else reader(sae, feature)
+
+    def amounts(strength: float) -> Amounts:
+        if read is None:
+            return lambda x_NxD: np.full(len(x_NxD), strength * maximum, np.float32)
+        target = strength * maximum if mode == "clamp" else 0.0
+        return lambda x_NxD: np.float32(target) - read(x_NxD)
+
+    def way(v_D: np.ndarray) -> Callable[[float], Direction]:
+        return lambda strength: Direction(v_D, amounts(strength))
+
+    return {name: way(v_D) for name, v_D in directions.items()}
+
+
+def reader(sae: SAE, feature: int) -> Amounts:
+    """f_i of rows."""
+    import jax
+    from flax import nnx
+
+    graphdef, weights = nnx.split(sae)
+    encode = jax.jit(lambda weights, x_NxD: nnx.merge(graphdef, weights).encode(x_NxD)[:, feature])
+    return lambda x_NxD: np.asarray(encode(weights, x_NxD))
+
+
+def random_direction(d_model: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(d_model)
+
+
+def difference_in_means(store: ActivationStore, tokenizer: Any, phrase: str) -> np.ndarray | None:
+    """Mean training row of windows whose text holds a phrase, less that of the others; None where one side is empty."""
+    split = store.train
+    texts = tokenizer.batch_decode(split.windows)
+    holds_W = np.array([phrase.casefold() in text.casefold() for text in texts])
+    if holds_W.all() or not holds_W.any():
+        return None
+    sums_2xD, windows = np.zeros((2, store.d_model)), max(1, ROWS // split.positions)
+    for start in range(0, len(holds_W), windows):
+        here_W = holds_W[start : start + windows]
+        x_NxD = split.read(start * split.positions, (start + len(here_W)) * split.positions)
+        sums_WxD = x_NxD.reshape(len(here_W), split.positions, -1).sum(1, dtype=np.float64)
+        sums_2xD += [sums_WxD[~here_W].sum(0), sums_WxD[here_W].sum(0)]
+    without, within = sums_2xD / np.array([[(~holds_W).sum()], [holds_W.sum()]]) / split.positions
+    return within - without
+
+
+def word_tokens(tokenizer: Any, phrase: str) -> list[int]:
+    """First tokens of a phrase's words after a space: as written, in lower case, and with a capital.
+
+    Function words are left out, and first tokens of one letter, which begin many words; each unless nothing is left.
+    """
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
+    words = re.findall(r"\w+", phrase)
+    if not words:
+        raise InputError(f"--concept {phrase!r}: there is no word in it")
+    words = [word for word in words if word.lower() not in ENGLISH_STOP_WORDS] or words
+    forms = dict.fromkeys(form for word in words for form in (word, word.lower(), word.capitalize()))
+    ids = [tokenizer(f" {form}", add_special_tokens=False)["input_ids"] for form in forms]
+    first = {next((t for t in tokens if tokenizer.decode([t]).strip()), tokens[0]): None for tokens in ids}
+    return [token for token in first if len(tokenizer.decode([token]).strip()) > 1] or list(first)
+
+
+def output_scores(
+    model: LanguageModel,
+    site: Site,
+    sae: SAE,
+    candidates: Sequence[int],
+    watched: Sequence[int],
+    max_F: np.ndarray,
+    first_position: int,
+) -> dict[int, float]:
+    """How well each candidate steers, best first: S_out = (1 − best rank / V) · max p over the watched tokens.
+
+    By Arad et al. 2025: one run of a neutral prompt with the feature AMPLIFIED, ranks from 0. Theirs are the 20 tokens
+    that the feature promotes: by these one that promotes a word of the concept, but other words more, would win. They
+    amplify by the largest activation of all features; here it is the feature's own, by which strengths are measured.
+    """
+    from harvest.steering import next_probabilities
+
+    prompt_T = model.tokenizer(NEUTRAL, add_special_tokens=False)["input_ids"]
+    chosen_C = np.array(list(candidates), int)
+    added_CxD = AMPLIFIED * max_F[chosen_C, None] * np.asarray(sae.W_dec[...])[chosen_C]
+    p_CxV = next_probabilities(model, prompt_T, site, added_CxD.astype(np.float32), first_position)
+    best_C = p_CxV[:, list(watched)].max(1)
+    rank_C = (p_CxV > best_C[:, None]).sum(1)
+    score_C = (1 - rank_C / p_CxV.shape[1]) * best_C
+    return {int(chosen_C[c]): float(score_C[c]) for c in np.argsort(-score_C, kind="stable")}
+
+
+def figure(steered: Steered) -> Any:
+    """An Altair figure: probability of the watched tokens, and perplexity, against strength, a curve a direction."""
+    import altair as alt
+
+    plain = steered.plain[UNSTEERED]
+    rows = [
+        {"strength": t.strength, "direction": way, "probability": t.probability, "perplexity": t.perplexity}
+        for way, curve in steered.ways.items()
+        for t in curve
+    ]
+    colours = alt.Scale(domain=list(steered.ways), range=[colour for colour, _ in KIND_STYLES.values()])
+    charts = []
+    for name, axis, of_plain in (
+        ("probability", "probability of the concept's tokens", plain.probability),
+        ("perplexity", "perplexity, unsteered model", plain.perplexity),
+    ):
+        base = alt.Chart(alt.Data(values=rows)).encode(
+            x=alt.X("strength:Q", scale=alt.Scale(type="symlog"), title="strength (× the feature's maximum)"),
+            y=alt.Y(f"{name}:Q", scale=alt.Scale(type="log" if name == "perplexity" else "linear"), title=axis),
+            color=alt.Color("direction:N", scale=colours, title=None),
+            shape=alt.Shape("direction:N", scale=alt.Scale(domain=list(steered.ways)), title=None),
+        )
+        rule = alt.Chart(alt.Data(values=[{name: of_plain}])).mark_rule(strokeDash=[4, 3]).encode(y=f"{name}:Q")
+        charts.append(alt.layer(rule, base.mark_line(), base.mark_point(filled=True, size=60)).properties(width=300))
+    subtitle = f"prompts: {len(steered.prompts)}; dashed: unsteered. Watched: {', '.join(steered.watched[:8])}"
+    title = alt.TitleParams(
+        f"steering by {next(iter(steered.ways))} ({steered.mode})", subtitle=subtitle, anchor="start"
+    )
+    chart = alt.hconcat(*charts, spacing=36).properties(title=title, background="white", padding=16)
+    return chart.configure_view(stroke=None)

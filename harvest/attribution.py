@@ -1,0 +1,62 @@
+"""What a language model's output owes to an activation: values and gradients, from a site on.
+
+The output is a contrast c of the last position's logits, c · logits. What is behind the site runs; all before it
+answers with what it had computed.
+
+Shapes: K activations, T tokens, D width of the model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from harvest.language_model import LanguageModel
+from harvest.loss_recovered import BATCH_LOGITS, FromSite
+from harvest.request import Site
+
+
+class Output:
+    """A prompt's output as a function of its activation at a site, float32 [T, D].
+
+    Raises InputError for a hook that the model lacks, and where the model, run on from it, is not itself.
+    """
+
+    def __init__(self, model: LanguageModel, prompt_T: Sequence[int], site: Site, contrast_V: np.ndarray):
+        model.check([site])
+        self.model, self.site, self.prompt_T = model, site, np.array(prompt_T)
+        self.contrast_V = torch.from_numpy(contrast_V).to(model.device, torch.float32)
+        self.runs: dict[int, FromSite] = {}
+        run = self._run(1)
+        run.check(run.logits_WxTxV.log_softmax(-1), 0)
+        self.activation_TxD: np.ndarray = run.activation_WxTxD[0].numpy()
+        self.logits_V: np.ndarray = run.logits_WxTxV[0, -1].cpu().numpy()
+
+    def values(self, x_KxTxD: np.ndarray) -> np.ndarray:
+        """c · logits with other activations, [K]."""
+        return np.concatenate([self._output(torch.from_numpy(x)).cpu().numpy() for x in self._batches(x_KxTxD)])
+
+    def gradients(self, x_KxTxD: np.ndarray) -> np.ndarray:
+        """The gradient of c · logits at other activations, [K, T, D]."""
+        found = []
+        for batch_KxTxD in self._batches(x_KxTxD):
+            x = torch.from_numpy(batch_KxTxD).requires_grad_()
+            (gradient,) = torch.autograd.grad(self._output(x).sum(), x)
+            found.append(gradient.cpu().numpy())
+        return np.concatenate(found)
+
+    def _output(self, x_KxTxD: torch.Tensor) -> torch.Tensor:
+        return self._run(len(x_KxTxD)).on_with(x_KxTxD)[:, -1] @ self.contrast_V
+
+    def _batches(self, x_KxTxD: np.ndarray) -> list[np.ndarray]:
+        size = max(1, BATCH_LOGITS // (len(self.prompt_T) * len(self.contrast_V)))
+        return [x_KxTxD[i : i + size].astype(np.float32) for i in range(0, len(x_KxTxD), size)]
+
+    def _run(self, copies: int) -> FromSite:
+        """The model behind the site, for so many activations at once."""
+        if copies not in self.runs:
+            tokens = self.model.token_ids(np.tile(self.prompt_T, (copies, 1)))
+            self.runs[copies] = FromSite(self.model, tokens, self.site)
+        return self.runs[copies]

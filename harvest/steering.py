@@ -1,0 +1,154 @@
+"""Text that a language model writes while an activation is changed, at its own tokens as at those of the prompt.
+
+Shapes: S samples, C directions, T tokens of the prompt, N new tokens (in replace: rows), D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from harvest.errors import InputError
+from harvest.language_model import LanguageModel
+from harvest.loss_recovered import SAME, FromSite, Replace
+from harvest.request import Site
+
+
+class Written(NamedTuple):
+    tokens_SxN: np.ndarray
+    watched_SxN: np.ndarray  # probability that the watched tokens had together where each token was drawn
+
+
+class Change(NamedTuple):
+    """`replace` maps rows [N, D] at a site to others, at positions of the text from `first_position` on."""
+
+    site: Site
+    replace: Replace
+    first_position: int
+
+
+def write(
+    model: LanguageModel,
+    prompt_T: Sequence[int],
+    change: Change,
+    new_tokens: int,
+    samples: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    watched: Sequence[int] = (),
+    cached: bool = True,
+) -> Written:
+    """Continues a prompt; temperature 0 is greedy, and one seed draws alike whatever the change.
+
+    With a cache of keys and values only the newest token runs through the model, and it is changed as it does.
+    Probabilities of `watched` are at temperature 1. The end of a text is never drawn: all samples are of one length.
+    Raises InputError where prompt and text are longer than the model reads, and for a model that uses no such cache.
+    """
+    longest = model.bridge.cfg.n_ctx
+    if len(prompt_T) + new_tokens > longest:
+        raise InputError(
+            f"--max-new-tokens {new_tokens}: after {len(prompt_T)} tokens of the prompt at most "
+            f"{longest - len(prompt_T)} fit into the {longest} that the model reads"
+        )
+    original = model.bridge.original_model
+    cache_name = next(name for name in ("cache", "past_key_values") if name in signature(original.forward).parameters)
+    generator = torch.Generator().manual_seed(seed)
+    tokens_SxT = model.token_ids(np.tile(np.array(prompt_T), (samples, 1)))
+    cache, start, new, mass = None, 0, [], []  # `start`: where the tokens that run now stand in the text
+
+    def changed(x_SxTxD: torch.Tensor) -> torch.Tensor:
+        untouched = max(0, change.first_position - start)
+        if untouched >= x_SxTxD.shape[1]:
+            return x_SxTxD
+        rows_SxTxD, y_SxTxD = x_SxTxD[:, untouched:], x_SxTxD.clone()
+        new_NxD = change.replace(rows_SxTxD.reshape(-1, model.d_model).float().cpu().numpy())
+        y_SxTxD[:, untouched:] = torch.from_numpy(new_NxD).view(rows_SxTxD.shape).to(y_SxTxD)
+        return y_SxTxD
+
+    with torch.inference_mode(), changing(model, change.site, changed):
+        for step in range(new_tokens):
+            past = {cache_name: cache} if cached else {}
+            output = original(input_ids=tokens_SxT[:, start:], use_cache=cached, **past)
+            logits_SxV = output.logits[:, -1].float().cpu()
+            if cached and step == 1:
+                start = 0
+                whole_SxV = original(input_ids=tokens_SxT, use_cache=False).logits[:, -1].float().cpu()
+                if not (logits_SxV - whole_SxV).abs().max() <= SAME * whole_SxV.abs().max():
+                    where = f"{change.site.hook_name} of {model.bridge.cfg.model_name}"
+                    raise InputError(f"{where}: with a cache of keys and values this model is not itself")
+            if cached:
+                cache, start = getattr(output, cache_name), tokens_SxT.shape[1]
+            mass.append(logits_SxV.softmax(-1)[:, list(watched)].sum(-1))
+            if (end := model.tokenizer.eos_token_id) is not None:
+                logits_SxV[:, end] = -torch.inf
+            new.append(draw(logits_SxV, temperature, top_p, generator))
+            tokens_SxT = torch.cat([tokens_SxT, new[-1][:, None].to(model.device)], 1)
+    return Written(torch.stack(new, 1).numpy(), torch.stack(mass, 1).numpy())
+
+
+def draw(logits_SxV: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> torch.Tensor:
+    """The next tokens [S], of the fewest likeliest ones that hold `top_p` of the probability together."""
+    if temperature == 0:
+        return logits_SxV.argmax(-1)
+    p_SxV, order_SxV = (logits_SxV / temperature).softmax(-1).sort(descending=True, stable=True)
+    p_SxV = p_SxV * (p_SxV.cumsum(-1) - p_SxV < top_p)
+    return order_SxV.gather(1, torch.multinomial(p_SxV, 1, generator=generator))[:, 0]
+
+
+@contextmanager
+def changing(model: LanguageModel, site: Site, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Meanwhile the activation at a site is `change` of what it would be.
+
+    TransformerLens' resid_mid is the norm's input, which the residual stream goes past: there the difference is added
+    to what attention adds. Raises InputError for a hook that the model lacks.
+    """
+    model.check([site])
+    hooks: list[tuple[str, Callable]] = [(site.hook_name, lambda x, hook: change(x))]
+    if site.hook == "resid_mid":
+        before, attention = (site._replace(hook=name) for name in ("resid_pre", "attn_out"))
+        seen: dict[str, torch.Tensor] = {}
+
+        def add(x: torch.Tensor, hook) -> torch.Tensor:
+            middle = seen["resid_pre"] + x
+            return x + (change(middle) - middle)
+
+        hooks = [(before.hook_name, lambda x, hook: seen.update(resid_pre=x)), (attention.hook_name, add)]
+    attention_parts = [part for part in [model.bridge.blocks[site.layer]._modules.get("attn")] if part is not None]
+    renamed = [part.register_forward_pre_hook(cache_renamed, with_kwargs=True) for part in attention_parts]
+    try:
+        with model.as_written([site], model.n_layers), model.bridge.hooks(fwd_hooks=hooks):
+            yield
+    finally:
+        for handle in renamed:
+            handle.remove()
+
+
+def cache_renamed(part: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """transformers 5.24 hands an attention its `cache`; TransformerLens 4.3 knows it by its old name, and would see no
+    earlier token."""
+    return args, {"past_key_values" if name == "cache" else name: value for name, value in kwargs.items()}
+
+
+def surprise(model: LanguageModel, prompt_T: Sequence[int], tokens_SxN: np.ndarray) -> np.ndarray:
+    """−log p of each token after the prompt, in nats [S, N], by the model as it is."""
+    prompts_SxT = np.tile(np.array(prompt_T), (len(tokens_SxN), 1))
+    tokens = model.token_ids(np.concatenate([prompts_SxT, tokens_SxN], 1))
+    with torch.inference_mode():
+        logits_SxTxV = model.bridge(tokens, return_type="logits", use_cache=False)[:, len(prompt_T) - 1 : -1].float()
+    return -logits_SxTxV.log_softmax(-1).gather(-1, tokens[:, len(prompt_T) :, None])[..., 0].cpu().numpy()
+
+
+def next_probabilities(
+    model: LanguageModel, prompt_T: Sequence[int], site: Site, added_CxD: np.ndarray, first_position: int
+) -> np.ndarray:
+    """Probabilities of the token after a prompt [C, V], with each direction added to its rows from a position on."""
+    run = FromSite(model, model.token_ids(np.tile(np.array(prompt_T), (len(added_CxD), 1))), site)
+    x_CxTxD = run.activation_WxTxD.clone()
+    x_CxTxD[:, first_position:] += torch.from_numpy(added_CxD)[:, None]
+    return run.on_with(x_CxTxD)[:, -1].softmax(-1).cpu().numpy()
