@@ -91,7 +91,7 @@ def run(argv: list[str]) -> None:
     from analysis.features import features_of
 
     with Terminal() as terminal:
-        talk: dict[str, Any] = {"on_progress": terminal.harvest_progress, "say": terminal.say}
+        talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
         features = features_of(finished, [member], options.cache_dir, **talk)[member]
         model, site, sae = finished.language_model(), finished.site(member), finished.dictionary(member).sae
         first_position = 0 if finished.request.keep_first_position else 1
@@ -135,7 +135,7 @@ def candidates(features: Features, watched: Sequence[int], most: int) -> list[in
     """Features that promote one of the concept's words, by the largest logit weight of one, that fire on the corpus."""
     import numpy as np
 
-    logit_FxT = np.where(np.isin(features.promoted_FxT, watched), features.promoted_logit_FxT, -np.inf)
+    logit_FxT = np.where(np.isin(features.promoted_FxT, watched), features.promoted_weight_FxT, -np.inf)
     logit_F = np.where(features.max_F > 0, logit_FxT.max(1), -np.inf)
     order = [int(i) for i in np.argsort(-logit_F, kind="stable") if np.isfinite(logit_F[i])]
     if not order:
