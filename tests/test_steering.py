@@ -244,7 +244,7 @@ def features(monkeypatch, model):
     (sea,) = model.tokenizer(" sea", add_special_tokens=False)["input_ids"]
     promoted_FxT = np.tile(np.arange(100, 120), (48, 1))
     promoted_FxT[[5, 9], [0, 3]] = sea
-    found = SimpleNamespace(max_F=np.full(48, 3.0), promoted_FxT=promoted_FxT, promoted_logit_FxT=np.ones((48, 20)))
+    found = SimpleNamespace(max_F=np.full(48, 3.0), promoted_FxT=promoted_FxT, promoted_weight_FxT=np.ones((48, 20)))
     module = ModuleType("analysis.features")
     module.features_of = lambda run, members, cache_dir, **talk: dict.fromkeys(members, found)
     monkeypatch.setitem(sys.modules, "analysis.features", module)
