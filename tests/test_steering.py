@@ -277,7 +277,7 @@ def test_from_a_concept_to_tables_figure_and_json(run, features, capsys, tmp_pat
         (["--feature", "3", "--temperature", "0", "--samples", "2"], "--samples 2: must be 1"),
         (["--feature", "48", "--member", "FIRST"], "has 0 to 47"),
         (["--feature", "3", "--member", "FIRST", "--max-new-tokens", "125"], "at most 12"),
-        (["--concept", "volcano", "--member", "FIRST"], "no feature promotes"),
+        (["--concept", "volcano", "--member", "FIRST"], "no feature is found that detects it"),
     ],
 )
 def test_what_cannot_be_is_refused(run, features, argv, message):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from analysis.features import Features
+    from harvest.language_model import LanguageModel
 
 SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 RANDOM, MEANS = "random direction", "difference in means"
@@ -47,7 +48,9 @@ class Options:
     strength: float | None = flag(None, "in units of the feature's maximum over the corpus (default: 1)")
     sweep: bool = flag(False, "try --strengths and tell the best")
     strengths: tuple[float, ...] = flag((), f"of --sweep (default: {' '.join(f'{s:g}' for s in SWEEP)})")
-    candidates: int = flag(20, "features that --concept tries at most")
+    words: tuple[str, ...] = flag((), "words of which the probability is told (default: those of the concept)")
+    examples: Path | None = flag(None, "texts about the concept, as for find-feature")
+    candidates: int = flag(20, "features that --concept tries at most, of those found and of those promoting its words")
     json: Path | None = flag(None, "a file for all texts and figures")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
@@ -97,12 +100,24 @@ def run(argv: list[str]) -> None:
         first_position = 0 if finished.request.keep_first_position else 1
         others = {RANDOM: steer_model.random_direction(model.d_model, sampling.seed)}
         if options.concept:
-            watched = steer_model.word_tokens(model.tokenizer, options.concept)
-            tried = candidates(features, watched, options.candidates)
+            watched = steer_model.word_tokens(model.tokenizer, " ".join(options.words) or options.concept)
+            detecting: list[int] = []
+            try:
+                detecting = detected(options, finished, member, model)
+            except InputError as error:  # too few passages hold it: what promotes its words may do
+                terminal.say(f"none is sought that detects it: {error}")
+            promoting = candidates(features, watched, options.candidates)
+            tried = list(dict.fromkeys([*detecting, *promoting]))
+            if not tried:
+                raise InputError(
+                    f"--concept {options.concept}: no feature is found that detects it, and none promotes its words: "
+                    "give --examples, or name a --feature"
+                )
             scores = steer_model.output_scores(model, site, sae, tried, watched, features.max_F, first_position)
             feature = next(iter(scores))
             best = ", ".join(f"{number} ({score:.3f})" for number, score in list(scores.items())[:5])
-            terminal.say(f"{len(scores)} features promote the concept's words; output score, best first: {best}")
+            terminal.say(f"{len(detecting)} features detect the concept, {len(promoting)} promote its words")
+            terminal.say(f"output score, best first: {best}")
             means_D = steer_model.difference_in_means(
                 finished.store(site, options.cache_dir, **talk), model.tokenizer, options.concept
             )
@@ -116,6 +131,8 @@ def run(argv: list[str]) -> None:
             if not 0 <= feature < len(features.max_F):
                 raise InputError(f"--feature {feature}: {member} has 0 to {len(features.max_F) - 1}")
             watched = features.promoted_FxT[feature].tolist()
+            if options.words:
+                watched = steer_model.word_tokens(model.tokenizer, " ".join(options.words))
         maximum = float(features.max_F[feature])
         ways = steer_model.ways_of(sae, feature, maximum, options.mode, others)
         steered = steer_model.compute(
@@ -131,16 +148,25 @@ def run(argv: list[str]) -> None:
         write_json(options.json, facts | {"sampling": asdict(sampling)} | asdict(steered))
 
 
+def detected(options: Options, finished: FinishedRun, member: str, model: LanguageModel) -> list[int]:
+    """Features that find-feature finds for the concept."""
+    from analysis.commands import find_feature
+
+    assert options.concept is not None
+    how = find_feature.Options(member=(member,), examples=options.examples, top=options.candidates)
+    texts = find_feature.texts_of(options.concept, finished, how)
+    dictionaries = {member: finished.dictionary(member)}
+    _, found = find_feature.find(options.concept, finished, model, dictionaries, how, *texts)
+    return [feature.feature for feature in found.features if feature.passes]
+
+
 def candidates(features: Features, watched: Sequence[int], most: int) -> list[int]:
     """Features that promote one of the concept's words, by the largest logit weight of one, that fire on the corpus."""
     import numpy as np
 
     logit_FxT = np.where(np.isin(features.promoted_FxT, watched), features.promoted_weight_FxT, -np.inf)
     logit_F = np.where(features.max_F > 0, logit_FxT.max(1), -np.inf)
-    order = [int(i) for i in np.argsort(-logit_F, kind="stable") if np.isfinite(logit_F[i])]
-    if not order:
-        raise InputError("--concept: no feature promotes one of its words; name a --feature")
-    return order[:most]
+    return [int(i) for i in np.argsort(-logit_F, kind="stable")[:most] if np.isfinite(logit_F[i])]
 
 
 def texts_table(steered: Steered) -> Table:
