@@ -192,7 +192,7 @@ def frequency_and_specialization(gathered: Gathered, control: Gathered | None) -
         f"{max(means):.2f}). {'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
         not_shown=f"Specialization on what is not labelled. Features with under {MIN_FIRINGS} firings are not asked.",
-        figures={"frequency": chart_of("Frequency and specialization: rank correlation", table)},
+        figures={"frequency": chart_of("Frequency and specialization: rank correlation", table, columns=2)},
     )
 
 
@@ -270,7 +270,7 @@ def told_apart(trained: dict[str, dict[str, Estimate]], shuffled: dict[str, dict
     return min(known_a) > max(known_b) or max(known_a) < min(known_b)
 
 
-def chart_of(title: str, table: dict[str, dict[str, Estimate]]) -> Any:
+def chart_of(title: str, table: dict[str, dict[str, Estimate]], columns: int = 3) -> Any:
     """An Altair figure: a panel a column, a point a row with its interval."""
     import altair as alt
 
@@ -289,6 +289,6 @@ def chart_of(title: str, table: dict[str, dict[str, Estimate]]) -> Any:
         data=alt.Data(values=rows),
     )
     facets = layers.properties(width=190, height=22 * len(table)).facet(
-        facet=alt.Facet("column:N", title=None, sort=[words(c) for c in next(iter(table.values()))]), columns=3
+        facet=alt.Facet("column:N", title=None, sort=[words(c) for c in next(iter(table.values()))]), columns=columns
     )
     return styled(facets.resolve_scale(x="independent"), title, "mean over seeds and 95% interval")
