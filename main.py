@@ -56,14 +56,16 @@ def build_parser() -> Parser:
     return parser
 
 
-COMMANDS = (
+COMMANDS = (  # `run(argv)` of analysis/commands/NAME.py
+    "attribute",
     "evaluate",
     "export",
     "find-feature",
     "frontier",
     "saebench",
+    "steer",
     "study",
-)  # `run(argv)` of analysis/commands/NAME.py
+)
 LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 

@@ -159,4 +159,4 @@ def test_the_command(tmp_path_factory, tmp_path, capsys):
         ([*asked, "--target", " sea", "--prompt", "ship " * 200], "from 2 to 128"),
     ):
         with pytest.raises(InputError, match=message):
-            attribute.run(argv)
+            main.main(["attribute", *argv])

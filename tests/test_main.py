@@ -76,6 +76,11 @@ def test_help_is_there_at_once_and_shows_every_field(monkeypatch, cache):
     assert {"--no-normalize", "--no-dead-resample"} <= flags
 
 
+def test_every_command_has_a_name():
+    files = {path.stem for path in (ROOT / "analysis" / "commands").glob("*.py")} - {"__init__", "flags"}
+    assert {name.replace("-", "_") for name in main.COMMANDS} == files
+
+
 def test_importing_loads_nothing_heavy(cache):
     imports = "main, harvest, harvest.request, sae_jax, sae_jax.config, analysis, analysis.faces.terminal"
     script = f"import sys, {imports}; print([m for m in {HEAVY} if m in sys.modules])"
