@@ -149,7 +149,7 @@ def describe(
     rows_SxL: Mapping[str, np.ndarray],
 ) -> Features:
     """From what was counted, and from the weights alone."""
-    rows = int(rows_SxL["position"][0].sum())
+    rows = int(next(iter(rows_SxL.values()))[0].sum())
     positions = firing.position_FxP.shape[1]
     top_value_FxK = firing.top.table("value", 0)
     sample_value_FxR, sample_row_FxR = firing.sample.table("value", 0), firing.sample.table("row", -1)

@@ -18,31 +18,37 @@ TOKEN_CLASSES = ["start of a word", "start of a capitalized word", "rest of a wo
 
 
 def labels_of(corpus: str, tokenizer, positions: int) -> dict[str, Labels]:
-    """By name: each field of a .jsonl corpus with two to MOST_LABELS texts, `token class` and `position`."""
+    """By name: each field of a .jsonl corpus with two to MOST_LABELS texts, `token class`, `position` if several."""
     named = document_labels(Path(corpus)) if corpus.endswith((".jsonl", ".jsonl.gz")) else {}
     stretches = min(POSITIONS, positions)
     named["token class"] = Labels("token", token_classes(tokenizer), TOKEN_CLASSES)
-    named["position"] = Labels(
-        "position", np.arange(positions) * stretches // positions, list(map(str, range(stretches)))
-    )
+    if positions > 1:
+        codes_P = np.arange(positions) * stretches // positions
+        named["position"] = Labels("position", codes_P, list(map(str, range(stretches))))
     return named
 
 
 def document_labels(path: Path) -> dict[str, Labels]:
-    fields: dict[str, list[str]] = {}
+    """A field is let go at the first document without a text there, or with one too many: no text is kept but names."""
+    codes: dict[str, list[int]] = {}
+    seen: dict[str, dict[str, int]] = {}
     for number, (_, record) in enumerate(jsonl_records(path)):
         if not number:
-            fields = {name: [] for name, value in record.items() if name != "text" and isinstance(value, str)}
-        for name in list(fields):
-            if isinstance(value := record.get(name), str):
-                fields[name].append(value)
+            codes = {name: [] for name, value in record.items() if name != "text" and isinstance(value, str)}
+            seen = {name: {} for name in codes}
+        if not codes:
+            break
+        for name in list(codes):
+            value, of = record.get(name), seen[name]
+            if isinstance(value, str) and (value in of or len(of) < MOST_LABELS):
+                codes[name].append(of.setdefault(value, len(of)))
             else:
-                del fields[name]
+                del codes[name]
     found = {}
-    for name, values in fields.items():
-        names, codes_G = np.unique(values, return_inverse=True)
-        if 1 < len(names) <= MOST_LABELS:
-            found[name] = Labels("document", codes_G, names.tolist())
+    for name, codes_G in codes.items():
+        names, place = np.unique(list(seen[name]), return_inverse=True)
+        if len(names) > 1:
+            found[name] = Labels("document", place[codes_G], names.tolist())
     return found
 
 

@@ -1,5 +1,7 @@
 """What each feature does: the streaming pass against plain numpy over all rows, and planted specialization."""
 
+import json
+
 import numpy as np
 import pytest
 from command_line import THREE_KINDS, shared_cache, typed
@@ -7,6 +9,7 @@ from rows import make_store
 from scipy import stats
 
 from analysis import features, firing
+from analysis import labels as labels_module
 from analysis.contexts import context_text
 from analysis.features import Features, best_others, features_of, phi
 from analysis.firing import SHUFFLES, Labels, context_hashes, firing_of
@@ -135,6 +138,27 @@ def test_logit_weights_have_the_norms_gain_and_no_scale():
     directions_KxD = np.random.default_rng(0).standard_normal((3, model.d_model))
     centered_KxD = directions_KxD - directions_KxD.mean(1, keepdims=True)
     np.testing.assert_allclose(logit_weights(model, directions_KxD), (centered_KxD * gain_D) @ W_U_VxD.T, atol=2e-3)
+
+
+# Labels.
+
+
+def test_fields_of_few_texts_are_labels_and_other_fields_are_let_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(labels_module, "MOST_LABELS", 3)
+    records = [
+        {"text": "x", "kind": "ab"[i % 2], "title": f"no. {i}", "one": "same", "late": "p" if i < 3 else None}
+        for i in range(8)
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = labels_module.document_labels(tmp_path / "t.jsonl")
+    assert list(found) == ["kind"] and found["kind"].names == ["a", "b"]
+    assert found["kind"].codes.tolist() == [0, 1] * 4
+
+
+def test_a_window_of_one_position_has_no_label_of_it():
+    tokenizer = LanguageModel.load(str(BUNDLED_MODEL)).tokenizer
+    assert list(labels_module.labels_of("t.txt", tokenizer, 1)) == ["token class"]
+    assert labels_module.labels_of("t.txt", tokenizer, 2)["position"].codes.tolist() == [0, 1]
 
 
 # Specialization.
