@@ -4,8 +4,9 @@
     clamp   x + (S·max − f_i(x))·d    as decode(f with f_i = S·max) + error, exactly, without a full decode
     ablate  x − f_i(x)·d        a clamp to 0
 
-d is the feature's decoder row, max its largest activation over the corpus, S the strength; the dictionary's error stays
-in x. Beside it, in directions of the same norm and by the same amounts: a random one, and the difference in means.
+d is the feature's decoder row, max its largest activation over the corpus (of abs_topk the one of the largest size,
+which may be below 0), S the strength; the dictionary's error stays in x. Beside it, in directions of the same norm and
+by the same amounts: a random one, and the difference in means.
 
 Shapes: N rows, W windows, C candidates, T tokens, D width of the model, F features, V vocabulary.
 """
@@ -24,6 +25,7 @@ from harvest.errors import InputError
 from harvest.request import Site, flag
 
 if TYPE_CHECKING:
+    from analysis.features import Features
     from harvest.language_model import LanguageModel
     from harvest.store import ActivationStore
     from sae_jax.sae import SAE
@@ -61,6 +63,7 @@ class Sampling:
         need(self.temperature >= 0, "temperature", "0 or more")
         need(self.count == 1 or (self.count > 1 and self.temperature > 0), "samples", "1 (all are alike at 0 degrees)")
         need(0 < self.top_p <= 1, "top_p", "over 0 and at most 1")
+        need(self.seed >= 0, "seed", "0 or more")
         need(self.positions in POSITIONS, "positions", f"one of {', '.join(POSITIONS)}")
 
     @property
@@ -169,7 +172,7 @@ def ways_of(
 
     Raises InputError where the feature never fires and so has no maximum to measure a strength by.
     """
-    if mode != "ablate" and not maximum > 0:
+    if mode != "ablate" and not maximum:
         raise InputError(f"--feature {feature} never fires on the corpus: its maximum is 0, no strength means anything")
     d_D = np.asarray(sae.W_dec[feature])
     norm = np.linalg.norm(d_D)
@@ -204,20 +207,32 @@ def random_direction(d_model: int, seed: int) -> np.ndarray:
 
 
 def difference_in_means(store: ActivationStore, tokenizer: Any, phrase: str) -> np.ndarray | None:
-    """Mean training row of windows whose text holds a phrase, less that of the others; None where one side is empty."""
-    split = store.train
-    texts = tokenizer.batch_decode(split.windows)
-    holds_W = np.array([phrase.casefold() in text.casefold() for text in texts])
-    if holds_W.all() or not holds_W.any():
+    """Mean training row of windows whose text holds a phrase, less that of the others; None where one side is empty.
+
+    As find-feature reads a phrase: whole words, in any case, without its article.
+    """
+    from harvest.concepts import pattern_of
+
+    split, pattern = store.train, pattern_of(phrase)
+    sums_2xD, count_2, windows = np.zeros((2, store.d_model)), np.zeros(2, np.int64), max(1, ROWS // split.positions)
+    for start in range(0, len(split) // split.positions, windows):
+        texts = tokenizer.batch_decode(split.read_windows(start, start + windows)[0])
+        holds_W = np.array([pattern.search(text) is not None for text in texts])
+        x_NxD = split.read(start * split.positions, (start + len(holds_W)) * split.positions)
+        sums_WxD = x_NxD.reshape(len(holds_W), split.positions, -1).sum(1, dtype=np.float64)
+        sums_2xD += [sums_WxD[~holds_W].sum(0), sums_WxD[holds_W].sum(0)]
+        count_2 += [(~holds_W).sum(), holds_W.sum()]
+    if not count_2.all():
         return None
-    sums_2xD, windows = np.zeros((2, store.d_model)), max(1, ROWS // split.positions)
-    for start in range(0, len(holds_W), windows):
-        here_W = holds_W[start : start + windows]
-        x_NxD = split.read(start * split.positions, (start + len(here_W)) * split.positions)
-        sums_WxD = x_NxD.reshape(len(here_W), split.positions, -1).sum(1, dtype=np.float64)
-        sums_2xD += [sums_WxD[~here_W].sum(0), sums_WxD[here_W].sum(0)]
-    without, within = sums_2xD / np.array([[(~holds_W).sum()], [holds_W.sum()]]) / split.positions
+    without, within = sums_2xD / count_2[:, None] / split.positions
     return within - without
+
+
+def pushed(features: Features) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, logit weights) [F, T] that each feature promotes as it fires at its largest, whatever its sign there."""
+    rises_Fx1 = (features.max_F >= 0)[:, None]
+    token_FxT = np.where(rises_Fx1, features.promoted_FxT, features.suppressed_FxT)
+    return token_FxT, np.where(rises_Fx1, features.promoted_weight_FxT, -features.suppressed_weight_FxT)
 
 
 def word_tokens(tokenizer: Any, phrase: str) -> list[int]:

@@ -1,6 +1,7 @@
 """Steering: generated tokens too, with and without a cache; clamps that are exact; strength 0 and silent features."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -214,6 +215,45 @@ def test_the_tokens_of_a_concept(model):
         words("?!")
 
 
+def test_a_feature_whose_largest_firing_is_below_zero_is_steered_by_it(saes):
+    sae = saes["relu"]
+    way = steer_model.ways_of(sae, 5, -3.0, "add", {})["feature 5"]
+    x_NxD = np.zeros((2, sae.W_dec.shape[1]), np.float32)
+    np.testing.assert_allclose(way(2.0).replace(x_NxD), np.tile(-6 * np.asarray(sae.W_dec[5]), (2, 1)), rtol=1e-6)
+    of = SimpleNamespace(
+        max_F=np.array([2.0, -2.0]),
+        promoted_FxT=np.array([[1], [2]]),
+        suppressed_FxT=np.array([[3], [4]]),
+        promoted_weight_FxT=np.array([[0.5], [0.6]]),
+        suppressed_weight_FxT=np.array([[-0.7], [-0.8]]),
+    )
+    tokens, weights = steer_model.pushed(of)
+    assert (tokens.tolist(), weights.tolist()) == ([[1], [4]], [[0.5], [0.8]])
+
+
+def test_windows_hold_a_phrase_by_whole_words_and_without_its_article():
+    rng = np.random.default_rng(0)
+    texts, x_NxD = ["the Sea is", "a sea", "seaside", "land"], rng.standard_normal((8, 3))  # two rows each
+
+    class Split:
+        positions = 2
+
+        def __len__(self):
+            return len(x_NxD)
+
+        def read_windows(self, start, stop):
+            return np.arange(4)[start:stop], None
+
+        def read(self, start, stop):
+            return x_NxD[start:stop]
+
+    store = SimpleNamespace(train=Split(), d_model=3)
+    tokenizer = SimpleNamespace(batch_decode=lambda windows: [texts[w] for w in windows])
+    found = steer_model.difference_in_means(store, tokenizer, "the sea")
+    np.testing.assert_allclose(found, x_NxD[:4].mean(0) - x_NxD[4:].mean(0))
+    assert steer_model.difference_in_means(store, tokenizer, "volcano") is None
+
+
 def test_the_best_strength_is_the_strongest_fluent_one():
     def texts(strength, probability, perplexity):
         return Texts(strength, (("",),), probability, perplexity)
@@ -240,9 +280,9 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
     path, cache = run
     member = sorted(p.name for p in (path / "members").iterdir())[0]
     argv = [str(path), "--member", member, "--concept", "sea", "--sweep", "--strengths", "0", "2", "--seed", "3"]
-    argv += ["--max-new-tokens", "12", "--json", str(tmp_path / "s.json"), "--cache-dir", str(cache)]
+    argv += ["--max-new-tokens", "12", "--json", str(tmp_path / "new" / "s.json"), "--cache-dir", str(cache)]
     steer.run(argv)
-    out, found = capsys.readouterr().out, json.loads((tmp_path / "s.json").read_text())
+    out, found = capsys.readouterr().out, json.loads((tmp_path / "new" / "s.json").read_text())
     assert found["watched"] == [" sea"] and len(found["output_scores"]) > 1
     assert found["feature"] == int(max(found["output_scores"], key=found["output_scores"].get))
     assert set(found["ways"]) == {f"feature {found['feature']}", "random direction", "difference in means"}
@@ -261,6 +301,7 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
         (["--feature", "3", "--mode", "ablate", "--strength", "2"], "leave --strength and --sweep out"),
         (["--feature", "3", "--concept", "sea"], "Give one of them"),
         (["--feature", "3", "--strengths", "2"], "are of --sweep"),
+        (["--feature", "3", "--seed", "-1"], "--seed -1: must be 0 or more"),
         (["--feature", "3", "--temperature", "0", "--samples", "2"], "--samples 2: must be 1"),
         (["--feature", "48", "--member", "FIRST"], "has 0 to 47"),
         (["--feature", "3", "--member", "FIRST", "--max-new-tokens", "125"], "at most 12"),
@@ -271,7 +312,7 @@ def test_what_cannot_be_is_refused(run, argv, message):
     path, cache = run
     first = sorted(p.name for p in (path / "members").iterdir())[0]
     with pytest.raises(InputError, match=message):
-        steer.run([str(path), "--cache-dir", str(cache), *(first if a == "FIRST" else a for a in argv)])
+        main.main(["steer", str(path), "--cache-dir", str(cache), *(first if a == "FIRST" else a for a in argv)])
 
 
 def test_a_text_is_judged_after_the_plain_prompt(model):

@@ -63,7 +63,7 @@ def run(argv: list[str]) -> None:
 
     model = finished.language_model()
     tokenizer, longest = model.tokenizer, model.bridge.cfg.n_ctx
-    first_position = 0 if finished.request.keep_first_position else 1
+    first_position = finished.first_position
     prompt_T = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]
     if not first_position < len(prompt_T) <= longest:
         raise InputError(f"--prompt: {len(prompt_T)} tokens; from {first_position + 1} to {longest} can be read")
@@ -100,6 +100,7 @@ def run(argv: list[str]) -> None:
             f"the dictionary's error: {found.error_gives:+.3f}"
         )
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         facts = {"schema": 1, "run": str(finished.path), "member": member, "prompt": tokens}
         facts |= {"hook_name": finished.site(member).hook_name, "target": options.target, "against": options.against}
         write_json(options.json, facts | asdict(found))

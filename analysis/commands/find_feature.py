@@ -126,8 +126,7 @@ def find(
     from analysis.max_pooling import activations, max_features, max_projection, mean_difference
     from harvest.concepts import gather
 
-    first = 0 if finished.request.keep_first_position else 1
-    seq_len, seed = finished.request.seq_len, options.seed
+    first, seq_len, seed = finished.first_position, finished.request.seq_len, options.seed
     of = gather(phrase, finished.corpus, model.tokenizer, seq_len, first, examples, against, options.passages, seed)
     set_N = deal(of.is_concept_N, seed)
     sites = {name: finished.site(name) for name in dictionaries}

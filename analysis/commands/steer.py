@@ -97,7 +97,7 @@ def run(argv: list[str]) -> None:
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
         features = features_of(finished, [member], options.cache_dir, **talk)[member]
         model, site, sae = finished.language_model(), finished.site(member), finished.dictionary(member).sae
-        first_position = 0 if finished.request.keep_first_position else 1
+        first_position = finished.first_position
         others = {RANDOM: steer_model.random_direction(model.d_model, sampling.seed)}
         if options.concept:
             watched = steer_model.word_tokens(model.tokenizer, " ".join(options.words) or options.concept)
@@ -130,7 +130,7 @@ def run(argv: list[str]) -> None:
             feature, scores = options.feature, {}
             if not 0 <= feature < len(features.max_F):
                 raise InputError(f"--feature {feature}: {member} has 0 to {len(features.max_F) - 1}")
-            watched = features.promoted_FxT[feature].tolist()
+            watched = steer_model.pushed(features)[0][feature].tolist()
             if options.words:
                 watched = steer_model.word_tokens(model.tokenizer, " ".join(options.words))
         maximum = float(features.max_F[feature])
@@ -143,6 +143,7 @@ def run(argv: list[str]) -> None:
         if options.sweep:
             tell_best(steered, finished, f"steer-{member}-{feature}", terminal)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         facts = {"schema": 1, "run": str(finished.path), "member": member, "hook_name": site.hook_name}
         facts |= {"feature": feature, "maximum": maximum, "concept": options.concept, "output_scores": scores}
         write_json(options.json, facts | {"sampling": asdict(sampling)} | asdict(steered))
@@ -164,8 +165,11 @@ def candidates(features: Features, watched: Sequence[int], most: int) -> list[in
     """Features that promote one of the concept's words, by the largest logit weight of one, that fire on the corpus."""
     import numpy as np
 
-    logit_FxT = np.where(np.isin(features.promoted_FxT, watched), features.promoted_weight_FxT, -np.inf)
-    logit_F = np.where(features.max_F > 0, logit_FxT.max(1), -np.inf)
+    from analysis import steer_model
+
+    token_FxT, weight_FxT = steer_model.pushed(features)
+    logit_FxT = np.where(np.isin(token_FxT, watched), weight_FxT, -np.inf)
+    logit_F = np.where(features.alive_F, logit_FxT.max(1), -np.inf)
     return [int(i) for i in np.argsort(-logit_F, kind="stable")[:most] if np.isfinite(logit_F[i])]
 
 
