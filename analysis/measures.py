@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from analysis.matching import Decoder, sparse_activations, spread_rows
 from analysis.run import FinishedRun
 from analysis.saebench import SAEBench, measure, plain
 from analysis.specialization import over_chance, p_values
+from harvest.errors import InputError
 from harvest.sources import BUNDLED_CORPUS
 from harvest.store import write_json
 from sae_jax.snapshots import read_snapshots
 
 RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
 ONE_TOKEN = 0.9  # share of a feature's firings that makes it one of a single token
-MIN_FIRINGS = 100  # of a feature that is asked what it is specialized on
+MIN_FIRINGS = 100  # of a feature that is asked what it is specialized on, or whether it is one of a single token
 RARE, FREQUENT = 1e-4, 0.1  # densities
 
 MEASURES = {
@@ -41,7 +42,7 @@ MEASURES = {
     "found_again": "features found again in another seed",
     "probing": "probe on one feature (chance: 0.5)",
     "absorption": "absorption (less is better)",
-    "one_token": f"features with {ONE_TOKEN:.0%} of firings on one token",
+    "one_token": f"features with {ONE_TOKEN:.0%} of firings on one token (of those with {MIN_FIRINGS} or more)",
 }
 
 
@@ -87,7 +88,7 @@ def gather(
         comparison.write(compared, run.path / "analysis")
     trajectories = {}
     for done, name in enumerate(members):
-        if len(snapshots := read_snapshots(run.path, name)) > 2:
+        if features[name].alive_F.any() and len(snapshots := read_snapshots(run.path, name)) > 2:
             trajectories[name] = emergence.compute(snapshots, features[name])
         on_progress("emergence", done + 1, len(members))
     return Gathered(
@@ -124,12 +125,18 @@ def benchmarks(
 
     Probing is on the topics and forms of the bundled corpus, whatever the run's text was.
     """
-    settings = SAEBench(metrics=("probing", "absorption"), k=(1,), documents=documents)
+    settings = SAEBench(metrics=("probing",), k=(1,), documents=documents)
     path = run.path / "analysis" / "study_benchmarks.json"
     record = json.loads(path.read_text()) if path.exists() else {}
     if record.get("documents") != documents:
         say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
-        answers, notes = measure(settings, run, members, run.language_model())
+        model = run.language_model()
+        answers, notes = measure(settings, run, members, model)
+        try:
+            of_words, further = measure(replace(settings, metrics=("absorption",)), run, members, model)
+        except InputError as error:  # windows too short to spell in
+            of_words, further = {"absorption": {}}, [f"absorption is not measured: {error}"]
+        answers, notes = answers | of_words, notes + further
         record = {"documents": documents, "answers": plain(answers), "notes": notes}
         write_json(path, record)
     return record["answers"], record["notes"]
@@ -153,8 +160,8 @@ def values_of(
         "frequent": share(features.density_F[alive_F] > FREQUENT),
         "found_again": again,
         "probing": float(np.mean([probe["accuracy"]["1"] for probe in probes])),
-        "absorption": bench["absorption"][name]["fraction"],
-        "one_token": share(features.token_share_F[alive_F] >= ONE_TOKEN),
+        "absorption": bench["absorption"].get(name, {}).get("fraction"),
+        "one_token": share(features.token_share_F[judged(features)] >= ONE_TOKEN),
     }
     return values | {f"specialized: {label}": specialized(features, label) for label in features.labels}
 

@@ -101,7 +101,7 @@ def words(measure: str) -> str:
 def equal_l0(gathered: Gathered) -> str:
     l0s = {kind: row["l0"].mean for kind, row in table_of(gathered, ["l0"]).items()}
     low, high = min(l0s.values()), max(l0s.values())  # type: ignore[type-var]
-    if high / low < L0_APART:  # type: ignore[operator]
+    if high < L0_APART * low:  # type: ignore[operator]
         return f"At L0 {low:.1f} to {high:.1f}"
     return f"At unequal L0 ({', '.join(f'{kind} {l0:.1f}' for kind, l0 in l0s.items())}: not a fair comparison)"
 
@@ -130,7 +130,10 @@ def feature_learning(gathered: Gathered, control: Gathered | None) -> Answer:
         table=table,
         answer=f"{equal_l0(gathered)}: {'; '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
-        not_shown="Other widths, rates and lengths of training may order the kinds differently: each has one recipe.",
+        not_shown=(
+            "Other widths, rates and lengths of training may order the kinds differently: each has one recipe. Members "
+            "of one seed begin with the same weights: what they have in common beyond members of two is no find."
+        ),
         figures={
             "learning": chart_of("Activation functions", table),
             **({"comparison": comparison.figure(gathered.compared)} if gathered.compared else {}),
@@ -147,7 +150,7 @@ def what_drives_emergence(gathered: Gathered, control: Gathered | None) -> Answe
         unsure = [what for what, of in table[kind].items() if of.mean is not None and not of.excludes_zero]
         parts = [f"earlier or later with {', '.join(sure)}"] if sure else []
         parts += [f"not told by {', '.join(unsure)}"] if unsure else []
-        sentences.append(f"{kind}: {'; '.join(parts) or 'no snapshots, or all features emerge at one step'}")
+        sentences.append(f"{kind}: {'; '.join(parts) or 'under three snapshots, or all emerge at one step'}")
     return Answer(
         question="What drives concept emergence when training on transformer activations?",
         measured=(
@@ -175,11 +178,11 @@ def frequency_and_specialization(gathered: Gathered, control: Gathered | None) -
                 pairs = [of.frequency[name][label] for name in names] if of else []
                 table[prefix + kind][f"{label}, raw"] = over_seeds([raw for raw, _ in pairs])
                 table[prefix + kind][f"{label}, over chance"] = over_seeds([over for _, over in pairs])
-    sentences = []
+    sentences, own = [], kinds_of(gathered)
     for label in gathered.labels:
-        estimates = {kind: table[kind][f"{label}, over chance"] for kind in kinds_of(gathered)}
+        estimates = {kind: table[kind][f"{label}, over chance"] for kind in own}
         sentences.append(f"{label}: {', '.join(f'{of} in {kind}' for kind, of in estimates.items())}")
-    means = [abs(row[f"{label}, over chance"].mean or 0) for row in table.values() for label in gathered.labels]
+    means = [abs(table[kind][f"{label}, over chance"].mean or 0) for kind in own for label in gathered.labels]
     strength = "weak" if max(means) < 0.3 else "moderate at best" if max(means) < 0.6 else "strong for some labels"
     return Answer(
         question="How reliable are activation frequency patterns as indicators of neuron specialization?",
@@ -202,7 +205,7 @@ def behaviour_during_training(gathered: Gathered, control: Gathered | None) -> A
     for kind, names in kinds_of(gathered).items():
         known = [gathered.trajectories[name] for name in names if name in gathered.trajectories]
         if not known:
-            sentences.append(f"{kind}: no snapshots (train with --snapshots)")
+            sentences.append(f"{kind}: under three snapshots (train longer, with --snapshots), or nothing alive")
             continue
         halves = [of.steps[int((of.recognizable_S >= 0.5).argmax())] for of in known]
         table[kind] = {
@@ -227,7 +230,7 @@ def behaviour_during_training(gathered: Gathered, control: Gathered | None) -> A
         question="Can neuron behaviour during training be quantified and seen?",
         measured="Snapshots of decoders and densities at log-spaced steps: cosine of rows to the final directions.",
         table=table,
-        answer=f"Yes. {'. '.join(sentences)}.",
+        answer=f"{'Yes' if table else 'Not from this run'}. {'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
         not_shown="What happens between snapshots, and why. Births and deaths are on the calibration rows.",
         figures=figures,
@@ -242,10 +245,14 @@ def interpretability(gathered: Gathered, control: Gathered | None) -> Answer:
     verdict = "No run with shuffled weights was given (--control): what the measures prove is open."
     if control:
         shuffled = table_of(control, measures, CONTROL)
-        apart = [words(m) for m in measures if told_apart(table, shuffled, m)]
-        alike = [words(m) for m in measures if not told_apart(table, shuffled, m)]
-        verdict = f"A model with shuffled weights is told from the trained one by: {'; '.join(apart) or 'nothing'}."
+        told = {measure: told_apart(table, shuffled, measure) for measure in measures}
+        apart, alike, unknown = ([words(m) for m in measures if told[m] is is_so] for is_so in (True, False, None))
+        verdict = (
+            "A model with shuffled weights is told from the trained one, by intervals of all kinds that do not "
+            f"overlap, by: {'; '.join(apart) or 'nothing'}."
+        )
         verdict += f" It is not by: {'; '.join(alike)}: these prove nothing about the model." if alike else ""
+        verdict += f" Without an interval on either model: {'; '.join(unknown)}." if unknown else ""
         table |= shuffled
     return Answer(
         question="How do sparsity mechanisms affect the interpretability of features?",
@@ -261,13 +268,17 @@ def interpretability(gathered: Gathered, control: Gathered | None) -> Answer:
     )
 
 
-def told_apart(trained: dict[str, dict[str, Estimate]], shuffled: dict[str, dict[str, Estimate]], measure: str) -> bool:
-    """Whether the means of all kinds on one model are over those of all kinds on the other."""
-    a, b = ([row[measure].mean for row in table.values()] for table in (trained, shuffled))
-    known_a, known_b = ([mean for mean in means if mean is not None] for means in (a, b))
-    if len(known_a) < len(a) or len(known_b) < len(b):
-        return False
-    return min(known_a) > max(known_b) or max(known_a) < min(known_b)
+def told_apart(
+    trained: dict[str, dict[str, Estimate]], shuffled: dict[str, dict[str, Estimate]], measure: str
+) -> bool | None:
+    """Whether the intervals of all kinds on one model are over those of all kinds on the other; None: one has none."""
+    lows, highs = (
+        [[getattr(row[measure], end) for row in table.values()] for table in (trained, shuffled)]
+        for end in ("low", "high")
+    )
+    if any(end is None for ends in (*lows, *highs) for end in ends):
+        return None
+    return min(lows[0]) > max(highs[1]) or max(highs[0]) < min(lows[1])
 
 
 def chart_of(title: str, table: dict[str, dict[str, Estimate]], columns: int = 3) -> Any:

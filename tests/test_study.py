@@ -1,6 +1,7 @@
 """When features emerge, planted; intervals; and the study of a run from its command to its files."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +9,12 @@ from command_line import BUNDLED, environment, shared_cache, typed
 from scipy import stats
 
 import main
-from analysis import emergence
-from analysis.intervals import over_seeds
+from analysis import emergence, measures
+from analysis.commands.study import differing
+from analysis.intervals import Estimate, over_seeds
+from analysis.measures import Gathered, values_of
+from analysis.run import FinishedRun
+from analysis.study import behaviour_during_training, equal_l0, frequency_and_specialization, interpretability
 from harvest.errors import InputError
 from sae_jax.snapshots import Snapshot
 
@@ -89,6 +94,61 @@ def test_an_interval_is_students():
     assert over_seeds([3.0]).low is None and over_seeds([None]).mean is None
 
 
+# The answers.
+
+
+def gathered_of(values, frequency=(None, None)):
+    """A kind of `topk` with as many seeds as there are values of every measure."""
+    names = [f"topk-f8-s{seed}" for seed in range(len(values))]
+    run = SimpleNamespace(members={name: {"activation": "topk", "seed": seed} for seed, name in enumerate(names)})
+    every = [*measures.MEASURES, "specialized: form"]
+    return Gathered(
+        run=run,
+        features={name: SimpleNamespace(labels={"form": ["a", "b"]}) for name in names},
+        values={name: dict.fromkeys(every, value) for name, value in zip(names, values, strict=True)},
+        frequency={name: {"form": frequency} for name in names},
+        trajectories={},
+        decoders={},
+        compared=None,
+        notes=[],
+    )
+
+
+def test_a_control_is_told_apart_by_intervals_only():
+    trained = gathered_of([0.80, 0.81, 0.82])
+    verdict = interpretability(trained, gathered_of([0.60, 0.61, 0.62])).answer
+    assert "do not overlap, by: probe on one feature" in verdict and "prove nothing" not in verdict
+    assert "overlap, by: nothing. It is not by: probe" in interpretability(trained, gathered_of([0.1, 0.7, 0.9])).answer
+    for none in (gathered_of([0.6]), gathered_of([None, None])):  # one seed; not measured
+        verdict = interpretability(trained, none).answer
+        assert "by: nothing. Without an interval on either model: probe" in verdict and "prove nothing" not in verdict
+
+
+def test_how_strong_frequency_is_told_of_the_run_and_not_of_its_control():
+    answer = frequency_and_specialization(gathered_of([0.5, 0.5], (0.1, 0.1)), gathered_of([0.5, 0.5], (0.9, 0.9)))
+    assert "frequency is weak (rank correlation over chance; the largest is 0.10)" in answer.answer
+    assert answer.table["random weights, topk"]["form, over chance"] == Estimate(0.9, 0.9, 0.9, 2)
+
+
+def test_without_snapshots_and_without_activity_nothing_is_claimed():
+    assert behaviour_during_training(gathered_of([0.5]), None).answer.startswith("Not from this run. ")
+    assert equal_l0(gathered_of([0.0])).startswith("At unequal L0")
+
+
+def test_a_feature_that_fires_a_few_times_is_not_one_of_a_single_token():
+    of = SimpleNamespace(
+        rows=1000,
+        density_F=np.array([0.001, 0.5, 0.2, 0]),  # 1, 500, 200, 0 firings
+        alive_F=np.array([True, True, True, False]),
+        token_share_F=np.array([1, 0.95, 0.1, 0]),
+        labels={},
+    )
+    bench = {"sparse_probing": {"a": {}}, "absorption": {}}
+    bench["sparse_probing"]["a"]["topic"] = {"accuracy": {"1": 0.7}}
+    values = values_of({"id": "a", "metrics": {"explained_variance": 0.8, "l0": 3.0}}, of, bench, None)
+    assert values["one_token"] == 0.5 and values["absorption"] is None and values["ce_recovered"] is None
+
+
 # The command.
 
 
@@ -148,3 +208,24 @@ def test_a_run_without_its_text_or_as_its_own_control_is_refused(run, monkeypatc
     (moved / "results.json").write_text((run / "results.json").read_text())
     assert main.run_as_command(["study", str(moved), "--cache-dir", str(tmp_path / "cache")]) == 2
     assert "gone.jsonl" in capsys.readouterr().err
+
+
+def test_a_control_of_another_layer_is_refused(run):
+    one = FinishedRun.open(run[0])
+    config = json.loads(json.dumps(one.config))
+    assert differing(one, FinishedRun(one.path, config, one.results)) == []
+    config["asked"]["harvest"] |= {"layer": [1], "seq_len": 30}
+    config["stores"][0]["dataset"] = {"asked": "a.jsonl", "location": "a.jsonl", "fell_back": False}
+    assert differing(one, FinishedRun(one.path, config, one.results)) == ["--dataset", "--layer", "--seq-len"]
+
+
+def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypatch):
+    def measure(settings, *_):
+        if "absorption" in settings.metrics:
+            raise InputError("--icl-examples 0: at most 0")
+        return {"sparse_probing": {}}, []
+
+    monkeypatch.setattr(measures, "measure", measure)
+    monkeypatch.setattr(measures, "write_json", lambda *_: None)
+    answers, notes = measures.benchmarks(FinishedRun.open(run[0]), [], 77, lambda text: None)
+    assert answers == {"sparse_probing": {}, "absorption": {}} and "not measured: --icl-examples 0" in notes[0]

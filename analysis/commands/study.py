@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from analysis.study import Answer
 
 
+SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position")  # of a run and its control
+
+
 @dataclass(frozen=True)
 class Options:
     control: Path | None = flag(None, "a run on the same model with its weights shuffled (--control random-weights)")
@@ -47,6 +50,10 @@ def run(argv: list[str]) -> None:
         raise InputError(
             f"--control {options.control}: it was trained on the model as it is, not --control random-weights"
         )
+    if shuffled and (other := differing(finished, shuffled)):
+        raise InputError(
+            f"--control {options.control}: harvested with another {', '.join(other)}; it must be {finished.path}'s"
+        )
     with Terminal() as terminal:
         gathered = gather(finished, options.cache_dir, options.documents, terminal.progress, terminal.say)
         control = None
@@ -61,6 +68,15 @@ def run(argv: list[str]) -> None:
         paths = written(answers, finished, shuffled, gathered)
         terminal.say(f"\nfigures: {finished.path / 'figures'}: {', '.join([*(p.stem for p in paths[:-1]), *maps])}")
         terminal.say(f"all figures: {paths[-1]}")
+
+
+def differing(run: FinishedRun, control: FinishedRun) -> list[str]:
+    """What a run and its control were harvested from, and is not the same."""
+    facts = [
+        {"model_name": of.model_location, "dataset": of.corpus, **{name: getattr(of.request, name) for name in SAME}}
+        for of in (run, control)
+    ]
+    return [f"--{name.replace('_', '-')}" for name in facts[0] if facts[0][name] != facts[1][name]]
 
 
 def written(
