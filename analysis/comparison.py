@@ -121,8 +121,9 @@ def compute(
                 r_P = match(pairs)[2]
                 by_activation[i, j], by_activation[j, i] = (share(r_P, threshold, len(x)) for x in (living_F, living_G))
                 same = cosine_P >= threshold
-                fires_alike = np.asarray(pairs[f_P[same], g_P[same]]) >= threshold
-                confirmed[i, j] = confirmed[j, i] = fires_alike.mean() if same.any() else np.nan
+                # asked for no pairs, scipy answers with a sparse array
+                r_P = np.asarray(pairs[f_P[same], g_P[same]]) if same.any() else np.zeros(0)
+                confirmed[i, j] = confirmed[j, i] = (r_P >= threshold).mean() if len(r_P) else np.nan
     settings = [decoders[name].settings for name in ids]
     given = activations is not None
     found_again, other_seeds = over_seeds(decoders, threshold)

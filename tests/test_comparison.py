@@ -184,6 +184,12 @@ def test_activations_match_what_directions_cannot_and_confirm_what_they_do(rng):
         comparison.compute(members, {"a": csr_array(a_NxF)})
 
 
+def test_members_that_share_nothing_by_direction_have_nothing_to_confirm(rng):
+    fired = {name: csr_array(rng.random((50, F)) < 0.1, dtype=np.float32) for name in "ab"}
+    found = comparison.compute({name: decoder(directions(rng), seed=s) for s, name in enumerate("ab")}, fired)
+    assert found.shared_MxM[0, 1] == 0 and np.isnan(found.confirmed_MxM[0, 1]) and found.confirmed_MxM[0, 0] == 1
+
+
 def test_what_is_written_and_drawn(rng, tmp_path):
     found = comparison.compute(population(rng))
     comparison.write(found, tmp_path)
