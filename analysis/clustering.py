@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.figures import KIND_STYLES, styled
+from analysis.figures import KIND_STYLES, printable, styled
 from analysis.ground_truth import unit
 from analysis.matching import random_like, slices_of
 from harvest.errors import InputError
@@ -79,6 +79,7 @@ def compute(
     if len(living_N) < 2 * min_cluster:
         raise InputError(f"a map needs {2 * min_cluster} living features or more; there are {len(living_N)}")
     with_umap = find_spec("umap") is not None if use_umap is None else use_umap
+    promoted = [[printable(token.strip()) for token in own] for own in promoted]
     x_NxD = unit(decoder_FxD[living_N])
     place = (lambda x_NxD: umap_of(x_NxD, seed)) if with_umap else (lambda x_NxD: pca_of(x_NxD, COMPONENTS)[0])
     placed_NxC, (pca_NxC, variance_C) = place(x_NxD), pca_of(x_NxD, 2)
@@ -97,7 +98,7 @@ def compute(
         xy_Fx2=for_all(placed_NxC[:, :2].astype(np.float32), np.nan),
         pca_Fx2=for_all(pca_NxC.astype(np.float32), np.nan),
         label_F=for_all(label_N, -1),
-        tokens_F=tuple(" · ".join(token.strip() for token in own[:TOOLTIP_TOKENS]) for own in promoted),
+        tokens_F=tuple(" · ".join(own[:TOOLTIP_TOKENS]) for own in promoted),
         names=names_of(label_N, [promoted[f] for f in living_N.tolist()]),
         sizes=tuple(int(size) for size in np.bincount(label_N[label_N >= 0])),
         pca_variance=(float(variance_C[0]), float(variance_C[1])),

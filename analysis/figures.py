@@ -26,6 +26,11 @@ GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666
 PIXELS_PER_INCH = 200
 
 
+def printable(text: str) -> str:
+    """A token's text as a figure can hold it: an .svg has no control characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def save(figure: Any, stem: Path) -> list[Path]:
     """An Altair figure as stem.png and stem.svg; returns both paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)

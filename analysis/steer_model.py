@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from analysis.figures import KIND_STYLES
+from analysis.figures import KIND_STYLES, printable
 from harvest.errors import InputError
 from harvest.request import Site, flag
 
@@ -303,7 +303,9 @@ def figure(steered: Steered) -> Any:
         )
         rule = alt.Chart(alt.Data(values=[{name: of_plain}])).mark_rule(strokeDash=[4, 3]).encode(y=f"{name}:Q")
         charts.append(alt.layer(rule, base.mark_line(), base.mark_point(filled=True, size=60)).properties(width=300))
-    subtitle = f"prompts: {len(steered.prompts)}; dashed: unsteered. Watched: {', '.join(steered.watched[:8])}"
+    subtitle = (
+        f"prompts: {len(steered.prompts)}; dashed: unsteered. Watched: {printable(', '.join(steered.watched[:8]))}"
+    )
     title = alt.TitleParams(
         f"steering by {next(iter(steered.ways))} ({steered.mode})", subtitle=subtitle, anchor="start"
     )

@@ -141,6 +141,14 @@ def test_what_is_written_and_drawn(use_umap, tmp_path):
     assert ("without umap-learn" in svg) != use_umap
 
 
+def test_control_characters_of_tokens_can_be_drawn(tmp_path):
+    x_FxD, _ = planted(0.75)
+    found = clustering.compute(x_FxD[:40], np.ones(40, bool), [["\x16", " a\x00"]] * 40, use_umap=False)
+    assert found.tokens_F[0] == "\N{REPLACEMENT CHARACTER} · a\N{REPLACEMENT CHARACTER}"
+    save(clustering.figure(found), tmp_path / "c")
+    assert (tmp_path / "c.svg").stat().st_size > 1000
+
+
 def test_what_cannot_be_mapped_is_refused():
     x_FxD, group_F = planted(0.75)
     with pytest.raises(InputError, match="20 living features or more; there are 19"):
