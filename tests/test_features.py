@@ -213,6 +213,18 @@ def test_on_shuffled_labels_nothing_is_found(planted):
     assert 0.02 < (p_F <= 0.05).mean() < 0.09
 
 
+def test_a_few_specialists_among_many_features_are_found():
+    rng, documents, rows = np.random.default_rng(0), 600, 40
+    label_G, special_F = rng.integers(0, 4, documents), np.arange(1000) < 10
+    rate_FxG = np.where(special_F[:, None], np.where(label_G == 0, 0.08, 0), 0.02)
+    count_FxG, scores = rng.binomial(rows, rate_FxG), []
+    for shuffle in range(1 + SHUFFLES):
+        on_GxL = np.eye(4)[rng.permutation(label_G) if shuffle else label_G]
+        scores.append(specialization(count_FxG @ on_GxL, on_GxL.sum(0) * rows))
+    found_F = stats.false_discovery_control(p_values(np.stack(scores), count_FxG.sum(1))) <= 0.05
+    assert found_F[special_F].all() and found_F[~special_F].mean() < 0.005
+
+
 # Of a run.
 
 
