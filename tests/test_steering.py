@@ -279,11 +279,11 @@ def run(tmp_path_factory):
 def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
     path, cache = run
     member = sorted(p.name for p in (path / "members").iterdir())[0]
-    argv = [str(path), "--member", member, "--concept", "sea", "--sweep", "--strengths", "0", "2", "--seed", "3"]
+    argv = [str(path), "--member", member, "--concept", "night", "--sweep", "--strengths", "0", "2", "--seed", "3"]
     argv += ["--max-new-tokens", "12", "--json", str(tmp_path / "new" / "s.json"), "--cache-dir", str(cache)]
     steer.run(argv)
     out, found = capsys.readouterr().out, json.loads((tmp_path / "new" / "s.json").read_text())
-    assert found["watched"] == [" sea"] and len(found["output_scores"]) > 1
+    assert found["watched"] == [" night"] and len(found["output_scores"]) > 1
     assert found["feature"] == int(max(found["output_scores"], key=found["output_scores"].get))
     assert set(found["ways"]) == {f"feature {found['feature']}", "random direction", "difference in means"}
     assert set(found["plain"]) == {"unsteered", "named in the prompt"}
