@@ -32,13 +32,16 @@ class Estimate:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def over_seeds(values: Sequence[float | None]) -> Estimate:
-    """Values that are None are left out: what cannot be measured for a seed."""
+def over_seeds(values: Sequence[float | None], tried: int = 1) -> Estimate:
+    """Values that are None are left out: what cannot be measured for a seed.
+
+    `tried`: of how many this one is picked out; the interval is so wide that all of them hold at 95% (Bonferroni).
+    """
     known = np.array([value for value in values if value is not None], float)
     if not len(known):
         return Estimate(None, None, None, 0)
     mean = float(known.mean())
     if len(known) == 1:
         return Estimate(mean, None, None, 1)
-    half = float(stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
+    half = float(stats.t.ppf(1 - 0.025 / tried, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
     return Estimate(mean, mean - half, mean + half, len(known))

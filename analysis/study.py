@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from math import comb
 from typing import Any
 
 from analysis import comparison, emergence
@@ -71,13 +72,13 @@ def table_of(gathered: Gathered, measures: Iterable[str], prefix: str = "") -> d
 
 
 def difference(gathered: Gathered, measure: str, a: str, b: str) -> Estimate:
-    """Of two kinds, paired by seed where both have the same seeds."""
+    """Of two kinds that are picked out of all, paired by seed where both have the same seeds."""
+    kinds = kinds_of(gathered)
     seeds = [
-        {gathered.run.members[name]["seed"]: gathered.values[name][measure] for name in kinds_of(gathered)[kind]}
-        for kind in (a, b)
+        {gathered.run.members[name]["seed"]: gathered.values[name][measure] for name in kinds[kind]} for kind in (a, b)
     ]
     pairs = [(seeds[0][seed], seeds[1][seed]) for seed in seeds[0].keys() & seeds[1].keys()]
-    return over_seeds([x - y for x, y in pairs if x is not None and y is not None])
+    return over_seeds([x - y for x, y in pairs if x is not None and y is not None], comb(len(kinds), 2))
 
 
 def extremes(gathered: Gathered, measure: str, table: dict[str, dict[str, Estimate]]) -> str:
@@ -110,7 +111,8 @@ def seeds_of(gathered: Gathered) -> str:
     counts = sorted({len(names) for names in kinds_of(gathered).values()})
     n = " to ".join(map(str, counts))
     single = "; with one seed there is no interval" if counts[0] == 1 else ""
-    return f"{n} seeds a kind, 95% intervals over seeds by Student's t: the data are the same for all{single}."
+    wider = "; between the most and the least: of all pairs of kinds together" if len(kinds_of(gathered)) > 2 else ""
+    return f"{n} seeds a kind, 95% intervals over seeds by Student's t{wider}: the data are the same for all{single}."
 
 
 def feature_learning(gathered: Gathered, control: Gathered | None) -> Answer:

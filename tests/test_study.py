@@ -92,6 +92,9 @@ def test_an_interval_is_students():
     assert (found.mean, found.n) == (pytest.approx(7 / 3), 3)
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
     assert over_seeds([3.0]).low is None and over_seeds([None]).mean is None
+    assert over_seeds(values, tried=3).low == pytest.approx(
+        stats.ttest_1samp(values, 0).confidence_interval(1 - 0.05 / 3).low
+    )
 
 
 # The answers.
