@@ -78,6 +78,7 @@ def compute(
     living_N = np.flatnonzero(alive_F)
     if len(living_N) < 2 * min_cluster:
         raise InputError(f"a map needs {2 * min_cluster} living features or more; there are {len(living_N)}")
+    promoted = [["".join(c if c.isprintable() else "·" for c in token) for token in own] for own in promoted]
     with_umap = find_spec("umap") is not None if use_umap is None else use_umap
     x_NxD = unit(decoder_FxD[living_N])
     place = (lambda x_NxD: umap_of(x_NxD, seed)) if with_umap else (lambda x_NxD: pca_of(x_NxD, COMPONENTS)[0])

@@ -121,7 +121,7 @@ def compute(
                 r_P = match(pairs)[2]
                 by_activation[i, j], by_activation[j, i] = (share(r_P, threshold, len(x)) for x in (living_F, living_G))
                 same = cosine_P >= threshold
-                fires_alike = np.asarray(pairs[f_P[same], g_P[same]]) >= threshold
+                fires_alike = pairs[f_P[same]].toarray()[np.arange(same.sum()), g_P[same]] >= threshold
                 confirmed[i, j] = confirmed[j, i] = fires_alike.mean() if same.any() else np.nan
     settings = [decoders[name].settings for name in ids]
     given = activations is not None

@@ -22,7 +22,7 @@ CALIBRATION_SPREAD = 32  # of at most so many times the rows: those of a few doc
 
 
 def calibration_rows(split: Split) -> int:
-    """From how many of the first held-out rows calibration draws; the others are reported. Whole documents, if short."""
+    """From how many of the first held-out rows calibration draws (whole documents, if short); the rest is reported."""
     windows = min(CALIBRATION_ROWS * CALIBRATION_SPREAD, int(CALIBRATION_SHARE * len(split))) // split.positions
     if not windows:
         return 0

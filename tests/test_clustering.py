@@ -147,3 +147,10 @@ def test_what_cannot_be_mapped_is_refused():
         clustering.compute(x_FxD, np.arange(F) < 19, tokens_of(group_F))
     with pytest.raises(InputError, match="600 directions, 600 truth values and 1 lists"):
         clustering.compute(x_FxD, np.ones(F, bool), [["a"]])
+
+
+def test_tokens_that_no_picture_can_hold_are_drawn_as_dots(tmp_path):
+    x_FxD, group_F = planted(0.8)
+    tokens = [[f"\x16{own[0]}", *own[1:]] for own in tokens_of(group_F)]
+    found = clustering.compute(x_FxD, np.ones(F, bool), tokens, use_umap=False)
+    assert all(path.stat().st_size > 1000 for path in save(clustering.figure(found), tmp_path / "map"))
