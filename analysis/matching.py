@@ -151,12 +151,9 @@ def sparse_activations(chunks: Iterable[np.ndarray], saes: Mapping[str, SAE]) ->
 
     Memory: 8 bytes an active feature, so 17 MB a member for ROWS rows at L0 32; one dense chunk besides.
     """
-    import jax
     from flax import nnx
 
-    @jax.jit(static_argnums=0)
-    def encode(graphdef, weights, x_NxD):
-        return nnx.merge(graphdef, weights).encode(x_NxD)
+    from analysis.firing import encode
 
     parts = {name: nnx.split(sae) for name, sae in saes.items()}
     fired: dict[str, list[csr_array]] = {name: [] for name in saes}

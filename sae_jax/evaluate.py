@@ -17,17 +17,25 @@ from harvest.store import Split
 from sae_jax.sae import SAE
 
 CHUNK_ROWS, PARTIAL_ROWS = 4096, 64  # read at a time; summed in float32
-CALIBRATION_ROWS, CALIBRATION_SHARE = 2048, 0.2  # of the held-out rows, at most
+CALIBRATION_ROWS, CALIBRATION_SHARE = 2048, 0.2  # that calibrate; of the held-out rows they are drawn from a fifth,
+CALIBRATION_SPREAD = 32  # of at most so many times the rows: those of a few documents differ too much from the others'
 
 
 def calibration_rows(split: Split) -> int:
-    """How many of the first held-out rows calibrate; the others are reported. Whole documents, where these end soon."""
-    windows = min(CALIBRATION_ROWS, int(CALIBRATION_SHARE * len(split))) // split.positions
+    """From how many of the first held-out rows calibration draws (whole documents, if short); the rest is reported."""
+    windows = min(CALIBRATION_ROWS * CALIBRATION_SPREAD, int(CALIBRATION_SHARE * len(split))) // split.positions
     if not windows:
         return 0
     documents = [split.context(w * split.positions)[2] for w in range(len(split) // split.positions // 2)]
     end = next((w for w in range(windows, len(documents)) if documents[w] != documents[w - 1]), windows)
     return end * split.positions
+
+
+def calibration_sample(split: Split) -> np.ndarray:
+    """At most CALIBRATION_ROWS of those rows, drawn alike from all their documents, [N, D]; the same each time."""
+    rows = calibration_rows(split)
+    drawn = np.random.default_rng(0).choice(rows, min(rows, CALIBRATION_ROWS), replace=False)
+    return split[np.sort(drawn)]
 
 
 class Evaluation(NamedTuple):

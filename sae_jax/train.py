@@ -18,7 +18,7 @@ from harvest.request import Site
 from harvest.store import ActivationStore, write_atomically
 from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
-from sae_jax.evaluate import Evaluation, calibration_rows, evaluate
+from sae_jax.evaluate import Evaluation, calibration_rows, calibration_sample, evaluate
 from sae_jax.feed import Feed
 from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
@@ -145,7 +145,7 @@ def learn(
     side_by_side = 1 if jax.default_backend() == "cpu" else 1 << 30
     train_block = make_train_block(population.groups, side_by_side)
     held_out = [store.held_out for store in population.stores]
-    calibration_LxNxD = jnp.asarray(np.stack([split.read(0, calibration_rows(split)) for split in held_out]))
+    calibration_LxNxD = jnp.asarray(np.stack([calibration_sample(split) for split in held_out]))
     variances = {m.id: float(np.square(population.store_of(m).std).sum()) for m in population.members()}
     report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say, population.verify)
     block_steps = config.block_steps or default_block_steps(config, population.stores, total)

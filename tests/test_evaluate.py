@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import BUNDLED, environment, shared_cache
+from rows import make_store
 from safetensors.numpy import save_file
 
 import main
+from sae_jax import evaluate as evaluate_module
+from sae_jax.evaluate import calibration_rows, calibration_sample
 
 ARGV = (*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--epochs", "1", "--activation", "relu", "topk")
 ARGV += ("--layer", "1", "--hook", "resid_pre", "mlp_out", "--hidden-dim", "48", "--target-l0", "8", "--k", "8")
@@ -186,3 +189,15 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known
     assert main.run_as_command(["evaluate", *(a.format(**places) for a in argv), "--cache-dir", str(cache)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and reason in error, error
+
+
+def test_calibration_draws_from_many_documents_of_which_none_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_module, "CALIBRATION_ROWS", 100)
+    split = make_store(tmp_path, windows=1500, dtype="float32").held_out  # 300 documents of 8 rows
+    rows = calibration_rows(split)
+    everything_NxD = split.read(0, len(split))
+    place = {row.tobytes(): number for number, row in enumerate(everything_NxD)}
+    drawn = [place[row.tobytes()] for row in calibration_sample(split)]
+    assert len(set(drawn)) == 100 and max(drawn) < rows == 0.2 * len(split)
+    assert len({split.context(row)[2] for row in drawn}) > 40, "not the rows of the first few documents"
+    np.testing.assert_array_equal(calibration_sample(split), everything_NxD[drawn])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from analysis.run import FinishedRun
 from harvest.request import Site
-from sae_jax.evaluate import calibration_rows
+from sae_jax.evaluate import calibration_sample
 from sae_jax.formats import load_dictionary
 from sae_jax.snapshots import read_snapshots, snapshot_steps
 
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 
 def test_the_last_snapshot_is_the_dictionary_that_was_exported(run):
     run, store = run
-    rows_NxD = store.held_out.read(0, calibration_rows(store.held_out)).astype(np.float32)
+    rows_NxD = calibration_sample(store.held_out).astype(np.float32)
     for path in (run / "members").iterdir():
         kept = read_snapshots(run, path.name)
         dictionary = load_dictionary(path)
