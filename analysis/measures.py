@@ -38,7 +38,8 @@ MEASURES = {
     "l0": "L0",
     "dead": "dead features (fire on no row)",
     "rare": f"rare features (on under 1 in {1 / RARE:,.0f} rows)",
-    "frequent": f"frequent features (on over 1 in {1 / FREQUENT:.0f} rows)",
+    "mean_activation_rate": "mean_activation_rate (share of rows on which a feature fires)",
+    "high_freq_neurons": f"high_freq_neurons (features that fire on over 1 in {1 / FREQUENT:.0f} rows)",
     "found_again": "features found again in another seed",
     "probing": "probe on one feature (chance: 0.5)",
     "absorption": "absorption (less is better)",
@@ -48,7 +49,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Gathered:
-    """`values` are MEASURES, and `specialized: <label>` of each set of labels; None where nothing can be measured."""
+    """`values` are MEASURES, and LABEL_MEASURES as `specialized: <label>`; None where nothing can be measured."""
 
     run: FinishedRun
     features: dict[str, Features]
@@ -157,13 +158,16 @@ def values_of(
         "l0": metrics["l0"],
         "dead": float(1 - alive_F.mean()),
         "rare": share(features.density_F[alive_F] < RARE),
-        "frequent": share(features.density_F[alive_F] > FREQUENT),
+        "mean_activation_rate": float(features.density_F.mean()),
+        "high_freq_neurons": float((features.density_F > FREQUENT).sum()),
         "found_again": again,
         "probing": float(np.mean([probe["accuracy"]["1"] for probe in probes])),
         "absorption": bench["absorption"].get(name, {}).get("fraction"),
         "one_token": share(features.token_share_F[judged(features)] >= ONE_TOKEN),
     }
-    return values | {f"specialized: {label}": specialized(features, label) for label in features.labels}
+    for label in features.labels:
+        values |= {f"{family}: {label}": of(features, label) for family, of in LABEL_MEASURES.items()}
+    return values
 
 
 def share(is_one_A: np.ndarray) -> float | None:
@@ -182,6 +186,21 @@ def specialized(features: Features, label: str) -> float | None:
         return None
     p_A = p_values(features.label_score[label][1][:, asked], features.density_F[asked])
     return share(stats.false_discovery_control(p_A) <= RATE)
+
+
+def mean_over_chance(features: Features, label: str) -> float | None:
+    """How specialized the features judged are, less what dealt labels give: 1 is a feature of one label alone."""
+    score_F = over_chance(features.label_score[label][1][:, judged(features)])
+    return float(score_F.mean()) if len(score_F) else None
+
+
+def mean_information(features: Features, label: str) -> float | None:
+    """Mutual information of firing and label, over that with dealt labels, thousandths of a bit."""
+    score_F = over_chance(features.label_score[label][0][:, judged(features)])
+    return float(1000 * score_F.mean()) if len(score_F) else None
+
+
+LABEL_MEASURES = {"specialized": specialized, "over chance": mean_over_chance, "information": mean_information}
 
 
 def frequency_of(features: Features) -> dict[str, tuple[float | None, float | None]]:

@@ -17,14 +17,22 @@ from dataclasses import dataclass, field
 from math import comb
 from typing import Any
 
-from analysis import comparison, emergence
-from analysis.figures import styled
-from analysis.intervals import Estimate, over_seeds
-from analysis.measures import MEASURES, MIN_FIRINGS, RATE, Gathered
+import numpy as np
 
-LEARNING = ("explained_variance", "ce_recovered", "l0", "dead", "rare", "frequent", "found_again")
+from analysis import comparison, emergence
+from analysis.figures import KIND_STYLES, styled
+from analysis.intervals import Estimate, over_seeds
+from analysis.measures import LABEL_MEASURES, MEASURES, MIN_FIRINGS, RATE, Gathered
+
+RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
+LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")
 INTERPRETABILITY = ("probing", "absorption", "one_token")
 CONTROL = "random weights, "
+LABEL_WORDS = {
+    "specialized": "share more specialized than chance",
+    "over chance": "specialization over chance",
+    "information": "information over chance, mbit",
+}
 L0_APART = 1.1  # kinds whose L0 differ by more are not compared at equal sparsity
 
 
@@ -96,7 +104,8 @@ def extremes(gathered: Gathered, measure: str, table: dict[str, dict[str, Estima
 
 
 def words(measure: str) -> str:
-    return MEASURES.get(measure, measure.replace("specialized: ", "share more specialized than chance: "))
+    family, _, label = measure.partition(": ")
+    return MEASURES.get(measure) or (f"{LABEL_WORDS[family]}: {label}" if label else measure)
 
 
 def equal_l0(gathered: Gathered) -> str:
@@ -138,6 +147,7 @@ def feature_learning(gathered: Gathered, control: Gathered | None) -> Answer:
         ),
         figures={
             "learning": chart_of("Activation functions", table),
+            "densities": densities(gathered),
             **({"comparison": comparison.figure(gathered.compared)} if gathered.compared else {}),
         },
     )
@@ -240,10 +250,11 @@ def behaviour_during_training(gathered: Gathered, control: Gathered | None) -> A
 
 
 def interpretability(gathered: Gathered, control: Gathered | None) -> Answer:
-    labels = [f"specialized: {label}" for label in gathered.labels]
+    labels = [f"{family}: {label}" for family in LABEL_MEASURES for label in gathered.labels]
     measures = [*INTERPRETABILITY, *labels]
     table = table_of(gathered, measures)
-    sentences = [extremes(gathered, measure, table) for measure in measures]
+    told_of = [*INTERPRETABILITY, *(label for label in labels if label.startswith("over chance"))]
+    sentences = [extremes(gathered, measure, table) for measure in told_of]
     verdict = "No run with shuffled weights was given (--control): what the measures prove is open."
     if control:
         shuffled = table_of(control, measures, CONTROL)
@@ -259,8 +270,9 @@ def interpretability(gathered: Gathered, control: Gathered | None) -> Answer:
     return Answer(
         question="How do sparsity mechanisms affect the interpretability of features?",
         measured=(
-            "Sparse probing and absorption by SAEBench's formulas, features of a single token, and the share of "
-            f"features that are more specialized on labels than chance (false discovery rate {RATE})."
+            "Sparse probing and absorption by SAEBench's formulas, features of a single token; on each set of labels "
+            f"the share of features more specialized than chance (false discovery rate {RATE}: it grows with the "
+            "text), and how specialized they are, and how much their firing tells of the label, over labels dealt anew."
         ),
         table=table,
         answer=f"{equal_l0(gathered)}: {'; '.join(sentences)}. {verdict}",
@@ -305,3 +317,33 @@ def chart_of(title: str, table: dict[str, dict[str, Estimate]], columns: int = 3
         facet=alt.Facet("column:N", title=None, sort=[words(c) for c in next(iter(table.values()))]), columns=columns
     )
     return styled(facets.resolve_scale(x="independent"), title, "mean over seeds and 95% interval")
+
+
+def densities(gathered: Gathered) -> Any:
+    """An Altair figure: how many features fire how often (log10), a line a dictionary; those that never do are said."""
+    import altair as alt
+
+    rows, dead = [], 0
+    kinds = kinds_of(gathered)
+    for kind, names in kinds.items():
+        for name in names:
+            density_F = gathered.features[name].density_F
+            dead += int((density_F == 0).sum())
+            counts, edges = np.histogram(np.log10(density_F[density_F > 0]), np.arange(-6, 0.01, 0.25))
+            rows += [
+                {"kind": kind, "member": name, "density": float(edge + 0.125), "features": int(count)}
+                for edge, count in zip(edges, counts, strict=False)
+            ]
+    colours: list[Any] = [colour for colour, _ in KIND_STYLES.values()][: len(kinds)]
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_line(interpolate="step")
+        .encode(
+            x=alt.X("density:Q", title="log10 of the share of rows on which a feature fires"),
+            y=alt.Y("features:Q", title="features"),
+            color=alt.Color("kind:N", title=None).scale(domain=list(kinds), range=colours),
+            detail="member:N",
+        )
+        .properties(width=380, height=240)
+    )
+    return styled(chart, "Densities", f"a line a dictionary; {dead} features in all fire on no row")
