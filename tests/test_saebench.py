@@ -293,7 +293,7 @@ def test_what_cannot_be_is_refused(run, tmp_path, capsys):
     for name in ("results.json", "config.json"):
         (tmp_path / name).write_text('{"members": []}')
     assert "written by an earlier version" in refused(str(tmp_path))
-    assert "--member nobody: " in refused(str(run), "--member", "nobody")
+    assert "--member nobody is not in" in refused(str(run), "--member", "nobody")
     assert "--metrics spelling: must be one of" in refused(str(run), "--metrics", "spelling")
     assert "--label: under which key" in refused(str(run), "--dataset", str(tmp_path / "a.jsonl"))
     few = [str(run), "--metrics", "probing", "--documents", "200"]

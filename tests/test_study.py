@@ -104,7 +104,7 @@ def gathered_of(values, frequency=(None, None)):
     """A kind of `topk` with as many seeds as there are values of every measure."""
     names = [f"topk-f8-s{seed}" for seed in range(len(values))]
     run = SimpleNamespace(members={name: {"activation": "topk", "seed": seed} for seed, name in enumerate(names)})
-    every = [*measures.MEASURES, "specialized: form"]
+    every = [*measures.MEASURES, *(f"{family}: form" for family in measures.LABEL_MEASURES)]
     return Gathered(
         run=run,
         features={name: SimpleNamespace(labels={"form": ["a", "b"]}) for name in names},
