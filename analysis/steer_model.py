@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from sae_jax.sae import SAE
 
 MODES, POSITIONS = ("add", "clamp", "ablate"), ("all", "generated")
-NEUTRAL, AMPLIFIED = "From my experience,", 10.0  # Arad et al. 2025, arXiv 2505.20063
+NEUTRAL = "From my experience,"  # Arad et al. 2025, arXiv 2505.20063
+AMPLIFIED = (1.0, 2.0, 4.0)  # times the maximum
 FLUENT = 2.0  # times the unsteered text's perplexity, at most, of a strength to recommend
 ROWS = 8192  # of a store, read at a time
 UNSTEERED, IN_PROMPT = "unsteered", "named in the prompt"
@@ -263,19 +264,22 @@ def output_scores(
 ) -> dict[int, float]:
     """How well each candidate steers, best first: S_out = (1 − best rank / V) · max p over the watched tokens.
 
-    By Arad et al. 2025: one run of a neutral prompt with the feature AMPLIFIED, ranks from 0. Theirs are the 20 tokens
-    that the feature promotes: by these one that promotes a word of the concept, but other words more, would win. They
-    amplify by the largest activation of all features; here it is the feature's own, by which strengths are measured.
+    By Arad et al. 2025: a neutral prompt with the feature AMPLIFIED, ranks from 0; the best of these amounts. Their
+    tokens are the 20 that the feature promotes: by these one that promotes a word of the concept, but other words more,
+    would win. They amplify to ten times the largest activation of all features: so far from any text, features that
+    steer fluently score less than others.
     """
     from harvest.steering import next_probabilities
 
     prompt_T = model.tokenizer(NEUTRAL, add_special_tokens=False)["input_ids"]
     chosen_C = np.array(list(candidates), int)
-    added_CxD = AMPLIFIED * max_F[chosen_C, None] * np.asarray(sae.W_dec[...])[chosen_C]
-    p_CxV = next_probabilities(model, prompt_T, site, added_CxD.astype(np.float32), first_position)
-    best_C = p_CxV[:, list(watched)].max(1)
-    rank_C = (p_CxV > best_C[:, None]).sum(1)
-    score_C = (1 - rank_C / p_CxV.shape[1]) * best_C
+    steps_CxD = max_F[chosen_C, None] * np.asarray(sae.W_dec[...])[chosen_C]
+    score_C = np.zeros(len(chosen_C))
+    for amplified in AMPLIFIED:
+        p_CxV = next_probabilities(model, prompt_T, site, (amplified * steps_CxD).astype(np.float32), first_position)
+        best_C = p_CxV[:, list(watched)].max(1)
+        rank_C = (p_CxV > best_C[:, None]).sum(1)
+        score_C = np.maximum(score_C, (1 - rank_C / p_CxV.shape[1]) * best_C)
     return {int(chosen_C[c]): float(score_C[c]) for c in np.argsort(-score_C, kind="stable")}
 
 

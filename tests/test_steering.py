@@ -195,12 +195,15 @@ def test_the_output_score_by_the_formula(model, saes):
     assert list(scores.values()) == sorted(scores.values(), reverse=True) and set(scores) == {4, 9, 20}
     ids = model.token_ids(np.array([model.tokenizer("From my experience,", add_special_tokens=False)["input_ids"]]))
     for i, score in scores.items():
-        shift = torch.from_numpy(np.asarray(10 * max_F[i] * sae.W_dec[i], np.float32))
-        with torch.inference_mode(), changing(model, SITE, lambda x, s=shift: torch.cat([x[:, :1], x[:, 1:] + s], 1)):
-            p_V = model.bridge(ids, return_type="logits", use_cache=False)[0, -1].softmax(-1).numpy()
-        ranks = {t: int((p_V > p_V[t]).sum()) for t in watched}
-        expected = (1 - min(ranks.values()) / 4096) * max(p_V[t] for t in watched)
-        assert score == pytest.approx(expected, rel=1e-3)
+        expected = []
+        for amplified in steer_model.AMPLIFIED:
+            shift = torch.from_numpy(np.asarray(amplified * max_F[i] * sae.W_dec[i], np.float32))
+            steered = changing(model, SITE, lambda x, s=shift: torch.cat([x[:, :1], x[:, 1:] + s], 1))
+            with torch.inference_mode(), steered:
+                p_V = model.bridge(ids, return_type="logits", use_cache=False)[0, -1].softmax(-1).numpy()
+            ranks = {t: int((p_V > p_V[t]).sum()) for t in watched}
+            expected.append((1 - min(ranks.values()) / 4096) * max(p_V[t] for t in watched))
+        assert score == pytest.approx(max(expected), rel=1e-3)
     p_CxV = next_probabilities(model, ids[0].tolist(), SITE, np.zeros((1, 256), np.float32), 1)
     assert p_CxV.sum() == pytest.approx(1, abs=1e-4)
 
