@@ -158,9 +158,13 @@ def what_drives_emergence(gathered: Gathered, control: Gathered | None) -> Answe
     for kind, names in kinds_of(gathered).items():
         known = {name: gathered.trajectories[name] for name in names if name in gathered.trajectories}
         table[kind] = emergence.predictors_over_seeds(known)
-        sure = [f"{what} ({of})" for what, of in table[kind].items() if of.excludes_zero]
+        sure = [
+            f"{'earlier' if of.mean < 0 else 'later'} the higher its {what} ({of})"
+            for what, of in table[kind].items()
+            if of.mean is not None and of.excludes_zero
+        ]
         unsure = [what for what, of in table[kind].items() if of.mean is not None and not of.excludes_zero]
-        parts = [f"earlier or later with {', '.join(sure)}"] if sure else []
+        parts = [", ".join(sure)] if sure else []
         parts += [f"not told by {', '.join(unsure)}"] if unsure else []
         sentences.append(f"{kind}: {'; '.join(parts) or 'under three snapshots, or all emerge at one step'}")
     return Answer(
