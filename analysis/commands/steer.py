@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from analysis.features import Features
     from harvest.language_model import LanguageModel
 
-SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+SWEEP = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 RANDOM, MEANS = "random direction", "difference in means"
 
 
