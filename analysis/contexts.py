@@ -17,7 +17,7 @@ class Context(NamedTuple):
 
 def context_text(store: ActivationStore, tokenizer, row: int, before: int = 10, after: int = 5) -> Context:
     """Some tokens before and after that of a row; rows count on from the training rows to the held-out ones."""
-    held_out = row >= len(store.train)
+    held_out = bool(row >= len(store.train))
     split = store.held_out if held_out else store.train
     tokens_T, position, document = split.context(row - len(store.train) if held_out else row)
     cuts = (max(0, position - before), position), (position, position + 1), (position + 1, position + 1 + after)
