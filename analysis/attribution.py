@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
     from sae_jax.sae import SAE
 
-METHODS = ("gradient", "integrated", "path")
 PATH_POINTS, CANDIDATES = 2, 3
 
 

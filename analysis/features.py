@@ -110,7 +110,7 @@ def features_of(
     paths = {name: run.path / "analysis" / "features" / f"{name}.npz" for name in members}
     found = {name: of for name in members if (of := Features.load(paths[name]))}
     if missing := [name for name in members if name not in found]:
-        model, done = run.language_model(), 0
+        model, done = run.language_model, 0
         for site in dict.fromkeys(map(run.site, missing)):
             store = run.store(site, cache_dir, on_progress, say)
             labels = labels_of(run.corpus, model.tokenizer, store.train.positions)

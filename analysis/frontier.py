@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.figures import GREYS, KIND_STYLES, OTHER_STYLE, save
+from analysis.figures import KIND_STYLES, OTHER_STYLE, save, styled
 from analysis.run import FinishedRun, is_bundled
 from harvest.errors import InputError
 from harvest.request import Site
@@ -168,15 +168,10 @@ def figure(frontier: Frontier) -> Any:
     counts = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     means = "one seed" if seeds == [1] else f"mean of {counts} seeds, bars: ± one standard deviation"
     text = in_words("text", frontier.settings["text"]) if "text" in frontier.settings else "several texts"
-    title = alt.TitleParams(frontier.title, subtitle=f"{means}; held-out rows of the {text}", anchor="start", offset=14)
     charts = [metric_chart(frontier, metric) for metric in metrics]
     chart = alt.vconcat(*charts, spacing=28) if len(frontier.panels) > 1 else alt.hconcat(*charts, spacing=36)
     return (
-        chart.properties(title=title, background="white", padding=16)
-        .configure(font="Helvetica, Arial, Liberation Sans, sans-serif")
-        .configure_view(stroke=None)
-        .configure_axis(labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10, **GREYS)
-        .configure_title(fontSize=16, subtitleFontSize=12, subtitleColor="#555555", subtitlePadding=6)
+        styled(chart, frontier.title, f"{means}; held-out rows of the {text}")
         .configure_legend(labelFontSize=13, symbolSize=110, symbolOpacity=1, offset=24, rowPadding=6)
         .configure_header(labelFontSize=13, labelFontWeight="bold", labelAnchor="start", title=None)
     )

@@ -24,7 +24,7 @@ def draw(gathered: Gathered, members: list[str], say: Callable[[str], None]) -> 
         drawn.append(stem.name)
         if not stem.with_suffix(".svg").exists():
             say(f"map of {name}")
-            tokenizer = tokenizer or gathered.run.language_model().tokenizer
+            tokenizer = tokenizer or gathered.run.language_model.tokenizer
             promoted = [
                 [tokenizer.decode([token]) for token in tokens]
                 for tokens in gathered.features[name].promoted_FxT.tolist()

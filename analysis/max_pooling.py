@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from analysis.firing import encode
 from harvest.capture import BATCH_TOKENS
 from harvest.request import Site
 from sae_jax.sae import SAE
@@ -40,7 +41,7 @@ def activations(model: LanguageModel, tokens_WxT: np.ndarray, sites: Iterable[Si
 
 def max_features(sae: SAE, x_WxTxD: np.ndarray, of: ConceptPassages) -> MaxPooled:
     graphdef, weights = nnx.split(sae)
-    return _pooled(lambda x_NxD: _encode(graphdef, weights, x_NxD), sae.W_dec.shape[0], x_WxTxD, of)
+    return _pooled(lambda x_NxD: encode(graphdef, weights, x_NxD), sae.W_dec.shape[0], x_WxTxD, of)
 
 
 def mean_difference(x_WxTxD: np.ndarray, of: ConceptPassages, among_N: np.ndarray) -> np.ndarray:
@@ -55,11 +56,6 @@ def mean_difference(x_WxTxD: np.ndarray, of: ConceptPassages, among_N: np.ndarra
 def max_projection(direction_D: np.ndarray, x_WxTxD: np.ndarray, of: ConceptPassages) -> MaxPooled:
     """x · direction, pooled in the same way: F is 1."""
     return _pooled(lambda x_NxD: x_NxD @ direction_D[:, None], 1, x_WxTxD, of)
-
-
-@jax.jit(static_argnums=0)
-def _encode(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: np.ndarray) -> jax.Array:
-    return nnx.merge(graphdef, weights).encode(x_NxD)
 
 
 def _pooled(

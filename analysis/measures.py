@@ -122,7 +122,7 @@ def fired_together(
 def benchmarks(
     run: FinishedRun, members: list[str], documents: int, say: Callable[[str], None]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """({question: {member: its record}}, notes) of probing and absorption: as `saebench` left them, or measured now.
+    """({question: {member: its record}}, notes) of probing and absorption: an earlier study's, or measured now.
 
     Probing is on the topics and forms of the bundled corpus, whatever the run's text was.
     """
@@ -131,7 +131,7 @@ def benchmarks(
     record = json.loads(path.read_text()) if path.exists() else {}
     if record.get("documents") != documents:
         say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
-        model = run.language_model()
+        model = run.language_model
         answers, notes = measure(settings, run, members, model)
         try:
             of_words, further = measure(replace(settings, metrics=("absorption",)), run, members, model)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,9 @@ class FinishedRun:
 
         return load_dictionary(self.path / "members" / member)
 
+    @cached_property
     def language_model(self) -> LanguageModel:
+        """Loaded once, whichever analyses ask for it."""
         from harvest.language_model import LanguageModel
 
         return LanguageModel.load(self.model_location, control=self.request.control)

@@ -195,12 +195,12 @@ def ways_of(
 
 def reader(sae: SAE, feature: int) -> Amounts:
     """f_i of rows."""
-    import jax
     from flax import nnx
 
-    graphdef, weights = nnx.split(sae)
-    encode = jax.jit(lambda weights, x_NxD: nnx.merge(graphdef, weights).encode(x_NxD)[:, feature])
-    return lambda x_NxD: np.asarray(encode(weights, x_NxD))
+    from analysis.firing import encode
+
+    parts = nnx.split(sae)
+    return lambda x_NxD: np.asarray(encode(*parts, x_NxD)[:, feature])
 
 
 def random_direction(d_model: int, seed: int) -> np.ndarray:

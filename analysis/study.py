@@ -17,11 +17,9 @@ from dataclasses import dataclass, field
 from math import comb
 from typing import Any
 
-import numpy as np
-
 from analysis import comparison, emergence
-from analysis.figures import KIND_STYLES, styled
-from analysis.intervals import Estimate, over_seeds
+from analysis.densities import figure as densities
+from analysis.intervals import Estimate, chart, over_seeds
 from analysis.measures import LABEL_MEASURES, MEASURES, MIN_FIRINGS, RATE, Gathered
 
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
@@ -108,6 +106,14 @@ def words(measure: str) -> str:
     return MEASURES.get(measure) or (f"{LABEL_WORDS[family]}: {label}" if label else measure)
 
 
+def named(table: dict[str, dict[str, Estimate]]) -> dict[str, dict[str, Estimate]]:
+    return {row: {words(measure): of for measure, of in columns.items()} for row, columns in table.items()}
+
+
+def activations(gathered: Gathered) -> dict[str, str]:
+    return {name: gathered.run.members[name]["activation"] for name in gathered.features}
+
+
 def equal_l0(gathered: Gathered) -> str:
     l0s = {kind: row["l0"].mean for kind, row in table_of(gathered, ["l0"]).items()}
     low, high = min(l0s.values()), max(l0s.values())  # type: ignore[type-var]
@@ -146,8 +152,10 @@ def feature_learning(gathered: Gathered, control: Gathered | None) -> Answer:
             "of one seed begin with the same weights: what they have in common beyond members of two is no find."
         ),
         figures={
-            "learning": chart_of("Activation functions", table),
-            "densities": densities(gathered),
+            "learning": chart("Activation functions", named(table)),
+            "densities": densities(
+                {name: of.density_F for name, of in gathered.features.items()}, activations(gathered)
+            ),
             **({"comparison": comparison.figure(gathered.compared)} if gathered.compared else {}),
         },
     )
@@ -181,7 +189,7 @@ def what_drives_emergence(gathered: Gathered, control: Gathered | None) -> Answe
             "What correlates need not drive: frequency, norm and co-occurrence depend on each other and are those of "
             "the finished dictionary. Steps between two snapshots are not told apart."
         ),
-        figures={"emergence-predictors": chart_of("What tells the step at which a feature emerges", table)},
+        figures={"emergence-predictors": chart("What tells the step at which a feature emerges", named(table))},
     )
 
 
@@ -211,7 +219,7 @@ def frequency_and_specialization(gathered: Gathered, control: Gathered | None) -
         f"{max(means):.2f}). {'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
         not_shown=f"Specialization on what is not labelled. Features with under {MIN_FIRINGS} firings are not asked.",
-        figures={"frequency": chart_of("Frequency and specialization: rank correlation", table, columns=2)},
+        figures={"frequency": chart("Frequency and specialization: rank correlation", named(table), columns=2)},
     )
 
 
@@ -238,8 +246,7 @@ def behaviour_during_training(gathered: Gathered, control: Gathered | None) -> A
             f"and {table[kind]['deaths']} deaths between snapshots"
         )
     first = next(iter(gathered.trajectories), None)
-    kinds = {name: gathered.run.members[name]["activation"] for name in gathered.trajectories}
-    figures = {"emergence": emergence.curves(gathered.trajectories, kinds)} if first else {}
+    figures = {"emergence": emergence.curves(gathered.trajectories, activations(gathered))} if first else {}
     if first:
         figures |= {f"emergence-{first}": emergence.heatmap(first, gathered.trajectories[first])}
     return Answer(
@@ -282,7 +289,7 @@ def interpretability(gathered: Gathered, control: Gathered | None) -> Answer:
         answer=f"{equal_l0(gathered)}: {'; '.join(sentences)}. {verdict}",
         uncertainty=seeds_of(gathered),
         not_shown="Whether people find the features meaningful; absorption needs a model that spells.",
-        figures={"interpretability": chart_of("Interpretability", table)},
+        figures={"interpretability": chart("Interpretability", named(table))},
     )
 
 
@@ -297,57 +304,3 @@ def told_apart(
     if any(end is None for ends in (*lows, *highs) for end in ends):
         return None
     return min(lows[0]) > max(highs[1]) or max(highs[0]) < min(lows[1])
-
-
-def chart_of(title: str, table: dict[str, dict[str, Estimate]], columns: int = 3) -> Any:
-    """An Altair figure: a panel a column, a point a row with its interval."""
-    import altair as alt
-
-    rows = [
-        {"row": row, "column": words(column), "mean": of.mean, "low": of.low, "high": of.high}
-        for row, columns in table.items()
-        for column, of in columns.items()
-        if of.mean is not None
-    ]
-    y = alt.Y("row:N", title=None, sort=list(table)).axis(labelLimit=220)
-    base = alt.Chart().encode(y=y, color=alt.value("#0072B2"))
-    x = alt.X("mean:Q", title=None).scale(zero=False, nice=True).axis(tickCount=4)
-    layers = alt.layer(
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=None), x2="high:Q"),
-        base.mark_point(filled=True, size=60, opacity=1).encode(x=x),
-        data=alt.Data(values=rows),
-    )
-    facets = layers.properties(width=190, height=22 * len(table)).facet(
-        facet=alt.Facet("column:N", title=None, sort=[words(c) for c in next(iter(table.values()))]), columns=columns
-    )
-    return styled(facets.resolve_scale(x="independent"), title, "mean over seeds and 95% interval")
-
-
-def densities(gathered: Gathered) -> Any:
-    """An Altair figure: how many features fire how often (log10), a line a dictionary; those that never do are said."""
-    import altair as alt
-
-    rows, dead = [], 0
-    kinds = kinds_of(gathered)
-    for kind, names in kinds.items():
-        for name in names:
-            density_F = gathered.features[name].density_F
-            dead += int((density_F == 0).sum())
-            counts, edges = np.histogram(np.log10(density_F[density_F > 0]), np.arange(-6, 0.01, 0.25))
-            rows += [
-                {"kind": kind, "member": name, "density": float(edge + 0.125), "features": int(count)}
-                for edge, count in zip(edges, counts, strict=False)
-            ]
-    colours: list[Any] = [colour for colour, _ in KIND_STYLES.values()][: len(kinds)]
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_line(interpolate="step")
-        .encode(
-            x=alt.X("density:Q", title="log10 of the share of rows on which a feature fires"),
-            y=alt.Y("features:Q", title="features"),
-            color=alt.Color("kind:N", title=None).scale(domain=list(kinds), range=colours),
-            detail="member:N",
-        )
-        .properties(width=380, height=240)
-    )
-    return styled(chart, "Densities", f"a line a dictionary; {dead} features in all fire on no row")

@@ -102,8 +102,8 @@ def test_a_run_of_the_control_is_measured_and_opened_on_the_control(tmp_path_fac
     plain, control = (FinishedRun.open(tmp_path / name) for name in ("plain", "control"))
     assert "control" not in plain.config["asked"]["harvest"] and plain.request.control is None
     assert control.request.control == control.config["stores"][0]["control"] == CONTROL
-    assert control.language_model().weights_hash() == load().weights_hash()
-    assert plain.language_model().weights_hash() == load(None).weights_hash()
+    assert control.language_model.weights_hash() == load().weights_hash()
+    assert plain.language_model.weights_hash() == load(None).weights_hash()
     ce = {run.path.name: next(iter(run.members.values()))["metrics"]["ce_clean"] for run in (plain, control)}
     assert ce["plain"] < 4 and ce["control"] > np.log(4096) - 0.5  # nats: it knows nothing
     (evaluated,) = json.loads((tmp_path / "e.json").read_text())["dictionaries"]

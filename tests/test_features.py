@@ -255,7 +255,7 @@ def test_a_feature_fires_at_the_token_that_its_context_marks(run):
     run, cache = run
     name = next(name for name in run.members if name.startswith("topk"))
     of = features_of(run, [name], cache)[name]
-    store, sae, tokenizer = run.store(run.site(name), cache), run.dictionary(name).sae, run.language_model().tokenizer
+    store, sae, tokenizer = run.store(run.site(name), cache), run.dictionary(name).sae, run.language_model.tokenizer
     assert set(of.labels) == {"topic", "subject", "form", "token class", "position"}
     feature = int(of.density_F.argmax())
     row, value = int(of.top_row_FxK[feature, 0]), of.max_F[feature]

@@ -21,7 +21,7 @@ from harvest.errors import InputError
 from harvest.request import flag
 from harvest.store import write_json
 
-METHODS = ("gradient", "integrated", "path")  # of analysis.attribution
+METHODS = ("gradient", "integrated", "path")  # here, so that --help need not import jax
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def run(argv: list[str]) -> None:
 
     from analysis.attribution import compute
 
-    model = finished.language_model()
+    model = finished.language_model
     tokenizer, longest = model.tokenizer, model.bridge.cfg.n_ctx
     first_position = finished.first_position
     prompt_T = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]

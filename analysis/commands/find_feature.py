@@ -73,7 +73,7 @@ def run(argv: list[str]) -> None:
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
         store = finished.store(finished.site(members[0]), options.cache_dir, **talk)
         dictionaries = {name: finished.dictionary(name) for name in members}
-        model = finished.language_model()
+        model = finished.language_model
         of, result = find(phrase, finished, model, dictionaries, options, examples, against)
         descriptions = describe(finished, result, model, options.cache_dir, **talk)
         record = {

@@ -31,7 +31,7 @@ def run(argv: list[str]) -> None:
     values = vars(parser.parse_args(argv))
     settings, finished = filled(SAEBench, values), FinishedRun.open(values["run"])
     members = finished.chosen(filled(Options, values).member)
-    answers, notes = measure(settings, finished, members, finished.language_model())
+    answers, notes = measure(settings, finished, members, finished.language_model)
     show(answers, notes, finished)
     write(answers, settings, finished, members)
 

@@ -96,7 +96,7 @@ def run(argv: list[str]) -> None:
     with Terminal() as terminal:
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
         features = features_of(finished, [member], options.cache_dir, **talk)[member]
-        model, site, sae = finished.language_model(), finished.site(member), finished.dictionary(member).sae
+        model, site, sae = finished.language_model, finished.site(member), finished.dictionary(member).sae
         first_position = finished.first_position
         others = {RANDOM: steer_model.random_direction(model.d_model, sampling.seed)}
         if options.concept:

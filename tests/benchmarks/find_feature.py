@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     finished, options = FinishedRun.open(args.run), Options(seed=args.seed)
-    model, dictionaries = finished.language_model(), {name: finished.dictionary(name) for name in finished.members}
+    model, dictionaries = finished.language_model, {name: finished.dictionary(name) for name in finished.members}
     texts, rng = [text for text in documents(finished.corpus) if text], np.random.default_rng(args.seed)
     print("| phrase | passages, scored | best feature | AUROC where chosen | AUROC | without the phrase |", end="")
     print(" precision, coverage | difference in means | pass |\n|" + "---|" * 9)
