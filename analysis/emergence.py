@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.features import Features
+from analysis.feature_statistics import Features
 from analysis.figures import KIND_STYLES, OTHER_STYLE, styled
 from analysis.intervals import Estimate, over_seeds
 from harvest.errors import InputError

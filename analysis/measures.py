@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 
 from analysis import comparison, emergence
 from analysis.emergence import Trajectory
-from analysis.features import Features, features_of
+from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder, sparse_activations, spread_rows
 from analysis.run import FinishedRun
 from analysis.saebench import SAEBench, measure, plain

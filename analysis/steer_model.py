@@ -25,7 +25,7 @@ from harvest.errors import InputError
 from harvest.request import Site, flag
 
 if TYPE_CHECKING:
-    from analysis.features import Features
+    from analysis.feature_statistics import Features
     from harvest.language_model import LanguageModel
     from harvest.store import ActivationStore
     from sae_jax.sae import SAE

@@ -11,7 +11,7 @@ from scipy import stats
 from analysis import features, firing
 from analysis import labels as labels_module
 from analysis.contexts import context_text
-from analysis.features import Features, best_others, features_of, phi
+from analysis.feature_statistics import Features, best_others, features_of, phi
 from analysis.firing import SHUFFLES, Labels, context_hashes, firing_of
 from analysis.run import FinishedRun
 from analysis.specialization import mutual_information, over_chance, p_values, specialization
