@@ -35,6 +35,11 @@ class Member:
     def level(self) -> str:
         return next(name for name in ("k", "sparsity", "target_l0") if getattr(self, name) is not None)
 
+    @property
+    def l0_asked(self) -> float | None:
+        """None where a coefficient is fixed."""
+        return self.k or self.target_l0
+
 
 def members_of(config: TrainConfig, sites: tuple[Site, ...]) -> list[Member]:
     """Every combination of the values, or of what an entry of the members' file leaves open, in a stable order.

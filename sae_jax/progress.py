@@ -31,6 +31,7 @@ class Progress:
     seconds_left: float
     data_wait: float  # share of the time since the start that training waited for rows
     members: dict[str, dict[str, float]]  # id → loss, explained_variance, mse, l0, dead_fraction; nan if it failed
+    l0_asked: dict[str, float | None]  # None where a coefficient is fixed
 
 
 class Diverged(RuntimeError):
@@ -98,6 +99,7 @@ class Reporter:
                 seconds_left=(self.total_steps - step) * self.seconds_per_step,
                 data_wait=wait_seconds / (now - self.began),
                 members=members,
+                l0_asked={m.id: m.l0_asked for group in self.groups for m in group.members},
             )
         )
 

@@ -85,8 +85,8 @@ class RunDirectory:
         with lock:
             yield
 
-    def begin(self, stores: list[dict], environment: dict, resume: bool) -> str:
-        """Write config.json; keep what an interrupted run has learned only if it is to be resumed.
+    def begin(self, stores: list[dict], environment: dict, plan: dict, resume: bool) -> str:
+        """Write config.json with the `plan` (total_steps, l0_asked by member); keep what an interrupted run has learned only if it is to be resumed.
 
         Returns what is different now from the environment in which a resumed run was begun ("" where nothing is).
         """
@@ -104,7 +104,7 @@ class RunDirectory:
         self.clear()
         write_json(
             self.path / "config.json",
-            {"schema": SCHEMA, "asked": self.asked, "stores": stores, "environment": environment},
+            {"schema": SCHEMA, "asked": self.asked, "stores": stores, "environment": environment, **plan},
         )
         return ""
 

@@ -79,7 +79,8 @@ def train(
     feed = Feed([store.train for store in stores], config.batch_size, config.epochs, config.data_seed)
     population = populate(config, stores, feed)
     with run.held():
-        if changed := run.begin([store_facts(store) for store in stores], environment(), resume):
+        plan = {"total_steps": feed.total_steps, "l0_asked": {m.id: m.l0_asked for m in population.members()}}
+        if changed := run.begin([store_facts(store) for store in stores], environment(), plan, resume):
             say(f"begun in another environment, so the last digits may differ: {changed}")
         states, report, steps = learn(population, feed, run, resume, checkpoint_seconds, snapshots, on_progress, say)
         evaluated = time.perf_counter()

@@ -36,6 +36,7 @@ class Progress:
     seconds_left: float
     data_wait: float
     members: dict[str, dict[str, float]]
+    l0_asked: dict[str, float | None]
 
 
 class Clock:
@@ -59,7 +60,7 @@ def progress(step: int, ids: list[str], loss: float | None = None, blocks: int =
         member_id: {"loss": 0.5 * (i + 1) + 40 / step if loss is None else loss, **metrics}
         for i, member_id in enumerate(ids)
     }
-    return Progress(step * 500, blocks * 500, 152_000.0, 72.0 * (1 - step / blocks), 0.13, members)
+    return Progress(step * 500, blocks * 500, 152_000.0, 72.0 * (1 - step / blocks), 0.13, members, dict.fromkeys(ids, 32.0))
 
 
 def results(ids: list[str], failed: str | None = None, model: str = "bundled") -> dict:
@@ -175,7 +176,8 @@ def test_the_box_of_results(columns):
     assert box[1].strip("║ ") == "EXPERIMENT RESULTS" and set(box[0][1:-1]) == {"═"}
     for member_id in member_ids(3):
         (row,) = (line for line in box if line.startswith(f"║ {member_id} "))
-        assert row.split() == ["║", member_id, "0.01234", "87.34%", "0.812", "32.4", "(32)", "1.2%", "║"]
+        mark = ["★"] * (member_id == member_ids(3)[0])  # all are alike: the first
+        assert row.split() == ["║", member_id, *mark, "0.01234", "87.34%", "0.812", "32.4", "(32)", "1.2%", "║"]
     text = "\n".join(box)
     for fact in ("bundled (fallback: no model hub in reach)", "cpu", "runs/first", "training 1:12", "152,000 rows/s"):
         assert fact in text
@@ -320,7 +322,7 @@ def odd_losses() -> None:
         for step, loss in enumerate([5.0, math.inf, -math.inf, 1e308, -1e308, 0.0, math.nan], start=1):
             terminal.training_progress(progress(step, ["relu-256"], loss))
         members = {"relu-256": {"loss": math.nan}, "empty": {}}
-        terminal.training_progress(Progress(8, 9, math.nan, math.inf, math.nan, members))
+        terminal.training_progress(Progress(8, 9, math.nan, math.inf, math.nan, members, {}))
 
 
 def test_a_curve_goes_from_its_lowest_to_its_highest_loss():

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -29,6 +29,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from analysis.best import best_member
 from analysis.faces.curve import LossCurve
 from analysis.faces.wording import (
     duration_text,
@@ -80,6 +81,7 @@ class Terminal:
         )
         unicode = self._console.encoding.startswith("utf")
         self._levels, self._no_level, self._ellipsis = ("▁▂▃▄▅▆▇█", "×", "…") if unicode else ("_.:-=+*#", "x", "..")
+        self._best = " ★" if unicode else " *"
         self._curves: defaultdict[str, LossCurve] = defaultdict(LossCurve)
         self._phase: str | None = None
         self._first: tuple[float, int] = (0.0, 0)  # when the phase began, and with how many tokens already there
@@ -131,6 +133,11 @@ class Terminal:
 
         self._show(frame, [head_line(phase, share, left, counts)], last=done >= total)
 
+    def past(self, losses: Iterable[tuple[str, float]]) -> None:
+        """Losses of members, each with its id, from before this terminal was there."""
+        for member_id, loss in losses:
+            self._curves[member_id].append(loss)
+
     def training_progress(self, progress: Progress) -> None:
         """Step, rows/s and time left; per member loss, explained variance, L0, dead and the loss so far."""
         if self._quiet:
@@ -145,7 +152,7 @@ class Terminal:
             counts.append(f"waiting for data {percent_done(progress.data_wait)}")
 
         def frame(height: int | None) -> RenderableType:
-            return Group(self._heading("train", share, left, counts), "", self._members(progress.members, height))
+            return Group(self._heading("train", share, left, counts), "", self._members(progress, height))
 
         lines = self._log_lines(head_line("train", share, left, counts), progress.members)
         self._show(frame, lines, last=progress.step >= progress.total_steps)
@@ -256,24 +263,30 @@ class Terminal:
         bar.add_row(Text(self._literal(phase).plain, style="bold"), done, percent_done(share).rjust(4), left.rjust(10))
         return Group(bar, Text("   ".join(filter(None, counts)), style="dim", no_wrap=True))
 
-    def _members(self, members: dict[str, dict[str, float]], height: int | None) -> RenderableType:
+    def _members(self, progress: Progress, height: int | None) -> RenderableType:
         """The members' table in at most `height` lines, heading included: those without room are summed up."""
+        members, best = progress.members, best_member(progress.members, progress.l0_asked)
         room = len(members) if height is None else max(height - 4, 1)
         shown = list(members) if len(members) <= room else list(members)[: max(room - 1, 1)]
         rows = [[member_id, *number_cells(members[member_id])] for member_id in shown]
         header = ["member", "loss".rjust(9), "EV".rjust(7), "L0".rjust(7), "dead".rjust(6)]
         curves = [self._curves[member_id] for member_id in shown]
-        table = self._table(header, rows, self._console.width, curves)
+        table = self._table(header, rows, self._console.width, curves, best)
         if len(shown) == len(members):
             return table
         hidden = [metrics for member_id, metrics in members.items() if member_id not in shown]
         return Group(table, Text(f"and {len(hidden)} more: {ranges_text(hidden)}", style="dim", no_wrap=True))
 
     def _table(
-        self, header: list[str], rows: list[list[str]], columns: int, curves: Sequence[LossCurve] | None = None
+        self,
+        header: list[str],
+        rows: list[list[str]],
+        columns: int,
+        curves: Sequence[LossCurve] | None = None,
+        best: str | None = None,
     ) -> Table:
         """Rows of an id and numbers. The id gets what the numbers (and the curve) leave, the curve the rest."""
-        ids = [self._literal(row[0]).plain for row in rows]
+        ids = [self._literal(row[0]).plain + (self._best if row[0] == best else "") for row in rows]
         widths = [max(map(len, cells)) for cells in zip(*(row[1:] for row in [header, *rows]), strict=True)]
         free = columns - sum(widths) - GAP * len(widths)
         wanted = max(map(cell_len, [header[0], *ids]))
@@ -308,7 +321,10 @@ class Terminal:
             sparsity = percent_text(metrics.get("sparsity", math.nan), digits=2)
             rows.append([member_name(member), loss, sparsity, variance, f"{l0} ({asked:g})" if asked else l0, dead])
             rows[-1] += [share_text(metrics.get("ce_recovered"))] if measured else []
-        return self._table(header, rows, columns)
+        own = {member_name(m): m for m in members if m.get("metrics") and not m.get("failed")}
+        asked_of = {name: m.get("k") or m.get("target_l0") for name, m in own.items()}
+        best = best_member({name: m["metrics"] for name, m in own.items()}, asked_of)
+        return self._table(header, rows, columns, best=best)
 
     def _pairs(self, pairs: list[tuple[str, str]], columns: int, style: str = "") -> Table:
         table = Table.grid(padding=(0, GAP))

@@ -1,0 +1,24 @@
+"""Which member of a population is the best one to begin with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+L0_TOLERANCE = 0.1
+
+
+def best_member(metrics: Mapping[str, Mapping[str, float]], l0_asked: Mapping[str, float | None]) -> str | None:
+    """Of those whose L0 is within a tenth of what was asked, the one with the highest explained variance.
+
+    `metrics` by id. Members of which no L0 was asked (a fixed coefficient) count as on target. None where there are
+    fewer than two members, or none is on target.
+    """
+
+    def on_target(name: str) -> bool:
+        asked = l0_asked.get(name)
+        return asked is None or abs(metrics[name].get("l0", math.nan) - asked) <= L0_TOLERANCE * asked
+
+    found = {name: of.get("explained_variance", math.nan) for name, of in metrics.items() if on_target(name)}
+    finite = {name: value for name, value in found.items() if math.isfinite(value)}
+    return max(finite, key=finite.__getitem__) if finite and len(metrics) > 1 else None
