@@ -1,6 +1,6 @@
 """What ablating a feature does to the model's predictions: x' = x − f_i(x) · W_dec[i], the dictionary's error kept.
 
-Shapes: W windows, T tokens a window, N rows, D width of the model, R firings sampled, S bootstrap samples, V vocabulary.
+Shapes: W windows, T tokens a window, N rows, D width of the model, R firings sampled, S samples, V vocabulary.
 """
 
 from __future__ import annotations

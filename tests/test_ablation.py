@@ -1,6 +1,5 @@
 """What ablating a feature does, against whole runs of the model without it, and where the answer was planted."""
 
-
 import numpy as np
 import pytest
 import torch
