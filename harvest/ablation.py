@@ -51,14 +51,15 @@ def lost_without(
         rows_WxPxD = run.activation_WxTxD[:, first_position:]
         taken_NxD = np.array(taken(rows_WxPxD.reshape(-1, model.d_model).numpy()), np.float32)
         taken_WxTxD[:, first_position:] = torch.from_numpy(taken_NxD).view(rows_WxPxD.shape)
-        is_taken_WxT = (taken_WxTxD != 0).any(-1)
+        is_WxT = (taken_WxTxD != 0).any(-1)
         logp_WxTxV = run.on_with(run.activation_WxTxD - taken_WxTxD).log_softmax(-1)
-        kl_WxT = (clean_WxTxV.exp() * (clean_WxTxV - logp_WxTxV)).sum(-1)
+        divergence_WxT = (clean_WxTxV.exp() * (clean_WxTxV - logp_WxTxV)).sum(-1)
         change_WxTxV = logp_WxTxV.sub_(clean_WxTxV)
-        ce_WxT = torch.zeros_like(kl_WxT)
-        ce_WxT[:, :-1] = -change_WxTxV[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
-        logp_V += change_WxTxV[is_taken_WxT.to(change_WxTxV.device)].sum(0, dtype=torch.float64).cpu()
-        positions += int(is_taken_WxT.sum())
-        parts.append([part.cpu().numpy() for part in (ce_WxT.double(), kl_WxT.double(), is_taken_WxT)])
+        added_WxT = torch.zeros_like(divergence_WxT)
+        added_WxT[:, :-1] = -change_WxTxV[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+        logp_V += change_WxTxV[is_WxT.to(change_WxTxV.device)].sum(0, dtype=torch.float64).cpu()
+        positions += int(is_WxT.sum())
+        parts.append([part.cpu().numpy() for part in (added_WxT.double(), divergence_WxT.double(), is_WxT)])
         on_windows(len(tokens))
-    return Lost(*map(np.concatenate, zip(*parts, strict=True)), (logp_V / max(positions, 1)).numpy())
+    ce_WxT, kl_WxT, is_taken_WxT = map(np.concatenate, zip(*parts, strict=True))
+    return Lost(ce_WxT, kl_WxT, is_taken_WxT, (logp_V / max(positions, 1)).numpy())
