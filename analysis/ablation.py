@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.contexts import place
+from analysis.contexts import place, token_texts
 from analysis.feature_statistics import features_of
 from analysis.loss_recovered import INTERVAL, resample
 from analysis.run import FinishedRun
@@ -85,8 +85,11 @@ def ablation_effect(
         return NOTHING
     drawn_SxW = resample(len(counts_W))
     low, high = np.percentile((drawn_SxW @ ce_W) / (drawn_SxW @ counts_W), INTERVAL)
-    decode, order_V = run.language_model.tokenizer.decode, np.argsort(lost.logp_V, kind="stable")
-    down, up = ([(decode([v]), float(lost.logp_V[v])) for v in ends[:TOKENS]] for ends in (order_V, order_V[::-1]))
+    order_V = np.argsort(lost.logp_V, kind="stable")
+    down, up = (
+        list(zip(token_texts(run.language_model.tokenizer, ends), lost.logp_V[ends].tolist(), strict=True))
+        for ends in (order_V[:TOKENS], order_V[::-1][:TOKENS])
+    )
     return AblationEffect(
         windows=len(counts_W),
         tokens=int(counts_W.sum()),

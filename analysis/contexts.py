@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -31,3 +32,14 @@ def place(store: ActivationStore, row: int) -> tuple[np.ndarray, int, int]:
     if row >= len(store.train):
         return store.held_out.context(row - len(store.train))
     return store.train.context(row)
+
+
+def token_texts(tokenizer, tokens: Iterable[int]) -> list[str]:
+    """Each token's own text, its space before it included; of a part of a character "�", of no token ""."""
+    tokens = [int(token) for token in tokens]
+    texts = tokenizer.batch_decode([[token] for token in tokens], clean_up_tokenization_spaces=False)
+    pieces = tokenizer.convert_ids_to_tokens(tokens)
+    return [
+        f" {text}" if (piece or "").startswith("▁") and not text.startswith(" ") else text  # decoding takes it away
+        for text, piece in zip(texts, pieces, strict=True)
+    ]

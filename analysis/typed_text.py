@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from scipy import sparse
 
+from analysis.contexts import token_texts
 from analysis.firing import encode
 from analysis.run import FinishedRun
 from harvest.errors import InputError
@@ -36,4 +37,4 @@ def read_text(run: FinishedRun, member: str, text: str) -> TypedText:
     padded_TxD = np.pad(x_TxD, ((0, -len(x_TxD) % PADDED), (0, 0)))
     values_TxF = np.array(encode(*nnx.split(run.dictionary(member).sae), padded_TxD))[: len(token_T)]
     values_TxF[: run.first_position] = 0
-    return TypedText([model.tokenizer.decode([token]) for token in token_T], sparse.csr_array(values_TxF))
+    return TypedText(token_texts(model.tokenizer, token_T), sparse.csr_array(values_TxF))
