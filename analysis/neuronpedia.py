@@ -265,6 +265,7 @@ def metadata(run: FinishedRun, source: Source, store: ActivationStore) -> dict[s
     windows = (len(store.train) + len(store.held_out)) // store.train.positions
     names = {"displayName": source.model, "displayNameShort": source.model, "owner": "", "instruct": False}
     sizes = {"layers": cfg.n_layers, "neuronsPerLayer": cfg.d_mlp or 0, "dimension": cfg.d_model}
+    left_out = " The first position of a prompt was left out: its values are 0." if store.train.first_position else ""
     corpus = {"dataset": source.dataset, "num_prompts": windows, "num_tokens_in_prompt": store.manifest["seq_len"]}
     return {
         "release": {"name": release, "description": f"{release}, trained by sae-jax", **author, **by},
@@ -273,7 +274,14 @@ def metadata(run: FinishedRun, source: Source, store: ActivationStore) -> dict[s
             **{"modelId": source.model, "name": source.set, "description": source.set, "releaseName": release},
             **author | by | {"showCorrelated": True},
         },
-        "source": {"id": source.id, "modelId": source.model, "setName": source.set, **corpus, "notes": NOTES, **by},
+        "source": {
+            "id": source.id,
+            "modelId": source.model,
+            "setName": source.set,
+            **corpus,
+            "notes": NOTES + left_out,
+            **by,
+        },
     }
 
 

@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from command_line import BUNDLED, environment, shared_cache
+from command_line import BUNDLED, shared_cache, trained
 from safetensors.numpy import load_file, save_file
 
-import main
 from analysis.ablation import ablation_effect
 from analysis.contexts import place
 from analysis.feature_statistics import features_of
 from analysis.loss_recovered import resample
-from analysis.run import FinishedRun
 from harvest.steering import changing
 
 SILENT, RAISING, LOWERING = 3, 5, 7
@@ -25,15 +23,10 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache):
     """Two members, behind the second block and behind the last; in the latter's weights three features are planted."""
-    path = tmp_path_factory.mktemp("ablation") / "run"
     argv = [*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--layer", "1", "3", "--hook", "resid_post"]
-    argv += ["--activation", "relu", "--hidden-dim", "48", "--target-l0", "8", "--epochs", "2", "--ce-windows", "0"]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(cache).items():
-            patch.setenv(name, value)
-        assert main.run_as_command([*argv, "--quiet", "--run-dir", str(path), "--cache-dir", str(cache)]) == 0
-    run = FinishedRun.open(path)
-    weights = path / "members" / member_at(run, 3) / "sae_weights.safetensors"
+    argv += ["--activation", "relu", "--hidden-dim", "48", "--target-l0", "8", "--epochs", "2"]
+    run = trained(tmp_path_factory.mktemp("ablation") / "run", cache, *argv)
+    weights = run.path / "members" / member_at(run, 3) / "sae_weights.safetensors"
     tensors = load_file(weights)
     direction_D = token_direction(run.language_model, the(run))
     for feature, sign in ((SILENT, 0), (RAISING, 1), (LOWERING, -1)):  # fires on no row, or alike on all

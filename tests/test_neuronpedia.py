@@ -8,17 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import ROOT, THREE_KINDS, environment, files_of, shared_cache
+from command_line import ROOT, THREE_KINDS, files_of, shared_cache, trained
+from rows import make_store
 from safetensors.numpy import load_file, save_file
 
 import main
+from analysis import feature_values as feature_values_module
 from analysis import neuronpedia
 from analysis.contexts import place
 from analysis.feature_statistics import features_of
+from analysis.feature_values import context_tokens, feature_values
 from analysis.neuronpedia import clean, export, rounded
-from analysis.run import FinishedRun
 from harvest.errors import InputError
 from harvest.unembedding import logit_weights
+from sae_jax.sae import SAE
 
 PEERS = os.environ.get("SAE_PEERS_PYTHON")
 DEAD = 7
@@ -32,14 +35,8 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache):
     """Three members; one feature of the first is made silent."""
-    path = tmp_path_factory.mktemp("neuronpedia") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(cache).items():
-            patch.setenv(name, value)
-        argv = [*THREE_KINDS, "--epochs", "2", "--ce-windows", "0", "--quiet", "--run-dir", str(path)]
-        assert main.run_as_command([*argv, "--cache-dir", str(cache)]) == 0
-    run = FinishedRun.open(path)
-    weights = path / "members" / next(iter(run.members)) / "sae_weights.safetensors"
+    run = trained(tmp_path_factory.mktemp("neuronpedia") / "run", cache, *THREE_KINDS, "--epochs", "2")
+    weights = run.path / "members" / next(iter(run.members)) / "sae_weights.safetensors"
     tensors = load_file(weights)
     tensors["W_enc"][:, DEAD], tensors["b_enc"][DEAD] = 0, -1
     save_file(tensors, weights)
@@ -186,6 +183,33 @@ def test_the_same_export_is_the_same_bytes_and_what_is_there_is_refused(
     with pytest.raises(ValueError, match="JSON"):
         export(run, member, tmp_path / "other", cache)
     assert {path.name for path in tmp_path.iterdir()} == {"again"}  # nothing half-written, and no NaN
+
+
+@pytest.mark.parametrize("longest", [6, 128])
+def test_a_long_window_is_cut_around_the_row(tmp_path, monkeypatch, longest):
+    """With values of either sign; windows of 9 tokens, the first of which has no row."""
+    monkeypatch.setattr(feature_values_module, "LONGEST", longest)
+    monkeypatch.setattr(feature_values_module, "CHUNK_ROWS", 64)
+    store, rng = make_store(tmp_path, windows=60), np.random.default_rng(0)
+    W_FxD = rng.standard_normal((5, store.d_model)).astype(np.float32)
+    zeros = {"b_enc": np.zeros(5, np.float32), "b_dec": np.zeros(store.d_model, np.float32)}
+    sae = SAE("abs_topk", {"W_encT": W_FxD, "W_dec": W_FxD, **zeros}, {"k": np.int32(2)}, "k", 2)
+    splits = (store.train, store.held_out)
+    f_NxF = np.concatenate([np.asarray(sae.encode(split.read(0, len(split)).astype(np.float32))) for split in splits])
+    assert (f_NxF < 0).any() and (f_NxF > 0).any()
+    rows_C, feature_C = rng.permutation(len(f_NxF))[:40], rng.integers(0, 5, 40)
+    found = feature_values(sae, store, feature_C, rows_C, np.abs(f_NxF).max(0), True)
+    assert found.value_CxL.shape == (40, min(longest, 9))
+    for number, (row, feature) in enumerate(zip(rows_C.tolist(), feature_C.tolist(), strict=True)):
+        tokens_L, at = context_tokens(store, found, number, row)
+        tokens_T, position, _ = place(store, row)
+        start = position - at
+        assert tokens_L.tolist() == tokens_T[start : start + min(longest, 9)].tolist()
+        window_T = np.concatenate([[0], f_NxF[row // 8 * 8 : row // 8 * 8 + 8, feature]])
+        np.testing.assert_allclose(found.value_CxL[number], window_T[start : start + min(longest, 9)], rtol=1e-5)
+        assert found.value_CxL[number, at] == pytest.approx(f_NxF[row, feature])
+    np.testing.assert_array_equal(found.count_FxB.sum(1), (f_NxF != 0).sum(0))
+    assert found.count_FxB[:, :25].sum() == (f_NxF < 0).sum()
 
 
 def test_tokens_that_a_database_cannot_hold():

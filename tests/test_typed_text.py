@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-from command_line import THREE_KINDS, environment, shared_cache
+from command_line import THREE_KINDS, shared_cache, trained
 
-import main
-from analysis.run import FinishedRun
 from analysis.typed_text import read_text
 from harvest.errors import InputError
 
@@ -17,13 +15,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache):
-    path = tmp_path_factory.mktemp("typed") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(cache).items():
-            patch.setenv(name, value)
-        argv = [*THREE_KINDS, "--epochs", "1", "--ce-windows", "0", "--quiet", "--run-dir", str(path)]
-        assert main.run_as_command([*argv, "--cache-dir", str(cache)]) == 0
-    return FinishedRun.open(path)
+    return trained(tmp_path_factory.mktemp("typed") / "run", cache, *THREE_KINDS, "--epochs", "1")
 
 
 def test_it_has_the_features_of_the_windows_in_the_store(run, cache):
