@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+import numpy as np
 
 from harvest.store import ActivationStore
 
@@ -18,8 +21,25 @@ class Context(NamedTuple):
 def context_text(store: ActivationStore, tokenizer, row: int, before: int = 10, after: int = 5) -> Context:
     """Some tokens before and after that of a row; rows count on from the training rows to the held-out ones."""
     held_out = bool(row >= len(store.train))
-    split = store.held_out if held_out else store.train
-    tokens_T, position, document = split.context(row - len(store.train) if held_out else row)
+    tokens_T, position, document = place(store, row)
     cuts = (max(0, position - before), position), (position, position + 1), (position + 1, position + 1 + after)
     left, token, right = (tokenizer.decode(tokens_T[slice(*cut)].tolist()) for cut in cuts)
     return Context(left, token, right, document, held_out)
+
+
+def place(store: ActivationStore, row: int) -> tuple[np.ndarray, int, int]:
+    """Where such a row comes from: (its token window [T], the position in it, its document)."""
+    if row >= len(store.train):
+        return store.held_out.context(row - len(store.train))
+    return store.train.context(row)
+
+
+def token_texts(tokenizer, tokens: Iterable[int]) -> list[str]:
+    """Each token's own text, its space before it included; of a part of a character "�", of no token ""."""
+    tokens = [int(token) for token in tokens]
+    texts = tokenizer.batch_decode([[token] for token in tokens], clean_up_tokenization_spaces=False)
+    pieces = tokenizer.convert_ids_to_tokens(tokens)
+    return [
+        f" {text}" if (piece or "").startswith("▁") and not text.startswith(" ") else text  # decoding takes it away
+        for text, piece in zip(texts, pieces, strict=True)
+    ]

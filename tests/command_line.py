@@ -5,6 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import main
+from analysis.run import FinishedRun
+
 ROOT = Path(__file__).parents[1]
 BUNDLED = ("--model-name", "bundled", "--dataset", "bundled")
 # All runs of three kinds have these shapes, so that one compiled program, in the shared cache, does for them.
@@ -35,6 +40,16 @@ def typed(*argv: object, cache: Path, script: str | None = None, **options) -> s
     process = start(*argv, cache=cache, script=script, **options)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def trained(path: Path, cache: Path, *argv: object) -> FinishedRun:
+    """A run made in this process, without its loss recovered."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(cache).items():
+            patch.setenv(name, value)
+        always = ("--ce-windows", "0", "--quiet", "--run-dir", path, "--cache-dir", cache)
+        assert main.run_as_command([*map(str, (*argv, *always))]) == 0
+    return FinishedRun.open(path)
 
 
 def files_of(directory: Path) -> dict[str, tuple[bytes, int]]:

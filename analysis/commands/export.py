@@ -1,8 +1,9 @@
-"""Write one dictionary as SAELens has it, with a model card, to be used elsewhere or published.
+"""Write one dictionary as SAELens has it, with a model card, or its features' pages as Neuronpedia imports them.
 
 python main.py export RUN --member ID --to DIR                   # of a finished run
 python main.py export DICTIONARY --to DIR                        # of SAELens (old or new) or dictionary_learning
 python main.py export RUN --member ID --to DIR --push-to-hub me/my-saes
+python main.py export RUN --member ID --to DIR --neuronpedia     # the features' pages
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from pathlib import Path
 from analysis.commands.flags import Parser, filled
 from analysis.run import FinishedRun, read_record
 from harvest.errors import InputError
-from harvest.request import flag
+from harvest.request import default_cache_dir, flag
 
 
 @dataclass(frozen=True)
 class Options:
     member: str | None = flag(None, "which member of the run")
     to: Path | None = flag(None, "a new or empty directory to write to")
+    neuronpedia: bool = flag(False, "write the features' pages, as Neuronpedia imports them, in place of the weights")
+    cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept (for --neuronpedia)")
     push_to_hub: str | None = flag(None, "upload it to this repository of the model hub, into a folder of its name")
 
 
@@ -33,6 +36,11 @@ def run(argv: list[str]) -> None:
         raise InputError("--to: say which directory to write to")
     if options.to.exists() and not (options.to.is_dir() and not any(options.to.iterdir())):
         raise InputError(f"--to {options.to} is there already: choose a new or an empty directory")
+    if options.neuronpedia:
+        if options.push_to_hub:
+            raise InputError("--push-to-hub: uploads weights; leave it out with --neuronpedia, or write them apart")
+        write_neuronpedia(source, options)
+        return
     if repo := options.push_to_hub:
         refuse_no_hub(repo)
 
@@ -48,6 +56,18 @@ def run(argv: list[str]) -> None:
     print(f"{dictionary.name} ({dictionary.cfg['architecture']}, {dictionary.d_in} × {dictionary.d_sae}): {options.to}")
     if repo:
         print(push(options.to, repo, dictionary.name))
+
+
+def write_neuronpedia(source: Path, options: Options) -> None:
+    from analysis.faces.terminal import Terminal
+    from analysis.neuronpedia import export
+
+    run = FinishedRun.open(source)
+    member = run.only(options.member)
+    assert options.to is not None
+    with Terminal() as terminal:
+        pages = export(run, member, options.to, options.cache_dir, terminal.progress, terminal.say)
+        terminal.say(f"{member}: {options.to}/batch-*.json, and to import {options.to / pages.model / pages.id}")
 
 
 def member_facts(source: Path, member_id: str | None) -> dict | None:

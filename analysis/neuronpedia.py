@@ -1,0 +1,331 @@
+"""A member's features as Neuronpedia imports them: SAEDashboard's batch files, and the files of its bulk import.
+
+    DIR/batch-0.json                              128 features each, as SAEDashboard 0.8 writes them
+    DIR/MODEL/LAYER-SET/{release,model,sourceset,source}.jsonl
+    DIR/MODEL/LAYER-SET/{features,activations}/batch-0.jsonl.gz      the same, a line a row of its tables
+
+Where it departs from SAEDashboard: intervals hold equal shares of the firings, not equal stretches of the values, and
+no window twice; logits are through the final norm's gain; correlated features are those of the whole dictionary, and
+their correlation and cosine are of firing. Correlated neurons are left empty.
+
+Shapes: F features, K top contexts, R firings sampled, B features of a batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from analysis.contexts import token_texts
+from analysis.feature_statistics import Features, features_of
+from analysis.feature_values import FeatureValues, context_tokens, feature_values
+from analysis.run import FinishedRun, is_bundled
+from harvest.errors import InputError
+from harvest.store import ActivationStore
+
+if TYPE_CHECKING:
+    from harvest.language_model import LanguageModel
+
+BATCH = 128  # features a file
+INTERVALS, EACH = 5, 5  # of the firings by rank; contexts of each
+ROWS, ALIGNED = 10, 3  # tokens promoted and suppressed; neurons and features beside it
+LOGIT_BARS = 50
+CREATOR = "clkht01d40000jv08hvalcvly"  # whom Neuronpedia's own exporter names where no user is
+NOTES = (
+    "Logits: decoder row through the final norm's gain (centered, where it is a LayerNorm) and the unembedding. "
+    "Intervals hold equal shares of the firings, by rank. Correlated features: correlation and cosine of firing."
+)
+
+
+class Group(NamedTuple):
+    """Contexts of about one strength; `bin_min` and `bin_contains` of the strongest are −1."""
+
+    bin_min: float
+    bin_max: float
+    bin_contains: float  # share of all rows
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the features are from, by Neuronpedia's names."""
+
+    model: str
+    set: str
+    layer: int
+    hook: str
+    dataset: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.layer}-{self.set}"
+
+
+def export(
+    run: FinishedRun,
+    member: str,
+    to: Path,
+    cache_dir: Path,
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Source:
+    """Writes `to`, which is whole or not there. Raises InputError as `features_of` does."""
+    features = features_of(run, [member], cache_dir, on_progress, say)[member]
+    store, source = run.store(run.site(member), cache_dir, on_progress, say), source_of(run, member)
+    pages = Pages(run, member, store, features, on_progress)
+    with whole_directory(to) as directory:
+        bulk = directory / source.model / source.id
+        for table in ("features", "activations"):
+            (bulk / table).mkdir(parents=True)
+        for name, row in metadata(run, source, store).items():
+            (bulk / f"{name}.jsonl").write_text(json_line(row))
+        total = len(features.density_F)
+        for start in range(0, total, BATCH):
+            name, batch = f"batch-{start // BATCH}", pages.batch(range(start, min(start + BATCH, total)))
+            about = {"model_id": source.model, "layer": source.layer, "sae_set": source.set, "sae_id_suffix": None}
+            (directory / f"{name}.json").write_text(json_line(about | {"features": batch}))
+            for table, rows in (("features", feature_rows), ("activations", activation_rows)):
+                lines = "".join(map(json_line, rows(source, batch))).encode()
+                (bulk / table / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines, 5, mtime=0))
+            on_progress("pages", start + len(batch), total)
+    return source
+
+
+@contextmanager
+def whole_directory(to: Path) -> Iterator[Path]:
+    """A directory beside `to` that takes its place when all is written, and is gone where that failed.
+
+    Raises InputError where `to` is there already, and not empty.
+    """
+    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+        raise InputError(f"--to {to} is there already: choose a new or an empty directory")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as beside:
+        directory = Path(beside) / to.name
+        directory.mkdir()
+        yield directory
+        os.replace(directory, to)
+
+
+def source_of(run: FinishedRun, member: str) -> Source:
+    site, control = run.site(member), run.request.control
+    facts = run.store_facts(site)
+    model = "bundled" if is_bundled(facts["model"]) else facts["model"]["asked"]
+    dataset = "bundled" if is_bundled(facts["dataset"]) else facts["dataset"]["asked"]
+    name = "-".join(filter(None, (site.hook, member, control)))
+    place = Path(dataset).name if Path(dataset).exists() else dataset  # no path of this machine
+    return Source(slug(Path(model).name), slug(name), site.layer, site.hook_name, place)
+
+
+def slug(name: str) -> str:
+    """Letters, digits and dashes, as Neuronpedia has its ids."""
+    return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+class Pages:
+    """The pages of a dictionary's features, a batch at a time."""
+
+    def __init__(
+        self,
+        run: FinishedRun,
+        member: str,
+        store: ActivationStore,
+        features: Features,
+        on_progress: Callable[[str, int, int], None],
+    ):
+        self.store, self.features, self.model, self.source = store, features, run.language_model, source_of(run, member)
+        self.W_dec_FxD = run.dictionary(member).tensors["W_dec"].astype(np.float32)
+        self.texts_V = np.array([clean(text) for text in vocabulary(self.model)], object)
+        self.groups_F = [groups_of(features, feature, store.train.positions) for feature in range(len(self.W_dec_FxD))]
+        contexts_F = [sum(len(group.rows) for group in groups) for groups in self.groups_F]
+        self.first_F = np.cumsum([0, *contexts_F])
+        done = 0
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows
+            on_progress("contexts", done, features.rows)
+
+        self.values: FeatureValues = feature_values(
+            run.dictionary(member).sae,
+            store,
+            np.repeat(np.arange(len(contexts_F)), contexts_F),
+            np.concatenate([np.empty(0, np.int64), *(group.rows for groups in self.groups_F for group in groups)]),
+            features.max_F,
+            bool((features.sample_value_FxR < 0).any()),
+            advance,
+        )
+
+    def batch(self, which: range) -> list[dict[str, Any]]:
+        from harvest.unembedding import logit_weights
+
+        logits_BxV = logit_weights(self.model, self.W_dec_FxD[which.start : which.stop])
+        return [self.page(feature, logits_V) for feature, logits_V in zip(which, logits_BxV, strict=True)]
+
+    def page(self, feature: int, logits_V: np.ndarray) -> dict[str, Any]:
+        """NeuronpediaDashboardFeature of SAEDashboard."""
+        of, decoder_D = self.features, self.W_dec_FxD[feature]
+        aligned_A = np.argsort(-decoder_D, kind="stable")[:ALIGNED]
+        together_A = of.together_FxJ[feature, :ALIGNED][of.together_phi_FxJ[feature, :ALIGNED] > 0]
+        count_B, edge_E = self.values.count_FxB[feature], self.values.edge_FxE[feature]
+        logit_counts_B, logit_edges_E = np.histogram(logits_V, LOGIT_BARS)
+        fires = bool(of.density_F[feature])
+        return {
+            "feature_index": feature,
+            "neuron_alignment_indices": aligned_A.tolist(),
+            "neuron_alignment_values": rounded(decoder_D[aligned_A]),
+            "neuron_alignment_l1": rounded(np.abs(decoder_D[aligned_A]) / max(np.abs(decoder_D).sum(), 1e-30)),
+            "correlated_neurons_indices": [],
+            "correlated_neurons_l1": [],
+            "correlated_neurons_pearson": [],
+            "correlated_features_indices": together_A.tolist(),
+            "correlated_features_l1": rounded(firing_cosine(of, feature, together_A)),
+            "correlated_features_pearson": rounded(of.together_phi_FxJ[feature, : len(together_A)]),
+            "neg_str": self.texts_V[of.suppressed_FxT[feature, :ROWS]].tolist(),
+            "neg_values": rounded(of.suppressed_weight_FxT[feature, :ROWS]),
+            "pos_str": self.texts_V[of.promoted_FxT[feature, :ROWS]].tolist(),
+            "pos_values": rounded(of.promoted_weight_FxT[feature, :ROWS]),
+            "frac_nonzero": float(of.density_F[feature]),
+            "freq_hist_data_bar_values": rounded((edge_E[1:] + edge_E[:-1]) / 2) if fires else [],
+            "freq_hist_data_bar_heights": count_B.tolist() if fires else [],
+            "logits_hist_data_bar_heights": logit_counts_B.tolist(),
+            "logits_hist_data_bar_values": rounded((logit_edges_E[1:] + logit_edges_E[:-1]) / 2),
+            "n_prompts_total": of.rows // self.store.train.positions,
+            "n_tokens_in_prompt": self.store.manifest["seq_len"],
+            "dataset": self.source.dataset,
+            "decoder_weights_dist": [],
+            "vector": rounded(decoder_D, 6),
+            "activations": list(self.activations(feature)),
+        }
+
+    def activations(self, feature: int) -> Iterator[dict[str, Any]]:
+        """NeuronpediaDashboardActivation of SAEDashboard, the strongest first."""
+        number = self.first_F[feature]
+        for group in self.groups_F[feature]:
+            bins = {"bin_min": group.bin_min, "bin_max": group.bin_max, "bin_contains": group.bin_contains}
+            for row in group.rows.tolist():
+                tokens_L, at = context_tokens(self.store, self.values, number, row)
+                values_L = rounded(self.values.value_CxL[number])
+                yield {
+                    **bins,
+                    "tokens": self.texts_V[tokens_L].tolist(),
+                    "values": values_L,
+                    "qualifying_token_index": at,
+                }
+                number += 1
+
+
+def vocabulary(model: LanguageModel) -> list[str]:
+    return token_texts(model.tokenizer, range(max(model.bridge.cfg.d_vocab, len(model.tokenizer))))
+
+
+def groups_of(features: Features, feature: int, positions: int) -> list[Group]:
+    """The strongest contexts, then some of each stretch of ranks, strongest first; windows of the former no more."""
+    top_K, row_R = (of_FxN[feature][of_FxN[feature] >= 0] for of_FxN in (features.top_row_FxK, features.sample_row_FxR))
+    if not len(top_K):
+        return []
+    value_R = features.sample_value_FxR[feature, : len(row_R)]
+    groups = [Group(-1.0, float(features.max_F[feature]), -1.0, top_K)]
+    is_new_R = ~np.isin(row_R // positions, top_K // positions)
+    for rank_N in np.array_split(np.arange(len(row_R)), INTERVALS):
+        new_N = rank_N[is_new_R[rank_N]]
+        if len(new_N):
+            chosen = np.unique(np.linspace(0, len(new_N) - 1, min(EACH, len(new_N))).round().astype(int))
+            low, high = float(value_R[rank_N].min()), float(value_R[rank_N].max())
+            share = float(features.density_F[feature] * len(rank_N) / len(row_R))
+            groups.append(Group(low, high, share, row_R[new_N[chosen]]))
+    return groups
+
+
+def firing_cosine(features: Features, feature: int, others_A: np.ndarray) -> np.ndarray:
+    """Of the rows on which each fires, as 0 and 1: from the correlation that is kept."""
+    share, share_A = features.density_F[feature], features.density_F[others_A]
+    phi_A = features.together_phi_FxJ[feature, : len(others_A)]
+    both_A = phi_A * np.sqrt(share * (1 - share) * share_A * (1 - share_A)) + share * share_A
+    return both_A / np.sqrt(share * share_A)
+
+
+def metadata(run: FinishedRun, source: Source, store: ActivationStore) -> dict[str, dict[str, Any]]:
+    """The rows of what a source belongs to, by file; what its tables have a default for is left out."""
+    release, cfg = slug(run.path.resolve().name), run.language_model.bridge.cfg
+    by = {"creatorId": CREATOR, "visibility": "PUBLIC"}
+    author = {"creatorName": "sae-jax", "urls": []}
+    windows = (len(store.train) + len(store.held_out)) // store.train.positions
+    names = {"displayName": source.model, "displayNameShort": source.model, "owner": "", "instruct": False}
+    sizes = {"layers": cfg.n_layers, "neuronsPerLayer": cfg.d_mlp or 0, "dimension": cfg.d_model}
+    left_out = " The first position of a prompt was left out: its values are 0." if store.train.first_position else ""
+    corpus = {"dataset": source.dataset, "num_prompts": windows, "num_tokens_in_prompt": store.manifest["seq_len"]}
+    return {
+        "release": {"name": release, "description": f"{release}, trained by sae-jax", **author, **by},
+        "model": {"id": source.model, **names, **sizes, **by},
+        "sourceset": {
+            **{"modelId": source.model, "name": source.set, "description": source.set, "releaseName": release},
+            **author | by | {"showCorrelated": True},
+        },
+        "source": {
+            "id": source.id,
+            "modelId": source.model,
+            "setName": source.set,
+            **corpus,
+            "notes": NOTES + left_out,
+            **by,
+        },
+    }
+
+
+def feature_rows(source: Source, pages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of Neuronpedia's table Neuron."""
+    elsewhere = {"feature_index", "n_prompts_total", "n_tokens_in_prompt", "dataset", "activations"}
+    for page in pages:
+        largest = max((max(activation["values"]) for activation in page["activations"]), default=0.0)
+        yield {
+            **{"modelId": source.model, "layer": source.id, "index": str(page["feature_index"])},
+            **{"sourceSetName": source.set, "creatorId": CREATOR, "hookName": source.hook, "hasVector": True},
+            **{"maxActApprox": largest, "vectorDefaultSteerStrength": largest},
+            **{name: value for name, value in page.items() if name not in elsewhere},
+        }
+
+
+def activation_rows(source: Source, pages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of Neuronpedia's table Activation; the same export has the same ids, so that none is imported twice."""
+    for page in pages:
+        for number, activation in enumerate(page["activations"]):
+            values = activation["values"]
+            name = f"{source.model}/{source.id}/{page['feature_index']}/{number}"
+            yield {
+                "id": "c" + blake2b(name.encode(), digest_size=12).hexdigest(),
+                **{"modelId": source.model, "layer": source.id, "index": str(page["feature_index"])},
+                **{"creatorId": CREATOR, "tokens": activation["tokens"], "values": values},
+                **{"maxValue": max(values), "maxValueTokenIndex": values.index(max(values)), "minValue": min(values)},
+                **{"binMin": activation["bin_min"], "binMax": activation["bin_max"]},
+                "binContains": activation["bin_contains"],
+                "qualifyingTokenIndex": activation["qualifying_token_index"],
+            }
+
+
+def rounded(values: np.ndarray, digits: int = 4) -> list[float]:
+    """So many digits of the largest."""
+    largest = float(np.abs(values).max(initial=0))
+    decimals = digits - 1 - math.floor(math.log10(largest)) if largest else 0
+    return (np.round(np.asarray(values, np.float64), decimals) + 0.0).tolist()  # no −0
+
+
+def clean(text: str) -> str:
+    """Without what a database of text cannot hold."""
+    return re.sub("[\\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def json_line(record: dict[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"
