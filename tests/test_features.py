@@ -8,7 +8,7 @@ from command_line import THREE_KINDS, shared_cache, typed
 from rows import make_store
 from scipy import stats
 
-from analysis import features, firing
+from analysis import feature_statistics, firing
 from analysis import labels as labels_module
 from analysis.contexts import context_text
 from analysis.feature_statistics import Features, best_others, features_of, phi
@@ -269,5 +269,5 @@ def test_a_feature_fires_at_the_token_that_its_context_marks(run):
 
 def test_of_another_version_it_is_computed_again(run, tmp_path):
     path = tmp_path / "old.npz"
-    np.savez(path, format=np.array(features.FORMAT - 1))
+    np.savez(path, format=np.array(feature_statistics.FORMAT - 1))
     assert Features.load(path) is None

@@ -60,7 +60,9 @@ def progress(step: int, ids: list[str], loss: float | None = None, blocks: int =
         member_id: {"loss": 0.5 * (i + 1) + 40 / step if loss is None else loss, **metrics}
         for i, member_id in enumerate(ids)
     }
-    return Progress(step * 500, blocks * 500, 152_000.0, 72.0 * (1 - step / blocks), 0.13, members, dict.fromkeys(ids, 32.0))
+    return Progress(
+        step * 500, blocks * 500, 152_000.0, 72.0 * (1 - step / blocks), 0.13, members, dict.fromkeys(ids, 32.0)
+    )
 
 
 def results(ids: list[str], failed: str | None = None, model: str = "bundled") -> dict:
