@@ -63,6 +63,7 @@ COMMANDS = (  # `run(argv)` of analysis/commands/NAME.py
     "find-feature",
     "frontier",
     "saebench",
+    "show",
     "steer",
     "study",
 )

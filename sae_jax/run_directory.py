@@ -79,16 +79,17 @@ class RunDirectory:
         self.refuse_another_run()
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(self.path / LOCK).acquire(timeout=0)
+            lock = FileLock(self.path / LOCK).acquire(timeout=1)  # `show` holds it for an instant
         except Timeout:
             raise InputError(f"--run-dir {self.path}: another process is training in it") from None
         with lock:
             yield
 
     def begin(self, stores: list[dict], environment: dict, plan: dict, resume: bool) -> str:
-        """Write config.json with the `plan` (total_steps, l0_asked by member); keep what an interrupted run has learned only if it is to be resumed.
+        """Write config.json; keep what an interrupted run has learned only if it is to be resumed.
 
-        Returns what is different now from the environment in which a resumed run was begun ("" where nothing is).
+        `plan` is {"total_steps": ..., "l0_asked": {member: ...}}. Returns what is different now from the environment in
+        which a resumed run was begun ("" where nothing is).
         """
         config = self._read("config.json")
         if config is not None and resume:

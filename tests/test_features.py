@@ -243,7 +243,7 @@ def test_a_run_is_described_once_and_read_again(run, monkeypatch):
     found = features_of(run, members, cache)
     files = {path: path.stat().st_mtime_ns for path in (run.path / "analysis" / "features").iterdir()}
     assert sorted(path.stem for path in files) == sorted(members)
-    monkeypatch.setattr(features, "firing_of", None)  # whatever calls it fails
+    monkeypatch.setattr(feature_statistics, "firing_of", None)  # whatever calls it fails
     again = features_of(run, members, cache)
     assert {path: path.stat().st_mtime_ns for path in files} == files
     for name in members:

@@ -31,6 +31,7 @@ from rich.text import Text
 
 from analysis.best import best_member
 from analysis.faces.curve import LossCurve
+from analysis.faces.scatter import scatter
 from analysis.faces.wording import (
     duration_text,
     failure_text,
@@ -58,6 +59,7 @@ UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}
 UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features"}
 LOG_COLUMNS = 160  # no line of progress in a log is longer
 CURVE_COLUMNS = 16  # ids give way before the curve gets narrower
+SCATTER_COLUMNS = 100
 ID_COLUMNS = 12  # and the curve gives way before the ids get narrower
 GAP = 2  # between columns
 
@@ -95,7 +97,7 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._leave_phase()
+        self.leave_phase()
 
     def say(self, text: str) -> None:
         """A line that stays, above whatever is being redrawn."""
@@ -160,7 +162,7 @@ class Terminal:
 
     def results(self, results: dict[str, Any], run_dir: str) -> None:
         """The double-line box EXPERIMENT RESULTS from the content of results.json, and where the results lie."""
-        self._leave_phase()
+        self.leave_phase()
         failed = [member for member in results["members"] if member.get("failed")]
         if self._quiet:
             for member in failed:
@@ -186,6 +188,11 @@ class Terminal:
         if facts[-1][1] != where:  # the box had no room for it; nobody shall have to guess a path
             self._console.print(self._literal(f"results: {run_dir}"), soft_wrap=True)
 
+    def scatter(self, points: Sequence[tuple[str, float, float]], x_title: str, y_title: str) -> None:
+        """Points (kind, x, y), drawn in characters."""
+        for line in scatter(points, x_title, y_title, min(self._console.width, SCATTER_COLUMNS)):
+            self._console.print(self._literal(line), soft_wrap=True)
+
     def plan(self, plan: Plan) -> None:
         """The members of a dry run, and what they cost."""
         header = ["member", "group", "parameters", "memory", "time"]
@@ -203,7 +210,7 @@ class Terminal:
 
     def evaluation(self, report: dict[str, Any]) -> None:
         """The table of `python main.py evaluate`: one line a dictionary, intervals in parentheses."""
-        self._leave_phase()
+        self.leave_phase()
         header = ["dictionary", "expl. var.", "L0", "dead", "CE clean", "CE", "CE rec.", "KL rec."]
         rows = []
         for found in report["dictionaries"]:
@@ -214,16 +221,17 @@ class Terminal:
             rows.append([found["name"], variance, l0, dead, *losses, *shares])
         self._console.print(self._table(header, rows, self._console.width))
 
-    # Phases: each leaves its last frame, or line, behind.
+    # Phases.
 
     def _enter_phase(self, phase: str) -> bool:
         if phase == self._phase:
             return False
-        self._leave_phase()
+        self.leave_phase()
         self._phase, self._next = phase, -math.inf
         return True
 
-    def _leave_phase(self) -> None:
+    def leave_phase(self) -> None:
+        """The last frame, or line, stays behind."""
         if self._live is not None and self._frame is not None:
             self._live.update(self._frame(None))
             self._live.stop()

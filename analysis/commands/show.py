@@ -1,0 +1,72 @@
+"""A run in the terminal: finished, interrupted, or still being trained by another process.
+
+python main.py show runs/first --pareto
+python main.py show runs/first --watch
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.commands.flags import Parser, filled
+from analysis.faces.tables import frontier_table
+from analysis.faces.terminal import Terminal
+from analysis.frontier import compute
+from analysis.going_on import GoingOn
+from analysis.run import FinishedRun
+from harvest.errors import InputError
+from harvest.request import flag
+
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Options:
+    pareto: bool = flag(False, "draw explained variance against L0, too")
+    watch: bool = flag(False, "follow the training until it is finished")
+
+
+def run(argv: list[str]) -> None:
+    parser = Parser(prog="main.py show", description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_flags("output", Options)
+    values = vars(parser.parse_args(argv))
+    path, options = values["run"], filled(Options, values)
+    with Terminal() as terminal:
+        if not (path / "results.json").exists():
+            follow(GoingOn.open(path), terminal, options.watch)
+        if (path / "results.json").exists():
+            show_finished(path, options, terminal)
+        elif options.pareto:
+            raise InputError(f"--pareto: {path} is not finished, and has no held-out figures yet")
+
+
+def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
+    finished, frontier = FinishedRun.open(path), compute(path)
+    if frontier.has_curve:
+        terminal.say(frontier.title)
+        terminal.show(frontier_table(frontier))
+    terminal.results(finished.results, str(path))
+    if options.pareto:
+        points = [(p.kind, p.metrics["l0"].mean, p.metrics["explained_variance"].mean) for p in frontier.points]
+        terminal.scatter(points, "L0", "explained variance")
+    made = sorted({re.split(r"[-.]", p.name)[0] for p in (path / "analysis").glob("*")})
+    terminal.say(f"analyses: {', '.join(made)}" if made else f"no analyses yet: python main.py study {path}")
+
+
+def follow(going_on: GoingOn, terminal: Terminal, watch: bool) -> None:
+    """Its last state, once, or until it is finished or no longer written."""
+    terminal.past(going_on.losses())
+    while not going_on.finished:
+        progress = going_on.progress()
+        if progress:
+            terminal.training_progress(progress)
+        if not watch or not going_on.being_trained:
+            break
+        time.sleep(POLL_SECONDS)
+    terminal.leave_phase()
+    if not going_on.finished:
+        terminal.say(going_on.state())

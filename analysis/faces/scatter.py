@@ -1,0 +1,37 @@
+"""A plot in characters, for a terminal or a log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def scatter(
+    points: Sequence[tuple[str, float, float]], x_title: str, y_title: str, columns: int, lines: int = 16
+) -> list[str]:
+    """Points (kind, x, y) as a letter a kind, with a legend; `*` where kinds fall on one place."""
+    kinds = list(dict.fromkeys(kind for kind, _, _ in points))
+    letters = dict(zip(kinds, LETTERS * (1 + len(kinds) // len(LETTERS)), strict=False))
+    (x_low, x_high), (y_low, y_high) = (spread(values) for values in list(zip(*points, strict=True))[1:])
+    margin = max(len(f"{value:.3f}") for value in (y_low, y_high)) + 1
+    width = columns - margin - 1
+    grid = [[" "] * width for _ in range(lines)]
+    for kind, x, y in points:
+        column = round((x - x_low) / (x_high - x_low) * (width - 1))
+        line = round((y_high - y) / (y_high - y_low) * (lines - 1))
+        free = grid[line][column] in (" ", letters[kind])
+        grid[line][column] = letters[kind] if free else "*"
+    marks = {0: f"{y_high:.3f}", lines - 1: f"{y_low:.3f}"}
+    left, right = f"{x_low:.1f}", f"{x_high:.1f}"
+    drawn = [y_title]
+    drawn += [f"{marks.get(i, ''):>{margin - 1}} |{''.join(row).rstrip()}" for i, row in enumerate(grid)]
+    drawn += [" " * margin + "+" + "-" * width]
+    drawn += [" " * margin + left + x_title.center(width - len(left) - len(right) + 1) + right]
+    return [*drawn, "  ".join(f"{letter} {kind}" for kind, letter in letters.items())]
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Lowest and highest, apart from each other."""
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)

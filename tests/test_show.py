@@ -1,0 +1,115 @@
+"""`show`: a run looked at from another terminal, while it trains, when it was stopped, and when it is finished."""
+
+import json
+import os
+import re
+import signal
+import time
+
+import pytest
+from command_line import THREE_KINDS, shared_cache, start, trained, typed
+
+from analysis.best import best_member
+from analysis.faces.scatter import scatter
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return shared_cache(tmp_path_factory)
+
+
+def show(path, *argv):
+    """`show` takes no --cache-dir."""
+    script = "import sys, main; sys.exit(main.run_as_command(['show', *sys.argv[1:-2]]))"
+    return typed(path, *argv, cache=path, script=script)
+
+
+@pytest.fixture(scope="module")
+def going_on(cache, tmp_path_factory):
+    """A training that takes longer than the tests; stopped after them."""
+    run = tmp_path_factory.mktemp("runs") / "long"
+    process = start(*THREE_KINDS, "--epochs", "100000", "--run-dir", run, cache=cache)
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    yield run, process
+    process.kill()
+    process.wait()
+
+
+def test_a_run_that_another_process_trains(going_on):
+    run, _ = going_on
+    shown = show(run)
+    assert shown.returncode == 0 and "\x1b" not in shown.stdout
+    total = json.loads((run / "config.json").read_text())["total_steps"]
+    steps = {json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()}
+    head = re.search(r"^train  step ([\d,]+)/([\d,]+)  ", shown.stdout, re.M)
+    assert int(head[1].replace(",", "")) in steps and int(head[2].replace(",", "")) == total
+    for kind in ("relu", "jump_relu", "topk"):
+        assert re.search(rf"^  {kind}-f48\S+ +loss [\d.]+ ", shown.stdout, re.M)
+    assert re.search(r"is being trained; last reported \d+ s ago$", shown.stdout, re.M)
+    pareto = show(run, "--pareto")
+    assert pareto.returncode == 2 and "is not finished" in pareto.stderr
+
+
+def test_watching_ends_with_a_word_and_leaves_the_training_alone(going_on):
+    run, process = going_on
+    script = "import sys, main; sys.exit(main.run_as_command(['show', *sys.argv[1:-2]]))"
+    watching = start(run, "--watch", cache=run, script=script)
+    assert watching.stdout.readline().startswith("train  step ")
+    watching.send_signal(signal.SIGINT)
+    _, err = watching.communicate(timeout=60)
+    assert watching.returncode == 130 and "Traceback" not in err
+    assert process.poll() is None
+
+
+def test_a_stopped_run_says_how_it_goes_on(going_on):
+    run, process = going_on
+    os.kill(process.pid, signal.SIGINT)
+    process.wait(timeout=120)
+    shown = show(run)
+    assert shown.returncode == 0 and "was interrupted" in shown.stdout and "--resume" in shown.stdout
+
+
+def test_a_finished_run_is_shown_as_it_was_at_its_end(cache, tmp_path):
+    run = tmp_path / "run"
+    trained(run, cache, *THREE_KINDS, "--epochs", "2", "--ce-windows", "0")
+    shown = show(run, "--pareto")
+    assert shown.returncode == 0, shown.stderr
+    results = json.loads((run / "results.json").read_text())["members"]
+    for member in results:
+        (row,) = (line for line in shown.stdout.splitlines() if line.startswith(f"║ {member['id']} "))
+        assert f"{member['metrics']['explained_variance']:.3f}" in row
+    assert "a relu  b jump_relu  c topk" in shown.stdout and "no analyses yet" in shown.stdout
+
+
+def test_nothing_to_show(tmp_path):
+    shown = show(tmp_path)
+    assert shown.returncode == 2 and "config.json" in shown.stderr and "Traceback" not in shown.stderr
+    shown = show(tmp_path / "none")
+    assert shown.returncode == 2 and "no such run directory" in shown.stderr
+
+
+def test_the_best_is_the_one_that_explains_most_at_the_l0_asked():
+    metrics = {
+        "far": {"explained_variance": 0.9, "l0": 40.0},
+        "near": {"explained_variance": 0.8, "l0": 33.0},
+        "worse": {"explained_variance": 0.7, "l0": 32.0},
+        "failed": {"explained_variance": float("nan"), "l0": float("nan")},
+    }
+    asked = dict.fromkeys(metrics, 32.0)
+    assert best_member(metrics, asked) == "near"
+    assert best_member(metrics, asked | {"far": None}) == "far"
+    assert best_member({"near": metrics["near"]}, asked) is None
+    assert best_member({name: metrics["failed"] for name in "ab"}, {}) is None
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100])
+def test_a_scatter_puts_points_where_they_belong(columns):
+    lines = scatter([("relu", 16, 0.5), ("relu", 64, 0.9), ("topk", 40, 0.7), ("topk", 64, 0.9)], "L0", "EV", columns)
+    assert max(map(len, lines)) <= columns and lines[-1] == "a relu  b topk"
+    rows = [line.partition("|")[2] for line in lines[1:17]]
+    assert rows[0].rstrip().endswith("*") and len(rows[0]) == max(map(len, rows))  # both kinds, top right
+    assert rows[-1][0] == "a" and "0.500 |" in lines[16] and "0.900 |" in lines[1]
+    (middle,) = (row for row in rows if "b" in row)
+    assert abs(middle.index("b") - (len(rows[0]) - 1) / 2) <= 1
