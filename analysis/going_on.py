@@ -80,7 +80,7 @@ class GoingOn:
     def state(self) -> str:
         path, metrics = self.run.path, self.run.path / "metrics.jsonl"
         if self.being_trained:
-            if not metrics.exists():
+            if not self.lines():
                 return f"{path} is being trained; nothing is reported yet"
             return f"{path} is being trained; last reported {time.time() - metrics.stat().st_mtime:.0f} s ago"
         if self.run.interrupted:

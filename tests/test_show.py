@@ -29,7 +29,7 @@ def going_on(cache, tmp_path_factory):
     """A training that takes longer than the tests; stopped after them."""
     run = tmp_path_factory.mktemp("runs") / "long"
     process = start(*THREE_KINDS, "--epochs", "100000", "--run-dir", run, cache=cache)
-    while not (run / "metrics.jsonl").exists():
+    while not ((lines := run / "metrics.jsonl").exists() and lines.stat().st_size):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.2)
     yield run, process
