@@ -99,6 +99,8 @@ def test_a_run_of_the_control_is_measured_and_opened_on_the_control(tmp_path_fac
             assert ("control: random-weights" in capsys.readouterr().out) == bool(control)
         measured = ["evaluate", str(tmp_path / "control"), "--json", str(tmp_path / "e.json"), "--ce-windows", "20"]
         assert main.run_as_command([*measured, "--cache-dir", str(cache)]) == 0
+        assert main.run_as_command(["evaluate", str(tmp_path / "control"), str(tmp_path / "plain")]) == 2
+        assert "evaluate each alone" in capsys.readouterr().err
     plain, control = (FinishedRun.open(tmp_path / name) for name in ("plain", "control"))
     assert "control" not in plain.config["asked"]["harvest"] and plain.request.control is None
     assert control.request.control == control.config["stores"][0]["control"] == CONTROL

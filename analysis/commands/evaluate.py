@@ -79,6 +79,7 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     from harvest.sources import resolve
     from sae_jax.evaluate import calibration_rows, evaluate
 
+    refuse_a_control_among_others(opened)
     sites = sites_of(opened, options)
     request = request_of(opened[0], options, sites)
     model, dataset = resolve(request)
@@ -206,6 +207,14 @@ def refuse_another_width(opened: list[Opened], d_model: int | None, model: Sourc
             raise InputError(
                 f"{o.directory} is for activations of width {o.dictionary.d_in}; {model.asked} has {d_model}"
             )
+
+
+def refuse_a_control_among_others(opened: list[Opened]) -> None:
+    """One model judges all: a dictionary of shuffled weights does not belong to the trained ones."""
+    by_control = {o.run["asked"]["harvest"].get("control") if o.run else None: o.directory for o in opened}
+    if len(by_control) > 1:
+        first, other = by_control.values()
+        raise InputError(f"{first} and {other} were trained with and without --control: evaluate each alone")
 
 
 def names_of(opened: list[Opened]) -> list[str]:
