@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 EARLIER = "was written by an earlier version"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FinishedRun:
-    """`config` and `results` are config.json and results.json."""
+    """`config` and `results` are config.json and results.json. Shown in a notebook, it is the table of its members."""
 
     path: Path
     config: dict[str, Any]
@@ -39,6 +39,16 @@ class FinishedRun:
         if "stores" not in config or "members" not in results or "failed" not in results["members"][0]:
             raise InputError(f"{path} {EARLIER}: train it again")
         return cls(path, config, results)
+
+    def __repr__(self) -> str:
+        from analysis.faces.notebook import run_text
+
+        return run_text(self.results, str(self.path))
+
+    def _repr_html_(self) -> str:
+        from analysis.faces.notebook import run_html
+
+        return run_html(self.results, str(self.path))
 
     @property
     def members(self) -> dict[str, dict[str, Any]]:

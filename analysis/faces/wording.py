@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 
@@ -77,6 +79,36 @@ def member_name(member: dict[str, Any]) -> str:
     """The id, with the activation function before it where it does not say which."""
     member_id, activation = str(member["id"]), str(member["activation"])
     return member_id if activation in member_id else f"{activation} {member_id}"
+
+
+def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(header, a row a member) of the table of results, from the members of results.json."""
+    header, rows = ["member", "loss (mse)", "sparsity", "expl. var.", "L0 (asked)", "dead"], []
+    measured = any("ce_recovered" in (member.get("metrics") or {}) for member in members)
+    header += ["CE rec."] if measured else []
+    for member in members:
+        asked = member.get("k") or member.get("target_l0")
+        metrics = member.get("metrics") or {}
+        numbers = number_cells({**metrics, "loss": metrics.get("mse", math.nan)})
+        loss, variance, l0, dead = (number.strip() for number in numbers)
+        loss = "failed" if member.get("failed") else loss
+        sparsity = percent_text(metrics.get("sparsity", math.nan), digits=2)
+        rows.append([member_name(member), loss, sparsity, variance, f"{l0} ({asked:g})" if asked else l0, dead])
+        rows[-1] += [share_text(metrics.get("ce_recovered"))] if measured else []
+    return header, rows
+
+
+def without_shared(ids: list[str], ellipsis: str) -> list[str]:
+    """The ids, and an ellipsis for the parts that all of them share: what is left tells them apart."""
+    parts = [member_id.split("-") for member_id in ids]
+    if len(ids) < 2 or len({len(of) for of in parts}) > 1:
+        return ids
+    is_shared = [len(set(column)) == 1 for column in zip(*parts, strict=True)]
+    shorter = []
+    for of in parts:
+        runs = groupby(zip(is_shared, of, strict=True), key=itemgetter(0))
+        shorter.append("".join(ellipsis if shared else "-".join(part for _, part in run) for shared, run in runs))
+    return shorter
 
 
 def failure_text(member: dict[str, Any]) -> str:
