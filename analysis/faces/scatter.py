@@ -14,9 +14,8 @@ def scatter(
     """Points (kind, x, y) as a letter a kind, with a legend; `*` where kinds fall on one place."""
     kinds = list(dict.fromkeys(kind for kind, _, _ in points))
     letters = dict(zip(kinds, LETTERS * (1 + len(kinds) // len(LETTERS)), strict=False))
-    (x_low, x_high), (y_low, y_high) = (
-        spread([point[i] for point in points], least) for i, least in ((1, LEAST_X), (2, LEAST_Y))
-    )
+    x_low, x_high = spread([x for _, x, _ in points], LEAST_X)
+    y_low, y_high = spread([y for _, _, y in points], LEAST_Y)
     margin = max(len(f"{value:.3f}") for value in (y_low, y_high)) + 1
     width = columns - margin - 1
     grid = [[" "] * width for _ in range(lines)]
