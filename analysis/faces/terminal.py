@@ -47,6 +47,7 @@ from analysis.faces.wording import (
     share_text,
     size_text,
     times_text,
+    told_apart,
 )
 
 if TYPE_CHECKING:
@@ -295,11 +296,15 @@ class Terminal:
         best: str | None = None,
     ) -> Table:
         """Rows of an id and numbers. The id gets what the numbers (and the curve) leave, the curve the rest."""
-        ids = [self._literal(row[0]).plain + (self._best if row[0] == best else "") for row in rows]
+        ids = [self._literal(row[0]).plain for row in rows]
         widths = [max(map(len, cells)) for cells in zip(*(row[1:] for row in [header, *rows]), strict=True)]
         free = columns - sum(widths) - GAP * len(widths)
-        wanted = max(map(cell_len, [header[0], *ids]))
+        mark = len(self._best) if best else 0
         least = CURVE_COLUMNS + GAP if curves is not None else 0
+        if max(map(cell_len, ids), default=0) + mark > max(free - least, ID_COLUMNS):
+            ids = told_apart(ids)
+        ids = [name + (self._best if row[0] == best else "") for name, row in zip(ids, rows, strict=True)]
+        wanted = max(map(cell_len, [header[0], *ids]))
         id_columns = min(wanted, max(free - least, ID_COLUMNS))
         curve_columns = free - id_columns - GAP
 

@@ -79,6 +79,14 @@ def member_name(member: dict[str, Any]) -> str:
     return member_id if activation in member_id else f"{activation} {member_id}"
 
 
+def told_apart(ids: list[str]) -> list[str]:
+    """Ids without the parts that all of them have, where that leaves them different."""
+    parts = [name.split("-") for name in ids]
+    common = set.intersection(*map(set, parts)) if len(ids) > 1 else set()
+    short = ["-".join(part for part in own if part not in common) for own in parts]
+    return short if all(short) and len(set(short)) == len(ids) else ids
+
+
 def failure_text(member: dict[str, Any]) -> str:
     return f"stopped at step {member['failed']['step']:,}: {member['failed']['reason']}"
 
