@@ -10,6 +10,7 @@ Shapes: F features, N of them alive, D width of the model, K neighbours.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -79,7 +80,7 @@ def compute(
     if len(living_N) < 2 * min_cluster:
         raise InputError(f"a map needs {2 * min_cluster} living features or more; there are {len(living_N)}")
     with_umap = find_spec("umap") is not None if use_umap is None else use_umap
-    promoted = [[printable(token.strip()) for token in own] for own in promoted]
+    promoted = stripped(promoted)
     x_NxD = unit(decoder_FxD[living_N])
     place = (lambda x_NxD: umap_of(x_NxD, seed)) if with_umap else (lambda x_NxD: pca_of(x_NxD, COMPONENTS)[0])
     placed_NxC, (pca_NxC, variance_C) = place(x_NxD), pca_of(x_NxD, 2)
@@ -98,7 +99,7 @@ def compute(
         xy_Fx2=for_all(placed_NxC[:, :2].astype(np.float32), np.nan),
         pca_Fx2=for_all(pca_NxC.astype(np.float32), np.nan),
         label_F=for_all(label_N, -1),
-        tokens_F=tuple(" · ".join(own[:TOOLTIP_TOKENS]) for own in promoted),
+        tokens_F=tooltips(promoted),
         names=names_of(label_N, [promoted[f] for f in living_N.tolist()]),
         sizes=tuple(int(size) for size in np.bincount(label_N[label_N >= 0])),
         pca_variance=(float(variance_C[0]), float(variance_C[1])),
@@ -109,6 +110,14 @@ def compute(
         alive=len(living_N),
         dead=len(alive_F) - len(living_N),
     )
+
+
+def stripped(promoted: Sequence[Sequence[str]]) -> list[list[str]]:
+    return [[printable(token.strip()) for token in own] for own in promoted]
+
+
+def tooltips(promoted: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(" · ".join(own[:TOOLTIP_TOKENS]) for own in promoted)
 
 
 def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
@@ -243,6 +252,36 @@ def write(clusters: Clusters, folder: Path, name: str) -> list[Path]:
     write_json(folder / f"clusters-{name}.json", {"schema": 1, **record})
     write_atomically(folder / f"clusters-{name}.npz", lambda file: np.savez_compressed(file, **arrays))
     return [folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"]
+
+
+def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters | None:
+    """What `write` left, with the tokens that each feature promotes, as for `compute`; None where there is nothing."""
+    paths = folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"
+    if not all(path.exists() for path in paths):
+        return None
+    record = json.loads(paths[0].read_text())
+    if record.pop("schema") != 1:
+        return None
+    record |= {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
+    with np.load(paths[1], allow_pickle=False) as arrays:
+        return Clusters(**record, **{key: arrays[key] for key in arrays.files}, tokens_F=tooltips(promoted))
+
+
+def tooltips(promoted: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(" · ".join(printable(token.strip()) for token in own[:TOOLTIP_TOKENS]) for own in promoted)
+
+
+def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters | None:
+    """What `write` left; None where there is nothing. `promoted` as in `compute`."""
+    paths = folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"
+    if not all(path.exists() for path in paths):
+        return None
+    record: dict[str, Any] = json.loads(paths[0].read_text())
+    del record["schema"]
+    with np.load(paths[1], allow_pickle=False) as arrays:
+        record |= {key: arrays[key] for key in arrays.files}
+    record |= {key: tuple(record[key]) for key in ("names", "sizes", "pca_variance")}
+    return Clusters(**record, tokens_F=tooltips(stripped(promoted)))
 
 
 def figure(clusters: Clusters, shown: int = 10) -> Any:
