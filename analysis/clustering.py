@@ -80,7 +80,7 @@ def compute(
     if len(living_N) < 2 * min_cluster:
         raise InputError(f"a map needs {2 * min_cluster} living features or more; there are {len(living_N)}")
     with_umap = find_spec("umap") is not None if use_umap is None else use_umap
-    promoted = stripped(promoted)
+    promoted = [[printable(token.strip()) for token in own] for own in promoted]
     x_NxD = unit(decoder_FxD[living_N])
     place = (lambda x_NxD: umap_of(x_NxD, seed)) if with_umap else (lambda x_NxD: pca_of(x_NxD, COMPONENTS)[0])
     placed_NxC, (pca_NxC, variance_C) = place(x_NxD), pca_of(x_NxD, 2)
@@ -110,14 +110,6 @@ def compute(
         alive=len(living_N),
         dead=len(alive_F) - len(living_N),
     )
-
-
-def stripped(promoted: Sequence[Sequence[str]]) -> list[list[str]]:
-    return [[printable(token.strip()) for token in own] for own in promoted]
-
-
-def tooltips(promoted: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    return tuple(" · ".join(own[:TOOLTIP_TOKENS]) for own in promoted)
 
 
 def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
@@ -269,19 +261,6 @@ def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters
 
 def tooltips(promoted: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(" · ".join(printable(token.strip()) for token in own[:TOOLTIP_TOKENS]) for own in promoted)
-
-
-def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters | None:
-    """What `write` left; None where there is nothing. `promoted` as in `compute`."""
-    paths = folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"
-    if not all(path.exists() for path in paths):
-        return None
-    record: dict[str, Any] = json.loads(paths[0].read_text())
-    del record["schema"]
-    with np.load(paths[1], allow_pickle=False) as arrays:
-        record |= {key: arrays[key] for key in arrays.files}
-    record |= {key: tuple(record[key]) for key in ("names", "sizes", "pca_variance")}
-    return Clusters(**record, tokens_F=tooltips(stripped(promoted)))
 
 
 def figure(clusters: Clusters, shown: int = 10) -> Any:

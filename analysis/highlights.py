@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.contexts import Context, context_text
+from analysis.contexts import Context, context_text, token_texts
 from analysis.feature_statistics import Features
 from analysis.measures import judged
 from analysis.specialization import over_chance
@@ -51,7 +51,8 @@ def choose(features: Features, count: int) -> list[int]:
 def specialization_of(features: Features) -> tuple[np.ndarray, list[str | None]]:
     """(over chance on the set of labels where it is largest [F], that set and the label); NaN and None: not asked."""
     asked = judged(features)
-    score_F, on = np.full(len(features.density_F), np.nan), [None] * len(features.density_F)
+    score_F = np.full(len(features.density_F), np.nan)
+    on: list[str | None] = [None] * len(score_F)
     if not (len(asked) and features.labels):
         return score_F, on
     sets = list(features.labels)
@@ -66,10 +67,6 @@ def specialization_of(features: Features) -> tuple[np.ndarray, list[str | None]]
 
 def highlights(features: Features, chosen: Sequence[int], store: ActivationStore, tokenizer) -> list[Highlight]:
     score_F, on = specialization_of(features)
-
-    def texts(tokens: np.ndarray) -> list[str]:
-        return [tokenizer.decode([int(token)]) for token in tokens[:TOKENS]]
-
     return [
         Highlight(
             feature=f,
@@ -78,8 +75,8 @@ def highlights(features: Features, chosen: Sequence[int], store: ActivationStore
             token_share=float(features.token_share_F[f]),
             on=on[f],
             over_chance=None if np.isnan(score_F[f]) else float(score_F[f]),
-            promoted=texts(features.promoted_FxT[f]),
-            suppressed=texts(features.suppressed_FxT[f]),
+            promoted=token_texts(tokenizer, features.promoted_FxT[f, :TOKENS]),
+            suppressed=token_texts(tokenizer, features.suppressed_FxT[f, :TOKENS]),
             contexts=[
                 (float(value), context_text(store, tokenizer, int(row)))
                 for value, row in zip(features.top_value_FxK[f], features.top_row_FxK[f], strict=True)

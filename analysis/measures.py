@@ -6,7 +6,7 @@ What takes long is kept in RUN/analysis (features, probing and absorption, the c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,22 @@ def gather(
     members = list(run.members)
     features = features_of(run, members, cache_dir, on_progress, say)
     bench, notes = benchmarks(run, members, documents, say)
-    decoders = decoders_of(run, features)
-    compared = compared_of(run, decoders, cache_dir, on_progress, say)
-    trajectories = trajectories_of(run, features, on_progress)
+    decoders = {
+        name: Decoder(comparison.settings_of(run.members[name]), run.dictionary(name).tensors["W_dec"], of.alive_F)
+        for name, of in features.items()
+        if of.alive_F.any()
+    }
+    compared = comparison.read(run.path / "analysis", list(decoders))
+    if not compared and len(decoders) > 1:
+        say(f"comparing {len(decoders)} dictionaries")
+        fired = fired_together(run, list(decoders), cache_dir, on_progress, say)
+        compared = comparison.compute(decoders, fired, on_progress=lambda *done: on_progress("comparison", *done))
+        comparison.write(compared, run.path / "analysis")
+    trajectories = {}
+    for done, name in enumerate(members):
+        if features[name].alive_F.any() and len(snapshots := read_snapshots(run.path, name)) > 2:
+            trajectories[name] = emergence.compute(snapshots, features[name])
+        on_progress("emergence", done + 1, len(members))
     return Gathered(
         run=run,
         features=features,
@@ -89,44 +102,6 @@ def gather(
         compared=compared,
         notes=notes,
     )
-
-
-def decoders_of(run: FinishedRun, features: Mapping[str, Features]) -> dict[str, Decoder]:
-    """Of the members in which anything fires."""
-    return {
-        name: Decoder(comparison.settings_of(run.members[name]), run.dictionary(name).tensors["W_dec"], of.alive_F)
-        for name, of in features.items()
-        if of.alive_F.any()
-    }
-
-
-def compared_of(
-    run: FinishedRun,
-    decoders: Mapping[str, Decoder],
-    cache_dir: Path,
-    on_progress: Callable[[str, int, int], None],
-    say: Callable[[str], None],
-) -> comparison.Comparison | None:
-    """Read from the run where it was computed before; None of fewer than two dictionaries."""
-    compared = comparison.read(run.path / "analysis", list(decoders))
-    if not compared and len(decoders) > 1:
-        say(f"comparing {len(decoders)} dictionaries")
-        fired = fired_together(run, list(decoders), cache_dir, on_progress, say)
-        compared = comparison.compute(decoders, fired, on_progress=lambda *done: on_progress("comparison", *done))
-        comparison.write(compared, run.path / "analysis")
-    return compared
-
-
-def trajectories_of(
-    run: FinishedRun, features: Mapping[str, Features], on_progress: Callable[[str, int, int], None]
-) -> dict[str, Trajectory]:
-    """Of the members in which anything fires and that have three snapshots."""
-    trajectories = {}
-    for done, (name, of) in enumerate(features.items()):
-        if of.alive_F.any() and len(snapshots := read_snapshots(run.path, name)) > 2:
-            trajectories[name] = emergence.compute(snapshots, of)
-        on_progress("emergence", done + 1, len(features))
-    return trajectories
 
 
 def fired_together(

@@ -1,4 +1,4 @@
-"""All members of one or several runs in one picture: what each explains at which sparsity, and how much of it is dead."""
+"""All members in one picture: what each explains at which sparsity, and how much of it is dead."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def part_of(
         for number, (name, of) in enumerate(features.items(), 1):
             store = run.store(run.site(name), cache_dir, on_progress, say)
             shown[name] = highlights(of, choose(of, count), store, run.language_model.tokenizer)
-            on_progress("contexts", number, len(features))
+            on_progress("examples", number, len(features))
     except InputError as error:
         missing["features"] = f"What the features do is not shown: {error}"
         say(missing["features"])
@@ -255,7 +255,7 @@ def mapped(part: Part, study: str) -> list[Drawn]:
             largest = (
                 f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""
             )
-            alt = f"Map of the {clusters.alive:,} living features of {name}: {len(clusters.sizes)} clusters{largest}; "
+            alt = f"Map of the {clusters.alive:,} living features of {name}: {len(clusters.sizes)} cluster{'s' * (len(clusters.sizes) != 1)}{largest}; "
             alt += f"{clusters.noise:.0%} of the features are in none."
             drawn.append(Drawn(f"report-clusters-{name}", clustering.figure(clusters), alt))
     if not drawn:

@@ -1,4 +1,4 @@
-"""A run as one HTML file to send: figures, features with their contexts, answers; it opens from disk, without a network.
+"""A run as one HTML file to send: figures, features in their contexts, answers; it opens without a network.
 
 python main.py report RUN                                   # RUN/report.html, its figures in RUN/figures
 python main.py report RUN OTHER --control RUN_RANDOM --to sent.html
