@@ -62,6 +62,7 @@ COMMANDS = (  # `run(argv)` of analysis/commands/NAME.py
     "export",
     "find-feature",
     "frontier",
+    "report",
     "saebench",
     "show",
     "steer",

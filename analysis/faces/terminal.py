@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 FRAME_SECONDS = 0.1  # a terminal is redrawn no more often
 LINE_SECONDS = 3.0  # a log gets a line no more often: n lines at once are followed by n times as long a silence
 UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}  # what a phase counts
-UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features"}
+UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features", "examples": "members", "figures": "figures"}
 LOG_COLUMNS = 160  # no line of progress in a log is longer
 CURVE_COLUMNS = 16  # ids give way before the curve gets narrower
 SCATTER_COLUMNS = 100
