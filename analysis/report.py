@@ -151,8 +151,9 @@ def facts_of(run: FinishedRun) -> dict[str, str]:
     """Model, hooks, text, rows and versions, in words."""
     stores, environment, timing = run.config["stores"], run.config["environment"], run.results["timing"]
     rows = dict.fromkeys(f"{store['rows']:,}" for store in stores)
+    fallback = " (no model hub was in reach)" if stores[0]["model"]["fell_back"] else ""
     facts = {
-        "model": source_name(stores[0]["model"], "model"),
+        "model": source_name(stores[0]["model"], "model") + fallback,
         "hook": ", ".join(store["hook_name"] for store in stores),
         "text": source_name(stores[0]["dataset"], "corpus"),
         "rows": f"{' and '.join(rows)} activations, windows of {run.request.seq_len} tokens",
@@ -168,7 +169,7 @@ def facts_of(run: FinishedRun) -> dict[str, str]:
 
 def training(curves: dict[str, list[dict[str, float]]], kinds: dict[str, str]) -> Drawn:
     ends = [lines[-1]["explained_variance"] for lines in curves.values() if "explained_variance" in lines[-1]]
-    last = max(lines[-1]["step"] for lines in curves.values())
+    last = max((lines[-1]["step"] for lines in curves.values()), default=0)
     alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
     alt += f"; explained variance ends at {span(ends, '.3f')}." if ends else "."
     return Drawn("report-training", training_curves.figure(curves, kinds), alt)
@@ -255,7 +256,8 @@ def mapped(part: Part, study: str) -> list[Drawn]:
             largest = (
                 f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""
             )
-            alt = f"Map of the {clusters.alive:,} living features of {name}: {len(clusters.sizes)} cluster{'s' * (len(clusters.sizes) != 1)}{largest}; "
+            counted = f"{len(clusters.sizes)} cluster{'s' * (len(clusters.sizes) != 1)}"
+            alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}{largest}; "
             alt += f"{clusters.noise:.0%} of the features are in none."
             drawn.append(Drawn(f"report-clusters-{name}", clustering.figure(clusters), alt))
     if not drawn:

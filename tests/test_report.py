@@ -1,4 +1,4 @@
-"""The report of a real run on a hostile corpus: what is in it, that nothing of the corpus runs, and how a browser has it."""
+"""The report of a real run on a hostile corpus: what is in it, that nothing of it runs, how a browser has it."""
 
 import html
 import json

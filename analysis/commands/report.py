@@ -37,11 +37,7 @@ def run(argv: list[str]) -> None:
     from harvest.store import write_atomically
 
     runs = [FinishedRun.open(path) for path in values["runs"]]
-    control = FinishedRun.open(options.control) if options.control else None
-    if control and control.request.control is None:
-        raise InputError(
-            f"--control {options.control}: it was trained on the model as it is, not --control random-weights"
-        )
+    control = runs[0].opened_control(options.control) if options.control else None
     to = options.to or runs[0].path / "report.html"
     if to.is_dir() or not to.parent.is_dir():
         raise InputError(f"--to {to}: must be a file in a folder that exists")
