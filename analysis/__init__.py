@@ -1,0 +1,20 @@
+"""What a finished run shows. Importing this package loads neither jax nor torch.
+
+import analysis
+run = analysis.open_run("runs/first")
+found = analysis.features(run)  # {member: Features}
+analysis.figures.to_matplotlib(chart)
+"""
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["features", "figures", "open_run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("features", "open_run"):  # what they need is loaded where they are used
+        return getattr(import_module("analysis.notebook"), name)
+    if name == "figures":
+        return import_module("analysis.figures")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

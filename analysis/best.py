@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 L0_TOLERANCE = 0.1
 
@@ -22,3 +23,11 @@ def best_member(metrics: Mapping[str, Mapping[str, float]], l0_asked: Mapping[st
     found = {name: of.get("explained_variance", math.nan) for name, of in metrics.items() if on_target(name)}
     finite = {name: value for name, value in found.items() if math.isfinite(value)}
     return max(finite, key=finite.__getitem__) if finite and len(metrics) > 1 else None
+
+
+def best_of_results(members: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The same of the members of results.json, those that failed left out."""
+    trained = {member["id"]: member for member in members if member.get("metrics") and not member.get("failed")}
+    asked = {name: member.get("k") or member.get("target_l0") for name, member in trained.items()}
+    best = best_member({name: member["metrics"] for name, member in trained.items()}, asked)
+    return trained[best] if best else None

@@ -37,7 +37,7 @@ BLOCK = 512  # features at a time against all
 SCORES = {"mutual_information": mutual_information, "specialization": specialization}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Features:
     """Of one dictionary. Row numbers count on from training rows to held-out ones; −1: none."""
 
@@ -70,6 +70,11 @@ class Features:
     @property
     def alive_F(self) -> np.ndarray:
         return self.density_F > 0
+
+    def __repr__(self) -> str:
+        firing, features = int(self.alive_F.sum()), len(self.density_F)
+        l0 = f"{firing:,} of {features:,} features fire on {self.rows:,} rows, {self.density_F.sum():.1f} on each"
+        return f"Features({l0}; {', '.join(name.name for name in fields(self)[1:4])}, ...)"
 
     def save(self, path: Path) -> None:
         arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}

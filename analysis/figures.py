@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from harvest.errors import InputError
 from harvest.store import write_atomically
 
 # Okabe and Ito (2008), then Tol's muted scheme; each kind has its own in every figure, and a shape besides.
@@ -41,6 +42,28 @@ def save(figure: Any, stem: Path) -> list[Path]:
     for path, content in contents.items():
         write_atomically(path, lambda file, content=content: file.write(content))
     return list(contents)
+
+
+def to_matplotlib(figure: Any, dpi: int = PIXELS_PER_INCH) -> Any:
+    """An Altair figure as a picture that fills a matplotlib Figure of its size; what `save` writes as .svg scales, too.
+
+    Raises InputError where there is no matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.image import imread
+    except ImportError as e:
+        raise InputError(f"figures for matplotlib need it: pip install 'sae-jax[notebook]' ({e})") from e
+    png = io.BytesIO()
+    figure.save(png, format="png", ppi=dpi)
+    png.seek(0)
+    pixels_HxWx4 = imread(png, format="png")
+    height, width, _ = pixels_HxWx4.shape
+    drawn = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
+    whole = drawn.add_axes((0, 0, 1, 1))  # figimage would cut it off where it is saved at another density
+    whole.set_axis_off()
+    whole.imshow(pixels_HxWx4, aspect="auto")
+    return drawn
 
 
 def styled(chart: Any, title: str, subtitle: str | list[str]) -> Any:

@@ -23,9 +23,9 @@ EARLIER = "was written by an earlier version"
 SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position")  # of a run and its control
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FinishedRun:
-    """`config` and `results` are config.json and results.json."""
+    """`config` and `results` are config.json and results.json. Shown in a notebook, it is the table of its members."""
 
     path: Path
     config: dict[str, Any]
@@ -40,6 +40,16 @@ class FinishedRun:
         if "stores" not in config or "members" not in results or "failed" not in results["members"][0]:
             raise InputError(f"{path} {EARLIER}: train it again")
         return cls(path, config, results)
+
+    def __repr__(self) -> str:
+        from analysis.faces.notebook import run_text
+
+        return run_text(self.results, str(self.path))
+
+    def _repr_html_(self) -> str:
+        from analysis.faces.notebook import run_html
+
+        return run_html(self.results, str(self.path))
 
     def opened_control(self, path: Path) -> FinishedRun:
         """The same with shuffled weights. Raises InputError where it is not harvested like this run, but for them."""

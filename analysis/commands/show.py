@@ -10,6 +10,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.tables import frontier_table
@@ -21,6 +22,11 @@ from harvest.errors import InputError
 from harvest.request import flag
 
 POLL_SECONDS = 1.0
+COMMANDS = {  # by what they leave in RUN/analysis
+    "study.json": "study {}",
+    "sparse_probing.json": "saebench {}",
+    "find": 'find-feature {} "a concept"',
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,10 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
         points = [(p.kind, p.metrics["l0"].mean, p.metrics["explained_variance"].mean) for p in frontier.points]
         terminal.scatter(points, "L0", "explained variance")
     made = sorted({re.split(r"[-.]", p.name)[0] for p in (path / "analysis").glob("*")})
-    terminal.say(f"analyses: {', '.join(made)}" if made else f"no analyses yet: python main.py study {path}")
+    terminal.say(f"analyses: {', '.join(made)}" if made else "no analyses yet")
+    for file, command in COMMANDS.items():
+        if not (path / "analysis" / file).exists():
+            terminal.say(f"to be made: python main.py {command.format(quote(str(path)))}")
 
 
 def follow(going_on: GoingOn, terminal: Terminal, watch: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+LEAST_X, LEAST_Y = 0.1, 0.02  # of the largest value: what lies closer together shall not look far apart
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -13,7 +14,8 @@ def scatter(
     """Points (kind, x, y) as a letter a kind, with a legend; `*` where kinds fall on one place."""
     kinds = list(dict.fromkeys(kind for kind, _, _ in points))
     letters = dict(zip(kinds, LETTERS * (1 + len(kinds) // len(LETTERS)), strict=False))
-    (x_low, x_high), (y_low, y_high) = (spread(values) for values in list(zip(*points, strict=True))[1:])
+    x_low, x_high = spread([x for _, x, _ in points], LEAST_X)
+    y_low, y_high = spread([y for _, _, y in points], LEAST_Y)
     margin = max(len(f"{value:.3f}") for value in (y_low, y_high)) + 1
     width = columns - margin - 1
     grid = [[" "] * width for _ in range(lines)]
@@ -31,7 +33,8 @@ def scatter(
     return [*drawn, "  ".join(f"{letter} {kind}" for kind, letter in letters.items())]
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Lowest and highest, apart from each other."""
+def spread(values: Sequence[float], least: float) -> tuple[float, float]:
+    """Lowest and highest, or a span around them that is `least` of the largest."""
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    lacking = (least * max(abs(low), abs(high)) or 1.0) - (high - low)
+    return (low, high) if lacking <= 0 else (low - lacking / 2, high + lacking / 2)

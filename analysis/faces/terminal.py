@@ -18,6 +18,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from operator import add
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -29,7 +30,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from analysis.best import best_member
+from analysis.best import L0_TOLERANCE, best_member, best_of_results
 from analysis.faces.curve import LossCurve
 from analysis.faces.scatter import scatter
 from analysis.faces.wording import (
@@ -41,9 +42,9 @@ from analysis.faces.wording import (
     model_text,
     number_cells,
     percent_done,
-    percent_text,
     ranges_text,
     rate_text,
+    results_cells,
     share_text,
     size_text,
     times_text,
@@ -176,6 +177,10 @@ class Terminal:
             sections.append(self._pairs([(member_name(m), failure_text(m)) for m in failed], inside, style="red"))
         where = self._literal(run_dir).plain
         facts = [("model", model_text(results["model"])), ("backend", results["backend"])]
+        if best_of_results(results["members"]):
+            facts.insert(
+                0, (self._best.strip(), f"explains most, of those with an L0 within {L0_TOLERANCE:.0%} of asked")
+            )
         facts += [
             ("time", times_text(results["timing"])),
             ("results", self._shorten(where, inside - len("results") - GAP)),
@@ -296,16 +301,16 @@ class Terminal:
         best: str | None = None,
     ) -> Table:
         """Rows of an id and numbers. The id gets what the numbers (and the curve) leave, the curve the rest."""
-        ids = [self._literal(row[0]).plain for row in rows]
+        names = [self._literal(row[0]).plain for row in rows]
+        stars = [self._best if row[0] == best else "" for row in rows]
         widths = [max(map(len, cells)) for cells in zip(*(row[1:] for row in [header, *rows]), strict=True)]
         free = columns - sum(widths) - GAP * len(widths)
-        mark = len(self._best) if best else 0
         least = CURVE_COLUMNS + GAP if curves is not None else 0
-        if max(map(cell_len, ids), default=0) + mark > max(free - least, ID_COLUMNS):
-            ids = told_apart(ids)
-        ids = [name + (self._best if row[0] == best else "") for name, row in zip(ids, rows, strict=True)]
-        wanted = max(map(cell_len, [header[0], *ids]))
-        id_columns = min(wanted, max(free - least, ID_COLUMNS))
+        room = max(free - least, ID_COLUMNS)
+        if max(map(cell_len, map(add, names, stars))) > room:
+            names = told_apart(names)
+        ids = list(map(add, names, stars))
+        id_columns = min(max(map(cell_len, [header[0], *ids])), room)
         curve_columns = free - id_columns - GAP
 
         table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
@@ -323,22 +328,9 @@ class Terminal:
         return table
 
     def _results_table(self, members: list[dict[str, Any]], columns: int) -> Table:
-        header, rows = ["member", "loss (mse)", "sparsity", "expl. var.", "L0 (asked)", "dead"], []
-        measured = any("ce_recovered" in (member.get("metrics") or {}) for member in members)
-        header += ["CE rec."] if measured else []
-        for member in members:
-            asked = member.get("k") or member.get("target_l0")
-            metrics = member.get("metrics") or {}
-            numbers = number_cells({**metrics, "loss": metrics.get("mse", math.nan)})
-            loss, variance, l0, dead = (number.strip() for number in numbers)
-            loss = "failed" if member.get("failed") else loss
-            sparsity = percent_text(metrics.get("sparsity", math.nan), digits=2)
-            rows.append([member_name(member), loss, sparsity, variance, f"{l0} ({asked:g})" if asked else l0, dead])
-            rows[-1] += [share_text(metrics.get("ce_recovered"))] if measured else []
-        own = {member_name(m): m for m in members if m.get("metrics") and not m.get("failed")}
-        asked_of = {name: m.get("k") or m.get("target_l0") for name, m in own.items()}
-        best = best_member({name: m["metrics"] for name, m in own.items()}, asked_of)
-        return self._table(header, rows, columns, best=best)
+        header, rows = results_cells(members)
+        best = best_of_results(members)
+        return self._table(header, rows, columns, best=member_name(best) if best else None)
 
     def _pairs(self, pairs: list[tuple[str, str]], columns: int, style: str = "") -> Table:
         table = Table.grid(padding=(0, GAP))
@@ -375,4 +367,4 @@ class Terminal:
             return text
         keep = max(columns - len(self._ellipsis), 0)
         head, tail = set_cell_size(text, keep // 2), set_cell_size(text[::-1], keep - keep // 2)[::-1]
-        return head + self._ellipsis + tail
+        return head.removesuffix(self._ellipsis) + self._ellipsis + tail.removeprefix(self._ellipsis)

@@ -79,6 +79,23 @@ def member_name(member: dict[str, Any]) -> str:
     return member_id if activation in member_id else f"{activation} {member_id}"
 
 
+def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(header, a row a member) of the table of results, from the members of results.json."""
+    header, rows = ["member", "loss (mse)", "sparsity", "expl. var.", "L0 (asked)", "dead"], []
+    measured = any("ce_recovered" in (member.get("metrics") or {}) for member in members)
+    header += ["CE rec."] if measured else []
+    for member in members:
+        asked = member.get("k") or member.get("target_l0")
+        metrics = member.get("metrics") or {}
+        numbers = number_cells({**metrics, "loss": metrics.get("mse", math.nan)})
+        loss, variance, l0, dead = (number.strip() for number in numbers)
+        loss = "failed" if member.get("failed") else loss
+        sparsity = percent_text(metrics.get("sparsity", math.nan), digits=2)
+        rows.append([member_name(member), loss, sparsity, variance, f"{l0} ({asked:g})" if asked else l0, dead])
+        rows[-1] += [share_text(metrics.get("ce_recovered"))] if measured else []
+    return header, rows
+
+
 def told_apart(ids: list[str]) -> list[str]:
     """Ids without the parts that all of them have, where that leaves them different."""
     parts = [name.split("-") for name in ids]

@@ -1,0 +1,39 @@
+"""A run as a notebook shows it: plain text, or a table in HTML. Names are escaped: they come from files."""
+
+from __future__ import annotations
+
+from html import escape
+from io import StringIO
+from typing import Any
+
+from analysis.best import L0_TOLERANCE, best_of_results
+from analysis.faces.terminal import Terminal
+from analysis.faces.wording import failure_text, member_name, model_text, results_cells
+
+HIGHEST = "30em"  # a table with more members scrolls
+
+
+def run_text(results: dict[str, Any], path: str) -> str:
+    """The box of results, without colours."""
+    stream = StringIO()
+    Terminal(stream=stream).results(results, path)
+    return stream.getvalue().rstrip()
+
+
+def run_html(results: dict[str, Any], path: str) -> str:
+    header, rows = results_cells(results["members"])
+    best = best_of_results(results["members"])
+    starred = member_name(best) if best else None
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in header)]
+    for name, *numbers in rows:
+        cells = "".join(f"<td>{escape(number)}</td>" for number in numbers)
+        lines.append(f'<td style="text-align: left">{escape(name)}{" ★" if name == starred else ""}</td>{cells}')
+    notes = [f"{member_name(m)}: {failure_text(m)}" for m in results["members"] if m.get("failed")]
+    notes += [f"★ explains most, of those with an L0 within {L0_TOLERANCE:.0%} of what was asked"] if best else []
+    return (
+        f"<b>{escape(path)}</b>: {len(rows)} dictionaries of {escape(model_text(results['model']))}"
+        f'<div style="max-height: {HIGHEST}; overflow: auto"><table style="text-align: right">'
+        + "".join(f"<tr>{line}</tr>" for line in lines)
+        + "</table></div>"
+        + "<br>".join(map(escape, notes))
+    )

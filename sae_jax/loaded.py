@@ -1,0 +1,133 @@
+"""A trained dictionary in use from Python: `sae_jax.load`.
+
+Shapes: D width of the model, F features; rows have any leading dimensions, none included.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from harvest.errors import InputError
+from sae_jax.formats import Dictionary, is_dictionary, load_dictionary
+from sae_jax.formats.dictionary import KIND_OF
+from sae_jax.run_directory import RunDirectory
+
+
+def load(path: Path | str, member: str | None = None) -> LoadedSAE:
+    """A member of a finished run, or the dictionary of a directory (SAELens' old and new, dictionary_learning's).
+
+    `member` may be left out where a run has only one. Raises InputError for a run that is not finished, a member that
+    it does not have or that failed, and as `load_dictionary` does.
+    """
+    path = Path(path)
+    if is_dictionary(path):
+        if member is not None:
+            raise InputError(f"{path} is a dictionary and no run: leave out member {member}")
+        return LoadedSAE(load_dictionary(path), path)
+    results = RunDirectory(path, {}).results
+    if results is None:
+        if (path / "config.json").exists():
+            raise InputError(f"{path} is not finished: the command that began it goes on with --resume")
+        return LoadedSAE(load_dictionary(path), path)  # which says what is wrong with the path
+    record = chosen(path, results["members"], member)
+    directory = path / "members" / record["id"]
+    return LoadedSAE(load_dictionary(directory), directory, record["activation"], record["metrics"])
+
+
+def chosen(path: Path, members: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
+    """The record of this member, or of the only one."""
+    trained = {member["id"]: member for member in members if not member["failed"]}
+    if name is None and len(trained) == 1:
+        return next(iter(trained.values()))
+    there = ", ".join(trained) or "none that did not fail"
+    if name is None:
+        raise InputError(f"{path}: which member? It has {there}")
+    if name not in trained:
+        failed = any(member["id"] == name for member in members)
+        raise InputError(f"{path}: member {name} {'failed' if failed else 'is not there'}; it has {there}")
+    return trained[name]
+
+
+@dataclass(frozen=True, repr=False)
+class LoadedSAE:
+    """A dictionary for raw activations. `metrics` are those of results.json, held out; empty where there is no run."""
+
+    dictionary: Dictionary
+    directory: Path
+    activation: str = ""  # the kind it was trained as; "" where no run says it
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def encode(self, x: ArrayLike) -> jax.Array:
+        """Features [..., F] of raw rows [..., D], in float32. Raises InputError for rows of another width."""
+        return self._by_rows(self.dictionary.sae.encode, x, self.d_model)
+
+    def decode(self, f: ArrayLike) -> jax.Array:
+        """Rows [..., D] from features [..., F]. Raises InputError for another number of features.
+
+        A dictionary that normalizes each row by itself needs the row to scale back: call it on rows instead.
+        """
+        return self._by_rows(self.dictionary.sae.decode, f, self.n_features)
+
+    def __call__(self, x: ArrayLike) -> jax.Array:
+        """Rows [..., D] as the dictionary reconstructs them."""
+        return self._by_rows(self.dictionary.sae, x, self.d_model)
+
+    def _by_rows(self, function: Any, values: ArrayLike, width: int) -> jax.Array:
+        values = jnp.asarray(values, jnp.float32)
+        if values.ndim == 0 or values.shape[-1] != width:
+            raise InputError(f"{self.dictionary.name} takes [..., {width}] here, not {list(values.shape)}")
+        return function(values.reshape(-1, width)).reshape(*values.shape[:-1], -1)
+
+    @property
+    def W_enc(self) -> jax.Array:
+        """[D, F]"""
+        return self.dictionary.sae.W_encT[...].T
+
+    @property
+    def W_dec(self) -> jax.Array:
+        """[F, D]: a feature's direction in the model a row."""
+        return self.dictionary.sae.W_dec[...]
+
+    @property
+    def b_enc(self) -> jax.Array:
+        """[F]"""
+        return self.dictionary.sae.b_enc[...]
+
+    @property
+    def b_dec(self) -> jax.Array:
+        """[D]"""
+        return self.dictionary.sae.b_dec[...]
+
+    @property
+    def d_model(self) -> int:
+        return self.dictionary.d_in
+
+    @property
+    def n_features(self) -> int:
+        return self.dictionary.d_sae
+
+    @property
+    def kind(self) -> str:
+        return self.activation or KIND_OF[self.dictionary.cfg["architecture"]]
+
+    def __repr__(self) -> str:
+        hook, model = (
+            (self.dictionary.hook_name or "a hook not named"),
+            (self.dictionary.model_name or "a model not named"),
+        )
+        lines = [
+            f"SAE {self.dictionary.name}",
+            f"  {self.kind}, {self.d_model:,} → {self.n_features:,} features",
+            f"  reads {hook} of {model}",
+        ]
+        if self.metrics:
+            variance, l0, dead = (self.metrics.get(n, math.nan) for n in ("explained_variance", "l0", "dead_fraction"))
+            lines.append(f"  held out: explained variance {variance:.3f}, L0 {l0:.1f}, {dead:.1%} dead")
+        return "\n".join([*lines, f"  from {self.directory}"])
