@@ -255,7 +255,8 @@ def mapped(part: Part, study: str) -> list[Drawn]:
             largest = (
                 f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""
             )
-            alt = f"Map of the {clusters.alive:,} living features of {name}: {len(clusters.sizes)} cluster{'s' * (len(clusters.sizes) != 1)}{largest}; "
+            counted = "1 cluster" if len(clusters.sizes) == 1 else f"{len(clusters.sizes)} clusters"
+            alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}{largest}; "
             alt += f"{clusters.noise:.0%} of the features are in none."
             drawn.append(Drawn(f"report-clusters-{name}", clustering.figure(clusters), alt))
     if not drawn:

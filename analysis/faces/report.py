@@ -60,11 +60,7 @@ def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "one_line": lambda text: text.replace("\n", "↵"),
-        "density": lambda value: f"{value:.2%}",
-        "words": words,
-    }
+    environment.filters |= {"one_line": lambda text: text.replace("\n", "↵"), "words": words}
     vega = Markup(vl_convert.javascript_bundle().replace("</script", r"<\/script"))  # type: ignore[call-arg]
     own = Markup(environment.get_template("report.js").render(DARK=DARK))
     return environment.get_template("report.html").render(
