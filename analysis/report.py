@@ -269,7 +269,9 @@ def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
     if not answer["table"]:
         return []
     table = {row: {name: Estimate(**of) for name, of in cells.items()} for row, cells in answer["table"].items()}
-    return [Drawn(f"report-question-{number}", chart(f"Question {number}", named(table)), answer["answer"])]
+    measures = len(dict.fromkeys(name for cells in table.values() for name in cells))
+    alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the figures of the table."
+    return [Drawn(f"report-question-{number}", chart(f"Question {number}", named(table)), alt)]
 
 
 def span(values: Sequence[float], form: str) -> str:
