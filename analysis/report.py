@@ -256,7 +256,7 @@ def mapped(part: Part, study: str) -> list[Drawn]:
             largest = (
                 f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""
             )
-            counted = f"{len(clusters.sizes)} cluster{'s' * (len(clusters.sizes) != 1)}"
+            counted = "1 cluster" if len(clusters.sizes) == 1 else f"{len(clusters.sizes)} clusters"
             alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}{largest}; "
             alt += f"{clusters.noise:.0%} of the features are in none."
             drawn.append(Drawn(f"report-clusters-{name}", clustering.figure(clusters), alt))
@@ -270,7 +270,9 @@ def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
     if not answer["table"]:
         return []
     table = {row: {name: Estimate(**of) for name, of in cells.items()} for row, cells in answer["table"].items()}
-    return [Drawn(f"report-question-{number}", chart(f"Question {number}", named(table)), answer["answer"])]
+    measures = len(dict.fromkeys(name for cells in table.values() for name in cells))
+    alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the figures of the table."
+    return [Drawn(f"report-question-{number}", chart(f"Question {number}", named(table)), alt)]
 
 
 def span(values: Sequence[float], form: str) -> str:

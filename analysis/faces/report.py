@@ -25,6 +25,7 @@ from analysis.study import words
 
 SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # of an SVG's marks: half of it, and an image has its alt text
 SPEC_BYTES = 300_000  # a figure with more data is a picture only
+FIGURES_BYTES = 3_300_000  # of all figures; over it those with most data are pictures only
 SECTIONS = {
     "training": "Training",
     "densities": "Densities",
@@ -60,11 +61,7 @@ def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "one_line": lambda text: text.replace("\n", "↵"),
-        "density": lambda value: f"{value:.2%}",
-        "words": words,
-    }
+    environment.filters |= {"one_line": lambda text: text.replace("\n", "↵"), "words": words}
     vega = Markup(vl_convert.javascript_bundle().replace("</script", r"<\/script"))  # type: ignore[call-arg]
     own = Markup(environment.get_template("report.js").render(DARK=DARK))
     return environment.get_template("report.html").render(
@@ -72,9 +69,10 @@ def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
         parts=[(number, part, part.run.path.resolve().name) for number, part in enumerate(report.parts)],
         sections=SECTIONS,
         rule=RULE,
+        key=key,
         rows=rows,
         estimates=estimates,
-        embedded=lambda drawn, part=None: embedded(drawn, pictures[key(drawn, part)]),
+        embedded=fitted(report, pictures),
         scripts=[vega, own],
         hashes=[sha256(vega), sha256(own)],
     )
@@ -82,6 +80,20 @@ def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
 
 def key(drawn: Drawn, part: Part | None = None) -> str:
     return f"{part.run.path.resolve() if part else ''}/{drawn.name}"
+
+
+def fitted(report: Report, pictures: Mapping[str, list[Path]]) -> dict[str, dict[str, Any]]:
+    """All figures, by key, within FIGURES_BYTES as far as leaving out their data goes."""
+    drawn: list[tuple[Drawn, Part | None]] = [(report.frontier, None)] if report.frontier else []
+    drawn += [(of, part) for part in report.parts for figures in part.figures.values() for of in figures]
+    found = {key(*of): embedded(of[0], pictures[key(*of)]) for of in drawn}
+    sizes = {name: len(json.dumps(of["spec"])) for name, of in found.items()}
+    total = sum(sizes.values()) + sum(len(of["picture"]) for of in found.values())
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if total <= FIGURES_BYTES:
+            break
+        total, found[name]["spec"] = total - sizes[name], None
+    return found
 
 
 def sha256(script: str) -> str:
