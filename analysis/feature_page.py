@@ -18,6 +18,7 @@ from analysis.comparison import Comparison
 from analysis.contexts import place, token_texts
 from analysis.feature_statistics import Features
 from analysis.firing import encode
+from analysis.mapped import mapped_arrays
 from analysis.neuronpedia import groups_of
 from analysis.run import FinishedRun
 from analysis.specialization import over_chance
@@ -25,7 +26,7 @@ from harvest.errors import InputError
 from harvest.store import ActivationStore
 from sae_jax.formats import Dictionary
 from sae_jax.formats.dictionary import BY_K
-from sae_jax.snapshots import read_snapshots
+from sae_jax.snapshots import DIRECTORY
 
 PADDED = 256  # rows: pages of about as many share a compiled program
 NAMED = 5  # tokens that name a feature beside it
@@ -253,12 +254,13 @@ def twins_of(compared: Comparison | None, member: str, feature: int) -> list[Twi
 
 def stages_of(run: FinishedRun, member: str, feature: int) -> list[Stage]:
     """By the snapshots of training; empty where none were kept."""
-    snapshots = read_snapshots(run.path, member)
+    paths = sorted((run.path / DIRECTORY).glob(f"*/{member}.npz"))
+    snapshots = {int(path.parent.name): mapped_arrays(path) for path in paths}
     if not snapshots:
         return []
-    final_D = snapshots[max(snapshots)].direction[feature]
+    final_D = snapshots[max(snapshots)]["direction"][feature].astype(np.float32)
     stages = []
-    for step, snapshot in snapshots.items():
-        cosine_F = snapshot.direction @ final_D
-        stages.append(Stage(step, float(cosine_F.max()), float(cosine_F[feature]), float(snapshot.density[feature])))
+    for step, arrays in snapshots.items():
+        cosine_F = arrays["direction"].astype(np.float32) @ final_D
+        stages.append(Stage(step, float(cosine_F.max()), float(cosine_F[feature]), float(arrays["density"][feature])))
     return stages
