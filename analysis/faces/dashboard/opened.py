@@ -85,6 +85,11 @@ def plain(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|$~:" else c for c in text)
 
 
+def fitted(figure: Any) -> Any:
+    """A figure as Streamlit takes it: it wants a padding for each side."""
+    return figure.properties(padding=dict.fromkeys(("left", "right", "top", "bottom"), 12))
+
+
 @st.cache_resource(show_spinner=False)
 def run_at(path: str) -> FinishedRun:
     return FinishedRun.open(Path(path))

@@ -6,7 +6,7 @@ from analysis import feature_figures, feature_page
 from analysis.ablation import ablation_effect
 from analysis.faces.dashboard import opened
 from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
-from analysis.faces.dashboard.opened import chosen, errors_shown, go, plain
+from analysis.faces.dashboard.opened import chosen, errors_shown, fitted, go, plain
 
 at = chosen()
 features = opened.features()
@@ -80,6 +80,13 @@ def contexts() -> None:
         tab.html("".join(shown))
 
 
+def rows_of(features: list[feature_page.Beside], by: str) -> list[dict]:
+    return [
+        {"feature": other.feature, by: round(other.similarity, 3), "promotes": " · ".join(other.promoted)}
+        for other in features
+    ]
+
+
 def others(title: str, rows: list[dict], key: str) -> None:
     """A table of features; a click on one opens its page."""
     st.subheader(title)
@@ -130,20 +137,13 @@ right.subheader("Suppresses")
 right.html(bars(page.suppressed[:10]))
 drawn = list(feature_figures.figures(page))
 for column, (_, figure) in zip(st.columns(max(1, len(drawn))), drawn, strict=False):
-    column.altair_chart(figure, theme=None)
+    column.altair_chart(fitted(figure), theme=None)
 ablation()
 left, right = st.columns(2)
 with left:
-    rows = [
-        {"feature": o.feature, "cosine": round(o.similarity, 3), "promotes": " · ".join(o.promoted)}
-        for o in page.neighbours
-    ]
-    others("Neighbours by direction", rows, "neighbours")
+    others("Neighbours by direction", rows_of(page.neighbours, "cosine"), "neighbours")
 with right:
-    rows = [
-        {"feature": o.feature, "phi": round(o.similarity, 3), "promotes": " · ".join(o.promoted)} for o in page.together
-    ]
-    others("Fires together with", rows, "together")
+    others("Fires together with", rows_of(page.together, "phi"), "together")
 if compared is None:
     st.caption("Stability over seeds and twins in other members: `python main.py study` computes them.")
 else:

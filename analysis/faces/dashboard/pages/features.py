@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from analysis.faces.dashboard.opened import chosen, go, places, the_list
+from analysis.faces.dashboard.opened import chosen, fitted, go, places, the_list
 from analysis.feature_list import ORDERS, choose, figure
 
 MOST_ROWS = 500
@@ -56,7 +56,7 @@ with table_tab:
 with map_tab:
     xy_Fx2, what = places(*at)
     st.caption(f"Decoder directions: {what}")
-    chart = figure(of, chosen_N, xy_Fx2, "picked")
+    chart = fitted(figure(of, chosen_N, xy_Fx2, "picked"))
     picked = st.altair_chart(chart, theme=None, on_select="rerun", key="map")
 if cells := table["selection"]["cells"]:
     go("feature", feature=rows[cells[0][0]]["feature"])

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from analysis.faces.dashboard.opened import chosen, go
+from analysis.faces.dashboard.opened import chosen, fitted, go
 from analysis.members import figure, rows_of
 
 FORMATS = {"explained_variance": "%.3f", "l0": "%.1f", "dead_fraction": "%.3f", "ce_recovered": "%.3f"}
@@ -14,7 +14,7 @@ st.caption(
     f"{len(at.run.members)} members, by held-out rows. Choose one in the table or the figure to see its features."
 )
 rows = rows_of(at.run)
-picked = st.altair_chart(figure(at.run, "picked"), theme=None, on_select="rerun", key="pareto")
+picked = st.altair_chart(fitted(figure(at.run, "picked")), theme=None, on_select="rerun", key="pareto")
 table = st.dataframe(
     rows,
     hide_index=True,
