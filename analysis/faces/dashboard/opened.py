@@ -86,8 +86,13 @@ def plain(text: str) -> str:
 
 
 def fitted(figure: Any) -> Any:
-    """A figure as Streamlit takes it: it wants a padding for each side."""
-    return figure.properties(padding=dict.fromkeys(("left", "right", "top", "bottom"), 12))
+    """A figure as Streamlit takes it: with a padding for each side, and ink that stays dark on white in a dark page."""
+    import altair as alt
+
+    figure = figure.properties(padding=dict.fromkeys(("left", "right", "top", "bottom"), 12))
+    if isinstance(figure.title, alt.TitleParams):
+        figure.title = alt.TitleParams(**figure.title.to_dict() | {"color": "#111111"})
+    return figure
 
 
 @st.cache_resource(show_spinner=False)
