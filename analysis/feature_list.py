@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from analysis.clustering import pca_of
 from analysis.contexts import token_texts
@@ -104,7 +105,8 @@ def figure(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.nda
     """An Altair figure: the chosen features on the map, evenly thinned to MOST_POINTS; a click selects `feature`."""
     import altair as alt
 
-    placed_N = np.array([feature for feature in chosen_N if np.isfinite(xy_Fx2[feature]).all()], int)
+    chosen_N = np.asarray(chosen_N, int)
+    placed_N = chosen_N[np.isfinite(xy_Fx2[chosen_N]).all(1)]
     shown_N = placed_N[np.linspace(0, len(placed_N) - 1, min(len(placed_N), MOST_POINTS)).astype(int)]
     rows = [
         {
@@ -120,7 +122,7 @@ def figure(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.nda
     axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
     colour = alt.Color("density:Q", title="density").scale(type="log", scheme="viridis")
     return (
-        alt.Chart(alt.Data(values=rows))
+        alt.Chart(pa.Table.from_pylist(rows))  # as a table, which Altair need not check value by value
         .mark_circle(size=60 if len(rows) < 1000 else 25, opacity=0.9)
         .encode(
             *axes,

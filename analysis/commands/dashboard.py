@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 from analysis.commands.flags import Parser, filled
 from analysis.run import FinishedRun
@@ -59,6 +61,12 @@ def need_free(options: Options) -> None:
             ) from error
 
 
+def warm() -> None:
+    """Imports what the pages of features need and takes seconds, while the first page is looked at."""
+    import_module("analysis.feature_page")
+    from transformers import AutoTokenizer  # noqa: F401
+
+
 def serve(options: Options, runs: list[str]) -> None:
     """Until it is stopped. Streamlit's own defaults are every address, statistics sent home, and a watch on files."""
     from streamlit.web import bootstrap
@@ -74,5 +82,6 @@ def serve(options: Options, runs: list[str]) -> None:
         "client_showErrorDetails": "full",
         "global_developmentMode": False,
     }
+    Thread(target=warm, daemon=True).start()
     bootstrap.load_config_options(settings)
     bootstrap.run(str(APP), False, [str(options.cache_dir), *runs], settings)

@@ -2,8 +2,7 @@
 
     PYTHONPATH=.:tests python tests/benchmarks/dashboard_speed.py RUN --cache-dir CACHE --to DIR
 
-RUN is a small finished run whose statistics were computed. DIR becomes a run of its records, store and real file formats:
-random dictionaries, RUN's statistics repeated, snapshots. Prints seconds until the first page stands (from the command,
+RUN is a small finished run whose statistics were computed. DIR becomes a run with its records and its store: random dictionaries, RUN's statistics repeated, snapshots. Prints seconds until the first page stands (from the command,
 and of a browser that comes later), seconds of each click, the server's memory, and where it listens.
 """
 
@@ -71,7 +70,8 @@ def measure(visitor, pid: int) -> None:
         visitor.settled()
         print(f"search for {words}: {time.perf_counter() - began:.2f} s")
     began = time.perf_counter()
-    visitor.page.get_by_role("tab", name="Map").click()
+    visitor.page.get_by_role("radio", name="Map").click()
+    time.sleep(0.05)
     visitor.settled()
     print(f"map: {time.perf_counter() - began:.2f} s")
     print(f"memory: {memory_mb(pid):,.0f} MB")
@@ -99,7 +99,7 @@ def make(run: FinishedRun, to: Path) -> None:
         assert of is not None
         repeated(of).save(to / "analysis" / "features" / f"{name(number)}.npz")
         for step in STEPS:
-            W_dec_FxD = dictionary.tensors["W_dec"]
+            W_dec_FxD, ones_F = dictionary.tensors["W_dec"], np.ones(FEATURES)
             arrays = {
                 "direction": W_dec_FxD.astype(np.float16),
                 "norm": np.ones(FEATURES),

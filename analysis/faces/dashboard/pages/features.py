@@ -24,41 +24,35 @@ st.caption(f"{len(chosen_N):,} of {len(of.density_F):,} features{shown}. A click
 if not len(chosen_N):
     st.info("No feature is like that: search for less, or widen the filters.")
     st.stop()
-table_tab, map_tab = st.tabs(["Table", "Map"])
-with table_tab:
-    rows = [
-        {
-            "feature": feature,
-            "promotes": of.promotes_F[feature],
-            "density": float(of.density_F[feature]),
-            "max": float(of.maximum_F[feature]),
-            "token": of.token_F[feature],
-            "its share": float(of.token_share_F[feature]),
-            "fires most on": of.label_F[feature],
-            "specialization": float(of.specialization_F[feature]),
-        }
-        for feature in chosen_N[:MOST_ROWS].tolist()
-    ]
-    number = st.column_config.NumberColumn
-    table = st.dataframe(
-        rows,
-        hide_index=True,
-        on_select="rerun",
-        selection_mode="single-cell",
-        key="features",
-        column_config={
-            "density": number(format="%.4f"),
-            "max": number(format="%.2f"),
-            "its share": number(format="percent"),
-            "specialization": number(format="%.2f"),
-        },
-    )
-with map_tab:
+if st.segmented_control("View", ["Table", "Map"], default="Table", label_visibility="collapsed") == "Map":
     xy_Fx2, what = places(*at)
     st.caption(f"Decoder directions: {what}")
     chart = fitted(figure(of, chosen_N, xy_Fx2, "picked"))
     picked = st.altair_chart(chart, theme=None, on_select="rerun", key="map")
+    if points := picked["selection"].get("picked"):
+        go("feature", feature=points[0]["feature"])
+    st.stop()
+rows = [
+    {
+        "feature": feature,
+        "promotes": of.promotes_F[feature],
+        "density": float(of.density_F[feature]),
+        "max": float(of.maximum_F[feature]),
+        "token": of.token_F[feature],
+        "its share": float(of.token_share_F[feature]),
+        "fires most on": of.label_F[feature],
+        "specialization": float(of.specialization_F[feature]),
+    }
+    for feature in chosen_N[:MOST_ROWS].tolist()
+]
+FORMATS = {"density": "%.4f", "max": "%.2f", "its share": "percent", "specialization": "%.2f"}
+table = st.dataframe(
+    rows,
+    hide_index=True,
+    on_select="rerun",
+    selection_mode="single-cell",
+    key="features",
+    column_config={name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()},
+)
 if cells := table["selection"]["cells"]:
     go("feature", feature=rows[cells[0][0]]["feature"])
-if points := picked["selection"].get("picked"):
-    go("feature", feature=points[0]["feature"])
