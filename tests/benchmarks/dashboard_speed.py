@@ -2,8 +2,9 @@
 
     PYTHONPATH=.:tests python tests/benchmarks/dashboard_speed.py RUN --cache-dir CACHE --to DIR
 
-RUN is a small finished run whose statistics were computed. DIR becomes a run with its records and its store: random dictionaries, RUN's statistics repeated, snapshots. Prints seconds until the first page stands (from the command,
-and of a browser that comes later), seconds of each click, the server's memory, and where it listens.
+RUN is a small finished run whose statistics were computed. DIR becomes a run with its records and its store: random
+dictionaries, RUN's statistics repeated, snapshots. Prints seconds until the first page stands (from the command, and of
+a browser that comes later), seconds of each click, the server's memory, and where it listens.
 """
 
 import argparse
@@ -102,8 +103,8 @@ def make(run: FinishedRun, to: Path) -> None:
             W_dec_FxD, ones_F = dictionary.tensors["W_dec"], np.ones(FEATURES)
             arrays = {
                 "direction": W_dec_FxD.astype(np.float16),
-                "norm": np.ones(FEATURES),
-                "density": np.ones(FEATURES),
+                "norm": ones_F,
+                "density": ones_F,
             }
             path = to / "snapshots" / f"{step:09d}" / f"{name(number)}.npz"
             path.parent.mkdir(parents=True, exist_ok=True)
