@@ -44,7 +44,7 @@ def app(run, cache, page="", **query):
     if page:
         at.run()
         at.query_params.update({name: str(value) for name, value in query.items()})
-        at.switch_page(f"pages/{page}.py")
+        at.switch_page(f"screens/{page}.py")
     at.run()
     assert not at.exception, at.exception[0].stack_trace
     return at

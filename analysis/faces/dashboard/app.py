@@ -5,14 +5,14 @@ import streamlit as st
 from analysis.faces.dashboard.opened import Chosen, arguments, errors_shown, follow, run_at
 
 st.set_page_config("sae-jax", layout="wide")
-page = st.navigation(
+page = st.navigation(  # the folder is not named pages: Streamlit would show its files without this frame
     [
-        st.Page("pages/population.py", title="Population", default=True),
-        st.Page("pages/features.py", title="Features"),
-        st.Page("pages/feature.py", title="One feature"),
-        st.Page("pages/text.py", title="Type text"),
-        st.Page("pages/concept.py", title="Find a concept"),
-        st.Page("pages/steer.py", title="Steer"),
+        st.Page("screens/population.py", title="Population", default=True),
+        st.Page("screens/features.py", title="Features"),
+        st.Page("screens/feature.py", title="One feature"),
+        st.Page("screens/text.py", title="Type text"),
+        st.Page("screens/concept.py", title="Find a concept"),
+        st.Page("screens/steer.py", title="Steer"),
     ]
 )
 runs, _ = arguments()

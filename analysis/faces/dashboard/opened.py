@@ -67,7 +67,7 @@ def go(page: str, **query: object) -> None:
     at = chosen()
     names = {path: name for name, path in arguments()[0].items()}
     asked = {"run": names[at.path], "member": at.member} | query
-    st.switch_page(f"pages/{page}.py", query_params={name: str(value) for name, value in asked.items()})
+    st.switch_page(f"screens/{page}.py", query_params={name: str(value) for name, value in asked.items()})
 
 
 @contextmanager

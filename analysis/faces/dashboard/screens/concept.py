@@ -32,13 +32,13 @@ with st.form("concept"):
     asked = st.form_submit_button("Find", type="primary")
 if asked and phrase.strip():
     members = tuple(at.run.members) if everywhere else (at.member,)
-    st.session_state["concept"] = (
+    st.session_state["sought"] = (
         at.path,
         members,
         phrase,
         *(tuple(line for line in map(str.strip, box.splitlines()) if line) for box in (examples, against)),
     )
-if not (query := st.session_state.get("concept")) or query[0] != at.path:
+if not (query := st.session_state.get("sought")) or query[0] != at.path:
     st.caption("Each feature is chosen, given its threshold and scored on different passages.")
     st.stop()
 with errors_shown(), st.spinner("reading passages of the corpus"):
