@@ -58,6 +58,7 @@ def build_parser() -> Parser:
 
 COMMANDS = (  # `run(argv)` of analysis/commands/NAME.py
     "attribute",
+    "dashboard",
     "evaluate",
     "export",
     "find-feature",
