@@ -20,6 +20,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 RECORD = "wandb.json"  # {"step": the last one logged, "runs": {member, or "population": W&B's id}}
 ALL = "population"
-NO_ANSWER_SECONDS = 30.0  # a server that is silent for longer is not there
+NO_ANSWER_SECONDS = 15.0  # a server that is silent for longer is not there
 SEND_SECONDS = 60.0  # for what is left to send when all is done
 PIXELS_PER_INCH = 144
 
@@ -102,6 +103,7 @@ class WandbLog:
 
     def _work(self) -> None:
         try:
+            self._attempt(lambda: import_module("wandb"))  # slow, so while rows are harvested
             while task := self._fed.get():
                 self._attempt(task)
         finally:
@@ -113,7 +115,7 @@ class WandbLog:
             return
         try:
             task()
-        except Exception as error:  # whatever W&B raises: its log is not worth a training
+        except BaseException as error:  # whatever W&B raises: its log is not worth a training
             self._broken = True
             self._notes.put(f"W&B stopped, training does not: {' '.join(str(error).split()) or type(error).__name__}")
 
@@ -128,15 +130,19 @@ class WandbLog:
         names = list(self._members) if self._options.per_member else [ALL]
         ids = {name: self._record["runs"].get(name) or secrets.token_hex(4) for name in names}
         mode = os.environ.get("WANDB_MODE", "online")
-        if mode in ("online", "shared") and not wandb.api.api_key:
+        wandb.setup(wandb.Settings(silent=True))
+        if mode in ("online", "shared") and not wandb.login(prompt=False, verify=False):
             self._notes.put("W&B: no login (`wandb login`), so offline")
             mode = "offline"
         for name, run_id in ids.items():
             try:
                 self._runs[name] = self._begin(name, run_id, mode)
             except wandb.errors.CommError as error:
+                if self._runs:  # those begun before are in the service that would have to begin anew
+                    raise
                 self._notes.put(f"W&B cannot be reached, so offline: {' '.join(str(error).split())}")
                 mode = "offline"
+                wandb.teardown()  # else the service holds the id for the run that was not begun
                 self._runs[name] = self._begin(name, run_id, mode)
         self._record["runs"] |= ids
         write_json(record, self._record)
