@@ -12,10 +12,11 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.tables import frontier_table, preset_table
@@ -31,6 +32,9 @@ from sae_jax.grid import members_of
 from sae_jax.presets import PRESETS, bundled_model, cost_of, preset_named, scale_down
 from sae_jax.run_directory import RunDirectory, default_name
 
+if TYPE_CHECKING:
+    from analysis.faces.wandb_log import WandbLog
+
 
 @dataclass(frozen=True)
 class Options:
@@ -45,6 +49,11 @@ class Options:
     force: bool = flag(False, "start again, also where the run is finished or interrupted")
     quiet: bool = flag(False, "print nothing but where the results lie")
     dry_run: bool = flag(False, "print what would be trained, and about what it costs, and train nothing")
+    use_wandb: bool = flag(False, "log to Weights & Biases; offline where there is no login")
+    wandb_project: str = flag("sae-interpretability", "the project there")
+    log_freq: int = flag(100, "steps from one point logged there to the next, at least")
+    wandb_per_member: bool = flag(False, "a run there for each member, in one group, in place of one with all")
+    wandb_artifact: bool = flag(False, "keep the finished run directory there, as an artifact")
 
 
 def build_parser() -> Parser:
@@ -58,15 +67,18 @@ def build_parser() -> Parser:
 
 COMMANDS = (  # `run(argv)` of analysis/commands/NAME.py
     "attribute",
+    "dashboard",
     "evaluate",
     "export",
     "find-feature",
     "frontier",
+    "report",
     "saebench",
     "show",
     "steer",
     "study",
 )
+WANDB_FLAGS = ("--wandb-project", "--log-freq", "--wandb-per-member", "--wandb-artifact")
 LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
@@ -91,6 +103,10 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
         raise InputError("--target-l0 and --sparsity: steer to an L0, or fix the coefficient? Give one of them")
     if options.resume and options.force:
         raise InputError("--resume and --force: go on, or start again? Give one of them")
+    if not options.use_wandb and (idle := [name for name in WANDB_FLAGS if name in given]):
+        raise InputError(f"{idle[0]} means nothing without --use-wandb: add that, or leave it out")
+    if options.log_freq < 1:
+        raise InputError(f"--log-freq {options.log_freq}: must be 1 or more")
     members_of(config, request.sites)
     if request.held_out == 1:
         raise InputError("--held-out 1: leaves nothing to train on; must be between 0 and 1")
@@ -126,7 +142,7 @@ def main(argv: list[str]) -> None:
     asked |= {"preset": preset} if preset else {}
     run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
     run.refuse_another_run()
-    with Terminal(quiet=options.quiet) as terminal:
+    with Terminal(quiet=options.quiet) as terminal, ExitStack() as others:
         say_preset(preset, terminal)
         if run.results and not options.force and not lacks_loss_recovered(run.results, request, options):
             terminal.say(f"{run.path} is finished; --force does it again")
@@ -134,7 +150,10 @@ def main(argv: list[str]) -> None:
             return
         if run.interrupted and not (options.resume or options.force):
             raise InputError(f"{run.path} was interrupted: add --resume to go on, or --force to start again")
-        stores, results = work(request, config, options, run, terminal)
+        faces: list[Any] = [terminal]
+        if options.use_wandb:
+            faces.append(others.enter_context(wandb_log(request, config, options, run, terminal)))
+        stores, results = work(request, config, options, run, faces)
         if lacks_loss_recovered(results, request, options):
             from analysis.loss_recovered import complete_run
 
@@ -143,6 +162,24 @@ def main(argv: list[str]) -> None:
         elif options.ce_windows and "loss_recovered" not in results:
             terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens leave none to predict")
         show(run, results, terminal, anew=True)
+        for face in faces[1:]:
+            face.results(results, run.path)
+
+
+def wandb_log(
+    request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal
+) -> WandbLog:
+    from analysis.faces.wandb_log import WandbLog, WandbOptions
+
+    members = {member.id: asdict(member) for member in members_of(config, request.sites)}
+    asked = {key: value for part in run.asked.values() for key, value in part.items()}
+    chosen = WandbOptions(
+        project=options.wandb_project,
+        log_freq=options.log_freq,
+        per_member=options.wandb_per_member,
+        artifact=options.wandb_artifact,
+    )
+    return WandbLog(chosen, run.path, asked, members, terminal.say)
 
 
 def list_presets() -> None:
@@ -179,9 +216,10 @@ def lacks_loss_recovered(results: dict, request: HarvestRequest, options: Option
 
 
 def work(
-    request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal
+    request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, faces: list[Any]
 ) -> tuple[dict[Site, ActivationStore], dict]:
-    """(the stores, the content of results.json, of a run finished before that of then)."""
+    """(the stores, the content of results.json, of a run finished before that of then); the first face also talks."""
+    terminal = faces[0]
     began = time.perf_counter()
     stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
     harvest_seconds = time.perf_counter() - began
@@ -204,7 +242,7 @@ def work(
         checkpoint_seconds=options.checkpoint_seconds,
         snapshots=options.snapshots,
         harvest_seconds=harvest_seconds,
-        on_progress=terminal.training_progress,
+        on_progress=lambda progress: [face.training_progress(progress) for face in faces][0],
         say=terminal.say,
     )
     return stores, results

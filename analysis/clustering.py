@@ -10,6 +10,7 @@ Shapes: F features, N of them alive, D width of the model, K neighbours.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -98,7 +99,7 @@ def compute(
         xy_Fx2=for_all(placed_NxC[:, :2].astype(np.float32), np.nan),
         pca_Fx2=for_all(pca_NxC.astype(np.float32), np.nan),
         label_F=for_all(label_N, -1),
-        tokens_F=tuple(" · ".join(own[:TOOLTIP_TOKENS]) for own in promoted),
+        tokens_F=tooltips(promoted),
         names=names_of(label_N, [promoted[f] for f in living_N.tolist()]),
         sizes=tuple(int(size) for size in np.bincount(label_N[label_N >= 0])),
         pca_variance=(float(variance_C[0]), float(variance_C[1])),
@@ -243,6 +244,23 @@ def write(clusters: Clusters, folder: Path, name: str) -> list[Path]:
     write_json(folder / f"clusters-{name}.json", {"schema": 1, **record})
     write_atomically(folder / f"clusters-{name}.npz", lambda file: np.savez_compressed(file, **arrays))
     return [folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"]
+
+
+def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters | None:
+    """What `write` left, with the tokens that each feature promotes, as for `compute`; None where there is nothing."""
+    paths = folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"
+    if not all(path.exists() for path in paths):
+        return None
+    record = json.loads(paths[0].read_text())
+    if record.pop("schema") != 1:
+        return None
+    record |= {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
+    with np.load(paths[1], allow_pickle=False) as arrays:
+        return Clusters(**record, **{key: arrays[key] for key in arrays.files}, tokens_F=tooltips(promoted))
+
+
+def tooltips(promoted: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(" · ".join(printable(token.strip()) for token in own[:TOOLTIP_TOKENS]) for own in promoted)
 
 
 def figure(clusters: Clusters, shown: int = 10) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 from analysis.firing import Firing, Labels, firing_of
 from analysis.ground_truth import unit
 from analysis.labels import labels_of
+from analysis.mapped import mapped_arrays
 from analysis.run import FinishedRun
 from analysis.specialization import mutual_information, specialization
 from harvest.store import write_atomically
@@ -86,21 +87,27 @@ class Features:
         write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
     @classmethod
-    def load(cls, path: Path) -> Features | None:
-        """None where there is none, or one of another version."""
+    def load(cls, path: Path, mapped: bool = False) -> Features | None:
+        """None where there is none, or one of another version; mapped, a row of an array is read when asked for."""
         if not path.exists():
             return None
+        if mapped:
+            return cls._of(mapped_arrays(path))
         with np.load(path, allow_pickle=False) as arrays:
-            if arrays["format"] != FORMAT:
-                return None
-            values: dict = {}
-            for name in arrays.files[1:]:
-                field, _, key = name.partition("/")
-                if key:
-                    part = arrays[name]
-                    values.setdefault(field, {})[key] = part.tolist() if field == "labels" else part
-                else:
-                    values[field] = arrays[name]
+            return cls._of(arrays)
+
+    @classmethod
+    def _of(cls, arrays: Mapping[str, np.ndarray]) -> Features | None:
+        if arrays["format"] != FORMAT:
+            return None
+        values: dict = {}
+        for name in arrays:
+            field, _, key = name.partition("/")
+            if key:
+                part = arrays[name]
+                values.setdefault(field, {})[key] = part.tolist() if field == "labels" else part
+            elif name != "format":
+                values[field] = arrays[name]
         return cls(**values | {"rows": int(values["rows"])})
 
 

@@ -16,6 +16,7 @@ from scipy import stats
 from scipy.sparse import csr_array
 
 from analysis import comparison, emergence
+from analysis.densities import FREQUENT, statistics
 from analysis.emergence import Trajectory
 from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder, sparse_activations, spread_rows
@@ -30,7 +31,7 @@ from sae_jax.snapshots import read_snapshots
 RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
 ONE_TOKEN = 0.9  # share of a feature's firings that makes it one of a single token
 MIN_FIRINGS = 100  # of a feature that is asked what it is specialized on, or whether it is one of a single token
-RARE, FREQUENT = 1e-4, 0.1  # densities
+RARE = 1e-4  # density
 
 MEASURES = {
     "explained_variance": "explained variance",
@@ -158,8 +159,7 @@ def values_of(
         "l0": metrics["l0"],
         "dead": float(1 - alive_F.mean()),
         "rare": share(features.density_F[alive_F] < RARE),
-        "mean_activation_rate": float(features.density_F.mean()),
-        "high_freq_neurons": float((features.density_F > FREQUENT).sum()),
+        **statistics(features.density_F),
         "found_again": again,
         "probing": float(np.mean([probe["accuracy"]["1"] for probe in probes])),
         "absorption": bench["absorption"].get(name, {}).get("fraction"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sae_jax.formats import Dictionary
 
 EARLIER = "was written by an earlier version"
+SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position")  # of a run and its control
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,6 +50,23 @@ class FinishedRun:
         from analysis.faces.notebook import run_html
 
         return run_html(self.results, str(self.path))
+
+    def opened_control(self, path: Path) -> FinishedRun:
+        """The same with shuffled weights. Raises InputError where it is not harvested like this run, but for them."""
+        control = FinishedRun.open(path)
+        if control.request.control is None:
+            raise InputError(f"--control {path}: it was trained on the model as it is, not --control random-weights")
+        facts = [
+            {
+                "model_name": of.model_location,
+                "dataset": of.corpus,
+                **{name: getattr(of.request, name) for name in SAME},
+            }
+            for of in (self, control)
+        ]
+        if other := [f"--{name.replace('_', '-')}" for name in facts[0] if facts[0][name] != facts[1][name]]:
+            raise InputError(f"--control {path}: harvested with another {', '.join(other)}; it must be {self.path}'s")
+        return control
 
     @property
     def members(self) -> dict[str, dict[str, Any]]:

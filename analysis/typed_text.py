@@ -38,3 +38,20 @@ def read_text(run: FinishedRun, member: str, text: str) -> TypedText:
     values_TxF = np.array(encode(*nnx.split(run.dictionary(member).sae), padded_TxD))[: len(token_T)]
     values_TxF[: run.first_position] = 0
     return TypedText(token_texts(model.tokenizer, token_T), sparse.csr_array(values_TxF))
+
+
+def ranked(text: TypedText, position: int | None = None) -> list[tuple[int, float, int, int]]:
+    """Features that fire, the strongest first: (feature, its largest activation, at which token, on how many tokens).
+
+    Of a position only those that fire there, by what they have there.
+    """
+    of_FxT = text.values_TxF.T.tocsr()
+    found = []
+    for feature in np.flatnonzero(np.diff(of_FxT.indptr)).tolist():
+        own = slice(of_FxT.indptr[feature], of_FxT.indptr[feature + 1])
+        token_N, value_N = of_FxT.indices[own], of_FxT.data[own]
+        here_N = np.abs(value_N) if position is None else np.where(token_N == position, np.abs(value_N), 0)
+        best = int(here_N.argmax())
+        if here_N[best] > 0:
+            found.append((feature, float(value_N[best]), int(token_N[best]), len(token_N)))
+    return sorted(found, key=lambda entry: -abs(entry[1]))

@@ -6,6 +6,7 @@ checkpoints/     Orbax
 members/<id>/    SAELens layout, stats.npz
 snapshots/       decoders and densities on the way
 analysis/        what analysis/ computed, and figures/, what it drew
+wandb/           W&B's files, and wandb.json, which runs there are this one's
 results.json     written last: a run with it is finished
 """
 
@@ -112,9 +113,9 @@ class RunDirectory:
     def clear(self) -> None:
         """Forget the run; config.json last, so that whatever a kill leaves is still known as this run."""
         (self.path / "results.json").unlink(missing_ok=True)
-        for name in ("checkpoints", "members", "snapshots", "analysis", "figures"):
+        for name in ("checkpoints", "members", "snapshots", "analysis", "figures", "wandb"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "config.json"):
+        for name in ("metrics.jsonl", "wandb.json", "config.json"):
             (self.path / name).unlink(missing_ok=True)
 
     def append_metrics(self, lines: list[dict]) -> None:

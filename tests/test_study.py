@@ -1,6 +1,7 @@
 """When features emerge, planted; intervals; and the study of a run from its command to its files."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,6 @@ from scipy import stats
 
 import main
 from analysis import emergence, measures
-from analysis.commands.study import differing
 from analysis.intervals import Estimate, over_seeds
 from analysis.measures import Gathered, values_of
 from analysis.run import FinishedRun
@@ -213,13 +213,19 @@ def test_a_run_without_its_text_or_as_its_own_control_is_refused(run, monkeypatc
     assert "gone.jsonl" in capsys.readouterr().err
 
 
-def test_a_control_of_another_layer_is_refused(run):
+def test_a_control_of_another_layer_is_refused(run, tmp_path):
     one = FinishedRun.open(run[0])
-    config = json.loads(json.dumps(one.config))
-    assert differing(one, FinishedRun(one.path, config, one.results)) == []
-    config["asked"]["harvest"] |= {"layer": [1], "seq_len": 30}
-    config["stores"][0]["dataset"] = {"asked": "a.jsonl", "location": "a.jsonl", "fell_back": False}
-    assert differing(one, FinishedRun(one.path, config, one.results)) == ["--dataset", "--layer", "--seq-len"]
+
+    def control(**changed) -> Path:
+        config = json.loads(json.dumps(one.config))
+        config["asked"]["harvest"] |= {"control": "random-weights", **changed}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "results.json").write_text(json.dumps(one.results))
+        return tmp_path
+
+    assert one.opened_control(control()).path == tmp_path
+    with pytest.raises(InputError, match="harvested with another --layer, --seq-len; it must be"):
+        one.opened_control(control(layer=[1], seq_len=30))
 
 
 def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypatch):

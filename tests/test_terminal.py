@@ -22,6 +22,7 @@ import pytest
 
 from analysis.faces.curve import CURVE_POINTS, LossCurve
 from analysis.faces.terminal import LINE_SECONDS, LOG_COLUMNS, Terminal
+from analysis.faces.wording import told_apart
 
 ROOT = Path(__file__).parents[1]
 ACTIVATIONS = ("relu", "jump_relu", "topk")
@@ -192,7 +193,8 @@ def test_twenty_four_members(columns):
     assert max(map(len, lines)) <= columns and sum("loss so far" in line for line in lines) == 1
     assert any(line.startswith("train ━") for line in screen)
     rows = [line for line in screen if re.search(r"seed\d+ ", line)]
-    assert len(rows) == 18 and all(("…" in row) == (columns == 80) and row[-1] in TICKS for row in rows)
+    assert len(rows) == 18 and all(row[-1] in TICKS for row in rows)
+    assert all(("hidden_dim_2048" in row) == (columns == 160) for row in rows)  # what all have goes first
     assert "and 6 more: loss 10.5 to 13  EV 0.880 to 0.880  L0 39.5 to 39.5" in screen
 
     lines, _ = on_a_terminal("fake_run(24, pace=0.04)", columns, rows=24)
@@ -264,7 +266,7 @@ def test_ids_without_room_keep_what_tells_them_apart():
     terminal = Terminal(stream=stream)
     terminal.show(terminal._results_table(found["members"], 76))
     cells = [line.split("  ")[0] for line in stream.getvalue().splitlines()[1:]]
-    assert len(set(cells)) == len(ids) and cells[0] == "relu…l16…s0" and max(map(len, cells)) <= 24
+    assert len(set(cells)) == len(ids) and cells[0] == "relu-l16-s0" and max(map(len, cells)) <= 24
     assert [cell for cell in cells if "★" in cell] == [cells[4]]
 
 
@@ -285,6 +287,11 @@ def test_a_failed_member_is_named_in_the_box():
     text = stream.getvalue()
     assert re.search(r"relu-256 +failed ", text)
     assert "relu-256  stopped at step 3,000: the loss is not finite; try a lower --lr" in text
+
+
+def test_ids_lose_what_all_have_but_stay_different():
+    assert told_apart(["relu-f8-l16-lr1e-3-s0", "relu-f8-l32-lr1e-3-s0"]) == ["l16", "l32"]
+    assert told_apart(["a-b", "a-b-a"]) == ["a-b", "a-b-a"] and told_apart(["a-b"]) == ["a-b"]
 
 
 def test_the_activation_is_said_where_the_id_does_not():
@@ -330,7 +337,7 @@ def test_a_stream_that_knows_no_unicode_is_no_reason_to_crash():
     call = "fake_run(24, run_dir='runs/\u65e5\u672c' + 'x' * 99)"
     lines, sent = on_a_terminal(call, 80, PYTHONIOENCODING="ascii")
     assert sent.isascii() and max(map(len, lines[:-5])) <= 80
-    assert any(re.search(r"^relu\.\.seed0  .*  #[_.:=+*#-]+_$", line) for line in lines)
+    assert any(re.search(r"^relu-seed0  .*  #[_.:=+*#-]+_$", line) for line in lines)
     assert any("EXPERIMENT RESULTS" in line for line in lines) and "results: runs/??" + "x" * 99 in lines
 
 

@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.commands.flags import Parser, filled
-from harvest.errors import InputError
 from harvest.request import default_cache_dir, flag
 
 if TYPE_CHECKING:
     from analysis.measures import Gathered
     from analysis.run import FinishedRun
     from analysis.study import Answer
-
-
-SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position")  # of a run and its control
 
 
 @dataclass(frozen=True)
@@ -45,15 +41,7 @@ def run(argv: list[str]) -> None:
     from analysis.study import kinds_of, study
 
     finished = FinishedRun.open(values["run"])
-    shuffled = FinishedRun.open(options.control) if options.control else None
-    if shuffled and shuffled.request.control is None:
-        raise InputError(
-            f"--control {options.control}: it was trained on the model as it is, not --control random-weights"
-        )
-    if shuffled and (other := differing(finished, shuffled)):
-        raise InputError(
-            f"--control {options.control}: harvested with another {', '.join(other)}; it must be {finished.path}'s"
-        )
+    shuffled = finished.opened_control(options.control) if options.control else None
     with Terminal() as terminal:
         gathered = gather(finished, options.cache_dir, options.documents, terminal.progress, terminal.say)
         control = None
@@ -68,15 +56,6 @@ def run(argv: list[str]) -> None:
         paths = written(answers, finished, shuffled, gathered)
         terminal.say(f"\nfigures: {finished.path / 'figures'}: {', '.join([*(p.stem for p in paths[:-1]), *maps])}")
         terminal.say(f"all figures: {paths[-1]}")
-
-
-def differing(run: FinishedRun, control: FinishedRun) -> list[str]:
-    """What a run and its control were harvested from, and is not the same."""
-    facts = [
-        {"model_name": of.model_location, "dataset": of.corpus, **{name: getattr(of.request, name) for name in SAME}}
-        for of in (run, control)
-    ]
-    return [f"--{name.replace('_', '-')}" for name in facts[0] if facts[0][name] != facts[1][name]]
 
 
 def written(

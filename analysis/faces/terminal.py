@@ -48,7 +48,7 @@ from analysis.faces.wording import (
     share_text,
     size_text,
     times_text,
-    without_shared,
+    told_apart,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 FRAME_SECONDS = 0.1  # a terminal is redrawn no more often
 LINE_SECONDS = 3.0  # a log gets a line no more often: n lines at once are followed by n times as long a silence
 UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}  # what a phase counts
-UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features"}
+UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features", "examples": "members", "figures": "figures"}
 LOG_COLUMNS = 160  # no line of progress in a log is longer
 CURVE_COLUMNS = 16  # ids give way before the curve gets narrower
 SCATTER_COLUMNS = 100
@@ -307,7 +307,7 @@ class Terminal:
         least = CURVE_COLUMNS + GAP if curves is not None else 0
         room = max(free - least, ID_COLUMNS)
         if max(map(cell_len, map(add, names, stars))) > room:
-            names = without_shared(names, self._ellipsis)
+            names = told_apart(names)
         ids = list(map(add, names, stars))
         id_columns = min(max(map(cell_len, [header[0], *ids])), room)
         curve_columns = free - id_columns - GAP

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import groupby
-from operator import itemgetter
 from typing import Any
 
 
@@ -98,17 +96,12 @@ def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[s
     return header, rows
 
 
-def without_shared(ids: list[str], ellipsis: str) -> list[str]:
-    """The ids, and an ellipsis for the parts that all of them share: what is left tells them apart."""
-    parts = [member_id.split("-") for member_id in ids]
-    if len(ids) < 2 or len({len(of) for of in parts}) > 1:
-        return ids
-    is_shared = [len(set(column)) == 1 for column in zip(*parts, strict=True)]
-    shorter = []
-    for of in parts:
-        runs = groupby(zip(is_shared, of, strict=True), key=itemgetter(0))
-        shorter.append("".join(ellipsis if shared else "-".join(part for _, part in run) for shared, run in runs))
-    return shorter
+def told_apart(ids: list[str]) -> list[str]:
+    """Ids without the parts that all of them have, where that leaves them different."""
+    parts = [name.split("-") for name in ids]
+    common = set.intersection(*map(set, parts)) if len(ids) > 1 else set()
+    short = ["-".join(part for part in own if part not in common) for own in parts]
+    return short if all(short) and len(set(short)) == len(ids) else ids
 
 
 def failure_text(member: dict[str, Any]) -> str:

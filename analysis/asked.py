@@ -1,0 +1,35 @@
+"""The command line that a run was asked for with, from its config.json."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields
+from typing import Any
+
+from harvest.request import HarvestRequest
+from sae_jax.config import TrainConfig
+
+
+def command_of(config: dict[str, Any]) -> str:
+    """What to type for the same run: the flags that are not at their defaults, a preset's among them.
+
+    A file of members is named members.json, whatever its name was: its content is `asked.train.members`.
+    """
+    words = ["python", "main.py"]
+    for cls, part in ((HarvestRequest, "harvest"), (TrainConfig, "train")):
+        asked = config["asked"][part]
+        for field in fields(cls):
+            value = asked.get(field.name, field.default)
+            value = tuple(value) if isinstance(field.default, tuple) else value
+            if value != field.default:
+                words += flag_of(field.name, value)
+    return shlex.join(words)
+
+
+def flag_of(name: str, value: Any) -> list[str]:
+    dashed = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{dashed}" if value else f"--no-{dashed}"]
+    if name == "members":
+        return ["--members", "members.json"]
+    return [f"--{dashed}", *map(str, value if isinstance(value, tuple) else (value,))]

@@ -1,0 +1,87 @@
+"""The dashboard: a run's members and features, in the browser.
+
+python main.py dashboard RUN                     # http://127.0.0.1:8501, until Ctrl-C
+python main.py dashboard RUN RUN --port 9000     # several runs; a link to what is shown is in the address bar
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
+
+from analysis.commands.flags import Parser, filled
+from analysis.run import FinishedRun
+from harvest.errors import InputError
+from harvest.request import default_cache_dir, flag
+
+APP = Path(__file__).parents[1] / "faces" / "dashboard" / "app.py"
+
+
+@dataclass(frozen=True)
+class Options:
+    port: int = flag(8501, "of the server")
+    address: str = flag("127.0.0.1", "that it listens on; another than this lets other machines in, without a password")
+    cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise InputError(f"--port {self.port}: must be between 1 and 65535")
+
+
+def run(argv: list[str]) -> None:
+    parser = Parser(prog="main.py dashboard", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, finished")
+    parser.add_flags("server", Options)
+    values = vars(parser.parse_args(argv))
+    options, runs = filled(Options, values), list(dict.fromkeys(values["runs"]))
+    for path in runs:
+        FinishedRun.open(path)
+    if find_spec("streamlit") is None:
+        raise InputError("the dashboard needs streamlit: pip install 'sae-jax[dashboard]'")
+    need_free(options)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
+    serve(options, [str(path) for path in runs])
+
+
+def need_free(options: Options) -> None:
+    """Raises InputError where the server could not listen."""
+    family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
+    with socket.socket(family) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((options.address, options.port))
+        except OSError as error:
+            raise InputError(
+                f"--address {options.address} --port {options.port}: {error.strerror}: name another --port"
+            ) from error
+
+
+def warm() -> None:
+    """Imports what the pages of features need and takes seconds, while the first page is looked at."""
+    import_module("analysis.feature_page")
+    from transformers import AutoTokenizer  # noqa: F401
+
+
+def serve(options: Options, runs: list[str]) -> None:
+    """Until it is stopped. Streamlit's own defaults are every address, statistics sent home, and a watch on files."""
+    from streamlit.web import bootstrap
+
+    settings = {
+        "server_address": options.address,
+        "server_port": options.port,
+        "server_headless": True,
+        "server_enableXsrfProtection": True,
+        "server_fileWatcherType": "none",
+        "browser_gatherUsageStats": False,
+        "client_toolbarMode": "minimal",
+        "client_showErrorDetails": "full",
+        "global_developmentMode": False,
+    }
+    Thread(target=warm, daemon=True).start()
+    bootstrap.load_config_options(settings)
+    bootstrap.run(str(APP), False, [str(options.cache_dir), *runs], settings)

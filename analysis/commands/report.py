@@ -1,0 +1,60 @@
+"""A run as one HTML file to send: figures, features in their contexts, answers; it opens without a network.
+
+python main.py report RUN                                   # RUN/report.html, its figures in RUN/figures
+python main.py report RUN OTHER --control RUN_RANDOM --to sent.html
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.commands.flags import Parser, filled
+from harvest.errors import InputError
+from harvest.request import default_cache_dir, flag
+
+
+@dataclass(frozen=True)
+class Options:
+    to: Path | None = flag(None, "the file to write (default: report.html in the first run)")
+    control: Path | None = flag(None, "a run on the same model with its weights shuffled (--control random-weights)")
+    cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
+
+
+def run(argv: list[str]) -> None:
+    parser = Parser(prog="main.py report", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, finished")
+    parser.add_flags("how", Options)
+    values = vars(parser.parse_args(argv))
+    options = filled(Options, values)
+
+    from analysis.faces.report import key, page
+    from analysis.faces.terminal import Terminal
+    from analysis.faces.wording import size_text
+    from analysis.figures import save
+    from analysis.report import compose
+    from analysis.run import FinishedRun
+    from harvest.store import write_atomically
+
+    runs = [FinishedRun.open(path) for path in values["runs"]]
+    control = runs[0].opened_control(options.control) if options.control else None
+    to = options.to or runs[0].path / "report.html"
+    if to.is_dir() or not to.parent.is_dir():
+        raise InputError(f"--to {to}: must be a file in a folder that exists")
+    with Terminal() as terminal:
+        report = compose(runs, control, options.cache_dir, terminal.progress, terminal.say)
+        drawn = [(part, figure) for part in report.parts for figures in part.figures.values() for figure in figures]
+        pictures = {}
+        if report.frontier:
+            pictures[key(report.frontier)] = save(
+                report.frontier.figure, runs[0].path / "figures" / report.frontier.name
+            )
+        for done, (part, figure) in enumerate(drawn, 1):
+            pictures[key(figure, part)] = save(figure.figure, part.run.path / "figures" / figure.name)
+            terminal.progress("figures", done, len(drawn))
+        html = page(report, pictures).encode()
+        write_atomically(to, lambda file: file.write(html))
+        terminal.say(
+            f"figures, as .png and .svg: {', '.join(dict.fromkeys(str(p[0].parent) for p in pictures.values()))}"
+        )
+        terminal.say(f"report: {to} ({size_text(len(html))})")

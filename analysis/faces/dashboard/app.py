@@ -1,0 +1,23 @@
+"""The dashboard's frame: which run and which member, and the pages. Started by `python main.py dashboard RUN...`."""
+
+import streamlit as st
+
+from analysis.faces.dashboard.opened import Chosen, arguments, errors_shown, follow, run_at
+
+st.set_page_config("sae-jax", layout="wide")
+page = st.navigation(  # the folder is not named pages: Streamlit would show its files without this frame
+    [
+        st.Page("screens/population.py", title="Population", default=True),
+        st.Page("screens/features.py", title="Features"),
+        st.Page("screens/feature.py", title="One feature"),
+        st.Page("screens/text.py", title="Type text"),
+        st.Page("screens/concept.py", title="Find a concept"),
+        st.Page("screens/steer.py", title="Steer"),
+    ]
+)
+runs, _ = arguments()
+path = runs[follow("run", list(runs), st.sidebar)]
+with errors_shown():
+    members = list(run_at(path).members)
+st.session_state["chosen"] = Chosen(path, follow("member", members, st.sidebar))
+page.run()

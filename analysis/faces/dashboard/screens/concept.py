@@ -1,0 +1,69 @@
+"""From a concept to the features that detect it."""
+
+import streamlit as st
+
+from analysis.commands.find_feature import Options, find, passages_record, summary, texts_of
+from analysis.faces.dashboard import opened
+from analysis.faces.dashboard.opened import chosen, errors_shown, go, plain
+
+at = chosen()
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def found(path: str, members: tuple[str, ...], phrase: str, examples: tuple[str, ...], against: tuple[str, ...]):
+    """(the result, what it was found by in words)."""
+    run, options = opened.run_at(path), Options(member=members)
+    of_corpus = texts_of(phrase, run, options)
+    dictionaries = {name: opened.dictionary(path, name) for name in members}
+    of, result = find(
+        phrase, run, run.language_model, dictionaries, options, [*of_corpus[0], *examples], [*of_corpus[1], *against]
+    )
+    record = passages_record(of, opened.store(path, members[0]).train.documents, options.seed)
+    return result, summary(phrase, record, result, options.fdr)
+
+
+st.title("Find a concept")
+with st.form("concept"):
+    phrase = st.text_input("Word or phrase", placeholder="ship")
+    with st.expander("Texts of your own"):
+        examples = st.text_area("About it, one a line")
+        against = st.text_area("Not about it, one a line, in place of others of the corpus")
+    everywhere = st.checkbox(f"In all {len(at.run.members)} members", help="takes longer: each dictionary is tried")
+    asked = st.form_submit_button("Find", type="primary")
+if asked and phrase.strip():
+    members = tuple(at.run.members) if everywhere else (at.member,)
+    st.session_state["sought"] = (
+        at.path,
+        members,
+        phrase,
+        *(tuple(line for line in map(str.strip, box.splitlines()) if line) for box in (examples, against)),
+    )
+if not (query := st.session_state.get("sought")) or query[0] != at.path:
+    st.caption("Each feature is chosen, given its threshold and scored on different passages.")
+    st.stop()
+with errors_shown(), st.spinner("reading passages of the corpus"):
+    result, lines = found(*query)
+for line in lines:
+    st.caption(plain(line))
+rows = [
+    {
+        "feature": of.feature,
+        "member": of.member,
+        "AUROC": round(of.detector.auroc, 3),
+        "95%": "{:.2f} to {:.2f}".format(*of.detector.auroc_interval),
+        "precision": of.detector.precision,
+        "coverage": of.detector.coverage,
+        "q": of.q_value,
+        "passes": of.passes,
+    }
+    for of in result.features
+]
+st.caption("A click on a row opens the feature.")
+form = {name: st.column_config.NumberColumn(format="%.2f") for name in ("precision", "coverage")}
+form["q"] = st.column_config.NumberColumn(format="%.2g")
+table = st.dataframe(
+    rows, hide_index=True, on_select="rerun", selection_mode="single-cell", key="found", column_config=form
+)
+if cells := table["selection"]["cells"]:
+    row = rows[cells[0][0]]
+    go("feature", feature=row["feature"], member=row["member"])

@@ -1,0 +1,151 @@
+"""Everything of one feature."""
+
+import streamlit as st
+
+from analysis import feature_figures, feature_page
+from analysis.ablation import ablation_effect
+from analysis.faces.dashboard import opened
+from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
+from analysis.faces.dashboard.opened import chosen, errors_shown, fitted, go, plain
+
+at = chosen()
+features = opened.features()
+last = len(features.density_F) - 1
+asked = st.query_params.get("feature", "")
+if asked.isdecimal() and int(asked) <= last:
+    st.session_state["feature"] = int(asked)
+elif asked:
+    st.error(f"feature {plain(asked)}: {plain(at.member)} has 0 to {last}")
+
+
+def changed() -> None:
+    st.query_params["feature"] = str(st.session_state["feature"])
+
+
+title, chooser = st.columns([3, 1], vertical_alignment="bottom")
+number = int(chooser.number_input("Number", 0, last, key="feature", on_change=changed))
+st.query_params["feature"] = str(number)
+title.title(f"Feature {number}")
+title.caption(plain(at.member))
+
+with errors_shown(), st.spinner("reading its contexts"):
+    compared = opened.compared(at.path)
+    page = feature_page.compute(
+        at.run, at.member, number, features, opened.dictionary(*at), opened.store(*at), opened.tokenizer(), compared
+    )
+
+
+def facts() -> None:
+    with st.container(horizontal=True, gap="medium"):
+        st.metric("density", f"{page.density:.4f}", help="share of all rows on which it fires")
+        st.metric("maximum", f"{page.maximum:.2f}")
+        st.metric("mean where it fires", f"{page.mean:.2f}")
+        if page.threshold is not None:
+            st.metric("threshold", f"{page.threshold:.3f}")
+        st.metric("encoder · decoder", f"{page.cosine:.2f}", help="cosine of its two vectors")
+        st.metric("one token", f"{page.token_share:.0%}", help="share of its firings on its most frequent token")
+    with st.container(horizontal=True):
+        if page.found_again:
+            again, seeds = page.found_again
+            words = f"found again in {again} of {seeds} other seeds"
+            st.badge(words, icon=":material/verified:", color="green" if again else "orange")
+        if page.token:
+            st.badge(f"most frequent token: {plain(repr(page.token)[1:-1])}", color="gray")
+        for label in page.labels[:3]:
+            words = (
+                f"{label.name}: {label.label}, fires on {label.rate:.1%} (specialization {label.specialization:.2f})"
+            )
+            st.badge(plain(words), color="blue")
+
+
+def contexts() -> None:
+    st.subheader("Where it fires")
+    st.caption("Contexts over the whole range of activation, by rank; a token's colour is how strongly it fires there.")
+    below, names = 1.0, []
+    for band in page.bands:
+        if band.share is None:
+            names.append("strongest")
+        else:
+            names.append(f"ranks {1 - below:.0%} to {1 - below + band.share:.0%}")
+            below -= band.share
+    for tab, band in zip(st.tabs(names), page.bands, strict=True):
+        tab.caption(f"activation {band.low:.2f} to {band.high:.2f}")
+        shown = [
+            passage(
+                coloured(context.tokens, context.value_T.tolist(), abs(page.maximum), context.peak),
+                f"{context.value_T[context.peak]:.2f}, document {context.document}" + ", held out" * context.held_out,
+            )
+            for context in band.contexts
+        ]
+        tab.html("".join(shown))
+
+
+def rows_of(features: list[feature_page.Beside], by: str) -> list[dict]:
+    return [
+        {"feature": other.feature, by: round(other.similarity, 3), "promotes": " · ".join(other.promoted)}
+        for other in features
+    ]
+
+
+def others(title: str, rows: list[dict], key: str) -> None:
+    """A table of features; a click on one opens its page."""
+    st.subheader(title)
+    if not rows:
+        st.caption("none")
+        return
+    table = st.dataframe(rows, hide_index=True, on_select="rerun", selection_mode="single-cell", key=f"{key}-{number}")
+    if cells := table["selection"]["cells"]:
+        row = rows[cells[0][0]]
+        if row["feature"] is not None:
+            go("feature", feature=row["feature"], member=row.get("member", at.member))
+
+
+def ablation() -> None:
+    st.subheader("What ablating it does")
+    st.caption("To the loss on the next token, from where it fires on, in up to 32 windows. Loads the language model.")
+    if not st.button("Ablate it", icon=":material/content_cut:"):
+        return
+    bar = st.progress(0.0, "loading")
+    with errors_shown():
+        found = ablation_effect(at.run, at.member, number, opened.arguments()[1], on_progress=opened.shown_in(bar))
+    bar.empty()
+    if not found.windows:
+        st.info("It fires nowhere that a token follows.")
+        return
+    with st.container(horizontal=True, gap="medium"):
+        low, high = found.interval
+        st.metric("loss, nats a token", f"{found.loss_increase:+.4f}", help=f"95%: {low:.4f} to {high:.4f}")
+        st.metric("KL, nats a token", f"{found.kl:.4f}")
+        st.metric("windows", found.windows)
+        st.metric("tokens", found.tokens)
+    up, down = st.columns(2)
+    up.caption("becomes likelier without it")
+    up.html(bars(found.tokens_up))
+    down.caption("becomes less likely")
+    down.html(bars(found.tokens_down))
+
+
+facts()
+if page.fires:
+    contexts()
+else:
+    st.info("It never fires on this text.")
+left, right = st.columns(2)
+left.subheader("Promotes")
+left.html(bars(page.promoted[:10]))
+right.subheader("Suppresses")
+right.html(bars(page.suppressed[:10]))
+drawn = list(feature_figures.figures(page))
+for column, (_, figure) in zip(st.columns(max(1, len(drawn))), drawn, strict=False):
+    column.altair_chart(fitted(figure), theme=None)
+ablation()
+left, right = st.columns(2)
+with left:
+    others("Neighbours by direction", rows_of(page.neighbours, "cosine"), "neighbours")
+with right:
+    others("Fires together with", rows_of(page.together, "phi"), "together")
+if compared is None:
+    st.caption("Stability over seeds and twins in other members: `python main.py study` computes them.")
+else:
+    rows = [{"member": t.member, "feature": t.feature, "cosine": round(t.cosine, 3)} for t in page.twins]
+    others("Its twin in other members", rows, "twins")

@@ -1,0 +1,58 @@
+"""All features of a member: to search, to filter, to sort, and on a map."""
+
+import streamlit as st
+
+from analysis.faces.dashboard.opened import chosen, fitted, go, places, the_list
+from analysis.feature_list import ORDERS, choose, figure
+
+MOST_ROWS = 500
+DENSITIES = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
+
+at = chosen()
+st.title("Features")
+of = the_list()
+words = st.text_input("Search", placeholder="in the tokens that a feature promotes, and in its most frequent one")
+density_column, special_column, order_column = st.columns(3)
+density = density_column.select_slider("Density", DENSITIES, (0.0, 1.0), format_func=lambda share: f"{share:g}")
+special = special_column.slider(
+    "Specialization, at least", -0.1, 1.0, -0.1, 0.05, help="over labels dealt anew; 1: fires on one label alone"
+)
+order = order_column.selectbox("Order", list(ORDERS))
+chosen_N = choose(of, words, density, special if special > -0.1 else float("-inf"), order)
+shown = f", the first {MOST_ROWS} in the table" if len(chosen_N) > MOST_ROWS else ""
+st.caption(f"{len(chosen_N):,} of {len(of.density_F):,} features{shown}. A click on one opens its page.")
+if not len(chosen_N):
+    st.info("No feature is like that: search for less, or widen the filters.")
+    st.stop()
+if st.segmented_control("View", ["Table", "Map"], default="Table", label_visibility="collapsed") == "Map":
+    xy_Fx2, what = places(*at)
+    st.caption(f"Decoder directions: {what}")
+    chart = fitted(figure(of, chosen_N, xy_Fx2, "picked"))
+    picked = st.altair_chart(chart, theme=None, on_select="rerun", key="map")
+    if points := picked["selection"].get("picked"):
+        go("feature", feature=points[0]["feature"])
+    st.stop()
+rows = [
+    {
+        "feature": feature,
+        "promotes": of.promotes_F[feature],
+        "density": float(of.density_F[feature]),
+        "max": float(of.maximum_F[feature]),
+        "token": of.token_F[feature],
+        "its share": float(of.token_share_F[feature]),
+        "fires most on": of.label_F[feature],
+        "specialization": float(of.specialization_F[feature]),
+    }
+    for feature in chosen_N[:MOST_ROWS].tolist()
+]
+FORMATS = {"density": "%.4f", "max": "%.2f", "its share": "percent", "specialization": "%.2f"}
+table = st.dataframe(
+    rows,
+    hide_index=True,
+    on_select="rerun",
+    selection_mode="single-cell",
+    key="features",
+    column_config={name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()},
+)
+if cells := table["selection"]["cells"]:
+    go("feature", feature=rows[cells[0][0]]["feature"])

@@ -1,0 +1,30 @@
+"""All members of a run: a table to sort, and what sparsity costs each."""
+
+import streamlit as st
+
+from analysis.faces.dashboard.opened import chosen, fitted, go
+from analysis.members import figure, rows_of
+
+FORMATS = {"explained_variance": "%.3f", "l0": "%.1f", "dead_fraction": "%.3f", "ce_recovered": "%.3f"}
+FORMATS |= {"mse": "%.4g", "cosine": "%.3f", "lr": "%.1e"}
+
+at = chosen()
+st.title("Population")
+st.caption(
+    f"{len(at.run.members)} members, by held-out rows. Choose one in the table or the figure to see its features."
+)
+rows = rows_of(at.run)
+picked = st.altair_chart(fitted(figure(at.run, "picked")), theme=None, on_select="rerun", key="pareto")
+table = st.dataframe(
+    rows,
+    hide_index=True,
+    on_select="rerun",
+    selection_mode="single-cell",
+    key="members",
+    column_config={name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}
+    | {"member": st.column_config.TextColumn(pinned=False, width="medium")},
+)
+if cells := table["selection"]["cells"]:
+    go("features", member=rows[cells[0][0]]["member"])
+if points := picked["selection"].get("picked"):
+    go("features", member=points[0]["member"])

@@ -1,0 +1,62 @@
+"""What the model writes when a feature is turned up, down or off, beside what it writes without."""
+
+import streamlit as st
+
+from analysis import steer_model
+from analysis.faces.dashboard import opened
+from analysis.faces.dashboard.coloured_tokens import passage, visible
+from analysis.faces.dashboard.opened import chosen, errors_shown
+from analysis.steer_model import MODES, UNSTEERED, Sampling
+
+at = chosen()
+features = opened.features()
+last = len(features.density_F) - 1
+asked = st.query_params.get("feature", "")
+if asked.isdecimal() and int(asked) <= last:
+    st.session_state["feature"] = int(asked)
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def steered(path: str, member: str, feature: int, mode: str, strength: float, sampling: Sampling):
+    run = opened.run_at(path)
+    own = opened.features()
+    sae = opened.dictionary(path, member).sae
+    ways = steer_model.ways_of(sae, feature, float(own.max_F[feature]), mode, {})
+    watched = (own.promoted_FxT if own.max_F[feature] >= 0 else own.suppressed_FxT)[feature].tolist()
+    strengths = (0.0,) if mode == "ablate" else (strength,)
+    return steer_model.compute(
+        run.language_model, run.site(member), ways, mode, strengths, watched, sampling, run.first_position
+    )
+
+
+st.title("Steer")
+with st.form("steer"):
+    prompt = st.text_input("Prompt", "I went for a walk and")
+    first, second, third = st.columns(3)
+    feature = int(first.number_input("Feature", 0, last, key="feature"))
+    mode = second.selectbox("How", MODES, help="add to it, set it (clamp), or take it away (ablate)")
+    strength = third.slider("Strength, in maxima of the feature", -4.0, 4.0, 1.0, 0.25)
+    fourth, fifth, sixth = st.columns(3)
+    new_tokens = int(fourth.slider("Tokens to write", 5, 100, 40))
+    temperature = fifth.slider("Temperature", 0.0, 1.5, 0.7, 0.1)
+    seed = int(sixth.number_input("Seed", 0, value=0))
+    if st.form_submit_button("Write", type="primary"):
+        st.session_state["steered"] = (at, feature, mode, strength, (prompt, new_tokens, temperature, seed))
+st.query_params["feature"] = str(feature)
+if not (query := st.session_state.get("steered")) or query[0] != at:
+    st.caption(f"Feature {feature} reaches {features.max_F[feature]:.2f} on the corpus: strength 1 adds as much.")
+    st.stop()
+_, feature, mode, strength, (text, new_tokens, temperature, seed) = query
+with errors_shown(), st.spinner("the language model writes"):
+    sampling = Sampling(prompt=(text,), max_new_tokens=new_tokens, samples=1, temperature=temperature, seed=seed)
+    result = steered(at.path, at.member, feature, mode, strength, sampling)
+(name, (after,)), before = next(iter(result.ways.items())), result.plain[UNSTEERED]
+label = "ablated" if result.mode == "ablate" else f"{result.mode} {after.strength:g}"
+for column, title, texts in zip(st.columns(2), ("As it is", f"With {name}, {label}"), (before, after), strict=True):
+    column.subheader(title)
+    column.html(passage(f'<span style="opacity:.6">{visible(text)}</span>{visible(texts.texts[0][0])}'))
+    with column.container(horizontal=True, gap="medium"):
+        change = None if texts is before else f"{texts.probability - before.probability:+.4f}"
+        help = f"probability of the {len(result.watched)} tokens that the feature promotes most"
+        st.metric("its tokens", f"{texts.probability:.4f}", change, help=help)
+        st.metric("perplexity", f"{texts.perplexity:.1f}", help="of what was written, under the model as it is")

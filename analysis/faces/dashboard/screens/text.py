@@ -1,0 +1,56 @@
+"""A text that is typed here: which features fire where."""
+
+import numpy as np
+import streamlit as st
+
+from analysis.faces.dashboard import opened
+from analysis.faces.dashboard.coloured_tokens import coloured, passage
+from analysis.faces.dashboard.opened import chosen, errors_shown, go
+from analysis.typed_text import TypedText, ranked, read_text
+
+MOST_ROWS = 100
+ANYWHERE = "anywhere"
+
+at = chosen()
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def read(path: str, member: str, text: str) -> TypedText:
+    return read_text(opened.run_at(path), member, text)
+
+
+st.title("Type text")
+text = st.text_area("Text", key="typed", placeholder="The ships lay in the harbour, and the sea was calm.")
+st.button("Read it", type="primary")
+if not text.strip():
+    st.caption("Each token is coloured by one feature; below are all that fire, the strongest first.")
+    st.stop()
+with errors_shown(), st.spinner("the language model reads it"):
+    found = read(*at, text)
+of = opened.the_list()
+token_names = [ANYWHERE, *(f"{number}: {token!r}" for number, token in enumerate(found.tokens))]
+where = st.selectbox("Which features fire", token_names, help="anywhere in the text, or at one token")
+position = None if where == ANYWHERE else token_names.index(where) - 1
+firing = ranked(found, position)
+if not firing:
+    st.info("No feature fires there. At the first token none does: training left it out.")
+    st.stop()
+promotes = {feature: of.promotes_F[feature] for feature, *_ in firing[:MOST_ROWS]}
+shown = st.selectbox("Colour by feature", list(promotes), format_func=lambda feature: f"{feature}: {promotes[feature]}")
+values_T = np.asarray(found.values_TxF[:, [shown]].toarray()).ravel()
+st.html(passage(coloured(found.tokens, values_T.tolist(), float(np.abs(values_T).max()), position)))
+if st.button(f"Open feature {shown}"):
+    go("feature", feature=shown)
+rows = [
+    {
+        "feature": feature,
+        "activation": round(value, 3),
+        "at": found.tokens[token],
+        "fires on tokens": count,
+        "promotes": promotes[feature],
+        "density": round(float(of.density_F[feature]), 4),
+    }
+    for feature, value, token, count in firing[:MOST_ROWS]
+]
+st.caption(f"{len(firing):,} features fire" + (f"; the first {MOST_ROWS}" if len(firing) > MOST_ROWS else ""))
+st.dataframe(rows, hide_index=True)

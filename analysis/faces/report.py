@@ -1,0 +1,155 @@
+"""The report face: one HTML file that opens from disk and asks for nothing, drawn from what analysis/report.py gives.
+
+Vega is inlined once, every figure is its JSON beside a picture of it (for print, and where no script runs). The page's
+Content-Security-Policy allows just the two scripts of its own, by their hash, and no address at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from analysis.faces.wording import failure_text, member_name, share_text
+from analysis.highlights import RULE
+from analysis.intervals import Estimate
+from analysis.report import Drawn, Part, Report
+from analysis.study import words
+
+SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # of an SVG's marks: half of it, and an image has its alt text
+SPEC_BYTES = 300_000  # a figure with more data is a picture only
+FIGURES_BYTES = 3_300_000  # of all figures; over it those with most data are pictures only
+SECTIONS = {
+    "training": "Training",
+    "densities": "Densities",
+    "dead": "Dead features",
+    "comparison": "Features in common",
+    "emergence": "Emergence",
+    "clusters": "Clusters",
+}
+DARK = {  # the colours of figures.py, on a dark page
+    "#0072B2": "#56B4E9",
+    "#56B4E9": "#A6DBFF",
+    "#332288": "#A99BFF",
+    "#882255": "#E58AB8",
+    "#117733": "#5FCB86",
+    "#009E73": "#2CC79A",
+    "#D55E00": "#FF8A3D",
+    "#666666": "#A8AEB6",
+    "#555555": "#A8AEB6",
+    "#e6e6e6": "#343941",
+    "#dcdcdc": "#4A505A",
+    "#000000": "#FFFFFF",
+}
+
+
+def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
+    """The HTML; `pictures` are the files that `figures.save` made, by `key` of their figure."""
+    import vl_convert
+
+    environment = Environment(
+        loader=PackageLoader("analysis.faces"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"one_line": lambda text: text.replace("\n", "↵"), "words": words}
+    vega = Markup(vl_convert.javascript_bundle().replace("</script", r"<\/script"))  # type: ignore[call-arg]
+    own = Markup(environment.get_template("report.js").render(DARK=DARK))
+    return environment.get_template("report.html").render(
+        report=report,
+        parts=[(number, part, part.run.path.resolve().name) for number, part in enumerate(report.parts)],
+        sections=SECTIONS,
+        rule=RULE,
+        key=key,
+        rows=rows,
+        estimates=estimates,
+        embedded=fitted(report, pictures),
+        scripts=[vega, own],
+        hashes=[sha256(vega), sha256(own)],
+    )
+
+
+def key(drawn: Drawn, part: Part | None = None) -> str:
+    return f"{part.run.path.resolve() if part else ''}/{drawn.name}"
+
+
+def fitted(report: Report, pictures: Mapping[str, list[Path]]) -> dict[str, dict[str, Any]]:
+    """All figures, by key, within FIGURES_BYTES as far as leaving out their data goes."""
+    drawn: list[tuple[Drawn, Part | None]] = [(report.frontier, None)] if report.frontier else []
+    drawn += [(of, part) for part in report.parts for figures in part.figures.values() for of in figures]
+    found = {key(*of): embedded(of[0], pictures[key(*of)]) for of in drawn}
+    sizes = {name: len(json.dumps(of["spec"])) for name, of in found.items()}
+    total = sum(sizes.values()) + sum(len(of["picture"]) for of in found.values())
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        if total <= FIGURES_BYTES:
+            break
+        total, found[name]["spec"] = total - sizes[name], None
+    return found
+
+
+def sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def embedded(drawn: Drawn, paths: list[Path]) -> dict[str, Any]:
+    """A figure's words, its picture as a data: address, and its specification where that is not too large."""
+    spec = rounded(drawn.figure.to_dict())
+    png, svg = (path.read_bytes() for path in paths)
+    svg = SPOKEN.sub("", svg.decode()).encode()
+    kind, smaller = ("svg+xml", svg) if len(svg) <= len(png) else ("png", png)
+    picture = f"data:image/{kind};base64,{base64.b64encode(smaller).decode()}"
+    fits = len(json.dumps(spec)) <= SPEC_BYTES
+    return {"name": drawn.name, "alt": drawn.alt, "picture": picture, "spec": spec if fits else None}
+
+
+def rounded(value: Any) -> Any:
+    """Five digits are more than a figure shows."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {name: rounded(of) for name, of in value.items()}
+    return [rounded(of) for of in value] if isinstance(value, list) else value
+
+
+def rows(part: Part) -> list[dict[str, Any]]:
+    """The members' table: of each its name, whether it failed, and cells as (column, text, value to sort by)."""
+    table = []
+    for member in part.run.results["members"]:
+        metrics, intervals = member["metrics"] or {}, member.get("intervals") or {}
+        asked = member[member["sparsity_by"]]
+        cells = [
+            ("kind", member["activation"], member["activation"]),
+            ("site", f"{member['layer']} {member['hook']}", ""),
+        ]
+        cells += [("features", f"{member['hidden_dim']:,}", member["hidden_dim"])]
+        cells += [
+            (member["sparsity_by"] and "asked", f"{asked:g}", asked),
+            ("seed", str(member["seed"]), member["seed"]),
+        ]
+        for name, column in (("explained_variance", "EV"), ("ce_recovered", "CE recovered"), ("l0", "L0")):
+            value = metrics.get(name)
+            text = f"{value:.1f}" if name == "l0" and value is not None else share_text(value, intervals.get(name))
+            cells.append((column, text, value))
+        dead = metrics.get("dead_fraction")
+        cells.append(("dead", "-" if dead is None else f"{dead:.1%}", dead))
+        failed = failure_text(member) if member["failed"] else ""
+        table.append({"name": member_name(member), "failed": failed, "cells": cells})
+    return table
+
+
+def estimates(table: dict[str, dict[str, dict[str, Any]]]) -> list[tuple[str, list[str]]]:
+    """Of an answer of study.json a line a measure, a column a kind: means, and their intervals."""
+    columns = dict.fromkeys(column for row in table.values() for column in row)
+    return [
+        (column, [str(Estimate(**row[column])) if column in row else "" for row in table.values()])
+        for column in columns
+    ]

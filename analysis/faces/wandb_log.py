@@ -1,0 +1,274 @@
+"""The W&B face of a run: its curves while it trains, its tables and figures at the end. Never in training's way.
+
+It computes nothing. What it is fed goes into a queue, and a thread gives it to W&B, so that training waits neither for
+a network nor for a disk. Whatever goes wrong there is said once, and training goes on. W&B's files lie in RUN/wandb,
+and RUN/wandb.json names its runs, so that a resumed training goes on in them.
+
+    with WandbLog(options, run.path, config, members, terminal.say) as log:
+        log.training_progress(progress)
+        log.results(results, run.path)
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis import densities, embedding
+from harvest.store import write_json
+from sae_jax.snapshots import read_snapshots
+
+if TYPE_CHECKING:
+    from sae_jax.progress import Progress
+
+RECORD = "wandb.json"  # {"step": the last one logged, "runs": {member, or "population": W&B's id}}
+ALL = "population"
+NO_ANSWER_SECONDS = 15.0  # a server that is silent for longer is not there
+SEND_SECONDS = 60.0  # for what is left to send when all is done
+PIXELS_PER_INCH = 144
+
+
+@dataclass(frozen=True)
+class WandbOptions:
+    project: str = "sae-interpretability"
+    log_freq: int = 100  # steps from one logged point to the next, at least
+    per_member: bool = False  # a W&B run each, in one group
+    artifact: bool = False  # the run directory, once it is finished
+
+
+class WandbLog:
+    """A context manager that takes the calls a Terminal takes.
+
+    `config` is all that was asked for, `members` are their settings by id. `say` is only called from the caller's
+    thread. What was logged before a resumed training was interrupted is not logged again.
+    """
+
+    def __init__(
+        self,
+        options: WandbOptions,
+        path: Path,
+        config: dict[str, Any],
+        members: dict[str, dict[str, Any]],
+        say: Callable[[str], None],
+    ) -> None:
+        self._options, self._path, self._config, self._members, self._say = options, path, config, members, say
+        self._fed: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._drawn = threading.Event()
+        self._broken = False
+        self._exit_code = 0
+        self._runs: dict[str, Any] = {}  # W&B's, by member, or ALL
+        self._record: dict[str, Any] = {}
+
+    def __enter__(self) -> WandbLog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._exit_code = 0 if kind is None else 1
+        self._fed.put(None)
+        self._drawn.wait()
+        self._thread.join(SEND_SECONDS)
+        self._say_notes()
+        if self._thread.is_alive():
+            self._say(f"W&B did not take all in {SEND_SECONDS:.0f} s: `wandb sync {self._path}/wandb/*run-*` sends it")
+
+    def training_progress(self, progress: Progress) -> None:
+        self._fed.put(lambda: self._log_progress(progress))
+        self._say_notes()
+
+    def results(self, results: dict[str, Any], run_dir: Path) -> None:
+        """The table, figures and histograms of a finished run, from the content of results.json and its files."""
+        self._fed.put(lambda: self._log_results(results, run_dir))
+        self._say_notes()
+
+    def _say_notes(self) -> None:
+        while not self._notes.empty():
+            self._say(self._notes.get())
+
+    # In the thread.
+
+    def _work(self) -> None:
+        try:
+            self._attempt(lambda: import_module("wandb"))  # slow, so while rows are harvested
+            while task := self._fed.get():
+                self._attempt(task)
+        finally:
+            self._drawn.set()
+        self._attempt(lambda: [run.finish(exit_code=self._exit_code) for run in self._runs.values()])
+
+    def _attempt(self, task: Callable[[], object]) -> None:
+        if self._broken:
+            return
+        try:
+            task()
+        except BaseException as error:  # whatever W&B raises: its log is not worth a training
+            self._broken = True
+            self._notes.put(f"W&B stopped, training does not: {' '.join(str(error).split()) or type(error).__name__}")
+
+    def _open(self) -> None:
+        """Begin the runs, or go on in those of an interrupted training; offline where there is no login."""
+        if self._runs:
+            return
+        import wandb
+
+        record = self._path / RECORD
+        self._record = json.loads(record.read_text()) if record.exists() else {"step": -1, "runs": {}}
+        names = list(self._members) if self._options.per_member else [ALL]
+        ids = {name: self._record["runs"].get(name) or secrets.token_hex(4) for name in names}
+        mode = os.environ.get("WANDB_MODE", "online")
+        wandb.setup(wandb.Settings(silent=True))
+        if mode in ("online", "shared") and not wandb.login(prompt=False, verify=False):
+            self._notes.put("W&B: no login (`wandb login`), so offline")
+            mode = "offline"
+        for name, run_id in ids.items():
+            try:
+                self._runs[name] = self._begin(name, run_id, mode)
+            except wandb.errors.CommError as error:
+                if self._runs:  # those begun before are in the service that would have to begin anew
+                    raise
+                self._notes.put(f"W&B cannot be reached, so offline: {' '.join(str(error).split())}")
+                mode = "offline"
+                wandb.teardown()  # else the service holds the id for the run that was not begun
+                self._runs[name] = self._begin(name, run_id, mode)
+        self._record["runs"] |= ids
+        write_json(record, self._record)
+        first = next(iter(self._runs.values()))
+        if mode == "offline":
+            self._notes.put(f"W&B offline: `wandb sync {self._path}/wandb/offline-run-*` sends it")
+        elif mode != "disabled":
+            self._notes.put(f"W&B: {first.url}")
+
+    def _begin(self, name: str, run_id: str, mode: Any) -> Any:
+        import wandb
+
+        one = {} if name == ALL else self._members[name]
+        run = wandb.init(
+            project=self._options.project,
+            id=run_id,
+            resume="allow",
+            name=self._path.name if name == ALL else name,
+            group=None if name == ALL else self._path.name,
+            config={**self._config, **one, "members": list(self._members) if name == ALL else [name]},
+            dir=self._path,
+            mode=mode,
+            reinit="create_new",
+            settings=wandb.Settings(
+                console="off", silent=True, save_code=False, disable_git=True, init_timeout=NO_ANSWER_SECONDS
+            ),
+        )
+        run.define_metric("step", hidden=True)
+        run.define_metric("*", step_metric="step")
+        return run
+
+    def _log_progress(self, progress: Progress) -> None:
+        self._open()
+        last, step, every = self._record["step"], progress.step, self._options.log_freq
+        if step <= last or (step // every == last // every and step < progress.total_steps):
+            return
+        speed = {"rows_per_second": progress.rows_per_second, "data_wait": progress.data_wait}
+        for run, label, names in self._charts(list(progress.members)):
+            curves = {
+                label(metric, name): value
+                for name in names
+                for metric, value in progress.members[name].items()
+                if math.isfinite(value)
+            }
+            run.log({"step": step, **curves, **speed})
+        self._record["step"] = step
+        write_json(self._path / RECORD, self._record)
+
+    def _log_results(self, results: dict[str, Any], run_dir: Path) -> None:
+        self._open()
+        members = {member["id"]: member for member in results["members"] if not member["failed"]}
+        density = {name: np.load(run_dir / "members" / name / "stats.npz")["density"] for name in members}
+        for run, label, names in self._charts(list(members)):
+            own = {name: density[name] for name in names}
+            run.log(dict(self._pictures(run_dir, members, own, label)))
+            for name in names:
+                measured = {**members[name]["metrics"], **densities.statistics(density[name])}
+                run.summary.update({label(f"final/{key}", name): value for key, value in measured.items()})
+            run.summary.update({f"timing/{key}": value for key, value in results["timing"].items()})
+            run.log({"results": table({name: members[name] for name in names}, own)})
+            if self._options.artifact:
+                run.log_artifact(artifact(run_dir))
+
+    def _charts(self, names: list[str]) -> Iterator[tuple[Any, Callable[[str, str], str], list[str]]]:
+        """(a W&B run, how it calls a member's metric, its members)."""
+        if not self._options.per_member:
+            yield self._runs[ALL], lambda metric, name: f"{metric}/{name}", names
+            return
+        for name in names:
+            yield self._runs[name], lambda metric, _: metric, [name]
+
+    def _pictures(
+        self,
+        run_dir: Path,
+        members: dict[str, dict[str, Any]],
+        density: dict[str, np.ndarray],
+        label: Callable[[str, str], str],
+    ) -> Iterator[tuple[str, Any]]:
+        """Histograms and figures by their names; directions are mapped of one member a kind, the slowest to draw."""
+        import wandb
+
+        from sae_jax.formats import load_dictionary
+
+        kinds = {name: members[name]["activation"] for name in density}
+        yield "figures/densities", image(densities.figure(density, kinds))
+        first_of_kind = {kind: name for name, kind in reversed(kinds.items())}
+        for name, density_F in density.items():
+            yield label("density", name), wandb.Histogram(np_histogram=densities.histogram(density_F))
+            if snapshots := read_snapshots(run_dir, name):
+                heat = densities.heatmap(name, {step: of.density for step, of in snapshots.items()})
+                yield label("figures/activation_heatmap", name), image(heat)
+            if name in first_of_kind.values() and (density_F > 0).sum() >= embedding.FEWEST:
+                W_dec_FxD = load_dictionary(run_dir / "members" / name).tensors["W_dec"]
+                feature_map = embedding.figure(name, embedding.compute(W_dec_FxD, density_F))
+                yield label("figures/feature_map", name), image(feature_map)
+
+
+def table(members: dict[str, dict[str, Any]], density: dict[str, np.ndarray]) -> Any:
+    """A line a member: its settings, its metrics on held-out rows, how often its features fire."""
+    import wandb
+
+    records = [
+        {**{k: v for k, v in member.items() if not isinstance(v, dict | list)}, **member["metrics"]}
+        | densities.statistics(density[name])
+        for name, member in members.items()
+    ]
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    return wandb.Table(columns=columns, data=[[record.get(column) for column in columns] for record in records])
+
+
+def image(figure: Any) -> Any:
+    import wandb
+    from PIL import Image
+
+    png = io.BytesIO()
+    figure.save(png, format="png", ppi=PIXELS_PER_INCH)
+    return wandb.Image(Image.open(png))
+
+
+def artifact(run_dir: Path) -> Any:
+    """The run's own files, without W&B's."""
+    import wandb
+
+    whole = wandb.Artifact(run_dir.name, type="sae-run")
+    for path in sorted(run_dir.rglob("*")):
+        inside = path.relative_to(run_dir)
+        if path.is_file() and inside.parts[0] not in ("wandb", RECORD, ".lock"):
+            whole.add_file(str(path), name=str(inside))
+    return whole

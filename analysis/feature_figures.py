@@ -1,0 +1,113 @@
+"""The figures of a feature's page, as Altair objects as wide as what holds them.
+
+Shapes: R firings sampled, P positions of a window with a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.emergence import RECOGNIZABLE
+from analysis.feature_page import FeaturePage
+from analysis.figures import printable, styled
+
+BLUE, ORANGE = "#0072B2", "#D55E00"
+BARS, HEIGHT = 20, 180
+
+
+def histogram(page: FeaturePage) -> Any:
+    """An Altair figure: the activations of a random sample of the firings."""
+    import altair as alt
+
+    counts, edges = np.histogram(page.sample_R, bins=BARS, range=(min(0.0, page.maximum), max(0.0, page.maximum)))
+    rows = [
+        {"from": float(low), "to": float(high), "share": float(count / max(1, len(page.sample_R)))}
+        for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True)
+    ]
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_bar(color=BLUE, stroke="white", strokeWidth=0.5)
+        .encode(
+            x=alt.X("from:Q", title="activation", bin="binned"),
+            x2="to:Q",
+            y=alt.Y("share:Q", title="share of firings", axis=alt.Axis(format="%")),
+            tooltip=[alt.Tooltip(name, format=".3g") for name in ("from:Q", "to:Q", "share:Q")],
+        )
+        .properties(width="container", height=HEIGHT)
+    )
+    return styled(chart, "How strongly it fires", f"{len(page.sample_R)} firings drawn at random")
+
+
+def positions(page: FeaturePage) -> Any:
+    """An Altair figure: on which share of the rows at each position of a window it fires."""
+    import altair as alt
+
+    rows = [{"position": number, "share": float(share)} for number, share in enumerate(page.position_P, 1)]
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_bar(color=BLUE)
+        .encode(
+            x=alt.X(
+                "position:O", title="row of a window, counted from 1", axis=alt.Axis(labelAngle=0, labelOverlap=True)
+            ),
+            y=alt.Y("share:Q", title="share of rows", axis=alt.Axis(format=".2~%")),
+            tooltip=["position:O", alt.Tooltip("share:Q", format=".4f")],
+        )
+        .properties(width="container", height=HEIGHT)
+    )
+    return styled(chart, "Where in a window it fires", "share of the rows at each position")
+
+
+def emergence(page: FeaturePage) -> Any:
+    """An Altair figure: how near training was to the feature's final direction, over the steps."""
+    import altair as alt
+
+    start = page.stages[1].step / 2 if len(page.stages) > 1 else 1
+    rows = [
+        {"step": max(stage.step, start), "cosine": cosine, "row": name}
+        for stage in page.stages
+        for name, cosine in (("the nearest of all rows", stage.best), ("its own row", stage.own))
+    ]
+    names = ["the nearest of all rows", "its own row"]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("step:Q", title="training step (log)").scale(type="log"),
+        y=alt.Y("cosine:Q", title="cosine to its final direction").scale(
+            domain=[min(0, *(r["cosine"] for r in rows)), 1]
+        ),  # type: ignore[type-var]
+        color=alt.Color("row:N", title=None, sort=names)
+        .scale(domain=names, range=[BLUE, ORANGE])
+        .legend(orient="bottom"),
+        tooltip=["row:N", "step:Q", alt.Tooltip("cosine:Q", format=".3f")],
+    )
+    rule = alt.Chart(alt.Data(values=[{"cosine": RECOGNIZABLE}])).mark_rule(strokeDash=[4, 3]).encode(y="cosine:Q")
+    chart = alt.layer(rule, base.mark_line(point=True)).properties(width="container", height=HEIGHT)
+    return styled(chart, "When it emerged", f"dashed: recognizable, cosine {RECOGNIZABLE}")
+
+
+def weights(entries: Sequence[tuple[str, float]], title: str, colour: str) -> Any:
+    """An Altair figure: tokens with their logit weights, as bars."""
+    import altair as alt
+
+    rows = [{"rank": i, "token": repr(printable(token))[1:-1], "weight": w} for i, (token, w) in enumerate(entries)]
+    chart = (
+        alt.Chart(alt.Data(values=rows))
+        .mark_bar(color=colour)
+        .encode(
+            x=alt.X("weight:Q", title="logit weight"),
+            y=alt.Y("rank:O", title=None, axis=alt.Axis(labelExpr="", ticks=False, domain=False)),
+            tooltip=["token:N", alt.Tooltip("weight:Q", format=".3f")],
+        )
+    )
+    return styled(chart.properties(width="container", height=220), title, "")
+
+
+def figures(page: FeaturePage) -> Iterator[tuple[str, Any]]:
+    """Those that there is something to draw in, by name."""
+    if page.fires:
+        yield "histogram", histogram(page)
+        yield "positions", positions(page)
+    if len(page.stages) > 2:
+        yield "emergence", emergence(page)

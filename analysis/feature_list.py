@@ -1,0 +1,135 @@
+"""All features of a dictionary as a list to search, to filter and to sort, and as a map.
+
+Shapes: F features, N of them chosen, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.clustering import pca_of
+from analysis.contexts import token_texts
+from analysis.feature_statistics import Features
+from analysis.figures import printable
+from analysis.ground_truth import unit
+from analysis.specialization import over_chance
+
+SHOWN_TOKENS, SEARCHED_TOKENS = 5, 20
+MOST_POINTS = 3000  # of a map: a browser draws no more at once
+NO_LABEL = "none"
+
+
+@dataclass(frozen=True)
+class FeatureList:
+    """`specialization_F`: over labels dealt anew, of the set on which it is most; `label_F` names the label."""
+
+    density_F: np.ndarray
+    maximum_F: np.ndarray
+    token_F: list[str]  # its most frequent
+    token_share_F: np.ndarray
+    promotes_F: list[str]
+    words_F: list[str]  # all that is searched, in lower case
+    label_F: list[str]
+    specialization_F: np.ndarray
+
+
+def compute(features: Features, tokenizer: Any) -> FeatureList:
+    promoted_FxT = np.array(features.promoted_FxT[:, :SEARCHED_TOKENS])
+    known, place = np.unique(np.concatenate([promoted_FxT.ravel(), features.token_F]), return_inverse=True)
+    texts = np.array([printable(text) for text in ["", *token_texts(tokenizer, known[known >= 0])]], object)
+    text_N = texts[place + (known[0] >= 0)]  # −1, of no token, is the first of all where there is one
+    promoted_N, token_F = text_N[: promoted_FxT.size].reshape(promoted_FxT.shape), text_N[promoted_FxT.size :].tolist()
+    label_F, specialization_F = most_special(features)
+    return FeatureList(
+        density_F=np.array(features.density_F),
+        maximum_F=np.array(features.max_F),
+        token_F=token_F,
+        token_share_F=np.array(features.token_share_F),
+        promotes_F=[" · ".join(own[:SHOWN_TOKENS]) for own in promoted_N.tolist()],
+        words_F=["\n".join([token, *own]).casefold() for token, own in zip(token_F, promoted_N.tolist(), strict=True)],
+        label_F=label_F,
+        specialization_F=specialization_F,
+    )
+
+
+def most_special(features: Features) -> tuple[list[str], np.ndarray]:
+    """(the label, the specialization) [F], of that set of labels on which a feature is most specialized."""
+    names = list(features.labels)
+    score_SxF = np.stack([over_chance(np.array(features.label_score[name][1])) for name in names])
+    score_SxF = np.where(np.isnan(score_SxF), -np.inf, score_SxF)
+    best_F, label_F = score_SxF.argmax(0), np.full(score_SxF.shape[1], NO_LABEL, object)
+    for number, name in enumerate(names):
+        own_N = np.flatnonzero((best_F == number) & features.alive_F)
+        rate_NxL = features.label_count[name][own_N] / np.maximum(features.label_rows[name], 1)
+        label_F[own_N] = np.array([f"{name}: {label}" for label in features.labels[name]], object)[rate_NxL.argmax(1)]
+    return label_F.tolist(), np.where(features.alive_F, score_SxF.max(0), 0.0)
+
+
+ORDERS: dict[str, Callable[[FeatureList], np.ndarray]] = {  # what comes first has the least
+    "number": lambda of: np.arange(len(of.density_F)),
+    "most frequent": lambda of: -of.density_F,
+    "least frequent": lambda of: np.where(of.density_F > 0, of.density_F, np.inf),
+    "strongest": lambda of: -np.abs(of.maximum_F),
+    "most specialized": lambda of: -of.specialization_F,
+    "most of one token": lambda of: -of.token_share_F,
+}
+
+
+def choose(
+    of: FeatureList, words: str, density: tuple[float, float], specialization: float, order: str = "number"
+) -> np.ndarray:
+    """Numbers of the features [N] that have all words in their tokens, such a density, and at least so special."""
+    chosen_F = (of.density_F >= density[0]) & (of.density_F <= density[1]) & (of.specialization_F >= specialization)
+    if asked := words.casefold().split():
+        chosen_F &= np.array([all(word in own for word in asked) for own in of.words_F])
+    chosen_N = np.flatnonzero(chosen_F)
+    return chosen_N[np.argsort(ORDERS[order](of)[chosen_N], kind="stable")]
+
+
+def places(folder: Path, member: str, W_dec_FxD: np.ndarray) -> tuple[np.ndarray, str]:
+    """(xy [F, 2], what it is): the study's map where there is one, else two principal components of the directions."""
+    path = folder / f"clusters-{member}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["xy_Fx2"], "the study's map"
+    return pca_of(unit(W_dec_FxD), 2)[0], "two principal components"
+
+
+def figure(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:
+    """An Altair figure: the chosen features on the map, evenly thinned to MOST_POINTS; a click selects `feature`."""
+    import altair as alt
+
+    chosen_N = np.asarray(chosen_N, int)
+    placed_N = chosen_N[np.isfinite(xy_Fx2[chosen_N]).all(1)]
+    shown_N = placed_N[np.linspace(0, len(placed_N) - 1, min(len(placed_N), MOST_POINTS)).astype(int)]
+    rows = [
+        {
+            "x": float(xy_Fx2[feature, 0]),
+            "y": float(xy_Fx2[feature, 1]),
+            "feature": feature,
+            "promotes": of.promotes_F[feature],
+            "density": float(max(of.density_F[feature], 1e-6)),
+            "label": of.label_F[feature],
+        }
+        for feature in shown_N.tolist()
+    ]
+    axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
+    colour = alt.Color("density:Q", title="density").scale(type="log", scheme="viridis")
+    return (
+        alt.Chart(pa.Table.from_pylist(rows))  # as a table, which Altair need not check value by value
+        .mark_circle(size=60 if len(rows) < 1000 else 25, opacity=0.9)
+        .encode(
+            *axes,
+            color=colour.legend(orient="bottom", gradientLength=160, format=".0e"),
+            tooltip=["feature:Q", "promotes:N", "label:N", alt.Tooltip("density:Q", format=".2g")],
+        )
+        .add_params(alt.selection_point(name=selection, fields=["feature"]))
+        .properties(width="container", height=340, background="white")
+        .configure_view(stroke=None)
+    )

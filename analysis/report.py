@@ -1,0 +1,280 @@
+"""What a report of finished runs shows: read from what was computed, and computed here only where that is cheap.
+
+What is missing and takes long is not computed: `missing` says of a section why it is empty, and which command fills it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis import clustering, comparison, densities, emergence, frontier, population, training_curves
+from analysis.asked import command_of
+from analysis.feature_statistics import Features, features_of
+from analysis.figures import printable
+from analysis.frontier import source_name
+from analysis.highlights import Highlight, choose, highlights
+from analysis.intervals import Estimate, chart
+from analysis.matching import Decoder
+from analysis.run import FinishedRun
+from analysis.study import named
+from harvest.errors import InputError
+from sae_jax.snapshots import read_snapshots
+
+SHOWN = 384  # features in all; of each member at least LEAST and at most MOST
+LEAST, MOST = 8, 24
+CHEAP = 3e8  # pairs of features that are compared within a minute
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure; `alt` says in words, from its numbers, what is to be seen."""
+
+    name: str  # of figures/NAME.svg
+    figure: Any
+    alt: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """Of one run. `figures` and `missing` are by section; `answers` are those of analysis/study.json."""
+
+    run: FinishedRun
+    is_control: bool
+    facts: dict[str, str]
+    command: str
+    members_json: str  # the content of a file of members
+    features: dict[str, Features]
+    shown: dict[str, list[Highlight]]
+    answers: list[dict[str, Any]]
+    figures: dict[str, list[Drawn]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    frontier: Drawn | None  # None where all members failed
+    parts: list[Part]
+
+
+def compose(
+    runs: Sequence[FinishedRun],
+    control: FinishedRun | None,
+    cache_dir: Path,
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Raises InputError where a run is given twice, or its metrics.jsonl is damaged."""
+    everything = [*runs, control] if control else list(runs)
+    members = sum(len(run.members) for run in everything)
+    count = min(MOST, max(LEAST, SHOWN // max(1, members)))
+    parts = [part_of(run, run is control, count, cache_dir, on_progress, say) for run in everything]
+    return Report(pareto(everything), parts)
+
+
+def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
+    members = {
+        f"{run.path.resolve().name}: {name}" if len(runs) > 1 else name: member
+        for run in runs
+        for name, member in run.members.items()
+        if member["metrics"]
+    }
+    if not members:
+        return None
+    of_grid = frontier.compute(*(run.path for run in runs))
+    drawn = frontier.figure(of_grid) if of_grid.has_curve else population.scatter(members)
+    ranges = {name: [member["metrics"][name] for member in members.values()] for name in ("explained_variance", "l0")}
+    best = max(members, key=lambda name: members[name]["metrics"]["explained_variance"])
+    alt = (
+        f"Explained variance against L0 of {len(members)} members: {span(ranges['explained_variance'], '.3f')} "
+        f"at L0 {span(ranges['l0'], '.1f')}. Most is explained by {best}."
+    )
+    return Drawn("report-pareto", drawn, alt)
+
+
+def part_of(
+    run: FinishedRun,
+    is_control: bool,
+    count: int,
+    cache_dir: Path,
+    on_progress: Callable[[str, int, int], None],
+    say: Callable[[str], None],
+) -> Part:
+    features, shown, missing = {}, {}, {}
+    members, study = list(run.members), f"python main.py study {run.path}"
+    try:
+        features = features_of(run, members, cache_dir, on_progress, say)
+        for number, (name, of) in enumerate(features.items(), 1):
+            store = run.store(run.site(name), cache_dir, on_progress, say)
+            shown[name] = highlights(of, choose(of, count), store, run.language_model.tokenizer)
+            on_progress("examples", number, len(features))
+    except InputError as error:
+        missing["features"] = f"What the features do is not shown: {error}"
+        say(missing["features"])
+    path, answers = run.path / "analysis" / "study.json", []
+    if path.exists():
+        answers = json.loads(path.read_text())["answers"]
+    else:
+        missing["study"] = f"The study was not run: {study}"
+    part = Part(
+        run=run,
+        is_control=is_control,
+        facts=facts_of(run),
+        command=command_of(run.config),
+        members_json=json.dumps(run.config["asked"]["train"]["members"], indent=1),
+        features=features,
+        shown=shown,
+        answers=answers,
+        missing=missing,
+    )
+    kinds = {member["id"]: member["activation"] for member in run.results["members"]}
+    for number, answer in enumerate(answers, 1):
+        part.figures[f"study-{number}"] = answered(number, answer)
+    part.figures["training"] = [training(training_curves.read(run.path), kinds)]
+    if features:
+        part.figures["densities"] = [of_densities(features, kinds)]
+        part.figures["dead"] = (
+            [of_dead(features, kinds)] if any(not of.alive_F.all() for of in features.values()) else []
+        )
+        part.figures["comparison"] = in_common(part, study)
+        part.figures["emergence"] = emerged(part, kinds)
+        part.figures["clusters"] = mapped(part, study)
+    return part
+
+
+def facts_of(run: FinishedRun) -> dict[str, str]:
+    """Model, hooks, text, rows and versions, in words."""
+    stores, environment, timing = run.config["stores"], run.config["environment"], run.results["timing"]
+    rows = dict.fromkeys(f"{store['rows']:,}" for store in stores)
+    fallback = " (no model hub was in reach)" if stores[0]["model"]["fell_back"] else ""
+    facts = {
+        "model": source_name(stores[0]["model"], "model") + fallback,
+        "hook": ", ".join(store["hook_name"] for store in stores),
+        "text": source_name(stores[0]["dataset"], "corpus"),
+        "rows": f"{' and '.join(rows)} activations, windows of {run.request.seq_len} tokens",
+        "members": f"{len(run.members)} of {len(run.results['members'])} trained to the end",
+        "steps": f"{timing['steps']:,}",
+        "training": f"{timing['training_seconds']:,.0f} s on {environment['device']}",
+        "versions": ", ".join(
+            f"{name} {environment[name]}" for name in environment if name not in ("backend", "device")
+        ),
+    }
+    return facts | ({"control": run.request.control} if run.request.control else {})
+
+
+def training(curves: dict[str, list[dict[str, float]]], kinds: dict[str, str]) -> Drawn:
+    ends = [lines[-1]["explained_variance"] for lines in curves.values() if "explained_variance" in lines[-1]]
+    last = max((lines[-1]["step"] for lines in curves.values()), default=0)
+    alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
+    alt += f"; explained variance ends at {span(ends, '.3f')}." if ends else "."
+    return Drawn("report-training", training_curves.figure(curves, kinds), alt)
+
+
+def of_densities(features: dict[str, Features], kinds: dict[str, str]) -> Drawn:
+    drawn = densities.figure({name: of.density_F for name, of in features.items()}, kinds)
+    medians = [float(np.median(of.density_F[of.alive_F])) for of in features.values() if of.alive_F.any()]
+    alt = f"How many features fire how often, in {len(features)} members"
+    alt += f"; the median living feature fires on {span(medians, '.3%')} of the rows." if medians else "; none does."
+    return Drawn("report-densities", drawn, alt)
+
+
+def of_dead(features: dict[str, Features], kinds: dict[str, str]) -> Drawn:
+    shares = {name: float(1 - of.alive_F.mean()) for name, of in features.items()}
+    worst = max(shares, key=shares.__getitem__)
+    alt = f"Share of features that fire on no row: {span(list(shares.values()), '.1%')}; most in {worst}."
+    return Drawn("report-dead", population.dead(shares, kinds), alt)
+
+
+def in_common(part: Part, study: str) -> list[Drawn]:
+    """The study's comparison, or one by direction alone."""
+    run, living = part.run, {name: of for name, of in part.features.items() if of.alive_F.any()}
+    if len(living) < 2:
+        part.missing["comparison"] = "A comparison needs two or more members with living features."
+        return []
+    compared = comparison.read(run.path / "analysis", list(living))
+    if not compared:
+        if sum(len(of.density_F) for of in living.values()) ** 2 > CHEAP:
+            part.missing["comparison"] = f"The members were not compared, which takes long: {study}"
+            return []
+        settings = {name: comparison.settings_of(run.members[name]) for name in living}
+        compared = comparison.compute(
+            {
+                name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], of.alive_F)
+                for name, of in living.items()
+            }
+        )
+    others = ~np.eye(len(compared.members), dtype=bool)
+    shared, chance = compared.shared_MxM[others], compared.chance_MxM[others]
+    alt = (
+        f"Features in common between {len(compared.members)} members: {span(shared.tolist(), '.1%')} of one are in "
+        f"another, {shared.mean():.1%} in the mean; chance {chance.mean():.1%}. "
+        + "; ".join(f"{of.differ}: {of.shared.mean:.1%} over {of.pairs} pairs" for of in compared.groups)
+    )
+    return [Drawn("report-comparison", comparison.figure(compared), f"{alt}.")]
+
+
+def emerged(part: Part, kinds: dict[str, str]) -> list[Drawn]:
+    """Curves of all members, and the way of each feature of the first one."""
+    trajectories = {}
+    for name, of in part.features.items():
+        if of.alive_F.any() and len(snapshots := read_snapshots(part.run.path, name)) > 2:
+            trajectories[name] = emergence.compute(snapshots, of)
+    if not trajectories:
+        part.missing["emergence"] = (
+            "Under three snapshots were kept: train with --snapshots 10 (the default), or longer."
+        )
+        return []
+    first, way = next(iter(trajectories.items()))
+    middle = [float(of.recognizable_S[len(of.steps) // 2]) for of in trajectories.values()]
+    alt = (
+        f"Share of the final features that snapshots at {len(way.steps)} steps have: {span(middle, '.1%')} of them at "
+        f"step {way.steps[len(way.steps) // 2]:,} of {way.steps[-1]:,}."
+    )
+    half = int(np.median(way.emerged_F[way.alive_F]))
+    ways = f"Cosine of the features of {first} to their final directions; half emerged by step {half:,}."
+    return [
+        Drawn("report-emergence", emergence.curves(trajectories, kinds), alt),
+        Drawn(f"report-emergence-{first}", emergence.heatmap(first, way), ways),
+    ]
+
+
+def mapped(part: Part, study: str) -> list[Drawn]:
+    """The maps that a study left."""
+    drawn = []
+    for name, of in part.features.items():
+        folder = part.run.path / "analysis"
+        if not (folder / f"clusters-{name}.json").exists():
+            continue
+        decode = part.run.language_model.tokenizer.decode
+        promoted = [[decode([token]) for token in tokens] for tokens in of.promoted_FxT.tolist()]
+        if clusters := clustering.read(folder, name, promoted):
+            largest = (
+                f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""
+            )
+            counted = "1 cluster" if len(clusters.sizes) == 1 else f"{len(clusters.sizes)} clusters"
+            alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}{largest}; "
+            alt += f"{clusters.noise:.0%} of the features are in none."
+            drawn.append(Drawn(f"report-clusters-{name}", clustering.figure(clusters), alt))
+    if not drawn:
+        part.missing["clusters"] = f"There is no map of clusters yet: {study}"
+    return drawn
+
+
+def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
+    """The table of an answer, drawn."""
+    if not answer["table"]:
+        return []
+    table = {row: {name: Estimate(**of) for name, of in cells.items()} for row, cells in answer["table"].items()}
+    measures = len(dict.fromkeys(name for cells in table.values() for name in cells))
+    alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the figures of the table."
+    return [Drawn(f"report-question-{number}", chart(f"Question {number}", named(table)), alt)]
+
+
+def span(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,65 @@
+"""How loss and explained variance went over the steps of training, from metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from analysis.figures import KIND_STYLES, OTHER_STYLE, styled
+from harvest.errors import InputError
+
+MOST_POINTS = 80  # of one curve, drawn
+CURVES = {"loss": "loss (log scale)", "explained_variance": "explained variance"}
+
+
+def read(run: Path) -> dict[str, list[dict[str, float]]]:
+    """{member: its lines, in the order of their steps}. Raises InputError where the file is missing or damaged."""
+    path, found = run / "metrics.jsonl", defaultdict(list)
+    if not path.exists():
+        raise InputError(f"{run}: it has no metrics.jsonl, which training writes")
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            record = json.loads(line)
+            found[record["member"]].append(record)
+        except (ValueError, KeyError, TypeError) as e:
+            raise InputError(f"{path}, line {number} is damaged ({e})") from e
+    return dict(found)
+
+
+def thinned(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Evenly spaced ones, the last among them."""
+    stride = -(-len(lines) // MOST_POINTS)
+    return lines[::-1][::stride][::-1]
+
+
+def figure(curves: Mapping[str, list[dict[str, float]]], kinds: Mapping[str, str]) -> Any:
+    """An Altair figure: loss and explained variance on the way, a line a member in the colour of its kind."""
+    import altair as alt
+
+    rows = [
+        {"member": name, "kind": kinds[name], "step": line["step"]}
+        | {what: line[what] for what in CURVES if line.get(what) is not None}
+        for name, lines in curves.items()
+        for line in thinned(lines)
+    ]
+    present = list(dict.fromkeys(kinds[name] for name in curves))
+    colours: list[Any] = [KIND_STYLES.get(kind, OTHER_STYLE)[0] for kind in present]
+    base = alt.Chart().mark_line(opacity=0.8, strokeWidth=1.6)
+    panels = []
+    for what, title in CURVES.items():
+        scale = alt.Scale(type="log", nice=True) if what == "loss" else alt.Scale(zero=False)
+        positive = base.transform_filter(f"datum.{what} > 0") if what == "loss" else base
+        panels.append(
+            positive.encode(
+                x=alt.X("step:Q", title="training step").axis(format="~s", tickCount=6),
+                y=alt.Y(f"{what}:Q", title=title).scale(scale),
+                color=alt.Color("kind:N", title=None).scale(domain=present, range=colours),
+                detail="member:N",
+                tooltip=["member:N", "step:Q", alt.Tooltip(f"{what}:Q", format=".4g")],
+            ).properties(width=360, height=240)
+        )
+    chart = alt.hconcat(*panels, spacing=32, data=alt.Data(values=rows))
+    return styled(chart, "Training", "a line a member, on the batches of training")

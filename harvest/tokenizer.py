@@ -1,0 +1,19 @@
+"""A model's tokenizer alone: to write tokens as text needs neither its weights nor the seconds that they take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harvest.errors import InputError
+from harvest.sources import official_name
+
+
+def load_tokenizer(location: str) -> Any:
+    """Of a hub name, an alias or a local directory. Raises InputError, with the reason, where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(official_name(location))
+    except (OSError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{location}: its tokenizer cannot be loaded: {reason}") from error

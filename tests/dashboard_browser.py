@@ -1,0 +1,102 @@
+"""The dashboard as a person uses it: the real server in a process of its own, and Chromium before it."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from command_line import ROOT, environment
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-sync", "--no-first-run"]
+OWN_PROBES = ("_stcore/health", "_stcore/host-config")  # Streamlit looks for its server below the page's path, too
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@contextmanager
+def serving(cache: Path, *runs: Path) -> Iterator[tuple[str, int]]:
+    """(address, process id) of a server that answers."""
+    port = free_port()
+    command = [sys.executable, ROOT / "main.py", "dashboard", *runs, "--port", str(port), "--cache-dir", cache]
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment(cache) | {"PYTHONPATH": str(ROOT)})
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health").close()
+                break
+            except OSError:
+                assert process.poll() is None, "the server ended"
+                time.sleep(0.1)
+        yield address, process.pid
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+class Visitor:
+    """A browser's page that notes every request that is not to the server, and every error that is said."""
+
+    def __init__(self, page, address: str):
+        self.page, self.address = page, address
+        self.outside: list[str] = []
+        self.errors: list[str] = []
+        self.dialogs: list[str] = []
+        own = (address, address.replace("http", "ws"), "data:", "blob:")
+        page.on("request", lambda request: request.url.startswith(own) or self.outside.append(request.url))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self.said)
+        page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+
+    def said(self, message) -> None:
+        if message.type == "error" and not message.location["url"].endswith(OWN_PROBES):
+            self.errors.append(f"{message.text} {message.location['url']}")
+
+    def open(self, path: str, title: str) -> float:
+        """Seconds until a page, opened fresh, is whole."""
+        began = time.perf_counter()
+        self.page.goto(self.address + path)
+        self.settled(title)
+        return time.perf_counter() - began
+
+    def turn_to(self, link: str, title: str) -> float:
+        """The same by a click in the menu, which on a phone is folded away."""
+        if not self.page.get_by_role("link", name=link, exact=True).is_visible():
+            self.page.get_by_test_id("stExpandSidebarButton").click()
+            self.page.get_by_role("link", name=link, exact=True).wait_for()
+        began = time.perf_counter()
+        self.page.get_by_role("link", name=link, exact=True).click()
+        self.settled(title)
+        return time.perf_counter() - began
+
+    def settled(self, title: str = "") -> None:
+        """Waits until the page has this title and nothing runs any more."""
+        if title:
+            self.page.get_by_role("heading", name=title, level=1).wait_for(timeout=60_000)
+        self.page.wait_for_selector('[data-test-script-state="notRunning"]', timeout=120_000)
+        self.page.wait_for_function("!document.querySelector('[data-testid=stSkeleton], [data-stale=true]')")
+        trouble = self.page.get_by_test_id("stException")
+        assert not trouble.count(), trouble.first.inner_text()
+
+
+@contextmanager
+def visiting(address: str, width: int = 1280, height: int = 900, **options) -> Iterator[Visitor]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        yield Visitor(context.new_page(), address)
+        browser.close()

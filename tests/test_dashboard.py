@@ -1,0 +1,190 @@
+"""The dashboard: each page by Streamlit's own test, then the real server before a real browser."""
+
+import sys
+
+import numpy as np
+import pytest
+from command_line import THREE_KINDS, shared_cache, trained, typed
+from dashboard_browser import CHROMIUM, free_port, serving, visiting
+from streamlit.testing.v1 import AppTest
+
+import main
+from analysis.commands.dashboard import APP
+from analysis.contexts import token_texts
+from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
+from analysis.feature_statistics import Features, features_of
+from harvest.tokenizer import load_tokenizer
+
+HOSTILE = "<script>window.ran=1</script> <img src=x onerror=window.ran=1> *loud* $x$ :smile: [a](http://evil.test/) "
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return shared_cache(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, cache):
+    """Two kinds, on a corpus that is full of what a page must not run."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    sentences = "The ships lay in the harbour and the sea was calm. A child went home to read a book about the moon. "
+    (folder / "hostile.txt").write_text("\n\n".join(f"{HOSTILE}{sentences * 3}{n}" for n in range(150)))
+    argv = list(THREE_KINDS)
+    argv[argv.index("--dataset") + 1] = str(folder / "hostile.txt")
+    run = trained(folder / "run", cache, *argv, "--epochs", "2")
+    features_of(run, list(run.members), cache)
+    return run
+
+
+def app(run, cache, page="", **query):
+    """A page as it opens fresh."""
+    sys.argv[1:] = [str(cache), str(run.path)]
+    at = AppTest.from_file(str(APP), default_timeout=120)
+    at.query_params.update({name: str(value) for name, value in query.items()})
+    if page:
+        at.run()
+        at.query_params.update({name: str(value) for name, value in query.items()})
+        at.switch_page(f"screens/{page}.py")
+    at.run()
+    assert not at.exception, at.exception[0].stack_trace
+    return at
+
+
+@pytest.fixture(autouse=True)
+def arguments(monkeypatch):
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+
+
+def words(at) -> str:
+    return "\n".join(str(element.proto.body) for element in at.get("html"))
+
+
+def test_the_population_is_a_row_a_member(run, cache):
+    at = app(run, cache)
+    table = at.dataframe[0].value
+    assert table["member"].tolist() == list(run.members)
+    expected = [member["metrics"]["explained_variance"] for member in run.members.values()]
+    assert table["explained_variance"].tolist() == expected
+    assert at.selectbox(key="member").options == list(run.members)
+
+
+def test_features_are_searched(run, cache):
+    name = list(run.members)[1]
+    at = app(run, cache, "features", member=name)
+    assert len(at.dataframe[0].value) == 48 and at.query_params["member"] == name
+    of = Features.load(run.path / "analysis" / "features" / f"{name}.npz")
+    token = token_texts(load_tokenizer(run.model_location), [of.promoted_FxT[7, 0]])[0]
+    at.text_input[0].set_value(token).run()
+    assert 7 in at.dataframe[0].value["feature"].tolist() and len(at.dataframe[0].value) < 48
+
+
+def test_a_link_to_a_feature_opens_it(run, cache):
+    name = list(run.members)[2]
+    of = Features.load(run.path / "analysis" / "features" / f"{name}.npz")
+    feature = int(of.density_F.argmax())
+    at = app(run, cache, "feature", member=name, feature=feature)
+    assert at.title[0].value == f"Feature {feature}"
+    figures = {metric.label: metric.value for metric in at.metric}
+    assert figures["density"] == f"{of.density_F[feature]:.4f}" and figures["maximum"] == f"{of.max_F[feature]:.2f}"
+    assert "<script" not in words(at) and "&lt;" in words(at)
+    at.number_input(key="feature").set_value(3).run()
+    assert at.title[0].value == "Feature 3" and at.query_params["feature"] == "3"
+
+
+def test_a_link_to_what_is_not_there_says_so(run, cache):
+    at = app(run, cache, "feature", feature=99)
+    assert "0 to 47" in at.error[0].value
+    assert "there is no such member" in app(run, cache, member="nobody").error[0].value
+
+
+def test_ablation_is_computed_when_asked_for(run, cache):
+    of = Features.load(run.path / "analysis" / "features" / f"{next(iter(run.members))}.npz")
+    at = app(run, cache, "feature", feature=int(np.abs(of.density_F - 0.2).argmin()))
+    assert "tokens" not in {metric.label for metric in at.metric}
+    at.button[0].click().run()
+    assert not at.exception
+    assert int(next(metric.value for metric in at.metric if metric.label == "windows")) > 5
+
+
+def test_a_typed_text_is_coloured_by_what_fires(run, cache):
+    at = app(run, cache, "text")
+    at.text_area(key="typed").set_value("The <b>ships</b> lay in the harbour.").run()
+    assert not at.exception and len(at.dataframe[0].value) > 5
+    assert "ships" in words(at) and "rgba(" in words(at) and "<b>" not in words(at)
+
+
+def test_a_concept_is_found(run, cache):
+    at = app(run, cache, "concept")
+    at.text_input[0].set_value("moon")
+    at.button[0].click().run()
+    assert not at.exception
+    assert at.error or set(at.dataframe[0].value.columns) >= {"feature", "AUROC", "q", "passes"}
+
+
+def test_steering_shows_before_and_after(run, cache):
+    of = Features.load(run.path / "analysis" / "features" / f"{next(iter(run.members))}.npz")
+    at = app(run, cache, "steer", feature=int(of.density_F.argmax()))
+    at.button[0].click().run()
+    assert not at.exception and len(at.get("html")) == 2
+    assert [heading.value for heading in at.subheader][0] == "As it is"
+    assert [metric.label for metric in at.metric] == ["its tokens", "perplexity"] * 2
+
+
+def test_tokens_are_text_whatever_they_hold():
+    for made in (passage(coloured([HOSTILE], [1.0], 1.0), HOSTILE), bars([(HOSTILE, 1.0)])):
+        assert "<script" not in made and "<img" not in made and "&lt;script&gt;" in made
+
+
+def test_a_port_that_is_taken_is_said(run, cache, capsys):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main.run_as_command(["dashboard", str(run.path), "--port", str(port)]) == 2
+    assert "name another --port" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said(run, cache):
+    hidden = "import sys; sys.modules['streamlit'] = None; import importlib.util as u; f = u.find_spec\n"
+    hidden += "import analysis.commands.dashboard as d; d.find_spec = lambda n: None if n == 'streamlit' else f(n)\n"
+    hidden += "import main; sys.exit(main.run_as_command(sys.argv[1:]))"
+    done = typed("dashboard", run.path, "--port", free_port(), cache=cache, script=hidden)
+    assert done.returncode == 2 and "pip install 'sae-jax[dashboard]'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_person_clicks_through_all_pages(run, cache, width):
+    pytest.importorskip("playwright")
+    name = list(run.members)[1]
+    of = Features.load(run.path / "analysis" / "features" / f"{name}.npz")
+    feature = int(of.density_F.argmax())
+    with serving(cache, run.path) as (address, _), visiting(address, width) as visitor:
+        page = visitor.page
+        visitor.open("/", "Population")
+        visitor.turn_to("Features", "Features")
+        page.get_by_text("Map", exact=True).click()
+        visitor.settled()
+        visitor.open(f"/feature?member={name}&feature={feature}", f"Feature {feature}")
+        assert page.get_by_text("Where it fires").is_visible()
+        page.get_by_role("button", name="Ablate it").click()
+        page.get_by_text("becomes likelier without it").wait_for(timeout=120_000)
+        visitor.turn_to("Type text", "Type text")
+        page.get_by_role("textbox", name="Text").fill("The ships <img src=x onerror=window.ran=1> lay in the harbour.")
+        page.get_by_role("button", name="Read it").click()
+        page.get_by_text("features fire", exact=False).last.wait_for(timeout=120_000)
+        visitor.settled()
+        visitor.turn_to("Find a concept", "Find a concept")
+        page.get_by_role("textbox", name="Word or phrase").fill("moon")
+        page.get_by_role("button", name="Find").click()
+        visitor.settled()
+        visitor.turn_to("Steer", "Steer")
+        page.get_by_role("button", name="Write").click()
+        page.get_by_role("heading", name="As it is").wait_for(timeout=120_000)
+        visitor.settled()
+        assert page.evaluate("window.ran") is None
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert (visitor.outside, visitor.errors, visitor.dialogs) == ([], [], [])

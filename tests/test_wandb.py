@@ -1,0 +1,294 @@
+"""Runs of W&B read back from their files as W&B's own messages: real trainings, offline."""
+
+import json
+import time
+from collections import defaultdict
+from itertools import groupby
+from pathlib import Path
+from shutil import copytree, ignore_patterns
+
+import numpy as np
+import pytest
+from command_line import THREE_KINDS, shared_cache, start, typed
+from PIL import Image
+from wandb_files import records
+
+import main
+from analysis.faces.wandb_log import WandbLog, WandbOptions
+from harvest.errors import InputError
+from sae_jax.progress import Progress
+
+RUN = (*THREE_KINDS, "--epochs", "10", "--seed", "3", "--snapshots", "4", "--ce-windows", "0")
+LOGGED = ("--use-wandb", "--wandb-project", "toads", "--log-freq", "20", "--wandb-artifact")
+CURVES = ("loss", "explained_variance", "l0", "dead_fraction")
+LAST = 10 * 12
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return shared_cache(tmp_path_factory)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_login():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+            patch.delenv(name, raising=False)
+        patch.setenv("NETRC", "/nowhere")
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain(cache, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    done = typed(*RUN, "--run-dir", run, cache=cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    return run
+
+
+@pytest.fixture(scope="module")
+def logged(cache, tmp_path_factory) -> tuple[Path, str]:
+    """(the run directory, what was printed)."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    done = typed(*RUN, *LOGGED, "--run-dir", run, cache=cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    return run, done.stdout
+
+
+def read_back(run: Path) -> dict[str, dict]:
+    """Of each W&B run by its id: the rows of its history, its config, its summary, what else names it."""
+    found: dict[str, dict] = {}
+    for file in sorted(run.glob("wandb/offline-run-*/run-*.wandb")):
+        of = defaultdict(list)
+        for record in records(file):
+            of[record.WhichOneof("record_type")].append(record)
+        header = of["run"][0].run
+        own = found.setdefault(
+            header.run_id, {"history": [], "summary": {}, "config": {}, "artifacts": [], "defined": [], "parts": 0}
+        )
+        own |= {"project": header.project, "group": header.run_group, "name": header.display_name}
+        own["parts"] += 1
+        own["files"] = file.parent / "files"
+        own["config"] |= {item.key: json.loads(item.value_json) for item in header.config.update}
+        own["history"] += [named(record.history.item) for record in of["history"]]
+        for record in of["summary"]:
+            own["summary"] |= named(record.summary.update)
+        own["artifacts"] += [r.request.log_artifact.artifact for r in of["request"]] + [
+            r.artifact for r in of["artifact"]
+        ]
+        own["defined"] += [(r.metric.glob_name or r.metric.name, r.metric.step_metric) for r in of["metric"]]
+    return found
+
+
+def named(items) -> dict:
+    """Values by name; those that W&B writes in parts, as of a histogram, put together."""
+    found: dict = {}
+    for item in items:
+        *outer, last = item.nested_key or [item.key]
+        inside = found
+        for key in outer:
+            inside = inside.setdefault(key, {})
+        inside[last] = json.loads(item.value_json)
+    return found
+
+
+def curve(history: list[dict], name: str) -> dict[int, float]:
+    return {row["step"]: row[name] for row in history if name in row}
+
+
+def metrics_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def only_run(run: Path) -> dict:
+    (found,) = read_back(run).values()
+    return found
+
+
+def members_of(run: Path) -> list[dict]:
+    return json.loads((run / "results.json").read_text())["members"]
+
+
+def learned(run: Path) -> dict:
+    files = [run / "metrics.jsonl", *run.glob("members/*/*"), *run.glob("snapshots/*/*")]
+    assert len(files) > 3 * 3
+    contents: dict = {str(path.relative_to(run)): path.read_bytes() for path in files}
+    return contents | {"members": members_of(run)}
+
+
+def test_the_curves_are_those_of_metrics_jsonl(logged):
+    run, said = logged
+    found = only_run(run)
+    assert said.count("W&B: no login") == 1 and f"wandb sync {run}/wandb/offline-run-*" in said
+    lines = metrics_of(run)
+    assert ("step" in dict(found["defined"])) and ("*", "step") in found["defined"]
+    for member in members_of(run):
+        for name in CURVES:
+            expected = {line["step"]: line[name] for line in lines if line["member"] == member["id"]}
+            points = curve(found["history"], f"{name}/{member['id']}")
+            assert list(points) == [4, 20, 40, 60, 80, 100, LAST]
+            assert points == {step: expected[step] for step in points}
+
+
+def test_everything_that_was_asked_for_is_its_config(logged):
+    run, _ = logged
+    found = only_run(run)
+    asked = json.loads((run / "config.json").read_text())["asked"]
+    assert found["project"] == "toads" and found["config"]["seed"] == [3]
+    wanted = {key: value for part in ("harvest", "train") for key, value in asked[part].items() if key != "members"}
+    assert {key: found["config"][key] for key in wanted} == wanted
+    assert found["config"]["members"] == [member["id"] for member in members_of(run)]
+
+
+def test_histograms_figures_and_the_table_of_results(logged):
+    run, _ = logged
+    found = only_run(run)
+    last = {key: value for row in found["history"] for key, value in row.items()}
+    table = json.loads((found["files"] / last["results"]["path"]).read_text())
+    by_id = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
+    assert table["columns"][0] == "id" and len(by_id) == 3
+    pictures = ["figures/densities"]
+    for member in members_of(run):
+        name = member["id"]
+        density_F = np.load(run / "members" / name / "stats.npz")["density"]
+        histogram = last[f"density/{name}"]
+        expected, edges = np.histogram(np.log10(density_F[density_F > 0]), np.arange(-6, 0.01, 0.25))
+        assert histogram["_type"] == "histogram" and histogram["values"] == expected.tolist()
+        np.testing.assert_allclose(histogram["bins"], edges)
+        row = by_id[name]
+        assert {key: row[key] for key in member["metrics"]} == member["metrics"]
+        assert row["mean_activation_rate"] == pytest.approx(density_F.mean())
+        assert row["high_freq_neurons"] == (density_F > 0.1).sum() > 0
+        assert found["summary"][f"final/explained_variance/{name}"] == member["metrics"]["explained_variance"]
+        pictures += [f"figures/activation_heatmap/{name}", f"figures/feature_map/{name}"]
+    for name in pictures:
+        with Image.open(found["files"] / last[name]["path"]) as picture:
+            assert picture.format == "PNG" and picture.size == (last[name]["width"], last[name]["height"])
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 20  # something is drawn on it
+
+
+def test_the_artifact_is_the_run_directory_without_the_files_of_wandb(logged):
+    run, _ = logged
+    (artifact,) = (artifact for artifact in only_run(run)["artifacts"] if artifact.type == "sae-run")
+    contents = {entry.path for entry in artifact.manifest.contents}
+    assert {"results.json", "config.json", "metrics.jsonl"} <= contents
+    assert {f"members/{member['id']}/sae_weights.safetensors" for member in members_of(run)} <= contents
+    assert not [name for name in contents if "wandb" in name]
+
+
+def test_what_is_learned_is_the_same_with_it_and_without(plain, logged):
+    assert learned(logged[0]) == learned(plain)
+
+
+def test_where_it_breaks_it_is_said_once_and_nothing_else_changes(plain, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "no such mode")
+    done = typed(*RUN, *LOGGED, "--run-dir", tmp_path / "run", cache=cache)
+    assert (done.returncode, done.stdout.count("W&B stopped, training does not")) == (0, 1)
+    assert "Traceback" not in done.stdout + done.stderr
+    assert learned(tmp_path / "run") == learned(plain)
+
+
+@pytest.mark.slow
+def test_a_network_that_is_lost_leaves_the_run_offline(plain, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    run = tmp_path / "run"
+    done = typed(*RUN, *LOGGED, "--run-dir", run, cache=cache)
+    assert (done.returncode, done.stdout.count("W&B cannot be reached, so offline")) == (0, 1)
+    assert learned(run) == learned(plain)
+    points = curve(only_run(run)["history"], f"loss/{members_of(run)[0]['id']}")
+    assert list(points) == [4, 20, 40, 60, 80, 100, LAST]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_in_the_same_one_without_a_step_twice(plain, cache, tmp_path):
+    run = tmp_path / "run"
+    longer = (
+        *RUN,
+        "--epochs",
+        "200",
+        "--use-wandb",
+        "--log-freq",
+        "1",
+        "--checkpoint-seconds",
+        "0.5",
+        "--run-dir",
+        run,
+    )
+    process = start(*longer, cache=cache)
+    record = run / "wandb.json"
+    while process.poll() is None and not (record.exists() and json.loads(record.read_text())["step"] >= 40):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (run / "results.json").exists()
+    before = json.loads(record.read_text())
+    done = typed(*longer, "--resume", cache=cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    ((run_id, found),) = read_back(run).items()
+    assert before["runs"] == json.loads(record.read_text())["runs"] == {"population": run_id}
+    assert found["parts"] == 2
+    name = members_of(run)[0]["id"]
+    steps = [row["step"] for row in found["history"] if f"loss/{name}" in row]
+    assert steps == sorted(set(steps)) and steps[-1] == 200 * 12 and steps[0] == 4
+    expected = {line["step"]: line["loss"] for line in metrics_of(run) if line["member"] == name}
+    points = curve(found["history"], f"loss/{name}")
+    assert points == {step: expected[step] for step in points} and set(expected) - set(points) <= {before["step"] + 4}
+
+
+def replayed(run: Path, options: WandbOptions) -> list[str]:
+    """A finished run's metrics and results given to W&B again; returns what it said."""
+    said: list[str] = []
+    lines, results = metrics_of(run), json.loads((run / "results.json").read_text())
+    members = {member["id"]: {"lr": member["lr"], "seed": member["seed"]} for member in results["members"]}
+    with WandbLog(options, run, {"epochs": 10}, members, said.append) as log:
+        for step, of_step in groupby(lines, key=lambda line: line["step"]):
+            figures = {line.pop("member"): {k: v for k, v in line.items() if k != "step"} for line in of_step}
+            log.training_progress(Progress(step, LAST, 1.0, 1.0, 0.0, figures))
+        log.results(results, run)
+    return said
+
+
+def without_wandb(run: Path, to: Path) -> Path:
+    return copytree(run, to, ignore=ignore_patterns("wandb*", ".lock"))
+
+
+def test_each_member_has_a_run_of_its_own_in_one_group(logged, tmp_path):
+    run = without_wandb(logged[0], tmp_path / "group")
+    replayed(run, WandbOptions(log_freq=20, per_member=True))
+    found = read_back(run)
+    ids = {member["id"] for member in members_of(run)}
+    assert {of["name"] for of in found.values()} == ids and {of["group"] for of in found.values()} == {"group"}
+    assert json.loads((run / "wandb.json").read_text())["runs"] == {of["name"]: key for key, of in found.items()}
+    for of in found.values():
+        expected = {line["step"]: line["loss"] for line in metrics_of(run) if line["member"] == of["name"]}
+        points = curve(of["history"], "loss")
+        assert points == {step: expected[step] for step in points} and len(points) == 7
+        assert of["config"]["seed"] == 3 and of["config"]["epochs"] == 10
+
+
+def test_a_mode_that_is_asked_for_is_kept(logged, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    run = without_wandb(logged[0], tmp_path / "run")
+    assert replayed(run, WandbOptions()) == []
+    assert not list(run.glob("wandb/*run-*"))
+
+
+def test_force_begins_another_run_and_forgets_the_first(logged, tmp_path):
+    from sae_jax.run_directory import RunDirectory
+
+    run = copytree(logged[0], tmp_path / "run", symlinks=True)
+    RunDirectory(run, json.loads((run / "config.json").read_text())["asked"]).clear()
+    assert [path.name for path in run.iterdir()] in ([], [".lock"])
+
+
+@pytest.mark.parametrize("name", [("--wandb-project", "x"), ("--log-freq", "5"), ("--wandb-per-member",)])
+def test_its_flags_are_refused_without_it(name):
+    with pytest.raises(InputError, match=f"{name[0]} means nothing without --use-wandb"):
+        main.parse([*THREE_KINDS, *name])
+    main.parse([*THREE_KINDS, "--use-wandb", *name])
+
+
+def test_log_freq_is_a_number_of_steps():
+    with pytest.raises(InputError, match="--log-freq 0: must be 1 or more"):
+        main.parse([*THREE_KINDS, "--use-wandb", "--log-freq", "0"])
