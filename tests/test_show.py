@@ -4,13 +4,18 @@ import json
 import os
 import re
 import signal
+import threading
 import time
 
 import pytest
 from command_line import THREE_KINDS, shared_cache, start, trained, typed
+from filelock import FileLock
 
 from analysis.best import best_member
+from analysis.commands.show import follow
 from analysis.faces.scatter import scatter
+from analysis.faces.terminal import Terminal
+from analysis.going_on import GoingOn
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +63,9 @@ def test_watching_ends_with_a_word_and_leaves_the_training_alone(going_on):
     watching = start(run, "--watch", cache=run, script=script)
     assert watching.stdout.readline().startswith("train  step ")
     watching.send_signal(signal.SIGINT)
-    _, err = watching.communicate(timeout=60)
-    assert watching.returncode == 130 and "Traceback" not in err
+    out, err = watching.communicate(timeout=60)
+    assert watching.returncode == 130 and err == ""
+    assert f"no longer watched: {run} is being trained" in out
     assert process.poll() is None
 
 
@@ -69,6 +75,31 @@ def test_a_stopped_run_says_how_it_goes_on(going_on):
     process.wait(timeout=120)
     shown = show(run)
     assert shown.returncode == 0 and "was interrupted" in shown.stdout and "--resume" in shown.stdout
+
+
+def test_a_block_is_drawn_once_however_long_it_takes(going_on, tmp_path, monkeypatch):
+    """What is watched here is a copy, of which this process is the trainer."""
+    run, _ = going_on
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]))
+    monkeypatch.setattr("analysis.commands.show.POLL_SECONDS", 0.02)
+    drawn = []
+
+    class Recorder(Terminal):
+        def training_progress(self, progress):
+            drawn.append(progress.step)
+
+    with FileLock(tmp_path / ".lock"):
+        watching = threading.Thread(target=follow, args=(GoingOn.open(tmp_path), Recorder(quiet=True), True))
+        watching.start()
+        time.sleep(0.5)
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.writelines(lines[3:6])
+        time.sleep(0.5)
+        (tmp_path / "results.json").write_text("{}")
+        watching.join(timeout=30)
+    assert drawn == [json.loads(lines[0])["step"], json.loads(lines[3])["step"]]
 
 
 def test_a_finished_run_is_shown_as_it_was_at_its_end(cache, tmp_path):

@@ -256,6 +256,21 @@ def test_quiet_prints_the_path_and_names_what_failed(capsys):
     assert err == "topk-256: stopped at step 3,000: the loss is not finite; try a lower --lr\n"
 
 
+def test_the_best_member_is_on_a_screen_that_has_no_room_for_all():
+    lines, _ = on_a_terminal("best_of_many()", 80, rows=24)
+    screen = lines[-24:]
+    assert sum("★" in line for line in screen) == 1 and any(line.startswith("topk-seed44 ★") for line in screen)
+    assert any(line.startswith("relu-seed0 ") for line in screen) and any("and 27 more: " in line for line in screen)
+
+
+def best_of_many() -> None:
+    of = progress(25, member_ids(45))
+    of.members[member_ids(45)[-1]].update(explained_variance=0.95, l0=32.0)
+    Terminal().training_progress(of)
+    sys.stdout.flush()
+    os._exit(0)
+
+
 def test_ids_without_room_keep_what_tells_them_apart():
     ids = [
         f"{kind}-f4608-{asked}-lr1e-3-s{seed}" for kind in ACTIVATIONS for asked in ("l16", "l64") for seed in (0, 1)

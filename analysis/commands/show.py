@@ -44,7 +44,13 @@ def run(argv: list[str]) -> None:
     path, options = values["run"], filled(Options, values)
     with Terminal() as terminal:
         if not (path / "results.json").exists():
-            follow(GoingOn.open(path), terminal, options.watch)
+            going_on = GoingOn.open(path)
+            try:
+                follow(going_on, terminal, options.watch)
+            except KeyboardInterrupt:
+                terminal.leave_phase()
+                terminal.say(f"no longer watched: {going_on.state()}")
+                raise SystemExit(130) from None
         if (path / "results.json").exists():
             show_finished(path, options, terminal)
         elif options.pareto:
@@ -70,10 +76,12 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
 def follow(going_on: GoingOn, terminal: Terminal, watch: bool) -> None:
     """Its last state, once, or until it is finished or no longer written."""
     terminal.past(going_on.losses())
+    drawn = 0
     while not going_on.finished:
         progress = going_on.progress()
-        if progress:
+        if progress and progress.step > drawn:  # a block is one point of the curves, however long it takes
             terminal.training_progress(progress)
+            drawn = progress.step
         if not watch or not going_on.being_trained:
             break
         time.sleep(POLL_SECONDS)

@@ -278,10 +278,15 @@ class Terminal:
         return Group(bar, Text("   ".join(filter(None, counts)), style="dim", no_wrap=True))
 
     def _members(self, progress: Progress, height: int | None) -> RenderableType:
-        """The members' table in at most `height` lines, heading included: those without room are summed up."""
+        """The members' table in at most `height` lines, heading included: those without room are summed up.
+
+        The best one always has room.
+        """
         members, best = progress.members, best_member(progress.members, progress.l0_asked)
         room = len(members) if height is None else max(height - 4, 1)
         shown = list(members) if len(members) <= room else list(members)[: max(room - 1, 1)]
+        if best and best not in shown:
+            shown[-1] = best
         rows = [[member_id, *number_cells(members[member_id])] for member_id in shown]
         header = ["member", "loss".rjust(9), "EV".rjust(7), "L0".rjust(7), "dead".rjust(6)]
         curves = [self._curves[member_id] for member_id in shown]
