@@ -118,10 +118,8 @@ class LoadedSAE:
         return self.activation or KIND_OF[self.dictionary.cfg["architecture"]]
 
     def __repr__(self) -> str:
-        hook, model = (
-            (self.dictionary.hook_name or "a hook not named"),
-            (self.dictionary.model_name or "a model not named"),
-        )
+        hook = self.dictionary.hook_name or "a hook not named"
+        model = self.dictionary.model_name or "a model not named"
         lines = [
             f"SAE {self.dictionary.name}",
             f"  {self.kind}, {self.d_model:,} → {self.n_features:,} features",

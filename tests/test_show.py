@@ -81,6 +81,12 @@ def test_a_finished_run_is_shown_as_it_was_at_its_end(cache, tmp_path):
         (row,) = (line for line in shown.stdout.splitlines() if line.startswith(f"║ {member['id']} "))
         assert f"{member['metrics']['explained_variance']:.3f}" in row
     assert "a relu  b jump_relu  c topk" in shown.stdout and "no analyses yet" in shown.stdout
+    assert f"to be made: python main.py study {run}\n" in shown.stdout
+    (run / "analysis").mkdir()
+    (run / "analysis" / "study.json").write_text("{}")
+    shown = show(run)
+    assert "analyses: study\n" in shown.stdout and "main.py study" not in shown.stdout
+    assert f"to be made: python main.py saebench {run}\n" in shown.stdout
 
 
 def test_nothing_to_show(tmp_path):
@@ -102,6 +108,13 @@ def test_the_best_is_the_one_that_explains_most_at_the_l0_asked():
     assert best_member(metrics, asked | {"far": None}) == "far"
     assert best_member({"near": metrics["near"]}, asked) is None
     assert best_member({name: metrics["failed"] for name in "ab"}, {}) is None
+
+
+def test_points_that_are_close_do_not_look_far_apart():
+    lines = scatter([("relu", 31.9, 0.5), ("topk", 32.0, 0.9)], "L0", "EV", 80)
+    rows = [line.partition("|")[2] for line in lines[1:17]]
+    assert 0 < rows[0].index("b") - rows[-1].index("a") < 8  # 0.3% of the L0: a sliver of the picture
+    assert "a" in scatter([("relu", 0.0, 0.0)], "L0", "EV", 80)[9]  # one point: in the middle
 
 
 @pytest.mark.parametrize("columns", [40, 80, 100])

@@ -256,6 +256,31 @@ def test_quiet_prints_the_path_and_names_what_failed(capsys):
     assert err == "topk-256: stopped at step 3,000: the loss is not finite; try a lower --lr\n"
 
 
+def test_ids_without_room_keep_what_tells_them_apart():
+    ids = [
+        f"{kind}-f4608-{asked}-lr1e-3-s{seed}" for kind in ACTIVATIONS for asked in ("l16", "l64") for seed in (0, 1)
+    ]
+    found = results(ids)
+    found["members"][4]["metrics"] = {**found["members"][4]["metrics"], "explained_variance": 0.99}
+    stream = io.StringIO()
+    terminal = Terminal(stream=stream)
+    terminal.show(terminal._results_table(found["members"], 76))
+    cells = [line.split("  ")[0] for line in stream.getvalue().splitlines()[1:]]
+    assert len(set(cells)) == len(ids) and cells[0] == "relu-l16-s0" and max(map(len, cells)) <= 24
+    assert [cell for cell in cells if "★" in cell] == [cells[4]]
+
+
+def test_the_star_is_explained_in_the_box():
+    stream = io.StringIO()
+    Terminal(stream=stream).results(results(member_ids(3)), "runs/x")
+    assert re.search(
+        r"^║ ★ +explains most, of those with an L0 within 10% of what was asked +║$", stream.getvalue(), re.M
+    )
+    stream = io.StringIO()
+    Terminal(stream=stream).results(results(member_ids(1)), "runs/x")
+    assert "★" not in stream.getvalue()  # nobody to compare with
+
+
 def test_a_failed_member_is_named_in_the_box():
     stream = io.StringIO()
     Terminal(stream=stream).results(results(member_ids(3), failed="relu-256"), "runs/x")

@@ -22,10 +22,11 @@ from harvest.errors import InputError
 from harvest.request import flag
 
 POLL_SECONDS = 1.0
-COMMANDS = {  # by what they leave in RUN/analysis
-    "study.json": "study {}",
-    "sparse_probing.json": "saebench {}",
-    "find": 'find-feature {} "a concept"',
+COMMANDS = {  # by what they leave in RUN
+    "analysis/study.json": "study {}",
+    "analysis/sparse_probing.json": "saebench {}",
+    "report.html": "report {}",
+    "analysis/find": 'find-feature {} "a concept"',
 }
 
 
@@ -62,7 +63,7 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
     made = sorted({re.split(r"[-.]", p.name)[0] for p in (path / "analysis").glob("*")})
     terminal.say(f"analyses: {', '.join(made)}" if made else "no analyses yet")
     for file, command in COMMANDS.items():
-        if not (path / "analysis" / file).exists():
+        if not (path / file).exists():
             terminal.say(f"to be made: python main.py {command.format(quote(str(path)))}")
 
 

@@ -6,8 +6,8 @@ from html import escape
 from io import StringIO
 from typing import Any
 
-from analysis.best import L0_TOLERANCE, best_of_results
-from analysis.faces.terminal import Terminal
+from analysis.best import best_of_results
+from analysis.faces.terminal import BEST, Terminal
 from analysis.faces.wording import failure_text, member_name, model_text, results_cells
 
 HIGHEST = "30em"  # a table with more members scrolls
@@ -29,7 +29,7 @@ def run_html(results: dict[str, Any], path: str) -> str:
         cells = "".join(f"<td>{escape(number)}</td>" for number in numbers)
         lines.append(f'<td style="text-align: left">{escape(name)}{" ★" if name == starred else ""}</td>{cells}')
     notes = [f"{member_name(m)}: {failure_text(m)}" for m in results["members"] if m.get("failed")]
-    notes += [f"★ explains most, of those with an L0 within {L0_TOLERANCE:.0%} of what was asked"] if best else []
+    notes += [f"★ {BEST}"] if best else []
     return (
         f"<b>{escape(path)}</b>: {len(rows)} dictionaries of {escape(model_text(results['model']))}"
         f'<div style="max-height: {HIGHEST}; overflow: auto"><table style="text-align: right">'

@@ -62,6 +62,7 @@ UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features", "examp
 LOG_COLUMNS = 160  # no line of progress in a log is longer
 CURVE_COLUMNS = 16  # ids give way before the curve gets narrower
 SCATTER_COLUMNS = 100
+BEST = f"explains most, of those with an L0 within {L0_TOLERANCE:.0%} of what was asked"
 ID_COLUMNS = 12  # and the curve gives way before the ids get narrower
 GAP = 2  # between columns
 
@@ -178,9 +179,7 @@ class Terminal:
         where = self._literal(run_dir).plain
         facts = [("model", model_text(results["model"])), ("backend", results["backend"])]
         if best_of_results(results["members"]):
-            facts.insert(
-                0, (self._best.strip(), f"explains most, of those with an L0 within {L0_TOLERANCE:.0%} of asked")
-            )
+            facts.insert(0, (self._best.strip(), BEST))
         facts += [
             ("time", times_text(results["timing"])),
             ("results", self._shorten(where, inside - len("results") - GAP)),
