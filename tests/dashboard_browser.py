@@ -73,9 +73,10 @@ class Visitor:
 
     def turn_to(self, link: str, title: str) -> float:
         """The same by a click in the menu, which on a phone is folded away."""
-        if not self.page.get_by_role("link", name=link, exact=True).is_visible():
+        box = self.page.get_by_role("link", name=link, exact=True).bounding_box()
+        if not box or box["x"] < 0:  # pushed out to the left, it still counts as visible
             self.page.get_by_test_id("stExpandSidebarButton").click()
-            self.page.get_by_role("link", name=link, exact=True).wait_for()
+            self.page.wait_for_timeout(600)  # it slides in
         began = time.perf_counter()
         self.page.get_by_role("link", name=link, exact=True).click()
         self.settled(title)
