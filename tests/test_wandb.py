@@ -62,6 +62,8 @@ def read_back(run: Path) -> dict[str, dict]:
         of = defaultdict(list)
         for record in records(file):
             of[record.WhichOneof("record_type")].append(record)
+        if "run" not in of:  # killed before W&B wrote anything
+            continue
         header = of["run"][0].run
         own = found.setdefault(
             header.run_id, {"history": [], "summary": {}, "config": {}, "artifacts": [], "defined": [], "parts": 0}
@@ -244,7 +246,7 @@ def replayed(run: Path, options: WandbOptions) -> list[str]:
     with WandbLog(options, run, {"epochs": 10}, members, said.append) as log:
         for step, of_step in groupby(lines, key=lambda line: line["step"]):
             figures = {line.pop("member"): {k: v for k, v in line.items() if k != "step"} for line in of_step}
-            log.training_progress(Progress(step, LAST, 1.0, 1.0, 0.0, figures))
+            log.training_progress(Progress(step, LAST, 1.0, 1.0, 0.0, figures, {}))
         log.results(results, run)
     return said
 
