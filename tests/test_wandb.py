@@ -1,6 +1,7 @@
 """Runs of W&B read back from their files as W&B's own messages: real trainings, offline."""
 
 import json
+import signal
 import time
 from collections import defaultdict
 from itertools import groupby
@@ -221,7 +222,7 @@ def test_a_resumed_run_goes_on_in_the_same_one_without_a_step_twice(plain, cache
     record = run / "wandb.json"
     while process.poll() is None and not (record.exists() and json.loads(record.read_text())["step"] >= 40):
         time.sleep(0.01)
-    process.kill()
+    process.send_signal(signal.SIGINT)
     process.communicate()
     assert not (run / "results.json").exists()
     before = json.loads(record.read_text())
