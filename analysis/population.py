@@ -7,36 +7,44 @@ from typing import Any
 
 from analysis.figures import KIND_STYLES, OTHER_STYLE, styled
 
+METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered", "mse", "cosine")
+SETTINGS = ("activation", "hidden_dim", "layer", "hook", "lr", "seed")
 
-def scatter(members: Mapping[str, Mapping[str, Any]]) -> Any:
-    """An Altair figure: explained variance against L0, a point a member of results.json, by name."""
-    import altair as alt
 
-    rows = [
+def rows_of(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row a member of results.json, by name: the metrics that were measured, then what it was trained with."""
+    return [
         {
             "member": name,
-            "kind": member["activation"],
-            "l0": member["metrics"]["l0"],
-            "explained variance": member["metrics"]["explained_variance"],
-            "dead": member["metrics"]["dead_fraction"],
+            **{metric: member["metrics"][metric] for metric in METRICS if metric in member["metrics"]},
+            **{setting: member[setting] for setting in SETTINGS},
         }
         for name, member in members.items()
     ]
-    present = list(dict.fromkeys(row["kind"] for row in rows))
+
+
+def scatter(members: Mapping[str, Mapping[str, Any]], selection: str | None = None) -> Any:
+    """An Altair figure: explained variance against L0, a point a member; where it is named, a click is a selection."""
+    import altair as alt
+
+    rows = rows_of(members)
+    present = list(dict.fromkeys(row["activation"] for row in rows))
     colours, shapes = zip(*(KIND_STYLES.get(kind, OTHER_STYLE) for kind in present), strict=True)
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_point(filled=True, size=70, opacity=0.85)
         .encode(
             x=alt.X("l0:Q", title="L0: active features a row").scale(zero=False, padding=16).axis(tickCount=6),
-            y=alt.Y("explained variance:Q", title="explained variance").scale(zero=False, padding=16),
-            color=alt.Color("kind:N", title=None).scale(domain=present, range=list(colours)),
-            shape=alt.Shape("kind:N", title=None).scale(domain=present, range=list(shapes)),
-            tooltip=["member:N", alt.Tooltip("l0:Q", format=".2f"), alt.Tooltip("explained variance:Q", format=".4f")]
-            + [alt.Tooltip("dead:Q", format=".1%")],
+            y=alt.Y("explained_variance:Q", title="explained variance").scale(zero=False, padding=16),
+            color=alt.Color("activation:N", title=None).scale(domain=present, range=list(colours)),
+            shape=alt.Shape("activation:N", title=None).scale(domain=present, range=list(shapes)),
+            tooltip=["member:N", alt.Tooltip("l0:Q", format=".2f"), alt.Tooltip("explained_variance:Q", format=".4f")]
+            + [alt.Tooltip("dead_fraction:Q", format=".1%")],
         )
         .properties(width=430, height=300)
     )
+    if selection:
+        chart = chart.add_params(alt.selection_point(name=selection, fields=["member"]))
     return styled(chart, "Explained variance and sparsity", "a point a member, on held-out rows")
 
 

@@ -1,6 +1,7 @@
 """Runs of W&B read back from their files as W&B's own messages: real trainings, offline."""
 
 import json
+import signal
 import time
 from collections import defaultdict
 from itertools import groupby
@@ -62,6 +63,8 @@ def read_back(run: Path) -> dict[str, dict]:
         of = defaultdict(list)
         for record in records(file):
             of[record.WhichOneof("record_type")].append(record)
+        if "run" not in of:  # killed before W&B wrote anything
+            continue
         header = of["run"][0].run
         own = found.setdefault(
             header.run_id, {"history": [], "summary": {}, "config": {}, "artifacts": [], "defined": [], "parts": 0}
@@ -219,7 +222,7 @@ def test_a_resumed_run_goes_on_in_the_same_one_without_a_step_twice(plain, cache
     record = run / "wandb.json"
     while process.poll() is None and not (record.exists() and json.loads(record.read_text())["step"] >= 40):
         time.sleep(0.01)
-    process.kill()
+    process.send_signal(signal.SIGINT)
     process.communicate()
     assert not (run / "results.json").exists()
     before = json.loads(record.read_text())
@@ -244,7 +247,7 @@ def replayed(run: Path, options: WandbOptions) -> list[str]:
     with WandbLog(options, run, {"epochs": 10}, members, said.append) as log:
         for step, of_step in groupby(lines, key=lambda line: line["step"]):
             figures = {line.pop("member"): {k: v for k, v in line.items() if k != "step"} for line in of_step}
-            log.training_progress(Progress(step, LAST, 1.0, 1.0, 0.0, figures))
+            log.training_progress(Progress(step, LAST, 1.0, 1.0, 0.0, figures, {}))
         log.results(results, run)
     return said
 

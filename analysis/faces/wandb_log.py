@@ -74,6 +74,7 @@ class WandbLog:
         self._record: dict[str, Any] = {}
 
     def __enter__(self) -> WandbLog:
+        self._attempt(lambda: import_module("wandb"))  # here: beside other imports, in the thread, it may fail
         self._thread.start()
         return self
 
@@ -103,7 +104,6 @@ class WandbLog:
 
     def _work(self) -> None:
         try:
-            self._attempt(lambda: import_module("wandb"))  # slow, so while rows are harvested
             while task := self._fed.get():
                 self._attempt(task)
         finally:
@@ -115,7 +115,7 @@ class WandbLog:
             return
         try:
             task()
-        except BaseException as error:  # whatever W&B raises: its log is not worth a training
+        except Exception as error:  # whatever W&B raises: its log is not worth a training
             self._broken = True
             self._notes.put(f"W&B stopped, training does not: {' '.join(str(error).split()) or type(error).__name__}")
 

@@ -8,6 +8,8 @@ from analysis.faces.dashboard import opened
 from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
 from analysis.faces.dashboard.opened import chosen, errors_shown, fitted, go, plain
 
+SPECIAL = 0.05  # over chance: what is less is not worth a badge
+
 at = chosen()
 features = opened.features()
 last = len(features.density_F) - 1
@@ -51,7 +53,9 @@ def facts() -> None:
             st.badge(words, icon=":material/verified:", color="green" if again else "orange")
         if page.token:
             st.badge(f"most frequent token: {plain(repr(page.token)[1:-1])}", color="gray")
-        for label in page.labels[:3]:
+        for label in page.labels:
+            if label.specialization < SPECIAL:
+                continue
             words = (
                 f"{label.name}: {label.label}, fires on {label.rate:.1%} (specialization {label.specialization:.2f})"
             )

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from analysis.faces.dashboard.opened import chosen, fitted, go
-from analysis.members import figure, rows_of
+from analysis.population import rows_of, scatter
 
 FORMATS = {"explained_variance": "%.3f", "l0": "%.1f", "dead_fraction": "%.3f", "ce_recovered": "%.3f"}
 FORMATS |= {"mse": "%.4g", "cosine": "%.3f", "lr": "%.1e"}
@@ -13,8 +13,8 @@ st.title("Population")
 st.caption(
     f"{len(at.run.members)} members, by held-out rows. Choose one in the table or the figure to see its features."
 )
-rows = rows_of(at.run)
-picked = st.altair_chart(fitted(figure(at.run, "picked")), theme=None, on_select="rerun", key="pareto")
+rows = rows_of(at.run.members)
+picked = st.altair_chart(fitted(scatter(at.run.members, "picked")), theme=None, on_select="rerun", key="pareto")
 table = st.dataframe(
     rows,
     hide_index=True,
