@@ -1,6 +1,6 @@
 """What --use-wandb costs: training seconds with W&B offline against without, alternating; one JSON line.
 
-    PYTHONPATH=. taskset -c 1 python tests/benchmarks/wandb_cost.py --pairs 3 --epochs 100
+    PYTHONPATH=.:tests taskset -c 1 python tests/benchmarks/wandb_cost.py --pairs 3 --epochs 100
 
 Fields: seconds_with and seconds_without (medians of training_seconds), ratio (of the medians), ratios (pair by pair),
 after_seconds (median of the whole command's time less that of training, with W&B less without: tables and figures).
