@@ -53,7 +53,9 @@ def app(run, cache, page="", **query):
 
 @pytest.fixture(autouse=True)
 def arguments(monkeypatch):
+    """As they were, after each test; and so is `__main__`, which Streamlit takes and spawned processes import."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 def words(at) -> str:

@@ -4,10 +4,9 @@ import json
 import os
 import re
 import signal
-import subprocess
 import threading
 import time
-from contextlib import suppress
+from functools import partial
 
 import pytest
 from command_line import THREE_KINDS, shared_cache, start, trained, typed
@@ -62,13 +61,10 @@ def test_a_run_that_another_process_trains(going_on):
 def test_watching_ends_with_a_word_and_leaves_the_training_alone(going_on):
     run, process = going_on
     script = "import sys, main; sys.exit(main.run_as_command(['show', *sys.argv[1:-2]]))"
-    watching = start(run, "--watch", cache=run, script=script)
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not, nor theirs
+    watching = start(run, "--watch", cache=run, script=script, preexec_fn=heeds)
     assert watching.stdout.readline().startswith("train  step ")
-    for _ in range(5):  # one that comes while Python collects garbage is lost
-        watching.send_signal(signal.SIGINT)
-        with suppress(subprocess.TimeoutExpired):
-            watching.wait(10)
-            break
+    watching.send_signal(signal.SIGINT)
     out, err = watching.communicate(timeout=60)
     assert watching.returncode == 130 and err == ""
     assert f"no longer watched: {run} is being trained" in out
