@@ -34,6 +34,7 @@ from sae_jax.run_directory import RunDirectory, default_name
 
 if TYPE_CHECKING:
     from analysis.faces.wandb_log import WandbLog
+    from sae_jax.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -150,10 +151,10 @@ def main(argv: list[str]) -> None:
             return
         if run.interrupted and not (options.resume or options.force):
             raise InputError(f"{run.path} was interrupted: add --resume to go on, or --force to start again")
-        faces: list[Any] = [terminal]
+        log = None
         if options.use_wandb:
-            faces.append(others.enter_context(wandb_log(request, config, options, run, terminal)))
-        stores, results = work(request, config, options, run, faces)
+            log = others.enter_context(wandb_log(request, config, options, run, terminal))
+        stores, results = work(request, config, options, run, terminal, log)
         if lacks_loss_recovered(results, request, options):
             from analysis.loss_recovered import complete_run
 
@@ -162,8 +163,8 @@ def main(argv: list[str]) -> None:
         elif options.ce_windows and "loss_recovered" not in results:
             terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens leave none to predict")
         show(run, results, terminal, anew=True)
-        for face in faces[1:]:
-            face.results(results, run.path)
+        if log:
+            log.results(results, run.path)
 
 
 def wandb_log(
@@ -216,10 +217,14 @@ def lacks_loss_recovered(results: dict, request: HarvestRequest, options: Option
 
 
 def work(
-    request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, faces: list[Any]
+    request: HarvestRequest,
+    config: TrainConfig,
+    options: Options,
+    run: RunDirectory,
+    terminal: Terminal,
+    log: WandbLog | None,
 ) -> tuple[dict[Site, ActivationStore], dict]:
-    """(the stores, the content of results.json, of a run finished before that of then); the first face also talks."""
-    terminal = faces[0]
+    """(the stores, the content of results.json, of a run finished before that of then)."""
     began = time.perf_counter()
     stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
     harvest_seconds = time.perf_counter() - began
@@ -232,6 +237,11 @@ def work(
 
     from sae_jax.train import train
 
+    def on_progress(progress: Progress) -> None:
+        terminal.training_progress(progress)
+        if log:
+            log.training_progress(progress)
+
     terminal.say(f"training on {jax.default_backend()}")
     results = train(
         config,
@@ -242,7 +252,7 @@ def work(
         checkpoint_seconds=options.checkpoint_seconds,
         snapshots=options.snapshots,
         harvest_seconds=harvest_seconds,
-        on_progress=lambda progress: [face.training_progress(progress) for face in faces][0],
+        on_progress=on_progress,
         say=terminal.say,
     )
     return stores, results

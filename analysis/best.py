@@ -25,9 +25,14 @@ def best_member(metrics: Mapping[str, Mapping[str, float]], l0_asked: Mapping[st
     return max(finite, key=finite.__getitem__) if finite and len(metrics) > 1 else None
 
 
+def l0_asked_of(member: dict[str, Any]) -> float | None:
+    """Of a member of results.json; None where a coefficient is fixed."""
+    return member.get("k") or member.get("target_l0")
+
+
 def best_of_results(members: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The same of the members of results.json, those that failed left out."""
     trained = {member["id"]: member for member in members if member.get("metrics") and not member.get("failed")}
-    asked = {name: member.get("k") or member.get("target_l0") for name, member in trained.items()}
+    asked = {name: l0_asked_of(member) for name, member in trained.items()}
     best = best_member({name: member["metrics"] for name, member in trained.items()}, asked)
     return trained[best] if best else None

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.figures import KIND_STYLES, OTHER_STYLE, styled
+from analysis.figures import kind_colour, step_heatmap, styled, thinned
 
 EDGES = np.arange(-6, 0.01, 0.25)  # of log10 of the density
 FREQUENT = 0.1  # density
@@ -41,14 +41,13 @@ def figure(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> Any
     ]
     dead = sum(int((own_F == 0).sum()) for own_F in density_F.values())
     present = list(dict.fromkeys(kinds[name] for name in density_F))
-    colours: list[Any] = [KIND_STYLES.get(kind, OTHER_STYLE)[0] for kind in present]
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(interpolate="step")
         .encode(
             x=alt.X("density:Q", title="log10 of the share of rows on which a feature fires"),
             y=alt.Y("features:Q", title="features"),
-            color=alt.Color("kind:N", title=None).scale(domain=present, range=colours),
+            color=kind_colour(present),
             detail="member:N",
         )
         .properties(width=380, height=240)
@@ -66,7 +65,7 @@ def heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:
 
     steps = sorted(density_F)
     ordered = np.argsort(-density_F[steps[-1]], kind="stable")
-    shown = ordered[np.linspace(0, len(ordered) - 1, min(len(ordered), MOST_ROWS)).astype(int)]
+    shown = thinned(ordered, MOST_ROWS)
     rows = [
         {
             "rank": rank,
@@ -78,16 +77,7 @@ def heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:
         for step in steps
         if density_F[step][feature] > 0
     ]
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_rect()
-        .encode(
-            x=alt.X("step:O", title="training step", sort=[str(step) for step in steps]),
-            y=alt.Y("rank:O", title="features, the most frequent above", axis=alt.Axis(labels=False, ticks=False)),
-            color=alt.Color("density:Q", title="log10 of the density").scale(scheme="viridis"),
-            tooltip=["feature:Q", "step:O", alt.Tooltip("density:Q", format=".2f")],
-        )
-        .properties(width=380, height=300)
-    )
+    colour = alt.Color("density:Q", title="log10 of the density").scale(scheme="viridis")
+    chart = step_heatmap(rows, steps, "most frequent", "density", colour)
     of = "" if len(shown) == len(ordered) else f", {len(shown)} of {len(ordered):,} features"
     return styled(chart, "How often each feature fires as it learns", f"{name}{of}")

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.feature_statistics import Features
-from analysis.figures import KIND_STYLES, OTHER_STYLE, styled
+from analysis.figures import kind_colour, step_heatmap, styled, thinned
 from analysis.intervals import Estimate, over_seeds
 from harvest.errors import InputError
 from sae_jax.snapshots import Snapshot
@@ -118,14 +118,13 @@ def curves(trajectories: Mapping[str, Trajectory], kinds: Mapping[str, str]) -> 
         for step, share in zip(of.steps, of.recognizable_S, strict=True)
     ]
     present = list(dict.fromkeys(kinds[name] for name in trajectories))
-    colours: list[Any] = [KIND_STYLES.get(kind, OTHER_STYLE)[0] for kind in present]
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=True, opacity=0.8)
         .encode(
             x=alt.X("step:Q", title="training step (log scale; the start is drawn at the left)").scale(type="log"),
             y=alt.Y("share:Q", title=f"features recognizable (cosine ≥ {RECOGNIZABLE})").scale(domain=[0, 1]),
-            color=alt.Color("kind:N", title=None, sort=present).scale(domain=present, range=colours),
+            color=kind_colour(present).sort(present),
             detail="member:N",
             tooltip=["member:N", "step:Q", alt.Tooltip("share:Q", format=".3f")],
         )
@@ -141,7 +140,7 @@ def heatmap(name: str, trajectory: Trajectory) -> Any:
     alive = np.flatnonzero(trajectory.alive_F)
     mean_A = trajectory.best_cosine_SxF[:, alive].mean(0)
     ordered = alive[np.lexsort((-mean_A, trajectory.emerged_F[alive]))]
-    shown = ordered[np.linspace(0, len(ordered) - 1, min(len(ordered), 256)).astype(int)]
+    shown = thinned(ordered, 256)
     rows = [
         {
             "rank": rank,
@@ -152,17 +151,7 @@ def heatmap(name: str, trajectory: Trajectory) -> Any:
         for rank, feature in enumerate(shown)
         for s, step in enumerate(trajectory.steps)
     ]
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_rect()
-        .encode(
-            x=alt.X("step:O", title="training step", sort=[str(step) for step in trajectory.steps]),
-            y=alt.Y("rank:O", title="features, the earliest above", axis=alt.Axis(labels=False, ticks=False)),
-            color=alt.Color("cosine:Q", title="cosine to its final direction").scale(
-                scheme="viridis", domain=[0.0, 1.0]
-            ),
-            tooltip=["feature:Q", "step:O", alt.Tooltip("cosine:Q", format=".2f")],
-        )
-        .properties(width=380, height=300)
-    )
+    colour = alt.Color("cosine:Q", title="cosine to its final direction")
+    colour = colour.scale(scheme="viridis", domain=[0.0, 1.0])
+    chart = step_heatmap(rows, trajectory.steps, "earliest", "cosine", colour)
     return styled(chart, "Each feature's way to its final direction", name)

@@ -16,13 +16,12 @@ import pyarrow as pa
 from analysis.clustering import pca_of
 from analysis.contexts import token_texts
 from analysis.feature_statistics import Features
-from analysis.figures import printable
+from analysis.figures import printable, thinned
 from analysis.ground_truth import unit
-from analysis.specialization import over_chance
+from analysis.specialization import most_special
 
 SHOWN_TOKENS, SEARCHED_TOKENS = 5, 20
 MOST_POINTS = 3000  # of a map: a browser draws no more at once
-NO_LABEL = "none"
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,6 @@ def compute(features: Features, tokenizer: Any) -> FeatureList:
         label_F=label_F,
         specialization_F=specialization_F,
     )
-
-
-def most_special(features: Features) -> tuple[list[str], np.ndarray]:
-    """(the label, the specialization) [F], of that set of labels on which a feature is most specialized."""
-    names = list(features.labels)
-    score_SxF = np.stack([over_chance(np.array(features.label_score[name][1])) for name in names])
-    score_SxF = np.where(np.isnan(score_SxF), -np.inf, score_SxF)
-    best_F, label_F = score_SxF.argmax(0), np.full(score_SxF.shape[1], NO_LABEL, object)
-    for number, name in enumerate(names):
-        own_N = np.flatnonzero((best_F == number) & features.alive_F)
-        rate_NxL = features.label_count[name][own_N] / np.maximum(features.label_rows[name], 1)
-        label_F[own_N] = np.array([f"{name}: {label}" for label in features.labels[name]], object)[rate_NxL.argmax(1)]
-    return label_F.tolist(), np.where(features.alive_F, score_SxF.max(0), 0.0)
 
 
 ORDERS: dict[str, Callable[[FeatureList], np.ndarray]] = {  # what comes first has the least
@@ -107,7 +93,7 @@ def figure(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.nda
 
     chosen_N = np.asarray(chosen_N, int)
     placed_N = chosen_N[np.isfinite(xy_Fx2[chosen_N]).all(1)]
-    shown_N = placed_N[np.linspace(0, len(placed_N) - 1, min(len(placed_N), MOST_POINTS)).astype(int)]
+    shown_N = thinned(placed_N, MOST_POINTS)
     rows = [
         {
             "x": float(xy_Fx2[feature, 0]),

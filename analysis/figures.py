@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from harvest.errors import InputError
 from harvest.store import write_atomically
@@ -32,13 +35,48 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def kind_colour(kinds: Sequence[str]) -> Any:
+    """The encoding of `kind` by each kind's own colour, and a legend of these."""
+    import altair as alt
+
+    colours = [KIND_STYLES.get(kind, OTHER_STYLE)[0] for kind in kinds]
+    return alt.Color("kind:N", title=None).scale(domain=list(kinds), range=colours)
+
+
+def step_heatmap(rows: list[dict[str, Any]], steps: Sequence[int], order: str, of: str, colour: Any) -> Any:
+    """A chart of features, by `rank`, over the steps of training: the `order` above, coloured by `of`."""
+    import altair as alt
+
+    return (
+        alt.Chart(alt.Data(values=rows))
+        .mark_rect()
+        .encode(
+            x=alt.X("step:O", title="training step", sort=[str(step) for step in steps]),
+            y=alt.Y("rank:O", title=f"features, the {order} above", axis=alt.Axis(labels=False, ticks=False)),
+            color=colour,
+            tooltip=["feature:Q", "step:O", alt.Tooltip(f"{of}:Q", format=".2f")],
+        )
+        .properties(width=380, height=300)
+    )
+
+
+def thinned(numbers: np.ndarray, most: int) -> np.ndarray:
+    """All, or `most` of them at even distances."""
+    return numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), most)).astype(int)]
+
+
+def png_of(figure: Any, pixels_per_inch: int = PIXELS_PER_INCH) -> bytes:
+    png = io.BytesIO()
+    figure.save(png, format="png", ppi=pixels_per_inch)
+    return png.getvalue()
+
+
 def save(figure: Any, stem: Path) -> list[Path]:
     """An Altair figure as stem.png and stem.svg; returns both paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    png, svg = io.BytesIO(), io.StringIO()
-    figure.save(png, format="png", ppi=PIXELS_PER_INCH)
+    svg = io.StringIO()
     figure.save(svg, format="svg")
-    contents = {stem.with_suffix(".png"): png.getvalue(), stem.with_suffix(".svg"): svg.getvalue().encode()}
+    contents = {stem.with_suffix(".png"): png_of(figure), stem.with_suffix(".svg"): svg.getvalue().encode()}
     for path, content in contents.items():
         write_atomically(path, lambda file, content=content: file.write(content))
     return list(contents)
@@ -54,10 +92,7 @@ def to_matplotlib(figure: Any, dpi: int = PIXELS_PER_INCH) -> Any:
         from matplotlib.image import imread
     except ImportError as e:
         raise InputError(f"figures for matplotlib need it: pip install 'sae-jax[notebook]' ({e})") from e
-    png = io.BytesIO()
-    figure.save(png, format="png", ppi=dpi)
-    png.seek(0)
-    pixels_HxWx4 = imread(png, format="png")
+    pixels_HxWx4 = imread(io.BytesIO(png_of(figure, dpi)), format="png")
     height, width, _ = pixels_HxWx4.shape
     drawn = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
     whole = drawn.add_axes((0, 0, 1, 1))  # figimage would cut it off where it is saved at another density

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class GoingOn:
 
     run: RunDirectory
     config: dict[str, Any]
-    first: tuple[float, int] | None = field(default=None)
+    first: tuple[float, int] | None = None
 
     @classmethod
     def open(cls, path: Path) -> GoingOn:

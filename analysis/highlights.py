@@ -6,7 +6,6 @@ at evenly spaced ranks of density, so that the rare and the frequent are seen to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from analysis.contexts import Context, context_text, token_texts
 from analysis.feature_statistics import Features
 from analysis.measures import judged
-from analysis.specialization import over_chance
+from analysis.specialization import most_special
 from harvest.store import ActivationStore
 
 RULE = "half by specialization over chance, half at evenly spaced ranks of density"
@@ -36,10 +35,12 @@ class Highlight:
     contexts: list[tuple[float, Context]]  # activation, text around it
 
 
-def choose(features: Features, count: int) -> list[int]:
-    """At most `count` living features, the specialized ones first, most specialized on top; then by falling density."""
+def choose(features: Features, score_F: np.ndarray, count: int) -> list[int]:
+    """At most `count` living features, the specialized ones first, most specialized on top; then by falling density.
+
+    `score_F` is NaN for those that are not asked.
+    """
     living = np.flatnonzero(features.alive_F)
-    score_F = specialization_of(features)[0]
     asked = living[~np.isnan(score_F[living])]
     special = asked[np.argsort(-score_F[asked], kind="stable")][: count // 2]
     rest = np.setdiff1d(living, special)
@@ -48,33 +49,19 @@ def choose(features: Features, count: int) -> list[int]:
     return [*map(int, special), *map(int, rest[places])]
 
 
-def specialization_of(features: Features) -> tuple[np.ndarray, list[str | None]]:
-    """(over chance on the set of labels where it is largest [F], that set and the label); NaN and None: not asked."""
-    asked = judged(features)
-    score_F = np.full(len(features.density_F), np.nan)
-    on: list[str | None] = [None] * len(score_F)
-    if not (len(asked) and features.labels):
-        return score_F, on
-    sets = list(features.labels)
-    score_SxA = np.stack([over_chance(features.label_score[name][1])[asked] for name in sets])
-    score_F[asked] = score_SxA.max(0)
-    for feature, best in zip(asked, score_SxA.argmax(0), strict=True):
-        name = sets[best]
-        rate_L = features.label_count[name][feature] / np.maximum(features.label_rows[name], 1)
-        on[feature] = f"{name}: {features.labels[name][int(rate_L.argmax())]}"
-    return score_F, on
-
-
-def highlights(features: Features, chosen: Sequence[int], store: ActivationStore, tokenizer) -> list[Highlight]:
-    score_F, on = specialization_of(features)
+def highlights(features: Features, count: int, store: ActivationStore, tokenizer) -> list[Highlight]:
+    """Of at most `count` features."""
+    label_F, special_F = most_special(features)
+    is_asked_F = np.isin(np.arange(len(special_F)), judged(features))
+    score_F = np.where(is_asked_F, special_F, np.nan)
     return [
         Highlight(
             feature=f,
             density=float(features.density_F[f]),
             max=float(features.max_F[f]),
             token_share=float(features.token_share_F[f]),
-            on=on[f],
-            over_chance=None if np.isnan(score_F[f]) else float(score_F[f]),
+            on=label_F[f] if is_asked_F[f] else None,
+            over_chance=float(score_F[f]) if is_asked_F[f] else None,
             promoted=token_texts(tokenizer, features.promoted_FxT[f, :TOKENS]),
             suppressed=token_texts(tokenizer, features.suppressed_FxT[f, :TOKENS]),
             contexts=[
@@ -83,5 +70,5 @@ def highlights(features: Features, chosen: Sequence[int], store: ActivationStore
                 if row >= 0
             ][:CONTEXTS],
         )
-        for f in chosen
+        for f in choose(features, score_F, count)
     ]

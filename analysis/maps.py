@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from analysis import clustering, splitting
+from analysis.contexts import token_texts
 from analysis.figures import save
 from analysis.measures import Gathered
 
@@ -25,10 +26,7 @@ def draw(gathered: Gathered, members: list[str], say: Callable[[str], None]) -> 
         if not stem.with_suffix(".svg").exists():
             say(f"map of {name}")
             tokenizer = tokenizer or gathered.run.language_model.tokenizer
-            promoted = [
-                [tokenizer.decode([token]) for token in tokens]
-                for tokens in gathered.features[name].promoted_FxT.tolist()
-            ]
+            promoted = [token_texts(tokenizer, tokens) for tokens in gathered.features[name].promoted_FxT]
             clusters = clustering.compute(decoder.W_dec_FxD, decoder.alive_F, promoted)
             clustering.write(clusters, run / "analysis", name)
             save(clustering.figure(clusters), stem)

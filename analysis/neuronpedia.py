@@ -32,8 +32,7 @@ from analysis.contexts import token_texts
 from analysis.feature_statistics import Features, features_of
 from analysis.feature_values import FeatureValues, context_tokens, feature_values
 from analysis.run import FinishedRun, is_bundled
-from harvest.errors import InputError
-from harvest.store import ActivationStore
+from harvest.store import ActivationStore, refuse_taken
 
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
@@ -109,8 +108,7 @@ def whole_directory(to: Path) -> Iterator[Path]:
 
     Raises InputError where `to` is there already, and not empty.
     """
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise InputError(f"--to {to} is there already: choose a new or an empty directory")
+    refuse_taken(to)
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as beside:
         directory = Path(beside) / to.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.figures import KIND_STYLES, OTHER_STYLE, styled
+from analysis.figures import KIND_STYLES, OTHER_STYLE, kind_colour, styled
 
 METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered", "mse", "cosine")
 SETTINGS = ("activation", "hidden_dim", "layer", "hook", "lr", "seed")
@@ -54,14 +54,13 @@ def dead(shares: Mapping[str, float], kinds: Mapping[str, str]) -> Any:
 
     rows = [{"member": name, "kind": kinds[name], "dead": share} for name, share in shares.items()]
     present = list(dict.fromkeys(kinds[name] for name in shares))
-    colours: list[Any] = [KIND_STYLES.get(kind, OTHER_STYLE)[0] for kind in present]
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_bar()
         .encode(
             x=alt.X("dead:Q", title="share of features that fire on no row").axis(format=".0%"),
             y=alt.Y("member:N", title=None, sort=list(shares)).axis(labelLimit=240),
-            color=alt.Color("kind:N", title=None).scale(domain=present, range=colours),
+            color=kind_colour(present),
             tooltip=["member:N", alt.Tooltip("dead:Q", format=".2%")],
         )
         .properties(width=380, height=alt.Step(18))

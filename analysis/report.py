@@ -15,10 +15,11 @@ import numpy as np
 
 from analysis import clustering, comparison, densities, emergence, frontier, population, training_curves
 from analysis.asked import command_of
+from analysis.contexts import token_texts
 from analysis.feature_statistics import Features, features_of
 from analysis.figures import printable
 from analysis.frontier import source_name
-from analysis.highlights import Highlight, choose, highlights
+from analysis.highlights import Highlight, highlights
 from analysis.intervals import Estimate, chart
 from analysis.matching import Decoder
 from analysis.run import FinishedRun
@@ -111,7 +112,7 @@ def part_of(
         features = features_of(run, members, cache_dir, on_progress, say)
         for number, (name, of) in enumerate(features.items(), 1):
             store = run.store(run.site(name), cache_dir, on_progress, say)
-            shown[name] = highlights(of, choose(of, count), store, run.language_model.tokenizer)
+            shown[name] = highlights(of, count, store, run.language_model.tokenizer)
             on_progress("examples", number, len(features))
     except InputError as error:
         missing["features"] = f"What the features do is not shown: {error}"
@@ -250,8 +251,7 @@ def mapped(part: Part, study: str) -> list[Drawn]:
         folder = part.run.path / "analysis"
         if not (folder / f"clusters-{name}.json").exists():
             continue
-        decode = part.run.language_model.tokenizer.decode
-        promoted = [[decode([token]) for token in tokens] for tokens in of.promoted_FxT.tolist()]
+        promoted = [token_texts(part.run.language_model.tokenizer, tokens) for tokens in of.promoted_FxT]
         if clusters := clustering.read(folder, name, promoted):
             largest = (
                 f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""

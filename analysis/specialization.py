@@ -5,8 +5,14 @@ Shapes: F features, L labels, S shuffles.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from analysis.feature_statistics import Features
+
+NO_LABEL = "none"
 NEAREST, ALIKE = 100, 1000  # features that share the size of a null, and its shape
 
 
@@ -40,6 +46,19 @@ def specialization(count_FxL: np.ndarray, rows_L: np.ndarray) -> np.ndarray:
 def over_chance(score_SxF: np.ndarray) -> np.ndarray:
     """A score less its mean over the shuffles, [F]; row 0 is the score, the others those of labels dealt anew."""
     return score_SxF[0] - score_SxF[1:].mean(0)
+
+
+def most_special(features: Features) -> tuple[list[str], np.ndarray]:
+    """(the label, the specialization) [F], of that set of labels on which a feature is most specialized."""
+    names = list(features.labels)
+    score_SxF = np.stack([over_chance(np.array(features.label_score[name][1])) for name in names])
+    score_SxF = np.where(np.isnan(score_SxF), -np.inf, score_SxF)
+    best_F, label_F = score_SxF.argmax(0), np.full(score_SxF.shape[1], NO_LABEL, object)
+    for number, name in enumerate(names):
+        own_N = np.flatnonzero((best_F == number) & features.alive_F)
+        rate_NxL = features.label_count[name][own_N] / np.maximum(features.label_rows[name], 1)
+        label_F[own_N] = np.array([f"{name}: {label}" for label in features.labels[name]], object)[rate_NxL.argmax(1)]
+    return label_F.tolist(), np.where(features.alive_F, score_SxF.max(0), 0.0)
 
 
 def p_values(score_SxF: np.ndarray, density_F: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.figures import KIND_STYLES, OTHER_STYLE, styled
+from analysis.figures import kind_colour, styled
 from harvest.errors import InputError
 
 MOST_POINTS = 80  # of one curve, drawn
@@ -46,7 +46,6 @@ def figure(curves: Mapping[str, list[dict[str, float]]], kinds: Mapping[str, str
         for line in thinned(lines)
     ]
     present = list(dict.fromkeys(kinds[name] for name in curves))
-    colours: list[Any] = [KIND_STYLES.get(kind, OTHER_STYLE)[0] for kind in present]
     base = alt.Chart().mark_line(opacity=0.8, strokeWidth=1.6)
     panels = []
     for what, title in CURVES.items():
@@ -56,7 +55,7 @@ def figure(curves: Mapping[str, list[dict[str, float]]], kinds: Mapping[str, str
             positive.encode(
                 x=alt.X("step:Q", title="training step").axis(format="~s", tickCount=6),
                 y=alt.Y(f"{what}:Q", title=title).scale(scale),
-                color=alt.Color("kind:N", title=None).scale(domain=present, range=colours),
+                color=kind_colour(present),
                 detail="member:N",
                 tooltip=["member:N", "step:Q", alt.Tooltip(f"{what}:Q", format=".4g")],
             ).properties(width=360, height=240)

@@ -298,6 +298,12 @@ def write_atomically(path: Path, write) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def refuse_taken(directory: Path) -> None:
+    """Raises InputError where --to is there already, and not an empty directory."""
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise InputError(f"--to {directory} is there already: choose a new or an empty directory")
+
+
 def write_json(path: Path, record: object) -> None:
     write_atomically(path, lambda f: f.write((json.dumps(record, indent=1, allow_nan=False) + "\n").encode()))
 

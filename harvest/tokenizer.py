@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import AutoTokenizer
+
 from harvest.errors import InputError
 from harvest.sources import official_name
 
 
 def load_tokenizer(location: str) -> Any:
     """Of a hub name, an alias or a local directory. Raises InputError, with the reason, where there is none."""
-    from transformers import AutoTokenizer
-
     try:
         return AutoTokenizer.from_pretrained(official_name(location))
     except (OSError, ValueError) as error:

@@ -63,8 +63,8 @@ def need_free(options: Options) -> None:
 
 def warm() -> None:
     """Imports what the pages of features need and takes seconds, while the first page is looked at."""
-    import_module("analysis.feature_page")
-    from transformers import AutoTokenizer  # noqa: F401
+    for module in ("analysis.feature_page", "harvest.tokenizer"):
+        import_module(module)
 
 
 def serve(options: Options, runs: list[str]) -> None:

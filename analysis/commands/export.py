@@ -15,6 +15,7 @@ from analysis.commands.flags import Parser, filled
 from analysis.run import FinishedRun, read_record
 from harvest.errors import InputError
 from harvest.request import default_cache_dir, flag
+from harvest.store import refuse_taken
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ def run(argv: list[str]) -> None:
     source, options = values["source"], filled(Options, values)
     if options.to is None:
         raise InputError("--to: say which directory to write to")
-    if options.to.exists() and not (options.to.is_dir() and not any(options.to.iterdir())):
-        raise InputError(f"--to {options.to} is there already: choose a new or an empty directory")
+    refuse_taken(options.to)
     if options.neuronpedia:
         if options.push_to_hub:
             raise InputError("--push-to-hub: uploads weights; leave it out with --neuronpedia, or write them apart")

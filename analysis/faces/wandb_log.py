@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import densities, embedding
+from analysis.figures import png_of
 from harvest.store import write_json
 from sae_jax.snapshots import read_snapshots
 
@@ -257,9 +258,7 @@ def image(figure: Any) -> Any:
     import wandb
     from PIL import Image
 
-    png = io.BytesIO()
-    figure.save(png, format="png", ppi=PIXELS_PER_INCH)
-    return wandb.Image(Image.open(png))
+    return wandb.Image(Image.open(io.BytesIO(png_of(figure, PIXELS_PER_INCH))))
 
 
 def artifact(run_dir: Path) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from analysis.best import l0_asked_of
+
 
 def number_cells(metrics: dict[str, float]) -> list[str]:
     """Loss, explained variance, L0 and dead fraction, in widths that hold still while a run goes on."""
@@ -85,7 +87,7 @@ def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[s
     measured = any("ce_recovered" in (member.get("metrics") or {}) for member in members)
     header += ["CE rec."] if measured else []
     for member in members:
-        asked = member.get("k") or member.get("target_l0")
+        asked = l0_asked_of(member)
         metrics = member.get("metrics") or {}
         numbers = number_cells({**metrics, "loss": metrics.get("mse", math.nan)})
         loss, variance, l0, dead = (number.strip() for number in numbers)

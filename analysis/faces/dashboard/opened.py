@@ -125,6 +125,18 @@ def features() -> Features:
     return found
 
 
+def asked_feature(last: int) -> str:
+    """The feature that the address names becomes the one that is chosen; "" then, or where it names none.
+
+    Returned is what it names where there is no such feature.
+    """
+    asked = st.query_params.get("feature", "")
+    if asked.isdecimal() and int(asked) <= last:
+        st.session_state["feature"] = int(asked)
+        return ""
+    return asked
+
+
 def shown_in(bar: Any):
     """A callback of progress that moves Streamlit's bar."""
     return lambda phase, done, total: bar.progress(min(1.0, done / max(1, total)), phase)

@@ -13,10 +13,7 @@ SPECIAL = 0.05  # over chance: what is less is not worth a badge
 at = chosen()
 features = opened.features()
 last = len(features.density_F) - 1
-asked = st.query_params.get("feature", "")
-if asked.isdecimal() and int(asked) <= last:
-    st.session_state["feature"] = int(asked)
-elif asked:
+if asked := opened.asked_feature(last):
     st.error(f"feature {plain(asked)}: {plain(at.member)} has 0 to {last}")
 
 

@@ -11,9 +11,7 @@ from analysis.steer_model import MODES, UNSTEERED, Sampling
 at = chosen()
 features = opened.features()
 last = len(features.density_F) - 1
-asked = st.query_params.get("feature", "")
-if asked.isdecimal() and int(asked) <= last:
-    st.session_state["feature"] = int(asked)
+opened.asked_feature(last)
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
