@@ -10,6 +10,7 @@ from shutil import copytree, ignore_patterns
 
 import numpy as np
 import pytest
+import wandb
 from command_line import THREE_KINDS, shared_cache, start, typed
 from PIL import Image
 from wandb_files import records
@@ -249,6 +250,7 @@ def replayed(run: Path, options: WandbOptions) -> list[str]:
             figures = {line.pop("member"): {k: v for k, v in line.items() if k != "step"} for line in of_step}
             log.training_progress(Progress(step, LAST, 1.0, 1.0, 0.0, figures, {}))
         log.results(results, run)
+    wandb.teardown()  # as at the end of a process: until then W&B may not have written the last run's file
     return said
 
 
