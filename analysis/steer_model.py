@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -160,6 +160,29 @@ def compute(
     steered = {name: tuple(texts(s, way(s).replace) for s in strengths) for name, way in ways.items()}
     words = tuple(model.tokenizer.decode([token]) for token in watched)
     return Steered(mode, sampling.prompt, words, plain, steered)
+
+
+def afresh(
+    model: LanguageModel,
+    site: Site,
+    ways: Mapping[str, Callable[[float], Direction]],
+    steered: Steered,
+    watched: Sequence[int],
+    sampling: Sampling,
+    first_position: int,
+) -> dict[str, Steered]:
+    """Each direction's best strength again with other random draws: figures that it was not chosen on.
+
+    Of directions that have one; none at temperature 0, where every text would be the same again.
+    """
+    if not sampling.temperature:
+        return {}
+    other = replace(sampling, seed=sampling.seed + 1)
+    best = {way: texts.strength for way in ways if (texts := steered.best(way))}
+    return {
+        way: compute(model, site, {way: ways[way]}, steered.mode, [strength], watched, other, first_position)
+        for way, strength in best.items()
+    }
 
 
 def unchanged(x_NxD: np.ndarray) -> np.ndarray:

@@ -282,7 +282,7 @@ def run(tmp_path_factory):
 def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
     path, cache = run
     member = sorted(p.name for p in (path / "members").iterdir())[0]
-    argv = [str(path), "--member", member, "--concept", "night", "--sweep", "--strengths", "0", "2", "--seed", "3"]
+    argv = [str(path), "--member", member, "--concept", "night", "--sweep", "--strengths", "0", "0.5", "--seed", "3"]
     argv += ["--max-new-tokens", "12", "--json", str(tmp_path / "new" / "s.json"), "--cache-dir", str(cache)]
     steer.run(argv)
     out, found = capsys.readouterr().out, json.loads((tmp_path / "new" / "s.json").read_text())
@@ -294,6 +294,15 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
         assert curve[0] == found["plain"]["unsteered"] and curve[1]["texts"] != curve[0]["texts"]
     assert f"{found['ways']['difference in means'][1]['probability']:.5f}" in out and "best strength of" in out
     assert (path / "figures" / f"steer-{member}-{found['feature']}.png").stat().st_size > 10_000
+
+    # The best strength is told by texts on which it was not chosen: those of the next seed.
+    assert found["afresh"] and set(found["afresh"]) <= set(found["ways"])
+    way = f"feature {found['feature']}"
+    other = ["--member", member, "--feature", str(found["feature"]), "--words", "night", "--strength", "0.5", "--seed", "4"]
+    steer.run([str(path), *other, *argv[argv.index("--max-new-tokens") : -3], str(tmp_path / "o.json"), *argv[-2:]])
+    expected = json.loads((tmp_path / "o.json").read_text())
+    assert found["afresh"][way]["ways"][way] == expected["ways"][way]
+    assert found["afresh"][way]["plain"]["unsteered"] == expected["plain"]["unsteered"]
 
 
 @pytest.mark.parametrize(

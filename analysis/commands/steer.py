@@ -140,13 +140,16 @@ def run(argv: list[str]) -> None:
         )
         for table in (texts_table(steered), figures_table(steered)):
             terminal.show(table)
+        again: dict[str, Steered] = {}
         if options.sweep:
-            tell_best(steered, finished, f"steer-{member}-{feature}", terminal)
+            again = steer_model.afresh(model, site, ways, steered, watched, sampling, first_position)
+            tell_best(steered, again, finished, f"steer-{member}-{feature}", terminal)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         facts = {"schema": 1, "run": str(finished.path), "member": member, "hook_name": site.hook_name}
         facts |= {"feature": feature, "maximum": maximum, "concept": options.concept, "output_scores": scores}
-        write_json(options.json, facts | {"sampling": asdict(sampling)} | asdict(steered))
+        fresh = {"afresh": {way: asdict(of) for way, of in again.items()}}
+        write_json(options.json, facts | {"sampling": asdict(sampling)} | asdict(steered) | fresh)
 
 
 def detected(options: Options, finished: FinishedRun, member: str, model: LanguageModel) -> list[int]:
@@ -213,7 +216,9 @@ def figures_table(steered: Steered) -> Table:
     return table
 
 
-def tell_best(steered: Steered, finished: FinishedRun, name: str, terminal: Terminal) -> None:
+def tell_best(
+    steered: Steered, again: dict[str, Steered], finished: FinishedRun, name: str, terminal: Terminal
+) -> None:
     from analysis.figures import save
     from analysis.steer_model import FLUENT, figure
 
@@ -221,6 +226,10 @@ def tell_best(steered: Steered, finished: FinishedRun, name: str, terminal: Term
         best = steered.best(way)
         found = f"{best.strength:g}" if best else "none raises the concept's probability"
         terminal.say(f"best strength of {way} with perplexity at most {FLUENT:g} × the unsteered: {found}")
+        if way in again:
+            plain, (texts,) = again[way].plain[UNSTEERED], again[way].ways[way]
+            times, cost = texts.probability / plain.probability, texts.perplexity / plain.perplexity
+            terminal.say(f"    by another seed: {times:.3g} × the unsteered probability, {cost:.2g} × the perplexity")
     if IN_PROMPT in steered.plain:
         terminal.say(f"{IN_PROMPT}: {steered.plain[IN_PROMPT].probability:.5f} without steering")
     terminal.say("figure: " + ", ".join(map(str, save(figure(steered), finished.path / "figures" / name))))

@@ -1,4 +1,4 @@
-"""Rows a second that the feed reads and shuffles from a store on disk; one JSON line.
+"""Seconds in which the feed reads and shuffles a step's rows from a store on disk; one JSON line.
 
     PYTHONPATH=. python tests/benchmarks/feed.py --d 768 --rows 2000000
 
@@ -23,8 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--d", type=int, default=768)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--batch", type=int, default=2048)
-    parser.add_argument("--block-steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--block-steps", type=int, default=100)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         writer = StoreWriter(Path(directory), {"seq_len": SEQ_LEN, "keep_first_position": False})
@@ -35,11 +35,12 @@ def main() -> None:
             for shard in range(shards):
                 writer.add_shard(split, shard, rows_NxD, tokens_WxT, np.arange(windows))
         feed = Feed([writer.finish().train], args.batch, epochs=1, seed=0)
-        began, rows = time.perf_counter(), 0
+        began, cpu_began, steps = time.perf_counter(), time.process_time(), 0
         for raw_LxSxBxD in feed.blocks(0, args.block_steps):
-            rows += raw_LxSxBxD.shape[1] * args.batch
-        seconds = time.perf_counter() - began
-    print(json.dumps({"name": "feed", "rows": rows, "seconds": seconds, "rows_per_second": rows / seconds}))
+            steps += raw_LxSxBxD.shape[1]
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
+    figures = {"seconds_per_step": seconds / steps, "cpu_seconds_per_step": cpu_seconds / steps}
+    print(json.dumps({"name": "feed", "rows": steps * args.batch, **figures}))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
     PYTHONPATH=. python tests/benchmarks/growth.py topk --d 768 --batch 256 --figure sae_jax/growth
 
-On random rows, k 32, compilation not counted. The last column divides by members and features: level is linear.
+k 32, compilation not counted. The last column divides by members and features: level is linear.
 """
 
 import argparse
 from pathlib import Path
 
 import altair as alt
-from step import seconds_per_step
+from step import measure
 
 from analysis.figures import save
 from sae_jax.config import TrainConfig
@@ -29,7 +29,7 @@ def main() -> None:
     sizes = [("members", n, n, first) for n in args.members] + [("features", w / first, 1, w) for w in args.widths]
     for what, factor, members, width in sizes:
         config = TrainConfig(args.activation, width, batch_size=args.batch, seed=tuple(range(members)))
-        milliseconds = 1e3 * seconds_per_step(config, args.d, block_steps=4, blocks=3)
+        milliseconds = 1e3 * measure(config, args.d, block_steps=4, blocks=3, first_steps=4)["seconds_per_step"]
         points.append({"grows": what, "factor": factor, "ms": milliseconds})
         print(f"| {members} | {width} | {milliseconds:.1f} | {milliseconds / members / width * 1024:.2f} |", flush=True)
     if args.figure:

@@ -1,20 +1,17 @@
-"""Rows a second from text to activations: our harvest into a store on disk, against SAELens' ActivationsStore.
+"""Seconds from text to activations: our harvest into a store on disk, or SAELens' ActivationsStore; one JSON line.
 
-    PYTHONPATH=. OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/harvest_peers.py --model DIR
-        --dataset FILE.jsonl --layer 8 --seq-len 64 --rounds 3 --peers-python PEERS/bin/python
+    PYTHONPATH=. OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/harvest_peers.py ours --model DIR
+        --dataset FILE.jsonl --layer 8 --seq-len 64
 
 Both read the text, tokenize, cut windows, run the model up to the layer and hand out rows: ours shuffled when they are
-read, SAELens' mixed in its buffer. Theirs runs on TransformerLens' HookedTransformer, its default, built with the sizes
-of the model's config and random weights (its tables lack many models, and the time does not depend on weights); only
-Llama's architecture. A round runs each in a process of its own; loading the model and the first buffer are not counted.
-PEERS: pip install 'torch<2.14' sae-lens==6.54.12.
+read, SAELens' mixed in its buffer. Theirs (`sae_lens`, to be run in an environment with sae-lens==6.54.12) is on
+TransformerLens' HookedTransformer, its default, built with the sizes of the model's config and random weights (its
+tables lack many models, and the time does not depend on weights); only Llama's architecture. Loading the model and the
+first buffer are not counted. Fields: seconds and cpu_seconds for a million rows, rows_per_second.
 """
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,9 +21,9 @@ def now() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def rates(rows: int, began: tuple[float, float]) -> list[float]:
-    """Rows a second of the clock, and of this process' CPU time."""
-    return [rows / (b - a) for a, b in zip(began, now(), strict=True)]
+def for_a_million(rows: int, began: tuple[float, float]) -> list[float]:
+    """Seconds of the clock, and of this process' CPU time."""
+    return [1e6 * (b - a) / rows for a, b in zip(began, now(), strict=True)]
 
 
 def ours(args: argparse.Namespace) -> list[float]:
@@ -37,10 +34,10 @@ def ours(args: argparse.Namespace) -> list[float]:
     asked = HarvestRequest(args.model, args.dataset, args.layer, n_samples=args.windows, seq_len=args.seq_len)
     with tempfile.TemporaryDirectory() as cache:
         harvest(asked, Path(cache), on_progress=lambda phase, done, total: seen.append((now(), done)))
-        return rates(seen[-1][1] - seen[0][1], seen[0][0])  # the store is whole
+        return for_a_million(seen[-1][1] - seen[0][1], seen[0][0])  # the store is whole
 
 
-def saelens(args: argparse.Namespace) -> list[float]:
+def sae_lens(args: argparse.Namespace) -> list[float]:
     import torch
     from datasets import Dataset
     from sae_lens.training.activations_store import ActivationsStore
@@ -89,38 +86,21 @@ def saelens(args: argparse.Namespace) -> list[float]:
     with torch.no_grad():
         while rows < args.windows * args.seq_len:
             rows += len(store.next_batch())
-    return rates(rows, began)
+    return for_a_million(rows, began)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("who", choices=("ours", "sae_lens"))
     parser.add_argument("--model", required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--layer", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--windows", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peers-python")
-    parser.add_argument("--side", choices=("ours", "saelens"))
     args = parser.parse_args()
-    if args.side:
-        print(json.dumps((ours if args.side == "ours" else saelens)(args)))
-        return
-    measured: dict[str, list[list[float]]] = {"ours": [], "saelens": []}
-    for _ in range(args.rounds):
-        for side, python in (("ours", sys.executable), ("saelens", args.peers_python)):
-            command = [python, *sys.argv, "--side", side]
-            printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            measured[side].append(json.loads(printed.splitlines()[-1]))
-    for clock, name in enumerate(("clock", "CPU")):
-        values = {side: [of[clock] for of in rounds] for side, rounds in measured.items()}
-        medians = {side: round(statistics.median(of)) for side, of in values.items()}
-        ratios = [round(a / b, 2) for a, b in zip(*values.values(), strict=True)]
-        print(
-            json.dumps(
-                {"seconds of": name, "rows_per_second": medians, "ratio": statistics.median(ratios), "each": ratios}
-            )
-        )
+    seconds, cpu_seconds = (ours if args.who == "ours" else sae_lens)(args)
+    figures = {"seconds": seconds, "cpu_seconds": cpu_seconds, "rows_per_second": 1e6 / seconds}
+    print(json.dumps({"name": f"harvest {args.who}", **figures}))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Tokens a second to a layer: the harvest's own model call against the raw transformers model cut off at that layer.
+"""Seconds to a layer: the harvest's own model call, or the raw transformers model cut off at that layer; one JSON line.
 
-    python tests/benchmarks/harvest_speed.py --model bundled --layer 2 --seq-len 20
+    PYTHONPATH=. OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/harvest_speed.py ours --model bundled --layer 2
 
-Alternates the two in one process; one JSON line with both medians and their ratio.
+Fields: seconds and cpu_seconds for a million tokens (medians over batches), tokens_per_second.
 """
 
 import argparse
 import json
-import statistics
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,39 +20,40 @@ from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
 
 
+def ours(location: str, layer: int, tokens_WxT: np.ndarray) -> Callable[[], object]:
+    model = LanguageModel.load(location)
+    return lambda: model.activations(tokens_WxT, [Site(layer, "resid_pre")])
+
+
+def raw(location: str, layer: int, tokens_WxT: np.ndarray) -> Callable[[], object]:
+    model, tokens = AutoModel.from_pretrained(location, dtype=torch.float32).eval(), torch.from_numpy(tokens_WxT)
+    del (model.h if hasattr(model, "h") else model.layers)[layer:]
+
+    def run() -> object:
+        with torch.inference_mode():
+            return model(tokens, use_cache=False).last_hidden_state.numpy()
+
+    return run
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("who", choices=("ours", "raw"))
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--layer", type=int, default=2)
     parser.add_argument("--seq-len", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", type=int, default=9)
     args = parser.parse_args()
     location = str(BUNDLED_MODEL) if args.model == "bundled" else args.model
-    ours = LanguageModel.load(location)
-    raw = AutoModel.from_pretrained(location, dtype=torch.float32).eval()
-    blocks = raw.h if hasattr(raw, "h") else raw.layers
-    del blocks[args.layer :]
     tokens_WxT = np.random.default_rng(0).integers(0, 1000, (BATCH_TOKENS // args.seq_len, args.seq_len))
-    tokens = torch.from_numpy(tokens_WxT)
-    site = Site(args.layer, "resid_pre")
-
-    def run_raw():
-        with torch.inference_mode():
-            return raw(tokens, use_cache=False).last_hidden_state.numpy()
-
-    def run_ours():
-        return ours.activations(tokens_WxT, [site])[site]
-
-    seconds: dict[str, list[float]] = {"raw": [], "ours": []}
-    for round_ in range(args.rounds + 1):
-        for name, run in (("raw", run_raw), ("ours", run_ours)):
-            began = time.perf_counter()
-            run()
-            if round_:  # the first one warms up
-                seconds[name].append(time.perf_counter() - began)
-    raw_s, ours_s = (statistics.median(seconds[name]) for name in ("raw", "ours"))
-    figures = {"raw_tokens_per_second": tokens_WxT.size / raw_s, "tokens_per_second": tokens_WxT.size / ours_s}
-    print(json.dumps({"name": f"harvest/{args.model}/layer{args.layer}", **figures, "ratio": raw_s / ours_s}))
+    run = (ours if args.who == "ours" else raw)(location, args.layer, tokens_WxT)
+    times = []
+    for _ in range(args.batches + 1):
+        times.append((time.perf_counter(), time.process_time()))
+        run()
+    seconds, cpu_seconds = np.median(np.diff(times, axis=0)[1:], axis=0) * 1e6 / tokens_WxT.size  # the first warms up
+    figures = {"seconds": seconds, "cpu_seconds": cpu_seconds, "tokens_per_second": 1e6 / seconds}
+    print(json.dumps({"name": f"model {args.who}", **figures}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The members of population.py in the sweeps of the peers, on the rows of a file; one JSON line.
+"""The members of population.py in the sweeps of the peers, on the same rows; one JSON line.
 
-    OMP_NUM_THREADS=1 taskset -c 0 PEERS/bin/python tests/benchmarks/peers_population.py sae_lens --rows rows.npy
+    OMP_NUM_THREADS=1 taskset -c 0 PEERS/bin/python tests/benchmarks/peers_population.py sae_lens
 
 PEERS: pip install 'torch<2.14' sae-lens==6.54.12, then pip install --no-deps dictionary-learning==0.1.0.
 dictionary_learning: `trainSAE` as it is. SAELens: `MultiSAETrainer.fit`, which is what MultiSAETrainingRunner runs; the
@@ -12,6 +12,7 @@ depend on the L0, and no more than a few are needed.
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -21,17 +22,17 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import torch
+from rows import sparse_rows
 
 MEMBERS = list(product((16, 32, 64), (1e-3, 3e-4)))  # of each kind: the level of sparsity and the learning rate
 FIRST_STEPS = 2  # that are not measured
 
 
 class TimedRows:
-    """Batches from a file, and when they were asked for: (seconds of the clock, of CPU time)."""
+    """Batches, and when they were asked for: (seconds of the clock, of CPU time)."""
 
-    def __init__(self, path: str, batch: int):
-        rows_NxD = np.load(path, mmap_mode="r")
-        self.batches_KxBxD = rows_NxD.reshape(-1, batch, rows_NxD.shape[1])
+    def __init__(self, batch: int, d: int, batches: int = 20):
+        self.batches_KxBxD = sparse_rows(batches * batch, d).reshape(batches, batch, d)
         self.asked_at: list[tuple[float, float]] = []
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -39,6 +40,10 @@ class TimedRows:
             self.asked_at.append((time.perf_counter(), time.process_time()))
             x_BxD = self.batches_KxBxD[len(self.asked_at) % len(self.batches_KxBxD)]
             yield torch.from_numpy(x_BxD.astype(np.float32))
+
+    def seconds_per_step(self) -> dict[str, float]:
+        seconds, cpu_seconds = np.median(np.diff(self.asked_at, axis=0)[FIRST_STEPS:], axis=0)
+        return {"seconds_per_step": seconds, "cpu_seconds_per_step": cpu_seconds}
 
 
 def dictionary_learning(rows: TimedRows, d: int, f: int, batch: int, steps: int) -> None:
@@ -91,19 +96,15 @@ def sae_lens(rows: TimedRows, d: int, f: int, batch: int, steps: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("peer", choices=("dictionary_learning", "sae_lens"))
-    parser.add_argument("--rows", required=True)
-    parser.add_argument("--f", type=int, default=1536)
-    parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=9)
+    for name, default in {"d": 576, "f": 1536, "batch": 1024, "steps": 9}.items():
+        parser.add_argument("--" + name, type=int, default=default)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    rows = TimedRows(args.rows, args.batch)
+    rows = TimedRows(args.batch, args.d)
     peer = dictionary_learning if args.peer == "dictionary_learning" else sae_lens
-    peer(rows, rows.batches_KxBxD.shape[2], args.f, args.batch, args.steps)
-    seconds, cpu_seconds = np.median(np.diff(rows.asked_at, axis=0)[FIRST_STEPS:], axis=0)
-    figures = {"members": 4 * len(MEMBERS), "seconds_per_step": seconds, "cpu_seconds_per_step": cpu_seconds}
-    print(json.dumps({"name": args.peer, **figures}))
+    peer(rows, args.d, args.f, args.batch, args.steps)
+    print(json.dumps({"name": args.peer, "members": 4 * len(MEMBERS), **rows.seconds_per_step()}))
 
 
 if __name__ == "__main__":

@@ -1,58 +1,72 @@
-"""Seconds a training step, on random rows, member by member; one JSON line each.
+"""Seconds a training step, kind by kind; one JSON line each.
 
-    PYTHONPATH=. python tests/benchmarks/step.py --d 768 --f 256 --batch 64
+    PYTHONPATH=. python tests/benchmarks/step.py --d 768 --f 256 --batch 64 --k 32
 
-Fields: name, seconds_per_step (median of several blocks), rows_per_second. Compilation is not counted.
+Fields: name, seconds_per_step and cpu_seconds_per_step (medians of several blocks, copying the rows included),
+rows_per_second, compilation_seconds, l0 (of each level that was asked for, over the measured blocks: what work was
+done). --sparsity X trains relu and jump_relu by that fixed coefficient: at the start a half of all features fire.
 """
 
 import argparse
 import json
 import statistics
 import time
+from collections import defaultdict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rows import sparse_rows
 
 from sae_jax.config import TrainConfig
 from sae_jax.step import make_train_block
 from tests.populations import prepare
 
 
-def seconds_per_step(config: TrainConfig, d_model: int, block_steps: int, blocks: int) -> float:
-    """Of all members of the config."""
-    rng = np.random.default_rng(0)
-    x_NxD = rng.standard_normal((1024, d_model)).astype(np.float32)
-    groups, states, hypers = prepare(config, 100_000, x_NxD)
-    raw_LxSxBxD = jnp.asarray(rng.standard_normal((1, block_steps, config.batch_size, d_model)), jnp.float16)
-    train_block, calibration_LxNxD = make_train_block(groups), jnp.asarray(x_NxD[None])
-    seconds = []
-    for _ in range(blocks + 1):
-        began = time.perf_counter()
+def measure(config: TrainConfig, d_model: int, block_steps: int, blocks: int, first_steps: int) -> dict:
+    """Of all members of the config together, after `first_steps` that do not count."""
+    raw_NxD = sparse_rows(4 * block_steps * config.batch_size, d_model)
+    raw_KxLxSxBxD = raw_NxD.reshape(4, 1, block_steps, config.batch_size, d_model)
+    x_NxD = raw_NxD[:1024].astype(np.float32)
+    groups, states, hypers = prepare(config, 10_000, x_NxD)
+    raw_LxSxBxD, calibration_LxNxD = jnp.asarray(raw_KxLxSxBxD[0]), jnp.asarray(x_NxD[None])
+    began = time.perf_counter()
+    train_block = make_train_block(groups).lower(states, hypers, raw_LxSxBxD, calibration_LxNxD).compile()
+    compilation, seconds, cpu_seconds, l0s = time.perf_counter() - began, [], [], defaultdict(list)
+    first_blocks = -(-first_steps // block_steps)
+    for number in range(first_blocks + blocks):
+        began, cpu_began = time.perf_counter(), time.process_time()
+        raw_LxSxBxD = jnp.asarray(raw_KxLxSxBxD[number % len(raw_KxLxSxBxD)])
         states, metrics = train_block(states, hypers, raw_LxSxBxD, calibration_LxNxD)
         jax.block_until_ready(metrics)
+        if number < first_blocks:
+            continue
         seconds.append((time.perf_counter() - began) / block_steps)
-    return statistics.median(seconds[1:])
+        cpu_seconds.append((time.process_time() - cpu_began) / block_steps)
+        for group, measured in zip(groups, metrics, strict=True):
+            for member, l0 in zip(group.members, measured["l0"].mean(1), strict=True):
+                l0s[f"{member.activation} {member.k or member.target_l0 or member.sparsity:g}"].append(float(l0))
+    return {
+        "seconds_per_step": statistics.median(seconds),
+        "cpu_seconds_per_step": statistics.median(cpu_seconds),
+        "rows_per_second": config.batch_size / statistics.median(seconds),
+        "compilation_seconds": compilation,
+        "l0": {name: round(statistics.mean(values), 1) for name, values in l0s.items()},
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("activation", nargs="*", default=["relu", "jump_relu", "topk"])
-    parser.add_argument("--d", type=int, default=768)
-    parser.add_argument("--f", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--block-steps", type=int, default=100)
-    parser.add_argument("--blocks", type=int, default=7)
+    sizes = {"d": 768, "f": 256, "batch": 64, "k": 32, "block_steps": 5, "blocks": 5, "first_steps": 10}
+    for name, default in sizes.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
+    parser.add_argument("--sparsity", type=float, help="in place of k active features a row")
     args = parser.parse_args()
     for name in args.activation:
-        config = TrainConfig(
-            activation=(name,), hidden_dim=args.f, batch_size=args.batch, k=args.k, target_l0=float(args.k)
-        )
-        seconds = seconds_per_step(config, args.d, args.block_steps, args.blocks)
-        print(
-            json.dumps({"name": name, "seconds_per_step": seconds, "rows_per_second": args.batch / seconds}), flush=True
-        )
+        level = {"k": args.k, "target_l0": float(args.k)} if args.sparsity is None else {"sparsity": args.sparsity}
+        config = TrainConfig(name, args.f, batch_size=args.batch, **level)
+        print(json.dumps({"name": name, **measure(config, args.d, args.block_steps, args.blocks, args.first_steps)}))
 
 
 if __name__ == "__main__":

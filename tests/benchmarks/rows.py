@@ -1,0 +1,14 @@
+"""Rows that both sides of a comparison train on. Numpy alone: the peers' environment imports it, too."""
+
+import numpy as np
+
+
+def sparse_rows(count: int, d_model: int) -> np.ndarray:
+    """Of unit variance: 2D random directions, a log-normal number of them in a row (24 on average), and noise."""
+    rng = np.random.default_rng(0)
+    directions_GxD = rng.standard_normal((2 * d_model, d_model))
+    share_Nx1 = 24 / len(directions_GxD) * rng.lognormal(-0.125, 0.5, (count, 1))
+    strength_NxG = (rng.random((count, len(directions_GxD))) < share_Nx1) * rng.uniform(0.5, 2.0, (count, 1))
+    x_NxD = strength_NxG @ directions_GxD
+    x_NxD += 0.1 * x_NxD.std() * rng.standard_normal(x_NxD.shape)
+    return ((x_NxD - x_NxD.mean(0)) / x_NxD.std(0)).astype(np.float16)
