@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from sae_jax.matmul import matmul
 
 CHUNK = 16
-MOST_CANDIDATES = 512  # of a row
+MOST_CANDIDATES = 1024  # of a row; rows of large norm have many times the mean
 DENSEST = 1 / 16  # share of candidates from which on the dense path is the faster one (measured on a CPU)
 
 
@@ -31,7 +31,7 @@ class Candidates(NamedTuple):
 
 
 def most_candidates(hidden_dim: int) -> int:
-    return min(MOST_CANDIDATES, hidden_dim // 8 // CHUNK * CHUNK)
+    return min(MOST_CANDIDATES, hidden_dim // 6 // CHUNK * CHUNK)
 
 
 def fits(count_B: jax.Array, hidden_dim: int) -> jax.Array:
