@@ -1,7 +1,8 @@
 """What each feature of a run's dictionaries does: the base of all other analyses, computed once for a run.
 
-Everything is kept in RUN/analysis/features/<member>.npz, written when it is whole, so that what was computed before a
-stop is not computed again.
+A pass over all rows for each member, written to RUN/analysis/features/<member>.npz when it is whole, so that what was
+computed before a stop is not computed again. (One pass for all is no faster: what members could share is next to
+nothing beside their own firings. It would need all their memory at once, and lose all of it to a stop.)
 
 Shapes: F features, K contexts, R firings sampled, Q quantiles, P positions, J neighbours, T tokens, L labels,
 S shuffles.
@@ -33,7 +34,6 @@ FORMAT = 1
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 NEIGHBOURS, TOKENS = 10, 20
 MIN_TOGETHER = 10  # firings of both that make two features fire together
-PASS_BYTES = 2 << 30  # of the counts of which features fire together: dictionaries over it go through another pass
 BLOCK = 512  # features at a time against all
 SCORES = {"mutual_information": mutual_information, "specialization": specialization}
 
@@ -126,7 +126,6 @@ def features_of(
         for site in dict.fromkeys(map(run.site, missing)):
             store = run.store(site, cache_dir, on_progress, say)
             labels = labels_of(run.corpus, model.tokenizer, store.train.positions)
-            here = [name for name in missing if run.site(name) == site]
             total = len(missing) * (len(store.train) + len(store.held_out))
 
             def advance(rows: int, total: int = total) -> None:
@@ -134,23 +133,13 @@ def features_of(
                 done += rows
                 on_progress("features", done, total)
 
-            for together in one_pass({name: run.dictionary(name) for name in here}):
-                saes = {name: dictionary.sae for name, dictionary in together.items()}
-                firing, rows_SxL = firing_of(saes, store, labels, 0, advance)
-                for name, dictionary in together.items():
-                    found[name] = describe(firing.pop(name), dictionary, model, labels, rows_SxL)
+            for name in missing:
+                if run.site(name) == site:
+                    dictionary = run.dictionary(name)
+                    firing, rows_SxL = firing_of(dictionary.sae, store, labels, 0, advance)
+                    found[name] = describe(firing, dictionary, model, labels, rows_SxL)
                     found[name].save(paths[name])
     return {name: found[name] for name in members}
-
-
-def one_pass(dictionaries: dict[str, Dictionary]) -> list[dict[str, Dictionary]]:
-    """Divided into as few parts as find room."""
-    parts: list[dict[str, Dictionary]] = [{}]
-    for name, dictionary in dictionaries.items():
-        if parts[-1] and 4 * sum(of.d_sae**2 for of in (*parts[-1].values(), dictionary)) > PASS_BYTES:
-            parts.append({})
-        parts[-1][name] = dictionary
-    return parts
 
 
 def describe(

@@ -1,6 +1,6 @@
-"""On what the features of dictionaries fire: by one pass over all rows, for all of them at once, in bounded memory.
+"""On what the features of a dictionary fire: by one pass over all rows, in bounded memory.
 
-Memory: of each dictionary 4 F² bytes, and F times the contexts, positions and labels; nothing grows with the rows.
+Memory: 4 F² bytes, and F times the contexts, positions and labels; nothing grows with the rows.
 
 Shapes: W windows of a chunk, T tokens a window, P of them with a row, N = W·P rows, Z firings (row, feature) of a
 chunk, F features, K kept, L labels, S shuffles, G documents, V vocabulary.
@@ -191,15 +191,14 @@ def encode(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array) -> jax.
 
 
 def firing_of(
-    saes: Mapping[str, SAE],
+    sae: SAE,
     store: ActivationStore,
     labels: Mapping[str, Labels],
     seed: int,
     on_rows: Callable[[int], None] = lambda n: None,
-) -> tuple[dict[str, Firing], dict[str, np.ndarray]]:
-    """(of each dictionary what its features fire on, of each set of labels how often each occurs [1 + S, L])."""
-    firing = {name: Firing(sae, store.train.positions, labels, seed) for name, sae in saes.items()}
-    rng = np.random.default_rng(seed)
+) -> tuple[Firing, dict[str, np.ndarray]]:
+    """(on what its features fire, of each set of labels how often each occurs [1 + S, L])."""
+    firing, rng = Firing(sae, store.train.positions, labels, seed), np.random.default_rng(seed)
     dealt = {name: of.dealt(rng) for name, of in labels.items()}
     rows_SxL = {name: np.zeros((1 + SHUFFLES, len(of.names)), np.int64) for name, of in labels.items()}
     for chunk in chunks(store):
@@ -207,7 +206,6 @@ def firing_of(
         label_SxN = {name: of.of_rows(where[of.by], dealt[name], rng) for name, of in labels.items()}
         for name, of_SxN in label_SxN.items():
             rows_SxL[name] += np.stack([np.bincount(of_N, minlength=len(labels[name].names)) for of_N in of_SxN])
-        for of in firing.values():
-            of.add(chunk, label_SxN)
-        on_rows(len(chunk.row_N) * len(saes))
+        firing.add(chunk, label_SxN)
+        on_rows(len(chunk.row_N))
     return firing, rows_SxL

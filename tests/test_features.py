@@ -1,6 +1,7 @@
 """What each feature does: the streaming pass against plain numpy over all rows, and planted specialization."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -62,8 +63,7 @@ def everything(store, sae):
 def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, labels, monkeypatch, chunk_rows, pending):
     monkeypatch.setattr(firing, "CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr(firing, "PENDING", pending)
-    found, rows_SxL = firing_of({"a": sae}, store, labels, 0)
-    of = found["a"]
+    of, rows_SxL = firing_of(sae, store, labels, 0)
     f_NxF, token_N, position_N, document_N = everything(store, sae)
     fires_NxF = f_NxF != 0
     assert 0.02 < fires_NxF.mean() < 0.5 and not fires_NxF[:, 3].any()
@@ -93,7 +93,7 @@ def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, label
 
 
 def test_the_sample_is_drawn_alike_from_all_windows(store, sae, labels):
-    of = firing_of({"a": sae}, store, labels, 0)[0]["a"]
+    of = firing_of(sae, store, labels, 0)[0]
     feature = int(of.count_F.argmax())
     rows = of.sample.table("row", -1)[feature]
     assert (rows >= 0).all()
@@ -249,6 +249,28 @@ def test_a_run_is_described_once_and_read_again(run, monkeypatch):
     for name in members:
         for field, value in vars(found[name]).items():
             np.testing.assert_equal(getattr(again[name], field), value)
+
+
+def test_what_was_computed_before_a_stop_is_kept(run, tmp_path, monkeypatch):
+    run, cache = run
+    copied = FinishedRun.open(shutil.copytree(run.path, tmp_path / "run"))
+    shutil.rmtree(copied.path / "analysis", ignore_errors=True)
+    first, *others = copied.members
+
+    def stop(phase: str, done: int, total: int) -> None:
+        if phase == "features" and done > total / 2:  # in the second of three
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        features_of(copied, list(copied.members), cache, stop)
+    assert [path.stem for path in (copied.path / "analysis" / "features").iterdir()] == [first]
+    passes = []
+    monkeypatch.setattr(feature_statistics, "firing_of", lambda *given: passes.append(given) or firing_of(*given))
+    found = features_of(copied, list(copied.members), cache)
+    assert len(passes) == len(others)
+    alone = features_of(run, list(run.members), cache)
+    for name in found:
+        np.testing.assert_equal(vars(found[name]), vars(alone[name]))
 
 
 def test_a_feature_fires_at_the_token_that_its_context_marks(run):

@@ -85,7 +85,7 @@ def test_auxk_on_the_sparse_path(dead):
 
 
 def test_a_row_that_fires_too_much_is_computed_densely():
-    """Never cut off at the number of candidates: 300 features fire where at most 64 are looked at."""
+    """Never cut off at the number of candidates: 300 features fire where fewer are looked at."""
     signature, hyper, state, x = member("relu")
     state = state.replace(params={**state.params, "b_enc": state.params["b_enc"] * 0.0})
     firing = (x @ state.params["W_encT"].T > 0).sum(1)

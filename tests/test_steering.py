@@ -298,7 +298,18 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
     # The best strength is told by texts on which it was not chosen: those of the next seed.
     assert found["afresh"] and set(found["afresh"]) <= set(found["ways"])
     way = f"feature {found['feature']}"
-    other = ["--member", member, "--feature", str(found["feature"]), "--words", "night", "--strength", "0.5", "--seed", "4"]
+    other = [
+        "--member",
+        member,
+        "--feature",
+        str(found["feature"]),
+        "--words",
+        "night",
+        "--strength",
+        "0.5",
+        "--seed",
+        "4",
+    ]
     steer.run([str(path), *other, *argv[argv.index("--max-new-tokens") : -3], str(tmp_path / "o.json"), *argv[-2:]])
     expected = json.loads((tmp_path / "o.json").read_text())
     assert found["afresh"][way]["ways"][way] == expected["ways"][way]
