@@ -1,4 +1,4 @@
-"""The command line that a run was asked for with, from its config.json."""
+"""The command line that a run was asked for with, from its config.json and results.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harvest.request import HarvestRequest
 from sae_jax.config import TrainConfig
 
 
-def command_of(config: dict[str, Any]) -> str:
+def command_of(config: dict[str, Any], results: dict[str, Any]) -> str:
     """What to type for the same run: the flags that are not at their defaults, a preset's among them.
 
     A file of members is named members.json, whatever its name was: its content is `asked.train.members`.
@@ -23,6 +23,8 @@ def command_of(config: dict[str, Any]) -> str:
             value = tuple(value) if isinstance(field.default, tuple) else value
             if value != field.default:
                 words += flag_of(field.name, value)
+    words += flag_of("snapshots", config["snapshots"]) if "snapshots" in config else []
+    words += flag_of("ce_windows", results.get("loss_recovered", {}).get("windows_asked", 0))
     return shlex.join(words)
 
 

@@ -11,10 +11,15 @@ from scipy import stats
 
 from analysis.figures import styled
 
+FEWEST = 3  # seeds for an interval: of two, Student's t is twelve times the standard error
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` seeds; `low` and `high` are its 95% interval by Student's t, None for fewer than two seeds."""
+    """A mean over `n` seeds; `low` and `high` are its 95% interval by Student's t, None for fewer than FEWEST.
+
+    Of few seeds it is wide, and may go over what a share or a correlation can be: it is not cut off there.
+    """
 
     mean: float | None
     low: float | None
@@ -27,8 +32,8 @@ class Estimate:
         scale = max(abs(value) for value in (self.mean, self.low or 0, self.high or 0))
         digits = 3 if 0 < scale < 10 else 1 if 0 < scale < 100 else 0
         if self.low is None or self.high is None:
-            return f"{self.mean:,.{digits}f}"
-        return f"{self.mean:,.{digits}f} [{self.low:,.{digits}f}, {self.high:,.{digits}f}]"
+            return f"{self.mean:z,.{digits}f}"
+        return f"{self.mean:z,.{digits}f} [{self.low:z,.{digits}f}, {self.high:z,.{digits}f}]"
 
     @property
     def excludes_zero(self) -> bool:
@@ -44,8 +49,8 @@ def over_seeds(values: Sequence[float | None], tried: int = 1) -> Estimate:
     if not len(known):
         return Estimate(None, None, None, 0)
     mean = float(known.mean())
-    if len(known) == 1:
-        return Estimate(mean, None, None, 1)
+    if len(known) < FEWEST:
+        return Estimate(mean, None, None, len(known))
     half = float(stats.t.ppf(1 - 0.025 / tried, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
     return Estimate(mean, mean - half, mean + half, len(known))
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from analysis import clustering, comparison, densities, emergence, frontier, population, training_curves
 from analysis.asked import command_of
+from analysis.best import best_of_results
 from analysis.contexts import token_texts
 from analysis.feature_statistics import Features, features_of
 from analysis.figures import printable
@@ -70,7 +71,7 @@ def compose(
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Raises InputError where a run is given twice, or its metrics.jsonl is damaged."""
+    """Raises InputError where a run is given twice."""
     everything = [*runs, control] if control else list(runs)
     members = sum(len(run.members) for run in everything)
     count = min(MOST, max(LEAST, SHOWN // max(1, members)))
@@ -90,11 +91,12 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
     of_grid = frontier.compute(*(run.path for run in runs))
     drawn = frontier.figure(of_grid) if of_grid.has_curve else population.scatter(members)
     ranges = {name: [member["metrics"][name] for member in members.values()] for name in ("explained_variance", "l0")}
-    best = max(members, key=lambda name: members[name]["metrics"]["explained_variance"])
+    best = best_of_results([member | {"id": name} for name, member in members.items()])
     alt = (
         f"Explained variance against L0 of {len(members)} members: {span(ranges['explained_variance'], '.3f')} "
-        f"at L0 {span(ranges['l0'], '.1f')}. Most is explained by {best}."
+        f"at L0 {span(ranges['l0'], '.1f')}."
     )
+    alt += f" Of those within a tenth of the L0 asked, most is explained by {best['id']}." if best else ""
     return Drawn("report-pareto", drawn, alt)
 
 
@@ -108,6 +110,8 @@ def part_of(
 ) -> Part:
     features, shown, missing = {}, {}, {}
     members, study = list(run.members), f"python main.py study {run.path}"
+    if not members:
+        missing["features"] = "All members failed: there are no features to show."
     try:
         features = features_of(run, members, cache_dir, on_progress, say)
         for number, (name, of) in enumerate(features.items(), 1):
@@ -126,7 +130,7 @@ def part_of(
         run=run,
         is_control=is_control,
         facts=facts_of(run),
-        command=command_of(run.config),
+        command=command_of(run.config, run.results),
         members_json=json.dumps(run.config["asked"]["train"]["members"], indent=1),
         features=features,
         shown=shown,
@@ -136,7 +140,11 @@ def part_of(
     kinds = {member["id"]: member["activation"] for member in run.results["members"]}
     for number, answer in enumerate(answers, 1):
         part.figures[f"study-{number}"] = answered(number, answer)
-    part.figures["training"] = [training(training_curves.read(run.path), kinds)]
+    try:
+        part.figures["training"] = [training(training_curves.read(run.path), kinds)]
+    except InputError as error:
+        missing["training"] = f"How it was trained is not shown: {error}"
+        say(missing["training"])
     if features:
         part.figures["densities"] = [of_densities(features, kinds)]
         part.figures["dead"] = (
@@ -151,6 +159,7 @@ def part_of(
 def facts_of(run: FinishedRun) -> dict[str, str]:
     """Model, hooks, text, rows and versions, in words."""
     stores, environment, timing = run.config["stores"], run.config["environment"], run.results["timing"]
+    versions = environment | stores[0].get("versions", {})
     rows = dict.fromkeys(f"{store['rows']:,}" for store in stores)
     fallback = " (no model hub was in reach)" if stores[0]["model"]["fell_back"] else ""
     facts = {
@@ -161,9 +170,7 @@ def facts_of(run: FinishedRun) -> dict[str, str]:
         "members": f"{len(run.members)} of {len(run.results['members'])} trained to the end",
         "steps": f"{timing['steps']:,}",
         "training": f"{timing['training_seconds']:,.0f} s on {environment['device']}",
-        "versions": ", ".join(
-            f"{name} {environment[name]}" for name in environment if name not in ("backend", "device")
-        ),
+        "versions": ", ".join(f"{name} {of}" for name, of in versions.items() if name not in ("backend", "device")),
     }
     return facts | ({"control": run.request.control} if run.request.control else {})
 

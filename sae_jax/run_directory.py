@@ -89,8 +89,8 @@ class RunDirectory:
     def begin(self, stores: list[dict], environment: dict, plan: dict, resume: bool) -> str:
         """Write config.json; keep what an interrupted run has learned only if it is to be resumed.
 
-        `plan` is {"total_steps": ..., "l0_asked": {member: ...}}. Returns what is different now from the environment in
-        which a resumed run was begun ("" where nothing is).
+        `plan` is {"total_steps": ..., "l0_asked": {member: ...}, "snapshots": ...}. Returns what is different now from
+        the environment in which a resumed run was begun ("" where nothing is).
         """
         config = self._read("config.json")
         if config is not None and resume:

@@ -79,7 +79,8 @@ def train(
     feed = Feed([store.train for store in stores], config.batch_size, config.epochs, config.data_seed)
     population = populate(config, stores, feed)
     with run.held():
-        plan = {"total_steps": feed.total_steps, "l0_asked": {m.id: m.l0_asked for m in population.members()}}
+        l0_asked = {m.id: m.l0_asked for m in population.members()}
+        plan = {"total_steps": feed.total_steps, "l0_asked": l0_asked, "snapshots": snapshots}
         if changed := run.begin([store_facts(store) for store in stores], environment(), plan, resume):
             say(f"begun in another environment, so the last digits may differ: {changed}")
         states, report, steps = learn(population, feed, run, resume, checkpoint_seconds, snapshots, on_progress, say)
@@ -267,7 +268,7 @@ def result_of(member: Member, failed_step: int | None, evaluation: Evaluation | 
 def store_facts(store: ActivationStore) -> dict:
     """What names the store in config.json: rows of another store are never mixed into a run."""
     manifest = (store.directory / "manifest.json").read_bytes()
-    facts = {name: store.manifest[name] for name in ("model", "dataset", "hook_name", "rows")}
+    facts = {name: store.manifest[name] for name in ("model", "dataset", "hook_name", "rows", "versions")}
     facts |= {"control": control} if (control := store.manifest.get("control")) else {}
     return {"directory": store.directory.name, "sha256": hashlib.sha256(manifest).hexdigest(), **facts}
 

@@ -36,7 +36,9 @@ def run(tmp_path_factory, cache) -> Path:
     lines = [{"text": f"{SCRIPT} {IMAGE} {n} & <b>bold</b> " * 4, "topic": (SCRIPT, IMAGE)[n % 2]} for n in range(120)]
     corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
     flags = [str(corpus) if flag == "bundled" and at == 3 else flag for at, flag in enumerate(THREE_KINDS)]
-    trained = typed(*flags, "--epochs", "2", "--ce-windows", "0", "--run-dir", folder / "run", cache=cache)
+    trained = typed(
+        *flags, "--epochs", "2", "--ce-windows", "0", "--snapshots", "6", "--run-dir", folder / "run", cache=cache
+    )
     assert trained.returncode == 0, trained.stderr
     return folder / "run"
 
@@ -122,12 +124,29 @@ def test_a_member_that_failed_is_named(run, page, cache, tmp_path):
     assert "stopped at step 7: its loss is not finite" in (copy / "report.html").read_text()
 
 
+def test_of_a_run_that_failed_it_says_so_and_shows_what_is_left(run, cache, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    results = json.loads((copy / "results.json").read_text())
+    for member in results["members"]:
+        member |= {"failed": {"step": 7, "reason": "its loss is not finite"}, "metrics": None}
+    (copy / "results.json").write_text(json.dumps(results))
+    with open(copy / "metrics.jsonl", "a") as file:
+        file.write('{"member": "relu-f48')
+    done = typed("report", copy, cache=cache)
+    assert done.returncode == 0, done.stderr
+    text = (copy / "report.html").read_text()
+    assert "All members failed: there are no features to show." in text and "How it was trained is not shown: " in text
+    assert "is damaged" in text and text.count("stopped at step 7: its loss is not finite") == 3
+
+
 def test_the_command_that_it_gives_trains_the_same_run(run):
     config = json.loads((run / "config.json").read_text())
-    words = command_of(config).split()
-    request, train, _, _ = parse(words[2:])
+    results = json.loads((run / "results.json").read_text())
+    words = command_of(config, results).split()
+    request, train, options, _ = parse(words[2:])
     assert json.loads(json.dumps(request.to_json())) == config["asked"]["harvest"]
     assert json.loads(json.dumps(train.to_json())) == config["asked"]["train"]
+    assert (options.snapshots, options.ce_windows) == (6, 0)
 
 
 def test_what_is_wrong_is_said(run, cache, tmp_path):
