@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, jax.Array]
 
 COEFFICIENT_RATE = 0.02  # of log λ a step
+SHORT_RUN = 1000  # steps; in fewer it moves quicker by as much, but no more than five times
 
 
 class Start(NamedTuple):
@@ -108,7 +109,8 @@ class Kind:
     ) -> Start:
         """What follows each step of Adam: the coefficient that is steered, or that rises over the warm-up."""
         if self.level == "target_l0":
-            coefficient = coefficient * jnp.exp(COEFFICIENT_RATE * measured.s * measured.excess)
+            rate = COEFFICIENT_RATE * jnp.clip(SHORT_RUN / hyper["total_steps"], 1.0, 5.0)
+            coefficient = coefficient * jnp.exp(rate * measured.s * measured.excess)
         if self.level == "sparsity":
             coefficient = hyper["sparsity"] * jnp.minimum(1.0, (measured.step + 1) / hyper["warmup_steps"])
         return Start(params, settings, coefficient)

@@ -22,7 +22,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import torch
-from rows import sparse_rows
+from sparse_rows import sparse_rows
 
 MEMBERS = list(product((16, 32, 64), (1e-3, 3e-4)))  # of each kind: the level of sparsity and the learning rate
 FIRST_STEPS = 2  # that are not measured

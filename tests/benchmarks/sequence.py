@@ -16,7 +16,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rows import sparse_rows
+from sparse_rows import sparse_rows
 
 from sae_jax.config import TrainConfig
 from sae_jax.step import make_train_block
