@@ -15,7 +15,7 @@ from analysis.feature_page import FeaturePage
 from analysis.figures import printable, styled
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
-BARS, HEIGHT = 20, 180
+BARS, HEIGHT = 20, 240  # of a whole figure: Streamlit fits title, axes and legend into it
 
 
 def histogram(page: FeaturePage) -> Any:
@@ -83,7 +83,7 @@ def emergence(page: FeaturePage) -> Any:
         tooltip=["row:N", "step:Q", alt.Tooltip("cosine:Q", format=".3f")],
     )
     rule = alt.Chart(alt.Data(values=[{"cosine": RECOGNIZABLE}])).mark_rule(strokeDash=[4, 3]).encode(y="cosine:Q")
-    chart = alt.layer(rule, base.mark_line(point=True)).properties(width="container", height=HEIGHT)
+    chart = alt.layer(rule, base.mark_line(point=True)).properties(width="container", height=HEIGHT + 60)
     return styled(chart, "When it emerged", f"dashed: recognizable, cosine {RECOGNIZABLE}")
 
 

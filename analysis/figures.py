@@ -26,6 +26,7 @@ KIND_STYLES = {
     "abs_topk": ("#666666", "wedge"),
 }
 OTHER_STYLE = ("#000000", "arrow")  # of a kind that was added since
+INK = "#111111"
 GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
 PIXELS_PER_INCH = 200
 
@@ -102,9 +103,10 @@ def to_matplotlib(figure: Any, dpi: int = PIXELS_PER_INCH) -> Any:
 
 
 def styled(chart: Any, title: str, subtitle: str | list[str]) -> Any:
-    """Title, background and typography of a whole figure."""
+    """Title, background, ink and typography of a whole figure: all said, or a dark page puts its own ink on it."""
     import altair as alt
 
+    ink = {"labelColor": INK, "titleColor": INK}
     words = alt.TitleParams(
         title, subtitle=subtitle, anchor="start", offset=14, fontSize=16, fontWeight="bold", subtitlePadding=6
     )
@@ -112,8 +114,8 @@ def styled(chart: Any, title: str, subtitle: str | list[str]) -> Any:
         chart.properties(title=words, background="white", padding=16)
         .configure(font="Helvetica, Arial, Liberation Sans, sans-serif")
         .configure_view(stroke=None)
-        .configure_axis(labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10, **GREYS)
-        .configure_title(fontSize=13, fontWeight="normal", subtitleFontSize=12, subtitleColor="#555555")
-        .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
-        .configure_header(labelFontSize=12)
+        .configure_axis(labelFontSize=12, titleFontSize=13, titleFontWeight="normal", titlePadding=10, **ink, **GREYS)
+        .configure_title(fontSize=13, fontWeight="normal", color=INK, subtitleFontSize=12, subtitleColor="#555555")
+        .configure_legend(labelFontSize=12, titleFontSize=12, titleFontWeight="normal", **ink)
+        .configure_header(labelFontSize=12, **ink)
     )

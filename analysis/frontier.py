@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.figures import KIND_STYLES, OTHER_STYLE, save, styled
+from analysis.figures import INK, KIND_STYLES, OTHER_STYLE, save, styled
 from analysis.run import FinishedRun, is_bundled
 from harvest.errors import InputError
 from harvest.request import Site
@@ -172,8 +172,8 @@ def figure(frontier: Frontier) -> Any:
     chart = alt.vconcat(*charts, spacing=28) if len(frontier.panels) > 1 else alt.hconcat(*charts, spacing=36)
     return (
         styled(chart, frontier.title, f"{means}; held-out rows of the {text}")
-        .configure_legend(labelFontSize=13, symbolSize=110, symbolOpacity=1, offset=24, rowPadding=6)
-        .configure_header(labelFontSize=13, labelFontWeight="bold", labelAnchor="start", title=None)
+        .configure_legend(labelFontSize=13, labelColor=INK, symbolSize=110, symbolOpacity=1, offset=24, rowPadding=6)
+        .configure_header(labelFontSize=13, labelColor=INK, labelFontWeight="bold", labelAnchor="start", title=None)
     )
 
 

@@ -1,6 +1,9 @@
 """The dashboard: each page by Streamlit's own test, then the real server before a real browser."""
 
+import json
 import re
+import shutil
+import socket
 import sys
 
 import numpy as np
@@ -11,9 +14,11 @@ from streamlit.testing.v1 import AppTest
 
 import main
 from analysis.commands.dashboard import APP
+from analysis.commands.show import run as show
 from analysis.contexts import token_texts
 from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
 from analysis.feature_statistics import Features, features_of
+from analysis.run import FinishedRun
 from harvest.tokenizer import load_tokenizer
 
 HOSTILE = "<script>window.ran=1</script> <img src=x onerror=window.ran=1> *loud* $x$ :smile: [a](http://evil.test/) "
@@ -28,8 +33,12 @@ def cache(tmp_path_factory):
 def run(tmp_path_factory, cache):
     """Two kinds, on a corpus that is full of what a page must not run."""
     folder = tmp_path_factory.mktemp("dashboard")
-    sentences = "The ships lay in the harbour and the sea was calm. A child went home to read a book about the moon. "
-    (folder / "hostile.txt").write_text("\n\n".join(f"{HOSTILE}{sentences * 3}{n}" for n in range(150)))
+    ships, moon = (
+        "The ships lay in the harbour. The sea was calm. ",
+        "A child went home to read a book about the moon. ",
+    )
+    texts = (f"{HOSTILE}{(ships + moon * (n % 2)) * 3}{n}" for n in range(150))
+    (folder / "hostile.txt").write_text("\n\n".join(texts))
     argv = list(THREE_KINDS)
     argv[argv.index("--dataset") + 1] = str(folder / "hostile.txt")
     run = trained(folder / "run", cache, *argv, "--epochs", "2")
@@ -95,8 +104,10 @@ def test_a_link_to_a_feature_opens_it(run, cache):
 
 
 def test_a_link_to_what_is_not_there_says_so(run, cache):
-    at = app(run, cache, "feature", feature=99)
-    assert "0 to 47" in at.error[0].value
+    for page in ("feature", "steer"):
+        for asked in (99, -1):
+            at = app(run, cache, page, feature=asked)
+            assert f"{asked}" in at.error[0].value.replace("\\", "") and "0 to 47" in at.error[0].value
     assert "there is no such member" in app(run, cache, member="nobody").error[0].value
 
 
@@ -104,7 +115,7 @@ def test_ablation_is_computed_when_asked_for(run, cache):
     of = Features.load(run.path / "analysis" / "features" / f"{next(iter(run.members))}.npz")
     at = app(run, cache, "feature", feature=int(np.abs(of.density_F - 0.2).argmin()))
     assert "tokens" not in {metric.label for metric in at.metric}
-    at.button[0].click().run()
+    next(button for button in at.button if button.label == "Ablate it").click().run()
     assert not at.exception
     assert int(next(metric.value for metric in at.metric if metric.label == "windows")) > 5
 
@@ -122,7 +133,8 @@ def test_a_concept_is_found(run, cache):
     at.text_input[0].set_value("moon")
     at.button[0].click().run()
     assert not at.exception
-    assert at.error or set(at.dataframe[0].value.columns) >= {"feature", "AUROC", "q", "passes"}
+    assert not at.error, at.error[0].value
+    assert set(at.dataframe[0].value.columns) >= {"feature", "AUROC", "q", "passes"}
 
 
 def test_steering_shows_before_and_after(run, cache):
@@ -130,8 +142,49 @@ def test_steering_shows_before_and_after(run, cache):
     at = app(run, cache, "steer", feature=int(of.density_F.argmax()))
     at.button[0].click().run()
     assert not at.exception and len(at.get("html")) == 2
+    before, after = (re.sub("<[^>]*>", "", element.proto.body) for element in at.get("html"))
+    assert before != after and all(text.startswith("I went for a walk and") for text in (before, after))
     assert [heading.value for heading in at.subheader][0] == "As it is"
     assert [metric.label for metric in at.metric] == ["its tokens", "perplexity"] * 2
+
+
+def test_steering_begins_with_the_feature_that_was_looked_at(run, cache):
+    at = app(run, cache, "feature", feature=5)
+    at.query_params.clear()  # as the menu does
+    at.switch_page("screens/steer.py").run()
+    assert at.number_input(key="feature").value == 5 and at.query_params["feature"] == "5"
+
+
+def test_members_that_failed_are_named(run, cache, tmp_path, capsys):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    results = json.loads((copy / "results.json").read_text())
+    failed = {"failed": {"step": 7, "reason": "its loss is not finite"}, "metrics": None}
+    results["members"][1] |= failed
+    (copy / "results.json").write_text(json.dumps(results))
+    at = app(FinishedRun.open(copy), cache)
+    assert len(at.dataframe[0].value) == 2 and "stopped at step 7" in at.error[0].value
+    results["members"] = [member | failed for member in results["members"]]
+    (copy / "results.json").write_text(json.dumps(results))
+    (all_failed := copy.rename(tmp_path / "all")).touch()  # by its path it is kept open
+    assert "all its members failed" in app(FinishedRun.open(all_failed), cache).error[0].value
+    show([str(all_failed), "--pareto"])
+    assert "there is nothing to draw" in capsys.readouterr().out
+
+
+def test_only_who_asks_for_the_loopback_by_its_name_is_served(run, cache):
+    """Else a page of another name that is rebound to this address could read all of it."""
+    with serving(cache, run.path) as (address, _):
+        port = int(address.rpartition(":")[2])
+
+        def answer(host: str) -> str:
+            key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13"
+            upgrade = f"Connection: Upgrade\r\nUpgrade: websocket\r\n{key}\r\nOrigin: http://{host}:{port}"
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as asked:
+                asked.sendall(f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}:{port}\r\n{upgrade}\r\n\r\n".encode())
+                return asked.recv(64).decode().split()[1]
+
+        assert answer("evil.test") == "403"
+        assert answer("127.0.0.1") == answer("localhost") == "101"
 
 
 def test_tokens_are_text_whatever_they_hold():

@@ -19,6 +19,7 @@ from analysis.run import FinishedRun
 from harvest.errors import InputError
 from harvest.request import default_cache_dir, flag
 
+LOOPBACK = ["127.0.0.1", "localhost", "::1"]
 APP = Path(__file__).parents[1] / "faces" / "dashboard" / "app.py"
 
 
@@ -69,13 +70,18 @@ def warm() -> None:
 
 def serve(options: Options, runs: list[str]) -> None:
     """Until it is stopped. Streamlit's own defaults are every address, statistics sent home, and a watch on files."""
+    from streamlit import net_util
     from streamlit.web import bootstrap
 
+    net_util.get_external_ip = lambda: None  # to refuse a foreign page it would ask an address outside for its own
     settings = {
         "server_address": options.address,
         "server_port": options.port,
         "server_headless": True,
         "server_enableXsrfProtection": True,
+        "server_allowedHosts": LOOPBACK
+        if options.address in LOOPBACK
+        else ["*"],  # else a page whose name is rebound gets in
         "server_fileWatcherType": "none",
         "browser_gatherUsageStats": False,
         "client_toolbarMode": "minimal",

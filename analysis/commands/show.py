@@ -65,7 +65,10 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
     terminal.results(finished.results, str(path))
     if options.pareto:
         points = [(p.kind, p.metrics["l0"].mean, p.metrics["explained_variance"].mean) for p in frontier.points]
-        terminal.scatter(points, "L0", "explained variance")
+        if points:
+            terminal.scatter(points, "L0", "explained variance")
+        else:
+            terminal.say("--pareto: all members failed, there is nothing to draw")
     made = sorted({re.split(r"[-.]", p.name)[0] for p in (path / "analysis").glob("*")})
     terminal.say(f"analyses: {', '.join(made)}" if made else "no analyses yet")
     for file, command in COMMANDS.items():

@@ -3,6 +3,7 @@
 import streamlit as st
 
 from analysis.faces.dashboard.opened import Chosen, arguments, errors_shown, follow, run_at
+from harvest.errors import InputError
 
 st.set_page_config("sae-jax", layout="wide")
 page = st.navigation(  # the folder is not named pages: Streamlit would show its files without this frame
@@ -19,5 +20,7 @@ runs, _ = arguments()
 path = runs[follow("run", list(runs), st.sidebar)]
 with errors_shown():
     members = list(run_at(path).members)
+    if not members:
+        raise InputError(f"{path}: all its members failed, there is nothing to show")
 st.session_state["chosen"] = Chosen(path, follow("member", members, st.sidebar))
 page.run()

@@ -86,13 +86,8 @@ def plain(text: str) -> str:
 
 
 def fitted(figure: Any) -> Any:
-    """A figure as Streamlit takes it: with a padding for each side, and ink that stays dark on white in a dark page."""
-    import altair as alt
-
-    figure = figure.properties(padding=dict.fromkeys(("left", "right", "top", "bottom"), 12))
-    if isinstance(figure.title, alt.TitleParams):
-        figure.title = alt.TitleParams(**figure.title.to_dict() | {"color": "#111111"})
-    return figure
+    """A figure as Streamlit takes it: with a padding for each side."""
+    return figure.properties(padding=dict.fromkeys(("left", "right", "top", "bottom"), 12))
 
 
 @st.cache_resource(show_spinner=False)
@@ -126,15 +121,26 @@ def features() -> Features:
 
 
 def asked_feature(last: int) -> str:
-    """The feature that the address names becomes the one that is chosen; "" then, or where it names none.
+    """The feature that the address names becomes the one that is chosen; where it names none, the one looked at last.
 
-    Returned is what it names where there is no such feature.
+    Returned is what it names where there is no such feature, else "".
     """
-    asked = st.query_params.get("feature", "")
+    seen = min(st.session_state.get("seen", 0), last)
+    asked = st.query_params.get("feature", str(seen))
     if asked.isdecimal() and int(asked) <= last:
         st.session_state["feature"] = int(asked)
         return ""
     return asked
+
+
+def see(feature: int) -> None:
+    """The address names it, and other pages begin with it."""
+    st.session_state["seen"] = feature
+    st.query_params["feature"] = str(feature)
+
+
+def no_such_feature(asked: str, last: int) -> None:
+    st.error(f"feature {plain(asked)}: {plain(chosen().member)} has 0 to {last}")
 
 
 def shown_in(bar: Any):

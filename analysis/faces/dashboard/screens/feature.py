@@ -14,18 +14,20 @@ at = chosen()
 features = opened.features()
 last = len(features.density_F) - 1
 if asked := opened.asked_feature(last):
-    st.error(f"feature {plain(asked)}: {plain(at.member)} has 0 to {last}")
+    opened.no_such_feature(asked, last)
 
 
 def changed() -> None:
-    st.query_params["feature"] = str(st.session_state["feature"])
+    opened.see(st.session_state["feature"])
 
 
 title, chooser = st.columns([3, 1], vertical_alignment="bottom")
 number = int(chooser.number_input("Number", 0, last, key="feature", on_change=changed))
-st.query_params["feature"] = str(number)
+opened.see(number)
 title.title(f"Feature {number}")
 title.caption(plain(at.member))
+if chooser.button("Steer it", icon=":material/tune:"):
+    go("steer", feature=number)
 
 with errors_shown(), st.spinner("reading its contexts"):
     compared = opened.compared(at.path)

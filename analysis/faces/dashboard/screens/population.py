@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from analysis.faces.dashboard.opened import chosen, fitted, go
+from analysis.faces.dashboard.opened import chosen, fitted, go, plain
+from analysis.faces.wording import failure_text
 from analysis.population import rows_of, scatter
 
 FORMATS = {"explained_variance": "%.3f", "l0": "%.1f", "dead_fraction": "%.3f", "ce_recovered": "%.3f"}
@@ -13,6 +14,8 @@ st.title("Population")
 st.caption(
     f"{len(at.run.members)} members, by held-out rows. Choose one in the table or the figure to see its features."
 )
+for failed in (member for member in at.run.results["members"] if member["failed"]):
+    st.error(plain(f"{failed['id']} failed: {failure_text(failed)}"))
 rows = rows_of(at.run.members)
 picked = st.altair_chart(fitted(scatter(at.run.members, "picked")), theme=None, on_select="rerun", key="pareto")
 table = st.dataframe(

@@ -11,7 +11,8 @@ from analysis.steer_model import MODES, UNSTEERED, Sampling
 at = chosen()
 features = opened.features()
 last = len(features.density_F) - 1
-opened.asked_feature(last)
+if asked := opened.asked_feature(last):
+    opened.no_such_feature(asked, last)
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
@@ -40,7 +41,7 @@ with st.form("steer"):
     seed = int(sixth.number_input("Seed", 0, value=0))
     if st.form_submit_button("Write", type="primary"):
         st.session_state["steered"] = (at, feature, mode, strength, (prompt, new_tokens, temperature, seed))
-st.query_params["feature"] = str(feature)
+opened.see(feature)
 if not (query := st.session_state.get("steered")) or query[0] != at:
     st.caption(f"Feature {feature} reaches {features.max_F[feature]:.2f} on the corpus: strength 1 adds as much.")
     st.stop()
