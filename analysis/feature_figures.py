@@ -79,11 +79,11 @@ def emergence(page: FeaturePage) -> Any:
         ),  # type: ignore[type-var]
         color=alt.Color("row:N", title=None, sort=names)
         .scale(domain=names, range=[BLUE, ORANGE])
-        .legend(orient="bottom"),
+        .legend(orient="bottom", columns=1),
         tooltip=["row:N", "step:Q", alt.Tooltip("cosine:Q", format=".3f")],
     )
     rule = alt.Chart(alt.Data(values=[{"cosine": RECOGNIZABLE}])).mark_rule(strokeDash=[4, 3]).encode(y="cosine:Q")
-    chart = alt.layer(rule, base.mark_line(point=True)).properties(width="container", height=HEIGHT + 60)
+    chart = alt.layer(rule, base.mark_line(point=True)).properties(width="container", height=HEIGHT + 80)
     return styled(chart, "When it emerged", f"dashed: recognizable, cosine {RECOGNIZABLE}")
 
 
