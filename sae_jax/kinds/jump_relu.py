@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from sae_jax.activations import is_above, jump_relu
-from sae_jax.kinds.kind import Kind, Start, start_quantile
+from sae_jax.kinds.kind import COEFFICIENT_RATE, Kind, Start, start_quantile
 from sae_jax.sparse import pick
 
 THRESHOLD_RATE = 0.2  # of the straight-through kernel's width a step
@@ -48,6 +48,9 @@ class JumpReLU(Kind):
         q = jnp.maximum(start_quantile(z_NxF, hyper["target_l0"]), 0.1 * z_NxF.std())
         params = {**params, "threshold": jnp.full_like(params["threshold"], q)}
         return Start(params, {"bandwidth": KERNEL * z_NxF.std()}, 0.5 * jnp.square(q))
+
+    def coefficient_rate(self, hyper):
+        return jnp.float32(COEFFICIENT_RATE)  # thresholds are quick already
 
     def adjust(self, params, settings, coefficient, measured, hyper):
         params, settings, coefficient = super().adjust(params, settings, coefficient, measured, hyper)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, jax.Array]
 
 COEFFICIENT_RATE = 0.02  # of log λ a step
-SHORT_RUN = 1000  # steps; in fewer it moves quicker by as much, but no more than five times
+SHORT_RUN = 1000  # steps; in fewer it moves quicker by as much, at most five times, if the weights can follow:
+FOLLOWING_LR = 1e-3
 
 
 class Start(NamedTuple):
@@ -109,11 +110,15 @@ class Kind:
     ) -> Start:
         """What follows each step of Adam: the coefficient that is steered, or that rises over the warm-up."""
         if self.level == "target_l0":
-            rate = COEFFICIENT_RATE * jnp.clip(SHORT_RUN / hyper["total_steps"], 1.0, 5.0)
-            coefficient = coefficient * jnp.exp(rate * measured.s * measured.excess)
+            coefficient = coefficient * jnp.exp(self.coefficient_rate(hyper) * measured.s * measured.excess)
         if self.level == "sparsity":
             coefficient = hyper["sparsity"] * jnp.minimum(1.0, (measured.step + 1) / hyper["warmup_steps"])
         return Start(params, settings, coefficient)
+
+    def coefficient_rate(self, hyper: Arrays) -> jax.Array:
+        """Of log λ, a step."""
+        following = jnp.minimum(1.0, hyper["lr"] / FOLLOWING_LR)
+        return COEFFICIENT_RATE * jnp.clip(following * SHORT_RUN / hyper["total_steps"], 1.0, 5.0)
 
     def export(self, tensors: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         """Tensors of the exported architecture, from W_enc, b_enc, W_dec, b_dec and the extra parameters."""
