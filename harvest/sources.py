@@ -8,6 +8,7 @@ HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -70,6 +71,18 @@ def official_name(name: str) -> str:
     table = Path(spec.origin).parent / "tools" / "model_registry" / "data" / "model_aliases.json"
     aliases = json.loads(table.read_text(encoding="utf-8"))["aliases"]
     return next((official for official, names in aliases.items() if name in names), name)
+
+
+def same_name(name: str) -> str:
+    """One name for a model or text however it is given: 'bundled', the hub's, or an absolute path."""
+    path = Path(name).expanduser()
+    if name == "bundled" or path.resolve().is_relative_to(BUNDLED):
+        return "bundled"
+    if cached := re.search(r"(?:models|datasets)--([^/]+)/snapshots/[^/:]+(.*)", name):
+        name = cached[1].replace("--", "/") + cached[2]
+    elif path.exists():
+        return str(path.resolve())
+    return official_name(name.removeprefix("openai-community/"))  # the hub's own alias: gpt2 is found without it
 
 
 # What lies here: bundled, local paths, the hub client's cache.

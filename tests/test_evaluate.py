@@ -1,6 +1,7 @@
 """Loss recovered after training, and `python main.py evaluate`: a run, single dictionaries, other texts and hooks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from rows import make_store
 from safetensors.numpy import save_file
 
 import main
+from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, same_name
 from sae_jax import evaluate as evaluate_module
 from sae_jax.evaluate import calibration_rows, calibration_sample
 
@@ -161,6 +163,40 @@ def test_a_runs_own_text_is_measured_where_it_did_not_train(finished, known, tmp
     report = json.loads(path.read_text())
     assert report["request"]["held_out"] == 0.1
     assert "ce_recovered" not in report["dictionaries"][0]["metrics"]
+
+
+def test_an_export_beside_no_run_is_told_to_be_measured_on_its_training_text(finished, tmp_path, cache, capsys):
+    member = next((finished / "members").iterdir())
+    shutil.copytree(member, tmp_path / "export")
+    evaluated(tmp_path, cache, tmp_path / "export", "--n-samples", "50", "--ce-windows", "0")
+    assert f"{tmp_path / 'export'} was trained on this very text" in capsys.readouterr().out
+    evaluated(tmp_path, cache, member, "--n-samples", "50", "--ce-windows", "0")
+    assert "this very text" not in capsys.readouterr().out, "its run says which documents it never saw"
+
+
+def test_a_dictionary_of_another_model_is_measured_only_where_the_model_is_named(finished, tmp_path, cache, capsys):
+    member, other = next((finished / "members").iterdir()), tmp_path / "other"
+    shutil.copytree(member, other)
+    cfg = json.loads((other / "cfg.json").read_text())
+    few = ("--n-samples", "50", "--ce-windows", "0")
+    for name, same in (("gpt2", False), (str(BUNDLED_MODEL), True)):
+        (other / "cfg.json").write_text(json.dumps({**cfg, "metadata": {**cfg["metadata"], "model_name": name}}))
+        argv = ["evaluate", str(member), str(other), *few, "--cache-dir", str(cache)]
+        assert main.run_as_command(argv) == (0 if same else 2)
+        told = f"{other} is of the model gpt2, {member} of bundled: evaluate each alone, or say by --model-name"
+        assert (told in capsys.readouterr().err) is not same
+        evaluated(tmp_path, cache, member, other, *few, "--model-name", "bundled")
+        told = f"{other} is of the model gpt2; it is measured on bundled"
+        out = capsys.readouterr().out
+        assert (told in out) is not same and f"{member} is of the model" not in out
+
+
+def test_names_of_one_model_are_the_same_name():
+    cached = "/home/me/hub/models--openai-community--gpt2/snapshots/607a30"
+    assert {same_name(n) for n in ("gpt2", "gpt2-small", "openai-community/gpt2", cached)} == {"gpt2"}
+    assert {same_name(n) for n in ("bundled", str(BUNDLED_MODEL), str(BUNDLED_CORPUS))} == {"bundled"}
+    assert same_name("/home/me/hub/datasets--owner--text/snapshots/607a30:part") == same_name("owner/text:part")
+    assert same_name("gpt2-medium") != same_name("gpt2") and same_name("tests") == str(Path("tests").resolve())
 
 
 REFUSED = {

@@ -84,6 +84,7 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     request = request_of(opened[0], options, sites)
     model, dataset = resolve(request)
     request = replace(request, held_out=share_of(opened, options, dataset, terminal))
+    compare_models(opened, options, model, terminal)
     refuse_another_width(opened, model.d_model, model)
     stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
     refuse_another_width(opened, next(iter(stores.values())).d_model, model)
@@ -194,11 +195,35 @@ def share_of(opened: list[Opened], options: Options, dataset: Source, terminal: 
     """Of the documents, those that no run here trained on: documents are held out by a hash, so shares are nested."""
     if options.held_out is not None:
         return options.held_out
-    runs = [o.run for o in opened if o.run and o.run["stores"][0]["dataset"]["location"] == dataset.location]
+    from harvest.sources import same_name
+
+    shares = [1.0]
     for o in opened:
-        if not o.run and o.dictionary.dataset_path == dataset.location:
+        own = o.dictionary.dataset_path
+        if own is None or same_name(own) != same_name(dataset.location):
+            continue
+        if o.run:
+            shares.append(o.run["asked"]["harvest"]["held_out"])
+        else:
             terminal.say(f"{o.directory} was trained on this very text: its figures may be those of training rows")
-    return min((r["asked"]["harvest"]["held_out"] for r in runs), default=1.0)
+    return min(shares)
+
+
+def compare_models(opened: list[Opened], options: Options, model: Source, terminal: Terminal) -> None:
+    """Another model than a dictionary's own is refused, or only told where --model-name says that it is meant."""
+    from harvest.sources import same_name
+
+    for o in opened:
+        own = o.dictionary.model_name
+        if own is None or same_name(own) == same_name(model.location):
+            continue
+        if options.model_name is None:
+            measured = opened[0].dictionary.model_name or same_name(model.location)
+            raise InputError(
+                f"{o.directory} is of the model {own}, {opened[0].directory} of {measured}: evaluate each alone, or "
+                "say by --model-name which model is to judge them all"
+            )
+        terminal.say(f"{o.directory} is of the model {own}; it is measured on {options.model_name}")
 
 
 def refuse_another_width(opened: list[Opened], d_model: int | None, model: Source) -> None:
