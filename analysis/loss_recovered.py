@@ -5,7 +5,8 @@ By SAELens' definitions (sae_lens/evals.py), means over tokens of all windows:
     ce_recovered = (ce_zero − ce_sae) / (ce_zero − ce_clean)      kl_recovered = (kl_zero − kl_sae) / kl_zero
 
 Zero- and mean-ablation replace the same positions as the dictionary: those in the store. Intervals are 95% bootstrap
-percentiles over documents: documents are drawn with replacement, and what is reported is a ratio of sums.
+percentiles over documents: documents are drawn with replacement, and what is reported is a ratio of sums. Of fewer
+than FEWEST documents there are none: they would be too narrow.
 
 Shapes: W windows, G documents, S bootstrap samples, N rows, D width of the model.
 """
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
 
 SAMPLES, INTERVAL = 2000, (2.5, 97.5)
+FEWEST = 3  # documents
 ZERO, MEAN = "zero/", "mean/"  # ablations, named as no member and no path is
 
 Measured = dict[str, dict[str, Any]]  # {name: {"metrics": {metric: value}, "intervals": {metric: [low, high]}}}
@@ -71,7 +73,9 @@ def loss_recovered(
         metrics = scores({key: values_G.sum() for key, values_G in sums.items()})
         measured[name] = {
             "metrics": {key: finite(value) for key, value in metrics.items()},
-            "intervals": {key: [finite(x) for x in np.percentile(sampled_S[key], INTERVAL)] for key in metrics},
+            "intervals": {key: [finite(x) for x in np.percentile(sampled_S[key], INTERVAL)] for key in metrics}
+            if weights_SxG.shape[1] >= FEWEST
+            else {},
         }
     return measured
 

@@ -90,12 +90,12 @@ def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys
     results = json.loads((finished / "results.json").read_text())
     assert {m["hook"] for m in results["members"]} == {"resid_pre", "mlp_out"} and len(results["members"]) == 4
     for member in results["members"]:
-        metrics, intervals = member["metrics"], member["intervals"]
+        metrics = member["metrics"]
         assert metrics["ce_clean"] == pytest.approx(results["members"][0]["metrics"]["ce_clean"], rel=1e-5)
         assert metrics["ce_clean"] < metrics["ce_sae"] < metrics["ce_zero"] and metrics["kl_recovered"] < 1
         share = (metrics["ce_zero"] - metrics["ce_sae"]) / (metrics["ce_zero"] - metrics["ce_clean"])
         assert metrics["ce_recovered"] == pytest.approx(share)
-        assert all(intervals[name][0] <= metrics[name] <= intervals[name][1] for name in CE)
+        assert member["intervals"] == {} and results["loss_recovered"]["documents"] < 3  # too few to say
     assert results["loss_recovered"]["windows_asked"] == 256
     assert 0 < results["loss_recovered"]["documents"] <= results["loss_recovered"]["windows"] <= 10
     assert main.run_as_command([*ARGV, "--run-dir", str(finished), "--cache-dir", str(cache)]) == 0
@@ -138,6 +138,11 @@ def test_known_dictionaries_on_another_text_and_hook(known, text, tmp_path, cach
     for hook in ((), ("--hook-name", "blocks.3.hook_attn_out", "--keep-first-position")):
         found = evaluated(tmp_path, cache, *known.values(), "--dataset", text, *hook)
         zero, identity, same = (found[name]["metrics"] for name in ("zero", "identity", "same"))
+        for of in found.values():
+            assert of["rows"] > of["windows"] >= of["documents"] >= 3
+            low, high = np.transpose([of["intervals"][name] for name in CE])
+            middle = np.array([of["metrics"][name] for name in CE])
+            assert (low <= middle + 1e-9).all() and (middle <= high + 1e-9).all()
         assert found["zero"]["hook_name"] == (hook[1] if hook else "blocks.2.hook_resid_mid")
         assert zero["ce_recovered"] == zero["kl_recovered"] == 0 and zero["l0"] == 0
         assert identity["ce_recovered"] == pytest.approx(1, abs=1e-4)

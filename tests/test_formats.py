@@ -318,6 +318,12 @@ DAMAGES = {
     "missing": (with_tensors(lambda t: t.pop("b_enc")), "it lacks b_enc"),
     "extra": (with_tensors(lambda t: t.update(extra=t["b_enc"])), "it has besides extra"),
     "nan": (with_tensors(lambda t: t["W_dec"].__setitem__((0, 0), np.nan)), "W_dec has values that are no numbers"),
+    "metadata": (changed(metadata="mine"), "its metadata is 'mine'; a record is needed"),
+    "architectures": (changed(architecture=["topk"]), "architecture \\['topk'\\] is not known"),
+    "hook": (changed(metadata={"sae_lens_version": "6.0", "hook_name": 5}), "its metadata has hook_name 5; a str"),
+    "not a boolean": (changed(apply_b_dec_to_input="false"), "apply_b_dec_to_input 'false'; true or false is needed"),
+    "integers": (with_tensors(lambda t: t.update(W_enc=t["W_enc"].astype(np.int32))), "W_enc is of int32"),
+    "densities": (lambda d: (d / "stats.npz").write_bytes(b"PK no"), "stats.npz cannot be read, it is damaged"),
     "scaled": (with_tensors(lambda t: t.update(scaling_factor=2 * t["b_enc"])), "scaling_factor that is not 1"),
 }
 
@@ -346,6 +352,22 @@ def test_other_reasons_to_refuse(tmp_path):
     write_dictionary_learning(tmp_path / "c", "AutoEncoder", dict_class="CrossCoder")
     with pytest.raises(InputError, match="trainer.dict_class 'CrossCoder'; known are AutoEncoder,"):
         load_dictionary(tmp_path / "c")
+    write_dictionary_learning(tmp_path / "b", "AutoEncoder")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config | {"buffer": "mine"}))
+    with pytest.raises(InputError, match="its buffer is 'mine'; a record is needed"):
+        load_dictionary(tmp_path / "b")
+
+
+def test_an_old_dictionary_that_ranks_by_the_decoders_norms_does_so_here(tmp_path):
+    """Of SAELens before 6, whose reader keeps that setting."""
+    save_dictionary(saelens_dictionary("topk", rescale_acts_by_decoder_norm=True), tmp_path / "d")
+    new = load_dictionary(tmp_path / "d")
+    changed(metadata=None)(tmp_path / "d")
+    old = load_dictionary(tmp_path / "d")
+    x_NxD = np.random.default_rng(0).standard_normal((32, new.d_in)).astype(np.float32)
+    assert old.format == "saelens before 6"
+    np.testing.assert_array_equal(np.asarray(old.sae.encode(x_NxD)), np.asarray(new.sae.encode(x_NxD)))
 
 
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])

@@ -225,8 +225,7 @@ def test_intervals_are_over_documents_and_ratios_are_of_sums(model, tmp_path):
         values.append((zero - own) / (zero - whole))
     np.testing.assert_allclose(found["intervals"]["ce_recovered"], np.percentile(values, [2.5, 97.5]), rtol=1e-4)
     one_document = loss_recovered(model, store, {"sae": sae}, np.array([3, 4, 5]))["sae"]
-    low, high = one_document["intervals"]["kl_recovered"]
-    assert low == pytest.approx(high) == pytest.approx(one_document["metrics"]["kl_recovered"])
+    assert one_document["intervals"] == {}  # as narrow as nothing
 
 
 def test_documents_are_drawn_with_replacement_and_each_as_often():

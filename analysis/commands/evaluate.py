@@ -73,6 +73,8 @@ def run(argv: list[str]) -> None:
 
 def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     """Every dictionary on the same windows, with the code that measures a run after training."""
+    import numpy as np
+
     from analysis.loss_recovered import finite, loss_recovered, spread_windows
     from harvest.capture import harvest
     from harvest.language_model import LanguageModel
@@ -89,7 +91,8 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
     refuse_another_width(opened, next(iter(stores.values())).d_model, model)
 
-    names, found = names_of(opened), {}
+    names = names_of(opened)
+    found: dict[str, dict[str, Any]] = {}
     language_model = LanguageModel.load(model.location, control=request.control) if options.ce_windows else None
     for site in dict.fromkeys(sites):
         store = stores[site]
@@ -97,11 +100,13 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
         first_row = calibration_rows(store.held_out) if request.held_out < 1 else 0
         for name, evaluation in evaluate(saes, store.held_out, store.mean, first_row).items():
             found[name] = {"metrics": {k: finite(v) for k, v in evaluation.metrics.items()}, "intervals": {}}
+            found[name]["rows"] = len(store.held_out) - first_row
         if language_model:
             windows_W = spread_windows(store.held_out, options.ce_windows, first_row)
             for name, measured in loss_recovered(language_model, store, saes, windows_W).items():
                 found[name]["metrics"] |= measured["metrics"]
-                found[name]["intervals"] = measured["intervals"]
+                documents = len(np.unique(store.held_out.documents[windows_W]))
+                found[name] |= {"intervals": measured["intervals"], "windows": len(windows_W), "documents": documents}
     return {
         "schema": 1,
         "model": model.location,

@@ -11,7 +11,8 @@ from analysis.best import l0_asked_of
 def number_cells(metrics: dict[str, float]) -> list[str]:
     """Loss, explained variance, L0 and dead fraction, in widths that hold still while a run goes on."""
     loss, variance, l0, dead = (
-        float(metrics.get(name, math.nan)) for name in ("loss", "explained_variance", "l0", "dead_fraction")
+        math.nan if (value := metrics.get(name)) is None else float(value)
+        for name in ("loss", "explained_variance", "l0", "dead_fraction")
     )
     loss_text = f"{loss:.4g}" if abs(loss) >= 1e4 or 0 < abs(loss) < 1e-3 else f"{loss:#.4g}".rstrip(".")
     variance_text = f"{variance:.3f}" if abs(variance) < 100 else f"{variance:.2g}"

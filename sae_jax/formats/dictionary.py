@@ -25,6 +25,9 @@ PER_FEATURE = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "b_mag", 
 NORMS = ("expected_average_only_in", "none", *ROW_NORMS)
 
 
+TYPES = {"model_name": str, "hook_name": str, "dataset_path": str, "context_size": int, "prepend_bos": bool}
+
+
 @dataclass(frozen=True)
 class Dictionary:
     """`cfg` as SAELens (6 and later) writes it; `tensors` by its names, in the file's number format.
@@ -88,7 +91,18 @@ class Dictionary:
 
         cfg = self.cfg
         architecture, norm = cfg.get("architecture"), cfg.get("normalize_activations", "none")
-        need(architecture in KIND_OF, f"architecture {architecture!r} is not known; known are {', '.join(KIND_OF)}")
+        for name, kind in TYPES.items():
+            value = cfg["metadata"].get(name)
+            need(
+                value is None or type(value) is kind, f"its metadata has {name} {value!r}; a {kind.__name__} is needed"
+            )
+        for name in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"):
+            value = cfg.get(name, True)
+            need(type(value) is bool, f"its configuration has {name} {value!r}; true or false is needed")
+        need(type(norm) is str, f"normalize_activations {norm!r}: a text is needed")
+        need(
+            str(architecture) in KIND_OF, f"architecture {architecture!r} is not known; known are {', '.join(KIND_OF)}"
+        )
         need(norm in NORMS, f"normalize_activations {norm!r}: what was done to its rows is not in these files")
         counts = ("d_in", "d_sae", "k") if architecture in BY_K else ("d_in", "d_sae")
         for name in counts:
@@ -101,9 +115,11 @@ class Dictionary:
             need(not names, f"a {architecture} dictionary has {', '.join(shapes)}; it {trouble} {', '.join(names)}")
         for name, tensor in self.tensors.items():
             need(tensor.shape == shapes[name], f"{name} is {tensor.shape}; its configuration says {shapes[name]}")
+            need(tensor.dtype.kind not in "iub", f"{name} is of {tensor.dtype}; floating-point numbers are needed")
             need(bool(np.isfinite(tensor).all()), f"{name} has values that are no numbers (NaN or infinite)")
         if self.log_sparsity_F is not None:
             need(self.log_sparsity_F.shape == (cfg["d_sae"],), f"its sparsities are {self.log_sparsity_F.shape}")
+            need(not np.isnan(self.log_sparsity_F).any(), "its sparsities have values that are no numbers (NaN)")
 
 
 def folded(cfg: dict, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

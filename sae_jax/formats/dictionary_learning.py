@@ -47,7 +47,7 @@ def read(directory: Path) -> Dictionary:
 
     config = read_json(directory / CONFIG)
     trainer = config.get("trainer")
-    if not isinstance(trainer, dict) or trainer.get("dict_class") not in FORMS:
+    if not isinstance(trainer, dict) or str(trainer.get("dict_class")) not in FORMS:
         found = trainer.get("dict_class") if isinstance(trainer, dict) else None
         raise InputError(f"{directory / CONFIG}: trainer.dict_class {found!r}; known are {', '.join(FORMS)}")
     form, stored = FORMS[trainer["dict_class"]], read_tensors(directory / WEIGHTS)
@@ -56,6 +56,11 @@ def read(directory: Path) -> Dictionary:
         for name, tensor in stored.items()
         if name in form.names or name not in BUFFERS
     }
+    for name in ("k", "threshold") if form.has_one_threshold or form.architecture in BY_K else ():
+        if name in stored and stored[name].size != 1:
+            raise InputError(f"{directory}: {name} is {stored[name].shape}; one number is needed")
+    if not isinstance(buffer := config.get("buffer") or {}, dict):
+        raise InputError(f"{directory / CONFIG}: its buffer is {buffer!r:.40}; a record is needed")
     if form.has_one_threshold and {"threshold", "b_enc"} <= stored.keys() | tensors.keys():
         tensors["threshold"] = np.full(tensors["b_enc"].shape, stored["threshold"], np.float32)
     k = trainer.get("k")
@@ -65,7 +70,7 @@ def read(directory: Path) -> Dictionary:
         form.architecture,
         trainer.get("activation_dim", 0),
         trainer.get("dict_size", 0),
-        metadata_of(trainer, config.get("buffer") or {}),
+        metadata_of(trainer, buffer),
         k if form.architecture in BY_K else None,
         apply_b_dec_to_input=form.subtracts_b_dec,
     )

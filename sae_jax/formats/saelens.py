@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from safetensors import safe_open
@@ -40,6 +41,8 @@ def read(directory: Path) -> Dictionary:
     """What SAELens wrote, or `write`; not yet checked as a whole. Raises InputError for files that cannot be read."""
     as_written, tensors = read_json(directory / CFG), read_safetensors(directory / WEIGHTS)
     metadata = as_written.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise InputError(f"{directory / CFG}: its metadata is {metadata!r:.40}; a record is needed")
     version = str(metadata.get("sae_lens_version") or as_written.get("sae_lens_version") or "0")
     is_new = version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 6
     cfg = {**as_written, "metadata": metadata} if is_new else upgraded(as_written, directory)
@@ -49,8 +52,11 @@ def read(directory: Path) -> Dictionary:
     sparsity = read_safetensors(directory / SPARSITY) if (directory / SPARSITY).exists() else {}
     log_sparsity_F = sparsity.get("sparsity")
     if log_sparsity_F is None and (directory / "stats.npz").exists():
-        with np.load(directory / "stats.npz") as stats:
-            log_sparsity_F = np.log10(stats["density"] + 1e-10).astype(np.float32)
+        try:
+            with np.load(directory / "stats.npz", allow_pickle=False) as stats:
+                log_sparsity_F = np.log10(stats["density"] + 1e-10).astype(np.float32)
+        except (OSError, ValueError, KeyError, BadZipFile) as e:
+            raise InputError(f"{directory / 'stats.npz'} cannot be read, it is damaged or not ours: {e}") from e
     return Dictionary(
         directory.resolve().name, "saelens" if is_new else "saelens before 6", cfg, tensors, log_sparsity_F
     )
@@ -103,6 +109,8 @@ def upgraded(cfg: dict, where: Path) -> dict:
         ),
         "reshape_activations": "hook_z" if "hook_z" in str(cfg.get("hook_name")) else "none",
     }
+    if architecture in BY_K:
+        settings["rescale_acts_by_decoder_norm"] = cfg.get("rescale_acts_by_decoder_norm", False)
     metadata = {"prepend_bos": True} | {name: cfg[name] for name in METADATA if name in cfg} | cfg.get("metadata", {})
     metadata["sae_lens_version"] = VERSION
     return new_cfg(architecture, cfg.get("d_in", 0), cfg.get("d_sae", 0), metadata, k, **settings)
