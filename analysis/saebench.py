@@ -88,6 +88,8 @@ def measure(
 def on_documents(
     settings: SAEBench, run: FinishedRun, model: LanguageModel, saes: dict[str, SAE], notes: list[str]
 ) -> dict[str, dict[str, Any]]:
+    import numpy as np
+
     from analysis import sparse_probing, spurious_correlation
     from analysis.pooling import pool
     from harvest.passages import document_passages, labelled_text
@@ -98,6 +100,10 @@ def on_documents(
     text = labelled_text(
         settings.dataset or BUNDLED_CORPUS, fields, settings.documents, settings.train_share, settings.seed
     )
+    if paired:  # before the model is asked
+        concepts, either_N = concepts_of(paired, text.labels)
+        concepts = {concept: has_N[either_N] for concept, has_N in concepts.items()}
+        spurious_correlation.sides(concepts, text.is_train_N[either_N], np.random.default_rng(settings.seed))
     passages = document_passages(
         model.tokenizer, text.texts, settings.document_tokens, run.request.seq_len, run.first_position
     )
@@ -115,11 +121,10 @@ def on_documents(
         if result.left_out:
             notes.append(f"{label}: too few documents of {', '.join(result.left_out)}: left out")
     if paired:
-        concepts, either_N = concepts_of(paired, text.labels)
         for name, of in pooled.items():
             answers["spurious_correlation"][name] = spurious_correlation.compute(
                 of._replace(x_NxD=of.x_NxD[either_N], f_NxF=of.f_NxF[either_N]),
-                {concept: has_N[either_N] for concept, has_N in concepts.items()},
+                concepts,
                 text.is_train_N[either_N],
                 settings.n_ablated,
                 settings.seed,

@@ -59,13 +59,7 @@ def compute(
         raise InputError(f"--n-ablated {max(ns)}: the dictionary has {len(pooled.decoder_FxD)} features")
     (name_a, a_N), (name_b, b_N) = concepts.items()
     rng = np.random.default_rng(seed)
-    train, test = (quadrants(a_N, b_N, side_N, rng) for side_N in (is_train_N, ~is_train_N))
-    sizes = {name: min(map(len, rows.values())) for name, rows in (("train", train), ("held_out", test))}
-    if min(sizes.values()) < MIN_DOCUMENTS:
-        raise InputError(
-            f"--concepts {name_a} {name_b}: a combination of them has {sizes['train']} documents to train on and "
-            f"{sizes['held_out']} held out; at least {MIN_DOCUMENTS} are needed. Give more documents or wider concepts"
-        )
+    train, test, sizes = sides(concepts, is_train_N, rng)
     balanced, held_out = (
         np.concatenate([rows[:size] for rows in of.values()])
         for of, size in zip((train, test), sizes.values(), strict=True)
@@ -110,6 +104,21 @@ def remove(
     room = oracle - before
     score = {n: (after - before) / room if room >= MIN_ROOM else None for n, after in ablated.items()}
     return Removal(wanted, spurious, before, oracle, ablated, score, guilty_F[: max(ns)].tolist())
+
+
+def sides(
+    concepts: dict[str, np.ndarray], is_train_N: np.ndarray, rng: np.random.Generator
+) -> tuple[dict, dict, dict[str, int]]:
+    """(quadrants to train on, held out, the smallest size of each). Raises InputError where one is too small."""
+    (name_a, a_N), (name_b, b_N) = concepts.items()
+    train, test = (quadrants(a_N, b_N, side_N, rng) for side_N in (is_train_N, ~is_train_N))
+    sizes = {name: min(map(len, rows.values())) for name, rows in (("train", train), ("held_out", test))}
+    if min(sizes.values()) < MIN_DOCUMENTS:
+        raise InputError(
+            f"--concepts {name_a} {name_b}: a combination of them has {sizes['train']} documents to train on and "
+            f"{sizes['held_out']} held out; at least {MIN_DOCUMENTS} are needed. Give more documents or wider concepts"
+        )
+    return train, test, sizes
 
 
 def quadrants(

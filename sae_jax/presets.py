@@ -141,8 +141,10 @@ def scale_down(values: dict[str, Any], given: Collection[str], bundled: Source) 
     deepest = (bundled.n_layers - 1) / (N_LAYERS - 1)
     layers = tuple(sorted({round(layer * deepest) for layer in values["layer"]}))
     change("layer", layers, f"it has {bundled.n_layers} layers, not {N_LAYERS}")
-    widths = tuple(width * bundled.d_model // D_MODEL for width in values["hidden_dim"])
-    change("hidden_dim", widths, f"it is {bundled.d_model} wide, not {D_MODEL}")
+    widths = tuple(max(16, width * bundled.d_model // D_MODEL // 16 * 16) for width in values["hidden_dim"])
+    change(
+        "hidden_dim", widths, f"it is {bundled.d_model} wide, not {D_MODEL}; whole numbers of 16 take the sparse path"
+    )
     change("dataset", "bundled", "the text it was trained on")
     if fitted["dataset"] != "bundled":
         return fitted, changes

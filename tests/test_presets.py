@@ -38,7 +38,7 @@ def test_scaled_down_it_fits_the_bundled_model(name):
     request, config, _, record = main.parse(["--preset", name])
     flags = PRESETS[name].flags
     assert max(request.layer) < 4 and request.dataset == "bundled" and request.model_name is None
-    assert config.hidden_dim == tuple(width // 3 for width in flags["hidden_dim"])  # 256 of 768 dimensions
+    assert config.hidden_dim == tuple(width // 3 // 16 * 16 for width in flags["hidden_dim"])  # 256 of 768 dimensions
     assert (request.seq_len, request.n_samples, request.held_out) == (64, BUNDLED_WINDOWS, BUNDLED_HELD_OUT)
     assert plan(config, request, 256).steps >= SHORT_RUN_STEPS and config.lr == (1e-3,)
     same = ("hook", "activation", "k", "target_l0", "normalization", "dead_rule", "epochs")

@@ -301,3 +301,9 @@ def test_what_cannot_be_is_refused(run, tmp_path, capsys):
     assert "no document has form 'poem'" in refused(
         str(run), "--metrics", "scr", "--documents", "200", "--concepts", "form=poem:news", "topic=sea:law"
     )
+
+
+def test_documents_that_do_not_suffice_are_refused_before_the_model_runs(run, monkeypatch, capsys):
+    monkeypatch.setattr("analysis.pooling.pool", None)  # whatever calls it fails otherwise
+    assert main.run_as_command(["saebench", str(run), "--documents", "200"]) == 2
+    assert "a combination of them has" in capsys.readouterr().err

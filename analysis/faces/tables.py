@@ -6,7 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from analysis.faces.wording import duration_text, size_text
 
@@ -35,26 +37,23 @@ def cost_text(cost: Cost) -> str:
     return f"{members}, {cost.parameters / 1e6:,.1f}M parameters\n{cost.rows:,} rows, {size_text(cost.bytes)}\n{time}"
 
 
-def frontier_table(frontier: Frontier) -> Table:
-    """A line a point: means over seeds, their deviation in brackets."""
+def frontier_table(frontier: Frontier) -> Group:
+    """Of each panel a table, a line a point: means over seeds, their deviation in brackets."""
     from analysis.frontier import METRICS
 
     metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.points)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("kind", no_wrap=True)
-    for header in ("asked", "seeds", "L0", *(METRICS[name] for name in metrics)):
-        table.add_column(header, justify="right", no_wrap=header != "cross-entropy recovered")
-    panel = ""
+    tables: dict[str, Table] = {}
     for point in frontier.points:
-        if point.panel != panel:
-            panel = point.panel
-            table.add_section()
-            table.add_row(panel, style="dim")
+        if point.panel not in tables:
+            tables[point.panel] = table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            table.add_column("kind", no_wrap=True)
+            for header in ("asked", "seeds", "L0", *(METRICS[name] for name in metrics)):
+                table.add_column(header, justify="right", no_wrap=header != "cross-entropy recovered")
         cells = [
             spread_text(point.metrics.get(name), digits) for name, digits in (("l0", 1), *((m, 3) for m in metrics))
         ]
-        table.add_row(point.kind, f"{point.asked:g}", str(len(point.seeds)), *cells)
-    return table
+        tables[point.panel].add_row(point.kind, f"{point.asked:g}", str(len(point.seeds)), *cells)
+    return Group(*(part for panel, table in tables.items() for part in (Text(panel, style="dim"), table)))
 
 
 def spread_text(spread: Spread | None, digits: int) -> str:
