@@ -207,6 +207,8 @@ def test_names_of_one_model_are_the_same_name():
 REFUSED = {
     "no directory": (("nowhere",), "no such directory"),
     "no dictionary": (("{text.parent}",), "holds no dictionary"),
+    "twice": (("{zero}", "{zero}/../zero"), "is given twice"),
+    "no hook": (("{unhooked}",), "does not say its hook: give --hook-name"),
     "another hook": (("{zero}", "--hook-name", "blocks.1.hook_q"), "must be blocks.LAYER.hook_NAME"),
     "a layer beyond": (("{zero}", "--hook-name", "blocks.9.hook_mlp_out", "--dataset", "bundled"), "has layers 0 to 3"),
     "two hooks": (("{zero}", "--hook-name", "blocks.1.hook_mlp_out", "--layer", "2"), "leave --layer and --hook out"),
@@ -223,6 +225,7 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known
     narrow = np.zeros((16, 8))
     at = {"hook_name": "blocks.1.hook_mlp_out", "dataset_path": str(text)}
     places = {"zero": known["zero"], "narrow": write_dictionary(tmp_path / "n", narrow, narrow.T, np.zeros(16), **at)}
+    places["unhooked"] = write_dictionary(tmp_path / "u", narrow, narrow.T, np.zeros(16), dataset_path=str(text))
     places |= {"text": text, "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt"}
     places["empty"].touch()
     places["short"].write_text("Too few words.")

@@ -63,7 +63,10 @@ def run(argv: list[str]) -> None:
     values = vars(parser.parse_args(argv))
     options = filled(Options, values)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
-    opened = [open_dictionary(path) for given in values["directories"] for path in dictionaries_in(given)]
+    paths = [path for given in values["directories"] for path in dictionaries_in(given)]
+    if twice := [path for path in paths if [p.resolve() for p in paths].count(path.resolve()) > 1]:
+        raise InputError(f"{twice[0]} is given twice: give each dictionary once")
+    opened = [open_dictionary(path) for path in paths]
     with Terminal() as terminal:
         report = measure(opened, options, terminal)
         terminal.evaluation(report)
@@ -160,6 +163,8 @@ def sites_of(opened: list[Opened], options: Options) -> list[Site]:
     sites = []
     for o in opened:
         whole = options.layer is not None and options.hook
+        if not (whole or o.dictionary.hook_name):
+            raise InputError(f"{o.directory} does not say its hook: give --hook-name")
         own = None if whole else site_named(o.dictionary.hook_name, f"{o.directory}: its hook")
         layer = options.layer if options.layer is not None else own.layer  # type: ignore[union-attr]
         sites.append(Site(layer, options.hook or own.hook))  # type: ignore[union-attr]
