@@ -268,8 +268,8 @@ def result_of(member: Member, failed_step: int | None, evaluation: Evaluation | 
 def store_facts(store: ActivationStore) -> dict:
     """What names the store in config.json: rows of another store are never mixed into a run."""
     manifest = (store.directory / "manifest.json").read_bytes()
-    facts = {name: store.manifest[name] for name in ("model", "dataset", "hook_name", "rows", "versions")}
-    facts |= {"control": control} if (control := store.manifest.get("control")) else {}
+    facts = {name: store.manifest[name] for name in ("model", "dataset", "hook_name", "rows")}
+    facts |= {name: store.manifest[name] for name in ("control", "versions") if store.manifest.get(name)}
     return {"directory": store.directory.name, "sha256": hashlib.sha256(manifest).hexdigest(), **facts}
 
 
