@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MODES, POSITIONS = ("add", "clamp", "ablate"), ("all", "generated")
 NEUTRAL = "From my experience,"  # Arad et al. 2025, arXiv 2505.20063
 AMPLIFIED = (1.0, 2.0, 4.0)  # times the maximum
-FLUENT = 2.0  # times the unsteered text's perplexity, at most, of a strength to recommend
+FLUENT = 2.0  # times the unsteered text's perplexity, at most, of a strength to recommend; and of its repetition
 ROWS = 8192  # of a store, read at a time
 UNSTEERED, IN_PROMPT = "unsteered", "named in the prompt"
 
@@ -88,12 +88,14 @@ class Texts:
     """`probability`: of the watched tokens together, at temperature 1, where each token of these texts was drawn, mean.
 
     `perplexity`: of all texts under the unsteered model after the plain prompt: exp of the mean −log p of a token.
+    `distinct`: tokens of a text that differ, over all of them, mean: one that repeats itself is likely, and no text.
     """
 
     strength: float
     texts: tuple[tuple[str, ...], ...]  # of each prompt its samples
     probability: float
     perplexity: float
+    distinct: float
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,16 @@ class Steered:
     ways: dict[str, tuple[Texts, ...]]  # a direction's texts, strength by strength
 
     def best(self, way: str) -> Texts | None:
-        """The strength that raises the watched probability most while perplexity is at most FLUENT times the plain."""
+        """The strength that raises the watched probability most while what is written is text.
+
+        That is: perplexity at most FLUENT times the plain one, and distinct tokens at least a FLUENTth of the plain.
+        """
         plain = self.plain[UNSTEERED]
-        fluent = [texts for texts in self.ways[way] if texts.perplexity <= FLUENT * plain.perplexity]
+        fluent = [
+            texts
+            for texts in self.ways[way]
+            if texts.perplexity <= FLUENT * plain.perplexity and texts.distinct >= plain.distinct / FLUENT
+        ]
         best = max(fluent, key=lambda texts: texts.probability, default=plain)
         return best if best.probability > plain.probability else None
 
@@ -134,7 +143,7 @@ def compute(
         return model.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def texts(strength: float, replace: Callable[[np.ndarray], np.ndarray], before: str = "") -> Texts:
-        found, probabilities, surprises = [], [], []
+        found, probabilities, surprises, distinct = [], [], [], []
         for prompt in sampling.prompt:
             prompt_T = tokens(before + prompt)
             first = first_position if sampling.positions == "all" else max(first_position, len(prompt_T))
@@ -152,7 +161,9 @@ def compute(
             found.append(tuple(model.tokenizer.batch_decode(written.tokens_SxN)))
             probabilities.append(written.watched_SxN)
             surprises.append(surprise(model, tokens(prompt), written.tokens_SxN))
-        return Texts(strength, tuple(found), float(np.mean(probabilities)), float(np.exp(np.mean(surprises))))
+            distinct += [len(set(tokens_N)) / len(tokens_N) for tokens_N in np.asarray(written.tokens_SxN).tolist()]
+        perplexity = float(np.exp(np.mean(surprises)))
+        return Texts(strength, tuple(found), float(np.mean(probabilities)), perplexity, float(np.mean(distinct)))
 
     plain = {UNSTEERED: texts(0.0, unchanged)}
     if concept:

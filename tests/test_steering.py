@@ -258,10 +258,11 @@ def test_windows_hold_a_phrase_by_whole_words_and_without_its_article():
 
 
 def test_the_best_strength_is_the_strongest_fluent_one():
-    def texts(strength, probability, perplexity):
-        return Texts(strength, (("",),), probability, perplexity)
+    def texts(strength, probability, perplexity, distinct=0.8):
+        return Texts(strength, (("",),), probability, perplexity, distinct)
 
-    curve = (texts(1, 0.2, 15), texts(2, 0.3, 20), texts(4, 0.9, 21))
+    repeats = texts(3, 0.8, 5, distinct=0.3)  # likely to the model, but none
+    curve = (texts(1, 0.2, 15), texts(2, 0.3, 20), repeats, texts(4, 0.9, 21))
     steered = Steered("add", ("p",), (), {"unsteered": texts(0, 0.1, 10)}, {"a": curve, "b": (texts(1, 0.1, 10),)})
     assert steered.best("a").strength == 2 and steered.best("b") is None
 

@@ -200,13 +200,20 @@ def figures_table(steered: Steered) -> Table:
     from rich.table import Table
 
     table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("strength", "concept's\nprobability", "change", "perplexity,\nunsteered"):
+    for head in ("strength", "concept's\nprobability", "change", "perplexity,\nunsteered", "distinct\ntokens"):
         table.add_column(head, justify="right")
     plain = steered.plain[UNSTEERED].probability
 
     def add(name: str, texts: Texts, strength: str) -> None:
         change = texts.probability - plain
-        table.add_row(name, strength, f"{texts.probability:.5f}", f"{change:+.5f}", f"{texts.perplexity:.1f}")
+        table.add_row(
+            name,
+            strength,
+            f"{texts.probability:.5f}",
+            f"{change:+.5f}",
+            f"{texts.perplexity:.1f}",
+            f"{texts.distinct:.0%}",
+        )
 
     for name, texts in steered.plain.items():
         add(name, texts, "")
@@ -220,12 +227,12 @@ def tell_best(
     steered: Steered, again: dict[str, Steered], finished: FinishedRun, name: str, terminal: Terminal
 ) -> None:
     from analysis.figures import save
-    from analysis.steer_model import FLUENT, figure
+    from analysis.steer_model import figure
 
     for way in steered.ways:
         best = steered.best(way)
         found = f"{best.strength:g}" if best else "none raises the concept's probability"
-        terminal.say(f"best strength of {way} with perplexity at most {FLUENT:g} × the unsteered: {found}")
+        terminal.say(f"best strength of {way} that still writes text: {found}")
         if way in again:
             plain, (texts,) = again[way].plain[UNSTEERED], again[way].ways[way]
             times, cost = texts.probability / plain.probability, texts.perplexity / plain.perplexity
