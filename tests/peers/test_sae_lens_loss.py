@@ -17,20 +17,20 @@ from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 pytestmark = pytest.mark.slow
 PEERS = os.environ.get("SAE_PEERS_PYTHON")
 SEQ_LEN, END_OF_TEXT = 20, 0
-MEMBERS = ("relu-f64-l8-lr1e-3-s0", "topk-f64-k8-lr1e-3-s0")
+KINDS = ("relu", "jump_relu", "gated", "topk", "abs_topk", "batch_topk", "matryoshka")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> list[Path]:
-    """Two dictionaries on layer 2 of the bundled model."""
+    """One of each architecture that is exported, on layer 2 of the bundled model."""
     import main
 
     folder = tmp_path_factory.mktemp("peers")
-    argv = ["--model-name", "bundled", "--dataset", "bundled", "--layer", "2", "--activation", "relu", "topk"]
+    argv = ["--model-name", "bundled", "--dataset", "bundled", "--layer", "2", "--activation", *KINDS]
     argv += ["--n-samples", "1000", "--epochs", "3", "--hidden-dim", "64", "--target-l0", "8", "--k", "8"]
     argv += ["--ce-windows", "0", "--run-dir", str(folder / "run"), "--cache-dir", str(folder / "cache")]
     assert main.run_as_command(argv) == 0
-    return [folder / "run" / "members" / name for name in MEMBERS]
+    return sorted((folder / "run" / "members").iterdir())
 
 
 def by_sae_lens(tmp_path, windows_WxT, site: Site, model_class: str, ignored: int, directories) -> list[dict]:
