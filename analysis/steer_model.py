@@ -55,7 +55,9 @@ class Sampling:
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, allowed: str) -> None:
             if not ok:
-                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {allowed}")
+                value = getattr(self, name)
+                given = " ".join(map(repr, value)) if isinstance(value, tuple) else value
+                raise InputError(f"--{name.replace('_', '-')} {given}: must be {allowed}")
 
         if self.samples is None:
             object.__setattr__(self, "samples", 4 if self.temperature else 1)

@@ -51,6 +51,8 @@ def write(
     Raises InputError where prompt and text are longer than the model reads, and for a model that uses no such cache.
     """
     longest = model.bridge.cfg.n_ctx
+    if len(prompt_T) >= longest:
+        raise InputError(f"--prompt: it has {len(prompt_T)} tokens, and the model reads {longest}: give a shorter one")
     if len(prompt_T) + new_tokens > longest:
         raise InputError(
             f"--max-new-tokens {new_tokens}: after {len(prompt_T)} tokens of the prompt at most "

@@ -46,6 +46,9 @@ if not (query := st.session_state.get("steered")) or query[0] != at:
     st.caption(f"Feature {feature} reaches {features.max_F[feature]:.2f} on the corpus: strength 1 adds as much.")
     st.stop()
 _, feature, mode, strength, (text, new_tokens, temperature, seed) = query
+if mode == "clamp" and not strength:
+    st.error("A feature set to 0 is one taken away: choose ablate, or another strength.")
+    st.stop()
 with errors_shown(), st.spinner("the language model writes"):
     sampling = Sampling(prompt=(text,), max_new_tokens=new_tokens, samples=1, temperature=temperature, seed=seed)
     result = steered(at.path, at.member, feature, mode, strength, sampling)
