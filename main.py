@@ -18,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from joblib import cpu_count
+
 from analysis.commands.flags import Parser, filled
 from analysis.faces.tables import frontier_table, preset_table
 from analysis.faces.terminal import Terminal
@@ -233,6 +235,7 @@ def work(
         return stores, run.results
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # members train on all cores, each on its own
     import jax
 
     from sae_jax.train import train

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 
 from sae_jax.dead import resample
 from sae_jax.kinds.kind import Arrays, Batch, Measured
@@ -211,24 +212,54 @@ def make_block(signature: Signature, in_turn: bool) -> Callable:
     return block
 
 
-def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1) -> Callable:
+def unless_failed(block: Callable) -> Callable:
+    """The same, but nothing is computed where no member is left: its metrics are not numbers then."""
+
+    def guarded(hyper: Arrays, state: State, *rows: jax.Array):
+        def nothing(hyper: Arrays, state: State, *rows: jax.Array):
+            _, metrics = jax.eval_shape(block, hyper, state, *rows)
+            metrics = {name: jnp.full(of.shape, jnp.nan, of.dtype) for name, of in metrics.items() if name != "failed"}
+            return state, metrics | {"failed": state.failed}
+
+        return jax.lax.cond((state.failed < 0).any(), block, nothing, hyper, state, *rows)
+
+    return guarded
+
+
+def over_members(block: Callable, side_by_side: int) -> Callable:
+    """A block of one member as one of a group. One at a time is a plain loop: a vmap, even of one, would turn every
+    `cond` into computing both sides."""
+
+    def lifted(hyper: Arrays, state: State, *rows: jax.Array):
+        one = unless_failed(block) if side_by_side == 1 else block
+        chunk = side_by_side if side_by_side > 1 else None
+        return jax.lax.map(lambda member: one(*member, *rows), (hyper, state), batch_size=chunk)
+
+    return lifted if side_by_side == 1 else unless_failed(lifted)
+
+
+def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1, mesh: Mesh | None = None) -> Callable:
     """(states, hypers, raw_LxSxBxD, calibration_LxNxD) → (states, metrics), an entry a group; jitted, states donated.
 
-    `side_by_side` members of a group run in one vmap, the next ones after them. One at a time is a plain loop: a vmap,
-    even of one, would turn every `cond` into computing both sides.
+    `side_by_side` members of a group run in one vmap, the next ones after them, on each device of the mesh (default:
+    one) apart. States and hypers are as `Placement.place` gives them, rows are on every device.
     """
-    batch_size = side_by_side if side_by_side > 1 else None
-    blocks = [make_block(group.signature, in_turn=side_by_side == 1) for group in groups]
+    blocks = [over_members(make_block(group.signature, side_by_side == 1), side_by_side) for group in groups]
 
     def train_block(states: list[State], hypers: list[Arrays], raw_LxSxBxD: jax.Array, calibration_LxNxD: jax.Array):
         results = [
-            jax.lax.map(
-                lambda member, block=block: block(member[1], member[0], raw_LxSxBxD, calibration_LxNxD),
-                (state, hyper),
-                batch_size=batch_size,
-            )
+            block(hyper, state, raw_LxSxBxD, calibration_LxNxD)
             for block, state, hyper in zip(blocks, states, hypers, strict=True)
         ]
         return [state for state, _ in results], [metrics for _, metrics in results]
 
+    if mesh:
+        shares, everywhere = PartitionSpec(*mesh.axis_names), PartitionSpec()
+        train_block = jax.shard_map(
+            train_block,
+            mesh=mesh,
+            in_specs=(shares, shares, everywhere, everywhere),
+            out_specs=shares,
+            check_vma=False,  # no device talks to another
+        )
     return jax.jit(train_block, donate_argnums=0)

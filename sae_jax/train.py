@@ -23,6 +23,7 @@ from sae_jax.feed import Feed
 from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.grid import Member, members_of
+from sae_jax.placement import Placement
 from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group, steps_to_die
 from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
 from sae_jax.run_directory import RunDirectory
@@ -132,11 +133,10 @@ def learn(
     on_progress: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> tuple[list[State], Reporter, int]:
-    """(the states after the last step, what was reported, the steps of this process)."""
+    """(the states after the last step, on the host; what was reported; the steps of this process)."""
     config, total = population.config, feed.total_steps
     checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
-    states = start(population, feed)
-    first_step, states = checkpoints.restore(states, say)
+    first_step, begun = checkpoints.restore(start(population, feed), say)
     step = first_step
     if first_step:
         say(f"resuming at step {first_step:,} of {total:,}")
@@ -144,17 +144,20 @@ def learn(
         say("nothing to resume: starting at the first step")
     run.rewind_metrics(first_step)
 
+    placement = Placement(population.groups, jax.devices()[: len(population.members())])
+    states, hypers = placement.place(begun), placement.place(population.hypers)
     side_by_side = 1 if jax.default_backend() == "cpu" else 1 << 30
-    train_block = make_train_block(population.groups, side_by_side)
+    train_block = make_train_block(population.groups, side_by_side, placement.mesh)
     held_out = [store.held_out for store in population.stores]
-    calibration_LxNxD = jnp.asarray(np.stack([calibration_sample(split) for split in held_out]))
+    calibration_LxNxD = placement.everywhere(np.stack([calibration_sample(split) for split in held_out]))
     variances = {m.id: float(np.square(population.store_of(m).std).sum()) for m in population.members()}
     report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say, population.verify)
     block_steps = config.block_steps or default_block_steps(config, population.stores, total)
     to_keep = snapshot_steps(total, block_steps, snapshots)
 
     def keep_snapshot() -> None:
-        alive = {m.id: d for m, d in exported(population, states) if m.id not in report.failed}
+        kept = exported(population, placement.gather(states))
+        alive = {m.id: d for m, d in kept if m.id not in report.failed}
         rows = {m.id: calibration_LxNxD[population.rows[m.id].site] for m in population.members() if m.id in alive}
         write_snapshot(run.path, step, alive, rows)
 
@@ -163,22 +166,23 @@ def learn(
     pending = None  # metrics are fetched once the next block is dispatched, so that the device never waits
     with StopSignals() as stop:
         for raw_LxSxBxD in feed.blocks(first_step, block_steps):
-            states, metrics = train_block(states, population.hypers, jnp.asarray(raw_LxSxBxD), calibration_LxNxD)
+            rows_LxSxBxD = placement.everywhere(raw_LxSxBxD)
+            states, metrics = train_block(states, hypers, rows_LxSxBxD, calibration_LxNxD)
             step += raw_LxSxBxD.shape[1]
             if pending:
-                report(*pending, feed.wait_seconds)
+                report(pending[0], placement.gather(pending[1]), feed.wait_seconds)
             pending = step, metrics
             if step in to_keep:
                 keep_snapshot()
             if stop.asked or checkpoints.due or step == total:
-                report(*pending, feed.wait_seconds)
+                report(pending[0], placement.gather(pending[1]), feed.wait_seconds)
                 pending = None
-                checkpoints.save(step, states)
+                checkpoints.save(step, placement.gather(states))
             if stop.asked:
                 checkpoints.close()
                 raise Interrupted(f"stopped at step {step:,} of {total:,}, all saved")
     checkpoints.close()
-    return states, report, step - first_step
+    return placement.gather(states), report, step - first_step
 
 
 def start(population: Population, feed: Feed) -> list[State]:

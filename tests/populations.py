@@ -1,11 +1,13 @@
 """Groups, states and numbers of a population without a store, for tests of the step."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from harvest.request import Site
 from sae_jax.config import TrainConfig
 from sae_jax.grid import Member, members_of
+from sae_jax.placement import Placement
 from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group
 
 SITES = (Site(0, "resid_pre"),)
@@ -34,3 +36,13 @@ def prepare(
     hypers = [stack([hyper_of(m, rows or raw_rows(d), config, total_steps) for m in g.members]) for g in groups]
     states = [start_group(g, hyper, lambda member: jnp.asarray(x_NxD)) for g, hyper in zip(groups, hypers, strict=True)]
     return groups, states, hypers
+
+
+def placed(
+    config: TrainConfig, total_steps: int, x_NxD, devices: int | None = None
+) -> tuple[Placement, list[State], list[dict], tuple[Group, ...]]:
+    """The same over so many devices; without a number over all, but no more than there are members."""
+    groups, states, hypers = prepare(config, total_steps, x_NxD)
+    devices = devices or sum(len(group.members) for group in groups)
+    placement = Placement(groups, jax.devices()[:devices])
+    return placement, placement.place(states), placement.place(hypers), groups

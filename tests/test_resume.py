@@ -68,11 +68,13 @@ def resumed_at(output: str) -> int:
     return int(found[1]) if found else 0
 
 
-def test_killed_at_random_moments_it_ends_as_if_never_killed(uninterrupted, cache, tmp_path):
+def test_killed_at_random_moments_it_ends_as_if_never_killed(uninterrupted, cache, tmp_path, monkeypatch):
+    """Every time it goes on with another number of devices."""
     run, chance = tmp_path / "run", random.Random(0)
     moments = sorted(chance.sample(range(10, STEPS - 40), 4))
     said = []
-    for step in moments:  # the first is killed before its first checkpoint
+    for devices, step in enumerate(moments, 1):  # the first is killed before its first checkpoint
+        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(devices))
         how = (*OFTEN, "--resume") if said else NEVER
         process = start_until(step, run, *how, cache=cache)
         time.sleep(chance.uniform(0, 0.05))

@@ -14,13 +14,12 @@ import json
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sparse_rows import sparse_rows
 
 from sae_jax.config import TrainConfig
 from sae_jax.step import make_train_block
-from tests.populations import prepare
+from tests.populations import placed
 
 
 def now() -> np.ndarray:
@@ -32,14 +31,14 @@ def run(config: TrainConfig, raw_NxD: np.ndarray, steps: int, block_steps: int) 
     jax.clear_caches()
     began = now()
     x_NxD = raw_NxD[:1024].astype(np.float32)
-    groups, states, hypers = prepare(config, steps, x_NxD)
+    placement, states, hypers, groups = placed(config, steps, x_NxD)
     raw_KxLxSxBxD = raw_NxD.reshape(-1, 1, block_steps, config.batch_size, raw_NxD.shape[1])
-    calibration_LxNxD = jnp.asarray(x_NxD[None])
-    program = make_train_block(groups).lower(states, hypers, jnp.asarray(raw_KxLxSxBxD[0]), calibration_LxNxD).compile()
+    rows = placement.everywhere(raw_KxLxSxBxD[0]), placement.everywhere(x_NxD[None])
+    program = make_train_block(groups, mesh=placement.mesh).lower(states, hypers, *rows).compile()
     ready = now()
     for number in range(steps // block_steps):
-        raw_LxSxBxD = jnp.asarray(raw_KxLxSxBxD[number % len(raw_KxLxSxBxD)])
-        states, metrics = program(states, hypers, raw_LxSxBxD, calibration_LxNxD)
+        raw_LxSxBxD = placement.everywhere(raw_KxLxSxBxD[number % len(raw_KxLxSxBxD)])
+        states, metrics = program(states, hypers, raw_LxSxBxD, rows[1])
     jax.block_until_ready(metrics)
     return np.stack([now() - began, now() - ready])
 

@@ -14,13 +14,12 @@ import time
 from collections import defaultdict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from sparse_rows import sparse_rows
 
 from sae_jax.config import TrainConfig
 from sae_jax.step import make_train_block
-from tests.populations import prepare
+from tests.populations import placed
 
 
 def measure(config: TrainConfig, d_model: int, block_steps: int, blocks: int, first_steps: int) -> dict:
@@ -28,22 +27,23 @@ def measure(config: TrainConfig, d_model: int, block_steps: int, blocks: int, fi
     raw_NxD = sparse_rows(4 * block_steps * config.batch_size, d_model)
     raw_KxLxSxBxD = raw_NxD.reshape(4, 1, block_steps, config.batch_size, d_model)
     x_NxD = raw_NxD[:1024].astype(np.float32)
-    groups, states, hypers = prepare(config, 10_000, x_NxD)
-    raw_LxSxBxD, calibration_LxNxD = jnp.asarray(raw_KxLxSxBxD[0]), jnp.asarray(x_NxD[None])
+    placement, states, hypers, groups = placed(config, 10_000, x_NxD)
+    raw_LxSxBxD, calibration_LxNxD = map(placement.everywhere, (raw_KxLxSxBxD[0], x_NxD[None]))
     began = time.perf_counter()
-    train_block = make_train_block(groups).lower(states, hypers, raw_LxSxBxD, calibration_LxNxD).compile()
+    program = make_train_block(groups, mesh=placement.mesh)
+    train_block = program.lower(states, hypers, raw_LxSxBxD, calibration_LxNxD).compile()
     compilation, seconds, cpu_seconds, l0s = time.perf_counter() - began, [], [], defaultdict(list)
     first_blocks = -(-first_steps // block_steps)
     for number in range(first_blocks + blocks):
         began, cpu_began = time.perf_counter(), time.process_time()
-        raw_LxSxBxD = jnp.asarray(raw_KxLxSxBxD[number % len(raw_KxLxSxBxD)])
+        raw_LxSxBxD = placement.everywhere(raw_KxLxSxBxD[number % len(raw_KxLxSxBxD)])
         states, metrics = train_block(states, hypers, raw_LxSxBxD, calibration_LxNxD)
         jax.block_until_ready(metrics)
         if number < first_blocks:
             continue
         seconds.append((time.perf_counter() - began) / block_steps)
         cpu_seconds.append((time.process_time() - cpu_began) / block_steps)
-        for group, measured in zip(groups, metrics, strict=True):
+        for group, measured in zip(groups, placement.gather(metrics), strict=True):
             for member, l0 in zip(group.members, measured["l0"].mean(1), strict=True):
                 l0s[f"{member.activation} {member.k or member.target_l0 or member.sparsity:g}"].append(float(l0))
     return {

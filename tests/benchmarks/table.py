@@ -92,7 +92,9 @@ class Measured:
             typed = [self.asked.peers_python if peers else sys.executable, HERE / script]
             done = subprocess.run(
                 [*typed, *(places.get(flag, flag) for flag in flags)],
-                env=os.environ | {"PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": str(cores())},
+                env=os.environ
+                | {"PYTHONPATH": str(HERE.parents[1])}
+                | dict.fromkeys(("OMP_NUM_THREADS", "JAX_NUM_CPU_DEVICES"), str(cores())),
                 check=True,
                 stdout=subprocess.PIPE,
                 text=True,
