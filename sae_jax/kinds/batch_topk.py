@@ -9,7 +9,7 @@ from sae_jax.activations import nth_largest
 from sae_jax.kinds.auxk import mean_square
 from sae_jax.kinds.kind import Kind, Start, start_quantile
 
-LOOKED_AT = 0.8  # of the threshold: a batch's own lies above that, or the step is computed densely
+LOOKED_AT = 0.9  # of the last batch's least: this batch's lies above that, or the step is computed densely
 AVERAGE_RATE = 0.01  # a step, of the threshold that is used in place of the batch's
 
 
@@ -20,7 +20,7 @@ class BatchTopK(Kind):
     has_auxk = True
 
     def extra_settings(self):
-        return {"threshold": jnp.float32(0)}
+        return {"threshold": jnp.float32(0), "last_least": jnp.float32(0)}
 
     def activate(self, sae, z, at=None):
         least = nth_largest(jax.lax.stop_gradient(z), sae.k * len(z))
@@ -30,23 +30,23 @@ class BatchTopK(Kind):
         return jnp.where(z_BxF > sae.threshold, z_BxF, 0.0)
 
     def score(self, sae, z_BxF):
-        """Far fewer than all are looked at: those a little below the threshold or above it, if these are enough."""
-        return jnp.where(z_BxF > LOOKED_AT * sae.threshold, z_BxF, -jnp.inf)
+        """Far fewer than all are looked at: those above a little less than the last batch's least, if they are enough."""
+        return jnp.where(z_BxF > LOOKED_AT * sae.last_least, z_BxF, -jnp.inf)
 
     def fits(self, sae, count_B, hidden_dim):
         return super().fits(sae, count_B, hidden_dim) & (count_B.sum() >= sae.k * len(count_B))
 
     def start(self, params, settings, z_NxF, hyper):
         threshold = jnp.maximum(start_quantile(z_NxF, settings["k"]), 0.0)
-        return Start(params, {**settings, "threshold": threshold}, jnp.float32(0))
+        return Start(params, {**settings, "threshold": threshold, "last_least": threshold}, jnp.float32(0))
 
     def observe(self, f):
         return jnp.where(f > 0, f, jnp.inf).min()
 
     def adjust(self, params, settings, coefficient, measured, hyper):
-        least = jnp.where(jnp.isfinite(measured.observed), measured.observed, settings["threshold"])
+        least = jnp.where(jnp.isfinite(measured.observed), measured.observed, settings["last_least"])
         threshold = settings["threshold"] + AVERAGE_RATE * (least - settings["threshold"])
-        return Start(params, {**settings, "threshold": threshold}, coefficient)
+        return Start(params, {**settings, "threshold": threshold, "last_least": least}, coefficient)
 
     def export(self, tensors, settings):
         return {**tensors, "threshold": jnp.full_like(tensors["b_enc"], settings["threshold"])}
