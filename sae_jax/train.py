@@ -136,7 +136,7 @@ def learn(
     """(the states after the last step, on the host; what was reported; the steps of this process)."""
     config, total = population.config, feed.total_steps
     checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
-    first_step, begun = checkpoints.restore(start(population, feed), say)
+    first_step, states = checkpoints.restore(start(population, feed), say)
     step = first_step
     if first_step:
         say(f"resuming at step {first_step:,} of {total:,}")
@@ -145,7 +145,7 @@ def learn(
     run.rewind_metrics(first_step)
 
     placement = Placement(population.groups, jax.devices()[: len(population.members())])
-    states, hypers = placement.place(begun), placement.place(population.hypers)
+    states, hypers = placement.place(states), placement.place(population.hypers)
     side_by_side = 1 if jax.default_backend() == "cpu" else 1 << 30
     train_block = make_train_block(population.groups, side_by_side, placement.mesh)
     held_out = [store.held_out for store in population.stores]
