@@ -30,6 +30,7 @@ def fit(x_NxC: np.ndarray, is_class_N: np.ndarray, l1: float | None = None, bala
     `l1`: mean loss + l1·‖w‖₁ instead. `balanced`: both classes weigh the same.
     """
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     scale = float(np.sqrt(x_NxC.var(0, dtype=np.float64).mean())) or 1.0
     weighting = {"class_weight": "balanced" if balanced else None, "max_iter": 2000}
@@ -37,5 +38,6 @@ def fit(x_NxC: np.ndarray, is_class_N: np.ndarray, l1: float | None = None, bala
         model = LogisticRegression(**weighting)
     else:
         model = LogisticRegression(**weighting, C=1 / (l1 * len(x_NxC)), l1_ratio=1.0, solver="liblinear")
-    model.fit(x_NxC / scale, is_class_N)
+    with threadpool_limits(1):  # on two threads such small products take ten times as long, waiting for each other
+        model.fit(x_NxC / scale, is_class_N)
     return Probe(model.coef_[0] / scale, float(model.intercept_[0]))
