@@ -1,4 +1,4 @@
-"""What ablating a feature does to the model's predictions: x' = x − f_i(x) · W_dec[i], the dictionary's error kept.
+"""What a feature does to the model's predictions: ablated, x' = x − f_i(x) · W_dec[i], the error kept; or amplified.
 
 Shapes: W windows, T tokens a window, N rows, D width of the model, R firings sampled, S samples, V vocabulary.
 """
@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from analysis.contexts import place, token_texts
-from analysis.feature_statistics import features_of
+from analysis.feature_statistics import Features, features_of
 from analysis.loss_recovered import INTERVAL, resample
 from analysis.run import FinishedRun
-from analysis.steer_model import reader
+from analysis.steer_model import output_scores, reader
 
 TOKENS = 10  # that it raises, and that it lowers
 
@@ -99,3 +99,10 @@ def ablation_effect(
         tokens_up=up,
         tokens_down=down,
     )
+
+
+def output_score(run: FinishedRun, member: str, feature: int, features: Features) -> float:
+    """By Arad et al. 2025, of the tokens that it promotes; amplified as `steer_model.output_scores` has it."""
+    watched = features.promoted_FxT[feature].tolist()
+    arguments = run.site(member), run.dictionary(member).sae, [feature], watched, features.max_F, run.first_position
+    return output_scores(run.language_model, *arguments)[feature]

@@ -1,6 +1,6 @@
 """The figures of a feature's page, as Altair objects as wide as what holds them.
 
-Shapes: R firings sampled, P positions of a window with a row.
+Shapes: P positions of a window with a row, B bars.
 """
 
 from __future__ import annotations
@@ -8,37 +8,35 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from analysis.emergence import RECOGNIZABLE
-from analysis.feature_page import FeaturePage
+from analysis.feature_page import Bars, FeaturePage
 from analysis.figures import printable, styled
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
-BARS, HEIGHT = 20, 240  # of a whole figure: Streamlit fits title, axes and legend into it
+HEIGHT = 240  # of a whole figure: Streamlit fits title, axes and legend into it
 
 
-def histogram(page: FeaturePage) -> Any:
-    """An Altair figure: the activations of a random sample of the firings."""
+def histogram(bars: Bars, x: str, of: str, title: str, subtitle: str) -> Any:
+    """An Altair figure: which share of all lies in each bar."""
     import altair as alt
 
-    counts, edges = np.histogram(page.sample_R, bins=BARS, range=(min(0.0, page.maximum), max(0.0, page.maximum)))
+    share_B = bars.count_B / max(1, bars.count_B.sum())
     rows = [
-        {"from": float(low), "to": float(high), "share": float(count / max(1, len(page.sample_R)))}
-        for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True)
+        {"from": float(low), "to": float(high), "share": float(share)}
+        for share, low, high in zip(share_B, bars.edge_E[:-1], bars.edge_E[1:], strict=True)
     ]
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_bar(color=BLUE, stroke="white", strokeWidth=0.5)
         .encode(
-            x=alt.X("from:Q", title="activation", bin="binned"),
+            x=alt.X("from:Q", title=x, bin="binned"),
             x2="to:Q",
-            y=alt.Y("share:Q", title="share of firings", axis=alt.Axis(format="%")),
+            y=alt.Y("share:Q", title=f"share of {of}", axis=alt.Axis(format=".2~%")),
             tooltip=[alt.Tooltip(name, format=".3g") for name in ("from:Q", "to:Q", "share:Q")],
         )
         .properties(width="container", height=HEIGHT)
     )
-    return styled(chart, "How strongly it fires", f"{len(page.sample_R)} firings drawn at random")
+    return styled(chart, title, subtitle)
 
 
 def positions(page: FeaturePage) -> Any:
@@ -107,7 +105,10 @@ def weights(entries: Sequence[tuple[str, float]], title: str, colour: str) -> An
 def figures(page: FeaturePage) -> Iterator[tuple[str, Any]]:
     """Those that there is something to draw in, by name."""
     if page.fires:
-        yield "histogram", histogram(page)
+        firings = f"all {page.activations.count_B.sum():,} firings"
+        yield "histogram", histogram(page.activations, "activation", "firings", "How strongly it fires", firings)
         yield "positions", positions(page)
+    tokens = f"its logit weight on each of {page.logits.count_B.sum():,} tokens"
+    yield "logits", histogram(page.logits, "logit weight", "tokens", "What it does to the vocabulary", tokens)
     if len(page.stages) > 2:
         yield "emergence", emergence(page)

@@ -3,7 +3,7 @@
 From what the run keeps already (statistics, comparison, snapshots) and one encoding of the contexts' windows, so that
 each of their tokens has its activation. No language model: a tokenizer does.
 
-Shapes: F features, T tokens of a window, P positions of a window with a row, R firings sampled, D width of the model.
+Shapes: F features, T tokens of a window, P positions of a window with a row, D width of the model, B bars.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from analysis.contexts import place, token_texts
 from analysis.feature_statistics import Features
 from analysis.firing import encode
 from analysis.mapped import mapped_arrays
-from analysis.neuronpedia import groups_of
+from analysis.neuronpedia import Aligned, alignment, groups_of
 from analysis.run import FinishedRun
 from analysis.specialization import over_chance
 from harvest.errors import InputError
@@ -49,6 +49,13 @@ class Band(NamedTuple):
     high: float
     share: float | None
     contexts: list[ShownContext]
+
+
+class Bars(NamedTuple):
+    """A histogram."""
+
+    count_B: np.ndarray
+    edge_E: np.ndarray
 
 
 class Beside(NamedTuple):
@@ -96,7 +103,10 @@ class FeaturePage:
     token_share: float  # of a sample of its firings
     position_P: np.ndarray  # share of the rows at a position on which it fires
     labels: list[Label]
-    sample_R: np.ndarray  # activations where it fires, by falling size
+    activations: Bars
+    logits: Bars  # of its weight on each token of the vocabulary
+    aligned: list[Aligned]
+    input_score: float  # share of the strongest contexts whose peak is on a token that it promotes (Arad et al. 2025)
     bands: list[Band]
     promoted: list[tuple[str, float]]
     suppressed: list[tuple[str, float]]
@@ -146,7 +156,10 @@ def compute(
         token_share=float(of.token_share_F[f]),
         position_P=np.array(of.position_FxP[f]),
         labels=labels_of(of, f),
-        sample_R=np.array(of.sample_value_FxR[f][of.sample_row_FxR[f] >= 0]),
+        activations=Bars(*of.activations(f)),
+        logits=Bars(*of.logits(f)),
+        aligned=alignment(dictionary.tensors["W_dec"][f]),
+        input_score=input_score(of, f, store),
         bands=bands_of(of, f, dictionary, store, tokenizer),
         promoted=promoted,
         suppressed=suppressed,
@@ -169,6 +182,12 @@ def labels_of(features: Features, feature: int) -> list[Label]:
         score = over_chance(np.array(features.label_score[name][1, :, feature]))
         found.append(Label(name, names[rate_L.argmax()], float(rate_L.max()), float(score)))
     return sorted(found, key=lambda label: -label.specialization)
+
+
+def input_score(features: Features, feature: int, store: ActivationStore) -> float:
+    row_K = features.top_row_FxK[feature]
+    peaks = [tokens_T[at] for tokens_T, at, _ in (place(store, row) for row in row_K[row_K >= 0].tolist())]
+    return float(np.isin(peaks, features.promoted_FxT[feature]).mean()) if peaks else 0.0
 
 
 def bands_of(

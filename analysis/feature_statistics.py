@@ -5,7 +5,7 @@ computed before a stop is not computed again. (One pass for all is no faster: wh
 nothing beside their own firings. It would need all their memory at once, and lose all of it to a stop.)
 
 Shapes: F features, K contexts, R firings sampled, Q quantiles, P positions, J neighbours, T tokens, L labels,
-S shuffles.
+S shuffles, B bars of activations, H of logit weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.firing import Firing, Labels, firing_of
+from analysis.firing import BARS, Firing, Labels, firing_of
 from analysis.ground_truth import unit
 from analysis.labels import labels_of
 from analysis.mapped import mapped_arrays
@@ -30,9 +30,9 @@ from sae_jax.formats import Dictionary
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
 
-FORMAT = 1
+FORMAT = 2
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-NEIGHBOURS, TOKENS = 10, 20
+NEIGHBOURS, TOKENS, LOGIT_BARS = 10, 20, 50
 MIN_TOGETHER = 10  # firings of both that make two features fire together
 BLOCK = 512  # features at a time against all
 SCORES = {"mutual_information": mutual_information, "specialization": specialization}
@@ -51,6 +51,8 @@ class Features:
     top_row_FxK: np.ndarray
     sample_value_FxR: np.ndarray  # firings drawn at random, by falling value
     sample_row_FxR: np.ndarray
+    bar_count_FxB: np.ndarray  # firings, by bars of equal width from −limit to limit
+    bar_limit_F: np.ndarray
     token_F: np.ndarray  # its most frequent token in the sample
     token_share_F: np.ndarray  # and that token's share
     position_FxP: np.ndarray  # share of the rows at a position on which it fires
@@ -63,6 +65,7 @@ class Features:
     promoted_weight_FxT: np.ndarray
     suppressed_FxT: np.ndarray
     suppressed_weight_FxT: np.ndarray
+    logit_count_FxH: np.ndarray  # all tokens, by bars of equal width from the least to the largest weight
     labels: dict[str, list[str]]
     label_rows: dict[str, np.ndarray]  # [L], how many rows have a label
     label_count: dict[str, np.ndarray]  # [F, L], on how many of them it fires
@@ -71,6 +74,18 @@ class Features:
     @property
     def alive_F(self) -> np.ndarray:
         return self.density_F > 0
+
+    def activations(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """(firings in each bar, edges of the bars), of those from 0, or the least, to the largest."""
+        count_B, edge_E = self.bar_count_FxB[feature], self.bar_limit_F[feature] * np.linspace(-1, 1, BARS + 1)
+        used = np.flatnonzero(count_B)
+        first, last = min([*used, BARS // 2]), max([*used, BARS // 2]) + 1
+        return count_B[first:last], edge_E[first : last + 1]
+
+    def logits(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens in each bar, edges of the bars) of its logit weights."""
+        ends = self.suppressed_weight_FxT[feature, 0], self.promoted_weight_FxT[feature, 0]
+        return self.logit_count_FxH[feature], np.linspace(*ends, LOGIT_BARS + 1)
 
     def __repr__(self) -> str:
         firing, features = int(self.alive_F.sum()), len(self.density_F)
@@ -169,6 +184,8 @@ def describe(
         top_row_FxK=firing.top.table("row", -1),
         sample_value_FxR=np.take_along_axis(sample_value_FxR, falling_FxR, 1),
         sample_row_FxR=np.take_along_axis(sample_row_FxR, falling_FxR, 1),
+        bar_count_FxB=firing.histogram.count_FxB,
+        bar_limit_F=firing.histogram.limit_F,
         token_F=token_F,
         token_share_F=token_share_F,
         position_FxP=firing.position_FxP / (rows / positions),
@@ -237,6 +254,8 @@ def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarra
     found: dict[str, list[np.ndarray]] = {}
     for first in range(0, len(W_dec_FxD), BLOCK):
         weight_BxV = logit_weights(model, W_dec_FxD[first : first + BLOCK])
+        counts_BxH = np.stack([np.histogram(weight_V, LOGIT_BARS)[0] for weight_V in weight_BxV])
+        found.setdefault("logit_count_FxH", []).append(counts_BxH.astype(np.int32))
         for name, signed_BxV in (("promoted", weight_BxV), ("suppressed", -weight_BxV)):
             token_BxT = np.argpartition(-signed_BxV, TOKENS, axis=1)[:, :TOKENS]
             order_BxT = np.argsort(-np.take_along_axis(signed_BxV, token_BxT, 1), axis=1)

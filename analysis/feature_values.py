@@ -1,10 +1,9 @@
-"""Each feature's activation at every token of some contexts of its own, and the histogram of all its firings.
+"""Each feature's activation at every token of some contexts of its own.
 
 One pass over the store: every row is encoded once, whatever the number of contexts. Memory: 4 bytes a context and
-token, and F times the bars.
+token.
 
-Shapes: C contexts, L tokens of a context, P positions of a window with a row, N = W·P rows, Z firings, F features,
-B bars.
+Shapes: C contexts, L tokens of a context, P positions of a window with a row, N = W·P rows, F features.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from harvest.store import ActivationStore
 from sae_jax.sae import SAE
 
 LONGEST = 128  # tokens of a context: a longer window is cut around the row
-BARS = 50
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,6 @@ class FeatureValues:
 
     value_CxL: np.ndarray
     start_C: np.ndarray  # the position in its window of a context's first token
-    count_FxB: np.ndarray  # firings in each bar
-    edge_FxE: np.ndarray  # of the bars, E = B + 1, of equal width from 0 to the largest; from −it where some are below
 
 
 def feature_values(
@@ -39,8 +35,6 @@ def feature_values(
     store: ActivationStore,
     feature_C: np.ndarray,
     row_C: np.ndarray,
-    largest_F: np.ndarray,
-    is_signed: bool,
     on_rows: Callable[[int], None] = lambda n: None,
 ) -> FeatureValues:
     """The context of a row is its window. Rows count on from training rows to held-out ones."""
@@ -53,31 +47,21 @@ def feature_values(
     order_C = np.argsort(window_C, kind="stable")
     sorted_C = window_C[order_C]
 
-    features, size_F = len(largest_F), np.maximum(np.abs(largest_F), 1e-30)
-    low_F = -size_F if is_signed else np.zeros(features)
-    count_FxB = np.zeros((features, BARS), np.int64)
     graphdef, weights = nnx.split(sae)
     for chunk in chunks(store):
         n = len(chunk.row_N)
         x_NxD = np.zeros((max(n, CHUNK_ROWS), chunk.x_NxD.shape[1]), np.float32)  # one shape, compiled once
         x_NxD[:n] = chunk.x_NxD
         f_NxF = np.asarray(encode(graphdef, weights, x_NxD))[:n]
-        f_WxPxF = f_NxF.reshape(-1, positions, features)
+        f_WxPxF = f_NxF.reshape(-1, positions, f_NxF.shape[1])
 
         before = chunk.row_N[0] // positions
         here_C = order_C[slice(*np.searchsorted(sorted_C, [before, before + len(f_WxPxF)]))]
         at_CxL, of_Cx1 = offset_CxL[here_C], feature_C[here_C, None]
         found_CxL = f_WxPxF[window_C[here_C, None] - before, np.maximum(at_CxL, 0), of_Cx1]
         value_CxL[here_C] = np.where(at_CxL >= 0, found_CxL, 0)
-
-        at_Z = np.flatnonzero(f_NxF)
-        feature_Z, value_Z = at_Z % features, f_NxF.ravel()[at_Z]
-        bar_Z = (value_Z - low_F[feature_Z]) / (size_F - low_F)[feature_Z] * BARS
-        bar_Z = np.clip(bar_Z.astype(np.int64), 0, BARS - 1)
-        count_FxB += np.bincount(feature_Z * BARS + bar_Z, minlength=features * BARS).reshape(features, BARS)
         on_rows(n)
-    edge_FxE = np.linspace(low_F, size_F, BARS + 1, axis=1)
-    return FeatureValues(value_CxL, start_C, count_FxB, edge_FxE)
+    return FeatureValues(value_CxL, start_C)
 
 
 def context_tokens(store: ActivationStore, values: FeatureValues, number: int, row: int) -> tuple[np.ndarray, int]:

@@ -1,9 +1,9 @@
 """On what the features of a dictionary fire: by one pass over all rows, in bounded memory.
 
-Memory: 4 F² bytes, and F times the contexts, positions and labels; nothing grows with the rows.
+Memory: 4 F² bytes, and F times the contexts, positions, labels and bars; nothing grows with the rows.
 
 Shapes: W windows of a chunk, T tokens a window, P of them with a row, N = W·P rows, Z firings (row, feature) of a
-chunk, F features, K kept, L labels, S shuffles, G documents, V vocabulary.
+chunk, F features, K kept, L labels, S shuffles, G documents, V vocabulary, B bars.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ PENDING = 1 << 20  # firings that wait to be sorted in
 CONTEXT_TOKENS = 10  # rows with the same token and as many the same before it are one context
 ENTRY = np.dtype([("feature", "i4"), ("key", "f4"), ("value", "f4"), ("row", "i8"), ("token", "i4"), ("alike", "u8")])
 SHUFFLES = 5
+BARS, SMALLEST = 128, 2.0**-20  # of a histogram, half of them below 0; where a feature's first ones end
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,28 @@ class Kept:
         return table_FxK
 
 
+class Histogram:
+    """How often each value was seen, in bars of equal width from −limit to limit.
+
+    Where a value lies beyond a feature's limit, its bars are joined in pairs, which doubles the limit: nothing need be
+    known of the values before, and at the end the positive ones are in 32 to 64 bars.
+    """
+
+    def __init__(self, features: int):
+        self.count_FxB = np.zeros((features, BARS), np.int32)
+        self.limit_F = np.full(features, SMALLEST)
+
+    def add(self, feature_Z: np.ndarray, value_Z: np.ndarray) -> None:
+        largest_F = np.zeros(len(self.limit_F))
+        np.maximum.at(largest_F, feature_Z, np.abs(value_Z))
+        while (beyond := np.flatnonzero(largest_F >= self.limit_F)).size:
+            pairs = self.count_FxB[beyond].reshape(len(beyond), BARS // 2, 2).sum(2)
+            self.count_FxB[beyond] = np.pad(pairs, ((0, 0), (BARS // 4, BARS // 4)))
+            self.limit_F[beyond] *= 2
+        bar_Z = np.floor(value_Z / self.limit_F[feature_Z] * (BARS // 2)).astype(int) + BARS // 2
+        self.count_FxB += counted(feature_Z, bar_Z, self.count_FxB.shape)
+
+
 class Firing:
     """What one dictionary's features fire on, while it is counted."""
 
@@ -147,6 +170,7 @@ class Firing:
         self.sum_F = np.zeros(features)
         self.top = Kept(features, CONTEXTS, positions)
         self.sample = Kept(features, SAMPLE, positions)
+        self.histogram = Histogram(features)
         self.position_FxP = np.zeros((features, positions), np.int64)
         self.together_FxF = np.zeros((features, features), np.int32)
         self.label_SxFxL = {
@@ -170,6 +194,7 @@ class Firing:
             kept.add(firings_Z)
         self.count_F += np.bincount(feature_Z, minlength=features)
         self.sum_F += np.bincount(feature_Z, weights=firings_Z["value"], minlength=features)
+        self.histogram.add(feature_Z, firings_Z["value"])
         self.position_FxP += counted(feature_Z, chunk.position_N[row_Z], self.position_FxP.shape)
         for name, of_SxN in label_SxN.items():
             for total_FxL, of_N in zip(self.label_SxFxL[name], of_SxN, strict=True):

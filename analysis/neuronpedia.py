@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 BATCH = 128  # features a file
 INTERVALS, EACH = 5, 5  # of the firings by rank; contexts of each
 ROWS, ALIGNED = 10, 3  # tokens promoted and suppressed; neurons and features beside it
-LOGIT_BARS = 50
 CREATOR = "clkht01d40000jv08hvalcvly"  # whom Neuronpedia's own exporter names where no user is
 NOTES = (
     "Logits: decoder row through the final norm's gain (centered, where it is a LayerNorm) and the unembedding. "
@@ -132,6 +131,21 @@ def slug(name: str) -> str:
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
+class Aligned(NamedTuple):
+    """A neuron that a decoder row points along: its entry there, and the share of the row's L1 norm."""
+
+    neuron: int
+    value: float
+    share: float
+
+
+def alignment(decoder_D: np.ndarray) -> list[Aligned]:
+    """The neurons with the largest entries."""
+    size = max(float(np.abs(decoder_D).sum()), 1e-30)
+    largest = np.argsort(-decoder_D, kind="stable")[:ALIGNED].tolist()
+    return [Aligned(d, float(decoder_D[d]), abs(float(decoder_D[d])) / size) for d in largest]
+
+
 class Pages:
     """The pages of a dictionary's features, a batch at a time."""
 
@@ -161,30 +175,24 @@ class Pages:
             store,
             np.repeat(np.arange(len(contexts_F)), contexts_F),
             np.concatenate([np.empty(0, np.int64), *(group.rows for groups in self.groups_F for group in groups)]),
-            features.max_F,
-            bool((features.sample_value_FxR < 0).any()),
             advance,
         )
 
     def batch(self, which: range) -> list[dict[str, Any]]:
-        from harvest.unembedding import logit_weights
+        return [self.page(feature) for feature in which]
 
-        logits_BxV = logit_weights(self.model, self.W_dec_FxD[which.start : which.stop])
-        return [self.page(feature, logits_V) for feature, logits_V in zip(which, logits_BxV, strict=True)]
-
-    def page(self, feature: int, logits_V: np.ndarray) -> dict[str, Any]:
+    def page(self, feature: int) -> dict[str, Any]:
         """NeuronpediaDashboardFeature of SAEDashboard."""
         of, decoder_D = self.features, self.W_dec_FxD[feature]
-        aligned_A = np.argsort(-decoder_D, kind="stable")[:ALIGNED]
+        aligned = alignment(decoder_D)
         together_A = of.together_FxJ[feature, :ALIGNED][of.together_phi_FxJ[feature, :ALIGNED] > 0]
-        count_B, edge_E = self.values.count_FxB[feature], self.values.edge_FxE[feature]
-        logit_counts_B, logit_edges_E = np.histogram(logits_V, LOGIT_BARS)
+        (count_B, edge_E), (logit_counts_H, logit_edges_E) = of.activations(feature), of.logits(feature)
         fires = bool(of.density_F[feature])
         return {
             "feature_index": feature,
-            "neuron_alignment_indices": aligned_A.tolist(),
-            "neuron_alignment_values": rounded(decoder_D[aligned_A]),
-            "neuron_alignment_l1": rounded(np.abs(decoder_D[aligned_A]) / max(np.abs(decoder_D).sum(), 1e-30)),
+            "neuron_alignment_indices": [of.neuron for of in aligned],
+            "neuron_alignment_values": rounded(np.array([of.value for of in aligned])),
+            "neuron_alignment_l1": rounded(np.array([of.share for of in aligned])),
             "correlated_neurons_indices": [],
             "correlated_neurons_l1": [],
             "correlated_neurons_pearson": [],
@@ -198,7 +206,7 @@ class Pages:
             "frac_nonzero": float(of.density_F[feature]),
             "freq_hist_data_bar_values": rounded((edge_E[1:] + edge_E[:-1]) / 2) if fires else [],
             "freq_hist_data_bar_heights": count_B.tolist() if fires else [],
-            "logits_hist_data_bar_heights": logit_counts_B.tolist(),
+            "logits_hist_data_bar_heights": logit_counts_H.tolist(),
             "logits_hist_data_bar_values": rounded((logit_edges_E[1:] + logit_edges_E[:-1]) / 2),
             "n_prompts_total": of.rows // self.store.train.positions,
             "n_tokens_in_prompt": self.store.manifest["seq_len"],

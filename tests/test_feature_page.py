@@ -11,6 +11,7 @@ from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder
 from harvest.errors import InputError
 from harvest.tokenizer import load_tokenizer
+from harvest.unembedding import logit_weights
 from sae_jax.snapshots import read_snapshots
 
 
@@ -126,18 +127,40 @@ def test_what_it_is_found_with_is_that_of_the_comparison_and_the_snapshots(run, 
         cosine_F = snapshots[stage.step].direction @ final_D
         assert (stage.best, stage.own) == pytest.approx((cosine_F.max(), cosine_F[feature]), abs=1e-5)
     assert page.stages[-1].own == pytest.approx(1, abs=1e-3)
-    assert dict(feature_figures.figures(page)).keys() == {"histogram", "positions", "emergence"}
+    assert dict(feature_figures.figures(page)).keys() == {"histogram", "positions", "logits", "emergence"}
 
 
 def test_figures_hold_what_they_draw(run, cache):
     name = next(iter(run.members))
-    page = page_of(run, cache, name, frequent(saved(run, name)))
-    bars = feature_figures.histogram(page).to_dict()["data"]["values"]
-    assert sum(bar["share"] for bar in bars) == pytest.approx(1)
-    counts, _ = np.histogram(page.sample_R, feature_figures.BARS, (0, page.maximum))
-    assert [bar["share"] for bar in bars] == pytest.approx(counts / counts.sum())
+    feature = frequent(saved(run, name))
+    page = page_of(run, cache, name, feature)
+    drawn = {
+        of: figure.to_dict()["data"]["values"] for of, figure in feature_figures.figures(page) if of != "emergence"
+    }
+    store = run.store(run.site(name), cache)
+    raw_NxD = np.concatenate([split.read(0, len(split)) for split in (store.train, store.held_out)])
+    f_N = np.asarray(run.dictionary(name).sae.encode(raw_NxD.astype(np.float32)))[:, feature]
+    logits_V = logit_weights(run.language_model, run.dictionary(name).tensors["W_dec"][[feature]])[0]
+    for bars, values in ((drawn["histogram"], f_N[f_N > 0]), (drawn["logits"], logits_V)):
+        edges = [*(bar["from"] for bar in bars), bars[-1]["to"]]
+        shares = np.histogram(values, edges)[0] / len(values)
+        np.testing.assert_allclose(np.cumsum([bar["share"] for bar in bars]), np.cumsum(shares), atol=2 / len(values))
     shares = [row["share"] for row in feature_figures.positions(page).to_dict()["data"]["values"]]
     assert np.mean(shares) == pytest.approx(page.density, rel=1e-6)
+
+
+def test_what_it_reads_is_what_it_promotes(run, cache):
+    """The input score of Arad et al., counted by hand; and the dimensions of its decoder row."""
+    name = next(iter(run.members))
+    of = saved(run, name)
+    for feature in np.argsort(-of.density_F)[:5].tolist():
+        page = page_of(run, cache, name, feature)
+        peaks = [context.tokens[context.peak] for context in page.bands[0].contexts]
+        promoted = {token for token, _ in page.promoted}
+        assert page.input_score == pytest.approx(np.mean([peak in promoted for peak in peaks]))
+        decoder_D = run.dictionary(name).tensors["W_dec"][feature]
+        assert [of.neuron for of in page.aligned] == np.argsort(-decoder_D)[:3].tolist()
+        assert page.aligned[0].share == pytest.approx(decoder_D.max() / np.abs(decoder_D).sum())
 
 
 def test_a_feature_that_is_not_there_is_an_error_that_says_which_are(run, cache):

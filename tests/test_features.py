@@ -6,6 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from command_line import THREE_KINDS, shared_cache, typed
+from hypothesis import given
+from hypothesis import strategies as st
 from rows import make_store
 from scipy import stats
 
@@ -13,7 +15,7 @@ from analysis import feature_statistics, firing
 from analysis import labels as labels_module
 from analysis.contexts import context_text
 from analysis.feature_statistics import Features, best_others, features_of, phi
-from analysis.firing import SHUFFLES, Labels, context_hashes, firing_of
+from analysis.firing import BARS, SHUFFLES, SMALLEST, Histogram, Labels, context_hashes, firing_of
 from analysis.run import FinishedRun
 from analysis.specialization import mutual_information, over_chance, p_values, specialization
 from harvest.language_model import LanguageModel
@@ -57,6 +59,27 @@ def everything(store, sae):
     token_N = np.array([tokens[position] for tokens, position, *_ in places])
     position_N = np.array([position - 1 for _, position, *_ in places])
     return f_NxF, token_N, position_N, np.array([document for _, _, document, _ in places])
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 2), st.floats(-1e4, 1e4, width=32)), max_size=20), min_size=1, max_size=6
+    )
+)
+def test_a_histogram_needs_to_know_nothing_of_the_values_to_come(chunks):
+    """Bars that grew with the values hold what numpy counts between the same edges."""
+    histogram = Histogram(3)
+    for chunk in chunks:
+        feature_Z, value_Z = np.array([f for f, _ in chunk], int), np.array([v for _, v in chunk], np.float32)
+        histogram.add(feature_Z, value_Z)
+    for feature in range(3):
+        values = np.array([v for chunk in chunks for f, v in chunk if f == feature], np.float64)
+        limit = histogram.limit_F[feature]
+        expected, _ = np.histogram(values, np.linspace(-limit, limit, BARS + 1))
+        assert histogram.count_FxB[feature].tolist() == expected.tolist()
+        assert histogram.count_FxB[feature].sum() == len(values)
+        if len(values) and (largest := np.abs(values).max()) >= SMALLEST:
+            assert limit / 2 <= largest < limit
 
 
 @pytest.mark.parametrize("chunk_rows,pending", [(4096, 1 << 20), (40, 30)])

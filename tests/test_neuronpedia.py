@@ -87,8 +87,10 @@ def test_figures_are_those_of_the_weights_and_of_all_rows(run, member, cache, pa
         page, f_N = pages[feature], f_NxF[:, feature]
         fires_N, decoder_D = f_N > 0, tensors["W_dec"][feature]
         assert page["frac_nonzero"] == pytest.approx(fires_N.mean()) and fires_N.any()
-        heights, edges = np.histogram(f_N[fires_N], 50, (0, f_N.max()))
-        assert page["freq_hist_data_bar_values"] == pytest.approx((edges[1:] + edges[:-1]) / 2, abs=1e-3 * edges[-1])
+        middles = np.array(page["freq_hist_data_bar_values"])
+        edges = np.append(middles - middles[0], 2 * middles[-1] - middles[-2] + middles[0])
+        assert 32 <= len(middles) <= 64 and edges[-2] <= f_N.max() <= edges[-1]
+        heights, _ = np.histogram(f_N[fires_N], edges)
         np.testing.assert_allclose(np.cumsum(page["freq_hist_data_bar_heights"]), np.cumsum(heights), atol=2)
         assert sum(page["freq_hist_data_bar_heights"]) == fires_N.sum()
         assert page["vector"] == pytest.approx(decoder_D, abs=1e-5 * float(np.abs(decoder_D).max()))
@@ -198,7 +200,7 @@ def test_a_long_window_is_cut_around_the_row(tmp_path, monkeypatch, longest):
     f_NxF = np.concatenate([np.asarray(sae.encode(split.read(0, len(split)).astype(np.float32))) for split in splits])
     assert (f_NxF < 0).any() and (f_NxF > 0).any()
     rows_C, feature_C = rng.permutation(len(f_NxF))[:40], rng.integers(0, 5, 40)
-    found = feature_values(sae, store, feature_C, rows_C, np.abs(f_NxF).max(0), True)
+    found = feature_values(sae, store, feature_C, rows_C)
     assert found.value_CxL.shape == (40, min(longest, 9))
     for number, (row, feature) in enumerate(zip(rows_C.tolist(), feature_C.tolist(), strict=True)):
         tokens_L, at = context_tokens(store, found, number, row)
@@ -208,8 +210,6 @@ def test_a_long_window_is_cut_around_the_row(tmp_path, monkeypatch, longest):
         window_T = np.concatenate([[0], f_NxF[row // 8 * 8 : row // 8 * 8 + 8, feature]])
         np.testing.assert_allclose(found.value_CxL[number], window_T[start : start + min(longest, 9)], rtol=1e-5)
         assert found.value_CxL[number, at] == pytest.approx(f_NxF[row, feature])
-    np.testing.assert_array_equal(found.count_FxB.sum(1), (f_NxF != 0).sum(0))
-    assert found.count_FxB[:, :25].sum() == (f_NxF < 0).sum()
 
 
 def test_tokens_that_a_database_cannot_hold():

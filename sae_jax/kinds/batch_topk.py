@@ -30,7 +30,7 @@ class BatchTopK(Kind):
         return jnp.where(z_BxF > sae.threshold, z_BxF, 0.0)
 
     def score(self, sae, z_BxF):
-        """Far fewer than all are looked at: those above a little less than the last batch's least, if they are enough."""
+        """Far fewer than all are looked at: those above a little under the last batch's least, if they are enough."""
         return jnp.where(z_BxF > LOOKED_AT * sae.last_least, z_BxF, -jnp.inf)
 
     def fits(self, sae, count_B, hidden_dim):

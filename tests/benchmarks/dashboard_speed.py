@@ -129,7 +129,9 @@ def repeated(of: Features) -> Features:
     """The same statistics, each feature's many times."""
     place_F = np.arange(FEATURES) % len(of.density_F)
     taken = {
-        f.name: getattr(of, f.name)[place_F] for f in fields(of) if f.name.endswith(("_F", "_FxQ", "_FxK", "_FxR"))
+        f.name: getattr(of, f.name)[place_F]
+        for f in fields(of)
+        if f.name.endswith(("_F", "_FxQ", "_FxK", "_FxR", "_FxB", "_FxH"))
     }
     taken |= {f.name: getattr(of, f.name)[place_F] for f in fields(of) if f.name.endswith(("_FxP", "_FxJ", "_FxT"))}
     count = {label: count_FxL[place_F] for label, count_FxL in of.label_count.items()}

@@ -51,10 +51,10 @@ def main() -> None:
     parser.add_argument("--hidden-dim", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=SyntheticRequest.train_rows)
-    parser.add_argument("--roots", type=int, default=SyntheticRequest.n_roots, help="of trees, of 7 features each")
+    parser.add_argument("--depth", type=int, default=SyntheticRequest.depth, help="levels of the trees below a root")
     args = parser.parse_args()
 
-    request = SyntheticRequest(train_rows=args.rows, n_roots=args.roots)
+    request = SyntheticRequest(train_rows=args.rows, depth=args.depth)
     store = synthesize(request, args.directory)
     config = TrainConfig(
         activation=tuple(args.activation),

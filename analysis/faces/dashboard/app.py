@@ -1,9 +1,19 @@
 """The dashboard's frame: which run and which member, and the pages. Started by `python main.py dashboard RUN...`."""
 
+from importlib import import_module
+from threading import Thread
+
 import streamlit as st
 
 from analysis.faces.dashboard.opened import Chosen, arguments, errors_shown, follow, run_at
 from harvest.errors import InputError
+
+
+@st.cache_resource(show_spinner=False)
+def import_ahead() -> None:
+    """While the first page is looked at: what the first click on a feature would wait for."""
+    Thread(target=lambda: [import_module(name) for name in ("analysis.feature_page", "harvest.tokenizer")]).start()
+
 
 st.set_page_config("sae-jax", layout="wide")
 page = st.navigation(  # the folder is not named pages: Streamlit would show its files without this frame
@@ -24,3 +34,4 @@ with errors_shown():
         raise InputError(f"{path}: all its members failed, there is nothing to show")
 st.session_state["chosen"] = Chosen(path, follow("member", members, st.sidebar))
 page.run()
+import_ahead()

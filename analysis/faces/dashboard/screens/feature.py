@@ -3,7 +3,7 @@
 import streamlit as st
 
 from analysis import feature_figures, feature_page
-from analysis.ablation import ablation_effect
+from analysis.ablation import ablation_effect, output_score
 from analysis.faces.dashboard import opened
 from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
 from analysis.faces.dashboard.opened import chosen, errors_shown, fitted, go, plain
@@ -45,6 +45,10 @@ def facts() -> None:
             st.metric("threshold", f"{page.threshold:.3f}")
         st.metric("encoder · decoder", f"{page.cosine:.2f}", help="cosine of its two vectors")
         st.metric("one token", f"{page.token_share:.0%}", help="share of its firings on its most frequent token")
+        words = (
+            "share of its strongest contexts whose peak is on one of the 20 tokens that it promotes (Arad et al. 2025)"
+        )
+        st.metric("input score", f"{page.input_score:.0%}", help=words)
     with st.container(horizontal=True):
         if page.found_again:
             again, seeds = page.found_again
@@ -52,6 +56,8 @@ def facts() -> None:
             st.badge(words, icon=":material/verified:", color="green" if again else "orange")
         if page.token:
             st.badge(f"most frequent token: {plain(repr(page.token)[1:-1])}", color="gray")
+        neurons = ", ".join(f"{of.neuron} ({of.share:.1%})" for of in page.aligned)
+        st.badge(plain(f"points along dimensions {neurons} of its norm"), color="gray")
         for label in page.labels:
             if label.specialization < SPECIAL:
                 continue
@@ -99,18 +105,21 @@ def others(title: str, rows: list[dict], key: str) -> None:
     table = st.dataframe(rows, hide_index=True, on_select="rerun", selection_mode="single-cell", key=f"{key}-{number}")
     if cells := table["selection"]["cells"]:
         row = rows[cells[0][0]]
-        if row["feature"] is not None:
-            go("feature", feature=row["feature"], member=row.get("member", at.member))
+        go("feature", feature=row["feature"], member=row.get("member", at.member))
 
 
 def ablation() -> None:
     st.subheader("What ablating it does")
-    st.caption("To the loss on the next token, from where it fires on, in up to 32 windows. Loads the language model.")
+    st.caption(
+        "To the loss on the next token, from where it fires on, in up to 32 windows; and its output score. "
+        "Loads the language model."
+    )
     if not st.button("Ablate it", icon=":material/content_cut:"):
         return
     bar = st.progress(0.0, "loading")
     with errors_shown():
         found = ablation_effect(at.run, at.member, number, opened.arguments()[1], on_progress=opened.shown_in(bar))
+        score = output_score(at.run, at.member, number, features)
     bar.empty()
     if not found.windows:
         st.info("It fires nowhere that a token follows.")
@@ -121,6 +130,8 @@ def ablation() -> None:
         st.metric("KL, nats a token", f"{found.kl:.4f}")
         st.metric("windows", found.windows)
         st.metric("tokens", found.tokens)
+        words = "(1 − best rank / V) · probability of the 20 tokens that it promotes, amplified after a neutral prompt"
+        st.metric("output score", f"{score:.4f}", help=f"{words} (Arad et al. 2025)")
     up, down = st.columns(2)
     up.caption("becomes likelier without it")
     up.html(bars(found.tokens_up))
@@ -150,5 +161,6 @@ with right:
 if compared is None:
     st.caption("Stability over seeds and twins in other members: `python main.py study` computes them.")
 else:
-    rows = [{"member": t.member, "feature": t.feature, "cosine": round(t.cosine, 3)} for t in page.twins]
-    others("Its twin in other members", rows, "twins")
+    matched = [twin for twin in page.twins if twin.feature is not None]
+    rows = [{"member": t.member, "feature": t.feature, "cosine": round(t.cosine, 3)} for t in matched]
+    others(f"Its twin in {len(rows)} of {len(page.twins)} other members", rows, "twins")
