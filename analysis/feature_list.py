@@ -5,6 +5,7 @@ Shapes: F features, N of them chosen, L labels.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,8 @@ def places(folder: Path, member: str, W_dec_FxD: np.ndarray) -> tuple[np.ndarray
     path = folder / f"clusters-{member}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays["xy_Fx2"], "the study's map"
-    return pca_of(unit(W_dec_FxD), 2)[0], "two principal components"
+            return arrays["xy_Fx2"], f"{json.loads(path.with_suffix('.json').read_text())['method']}, by the study"
+    return pca_of(unit(W_dec_FxD), 2)[0], "two principal components; `python main.py study` makes a map by UMAP"
 
 
 def figure(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from analysis.best import best_of_results, l0_asked_of
 from analysis.figures import KIND_STYLES, OTHER_STYLE, kind_colour, styled
 
 METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered", "mse", "cosine")
@@ -12,10 +13,16 @@ SETTINGS = ("activation", "hidden_dim", "layer", "hook", "lr", "seed")
 
 
 def rows_of(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row a member of results.json, by name: the metrics that were measured, then what it was trained with."""
+    """A row a member of results.json, by name: what was measured, and asked for, then what it was trained with.
+
+    The best one has a star.
+    """
+    best = best_of_results([{"id": name, **member} for name, member in members.items()])
     return [
         {
             "member": name,
+            "best": "★" if best and best["id"] == name else "",
+            "L0 asked": l0_asked_of(dict(member)),
             **{metric: member["metrics"][metric] for metric in METRICS if metric in member["metrics"]},
             **{setting: member[setting] for setting in SETTINGS},
         }

@@ -86,11 +86,13 @@ def gather(
     if len(concept) < FEWEST:
         raise InputError(
             f"{phrase!r}: {len(concept)} passages, at least {FEWEST} are needed: {len(holders)} of {read:,} documents "
-            f"of {corpus} hold it, and {len(texts)} examples were given. Give more with --examples FILE, one a line"
+            f"of {Path(corpus).name} hold it, and {len(texts)} examples were given: give more of these, one a line "
+            "(--examples FILE)"
         )
     others = _others(concept, pool, tokenizer, first, rng)
     if len(others) < FEWEST:
-        source, advice = ("--against", "") if against else (corpus, ": give others with --against FILE")
+        source = "your own (--against)" if against else Path(corpus).name
+        advice = "" if against else ": give others (--against FILE)"
         raise InputError(f"{source}: {len(others)} texts without {phrase!r}; {FEWEST} are needed, better 100{advice}")
     passages = [*concept, *others]
     tokens_WxT, real_WxT, item_W, phrase_WxT = _windows_of(passages, seq_len, first)
@@ -183,7 +185,7 @@ def _own_text(text: str, pattern: re.Pattern[str], tokenizer, first: int) -> _Pa
     ids, offsets = _tokenized(tokenizer, text)
     if len(ids) <= first:
         raise InputError(
-            f"--examples: {text!r} is {len(ids)} token, and the first of a window is not read: leave it out"
+            f"{text!r} (--examples) is {len(ids)} token, and the first of a window is not read: leave it out"
         )
     return _Passage(ids, _tokens_on(pattern.finditer(text), offsets), sentences=len(sentences_of(text)))
 

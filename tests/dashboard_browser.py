@@ -16,6 +16,10 @@ from command_line import ROOT, environment
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run"]
+# Asked at every frame: a locator would ask after 100 and 500 ms.
+SETTLED = """title => (!title || [...document.querySelectorAll("h1")].some(h => h.innerText.trim() === title))
+    && document.querySelector('[data-test-script-state="notRunning"]')
+    && !document.querySelector("[data-testid=stSkeleton], [data-stale=true]")"""
 OWN_PROBES = ("_stcore/health", "_stcore/host-config")  # Streamlit looks for its server below the page's path, too
 
 
@@ -88,10 +92,7 @@ class Visitor:
 
     def settled(self, title: str = "") -> None:
         """Waits until the page has this title and nothing runs any more."""
-        if title:
-            self.page.get_by_role("heading", name=title, level=1).wait_for(timeout=60_000)
-        self.page.wait_for_selector('[data-test-script-state="notRunning"]', timeout=120_000)
-        self.page.wait_for_function("!document.querySelector('[data-testid=stSkeleton], [data-stale=true]')")
+        self.page.wait_for_function(SETTLED, arg=title, timeout=120_000)
         trouble = self.page.get_by_test_id("stException")
         assert not trouble.count(), trouble.first.inner_text()
 

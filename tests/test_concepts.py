@@ -104,5 +104,5 @@ def test_documents_too_short_or_with_an_example_in_them_are_left_out(model, tmp_
     with pytest.raises(InputError, match="'f' is 1 token"):
         gather("fog", str(tmp_path / "corpus.jsonl"), model.tokenizer, 6, 1, ["f"])
     (tmp_path / "alone.txt").write_text("\n<|endoftext|>\n".join([f"fog number {i}" for i in range(5)]))
-    with pytest.raises(InputError, match="0 texts without 'fog'; 3 are needed, better 100: give others with --against"):
+    with pytest.raises(InputError, match="0 texts without 'fog'; 3 are needed, better 100: give others .--against"):
         gather("fog", str(tmp_path / "alone.txt"), model.tokenizer, 6, 1)

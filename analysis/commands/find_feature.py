@@ -202,7 +202,7 @@ def summary(phrase: str, passages: dict[str, Any], result: FindFeature, fdr: flo
     ]
     if p["texts_left_out"]:
         lines.append(
-            f"left out: {p['texts_left_out']} of your texts, which came twice or, of --against, hold the phrase"
+            f"left out: {p['texts_left_out']} of your texts, which came twice or, given against it, hold the phrase"
         )
     tried = f"of {sum(result.tried.values()):,} features tried in {len(result.tried)} dictionaries"
     if passing:
@@ -210,7 +210,11 @@ def summary(phrase: str, passages: dict[str, Any], result: FindFeature, fdr: flo
             *lines,
             f"{tried}, {passing} of the {len(result.features)} best pass, at a false discovery rate of {fdr:g}",
         ]
-    few = f" {p['concept']} passages are too few, {ENOUGH} are needed: give --examples" if p["concept"] < ENOUGH else ""
+    few = (
+        f" {p['concept']} passages are too few, {ENOUGH} are needed: give examples (--examples)"
+        if p["concept"] < ENOUGH
+        else ""
+    )
     return [*lines, f"nothing found: {tried}, none passes at a false discovery rate of {fdr:g}.{few}"]
 
 

@@ -51,7 +51,7 @@ def measure(visitor, pid: int) -> None:
     """Each page's first time, with what is read for it, and another time."""
     members = [f"member={name(number)}" for number in range(3)]
     print(f"memory: {memory_mb(pid):,.0f} MB")
-    for link, title in (("Features", "Features"), ("One feature", "Feature"), ("Population", "Population")):
+    for link, title in (("Features", "Features"), ("One feature", "Feature 0"), ("Population", "Population")):
         for turn in ("first", "again"):
             print(f"{link}, {turn}: {visitor.turn_to(link, title):.2f} s")
             if turn == "first":

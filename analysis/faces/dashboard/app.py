@@ -12,7 +12,13 @@ from harvest.errors import InputError
 @st.cache_resource(show_spinner=False)
 def import_ahead() -> None:
     """While the first page is looked at: what the first click on a feature would wait for."""
-    Thread(target=lambda: [import_module(name) for name in ("analysis.feature_page", "harvest.tokenizer")]).start()
+
+    def imports() -> None:
+        for name in ("harvest.tokenizer", "analysis.feature_figures", "analysis.ablation"):
+            import_module(name)
+        import_module("jax").numpy.zeros(1)  # its first computation takes longer than those that follow
+
+    Thread(target=imports, daemon=True).start()
 
 
 st.set_page_config("sae-jax", layout="wide")

@@ -5,6 +5,7 @@ Statistics are mapped, not read; a dictionary and the language model are read wh
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,8 +77,13 @@ def errors_shown():
     try:
         yield
     except InputError as error:
-        st.error(plain(str(error)))
+        st.error(plain(without_flags(str(error))))
         st.stop()
+
+
+def without_flags(text: str) -> str:
+    """As it is said where nothing is typed: `(--flag ...)`, how to do it on the command line, is left out."""
+    return re.sub(r" \(--[^)]*\)", "", text)
 
 
 def plain(text: str) -> str:

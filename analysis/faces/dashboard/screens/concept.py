@@ -4,7 +4,7 @@ import streamlit as st
 
 from analysis.commands.find_feature import Options, find, passages_record, summary, texts_of
 from analysis.faces.dashboard import opened
-from analysis.faces.dashboard.opened import chosen, errors_shown, go, plain
+from analysis.faces.dashboard.opened import chosen, errors_shown, go, plain, without_flags
 
 at = chosen()
 
@@ -44,7 +44,7 @@ if not (query := st.session_state.get("sought")) or query[0] != at.path:
 with errors_shown(), st.spinner("reading passages of the corpus"):
     result, lines = found(*query)
 for line in lines:
-    st.caption(plain(line))
+    st.caption(plain(without_flags(line)))
 rows = [
     {
         "feature": of.feature,
@@ -56,7 +56,7 @@ rows = [
         "q": of.q_value,
         "passes": of.passes,
     }
-    for of in result.features
+    for of in sorted(result.features, key=lambda of: (not of.passes, -of.detector.auroc))
 ]
 st.caption("A click on a row opens the feature.")
 form = {name: st.column_config.NumberColumn(format="%.2f") for name in ("precision", "coverage")}
