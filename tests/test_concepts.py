@@ -101,7 +101,7 @@ def test_documents_too_short_or_with_an_example_in_them_are_left_out(model, tmp_
             1,
             ["a b c", "d e"],
         )
-    with pytest.raises(InputError, match="'f' is 1 token"):
+    with pytest.raises(InputError, match="'f' .--examples. is 1 token"):
         gather("fog", str(tmp_path / "corpus.jsonl"), model.tokenizer, 6, 1, ["f"])
     (tmp_path / "alone.txt").write_text("\n<|endoftext|>\n".join([f"fog number {i}" for i in range(5)]))
     with pytest.raises(InputError, match="0 texts without 'fog'; 3 are needed, better 100: give others .--against"):

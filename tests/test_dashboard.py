@@ -1,15 +1,18 @@
 """The dashboard: each page by Streamlit's own test, then the real server before a real browser."""
 
+import io
 import json
 import re
 import shutil
 import socket
 import sys
 
+import matplotlib.image
 import numpy as np
 import pytest
 from command_line import THREE_KINDS, shared_cache, trained, typed
 from dashboard_browser import CHROMIUM, free_port, serving, visiting
+from scipy.ndimage import binary_erosion
 from streamlit.testing.v1 import AppTest
 
 import main
@@ -211,6 +214,14 @@ def test_what_is_missing_is_said(run, cache):
     assert done.returncode == 2 and "pip install 'sae-jax[dashboard]'" in done.stderr
 
 
+def click_a_point(chart) -> None:
+    """The middle of a coloured spot of a map, above its legend."""
+    pixels_HxWx3 = matplotlib.image.imread(io.BytesIO(chart.screenshot()))[:300, :, :3]
+    spots_HxW = binary_erosion(np.ptp(pixels_HxWx3, axis=-1) > 0.2, iterations=2)
+    y, x = np.argwhere(spots_HxW)[0].tolist()
+    chart.click(position={"x": x, "y": y})
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 390])
@@ -224,7 +235,11 @@ def test_a_person_clicks_through_all_pages(run, cache, width):
         visitor.open("/", "Population")
         visitor.turn_to("Features", "Features")
         page.get_by_text("Map", exact=True).click()
+        page.get_by_text("Decoder directions").wait_for()
         visitor.settled()
+        page.wait_for_timeout(1000)  # it is drawn
+        click_a_point(page.get_by_test_id("stVegaLiteChart"))
+        page.wait_for_url("**/feature?*")
         visitor.open(f"/feature?member={name}&feature={feature}", f"Feature {feature}")
         assert page.get_by_role("heading", name="Where it fires").is_visible()
         page.get_by_role("button", name="Ablate it").click()
