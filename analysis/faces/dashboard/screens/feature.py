@@ -57,7 +57,7 @@ def facts() -> None:
         if page.token:
             st.badge(f"most frequent token: {plain(repr(page.token)[1:-1])}", color="gray")
         neurons = ", ".join(f"{of.neuron} ({of.share:.1%})" for of in page.aligned)
-        st.badge(plain(f"points along dimensions {neurons} of its norm"), color="gray")
+        st.badge(plain(f"points along dimensions {neurons} of its L1 norm"), color="gray")
         for label in page.labels:
             if label.specialization < SPECIAL:
                 continue
@@ -150,8 +150,9 @@ left.html(bars(page.promoted[:10]))
 right.subheader("Suppresses")
 right.html(bars(page.suppressed[:10]))
 drawn = list(feature_figures.figures(page))
-for column, (_, figure) in zip(st.columns(max(1, len(drawn))), drawn, strict=False):
-    column.altair_chart(fitted(figure), theme=None)
+for pair in (drawn[:2], drawn[2:]):
+    for column, (_, figure) in zip(st.columns(2), pair, strict=False):
+        column.altair_chart(fitted(figure), theme=None)
 ablation()
 left, right = st.columns(2)
 with left:
