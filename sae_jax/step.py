@@ -227,8 +227,10 @@ def unless_failed(block: Callable) -> Callable:
 
 
 def over_members(block: Callable, side_by_side: int) -> Callable:
-    """A block of one member as one of a group. One at a time is a plain loop: a vmap, even of one, would turn every
-    `cond` into computing both sides."""
+    """A block of one member as one of a group.
+
+    One at a time is a plain loop: a vmap, even of one, would turn every `cond` into computing both sides.
+    """
 
     def lifted(hyper: Arrays, state: State, *rows: jax.Array):
         one = unless_failed(block) if side_by_side == 1 else block

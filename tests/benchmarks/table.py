@@ -126,12 +126,13 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="rows with this in their name")
     parser.add_argument("--lines", type=Path, default=Path("benchmarks.jsonl"))
     args = parser.parse_args()
     measured = Measured(args.lines, args)
-    rows: dict[Row, list[tuple[dict, dict]]] = {row: [] for row in ROWS}
+    rows: dict[Row, list[tuple[dict, dict]]] = {row: [] for row in ROWS if args.only in row.what}
     for number in range(args.rounds):
-        for row in ROWS:
+        for row in rows:
             rows[row].append((measured.line(row.ours, number), measured.line(row.theirs, number)))
 
     print(machine(args.peers_python) + "\n")
