@@ -85,7 +85,8 @@ def places(folder: Path, member: str, W_dec_FxD: np.ndarray) -> tuple[np.ndarray
     if path.exists():
         with np.load(path, allow_pickle=False) as arrays:
             return arrays["xy_Fx2"], f"{json.loads(path.with_suffix('.json').read_text())['method']}, by the study"
-    return pca_of(unit(W_dec_FxD), 2)[0], "two principal components; `python main.py study` makes a map by UMAP"
+    advice = "`python main.py study` makes a map by UMAP, of one member a kind"
+    return pca_of(unit(W_dec_FxD), 2)[0], f"two principal components; {advice}"
 
 
 def figure(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:
