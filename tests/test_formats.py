@@ -324,6 +324,16 @@ DAMAGES = {
     "not a boolean": (changed(apply_b_dec_to_input="false"), "apply_b_dec_to_input 'false'; true or false is needed"),
     "integers": (with_tensors(lambda t: t.update(W_enc=t["W_enc"].astype(np.int32))), "W_enc is of int32"),
     "densities": (lambda d: (d / "stats.npz").write_bytes(b"PK no"), "stats.npz cannot be read, it is damaged"),
+    "infinite in float32": (
+        with_tensors(lambda t: t.update(W_dec=np.full((F, D), 1e300))),
+        "W_dec has values that are no numbers in float32",
+    ),
+    "complex": (with_tensors(lambda t: t.update(b_dec=t["b_dec"].astype(np.complex64))), "b_dec is of complex64"),
+    "empty densities": (lambda d: (d / "stats.npz").write_bytes(b""), "stats.npz cannot be read, it is damaged"),
+    "no densities": (lambda d: np.savez(d / "stats.npz", density=["x"] * F), "stats.npz cannot be read, it is damaged"),
+    "nested": (lambda d: (d / "cfg.json").write_text("[" * 200_000), "cfg.json cannot be read"),
+    "old norms": (changed(metadata=None, normalize_activations=["none"]), "normalize_activations \\['none'\\]"),
+    "old settings": (changed(metadata=None, activation_fn_kwargs="k=3"), "its activation_fn_kwargs is 'k=3'; a record"),
     "scaled": (with_tensors(lambda t: t.update(scaling_factor=2 * t["b_enc"])), "scaling_factor that is not 1"),
 }
 
@@ -357,6 +367,15 @@ def test_other_reasons_to_refuse(tmp_path):
     (tmp_path / "b" / "config.json").write_text(json.dumps(config | {"buffer": "mine"}))
     with pytest.raises(InputError, match="its buffer is 'mine'; a record is needed"):
         load_dictionary(tmp_path / "b")
+    write_dictionary_learning(tmp_path / "v", "BatchTopKSAE")
+    whole = torch.load(tmp_path / "v" / "ae.pt")
+    for k, reason in (
+        (torch.ones(2), r"k is \(2,\); one number is needed"),
+        (torch.tensor(torch.nan), "k is .* nan in"),
+    ):
+        torch.save(whole | {"k": k}, tmp_path / "v" / "ae.pt")
+        with pytest.raises(InputError, match=reason):
+            load_dictionary(tmp_path / "v")
 
 
 def test_an_old_dictionary_that_ranks_by_the_decoders_norms_does_so_here(tmp_path):

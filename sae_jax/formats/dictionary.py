@@ -23,8 +23,6 @@ BY_K = ("topk", "abstopk")
 PER_FEATURE = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "b_mag", "r_mag")}
 # Of these SAELens folds the first when it has trained, and then uses the dictionary on rows as they are.
 NORMS = ("expected_average_only_in", "none", *ROW_NORMS)
-
-
 TYPES = {"model_name": str, "hook_name": str, "dataset_path": str, "context_size": int, "prepend_bos": bool}
 
 
@@ -115,8 +113,11 @@ class Dictionary:
             need(not names, f"a {architecture} dictionary has {', '.join(shapes)}; it {trouble} {', '.join(names)}")
         for name, tensor in self.tensors.items():
             need(tensor.shape == shapes[name], f"{name} is {tensor.shape}; its configuration says {shapes[name]}")
-            need(tensor.dtype.kind not in "iub", f"{name} is of {tensor.dtype}; floating-point numbers are needed")
-            need(bool(np.isfinite(tensor).all()), f"{name} has values that are no numbers (NaN or infinite)")
+            is_float = jnp.issubdtype(tensor.dtype, jnp.floating)
+            need(is_float, f"{name} is of {tensor.dtype}; floating-point numbers are needed")
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(tensor.astype(np.float32)).all()
+            need(bool(finite), f"{name} has values that are no numbers in float32 (NaN or infinite)")
         if self.log_sparsity_F is not None:
             need(self.log_sparsity_F.shape == (cfg["d_sae"],), f"its sparsities are {self.log_sparsity_F.shape}")
             need(not np.isnan(self.log_sparsity_F).any(), "its sparsities have values that are no numbers (NaN)")

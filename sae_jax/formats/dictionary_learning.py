@@ -14,7 +14,7 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.request import HOOKS
 from sae_jax.formats.dictionary import BY_K, Dictionary
-from sae_jax.formats.saelens import new_cfg, read_json
+from sae_jax.formats.saelens import new_cfg, read_json, record_in
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
 LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
@@ -56,21 +56,19 @@ def read(directory: Path) -> Dictionary:
         for name, tensor in stored.items()
         if name in form.names or name not in BUFFERS
     }
-    for name in ("k", "threshold") if form.has_one_threshold or form.architecture in BY_K else ():
-        if name in stored and stored[name].size != 1:
+    for name in ("k", "threshold"):
+        if name in stored and name not in form.names and stored[name].size != 1:
             raise InputError(f"{directory}: {name} is {stored[name].shape}; one number is needed")
-    if not isinstance(buffer := config.get("buffer") or {}, dict):
-        raise InputError(f"{directory / CONFIG}: its buffer is {buffer!r:.40}; a record is needed")
     if form.has_one_threshold and {"threshold", "b_enc"} <= stored.keys() | tensors.keys():
         tensors["threshold"] = np.full(tensors["b_enc"].shape, stored["threshold"], np.float32)
     k = trainer.get("k")
-    if "k" in stored and k is not None and int(stored["k"]) != k:
-        raise InputError(f"{directory}: k is {k} in {CONFIG}, {int(stored['k'])} in {WEIGHTS}")
+    if "k" in stored and k is not None and stored["k"].item() != k:
+        raise InputError(f"{directory}: k is {k} in {CONFIG}, {stored['k'].item()} in {WEIGHTS}")
     cfg = new_cfg(
         form.architecture,
         trainer.get("activation_dim", 0),
         trainer.get("dict_size", 0),
-        metadata_of(trainer, buffer),
+        metadata_of(trainer, record_in(config, "buffer", directory / CONFIG)),
         k if form.architecture in BY_K else None,
         apply_b_dec_to_input=form.subtracts_b_dec,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from safetensors import safe_open
@@ -40,11 +39,9 @@ METADATA += ("sae_lens_training_version",)
 def read(directory: Path) -> Dictionary:
     """What SAELens wrote, or `write`; not yet checked as a whole. Raises InputError for files that cannot be read."""
     as_written, tensors = read_json(directory / CFG), read_safetensors(directory / WEIGHTS)
-    metadata = as_written.get("metadata") or {}
-    if not isinstance(metadata, dict):
-        raise InputError(f"{directory / CFG}: its metadata is {metadata!r:.40}; a record is needed")
+    metadata = record_in(as_written, "metadata", directory / CFG)
     version = str(metadata.get("sae_lens_version") or as_written.get("sae_lens_version") or "0")
-    is_new = version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 6
+    is_new = version.split(".")[0].isdecimal() and int(version.split(".")[0]) >= 6
     cfg = {**as_written, "metadata": metadata} if is_new else upgraded(as_written, directory)
     scaling_F = tensors.pop("scaling_factor", None)  # for a time it was written, of ones
     if scaling_F is not None and not np.allclose(scaling_F, 1):
@@ -55,7 +52,7 @@ def read(directory: Path) -> Dictionary:
         try:
             with np.load(directory / "stats.npz", allow_pickle=False) as stats:
                 log_sparsity_F = np.log10(stats["density"] + 1e-10).astype(np.float32)
-        except (OSError, ValueError, KeyError, BadZipFile) as e:
+        except Exception as e:  # of the reader, whatever is damaged
             raise InputError(f"{directory / 'stats.npz'} cannot be read, it is damaged or not ours: {e}") from e
     return Dictionary(
         directory.resolve().name, "saelens" if is_new else "saelens before 6", cfg, tensors, log_sparsity_F
@@ -95,35 +92,40 @@ def upgraded(cfg: dict, where: Path) -> dict:
     """A cfg.json of before version 6 as one of version 6."""
     cfg = {RENAMED.get(name, name): value for name, value in cfg.items()}
     architecture, activation = cfg.get("architecture", "standard"), cfg.get("activation_fn", "relu")
-    k = cfg.get("k", (cfg.get("activation_fn_kwargs") or {}).get("k"))
+    k = cfg.get("k", record_in(cfg, "activation_fn_kwargs", where / CFG).get("k"))
     if activation == "topk" and k is not None:
         architecture = "topk"
     elif activation not in ("relu", None):
         raise InputError(f"{where}: activation_fn {activation!r}; known are relu, and topk with its k")
-    normalize = cfg.get("normalize_activations")
+    normalize = cfg.get("normalize_activations") or "none"
     settings = {
         "dtype": str(cfg.get("dtype", "float32")).removeprefix("torch."),
         "apply_b_dec_to_input": cfg.get("apply_b_dec_to_input", True),
-        "normalize_activations": {True: "expected_average_only_in", False: "none", None: "none"}.get(
-            normalize, normalize
-        ),
+        "normalize_activations": "expected_average_only_in" if normalize is True else normalize,
         "reshape_activations": "hook_z" if "hook_z" in str(cfg.get("hook_name")) else "none",
     }
     if architecture in BY_K:
         settings["rescale_acts_by_decoder_norm"] = cfg.get("rescale_acts_by_decoder_norm", False)
-    metadata = {"prepend_bos": True} | {name: cfg[name] for name in METADATA if name in cfg} | cfg.get("metadata", {})
-    metadata["sae_lens_version"] = VERSION
+    metadata = {"prepend_bos": True} | {name: cfg[name] for name in METADATA if name in cfg}
+    metadata |= record_in(cfg, "metadata", where / CFG) | {"sae_lens_version": VERSION}
     return new_cfg(architecture, cfg.get("d_in", 0), cfg.get("d_sae", 0), metadata, k, **settings)
 
 
 def read_json(path: Path) -> dict:
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path} cannot be read: {e}") from e
     if not isinstance(record, dict):
         raise InputError(f"{path} holds no configuration: {str(record)[:40]}")
     return record
+
+
+def record_in(config: dict, name: str, where: Path) -> dict:
+    """A part of a configuration, empty where it is not there."""
+    if not isinstance(part := config.get(name) or {}, dict):
+        raise InputError(f"{where}: its {name} is {part!r:.40}; a record is needed")
+    return part
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
