@@ -132,13 +132,12 @@ def benchmarks(
     record = json.loads(path.read_text()) if path.exists() else {}
     if record.get("documents") != documents:
         say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
-        model = run.language_model
-        answers, notes = measure(settings, run, members, model)
+        notes: list[str] = []
+        answers = dict(measure(settings, run, members, notes)) | {"absorption": {}}
         try:
-            of_words, further = measure(replace(settings, metrics=("absorption",)), run, members, model)
+            answers |= measure(replace(settings, metrics=("absorption",)), run, members, notes)
         except InputError as error:  # windows too short to spell in
-            of_words, further = {"absorption": {}}, [f"absorption is not measured: {error}"]
-        answers, notes = answers | of_words, notes + further
+            notes.append(f"absorption is not measured: {error}")
         record = {"documents": documents, "answers": plain(answers), "notes": notes}
         write_json(path, record)
     return record["answers"], record["notes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from harvest.sources import BUNDLED_CORPUS
 if TYPE_CHECKING:
     import numpy as np
 
-    from harvest.language_model import LanguageModel
     from sae_jax.sae import SAE
 
 METRICS = {"probing": "sparse_probing", "absorption": "absorption", "scr": "spurious_correlation"}
@@ -68,26 +67,20 @@ class SAEBench:
             raise InputError("--concepts: scr needs two, KEY=VALUE,..:VALUE,.. each. Or leave scr out of --metrics")
 
 
-Answers = dict[str, dict[str, Any]]  # of each question, of each member its result
-
-
 def measure(
-    settings: SAEBench, run: FinishedRun, members: Sequence[str], model: LanguageModel
-) -> tuple[Answers, list[str]]:
-    """(answers, notes for the reader)."""
+    settings: SAEBench, run: FinishedRun, members: Sequence[str], notes: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each question and its answer, as they come; `notes` for the reader are added to."""
     saes = {name: run.dictionary(name).sae for name in members}
-    answers: Answers = {}
-    notes: list[str] = []
     if {"probing", "scr"} & set(settings.metrics):
-        answers |= on_documents(settings, run, model, saes, notes)
+        yield from on_documents(settings, run, saes, notes)
     if "absorption" in settings.metrics:
-        answers["absorption"] = on_words(settings, run, model, saes, notes)
-    return answers, notes
+        yield "absorption", on_words(settings, run, saes, notes)
 
 
 def on_documents(
-    settings: SAEBench, run: FinishedRun, model: LanguageModel, saes: dict[str, SAE], notes: list[str]
-) -> dict[str, dict[str, Any]]:
+    settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: list[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     import numpy as np
 
     from analysis import sparse_probing, spurious_correlation
@@ -100,36 +93,51 @@ def on_documents(
     text = labelled_text(
         settings.dataset or BUNDLED_CORPUS, fields, settings.documents, settings.train_share, settings.seed
     )
-    if paired:  # before the model is asked
+    refuse_too_many(settings, saes)
+    for label in probed:
+        sparse_probing.large_classes(text.labels[label], text.is_train_N)
+    if paired:
         concepts, either_N = concepts_of(paired, text.labels)
         concepts = {concept: has_N[either_N] for concept, has_N in concepts.items()}
         spurious_correlation.sides(concepts, text.is_train_N[either_N], np.random.default_rng(settings.seed))
+    model = run.language_model  # only now: what needs none is checked
     passages = document_passages(
         model.tokenizer, text.texts, settings.document_tokens, run.request.seq_len, run.first_position
     )
     sites = {name: run.site(name) for name in saes}
     pooled = pool(model, passages, saes, sites)
-    answers: dict[str, dict[str, Any]] = {
-        METRICS[metric]: {} for metric in ("probing", "scr") if metric in settings.metrics
-    }
+    probing: dict[str, dict[str, Any]] = {}
     for label in probed:
         columns = {name: of.f_NxF for name, of in pooled.items()}
         columns |= {f"activations, {site.hook_name}": pooled[name].x_NxD for name, site in sites.items()}
         for name, x_NxC in columns.items():
             result = sparse_probing.compute(x_NxC, text.labels[label], text.is_train_N, settings.k, settings.seed)
-            answers["sparse_probing"].setdefault(name, {})[label] = result
+            probing.setdefault(name, {})[label] = result
+        train, held_out = (min(of[side] for of in result.documents.values()) for side in ("train", "held_out"))
+        notes.append(f"{label}: classes of {train:,} documents or more to train on, {held_out:,} or more held out")
         if result.left_out:
             notes.append(f"{label}: too few documents of {', '.join(result.left_out)}: left out")
+    if probed:
+        yield METRICS["probing"], probing
     if paired:
-        for name, of in pooled.items():
-            answers["spurious_correlation"][name] = spurious_correlation.compute(
-                of._replace(x_NxD=of.x_NxD[either_N], f_NxF=of.f_NxF[either_N]),
-                concepts,
-                text.is_train_N[either_N],
-                settings.n_ablated,
-                settings.seed,
-            )
-    return answers
+        rows = {name: of._replace(x_NxD=of.x_NxD[either_N], f_NxF=of.f_NxF[either_N]) for name, of in pooled.items()}
+        is_train_N = text.is_train_N[either_N]
+        yield (
+            METRICS["scr"],
+            {
+                name: spurious_correlation.compute(of, concepts, is_train_N, settings.n_ablated, settings.seed)
+                for name, of in rows.items()
+            },
+        )
+
+
+def refuse_too_many(settings: SAEBench, saes: dict[str, SAE]) -> None:
+    features = min(len(sae.W_dec) for sae in saes.values())
+    columns = min(features, *(sae.W_dec.shape[1] for sae in saes.values()))
+    if "probing" in settings.metrics and (k := max(settings.k)) > columns:
+        raise InputError(f"--k {k}: there are only {columns} to choose from")
+    if "scr" in settings.metrics and (n := max(settings.n_ablated)) > features:
+        raise InputError(f"--n-ablated {n}: the dictionary has {features} features")
 
 
 def concepts_of(texts: tuple[str, ...], labels: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -150,13 +158,12 @@ def concepts_of(texts: tuple[str, ...], labels: dict[str, np.ndarray]) -> tuple[
     return concepts, either_N
 
 
-def on_words(
-    settings: SAEBench, run: FinishedRun, model: LanguageModel, saes: dict[str, SAE], notes: list[str]
-) -> dict[str, Any]:
+def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: list[str]) -> dict[str, Any]:
     from analysis import absorption
     from analysis.pooling import pool
     from harvest.passages import spelling
 
+    model = run.language_model
     asked = spelling(
         model.tokenizer,
         settings.words,
@@ -178,7 +185,7 @@ def on_words(
     return answers
 
 
-def write(answers: Answers, settings: SAEBench, run: FinishedRun, members: Sequence[str]) -> None:
+def write(question: str, answer: dict[str, Any], settings: SAEBench, run: FinishedRun, members: Sequence[str]) -> None:
     """analysis/<question>.json of the run."""
     from harvest.store import write_json
 
@@ -186,8 +193,7 @@ def write(answers: Answers, settings: SAEBench, run: FinishedRun, members: Seque
     directory.mkdir(exist_ok=True)
     record = asdict(settings) | {"dataset": str(settings.dataset or "bundled"), "member": list(members)}
     record |= {"model": run.model_location, "seq_len": run.request.seq_len, "first_position": run.first_position}
-    for question, of in answers.items():
-        write_json(directory / f"{question}.json", {"settings": record, "members": plain(of)})
+    write_json(directory / f"{question}.json", {"settings": record, "members": plain(answer)})
 
 
 def plain(answers: Any) -> Any:

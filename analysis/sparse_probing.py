@@ -25,6 +25,7 @@ class SparseProbing:
     accuracy: dict[str, float]
     classes: dict[str, dict[str, float]]
     columns: dict[str, list[int]]
+    documents: dict[str, dict[str, int]]  # of each class: to train on, held out; as many of the rest
     left_out: dict[str, int]  # classes with too few documents, and how many these are
 
 
@@ -35,24 +36,12 @@ def compute(
 
     Both the choice and the probe see training documents only. The rest is as many documents as the class has, drawn
     alike from all other classes. With the same seed and labels the documents are the same whatever the columns.
-    Raises InputError where no two classes are large enough, or a k is larger than C.
+    Raises InputError where no two classes are large enough.
     """
-    if max(ks) > x_NxC.shape[1]:
-        raise InputError(f"--k {max(ks)}: there are only {x_NxC.shape[1]} to choose from")
     names, sizes = np.unique(labels_N, return_counts=True)
-    large = [
-        name
-        for name in names
-        if ((labels_N == name) & is_train_N).sum() >= MIN_TRAIN
-        and ((labels_N == name) & ~is_train_N).sum() >= MIN_HELD_OUT
-    ]
-    if len(large) < 2:
-        raise InputError(
-            f"no two labels of {', '.join(names[:10])} have {MIN_TRAIN} documents to train on and {MIN_HELD_OUT} "
-            "held out: give more documents, or another --label"
-        )
+    large = large_classes(labels_N, is_train_N)
     among_N = np.isin(labels_N, large)
-    classes, columns = {}, {}
+    classes, columns, documents = {}, {}, {}
     for name in large:
         rng = np.random.default_rng(seed)
         train_M = balanced(labels_N, name, among_N & is_train_N, rng)
@@ -66,9 +55,27 @@ def compute(
             for k, own in chosen.items()
         }
         columns[str(name)] = best_C[: max(ks)].tolist()
+        documents[str(name)] = {"train": len(train_M) // 2, "held_out": len(test_M) // 2}
     means = {k: float(np.mean([of[k] for of in classes.values()])) for k in (*map(str, ks), "all")}
     left_out = {str(n): int(size) for n, size in zip(names, sizes, strict=True) if n not in large}
-    return SparseProbing(means, classes, columns, left_out)
+    return SparseProbing(means, classes, columns, documents, left_out)
+
+
+def large_classes(labels_N: np.ndarray, is_train_N: np.ndarray) -> list[str]:
+    """Those with enough documents on either side. Raises InputError where there are no two."""
+    names = np.unique(labels_N)
+    large = [
+        name
+        for name in names
+        if ((labels_N == name) & is_train_N).sum() >= MIN_TRAIN
+        and ((labels_N == name) & ~is_train_N).sum() >= MIN_HELD_OUT
+    ]
+    if len(large) < 2:
+        raise InputError(
+            f"no two labels of {', '.join(names[:10])} have {MIN_TRAIN} documents to train on and {MIN_HELD_OUT} "
+            "held out: give more documents, or another --label"
+        )
+    return large
 
 
 def balanced(labels_N: np.ndarray, name: str, among_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -53,10 +53,8 @@ def compute(
 ) -> SpuriousCorrelation:
     """`concepts`: two names, of each whether a document has it, bool [N]. Probes see mean-pooled activations.
 
-    Raises InputError where some combination of labels has too few documents, or an n is larger than F.
+    Raises InputError where some combination of labels has too few documents.
     """
-    if max(ns) > len(pooled.decoder_FxD):
-        raise InputError(f"--n-ablated {max(ns)}: the dictionary has {len(pooled.decoder_FxD)} features")
     (name_a, a_N), (name_b, b_N) = concepts.items()
     rng = np.random.default_rng(seed)
     train, test, sizes = sides(concepts, is_train_N, rng)

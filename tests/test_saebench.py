@@ -269,6 +269,10 @@ def test_from_a_run_to_the_table(run, capsys):
     neurons = probing["activations, blocks.2.hook_resid_pre"]["form"]
     assert neurons["accuracy"]["all"] > 0.7 and len(neurons["classes"]) == 8  # the model knows a diary from news
     assert f"{neurons['accuracy']['all']:.3f}" in out
+    assert neurons["documents"].keys() == neurons["classes"].keys()
+    train, held_out = (min(of[side] for of in neurons["documents"].values()) for side in ("train", "held_out"))
+    assert train >= 20 and held_out >= 5
+    assert f"form: classes of {train} documents or more to train on, {held_out} or more held out" in out
     assert all(0.4 < probing[name]["form"]["accuracy"]["5"] < 1 for name in ids)
     judged = found["absorption"]["members"][ids[0]]
     assert set(judged["letters"]) | set(judged["left_out"]) <= set(LETTERS)
@@ -283,7 +287,16 @@ def main_questions() -> tuple[str, ...]:
     return tuple(METRICS.values())
 
 
-def test_what_cannot_be_is_refused(run, tmp_path, capsys):
+def test_answers_are_written_as_they_come(run, capsys):
+    path = run / "analysis" / "sparse_probing.json"
+    path.unlink(missing_ok=True)
+    argv = ["--documents", "300", "--document-tokens", "20", "--label", "form", "--k", "1", "--icl-examples", "99"]
+    assert main.run_as_command(["saebench", str(run), "--metrics", "probing", "absorption", *argv]) == 2
+    assert "--icl-examples 99" in capsys.readouterr().err
+    assert json.loads(path.read_text())["members"]
+
+
+def test_what_cannot_be_is_refused(run, tmp_path, capsys, monkeypatch):
     def refused(*argv: str) -> str:
         assert main.run_as_command(["saebench", *argv]) == 2
         return capsys.readouterr().err
@@ -296,14 +309,13 @@ def test_what_cannot_be_is_refused(run, tmp_path, capsys):
     assert "--member nobody is not in" in refused(str(run), "--member", "nobody")
     assert "--metrics spelling: must be one of" in refused(str(run), "--metrics", "spelling")
     assert "--label: under which key" in refused(str(run), "--dataset", str(tmp_path / "a.jsonl"))
+    monkeypatch.setattr(LanguageModel, "load", None)  # all of these are said before a model is loaded
     few = [str(run), "--metrics", "probing", "--documents", "200"]
+    assert "no two labels of" in refused(*few)
+    four_hundred = [str(run), "--documents", "400", "--label", "form", "--n-ablated", "5"]
+    assert "a combination of them has" in refused(*four_hundred)
+    assert "--n-ablated 49: the dictionary has 48" in refused(str(run), "--metrics", "scr", "--n-ablated", "49")
     assert "--k 49: there are only 48" in refused(*few, "--k", "49")
     assert "no document has form 'poem'" in refused(
-        str(run), "--metrics", "scr", "--documents", "200", "--concepts", "form=poem:news", "topic=sea:law"
+        *four_hundred, "--metrics", "scr", "--concepts", "form=poem:news", "topic=sea:law"
     )
-
-
-def test_documents_that_do_not_suffice_are_refused_before_the_model_runs(run, monkeypatch, capsys):
-    monkeypatch.setattr("analysis.pooling.pool", None)  # whatever calls it fails otherwise
-    assert main.run_as_command(["saebench", str(run), "--documents", "200"]) == 2
-    assert "a combination of them has" in capsys.readouterr().err

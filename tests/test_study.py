@@ -232,7 +232,7 @@ def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypa
     def measure(settings, *_):
         if "absorption" in settings.metrics:
             raise InputError("--icl-examples 0: at most 0")
-        return {"sparse_probing": {}}, []
+        yield "sparse_probing", {}
 
     monkeypatch.setattr(measures, "measure", measure)
     monkeypatch.setattr(measures, "write_json", lambda *_: None)

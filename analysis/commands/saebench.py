@@ -31,9 +31,12 @@ def run(argv: list[str]) -> None:
     values = vars(parser.parse_args(argv))
     settings, finished = filled(SAEBench, values), FinishedRun.open(values["run"])
     members = finished.chosen(filled(Options, values).member)
-    answers, notes = measure(settings, finished, members, finished.language_model)
+    answers: dict[str, dict[str, Any]] = {}
+    notes: list[str] = []
+    for question, answer in measure(settings, finished, members, notes):
+        write(question, answer, settings, finished, members)
+        answers[question] = answer
     show(answers, notes, finished)
-    write(answers, settings, finished, members)
 
 
 def show(answers: dict[str, dict[str, Any]], notes: list[str], finished: FinishedRun) -> None:
