@@ -156,11 +156,7 @@ def _rows(
 
 
 def _in_threads(read: Callable, batches: list[np.ndarray], device) -> Iterator[dict[Site, np.ndarray]]:
-    """Of each batch, in order. On a CPU each core runs a batch of its own.
-
-    Where nothing else runs that is as fast as all cores on one batch; where something does, twice as fast (measured on
-    two cores): nobody waits for the slower one.
-    """
+    """Of each batch, in order. On a CPU each core runs a batch of its own, which is faster than all on one batch."""
     import torch
 
     threads = torch.get_num_threads()
