@@ -11,8 +11,7 @@ import errno
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -142,33 +141,16 @@ def _rows(
     language_model, tokens_WxT: np.ndarray, sites: list[Site], request: HarvestRequest, advance: Callable[[int], None]
 ) -> dict[Site, np.ndarray]:
     """The activation rows [N, D] of token windows at each site, in the number format of the store."""
-    positions, size = request.seq_len - (not request.keep_first_position), _batch_windows(request)
+    positions = request.seq_len - (not request.keep_first_position)
     shape = (len(tokens_WxT), positions, language_model.d_model)
     rows = {site: np.empty(shape, request.store_dtype) for site in sites}
-    batches = [tokens_WxT[start : start + size] for start in range(0, len(tokens_WxT), size)]
-    with language_model.reading(sites) as read:
-        for number, found in enumerate(_in_threads(read, batches, language_model.device)):
-            for site, activations_WxTxD in found.items():
-                with np.errstate(over="ignore"):  # the writer refuses what became infinite
-                    rows[site][number * size : (number + 1) * size] = activations_WxTxD[:, -positions:]
-            advance(len(batches[number]))
+    for start in range(0, len(tokens_WxT), _batch_windows(request)):
+        batch_WxT = tokens_WxT[start : start + _batch_windows(request)]
+        for site, activations_WxTxD in language_model.activations(batch_WxT, sites).items():
+            with np.errstate(over="ignore"):  # the writer refuses what became infinite
+                rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -positions:]
+        advance(len(batch_WxT))
     return {site: rows_WxTxD.reshape(-1, language_model.d_model) for site, rows_WxTxD in rows.items()}
-
-
-def _in_threads(read: Callable, batches: list[np.ndarray], device) -> Iterator[dict[Site, np.ndarray]]:
-    """Of each batch, in order. On a CPU each core runs a batch of its own, which is faster than all on one batch."""
-    import torch
-
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield from map(read, batches)
-        return
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))  # of each thread its own
-    try:
-        yield from pool.map(read, batches)
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def _batch_windows(request: HarvestRequest) -> int:

@@ -9,9 +9,8 @@ import hashlib
 import json
 import logging
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -75,29 +74,24 @@ class LanguageModel:
 
         Raises InputError as `check` does.
         """
-        with self.reading(sites) as read:
-            return read(tokens_WxT)
-
-    @contextmanager
-    def reading(self, sites: Sequence[Site]) -> Iterator[Callable[[np.ndarray], dict[Site, np.ndarray]]]:
-        """The same as a function of the tokens, for many calls, which several threads may make at once."""
         self.check(sites)
-        own = threading.local()
+        found: dict[Site, np.ndarray] = {}
 
-        def take(x_WxTxD: torch.Tensor, hook, into: Site) -> None:
-            own.found[into] = x_WxTxD.to("cpu", torch.float32, copy=True).numpy()
-            if len(own.found) == len(sites):
+        def read(x_WxTxD: torch.Tensor, hook, into: Site) -> None:
+            found[into] = x_WxTxD.to("cpu", torch.float32, copy=True).numpy()
+            if len(found) == len(sites):
                 raise _AllRead
 
-        def read(tokens_WxT: np.ndarray) -> dict[Site, np.ndarray]:
-            own.found = {}
-            with torch.inference_mode(), suppress(_AllRead):
-                self.bridge(self.token_ids(tokens_WxT), return_type=None, use_cache=False)
-            return own.found
-
-        takers = [(site.hook_name, partial(take, into=site)) for site in sites]
-        with self.as_written(sites, max(site.layer for site in sites)), self.bridge.hooks(fwd_hooks=takers):
-            yield read
+        readers = [(site.hook_name, partial(read, into=site)) for site in sites]
+        tokens, below = self.token_ids(tokens_WxT), max(site.layer for site in sites)
+        with (
+            torch.inference_mode(),
+            self.as_written(sites, below),
+            self.bridge.hooks(fwd_hooks=readers),
+            suppress(_AllRead),
+        ):
+            self.bridge(tokens, return_type=None, use_cache=False)
+        return found
 
     def check(self, sites: Sequence[Site]) -> None:
         """Raises InputError for a hook that this model lacks (resid_mid, where attention and MLP are parallel)."""

@@ -105,20 +105,6 @@ def test_each_hook_has_the_values_of_the_raw_model(model, raw_model, layer):
         np.testing.assert_array_equal(together, model.activations(tokens_WxT, [site])[site])
 
 
-def test_a_batch_a_thread_gives_the_rows_of_one_thread_byte_for_byte(tmp_path):
-    request = HarvestRequest(**BUNDLED, layer=(3, 1), hook=HOOKS, n_samples=800)
-    threads, found = torch.get_num_threads(), []
-    try:
-        for number in (1, 3):
-            torch.set_num_threads(number)
-            stores = harvest(request, tmp_path / f"{number}")
-            assert torch.get_num_threads() == number
-            found.append({site: files_of(store.directory) for site, store in stores.items()})
-    finally:
-        torch.set_num_threads(threads)
-    assert found[0] == found[1] and len(found[0]) == 10
-
-
 @pytest.fixture(scope="module")
 def by_transformer_lens(model):
     """Token windows, and all that TransformerLens' own run finds in them."""
