@@ -110,7 +110,7 @@ def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(uninterrupted, cache
 
     last = typed(*RUN, "--resume", "--run-dir", run, cache=cache)
     assert (last.returncode, last.stderr) == (0, "")
-    assert resumed_at(last.stdout) == int(stopped[1])
+    assert resumed_at(last.stdout) == int(stopped[1]), last.stdout[:900]
     assert learned(run) == learned(uninterrupted)
 
 
