@@ -174,11 +174,12 @@ def learn(
             pending = step, metrics
             if step in to_keep:
                 keep_snapshot()
-            if stop.asked or checkpoints.due or step == total:
+            stopping = stop.asked  # looked at once: a signal after a first look would end the run, and nothing be saved
+            if stopping or checkpoints.due or step == total:
                 report(pending[0], placement.gather(pending[1]), feed.wait_seconds)
                 pending = None
                 checkpoints.save(step, placement.gather(states))
-            if stop.asked:
+            if stopping:
                 checkpoints.close()
                 raise Interrupted(f"stopped at step {step:,} of {total:,}, all saved")
     checkpoints.close()

@@ -16,8 +16,11 @@ from command_line import THREE_KINDS, files_of, shared_cache, start, typed
 from rows import make_store
 
 from harvest.errors import InputError
+from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
+from sae_jax.progress import Interrupted
 from sae_jax.run_directory import RunDirectory
+from sae_jax.train import train
 
 EPOCHS, STEPS = "25", 25 * 12
 KINDS = ("relu", "jump_relu", "topk", "gated", "batch_topk", "matryoshka")
@@ -114,10 +117,22 @@ def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(uninterrupted, cache
     assert learned(run) == learned(uninterrupted)
 
 
+def test_a_signal_just_after_the_look_for_one_is_saved_too(tmp_path, monkeypatch):
+    def due(self) -> bool:
+        signal.raise_signal(signal.SIGINT)
+        return False
+
+    monkeypatch.setattr(Checkpoints, "due", property(due))
+    config = TrainConfig("topk", 48, k=8, batch_size=32, epochs=9, block_steps=4)
+    run = RunDirectory(tmp_path / "run", {"train": config.to_json()})
+    with pytest.raises(Interrupted) as stopped:
+        train(config, [make_store(tmp_path / "store")], run)
+    step = re.search(r"stopped at step (\d+) of", str(stopped.value))
+    assert step and (run.checkpoints / step[1]).is_dir()
+
+
 def other_rows_are_refused(run: Path, directory: Path) -> None:
     """The same run directory and configuration, but the rows are others."""
-    from sae_jax.train import train
-
     asked = json.loads((run / "config.json").read_text())["asked"]
     config = TrainConfig(**asked["train"])
     store = make_store(directory)
