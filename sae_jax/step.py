@@ -231,13 +231,13 @@ def over_members(block: Callable, side_by_side: int) -> Callable:
 
     One at a time is a plain loop: a vmap, even of one, would turn every `cond` into computing both sides.
     """
+    in_turn = side_by_side == 1
+    one, chunk = (unless_failed(block), None) if in_turn else (block, side_by_side)
 
     def lifted(hyper: Arrays, state: State, *rows: jax.Array):
-        one = unless_failed(block) if side_by_side == 1 else block
-        chunk = side_by_side if side_by_side > 1 else None
         return jax.lax.map(lambda member: one(*member, *rows), (hyper, state), batch_size=chunk)
 
-    return lifted if side_by_side == 1 else unless_failed(lifted)
+    return lifted if in_turn else unless_failed(lifted)
 
 
 def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1, mesh: Mesh | None = None) -> Callable:

@@ -161,6 +161,9 @@ def learn(
         rows = {m.id: calibration_LxNxD[population.rows[m.id].site] for m in population.members() if m.id in alive}
         write_snapshot(run.path, step, alive, rows)
 
+    def tell(step: int, metrics: list[dict]) -> None:
+        report(step, placement.gather(metrics), feed.wait_seconds)
+
     if step == 0 and to_keep:
         keep_snapshot()
     pending = None  # metrics are fetched once the next block is dispatched, so that the device never waits
@@ -170,13 +173,13 @@ def learn(
             states, metrics = train_block(states, hypers, rows_LxSxBxD, calibration_LxNxD)
             step += raw_LxSxBxD.shape[1]
             if pending:
-                report(pending[0], placement.gather(pending[1]), feed.wait_seconds)
+                tell(*pending)
             pending = step, metrics
             if step in to_keep:
                 keep_snapshot()
             stopping = stop.asked  # looked at once: a signal after a first look would end the run, and nothing be saved
             if stopping or checkpoints.due or step == total:
-                report(pending[0], placement.gather(pending[1]), feed.wait_seconds)
+                tell(*pending)
                 pending = None
                 checkpoints.save(step, placement.gather(states))
             if stopping:

@@ -116,7 +116,7 @@ class Dictionary:
             is_float = jnp.issubdtype(tensor.dtype, jnp.floating)
             need(is_float, f"{name} is of {tensor.dtype}; floating-point numbers are needed")
             with np.errstate(over="ignore"):
-                finite = np.isfinite(tensor.astype(np.float32)).all()
+                finite = np.isfinite(tensor.astype(np.float32, copy=False)).all()
             need(bool(finite), f"{name} has values that are no numbers in float32 (NaN or infinite)")
         if self.log_sparsity_F is not None:
             need(self.log_sparsity_F.shape == (cfg["d_sae"],), f"its sparsities are {self.log_sparsity_F.shape}")

@@ -130,7 +130,9 @@ def ablation() -> None:
         st.metric("KL, nats a token", f"{found.kl:.4f}")
         st.metric("windows", found.windows)
         st.metric("tokens", found.tokens)
-        words = "(1 − best rank / V) · probability of the 20 tokens that it promotes, amplified after a neutral prompt"
+        words = (
+            "(1 − best rank / V) · largest probability of the 20 tokens it promotes, amplified after a neutral prompt"
+        )
         st.metric("output score", f"{score:.4f}", help=f"{words} (Arad et al. 2025)")
     up, down = st.columns(2)
     up.caption("becomes likelier without it")
