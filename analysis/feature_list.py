@@ -17,7 +17,7 @@ import pyarrow as pa
 from analysis.clustering import pca_of
 from analysis.contexts import token_texts
 from analysis.feature_statistics import Features
-from analysis.figures import printable, thinned
+from analysis.figures import INK, printable, thinned
 from analysis.ground_truth import unit
 from analysis.specialization import most_special
 
@@ -114,10 +114,11 @@ def figure(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.nda
         .mark_circle(size=60 if len(rows) < 1000 else 25, opacity=0.9)
         .encode(
             *axes,
-            color=colour.legend(orient="bottom", gradientLength=160, format=".0e"),
+            color=colour.legend(orient="bottom", gradientLength=160, format="~g"),
             tooltip=["feature:Q", "promotes:N", "label:N", alt.Tooltip("density:Q", format=".2g")],
         )
         .add_params(alt.selection_point(name=selection, fields=["feature"]))
         .properties(width="container", height=340, background="white")
         .configure_view(stroke=None)
+        .configure_legend(labelColor=INK, titleColor=INK)  # else a dark page puts its own ink on it
     )

@@ -21,6 +21,7 @@ from analysis.commands.show import run as show
 from analysis.contexts import token_texts
 from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
 from analysis.feature_statistics import Features, features_of
+from analysis.figures import INK
 from analysis.run import FinishedRun
 from harvest.tokenizer import load_tokenizer
 
@@ -104,6 +105,17 @@ def test_a_link_to_a_feature_opens_it(run, cache):
     assert "<script" not in words(at) and "&lt;" in words(at)
     at.number_input(key="feature").set_value(3).run()
     assert at.title[0].value == "Feature 3" and at.query_params["feature"] == "3"
+
+
+def test_figures_have_ink_of_their_own(run, cache):
+    """On their white a dark page's own could not be read."""
+    pages = [app(run, cache), app(run, cache, "feature", feature=3), app(run, cache, "features")]
+    pages[2].get("button_group")[0].set_value("Map").run()
+    for at in pages:
+        assert at.get("vega_lite_chart")
+        for chart in at.get("vega_lite_chart"):
+            legend = json.loads(chart.proto.spec)["config"]["legend"]
+            assert legend["labelColor"] == legend["titleColor"] == INK
 
 
 def test_a_link_to_what_is_not_there_says_so(run, cache):
