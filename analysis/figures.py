@@ -28,7 +28,7 @@ KIND_STYLES = {
 OTHER_STYLE = ("#000000", "arrow")  # of a kind that was added since
 INK = "#111111"
 GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
-PIXELS_PER_INCH = 200
+PIXELS_PER_INCH, SHOWN_PER_INCH = 200, 100
 
 
 def printable(text: str) -> str:
@@ -84,18 +84,25 @@ def save(figure: Any, stem: Path) -> list[Path]:
 
 
 def to_matplotlib(figure: Any, dpi: int = PIXELS_PER_INCH) -> Any:
-    """An Altair figure as a picture that fills a matplotlib Figure of its size; what `save` writes as .svg scales, too.
+    """An Altair figure as a picture, legend and all, that fills a matplotlib Figure of its size; a notebook shows it.
 
-    Raises InputError where there is no matplotlib.
+    What `save` writes as .svg scales, too. Raises InputError where there is no matplotlib.
     """
     try:
         from matplotlib.figure import Figure
         from matplotlib.image import imread
     except ImportError as e:
         raise InputError(f"figures for matplotlib need it: pip install 'sae-jax[notebook]' ({e})") from e
+
+    class Picture(Figure):
+        def _repr_png_(self) -> bytes:  # a notebook shows only pyplot's figures by itself
+            png = io.BytesIO()
+            self.savefig(png, format="png", dpi=SHOWN_PER_INCH)
+            return png.getvalue()
+
     pixels_HxWx4 = imread(io.BytesIO(png_of(figure, dpi)), format="png")
     height, width, _ = pixels_HxWx4.shape
-    drawn = Figure(figsize=(width / dpi, height / dpi), dpi=dpi)
+    drawn = Picture(figsize=(width / dpi, height / dpi), dpi=dpi)
     whole = drawn.add_axes((0, 0, 1, 1))  # figimage would cut it off where it is saved at another density
     whole.set_axis_off()
     whole.imshow(pixels_HxWx4, aspect="auto")

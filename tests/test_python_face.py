@@ -1,5 +1,6 @@
 """A run in Python: `sae_jax.load`, `analysis.open_run`, `analysis.features`, and figures for matplotlib."""
 
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -155,5 +156,6 @@ def test_a_figure_in_matplotlib_is_the_one_that_is_saved(tmp_path):
     assert abs(height - whole.shape[0]) <= 2 and abs(width - whole.shape[1]) <= 2
     blocks = whole[: height - 2, : width - 2].reshape(height // 2 - 1, 2, width // 2 - 1, 2, 3).mean((1, 3))
     assert np.abs(blocks - half[:-1, :-1]).mean() < 0.02
+    np.testing.assert_array_equal(imread(io.BytesIO(drawn._repr_png_()))[..., :3], half)  # as a notebook shows it
     drawn.savefig(tmp_path / "drawn.pdf")
     assert (tmp_path / "drawn.pdf").read_bytes().startswith(b"%PDF")
