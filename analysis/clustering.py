@@ -10,7 +10,6 @@ Shapes: F features, N of them alive, D width of the model, K neighbours.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ from analysis.figures import KIND_STYLES, printable, styled
 from analysis.ground_truth import unit
 from analysis.matching import random_like, slices_of
 from harvest.errors import InputError
-from harvest.store import write_atomically, write_json
+from harvest.files import read_arrays, read_json, write_arrays, write_json
 
 NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with 0.1, or 200 epochs, small planted clusters run together
 MIN_CLUSTER = 10  # features
@@ -242,7 +241,7 @@ def write(clusters: Clusters, folder: Path, name: str) -> list[Path]:
     record = {k: v for k, v in vars(clusters).items() if not isinstance(v, np.ndarray) and k != "tokens_F"}
     arrays: dict[str, Any] = {"xy_Fx2": clusters.xy_Fx2, "pca_Fx2": clusters.pca_Fx2, "label_F": clusters.label_F}
     write_json(folder / f"clusters-{name}.json", {"schema": 1, **record})
-    write_atomically(folder / f"clusters-{name}.npz", lambda file: np.savez_compressed(file, **arrays))
+    write_arrays(folder / f"clusters-{name}.npz", arrays, compressed=True)
     return [folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"]
 
 
@@ -251,12 +250,12 @@ def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters
     paths = folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"
     if not all(path.exists() for path in paths):
         return None
-    record = json.loads(paths[0].read_text())
+    record = read_json(paths[0], "delete it, and run `study` again")
     if record.pop("schema") != 1:
         return None
     record |= {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
-    with np.load(paths[1], allow_pickle=False) as arrays:
-        return Clusters(**record, **{key: arrays[key] for key in arrays.files}, tokens_F=tooltips(promoted))
+    arrays: dict[str, Any] = read_arrays(paths[1], "delete it, and run `study` again")
+    return Clusters(**record, **arrays, tokens_F=tooltips(promoted))
 
 
 def tooltips(promoted: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ Shapes: M members, F features of one, P pairs, N rows, D width of the model.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from analysis.frontier import Spread
 from analysis.ground_truth import unit
 from analysis.matching import Decoder, correlations, cosines, match, random_like
 from harvest.errors import InputError
-from harvest.store import write_atomically, write_json
+from harvest.files import read_arrays, read_json, write_arrays, write_json
 
 SCHEMA = 1
 THRESHOLD = 0.7  # as Leask et al. 2025 (arXiv 2502.04878) and Paulo and Belrose 2025 (arXiv 2501.16615)
@@ -236,7 +235,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     record = {name: plain(value) for name, value in vars(comparison).items() if not isinstance(value, dict)}
     record |= {"other_seeds": comparison.other_seeds, "groups": [asdict(group) for group in comparison.groups]}
     write_json(folder / "comparison.json", {"schema": SCHEMA, **record})
-    write_atomically(folder / "comparison.npz", lambda file: np.savez_compressed(file, **arrays))
+    write_arrays(folder / "comparison.npz", arrays, compressed=True)
     return [folder / "comparison.json", folder / "comparison.npz"]
 
 
@@ -245,14 +244,13 @@ def read(folder: Path, members: Sequence[str]) -> Comparison | None:
     paths = folder / "comparison.json", folder / "comparison.npz"
     if not all(path.exists() for path in paths):
         return None
-    record: dict[str, Any] = json.loads(paths[0].read_text())
+    record = read_json(paths[0], "delete it, and run `study` again")
     if record.pop("schema") != SCHEMA or record["members"] != list(members):
         return None
     of_features: dict[str, dict[str, np.ndarray]] = {"partner": {}, "cosine": {}, "found_again": {}}
-    with np.load(paths[1], allow_pickle=False) as arrays:
-        for key in arrays.files:
-            name, _, what = key.rpartition("/")
-            of_features[what][name] = arrays[key]
+    for key, array in read_arrays(paths[1], "delete it, and run `study` again").items():
+        name, _, what = key.rpartition("/")
+        of_features[what][name] = array
     for group in (groups := record.pop("groups")):
         group |= {name: Spread(**value) for name, value in group.items() if isinstance(value, dict)}
     for name, value in record.items():

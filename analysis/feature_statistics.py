@@ -24,7 +24,7 @@ from analysis.labels import labels_of
 from analysis.mapped import mapped_arrays
 from analysis.run import FinishedRun
 from analysis.specialization import mutual_information, specialization
-from harvest.store import write_atomically
+from harvest.files import write_arrays
 from sae_jax.formats import Dictionary
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Features:
             parts = {f"{of.name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else None
             arrays |= {name: np.asarray(part) for name, part in (parts or {of.name: value}).items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: Path, mapped: bool = False) -> Features | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.store import write_atomically
+from harvest.files import write_atomically
 
 # Okabe and Ito (2008), then Tol's muted scheme; each kind has its own in every figure, and a shape besides.
 KIND_STYLES = {

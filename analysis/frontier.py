@@ -17,8 +17,8 @@ import numpy as np
 from analysis.figures import INK, KIND_STYLES, OTHER_STYLE, save, styled
 from analysis.run import FinishedRun, is_bundled
 from harvest.errors import InputError
+from harvest.files import write_json
 from harvest.request import Site
-from harvest.store import write_json
 
 METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-entropy recovered"}
 TRAINING = ("epochs", "batch_size", "decay", "unit_norm_decoder", "dead_threshold", "data_seed")

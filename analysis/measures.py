@@ -5,7 +5,6 @@ What takes long is kept in RUN/analysis (features, probing and absorption, the c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +23,8 @@ from analysis.run import FinishedRun
 from analysis.saebench import SAEBench, measure, plain
 from analysis.specialization import over_chance, p_values
 from harvest.errors import InputError
+from harvest.files import read_json, write_json
 from harvest.sources import BUNDLED_CORPUS
-from harvest.store import write_json
 from sae_jax.snapshots import read_snapshots
 
 RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
@@ -129,7 +128,7 @@ def benchmarks(
     """
     settings = SAEBench(metrics=("probing",), k=(1,), documents=documents)
     path = run.path / "analysis" / "study_benchmarks.json"
-    record = json.loads(path.read_text()) if path.exists() else {}
+    record = read_json(path, "delete it, and run `study` again") if path.exists() else {}
     if record.get("documents") != documents:
         say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
         notes: list[str] = []

@@ -32,7 +32,8 @@ from analysis.contexts import token_texts
 from analysis.feature_statistics import Features, features_of
 from analysis.feature_values import FeatureValues, context_tokens, feature_values
 from analysis.run import FinishedRun, is_bundled
-from harvest.store import ActivationStore, refuse_taken
+from harvest.files import refuse_taken
+from harvest.store import ActivationStore
 
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel

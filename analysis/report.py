@@ -26,6 +26,7 @@ from analysis.matching import Decoder
 from analysis.run import FinishedRun
 from analysis.study import named
 from harvest.errors import InputError
+from harvest.files import read_json
 from sae_jax.snapshots import read_snapshots
 
 SHOWN = 384  # features in all; of each member at least LEAST and at most MOST
@@ -123,7 +124,7 @@ def part_of(
         say(missing["features"])
     path, answers = run.path / "analysis" / "study.json", []
     if path.exists():
-        answers = json.loads(path.read_text())["answers"]
+        answers = read_json(path, "run `study` again")["answers"]
     else:
         missing["study"] = f"The study was not run: {study}"
     part = Part(

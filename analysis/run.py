@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harvest.errors import InputError
+from harvest.files import read_json
 from harvest.request import HarvestRequest, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 
@@ -160,10 +160,7 @@ def read_record(run: Path, name: str) -> dict[str, Any]:
     path = run / name
     if not path.exists():
         raise InputError(f"{run}: it has no {name}: no run, or one that is not finished (--resume goes on)")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as e:
-        raise InputError(f"{path} is damaged ({e}): --force trains it again") from e
+    return read_json(path, "--force trains it again")
 
 
 def is_bundled(source: dict[str, Any]) -> bool:

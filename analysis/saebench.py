@@ -187,7 +187,7 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
 
 def write(question: str, answer: dict[str, Any], settings: SAEBench, run: FinishedRun, members: Sequence[str]) -> None:
     """analysis/<question>.json of the run."""
-    from harvest.store import write_json
+    from harvest.files import write_json
 
     directory = run.path / "analysis"
     directory.mkdir(exist_ok=True)

@@ -21,7 +21,7 @@ from scipy.sparse import csc_array, csr_array
 from analysis.figures import styled
 from analysis.matching import FLOOR, Decoder, cosines, random_like
 from harvest.errors import InputError
-from harvest.store import write_atomically, write_json
+from harvest.files import write_atomically, write_json
 
 PARENT = 0.5
 COFIRING = 0.5  # of a child's firings; a parent with less is not confirmed

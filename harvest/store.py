@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.files import checksum, write_atomically, write_json
 
 FORMAT = 1
 SPLITS = ("train", "held_out")
@@ -283,34 +283,3 @@ class ActivationStore:
 
 def shard_path(directory: Path, split: str, array: str, index: int) -> Path:
     return directory / split / f"{array}-{index:05d}.npy"
-
-
-def write_atomically(path: Path, write) -> None:
-    """Let `write(file)` fill a temporary file, then rename it: `path` is whole or not there."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def refuse_taken(directory: Path) -> None:
-    """Raises InputError where --to is there already, and not an empty directory."""
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise InputError(f"--to {directory} is there already: choose a new or an empty directory")
-
-
-def write_json(path: Path, record: object) -> None:
-    write_atomically(path, lambda f: f.write((json.dumps(record, indent=1, allow_nan=False) + "\n").encode()))
-
-
-def checksum(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            crc = zlib.crc32(chunk, crc)
-    return crc

@@ -24,8 +24,9 @@ import numpy as np
 
 from harvest.capture import Progress, disk_trouble_said, ignore, one_at_a_time
 from harvest.errors import InputError
+from harvest.files import write_arrays
 from harvest.request import STORE_DTYPES
-from harvest.store import FORMAT, SPLITS, ActivationStore, StoreWriter, write_atomically
+from harvest.store import FORMAT, SPLITS, ActivationStore, StoreWriter
 
 SHARD_ROWS, BLOCK_ROWS = 1 << 15, 1 << 10  # rows follow from these and the seed: a change is another store
 FEATURES = "features.npz"
@@ -274,7 +275,7 @@ def _fill(directory: Path, request: SyntheticRequest, on_progress: Progress) -> 
         world.factors_GxR,
         np.concatenate(fired),
     )
-    write_atomically(directory / FEATURES, lambda f: np.savez(f, **vars(truth)))
+    write_arrays(directory / FEATURES, vars(truth))
     writer.finish()
 
 

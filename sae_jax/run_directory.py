@@ -24,10 +24,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from harvest.errors import InputError
-from harvest.store import write_atomically, write_json
+from harvest.files import TEMPORARY, parse_json, read_json, remove_temporary, write_atomically, write_json
 
 SCHEMA = 1
 LOCK = ".lock"
+ANOTHER = "choose another --run-dir, or delete this one"
 
 
 def default_name(asked: dict) -> str:
@@ -54,11 +55,12 @@ class RunDirectory:
         there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if os.path.exists(p))
         if not there.is_dir() or not (os.access(there, os.W_OK) or self.results):
             raise InputError(f"--run-dir {self.path}: {there} is no directory that can be written to")
-        if not self.path.exists() or {p.name for p in self.path.iterdir()} <= {"config.json.tmp", LOCK}:
+        if not self.path.exists() or all(p.name == LOCK or p.name.endswith(TEMPORARY) for p in self.path.iterdir()):
             return  # a kill may leave these
-        config = self._read("config.json")
-        if not isinstance(config, dict) or "asked" not in config:
+        config_file = self.path / "config.json"
+        if not config_file.exists() or "asked" not in parse_json(config_file, ANOTHER):
             raise InputError(f"--run-dir {self.path} is not empty and holds no run: choose another directory")
+        config = read_json(config_file, ANOTHER)
         if config["asked"] != self.asked:
             raise InputError(
                 f"--run-dir {self.path} holds a run of another configuration "
@@ -84,6 +86,7 @@ class RunDirectory:
         except Timeout:
             raise InputError(f"--run-dir {self.path}: another process is training in it") from None
         with lock:
+            remove_temporary(self.path)
             yield
 
     def begin(self, stores: list[dict], environment: dict, plan: dict, resume: bool) -> str:
@@ -140,10 +143,7 @@ class RunDirectory:
 
     def _read(self, name: str) -> dict | None:
         path = self.path / name
-        try:
-            return json.loads(path.read_text()) if path.exists() else None
-        except ValueError as e:
-            raise InputError(f"{path} is damaged ({e}): choose another --run-dir, or delete this one") from e
+        return read_json(path, ANOTHER) if path.exists() else None
 
 
 def differences(old: dict, new: dict) -> str:

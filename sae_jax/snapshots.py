@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from harvest.store import write_atomically
+from harvest.files import write_arrays
 from sae_jax.formats import Dictionary
 
 DIRECTORY = "snapshots"
@@ -48,7 +48,7 @@ def write_snapshot(run: Path, step: int, dictionaries: dict[str, Dictionary], x_
         direction_FxD = (W_dec_FxD / np.maximum(norm_F, 1e-30)[:, None]).astype(np.float16)
         density_F = np.asarray(firing_share(*nnx.split(dictionary.sae), x_NxD[name]))
         arrays = Snapshot(direction_FxD, norm_F, density_F)._asdict()
-        write_atomically(directory / f"{name}.npz", lambda file, arrays=arrays: np.savez(file, **arrays))
+        write_arrays(directory / f"{name}.npz", arrays)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.files import write_arrays
 from harvest.request import Site
-from harvest.store import ActivationStore, write_atomically
+from harvest.store import ActivationStore
 from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation, calibration_rows, calibration_sample, evaluate
@@ -252,7 +253,7 @@ def export_and_evaluate(
             del evaluations[member.id]
         elif evaluation:
             stats = run.path / "members" / member.id / "stats.npz"
-            write_atomically(stats, lambda f, e=evaluation: np.savez(f, density=e.density_F))
+            write_arrays(stats, {"density": evaluation.density_F})
     report.refuse_none_left()
     return evaluations
 

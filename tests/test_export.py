@@ -17,7 +17,7 @@ from populations import member_of
 
 from analysis.commands.export import run as export
 from harvest.errors import InputError
-from harvest.store import write_json
+from harvest.files import write_json
 from sae_jax.formats import load_dictionary, save_dictionary
 from sae_jax.formats.trained import trained_dictionary
 from sae_jax.train import result_of

@@ -18,8 +18,8 @@ from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
 from analysis.run import FinishedRun
 from harvest.errors import InputError
+from harvest.files import write_json
 from harvest.request import flag
-from harvest.store import write_json
 
 METHODS = ("gradient", "integrated", "path")  # here, so that --help need not import jax
 

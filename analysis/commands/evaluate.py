@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
 from harvest.errors import InputError
+from harvest.files import write_json
 from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir, flag
-from harvest.store import write_json
 
 if TYPE_CHECKING:
     from harvest.sources import Source

@@ -14,8 +14,8 @@ from pathlib import Path
 from analysis.commands.flags import Parser, filled
 from analysis.run import FinishedRun, read_record
 from harvest.errors import InputError
+from harvest.files import refuse_taken
 from harvest.request import default_cache_dir, flag
-from harvest.store import refuse_taken
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> None:
         refuse_no_hub(repo)
 
     from analysis.faces.model_card import model_card
-    from harvest.store import write_atomically
+    from harvest.files import write_atomically
     from sae_jax.formats import load_dictionary, save_dictionary
 
     facts = member_facts(source, options.member)

@@ -19,8 +19,8 @@ from analysis.faces.found import LEGEND, Description, description_text, found_ta
 from analysis.faces.terminal import Terminal
 from analysis.run import FinishedRun
 from harvest.errors import InputError
+from harvest.files import write_json
 from harvest.request import default_cache_dir, flag
-from harvest.store import write_json
 
 if TYPE_CHECKING:
     import numpy as np

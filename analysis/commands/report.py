@@ -34,7 +34,7 @@ def run(argv: list[str]) -> None:
     from analysis.figures import save
     from analysis.report import compose
     from analysis.run import FinishedRun
-    from harvest.store import write_atomically
+    from harvest.files import write_atomically
 
     runs = [FinishedRun.open(path) for path in values["runs"]]
     control = runs[0].opened_control(options.control) if options.control else None

@@ -22,8 +22,8 @@ from analysis.faces.terminal import Terminal
 from analysis.run import FinishedRun
 from analysis.steer_model import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered, Texts
 from harvest.errors import InputError
+from harvest.files import write_json
 from harvest.request import default_cache_dir, flag
-from harvest.store import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -63,7 +63,7 @@ def written(
 ) -> list[Path]:
     """analysis/study.json and the figures, whose paths are returned with it."""
     from analysis.figures import save
-    from harvest.store import write_json
+    from harvest.files import write_json
 
     paths, records = [], []
     for number, answer in enumerate(answers, 1):

@@ -28,7 +28,7 @@ import numpy as np
 
 from analysis import densities, embedding
 from analysis.figures import png_of
-from harvest.store import write_json
+from harvest.files import write_json
 from sae_jax.snapshots import read_snapshots
 
 if TYPE_CHECKING:

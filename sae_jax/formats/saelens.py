@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from harvest.errors import InputError
-from harvest.store import write_atomically, write_json
+from harvest.files import write_atomically
 from sae_jax.formats.dictionary import BY_K, Dictionary
 
 VERSION = "6.54.12"
@@ -67,7 +67,8 @@ def write(dictionary: Dictionary, directory: Path) -> None:
     if (log_sparsity_F := dictionary.log_sparsity_F) is not None:
         sparsity = np.ascontiguousarray(log_sparsity_F)
         write_atomically(directory / SPARSITY, lambda f: f.write(save({"sparsity": sparsity})))
-    write_json(directory / CFG, {"dtype": str(tensors["W_enc"].dtype), "device": "cpu", **dictionary.cfg})
+    cfg = {"dtype": str(tensors["W_enc"].dtype), "device": "cpu", **dictionary.cfg}
+    write_atomically(directory / CFG, lambda f: f.write((json.dumps(cfg, indent=1) + "\n").encode()))
 
 
 def new_cfg(architecture: str, d_in: int, d_sae: int, metadata: dict, k: int | None = None, **settings: Any) -> dict:

@@ -19,7 +19,7 @@ from dashboard_browser import serving, visiting
 
 from analysis.feature_statistics import Features
 from analysis.run import FinishedRun
-from harvest.store import write_json
+from harvest.files import write_json
 from sae_jax.formats import save_dictionary
 from sae_jax.formats.dictionary import Dictionary
 
