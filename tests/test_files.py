@@ -11,7 +11,11 @@ from harvest.errors import InputError
 from harvest.files import append_lines, read_arrays, read_json, read_lines, write_arrays, write_json
 
 RECORD = {"members": [{"id": "relu-s0", "l0": 31.25, "failed": None}], "note": "é\n", "big": 1e-300, "flag": True}
-ARRAYS = {"direction": np.linspace(0, 1, 60, dtype=np.float16).reshape(6, 10), "density": np.zeros(6), "rows": np.array(7)}
+ARRAYS = {
+    "direction": np.linspace(0, 1, 60, dtype=np.float16).reshape(6, 10),
+    "density": np.zeros(6),
+    "rows": np.array(7),
+}
 
 
 def flipped(content: bytes, bit: int) -> bytes:
@@ -21,9 +25,7 @@ def flipped(content: bytes, bit: int) -> bytes:
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
-    return list(a) == list(b) and all(
-        a[name].dtype == b[name].dtype and np.array_equal(a[name], b[name]) for name in a
-    )
+    return list(a) == list(b) and all(a[name].dtype == b[name].dtype and np.array_equal(a[name], b[name]) for name in a)
 
 
 def test_one_bit_of_a_record_is_named_or_changes_nothing(tmp_path):
