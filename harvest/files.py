@@ -23,6 +23,7 @@ import numpy as np
 from harvest.errors import InputError
 
 CHECKSUM = "crc32"
+ARRAYS = "arrays_crc32"  # in a record, what `write_arrays` returned of the arrays that belong with it
 TEMPORARY = ".tmp"  # the end of a temporary file's name
 
 
@@ -168,6 +169,12 @@ def compare_arrays(path: Path, advice: str, expected: int | None = None) -> None
 def archive_checksum(archive: zipfile.ZipFile) -> int:
     """The crc32 of which files a zip archive holds, and where, and of their own checksums."""
     return zlib.crc32(repr([(of.filename, of.header_offset, of.CRC) for of in archive.infolist()]).encode())
+
+
+def array_checksum(array: np.ndarray, crc32: int = 0) -> int:
+    """The crc32 of an array's number format, shape and values, after that of others."""
+    crc32 = zlib.crc32(f"{array.dtype} {array.shape}".encode(), crc32)
+    return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, crc32)
 
 
 def refuse_irregular(path: Path) -> None:

@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from harvest.errors import InputError
-from harvest.files import sealed, unsealed
+from harvest.files import array_checksum, sealed, unsealed
 from sae_jax.population import State
 from sae_jax.run_directory import DAMAGED, NO_METRICS
 
@@ -63,7 +62,10 @@ class Checkpoints:
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(states)) + METADATA_BYTES
         if shutil.disk_usage(self.directory).free < needed:  # Orbax would find out with a screen full of tracebacks
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
-        leaves = {name: facts | {"crc32": crc32(leaf)} for name, (leaf, facts) in described(states).items()}
+        leaves = {
+            name: facts | {"crc32": array_checksum(np.asarray(leaf))}
+            for name, (leaf, facts) in described(states).items()
+        }
         record = sealed({"leaves": leaves, "metrics": metrics})
         with self._os_errors():
             self.manager.save(
@@ -119,7 +121,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start)
         states = self.manager.restore(step, args=ocp.args.Composite(states=ocp.args.StandardRestore(abstract))).states
         for name, (leaf, _) in described(states).items():
-            if crc32(leaf) != record["leaves"][name]["crc32"]:
+            if array_checksum(np.asarray(leaf)) != record["leaves"][name]["crc32"]:
                 raise ValueError(f"the checksum of {name} differs")
         return states, record["metrics"]
 
@@ -152,10 +154,6 @@ def described(states: list[State]) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 def in_words(facts: Mapping[str, Any] | None) -> str:
     return f"{facts['dtype']} of shape {facts['shape']}" if facts else "not there"
-
-
-def crc32(leaf: Any) -> int:
-    return zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8))
 
 
 def system_error_in(error: BaseException) -> int | None:
