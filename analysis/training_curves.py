@@ -9,8 +9,8 @@ from typing import Any
 from analysis.figures import kind_colour, styled
 from analysis.run import TRAIN_AGAIN, FinishedRun
 from harvest.errors import InputError
-from harvest.files import checksum, read_lines
-from sae_jax.run_directory import METRICS
+from harvest.files import read_lines
+from sae_jax.run_directory import METRICS, RunDirectory
 
 MOST_POINTS = 80  # of one curve, drawn
 CURVES = {"loss": "loss (log scale)", "explained_variance": "explained variance"}
@@ -23,7 +23,7 @@ def read(run: FinishedRun) -> dict[str, list[dict[str, float]]]:
         raise InputError(f"{run.path}: it has no {METRICS}, which training writes")
     for line in read_lines(path, TRAIN_AGAIN):
         found[line["member"]].append(line)
-    if checksum(path) != run.results[METRICS]["crc32"]:
+    if run.results.get(METRICS) != RunDirectory(run.path, {}).metrics_written():
         raise InputError(f"{path} is damaged (lines are missing or changed): {TRAIN_AGAIN}")
     return dict(found)
 

@@ -84,6 +84,7 @@ def parsed(text: bytes, what: str, advice: str) -> dict[str, Any]:
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record as JSON has it, with its checksum. Values that are not finite raise ValueError."""
     plain = json.loads(json.dumps(record, allow_nan=False))
+    plain.pop(CHECKSUM, None)
     return {**plain, CHECKSUM: record_checksum(plain)}
 
 

@@ -1,7 +1,7 @@
 """SAELens' directories: `cfg.json`, `sae_weights.safetensors` and, where densities are known, `sparsity.safetensors`.
 
 The layout written is that of version 6; the older one is read as SAELens 6 reads it (`handle_pre_6_0_config`).
-What is written here has checksums, of the tensors and of cfg.json, in the header of the weights. SAELens leaves them out
+What is written here has checksums, of tensors and of cfg.json, in the header of the weights. SAELens leaves them out
 when it writes the dictionary again.
 """
 
