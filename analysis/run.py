@@ -13,6 +13,7 @@ from harvest.errors import InputError
 from harvest.files import read_json
 from harvest.request import HarvestRequest, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
+from sae_jax.run_directory import WRITTEN_AGAIN
 
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
@@ -161,7 +162,7 @@ def read_record(run: Path, name: str) -> dict[str, Any]:
     path = run / name
     if not path.exists():
         raise InputError(f"{run}: it has no {name}: no run, or one that is not finished (--resume goes on)")
-    return read_json(path, TRAIN_AGAIN)
+    return read_json(path, WRITTEN_AGAIN if name == "results.json" else TRAIN_AGAIN)
 
 
 def is_bundled(source: dict[str, Any]) -> bool:

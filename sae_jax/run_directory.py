@@ -32,6 +32,7 @@ from harvest.files import (
     read_json,
     read_lines,
     remove_temporary,
+    unsealed,
     write_atomically,
     write_json,
 )
@@ -40,6 +41,7 @@ SCHEMA = 1
 LOCK = ".lock"
 DAMAGED = "damaged-"  # how the name of a checkpoint begins that could not be read
 ANOTHER = "choose another --run-dir, or delete this one"
+WRITTEN_AGAIN = "delete results.json, and --resume writes it again from the last checkpoint"
 METRICS, NO_METRICS = "metrics.jsonl", {"bytes": 0, "crc32": 0}
 WITHOUT_LINE = "delete that line, and the curves lack only it"
 WITHOUT_FILE = "delete the file, and the curves begin where --resume goes on"
@@ -139,9 +141,24 @@ class RunDirectory:
         append_lines(self.path / METRICS, lines)
 
     def metrics(self, up_to: int) -> list[dict]:
-        """The lines up to a step, of whole lines only: a kill may have cut the last one."""
+        """The lines up to a step, of whole lines only: a kill may have cut the last one.
+
+        Raises InputError where one is damaged, or some are missing that the newest checkpoint knows of.
+        """
         path = self.path / METRICS
-        return [r for r in (read_lines(path, WITHOUT_LINE) if path.exists() else []) if r["step"] <= up_to]
+        lines = read_lines(path, WITHOUT_LINE) if path.exists() else []
+        if self.metrics_written()["bytes"] < self._metrics_saved()["bytes"]:
+            raise InputError(f"{path} is damaged (lines are missing): {WITHOUT_FILE}")
+        return [line for line in lines if line["step"] <= up_to]
+
+    def _metrics_saved(self) -> dict[str, int]:
+        """What the newest checkpoint knows of metrics.jsonl; one that is damaged is told of when it is restored."""
+        steps = [int(p.name) for p in self.checkpoints.glob("*") if p.name.isdigit()]
+        try:
+            record = parse_json(self.checkpoints / str(max(steps, default="none")) / "record" / "metadata", "")
+            return unsealed(record, "", "")["metrics"]
+        except (InputError, OSError):
+            return NO_METRICS
 
     def metrics_written(self) -> dict[str, int]:
         """How far metrics.jsonl is written, and the checksum of that: for what is saved at this moment."""
@@ -168,7 +185,7 @@ class RunDirectory:
 
     def _read(self, name: str) -> dict | None:
         path = self.path / name
-        return read_json(path, ANOTHER) if path.exists() else None
+        return read_json(path, WRITTEN_AGAIN if name == "results.json" else ANOTHER) if path.exists() else None
 
 
 def differences(old: dict, new: dict) -> str:

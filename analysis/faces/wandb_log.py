@@ -27,8 +27,8 @@ import numpy as np
 
 from analysis import densities, embedding
 from analysis.figures import png_of
-from analysis.run import TRAIN_AGAIN
 from harvest.files import read_arrays, read_json, write_json
+from sae_jax.run_directory import WRITTEN_AGAIN
 from sae_jax.snapshots import read_snapshots
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class WandbLog:
     def _log_results(self, results: dict[str, Any], run_dir: Path) -> None:
         self._open()
         members = {member["id"]: member for member in results["members"] if not member["failed"]}
-        stats = {name: read_arrays(run_dir / "members" / name / "stats.npz", TRAIN_AGAIN) for name in members}
+        stats = {name: read_arrays(run_dir / "members" / name / "stats.npz", WRITTEN_AGAIN) for name in members}
         density = {name: arrays["density"] for name, arrays in stats.items()}
         for run, label, names in self._charts(list(members)):
             own = {name: density[name] for name in names}

@@ -19,10 +19,10 @@ from safetensors.numpy import save
 from harvest.errors import InputError
 from harvest.files import CHECKSUM, array_checksum, read_arrays, record_checksum, write_atomically
 from sae_jax.formats.dictionary import BY_K, Dictionary
+from sae_jax.run_directory import WRITTEN_AGAIN
 
 VERSION = "6.54.12"
 CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
-CFG_CHECKSUM = f"{CFG} {CHECKSUM}"
 RENAMED = {
     "hook_point": "hook_name",
     "hook_point_head_index": "hook_head_index",
@@ -42,11 +42,11 @@ METADATA += ("sae_lens_training_version",)
 
 def read(directory: Path) -> Dictionary:
     """What SAELens wrote, or `write`; not yet checked as a whole. Raises InputError for files that cannot be read."""
-    advice = "--force trains it again" if is_member(directory) else "export it again, or have another copy"
-    as_written, (tensors, header) = read_json(directory / CFG), read_safetensors(directory / WEIGHTS, advice)
-    if header.get(CFG_CHECKSUM, str(record_checksum(as_written))) != str(record_checksum(as_written)):
+    advice = WRITTEN_AGAIN if is_member(directory) else "export it again, or have another copy"
+    as_written, (tensors, checksums) = read_json(directory / CFG), read_safetensors(directory / WEIGHTS, advice)
+    if checksums[1:] not in ([], [str(record_checksum(as_written))]):
         raise InputError(f"{directory / CFG} is damaged or was changed by hand (its checksum differs): {advice}")
-    if is_member(directory) and not {CHECKSUM, CFG_CHECKSUM} <= header.keys():
+    if is_member(directory) and len(checksums) != 2:
         raise InputError(
             f"{directory / WEIGHTS} has no checksum: an earlier version wrote it, or it is damaged: {advice}"
         )
@@ -72,10 +72,9 @@ def write(dictionary: Dictionary, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in dictionary.tensors.items()}
     cfg = {"dtype": str(tensors["W_enc"].dtype), "device": "cpu", **dictionary.cfg}
-    of_cfg = {CFG_CHECKSUM: str(record_checksum(json.loads(json.dumps(cfg))))}
-    write_safetensors(directory / WEIGHTS, tensors, of_cfg)
+    write_safetensors(directory / WEIGHTS, tensors, str(record_checksum(json.loads(json.dumps(cfg)))))
     if (log_sparsity_F := dictionary.log_sparsity_F) is not None:
-        write_safetensors(directory / SPARSITY, {"sparsity": np.ascontiguousarray(log_sparsity_F)}, {})
+        write_safetensors(directory / SPARSITY, {"sparsity": np.ascontiguousarray(log_sparsity_F)})
     write_atomically(directory / CFG, lambda f: f.write((json.dumps(cfg, indent=1) + "\n").encode()))
 
 
@@ -143,20 +142,25 @@ def is_member(directory: Path) -> bool:
     return directory.parent.name == "members" and (directory.parents[1] / "config.json").exists()
 
 
-def read_safetensors(path: Path, advice: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(every tensor, bfloat16, too; the header's facts). Raises InputError where a checksum there differs."""
+def read_safetensors(path: Path, advice: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """(every tensor, bfloat16, too; the checksums that `write_safetensors` left, none where another wrote the file).
+
+    Raises InputError where the first of these is not that of the tensors.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors, header = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            checksums = (file.metadata() or {}).get(CHECKSUM, "").split()
     except Exception as e:  # of the reader, whatever is damaged
         raise InputError(f"{path} cannot be read, it is missing or damaged: {e}") from e
-    if header.get(CHECKSUM, tensors_checksum(tensors)) != tensors_checksum(tensors):
+    if checksums[:1] not in ([], [tensors_checksum(tensors)]):
         raise InputError(f"{path} is damaged (its checksum differs): {advice}")
-    return tensors, header
+    return tensors, checksums
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray], header: dict[str, str]) -> None:
-    content = save(tensors, metadata={CHECKSUM: tensors_checksum(tensors), **header})
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], *checksums: str) -> None:
+    """With the tensors' checksum before others, in one fact of the header: the order of several is left to chance."""
+    content = save(tensors, metadata={CHECKSUM: " ".join([tensors_checksum(tensors), *checksums])})
     write_atomically(path, lambda file: file.write(content))
 
 

@@ -59,11 +59,15 @@ CUT = 0.25  # share of the cases in which the end of the file is cut off
 
 @dataclass(frozen=True)
 class Command:
-    """`kinds`: {what a file is: glob of such files} that it reads; `results`: globs of what it writes."""
+    """`kinds`: {what a file is: glob of such files} that it reads; `results`: globs of what it writes.
+
+    A quick one has several turns for each turn of the others.
+    """
 
     run: Callable[[Path], list[str] | Callable[[], object]]
     kinds: dict[str, str]
     results: tuple[str, ...]
+    turns: int = 1
 
 
 STORE = {
@@ -92,7 +96,7 @@ LEARNED = tuple(f"*/{what}" for what in ("members/*/*", "snapshots/*/*", "metric
 
 def of(names: str, *kinds: dict[str, str]) -> dict[str, str]:
     together = {name: glob for part in kinds for name, glob in part.items()}
-    return {name: together[name] for name in names.split()} if names else together
+    return {name: together[name] for name in names.split()}
 
 
 def typed(*argv: object) -> Callable[[Path], list[str]]:
@@ -138,6 +142,9 @@ def synthetic():
     return SyntheticRequest(n_features=64, d_model=16, train_rows=2000, held_out_rows=300, n_roots=8)
 
 
+WHERE = ("{}/finished", "--cache-dir", "{}/cache")
+MEASURED = ("--ce-windows", "0", "--cache-dir", "{}/cache", "--json", "{}/out.json")
+ASKED = ("--member", MEMBER, "--prompt", "The sea", "--target", " and", "--json", "{}/out.json")
 COMMANDS = {
     "train": Command(typed(*LONGER, "--run-dir", "{}/fresh", "--cache-dir", "{}/cache"), STORE, LEARNED),
     "harvest": Command(
@@ -151,60 +158,63 @@ COMMANDS = {
     "resume": Command(
         typed(*LONGER, "--resume", "--run-dir", "{}/new", "--cache-dir", "{}/cache"),
         {
-            "checkpoint": "new/checkpoints/[!d]*/**/*",
+            "newest checkpoint": "new/checkpoints/{newest}/**/*",
+            "checkpoint before": "new/checkpoints/{before}/**/*",
             "curves": "new/metrics.jsonl",
             "config": "new/config.json",
             **of("rows manifest", STORE),
         },
         LEARNED,
+        turns=2,
     ),
-    "show (begun)": Command(typed("show", "{}/new"), {"curves": "new/metrics.jsonl", "config": "new/config.json"}, ()),
-    "show": Command(typed("show", "{}/finished"), RECORDS, ()),
-    "again": Command(typed(*FINISHED, "--run-dir", "{}/finished", "--cache-dir", "{}/cache"), RECORDS, ()),
+    "show (begun)": Command(
+        typed("show", "{}/new"), {"curves": "new/metrics.jsonl", "config": "new/config.json"}, (), turns=4
+    ),
+    "show": Command(typed("show", "{}/finished"), RECORDS, (), turns=4),
+    "again": Command(typed(*FINISHED, "--run-dir", *WHERE), RECORDS, (), turns=2),
     "evaluate": Command(
-        typed("evaluate", "{}/finished", "--ce-windows", "0", "--cache-dir", "{}/cache", "--json", "{}/out.json"),
-        of("cfg weights densities config", MEMBERS, RECORDS),
+        typed("evaluate", "{}/finished", *MEASURED),
+        of("cfg weights densities config manifest rows documents", MEMBERS, RECORDS, STORE),
         ("out.json",),
+        turns=2,
     ),
     "evaluate (exported)": Command(
-        typed("evaluate", "{}/exported", "--ce-windows", "0", "--cache-dir", "{}/cache", "--json", "{}/out.json"),
-        {"exported": "exported/*[!d]"},
-        ("out.json",),
+        typed("evaluate", "{}/exported", *MEASURED), {"exported": "exported/*[!d]"}, ("out.json",), turns=6
     ),
     "export": Command(
         typed("export", "{}/finished", "--member", MEMBER, "--to", "{}/out"),
         {name: glob.replace("*", MEMBER, 1) for name, glob in MEMBERS.items()} | RECORDS,
         ("out/*",),
+        turns=4,
     ),
     "study": Command(
-        typed("study", "{}/finished", "--documents", "1500", "--cache-dir", "{}/cache"),
-        of("", DERIVED, RECORDS, MEMBERS, STORE),
+        typed("study", "--documents", "1500", *WHERE),
+        of("features snapshot benchmarks config weights rows", DERIVED, RECORDS, MEMBERS, STORE),
         ("finished/analysis/*.*", "finished/analysis/features/*"),
     ),
-    "report": Command(
-        typed("report", "{}/finished", "--cache-dir", "{}/cache"),
-        of("features snapshot study comparison clusters curves config results rows tokens", DERIVED, RECORDS, STORE),
-        ("finished/report.html",),
+    "report": Command(typed("report", *WHERE), of("study curves snapshot", DERIVED), ("finished/report.html",)),
+    "page": Command(
+        page,
+        {
+            **{
+                name: glob.replace("/*.npz", f"/{MEMBER}.npz")
+                for name, glob in of("features snapshot", DERIVED).items()
+            },
+            **of("comparison tokens rows", DERIVED, STORE),
+            "clusters": f"finished/analysis/clusters-{MEMBER}.*",
+            "weights": f"finished/members/{MEMBER}/sae_weights.safetensors",
+        },
+        (),
+        turns=4,
     ),
-    "page": Command(page, of("features snapshot comparison clusters weights tokens rows", DERIVED, MEMBERS, STORE), ()),
     "attribute": Command(
-        typed(
-            "attribute",
-            "{}/finished",
-            "--member",
-            MEMBER,
-            "--prompt",
-            "The sea",
-            "--target",
-            " and",
-            "--json",
-            "{}/out.json",
-        ),
-        of("weights config results", MEMBERS, RECORDS),
-        ("out.json",),
+        typed("attribute", "{}/finished", *ASKED), of("weights config results", MEMBERS, RECORDS), ("out.json",)
     ),
     "synthetic": Command(
-        truth, {"features": "made/activations/*/features.npz", "manifest": "made/activations/*/manifest.json"}, ()
+        truth,
+        {"features": "made/activations/*/features.npz", "manifest": "made/activations/*/manifest.json"},
+        (),
+        turns=4,
     ),
 }
 
@@ -319,7 +329,7 @@ FAULTS = ("HANGS", "TRACEBACK", "NOT NAMED", "SAYS TOO MUCH", "SILENT")
 
 def cases(count: int, chance: random.Random) -> Iterator[tuple[str, str]]:
     """(command, kind): all in turn, in a random order, and again."""
-    pairs = [(name, kind) for name, command in COMMANDS.items() for kind in command.kinds]
+    pairs = [(name, kind) for name, of in COMMANDS.items() for kind in of.kinds for _ in range(of.turns)]
     while count > 0:
         chance.shuffle(pairs)
         yield from pairs[:count]
@@ -354,8 +364,9 @@ class Campaign:
         how = []
 
         def damaged() -> Path:
-            files = sorted(path for path in self.work.glob(COMMANDS[name].kinds[kind]) if path.is_file())
-            path = chance.choice(files)
+            *_, before, newest = sorted((self.work / "new" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+            glob = COMMANDS[name].kinds[kind].replace("{newest}", newest.name).replace("{before}", before.name)
+            path = chance.choice(sorted(path for path in self.work.glob(glob) if path.is_file()))
             how.append(damage(path, chance))
             return path
 
