@@ -196,11 +196,9 @@ COMMANDS = {
     "page": Command(
         page,
         {
-            **{
-                name: glob.replace("/*.npz", f"/{MEMBER}.npz")
-                for name, glob in of("features snapshot", DERIVED).items()
-            },
             **of("comparison tokens rows", DERIVED, STORE),
+            "features": f"finished/analysis/features/{MEMBER}.npz",
+            "snapshot": f"finished/snapshots/*/{MEMBER}.npz",
             "clusters": f"finished/analysis/clusters-{MEMBER}.*",
             "weights": f"finished/members/{MEMBER}/sae_weights.safetensors",
         },
@@ -230,7 +228,8 @@ def build(folder: Path, logs: Path) -> None:
     need(typed(*FINISHED, "--run-dir", "{}/finished", "--cache-dir", "{}/cache")(folder))
     need(interrupted(typed(*LONGER, "--run-dir", "{}/new", "--cache-dir", "{}/cache")(folder)), 130)
     need(half_harvested(typed(*LONGER, "--run-dir", "{}/none", "--cache-dir", "{}/begun")(folder)), 130)
-    need(COMMANDS["study"].run(folder))
+    if {"study", "report", "page"} & COMMANDS.keys():
+        need(typed("study", "--documents", "1500", *WHERE)(folder))
     need(typed("export", "{}/finished", "--member", MEMBER, "--to", "{}/exported")(folder))
     need(truth_made(folder))
     shutil.rmtree(folder / "none", ignore_errors=True)
