@@ -28,7 +28,7 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.files import checksum, write_atomically, write_json
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "held_out")
 ARRAYS = ("rows", "tokens", "documents")
 OPEN_MAPS = 256  # each holds a file descriptor, of which a process commonly has 1024

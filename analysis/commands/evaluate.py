@@ -87,11 +87,13 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     refuse_a_control_among_others(opened)
     sites = sites_of(opened, options)
     request = request_of(opened[0], options, sites)
-    model, dataset = resolve(request)
+    model, dataset = resolve(request, options.cache_dir)
     request = replace(request, held_out=share_of(opened, options, dataset, terminal))
     compare_models(opened, options, model, terminal)
     refuse_another_width(opened, model.d_model, model)
-    stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
+    stores = harvest(
+        request, options.cache_dir, on_progress=terminal.progress, say=terminal.say, sources=(model, dataset)
+    )
     refuse_another_width(opened, next(iter(stores.values())).d_model, model)
 
     names = names_of(opened)
