@@ -189,7 +189,7 @@ def answered(run: RunDirectory, request: HarvestRequest, options: Options, termi
 def rows_of(
     run: RunDirectory, request: HarvestRequest, options: Options, terminal: Terminal
 ) -> dict[Site, ActivationStore]:
-    """The stores to train on: those that the run was begun on, where the cache has them, without a question to a hub."""
+    """The stores to train on: those that the run was begun on, if the cache has them, and no hub is asked."""
     if not options.force:
         facts = {site: of for site in request.sites for of in run.stores if of["hook_name"] == site.hook_name}
         places = {site: options.cache_dir / "activations" / of["directory"] for site, of in facts.items()}

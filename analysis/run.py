@@ -172,8 +172,8 @@ class FinishedRun:
             return store
         self._place("model")
         self._place("dataset")
-        names = {"model_name": name_of("model", facts["model"]), "dataset": name_of("dataset", facts["dataset"])}
-        asked = replace(self.request, layer=(site.layer,), hook=(site.hook,), **names)
+        names = name_of("model", facts["model"]), name_of("dataset", facts["dataset"])
+        asked = replace(self.request, layer=(site.layer,), hook=(site.hook,), model_name=names[0], dataset=names[1])
         store = harvest(asked, cache_dir, on_progress=on_progress, say=say)[site]
         here = identity(store)
         if other := difference(facts["identity"], here):

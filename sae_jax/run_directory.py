@@ -127,8 +127,8 @@ class RunDirectory:
                     f"({'; '.join(changed)}): add --force to start again"
                 )
             self.note_places()
-            found = [differences(config["environment"], environment), *(rounding(*pair) for pair in pairs)]
-            return ", ".join(text for text in found if text)
+            apart = [differences(config["environment"], environment), *(rounding(*pair) for pair in pairs)]
+            return ", ".join(text for text in apart if text)
         self.clear()
         write_json(
             self.path / "config.json",

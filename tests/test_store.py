@@ -134,7 +134,7 @@ def test_a_directory_without_manifest_and_another_format_are_refused(tmp_path):
         ActivationStore(tmp_path)
     write_store(tmp_path, {"train": [1], "held_out": [1]})
     manifest = tmp_path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    manifest.write_text(manifest.read_text().replace('"format": 2', '"format": 99'))
     with pytest.raises(InputError, match="format 99"):
         ActivationStore(tmp_path)
 
