@@ -38,7 +38,9 @@ class FinishedRun:
         if not path.is_dir():
             raise InputError(f"{path}: there is no such run directory")
         config, results = (read_record(path, name) for name in ("config.json", "results.json"))
-        if any("identity" not in store for store in config.get("stores", [{}])):
+        if "stores" not in config or "members" not in results or "failed" not in results["members"][0]:
+            raise InputError(f"{path} {EARLIER}: train it again")
+        if any("identity" not in store for store in config["stores"]):
             raise InputError(f"{path} {EARLIER}: train it again")
         return cls(path, config, results)
 

@@ -34,7 +34,13 @@ LAYER_KEYS = ("n_layer", "num_hidden_layers", "n_layers", "num_layers")
 POSITION_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 WIDTH_KEYS = ("n_embd", "hidden_size", "d_model")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-TOKENIZER_PATTERNS = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+TOKENIZER_PATTERNS: tuple[str, ...] = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+)
 TOKENIZER_PATTERNS += ("*.model", "*.tiktoken")
 INCIDENTAL = ("_name_or_path", "name_or_path", "transformers_version")  # of a model's JSON files
 DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".gz", ".zst"}

@@ -27,7 +27,7 @@ from harvest.errors import InputError
 from harvest.files import TEMPORARY, parse_json, read_json, remove_temporary, write_atomically, write_json
 from harvest.identity import difference, rounding
 
-SCHEMA = 2
+SCHEMA = 1
 LOCK = ".lock"
 ANOTHER = "choose another --run-dir, or delete this one"
 
@@ -69,6 +69,8 @@ class RunDirectory:
         if not config_file.exists() or "asked" not in parse_json(config_file, ANOTHER):
             raise InputError(f"--run-dir {self.path} is not empty and holds no run: choose another directory")
         config = read_json(config_file, ANOTHER)
+        if any("identity" not in of for of in config["stores"]):
+            raise InputError(f"--run-dir {self.path} was begun by an earlier version: {ANOTHER}")
         before, now = meant(config["asked"]), meant(self.asked)
         if before != now:
             raise InputError(
