@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,12 @@ from analysis.commands.flags import Parser, filled
 from analysis.faces.tables import frontier_table, preset_table
 from analysis.faces.terminal import Terminal
 from analysis.frontier import compute, write
-from analysis.run import can_be_kept
+from analysis.run import FinishedRun, can_be_kept
 from harvest.capture import DISK_FULL, harvest, say_stores
 from harvest.errors import InputError
 from harvest.identity import found
 from harvest.request import HarvestRequest, Site, default_cache_dir, flag
-from harvest.sources import named_files, place_of, resolve
+from harvest.sources import name_of, named_files, place_of, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.grid import members_of
@@ -147,6 +147,7 @@ def main(argv: list[str]) -> None:
     asked |= {"preset": preset} if preset else {}
     run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
     run.refuse_another_run()
+    run.note_places()
     with Terminal(quiet=options.quiet) as terminal, ExitStack() as others:
         say_preset(preset, terminal)
         if answered(run, request, options, terminal):
@@ -181,7 +182,6 @@ def answered(run: RunDirectory, request: HarvestRequest, options: Options, termi
     if not results or options.force or lacks_loss_recovered(results, request, options):
         return False
     terminal.say(f"{run.path} is finished; --force does it again")
-    run.note_places()
     show(run, results, terminal)
     return True
 
@@ -189,15 +189,21 @@ def answered(run: RunDirectory, request: HarvestRequest, options: Options, termi
 def rows_of(
     run: RunDirectory, request: HarvestRequest, options: Options, terminal: Terminal
 ) -> dict[Site, ActivationStore]:
-    """The stores to train on: those that the run was begun on, if the cache has them, and no hub is asked."""
-    if not options.force:
+    """The stores to train on. Those that the run was begun on, if the cache has them, and then no hub is asked."""
+    talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
+    if run.results and not options.force:
+        finished = FinishedRun.open(run.path)
+        return {site: finished.store(site, options.cache_dir, **talk) for site in request.sites}
+    if options.resume and run.stores:
         facts = {site: of for site in request.sites for of in run.stores if of["hook_name"] == site.hook_name}
         places = {site: options.cache_dir / "activations" / of["directory"] for site, of in facts.items()}
         stores = {site: store for site, of in facts.items() if (store := found(of["identity"], places[site]))}
         if len(stores) == len(request.sites):
             say_stores(stores, terminal.say)
             return stores
-    return harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
+        model, dataset = run.stores[0]["model"], run.stores[0]["dataset"]
+        request = replace(request, model_name=name_of("model", model), dataset=name_of("dataset", dataset))
+    return harvest(request, options.cache_dir, **talk)
 
 
 def wandb_log(

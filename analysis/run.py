@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from harvest.errors import InputError
 from harvest.files import read_json
 from harvest.hub import Kind
 from harvest.request import HarvestRequest, Site
-from harvest.sources import model_fingerprint, name_of, place_of, same_name
+from harvest.sources import model_fingerprint, name_of, place_of
 
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
@@ -31,6 +31,7 @@ class FinishedRun:
     path: Path
     config: dict[str, Any]
     results: dict[str, Any]
+    told: set[Site] = field(default_factory=set, compare=False)  # sites whose rows were said to differ by rounding
 
     @classmethod
     def open(cls, path: Path) -> FinishedRun:
@@ -62,17 +63,14 @@ class FinishedRun:
         control = FinishedRun.open(path)
         if control.request.control is None:
             raise InputError(f"--control {path}: it was trained on the model as it is, not --control random-weights")
-        own, others = self.config["stores"][0], control.config["stores"][0]
         facts = [
             {
-                "model_name": of.config["stores"][0]["model"]["fingerprint"],
+                "model_name": of.config["stores"][0]["model"]["fingerprint"].partition("@")[0],
                 **{name: getattr(of.request, name) for name in SAME},
                 "dataset": of.config["stores"][0]["identity"]["windows_hash"],
             }
             for of in (self, control)
         ]
-        if same_name(own["model"]["location"]) == same_name(others["model"]["location"]):
-            facts[1]["model_name"] = facts[0]["model_name"]
         if other := [f"--{name.replace('_', '-')}" for name in facts[0] if facts[0][name] != facts[1][name]]:
             raise InputError(f"--control {path}: harvested with another {', '.join(other)}; it must be {self.path}'s")
         return control
@@ -170,18 +168,19 @@ class FinishedRun:
         from harvest.identity import difference, found, identity, rounding
 
         facts = self.store_facts(site)
-        if store := found(facts["identity"], cache_dir / "activations" / facts["directory"]):
-            return store
-        self._place("model")
-        self._place("dataset")
-        names = name_of("model", facts["model"]), name_of("dataset", facts["dataset"])
-        asked = replace(self.request, layer=(site.layer,), hook=(site.hook,), model_name=names[0], dataset=names[1])
-        store = harvest(asked, cache_dir, on_progress=on_progress, say=say)[site]
+        store = found(facts["identity"], cache_dir / "activations" / facts["directory"])
+        if store is None:
+            self._place("model")
+            self._place("dataset")
+            names = name_of("model", facts["model"]), name_of("dataset", facts["dataset"])
+            asked = replace(self.request, layer=(site.layer,), hook=(site.hook,), model_name=names[0], dataset=names[1])
+            store = harvest(asked, cache_dir, on_progress=on_progress, say=say)[site]
         here = identity(store)
         if other := difference(facts["identity"], here):
             raise InputError(f"{self.path} was trained on other activations than those in {store.directory} ({other})")
-        if apart := rounding(facts["identity"], here):
+        if site not in self.told and (apart := rounding(facts["identity"], here)):
             say(f"{self.path} was trained with other versions or on another processor: {apart}")
+            self.told.add(site)
         return store
 
 

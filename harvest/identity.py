@@ -88,12 +88,11 @@ def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def found(trained: Mapping[str, Any], directory: Path) -> ActivationStore | None:
-    """The store in a directory, if it is finished and holds these very rows."""
+    """The store in a directory, if it is finished and its rows have no `difference` from these."""
     if not (directory / "manifest.json").exists():
         return None
     store = ActivationStore(directory)
-    here = identity(store)
-    return store if not difference(trained, here) and not rounding(trained, here) else None
+    return None if difference(trained, identity(store)) else store
 
 
 def _sampled(split: Split, signs_D: np.ndarray) -> list[float]:

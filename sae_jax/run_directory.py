@@ -128,7 +128,6 @@ class RunDirectory:
                     f"{self.path} was trained on another activation store than this one "
                     f"({'; '.join(changed)}): add --force to start again"
                 )
-            self.note_places()
             apart = [differences(config["environment"], environment), *(rounding(*pair) for pair in pairs)]
             return ", ".join(text for text in apart if text)
         self.clear()
@@ -141,8 +140,7 @@ class RunDirectory:
     def note_places(self) -> None:
         """Keep where the local model and text that were asked for lie now: they may have been moved since."""
         config = self._read("config.json")
-        assert config is not None
-        if config["asked"] == self.asked or not os.access(self.path, os.W_OK):
+        if config is None or config["asked"] == self.asked or not os.access(self.path, os.W_OK):
             return
         for part, name in (("model", "model_name"), ("dataset", "dataset")):
             if name in self.asked.get("files", {}):
