@@ -244,7 +244,7 @@ def _cached_dataset(repo: str) -> Path | None:
 
 def _fingerprint(files: list[Path]) -> str:
     """The same for the same texts in the same order, whatever the files are called."""
-    return _hash_of([("".join(path.suffixes), _content(path)) for path in files])
+    return _hash_of([(path.suffix, _content(path)) for path in files])
 
 
 def _model_files_hash(folder: Path) -> str:
@@ -264,7 +264,7 @@ def _content(path: Path) -> str:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
             return json.dumps({key: value for key, value in config.items() if key not in INCIDENTAL}, sort_keys=True)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             pass  # no JSON object: its bytes are what it is
     stat = path.stat()
     return _bytes_hash(path, stat.st_size, stat.st_mtime_ns)
@@ -315,7 +315,10 @@ def _harvested_before(question: HubQuestion, name: str, cache_dir: Path | None) 
     """The one that the newest store in the cache was harvested of. Raises InputError where there is none."""
     manifests = [*(cache_dir / "activations").glob("*/manifest.json")] if cache_dir else []
     for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        manifest = parse_json(path, "delete the store and harvest again")
+        try:
+            manifest = parse_json(path, "")
+        except InputError:
+            continue  # of whatever it was: it is named once that is asked for
         record = manifest.get(question.kind, {})
         if record.get("fingerprint", "").startswith(f"{name}@"):
             width = manifest["d_model"] if question.kind == "model" else None
