@@ -24,15 +24,14 @@ TRAINING = {field.name: field.default for field in fields(TrainConfig) if field.
 LEVEL = {level for levels in LEVELS.values() for level in levels}  # of which each member has one
 ROWS = ("model", "text", "rows", "layer", "hook")
 NAMES = {"activation": "kind", "hidden_dim": "width", "lr": "learning rate"}
-WORDS = {"activation": "{}", "sparsity": "{}", "hidden_dim": "{:,} features", "hook": "{}", "penalty": "by {}"}
-WORDS |= {"model": "{}", "text": "{}", "rows": "{:,} rows", "epochs": "{} epochs"}
+WORDS = {"activation": "{}", "sparsity": "{}", "hidden_dim": "{:,} features", "hook": "{}"}
+WORDS |= {"penalty": "by {}", "model": "{}", "text": "{}", "rows": "{:,} rows", "epochs": "{} epochs"}
 
 
 def settings_of(run: FinishedRun, member: Mapping[str, Any]) -> dict[str, Any]:
     """All that the figures of a member of results.json depend on; None is what means nothing to its kind.
 
-    `sparsity` is the k, L0 or coefficient asked, in words that are the same for a k and an L0; `penalty` says which of
-    the last two a kind that has a choice was given.
+    `sparsity` is the k, L0 or coefficient that was asked for, in words that are the same for a k and an L0.
     """
     level, training = member["sparsity_by"], {**TRAINING, **run.config["asked"]["train"]}
     store = run.store_facts(Site(member["layer"], member["hook"]))
@@ -40,7 +39,6 @@ def settings_of(run: FinishedRun, member: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "activation": member["activation"],
         "sparsity": f"{'coefficient' if level == 'sparsity' else 'L0'} {exact(member[level])}",
-        "penalty": None if level == "k" else level,
         **{name: member.get(name) for name in MEMBER if name not in LEVEL},
         **{name: "by default" if training[name] is None else training[name] for name in TRAINING},
         **{"model": model, "text": source_name(store["dataset"], "corpus"), "rows": store["rows"]},

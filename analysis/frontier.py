@@ -76,7 +76,7 @@ class Frontier:
 def compute(*runs: Path) -> Frontier:
     """The frontier of one or several finished runs. Raises InputError for a run without results, or given twice."""
     members = [
-        (families.settings_of(run, member), member)
+        ({**families.settings_of(run, member), "penalty": penalty_of(member)}, member)
         for run in map(FinishedRun.open, runs)
         for member in run.results["members"]
     ]
@@ -98,6 +98,11 @@ def compute(*runs: Path) -> Frontier:
         settings=families.common([settings for settings, _ in members]),
         runs=[run.resolve().name for run in runs],
     )
+
+
+def penalty_of(member: dict[str, Any]) -> str | None:
+    """What an L0 and a coefficient, which are no points of one curve, are told by; None of a kind with a k."""
+    return None if member["sparsity_by"] == "k" else member["sparsity_by"]
 
 
 def spread(members: dict[int, dict[str, Any]]) -> tuple[tuple[int, ...], dict[str, Spread]]:

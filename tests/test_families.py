@@ -130,8 +130,11 @@ def test_an_l0_is_no_coefficient_though_the_number_is_the_same(run_of, tmp_path)
     path = tmp_path / "members.json"
     path.write_text('[{"target_l0": 8}, {"sparsity": 8}]')
     run = run_of(members=path, seed=SEEDS)
-    assert list(study.kinds_of(gathered_of(run))) == ["relu, L0 8, by target_l0", "relu, coefficient 8, by sparsity"]
-    assert [point.seeds for point in frontier.compute(run.path).points] == [SEEDS, SEEDS]
+    assert list(study.kinds_of(gathered_of(run))) == ["relu, L0 8", "relu, coefficient 8"]
+    assert [(p.seeds, p.panel) for p in frontier.compute(run.path).points] == [
+        (SEEDS, "by target_l0"),
+        (SEEDS, "by sparsity"),
+    ]
 
 
 # Words.

@@ -245,3 +245,30 @@ def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypa
     monkeypatch.setattr(measures, "write_json", lambda *_: None)
     answers, notes = measures.benchmarks(FinishedRun.open(run[0]), [], 77, lambda text: None)
     assert answers == {"sparse_probing": {}, "absorption": {}} and "not measured: --icl-examples 0" in notes[0]
+
+
+# Intervals in every table, whatever the members' ids end in.
+
+POPULATIONS = {
+    "--preset frontier": ("--preset", "frontier", "--target-l0", "4", "8", "--k", "4", "8", "--batch-size", "64"),
+    "unusual settings": ("--activation", "relu", "topk", "--target-l0", "8", "--k", "8", "--seed", "0", "1", "2")
+    + ("--dead-rule", "anthropic", "--normalization", "mean_norm", "--warmup", "0.1", "--aux-coefficient", "0"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("argv", POPULATIONS.values(), ids=POPULATIONS)
+def test_every_table_has_intervals_over_seeds(tmp_path, tmp_path_factory, argv):
+    cache, run = shared_cache(tmp_path_factory), tmp_path / "run"
+    small = ("--n-samples", "300", "--seq-len", "20", "--hidden-dim", "48", "--epochs", "4", "--ce-windows", "8")
+    for command in ((*BUNDLED, *argv, *small, "--run-dir", run), ("study", run, "--documents", "800")):
+        done = typed(*command, cache=cache)
+        assert (done.returncode, done.stderr) == (0, "")
+    members, answers = FinishedRun.open(run).members, read_json(run / "analysis" / "study.json", "")["answers"]
+    assert len(answers) == 5
+    for answer in answers:
+        assert 3 * len(answer["table"]) == len(members)
+        for row, cells in answer["table"].items():
+            measured = {name: of for name, of in cells.items() if of["mean"] is not None}
+            assert measured, (answer["question"], row)
+            assert all(of["n"] == 3 and of["low"] <= of["mean"] <= of["high"] for of in measured.values()), row

@@ -27,7 +27,7 @@ from analysis.study import words
 SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # of an SVG's marks: half of it, and an image has its alt text
 SPEC_BYTES = 300_000  # a figure with more data is a picture only
 FIGURES_BYTES = 3_300_000  # of all figures; over it those with most data are pictures only
-SHOWN_SETTINGS = ("activation", "layer", "hook", "hidden_dim", "sparsity", "penalty", "seed")  # of members, always
+SHOWN_SETTINGS = ("activation", "layer", "hook", "hidden_dim", "sparsity", "seed")  # of members, always
 SECTIONS = {
     "training": "Training",
     "densities": "Densities",
