@@ -13,6 +13,7 @@ from analysis.measures import Gathered
 from harvest.errors import InputError
 from sae_jax.config import AXES, TrainConfig
 from sae_jax.grid import Member, member_id, members_of
+from sae_jax.presets import preset_named
 
 SEEDS = (0, 1, 2)
 UNUSUAL = {  # each of them once made every member a kind of its own
@@ -111,6 +112,14 @@ def test_seeds_are_one_kind_and_one_family_whatever_their_ids_end_in(run_of, val
     assert compared.other_seeds == dict.fromkeys(run.members, 2) and set(compared.found_again_F) == set(run.members)
     assert [len(family) for family in splitting.families(decoders)] == [2] * 6
     assert {point.seeds for point in frontier.compute(run.path).points} == {SEEDS}
+
+
+def test_the_frontier_preset_has_fifteen_kinds_of_three_seeds(run_of):
+    flags = preset_named("frontier").flags
+    run = run_of(**{name: flags[name] for name in flags.keys() & {field.name for field in fields(TrainConfig)}})
+    kinds = study.kinds_of(gathered_of(run))
+    assert len(run.members) == 45 and [len(names) for names in kinds.values()] == [3] * 15
+    assert list(kinds)[:4] == ["relu, L0 16", "relu, L0 32", "relu, L0 64", "jump_relu, L0 16"]
 
 
 def test_two_settings_of_auxk_are_two_families_of_which_none_loses_a_member(run_of):

@@ -250,7 +250,8 @@ def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypa
 # Intervals in every table, whatever the members' ids end in.
 
 POPULATIONS = {
-    "--preset frontier": ("--preset", "frontier", "--target-l0", "4", "8", "--k", "4", "8", "--batch-size", "64"),
+    "--preset frontier": ("--preset", "frontier", "--activation", "relu", "topk", "--target-l0", "4", "8")
+    + ("--k", "4", "8", "--batch-size", "64"),
     "unusual settings": ("--activation", "relu", "topk", "--target-l0", "8", "--k", "8", "--seed", "0", "1", "2")
     + ("--dead-rule", "anthropic", "--normalization", "mean_norm", "--warmup", "0.1", "--aux-coefficient", "0"),
 }
