@@ -259,7 +259,7 @@ def beside(
 
 
 def twins_of(compared: Comparison | None, member: str, feature: int) -> list[Twin]:
-    if compared is None:
+    if compared is None or member not in compared.members:  # none of its features ever fires
         return []
     matches = zip(
         compared.members, compared.partner_FxM[member][feature], compared.cosine_FxM[member][feature], strict=True

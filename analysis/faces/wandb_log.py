@@ -234,13 +234,14 @@ class WandbLog:
 
         kinds = {name: members[name]["activation"] for name in density}
         yield "figures/densities", image(densities.figure(density, kinds))
-        first_of_kind = {kind: name for name, kind in reversed(kinds.items())}
+        living = [name for name, density_F in density.items() if (density_F > 0).sum() >= embedding.FEWEST]
+        first_of_kind = {kinds[name]: name for name in reversed(living)}
         for name, density_F in density.items():
             yield label("density", name), wandb.Histogram(np_histogram=densities.histogram(density_F))
             if snapshots := read_snapshots(run_dir, name):
                 heat = densities.heatmap(name, {step: of.density for step, of in snapshots.items()})
                 yield label("figures/activation_heatmap", name), image(heat)
-            if name in first_of_kind.values() and (density_F > 0).sum() >= embedding.FEWEST:
+            if name in first_of_kind.values():
                 W_dec_FxD = load_dictionary(run_dir / "members" / name).tensors["W_dec"]
                 feature_map = embedding.figure(name, embedding.compute(W_dec_FxD, density_F))
                 yield label("figures/feature_map", name), image(feature_map)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+from itertools import zip_longest
 from typing import Any
 
 from analysis.best import l0_asked_of
+
+HYPHEN = re.compile(r"(?<!\de)-")  # between the parts of an id, not in 1e-3
 
 
 def number_cells(metrics: dict[str, float]) -> list[str]:
@@ -100,10 +104,10 @@ def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[s
 
 
 def told_apart(ids: list[str]) -> list[str]:
-    """Ids without the parts that all of them have, where that leaves them different."""
-    parts = [name.split("-") for name in ids]
-    common = set.intersection(*map(set, parts)) if len(ids) > 1 else set()
-    short = ["-".join(part for part in own if part not in common) for own in parts]
+    """Ids without the parts that all of them have in the same place, where that leaves them different."""
+    columns = list(zip_longest(*(HYPHEN.split(name) for name in ids), fillvalue=""))
+    apart = [column for column in columns if len(set(column)) > 1]
+    short = ["-".join(filter(None, own)) for own in zip(*apart, strict=True)]
     return short if all(short) and len(set(short)) == len(ids) else ids
 
 
