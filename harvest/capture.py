@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def harvest(
 
 
 def say_stores(found: dict[Site, ActivationStore], say: Say) -> None:
+    _say_text(next(iter(found.values())).manifest["text"], say)
     for site, store in found.items():
         rows = f"{len(store.train):,} rows to train on, {len(store.held_out):,} held out"
         say(f"activations at {site.hook_name}: {rows}, in {store.directory}")
@@ -111,12 +113,12 @@ def _fill(
     shard_bytes: int,
 ) -> None:
     from harvest.language_model import LanguageModel
-    from harvest.text import token_windows
+    from harvest.text import Reading, token_windows
 
     language_model = LanguageModel.load(model.location, control=request.control)
     say(f"harvest runs on {language_model.device} (torch {version('torch')})")
-    windows = token_windows(dataset.location, language_model.tokenizer, request)
-    facts = _description(request, model, dataset, language_model, windows)
+    windows = token_windows(dataset.location, language_model.tokenizer, request, reading := Reading())
+    facts = {**_description(request, model, dataset, language_model, windows), "text": asdict(reading)}
     writers = {
         site: StoreWriter(directory, {**facts, "hook_name": site.hook_name, **site._asdict()}, tuple(windows))
         for site, directory in directories.items()
@@ -196,6 +198,18 @@ def _say_sources(model: Source, dataset: Source, say: Say) -> None:
             if source.fell_back
             else f"{kind}: {source.asked}{where}"
         )
+
+
+def _say_text(text: dict, say: Say) -> None:
+    if text["columns"]:
+        say(f"text column: {', '.join(text['columns'])}")
+    if files := text["left_out"]:
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        say(f"left out, being of a test or validation split: {', '.join(files[:3])}{more}")
+    if text["near_copies"]:
+        copies = f"near-copies: {text['near_copies']:,} of {text['documents']:,} documents read nearly equal one before"
+        apart = "but are on both sides of training and held out, because nothing else would be left on one"
+        say(f"{copies}, {'and are on its side of training and held out' if text['copies_together'] else apart}")
 
 
 @contextmanager
