@@ -228,7 +228,13 @@ def work(
 ) -> tuple[dict[Site, ActivationStore], dict]:
     """(the stores, the content of results.json, of a run finished before that of then)."""
     began = time.perf_counter()
-    stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
+    stores = harvest(
+        request,
+        options.cache_dir,
+        on_progress=terminal.progress,
+        say=terminal.say,
+        loss_recovered=lacks_loss_recovered({}, request, options),
+    )
     harvest_seconds = time.perf_counter() - began
     if run.results and not options.force:
         terminal.say(f"{run.path} is trained, but its loss recovered is to be measured")

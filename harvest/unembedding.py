@@ -22,7 +22,7 @@ def logit_weights(model: LanguageModel, directions_KxD: np.ndarray) -> np.ndarra
     """
     norm = model.bridge.ln_final.original_component
     head = model.bridge.unembed.original_component
-    with torch.inference_mode():
+    with model.running(), torch.inference_mode():
         x_KxD = torch.from_numpy(np.asarray(directions_KxD, np.float32)).to(model.device)
         zero_D = torch.zeros_like(x_KxD[0])
         ones_D, bias_D = zero_D + FAR, norm(zero_D)
