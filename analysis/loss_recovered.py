@@ -94,16 +94,6 @@ def ratio(recovered: Any, lost: Any) -> Any:
         return np.where(np.asarray(lost) > 0, np.divide(recovered, lost), np.nan)
 
 
-def without_figure(metrics: Mapping[str, Any]) -> str | None:
-    """Why a dictionary has no share of the loss recovered, though it was measured."""
-    if "ce_recovered" not in metrics or None not in (metrics["ce_recovered"], metrics["kl_recovered"]):
-        return None
-    return (
-        f"no share of the loss is recovered: zero ablation costs nothing there (cross-entropy {metrics['ce_zero']:.4f} "
-        f"with it, {metrics['ce_clean']:.4f} without)"
-    )
-
-
 def resample(documents: int) -> np.ndarray:
     """How often each document is drawn, in each bootstrap sample: int [S, G], the same for the same number."""
     return np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)

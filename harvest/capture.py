@@ -76,7 +76,7 @@ def harvest(
 
 
 def refuse_unmeasurable(manifests: dict[Site, dict], say: Say) -> None:
-    """Raises InputError where loss recovered cannot be measured at a site; of an encoder, which has none, only says it."""
+    """Raises InputError where loss recovered cannot be measured at a site; of an encoder, which has none, says it."""
     for manifest in manifests.values():
         if (trouble := manifest.get("no_loss_recovered")) and not manifest["reads_both_ways"]:
             raise InputError(f"{trouble}. Loss recovered cannot be measured there: --ce-windows 0 does without it")

@@ -100,7 +100,7 @@ class LanguageModel:
         special = set(self.tokenizer.all_special_ids)
         usual = [token for token in range(self.vocabulary) if token not in special][: BOTH_WAYS_TOKENS + 1]
         tokens_2xT = np.array([usual[:-1], [*usual[:-2], usual[-1]]])
-        with self.running(), torch.inference_mode():
+        with self.running(), torch.inference_mode(), self.as_written([], self.n_layers):
             logits_2xTxV = self.bridge(self.token_ids(tokens_2xT), return_type="logits", use_cache=False).float()
         change = (logits_2xTxV[0] - logits_2xTxV[1])[:-1].abs().max()
         return bool(change > BOTH_WAYS * logits_2xTxV.abs().max())

@@ -1,4 +1,4 @@
-"""A language model's files into TransformerLens' bridge: whole, of one stack of layers, without the libraries' noise."""
+"""A language model's files into TransformerLens' bridge: whole, of one stack of layers, and without noise."""
 
 from __future__ import annotations
 

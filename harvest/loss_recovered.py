@@ -162,10 +162,8 @@ class FromSite:
         with answering(known | {part: self.outputs[part] for part in self.parts}):
             logits = self._run([(point, put)], x_WxTxD.requires_grad)
         if len(met) != 1:
-            raise InputError(
-                f"--hook {self.site.hook} of layer {self.site.layer}: this model cannot be run on from there (it passes "
-                f"{len(met)} points to be replaced)"
-            )
+            where = f"--hook {self.site.hook} of layer {self.site.layer}"
+            raise InputError(f"{where}: this model cannot be run on from there ({len(met)} points to replace it at)")
         return logits
 
     def check(self, clean_logp_WxPxV: torch.Tensor, first_position: int) -> None:

@@ -146,4 +146,5 @@ class LoadedSAE:
         if self.metrics:
             variance, l0, dead = (self.metrics.get(n, math.nan) for n in ("explained_variance", "l0", "dead_fraction"))
             lines.append(f"  held out: explained variance {variance:.3f}, L0 {l0:.1f}, {dead:.1%} dead")
+        lines += [f"  note: {sentence}" for sentence in self.dictionary.told()]
         return "\n".join([*lines, f"  from {self.directory}"])

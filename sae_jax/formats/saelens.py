@@ -6,6 +6,7 @@ The layout written is that of version 6; the older one is read as SAELens 6 read
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.numpy import save
 
 from harvest.errors import InputError
 from harvest.files import write_atomically
-from sae_jax.formats.dictionary import BY_K, Dictionary
+from sae_jax.formats.dictionary import BY_K, SCALED, SCALER, Dictionary, unscaled
 
 VERSION = "6.54.12"
 CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
@@ -46,6 +47,12 @@ def read(directory: Path) -> Dictionary:
     scaling_F = tensors.pop("scaling_factor", None)  # for a time it was written, of ones
     if scaling_F is not None and not np.allclose(scaling_F, 1):
         raise InputError(f"{directory}: a finetuned scaling_factor that is not 1; SAELens 6 has none either")
+    scale = None
+    if cfg.get("normalize_activations") == SCALED and (directory / SCALER).exists():
+        scale = read_json(directory / SCALER).get("scaling_factor")
+        if type(scale) not in (int, float) or not (math.isfinite(scale) and scale > 0):
+            raise InputError(f"{directory / SCALER}: its scaling_factor is {scale!r}; a positive number is needed")
+        cfg, tensors = {**cfg, "normalize_activations": "none"}, unscaled(tensors, scale)
     sparsity = read_safetensors(directory / SPARSITY) if (directory / SPARSITY).exists() else {}
     log_sparsity_F = sparsity.get("sparsity")
     if log_sparsity_F is None and (directory / "stats.npz").exists():
@@ -54,9 +61,8 @@ def read(directory: Path) -> Dictionary:
                 log_sparsity_F = np.log10(stats["density"] + 1e-10).astype(np.float32)
         except Exception as e:  # of the reader, whatever is damaged
             raise InputError(f"{directory / 'stats.npz'} cannot be read, it is damaged or not ours: {e}") from e
-    return Dictionary(
-        directory.resolve().name, "saelens" if is_new else "saelens before 6", cfg, tensors, log_sparsity_F
-    )
+    name, wrote = directory.resolve().name, "saelens" if is_new else "saelens before 6"
+    return Dictionary(name, wrote, cfg, tensors, log_sparsity_F, scale)
 
 
 def write(dictionary: Dictionary, directory: Path) -> None:
