@@ -203,7 +203,7 @@ def rows_of(
             return stores
         model, dataset = run.stores[0]["model"], run.stores[0]["dataset"]
         request = replace(request, model_name=name_of("model", model), dataset=name_of("dataset", dataset))
-    return harvest(request, options.cache_dir, **talk)
+    return harvest(request, options.cache_dir, **talk, loss_recovered=lacks_loss_recovered({}, request, options))
 
 
 def wandb_log(

@@ -53,6 +53,8 @@ def run(argv: list[str]) -> None:
     card = model_card(dictionary, facts, repo)
     save_dictionary(dictionary, options.to)
     write_atomically(options.to / "README.md", lambda f: f.write(card.encode()))
+    for sentence in dictionary.told():
+        print(sentence)
     print(f"{dictionary.name} ({dictionary.cfg['architecture']}, {dictionary.d_in} × {dictionary.d_sae}): {options.to}")
     if repo:
         print(push(options.to, repo, dictionary.name))

@@ -94,6 +94,7 @@ def run(argv: list[str]) -> None:
     from analysis.feature_statistics import features_of
 
     with Terminal() as terminal:
+        finished.language_model.need_next_token("Steering")
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
         features = features_of(finished, [member], options.cache_dir, **talk)[member]
         model, site, sae = finished.language_model, finished.site(member), finished.dictionary(member).sae

@@ -115,6 +115,16 @@ def failure_text(member: dict[str, Any]) -> str:
     return f"stopped at step {member['failed']['step']:,}: {member['failed']['reason']}"
 
 
+def without_figure(metrics: dict[str, Any]) -> str:
+    """Why there is no share of the loss recovered, where it was measured: zero ablation is what it is a share of."""
+    if "ce_recovered" not in metrics or None not in (metrics["ce_recovered"], metrics["kl_recovered"]):
+        return ""
+    return (
+        "no share of the loss is recovered: the model does no worse with the activation set to zero (cross-entropy "
+        f"{metrics['ce_zero']:.4f}) than with it ({metrics['ce_clean']:.4f})"
+    )
+
+
 def model_text(model: dict[str, Any]) -> str:
     return f"{model['name']} (fallback: no model hub in reach)" if model["fell_back"] else str(model["name"])
 
