@@ -11,8 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from analysis.run import EARLIER, read_record
-from harvest.errors import InputError
+from analysis.run import read_record, refuse_no_run
 from sae_jax.progress import Progress
 from sae_jax.run_directory import LOCK, RunDirectory
 
@@ -28,11 +27,8 @@ class GoingOn:
     @classmethod
     def open(cls, path: Path) -> GoingOn:
         """Raises InputError where no run was begun."""
-        if not path.is_dir():
-            raise InputError(f"{path}: there is no such run directory")
+        refuse_no_run(path)
         config = read_record(path, "config.json")
-        if "total_steps" not in config:
-            raise InputError(f"{path} {EARLIER}, and is not finished: --resume goes on, --force begins again")
         return cls(RunDirectory(path, config["asked"]), config)
 
     @property
