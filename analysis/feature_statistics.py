@@ -26,11 +26,13 @@ from analysis.run import FinishedRun
 from analysis.specialization import mutual_information, specialization
 from harvest.files import write_arrays
 from sae_jax.formats import Dictionary
+from sae_jax.shapes import check_arrays, read_as
 
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
 
 FORMAT = 2
+FEATURES_AGAIN = "delete it, and it is computed again"
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 NEIGHBOURS, TOKENS, LOGIT_BARS = 10, 20, 50
 MIN_TOGETHER = 10  # firings of both that make two features fire together
@@ -106,13 +108,14 @@ class Features:
         """None where there is none, or one of another version; mapped, a row of an array is read when asked for."""
         if not path.exists():
             return None
-        if mapped:
-            return cls._of(mapped_arrays(path))
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls._of(arrays)
+        with read_as(path, FEATURES_AGAIN):
+            if mapped:
+                return cls._of(path, mapped_arrays(path))
+            with np.load(path, allow_pickle=False) as arrays:
+                return cls._of(path, arrays)
 
     @classmethod
-    def _of(cls, arrays: Mapping[str, np.ndarray]) -> Features | None:
+    def _of(cls, path: Path, arrays: Mapping[str, np.ndarray]) -> Features | None:
         if arrays["format"] != FORMAT:
             return None
         values: dict = {}
@@ -123,7 +126,27 @@ class Features:
                 values.setdefault(field, {})[key] = part.tolist() if field == "labels" else part
             elif name != "format":
                 values[field] = arrays[name]
-        return cls(**values | {"rows": int(values["rows"])})
+        found = cls(**values | {"rows": int(values["rows"])})
+        found.check(path)
+        return found
+
+    def check(self, path: Path) -> None:
+        """Raises InputError where the arrays do not fit one another, or point to what cannot be."""
+        features, labels = len(self.density_F), self.labels.keys()
+        below = dict.fromkeys(("top_row_FxK", "sample_row_FxR"), self.rows)
+        below |= dict.fromkeys(("neighbour_FxJ", "together_FxJ"), features)
+        below |= dict.fromkeys(("token_F", "promoted_FxT", "suppressed_FxT"), 2**31)
+        sizes = {"Q": len(QUANTILES), "B": BARS, "H": LOGIT_BARS}
+        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        check_arrays(path, arrays, FEATURES_AGAIN, sizes, below)
+        if not ((self.density_F >= 0) & (self.density_F <= 1)).all():
+            raise ValueError("a density is no share")
+        if any(of.keys() != labels for of in (self.label_rows, self.label_count, self.label_score)):
+            raise ValueError("its labels are not the same everywhere")
+        for label, names in self.labels.items():
+            of = {"rows_L": self.label_rows[label], "count_FxL": self.label_count[label]}
+            of |= {"score_2xSxF": self.label_score[label]}
+            check_arrays(path, of, FEATURES_AGAIN, {"F": features, "L": len(names)})
 
 
 def features_of(

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from analysis.run import read_record, refuse_no_run
 from sae_jax.progress import Progress
 from sae_jax.run_directory import LOCK, RunDirectory
+from sae_jax.shapes import MetricsLine, check, read_as
 
 
 @dataclass
@@ -45,7 +46,12 @@ class GoingOn:
             return True
 
     def lines(self) -> list[dict[str, Any]]:
-        return self.run.metrics(self.config["total_steps"])
+        path, advice = self.run.path / "metrics.jsonl", "--resume, by the command that began it, writes it again"
+        with read_as(path, advice):
+            lines = self.run.metrics(self.config["total_steps"])
+        for line in lines:
+            check(line, MetricsLine, path, advice)
+        return lines
 
     def losses(self) -> Iterator[tuple[str, float]]:
         """(member, loss) of each block but the last, in order."""

@@ -14,17 +14,19 @@ import numpy as np
 from scipy import stats
 from scipy.sparse import csr_array
 
-from analysis import comparison, emergence
+from analysis import comparison, emergence, shapes
 from analysis.densities import FREQUENT, statistics
 from analysis.emergence import Trajectory
 from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder, sparse_activations, spread_rows
 from analysis.run import FinishedRun
 from analysis.saebench import SAEBench, measure, plain
+from analysis.shapes import STUDY_AGAIN
 from analysis.specialization import over_chance, p_values
 from harvest.errors import InputError
-from harvest.files import read_json, write_json
+from harvest.files import write_json
 from harvest.sources import BUNDLED_CORPUS
+from sae_jax.shapes import read_shaped
 from sae_jax.snapshots import read_snapshots
 
 RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
@@ -128,8 +130,8 @@ def benchmarks(
     """
     settings = SAEBench(metrics=("probing",), k=(1,), documents=documents)
     path = run.path / "analysis" / "study_benchmarks.json"
-    record = read_json(path, "delete it, and run `study` again") if path.exists() else {}
-    if record.get("documents") != documents:
+    record = read_shaped(path, STUDY_AGAIN, shapes.Benchmarks) if path.exists() else {}
+    if record.get("documents") != documents or set(members) - record["answers"]["sparse_probing"].keys():
         say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
         notes: list[str] = []
         answers = dict(measure(settings, run, members, notes)) | {"absorption": {}}

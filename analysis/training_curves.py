@@ -10,6 +10,7 @@ from typing import Any
 
 from analysis.figures import kind_colour, styled
 from harvest.errors import InputError
+from sae_jax.shapes import MetricsLine, check
 
 MOST_POINTS = 80  # of one curve, drawn
 CURVES = {"loss": "loss (log scale)", "explained_variance": "explained variance"}
@@ -23,9 +24,10 @@ def read(run: Path) -> dict[str, list[dict[str, float]]]:
     for number, line in enumerate(path.read_text().splitlines(), 1):
         try:
             record = json.loads(line)
-            found[record["member"]].append(record)
-        except (ValueError, KeyError, TypeError) as e:
+        except ValueError as e:
             raise InputError(f"{path}, line {number} is damaged ({e})") from e
+        check(record, MetricsLine, Path(f"{path}, line {number}"), "delete that line, and the curves lack only it")
+        found[record["member"]].append(record)
     return dict(found)
 
 

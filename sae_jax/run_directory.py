@@ -24,7 +24,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from harvest.errors import InputError
-from harvest.files import TEMPORARY, parse_json, read_json, remove_temporary, write_atomically, write_json
+from harvest.files import TEMPORARY, parse_json, remove_temporary, write_atomically, write_json
 
 SCHEMA = 1
 LOCK = ".lock"
@@ -60,7 +60,8 @@ class RunDirectory:
         config_file = self.path / "config.json"
         if not config_file.exists() or "asked" not in parse_json(config_file, ANOTHER):
             raise InputError(f"--run-dir {self.path} is not empty and holds no run: choose another directory")
-        config = read_json(config_file, ANOTHER)
+        config = self._read("config.json")
+        assert config is not None
         if config["asked"] != self.asked:
             raise InputError(
                 f"--run-dir {self.path} holds a run of another configuration "
@@ -79,8 +80,11 @@ class RunDirectory:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other processes out of this directory meanwhile. Raises InputError where one is in it."""
+        from sae_jax.shapes import refuse_links
+
         self.refuse_another_run()
         self.path.mkdir(parents=True, exist_ok=True)
+        refuse_links(self.path, (LOCK, "metrics.jsonl"))
         try:
             lock = FileLock(self.path / LOCK).acquire(timeout=1)  # `show` holds it for an instant
         except Timeout:
@@ -142,8 +146,10 @@ class RunDirectory:
         write_json(self.path / "results.json", {"schema": SCHEMA, **results})
 
     def _read(self, name: str) -> dict | None:
+        from sae_jax.shapes import read_shaped  # here, for the time that pydantic takes
+
         path = self.path / name
-        return read_json(path, ANOTHER) if path.exists() else None
+        return read_shaped(path, ANOTHER) if path.exists() else None
 
 
 def differences(old: dict, new: dict) -> str:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from harvest.errors import InputError
@@ -23,7 +26,8 @@ from sae_jax.config import TrainConfig
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,199}$")]  # of a file, and no path
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Share = Annotated[float, Field(ge=-1, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+AXES = re.compile(r"_([A-Z0-9](?:x[A-Z0-9])*)$")  # at the end of an array's name
 
 
 class Shape(BaseModel):
@@ -47,7 +51,7 @@ class Store(Shape):
 
 
 class Asked(Shape):
-    """What was asked for, as `to_json` writes it: all fields and no other, in the place of a file of members its content."""
+    """What was asked for, as `to_json` writes it: all fields and no other; of a file of members its content."""
 
     harvest: dict[str, Any]
     train: dict[str, Any]
@@ -65,8 +69,9 @@ class Asked(Shape):
 def refuse_others(cls: type, values: dict[str, Any], where: str) -> None:
     """Raises ValueError where a dataclass cannot be made of these values, or lacks one."""
     names = {field.name for field in fields(cls)}
-    if other := names ^ values.keys():
-        raise ValueError(f"{where} {'lacks' if other & names else 'has besides'} {', '.join(sorted(other))}")
+    for trouble, keys in (("lacks", names - values.keys()), ("has besides", values.keys() - names)):
+        if keys:
+            raise ValueError(f"{where} {trouble} {', '.join(sorted(keys))}")
     try:
         TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -169,6 +174,16 @@ class Results(Shape):
         return self
 
 
+class MetricsLine(Shape):
+    """A line of metrics.jsonl."""
+
+    step: Count
+    member: Name
+    loss: float
+    __pydantic_extra__: dict[str, float]
+    model_config = ConfigDict(extra="allow")
+
+
 SHAPES: dict[str, type[Shape]] = {"config.json": Config, "results.json": Results}
 
 
@@ -193,20 +208,63 @@ def check(record: Mapping[str, Any], shape: type[Shape], path: Path, advice: str
         raise InputError(f"{path} is malformed ({error}): {advice}") from None
 
 
+@contextmanager
+def read_as(path: Path, advice: str) -> Iterator[None]:
+    """What an object cannot be made of, because a key is missing, unknown or of another kind, is said of its file."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is malformed ({type(error).__name__}: {error}): {advice}") from error
+
+
+def check_arrays(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    advice: str,
+    sizes: Mapping[str, int] | None = None,
+    below: Mapping[str, int] | None = None,
+) -> None:
+    """Raises InputError unless all arrays are of numbers, and their axes, named at the end of their names, agree.
+
+    `sizes` are those that are known, by the axis' letter. `below` names the arrays of whole numbers: they are -1 or
+    more, and below this.
+    """
+    known, below = dict(sizes or {}), below or {}
+
+    def need(ok: bool, name: str, trouble: str) -> None:
+        if not ok:
+            raise InputError(f"{path} is malformed at {name} ({trouble}): {advice}")
+
+    for name, array in arrays.items():
+        found = AXES.search(name)
+        axes = found[1].split("x") if found else []
+        need(array.dtype.kind in "iuf", name, f"of {array.dtype}")
+        need(array.ndim == len(axes), name, f"it has {array.ndim} axes, not {len(axes)}")
+        for axis, size in zip(axes, array.shape, strict=True):
+            expected = int(axis) if axis.isdigit() else known.setdefault(axis, size)
+            need(size == expected, name, f"{size} along {axis}, not {expected}")
+        if name in below:
+            need(array.dtype.kind in "iu", name, f"of {array.dtype}, not whole numbers")
+            ends = (int(array.min()), int(array.max())) if array.size else (0, 0)
+            need(ends[0] >= -1 and ends[1] < below[name], name, f"{ends[0]} to {ends[1]}, not below {below[name]}")
+
+
 def shortened(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def refuse_links(run: Path) -> None:
-    """Raises InputError for a link to a folder, or to nothing, within a run: what is written there would go elsewhere.
+def refuse_links(run: Path, written: Collection[str] = (".lock",)) -> None:
+    """Raises InputError for a link within a run through which something would be written elsewhere.
 
-    W&B makes such links in a folder of its own.
+    That is one to a folder or to nothing, and one named like the files that are `written` where they lie: others are
+    replaced. W&B makes such links in a folder of its own.
     """
     for folder, folders, files in os.walk(run):
-        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-        links += [name for name in files if os.path.islink(at := os.path.join(folder, name)) and not os.path.isfile(at)]
-        links += [name for name in files if name == ".lock" and os.path.islink(os.path.join(folder, name))]
+        links = [name for name in (*folders, *files) if os.path.islink(os.path.join(folder, name))]
+        links = [name for name in links if name in written or not os.path.isfile(os.path.join(folder, name))]
         if links:
             raise InputError(
                 f"{Path(folder) / links[0]} is a link to {os.readlink(os.path.join(folder, links[0]))}: "

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from harvest.files import write_arrays
+from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary
+from sae_jax.shapes import check_arrays, read_as
 
 DIRECTORY = "snapshots"
+AXES = ("FxD", "F", "F")  # of a snapshot's arrays
 
 
 def snapshot_steps(total_steps: int, block_steps: int, count: int) -> set[int]:
@@ -58,8 +60,13 @@ def firing_share(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array) -
 
 def read_snapshots(run: Path, member: str) -> dict[int, Snapshot]:
     """{step: snapshot} in the order of the steps; empty where none were asked for."""
-    found = {}
+    found: dict[int, Snapshot] = {}
     for path in sorted((run / DIRECTORY).glob(f"*/{member}.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            found[int(path.parent.name)] = Snapshot(*(arrays[name].astype(np.float32) for name in Snapshot._fields))
+        advice = f"delete {run / DIRECTORY}, and how features emerge is left out"
+        with read_as(path, advice):
+            snapshot = Snapshot(**read_arrays(path, advice))
+            sizes = dict(zip("FD", next(iter(found.values()), snapshot).direction.shape, strict=True))
+            arrays = {f"{name}_{axes}": of for axes, (name, of) in zip(AXES, snapshot._asdict().items(), strict=True)}
+            check_arrays(path, arrays, advice, sizes)
+            found[int(path.parent.name)] = Snapshot(*(array.astype(np.float32) for array in snapshot))
     return found

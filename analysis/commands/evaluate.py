@@ -7,7 +7,6 @@ python main.py evaluate SAE_DIR --model-name gpt2 --hook-name blocks.8.hook_resi
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
+from analysis.run import read_record
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir, flag
@@ -152,7 +152,8 @@ def open_dictionary(directory: Path) -> Opened:
 
     config = directory.resolve().parents[1] / "config.json"
     in_a_run = directory.resolve().parent.name == "members" and config.exists()
-    return Opened(directory, load_dictionary(directory), json.loads(config.read_text()) if in_a_run else None)
+    run = read_record(config.parent, config.name) if in_a_run else None
+    return Opened(directory, load_dictionary(directory), run)
 
 
 def sites_of(opened: list[Opened], options: Options) -> list[Site]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.commands.flags import Parser, filled
-from analysis.run import FinishedRun, read_record
+from analysis.run import FinishedRun
 from harvest.errors import InputError
-from harvest.files import refuse_taken
+from harvest.files import parse_json, refuse_taken
 from harvest.request import default_cache_dir, flag
 
 
@@ -72,7 +72,7 @@ def write_neuronpedia(source: Path, options: Options) -> None:
 
 def member_facts(source: Path, member_id: str | None) -> dict | None:
     """{"member", "asked", "store", "environment"} of a run's member; None where `source` is no run."""
-    if not (source / "config.json").exists() or "asked" not in read_record(source, "config.json"):
+    if not (source / "config.json").exists() or "asked" not in parse_json(source / "config.json", "choose another"):
         if member_id is not None:
             raise InputError(f"--member {member_id}: {source} is no run; leave it out for a dictionary's own directory")
         return None
