@@ -28,8 +28,12 @@ def write_atomically(path: Path, write: Callable[..., object]) -> None:
     """Let `write(file)` fill a temporary file in the same folder, then rename it: `path` is whole or not there.
 
     The temporary file has a name of its own, so that several writers do not mix, and it is never a link to follow.
+    Raises InputError where `path` is a folder, a pipe or a device, OSError with the name of the file.
     """
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}{TEMPORARY}")
+    refuse_irregular(path)
+    if path.absolute().parent == Path("/dev"):  # /dev/stdout is a link, which a file would take the place of
+        raise InputError(f"{path}: files are written whole and then renamed: name a file in another folder")
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}{TEMPORARY}")
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         with os.fdopen(descriptor, "w+b") as file:
@@ -37,6 +41,9 @@ def write_atomically(path: Path, write: Callable[..., object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # a write does not say it, and the temporary name says nothing
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

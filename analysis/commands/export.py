@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.commands.flags import Parser, filled
+from analysis.faces.terminal import Terminal
 from analysis.run import FinishedRun
 from harvest.errors import InputError
 from harvest.files import parse_json, refuse_taken
@@ -53,13 +54,14 @@ def run(argv: list[str]) -> None:
     card = model_card(dictionary, facts, repo)
     save_dictionary(dictionary, options.to)
     write_atomically(options.to / "README.md", lambda f: f.write(card.encode()))
-    print(f"{dictionary.name} ({dictionary.cfg['architecture']}, {dictionary.d_in} × {dictionary.d_sae}): {options.to}")
-    if repo:
-        print(push(options.to, repo, dictionary.name))
+    with Terminal() as terminal:
+        what = f"{dictionary.cfg['architecture']}, {dictionary.d_in} × {dictionary.d_sae}"
+        terminal.say(f"{dictionary.name} ({what}): {options.to}")
+        if repo:
+            terminal.say(push(options.to, repo, dictionary.name))
 
 
 def write_neuronpedia(source: Path, options: Options) -> None:
-    from analysis.faces.terminal import Terminal
     from analysis.neuronpedia import export
 
     run = FinishedRun.open(source)

@@ -84,8 +84,8 @@ ARRAYS = {
     "negative": lambda a: np.full_like(a, -7),
     "NaN": lambda a: np.full(a.shape, np.nan),
 }
-RECORDS = ("config.json", "results.json", "analysis/*.json")
-ARCHIVES = ("analysis/*.npz", "analysis/features/*.npz", "snapshots/*/*.npz", "members/*/stats.npz")
+RECORDS = ("config.json", "results.json", "analysis/[!f]*.json")
+ARCHIVES = ("analysis/comparison.npz", "analysis/clusters-*.npz", "analysis/features/*.npz", "snapshots/*/*.npz")
 LINKS = (
     "figures",
     "analysis",
@@ -261,6 +261,13 @@ def faults(run: Path, rng: random.Random) -> list[tuple[str, Fault]]:
     return found
 
 
+def readers(name: str) -> Sequence[str]:
+    """The commands that read what is at fault; none named: all."""
+    if "analysis/" in name or "snapshots/" in name:
+        return ("report", "study", "find-feature")
+    return ("show", "report", "frontier") if any(f" {file}" in name for file in FILES) or "metrics" in name else ()
+
+
 def outcome(argv: list[str]) -> tuple[int | str, str]:
     """(exit status or "traceback", what was said) of a command in this process; a dashboard ends before it serves."""
     said = io.StringIO()
@@ -276,8 +283,8 @@ def outcome(argv: list[str]) -> tuple[int | str, str]:
             return "traceback", traceback.format_exc()
 
 
-def tried(run: Path, cache: Path, fault: Fault, only: Sequence[str] = ()) -> list[tuple[str, int | str, str]]:
-    """(command, outcome, what was said) of every command, or of these, on a copy of the run with this fault."""
+def tried(run: Path, cache: Path, name: str, fault: Fault) -> list[tuple[str, int | str, str]]:
+    """(command, outcome, what was said) of every command that reads it, on a copy of the run with this fault."""
     config, results = read_record(run / "config.json"), read_record(run / "results.json")
     member, resumed = results["members"][-1]["id"], shlex.split(command_of(config, results))[2:]
     with tempfile.TemporaryDirectory() as folder:
@@ -288,7 +295,7 @@ def tried(run: Path, cache: Path, fault: Fault, only: Sequence[str] = ()) -> lis
         fault(copy)
         before, found = files_of(outside), []
         for argv in commands(copy, cache, member, resumed):
-            if only and argv[0] not in only:
+            if (only := readers(name)) and argv[0] not in only and not argv[0].startswith("--"):
                 continue
             with contextlib.chdir(folder):
                 status, said = outcome(argv)
@@ -303,7 +310,7 @@ def campaign(run: Path, cache: Path, count: int, seed: int) -> list[str]:
     counts: Counter[str | int] = Counter()
     failed = []
     for number, (name, fault) in enumerate(faults(run, random.Random(seed))[:count]):
-        for command, status, said in tried(run, cache, fault):
+        for command, status, said in tried(run, cache, name, fault):
             counts[status] += 1
             if status not in (0, 2):
                 failed.append(f"{name}: {command}: {status}: {said.strip().splitlines()[-1] if said.strip() else ''}")
