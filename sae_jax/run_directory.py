@@ -52,7 +52,7 @@ class RunDirectory:
 
     def refuse_another_run(self) -> None:
         """Raises InputError where the directory cannot be, or holds a run of another configuration or anything else."""
-        there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if os.path.exists(p))
+        there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if os.path.lexists(p))
         if not there.is_dir() or not (os.access(there, os.W_OK) or self.results):
             raise InputError(f"--run-dir {self.path}: {there} is no directory that can be written to")
         if not self.path.exists() or all(p.name == LOCK or p.name.endswith(TEMPORARY) for p in self.path.iterdir()):

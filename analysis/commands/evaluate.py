@@ -43,7 +43,7 @@ class Options:
     )
     keep_first_position: bool = flag(False, "measure at the first position of each window, too")
     ce_windows: int = flag(256, "windows, of these, on which loss recovered is measured; 0: not at all")
-    json: Path | None = flag(None, "a file for all figures")
+    json: Path | None = flag(None, "a file for all figures", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
 
@@ -71,6 +71,7 @@ def run(argv: list[str]) -> None:
         report = measure(opened, options, terminal)
         terminal.evaluation(report)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, report)
 
 

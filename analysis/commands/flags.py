@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from harvest.errors import InputError
+from harvest.files import refuse_as_target
 from sae_jax.config import in_float32
 
 T = TypeVar("T")
@@ -53,6 +54,9 @@ def not_empty(text: str) -> str:
 def filled(cls: type[T], values: dict[str, Any]) -> T:
     """The dataclass with its fields from what was parsed; several values are a tuple."""
     own = {field.name: values[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.metadata.get("written") and own[field.name]:  # at the end of what may take long
+            refuse_as_target(own[field.name])
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
 
 

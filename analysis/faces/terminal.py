@@ -73,10 +73,13 @@ LEAST_COLUMNS, LEAST_LINES = 40, 5  # a narrower screen folds the lines
 class Screen(Console):
     """A console to which no text brings control characters of its own, and which is never too narrow to draw on."""
 
-    @property
-    def size(self) -> ConsoleDimensions:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def size(self) -> ConsoleDimensions:
         width, height = super().size
         return ConsoleDimensions(max(width, LEAST_COLUMNS), max(height, LEAST_LINES))
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # and not SystemExit: main.py says what it means
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for text, style, control in super().render(renderable, options):
