@@ -12,6 +12,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -177,7 +178,8 @@ def wandb_log(
     from analysis.faces.wandb_log import WandbLog, WandbOptions
 
     members = {member.id: asdict(member) for member in members_of(config, request.sites)}
-    asked = {key: value for part in run.asked.values() for key, value in part.items()}
+    others = {part: of for part, of in run.asked.items() if part not in ("harvest", "train")}
+    asked = run.asked["harvest"] | run.asked["train"] | others
     chosen = WandbOptions(
         project=options.wandb_project,
         log_freq=options.log_freq,
@@ -353,4 +355,6 @@ def fail(message: str, status: int) -> int:
 if __name__ == "__main__":
     status = run_as_command(sys.argv[1:])
     leave_to_system()
+    if any(thread.name == "wandb" for thread in threading.enumerate()):
+        os._exit(status)  # it is stuck or slow, and what W&B does at an exit would wait for it without an end
     sys.exit(status)

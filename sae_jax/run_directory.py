@@ -90,7 +90,8 @@ class RunDirectory:
         except Timeout:
             raise InputError(f"--run-dir {self.path}: another process is training in it") from None
         with lock:
-            remove_temporary(self.path)
+            for folder in (self.path, *self.path.glob("members/*"), *self.path.glob("snapshots/*")):
+                remove_temporary(folder)
             yield
 
     def begin(self, stores: list[dict], environment: dict, plan: dict, resume: bool) -> str:

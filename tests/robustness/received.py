@@ -278,9 +278,12 @@ def outcome(argv: list[str]) -> tuple[int | str, str]:
         mock.patch("analysis.commands.dashboard.need_free"),
     ):
         try:
-            return main.run_as_command(argv), said.getvalue()
+            status = main.run_as_command(argv)
         except BaseException:
             return "traceback", traceback.format_exc()
+    if status == 130:
+        raise KeyboardInterrupt
+    return status, said.getvalue()
 
 
 def tried(run: Path, cache: Path, name: str, fault: Fault) -> list[tuple[str, int | str, str]]:
@@ -295,7 +298,7 @@ def tried(run: Path, cache: Path, name: str, fault: Fault) -> list[tuple[str, in
         fault(copy)
         before, found = files_of(outside), []
         for argv in commands(copy, cache, member, resumed):
-            if (only := readers(name)) and argv[0] not in only and not argv[0].startswith("--"):
+            if (only := readers(name)) and argv[0] not in only:
                 continue
             with contextlib.chdir(folder):
                 status, said = outcome(argv)
