@@ -58,7 +58,7 @@ class Asked(Shape):
 
     @model_validator(mode="after")
     def can_be_asked(self) -> Asked:
-        members = self.train.get("members")
+        members = self.train.get("members", "missing")
         if not (members is None or members and isinstance(members, list) and all(isinstance(m, dict) for m in members)):
             raise ValueError("train.members must be null or a list of objects")
         refuse_others(HarvestRequest, {"control": None} | self.harvest, "harvest")
@@ -199,8 +199,8 @@ def check(record: Mapping[str, Any], shape: type[Shape], path: Path, advice: str
         shape.model_validate_json(json.dumps(record, allow_nan=False))
     except ValidationError as error:
         first, *others = error.errors(include_url=False, include_context=False)
-        key = ".".join(map(str, first["loc"]))
-        value = "" if first["type"] in ("missing", "value_error") else f"; it is {shortened(first['input'])}"
+        key = shortened(".".join(map(str, first["loc"])))
+        value = "" if first["type"] in ("missing", "value_error") else f"; it is {shortened(repr(first['input']))}"
         more = f", and {len(others)} more" if others else ""
         said = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{path} is malformed at {key or 'its top'} ({said}{value}{more}): {advice}") from None
@@ -251,8 +251,7 @@ def check_arrays(
             need(ends[0] >= -1 and ends[1] < below[name], name, f"{ends[0]} to {ends[1]}, not below {below[name]}")
 
 
-def shortened(value: Any) -> str:
-    text = repr(value)
+def shortened(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
