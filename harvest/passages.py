@@ -6,6 +6,7 @@ Shapes: W windows, T tokens a window, N items (documents, words).
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -132,7 +133,7 @@ def spelling(tokenizer, n_words: int, n_examples: int | None, seq_len: int, trai
     return Spelling(words, np.array(letters), np.array(is_train), passages, count)
 
 
-def filled_up(windows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+def filled_up(windows: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, which of them are real); what stands behind them a causal model does not see."""
     real_WxT = np.arange(length) < np.array([len(window) for window in windows])[:, None]
     tokens_WxT = np.zeros((len(windows), length), np.int32)
