@@ -26,6 +26,7 @@ from analysis.run import STUDY_AGAIN, FinishedRun, can_be_kept
 from analysis.specialization import mutual_information, specialization
 from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary
+from sae_jax.shapes import check_arrays, read_as
 
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
@@ -106,10 +107,11 @@ class Features:
         """None where there is none, or one of another version; mapped, a row of an array is read when asked for."""
         if not path.exists():
             return None
-        return cls._of((mapped_arrays if mapped else read_arrays)(path, STUDY_AGAIN))
+        with read_as(path, STUDY_AGAIN):
+            return cls._of(path, (mapped_arrays if mapped else read_arrays)(path, STUDY_AGAIN))
 
     @classmethod
-    def _of(cls, arrays: Mapping[str, np.ndarray]) -> Features | None:
+    def _of(cls, path: Path, arrays: Mapping[str, np.ndarray]) -> Features | None:
         if arrays["format"] != FORMAT:
             return None
         values: dict = {}
@@ -120,7 +122,27 @@ class Features:
                 values.setdefault(field, {})[key] = part.tolist() if field == "labels" else part
             elif name != "format":
                 values[field] = arrays[name]
-        return cls(**values | {"rows": int(values["rows"])})
+        found = cls(**values | {"rows": int(values["rows"])})
+        found.check(path)
+        return found
+
+    def check(self, path: Path) -> None:
+        """Raises InputError where the arrays do not fit one another, or point to what cannot be."""
+        features, labels = len(self.density_F), self.labels.keys()
+        below = dict.fromkeys(("top_row_FxK", "sample_row_FxR"), self.rows)
+        below |= dict.fromkeys(("neighbour_FxJ", "together_FxJ"), features)
+        below |= dict.fromkeys(("token_F", "promoted_FxT", "suppressed_FxT"), 2**31)
+        sizes = {"Q": len(QUANTILES), "B": BARS, "H": LOGIT_BARS}
+        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        check_arrays(path, arrays, STUDY_AGAIN, sizes, below)
+        if not ((self.density_F >= 0) & (self.density_F <= 1)).all():
+            raise ValueError("a density is no share")
+        if any(of.keys() != labels for of in (self.label_rows, self.label_count, self.label_score)):
+            raise ValueError("its labels are not the same everywhere")
+        for label, names in self.labels.items():
+            of = {"rows_L": self.label_rows[label], "count_FxL": self.label_count[label]}
+            of |= {"score_2xSxF": self.label_score[label]}
+            check_arrays(path, of, STUDY_AGAIN, {"F": features, "L": len(names)})
 
 
 def features_of(

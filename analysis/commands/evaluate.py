@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
 from analysis.faces.wording import without_figure
-from analysis.run import TRAIN_AGAIN
+from analysis.run import read_record
 from harvest.errors import InputError
-from harvest.files import read_json, write_json
+from harvest.files import write_json
 from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir, flag
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Options:
     )
     keep_first_position: bool = flag(False, "measure at the first position of each window, too")
     ce_windows: int = flag(256, "windows, of these, on which loss recovered is measured; 0: not at all")
-    json: Path | None = flag(None, "a file for all figures")
+    json: Path | None = flag(None, "a file for all figures", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
 
@@ -73,6 +73,7 @@ def run(argv: list[str]) -> None:
         report = measure(opened, options, terminal)
         terminal.evaluation(report)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, report)
 
 
@@ -167,7 +168,8 @@ def open_dictionary(directory: Path) -> Opened:
 
     config = directory.resolve().parent.parent / "config.json"
     in_a_run = directory.resolve().parent.name == "members" and config.exists()
-    return Opened(directory, load_dictionary(directory), read_json(config, TRAIN_AGAIN) if in_a_run else None)
+    run = read_record(config.parent, config.name) if in_a_run else None
+    return Opened(directory, load_dictionary(directory), run)
 
 
 def sites_of(opened: list[Opened], options: Options) -> list[Site]:

@@ -44,7 +44,9 @@ class Options:
     top: int = flag(10, "features reported, besides the best of each member")
     fdr: float = flag(0.05, "false discovery rate among those that pass")
     seed: int = flag(0, "of everything drawn")
-    json: Path | None = flag(None, "file for all figures (default: in the run, analysis/find/PHRASE.json)")
+    json: Path | None = flag(
+        None, "file for all figures (default: in the run, analysis/find/PHRASE.json)", written=True
+    )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:

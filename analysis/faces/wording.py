@@ -10,6 +10,13 @@ from typing import Any
 from analysis.best import l0_asked_of
 
 HYPHEN = re.compile(r"(?<!\de)-")  # between the parts of an id, not in 1e-3
+# All but the end of a line; marks that turn the direction of writing round; halves of characters.
+CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Without what a terminal obeys instead of showing it."""
+    return CONTROL.sub("\ufffd", text)
 
 
 def number_cells(metrics: dict[str, float]) -> list[str]:
