@@ -344,8 +344,8 @@ ALL = """(
     ["attribute", run, "--prompt", "The rain fell on", "--target", " the"],
     ["steer", run, "--feature", "0", *cache],
     ["find-feature", run, "sea", *cache],
-    ["saebench", run, "--metrics", "probing", "--documents", "400", "--k", "1"],
-    ["study", run, "--documents", "400", *cache],
+    ["saebench", run, "--metrics", "probing", "--documents", "1500", "--k", "1"],
+    ["study", run, "--documents", "1500", *cache],
     ["export", run, "--to", "exported"],
     ["export", run, "--to", "pages", "--neuronpedia", *cache],
 )"""
