@@ -196,6 +196,24 @@ def test_a_dictionary_of_another_model_is_measured_only_where_the_model_is_named
         assert (told in out) is not same and f"{member} is of the model" not in out
 
 
+def test_what_a_dictionary_was_trained_on_and_is_not_measured_on_is_told(text, tmp_path, cache, capsys):
+    both_DxF = np.concatenate([np.eye(D), -np.eye(D)], 1)
+    asked = {"prepend_bos": True, "model_from_pretrained_kwargs": {"revision": "v2", "dtype": "bfloat16"}}
+    asked |= {"hook_name": "blocks.1.hook_mlp_out"}
+    directory = write_dictionary(tmp_path / "d", both_DxF, both_DxF.T, np.zeros(D), **asked)
+    argv = ("--dataset", text, "--model-name", "bundled", "--seq-len", 12, "--ce-windows", 0)
+    found = evaluated(tmp_path, cache, directory, *argv)["d"]
+    assert found["metrics"]["explained_variance"] == pytest.approx(1)
+    said = capsys.readouterr().out
+    for sentence in (
+        "is of a model with revision = 'v2'; it is measured on bundled",
+        "begin with a special token (prepend_bos)",
+        "its model ran in bfloat16; here it runs in float32",
+        "it was trained on windows of 16 tokens; here they have 12",
+    ):
+        assert sentence in said
+
+
 def test_names_of_one_model_are_the_same_name():
     cached = "/home/me/hub/models--openai-community--gpt2/snapshots/607a30"
     assert {same_name(n) for n in ("gpt2", "gpt2-small", "openai-community/gpt2", cached)} == {"gpt2"}
@@ -216,6 +234,11 @@ REFUSED = {
     "no text": (("{zero}", "--dataset", "{empty}"), "empty"),
     "too short a text": (("{zero}", "--dataset", "{short}"), "no held_out window of 16 tokens"),
     "no text named": (("{zero}",), "does not say its dataset: give --dataset"),
+    "other weights": (
+        ("{revision}",),
+        "is of other weights of its model than those found by its name (revision = 'v2')",
+    ),
+    "next to the root": (("/dev",), "/dev holds no dictionary"),
     "nothing": ((), "DIR"),
 }
 
@@ -227,6 +250,8 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known
     places = {"zero": known["zero"], "narrow": write_dictionary(tmp_path / "n", narrow, narrow.T, np.zeros(16), **at)}
     places["unhooked"] = write_dictionary(tmp_path / "u", narrow, narrow.T, np.zeros(16), dataset_path=str(text))
     places |= {"text": text, "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt"}
+    of_v2 = at | {"model_from_pretrained_kwargs": {"revision": "v2"}}
+    places["revision"] = write_dictionary(tmp_path / "r", narrow, narrow.T, np.zeros(16), **of_v2)
     places["empty"].touch()
     places["short"].write_text("Too few words.")
     capsys.readouterr()
