@@ -11,6 +11,7 @@ from rows import make_store
 from safetensors.numpy import save_file
 
 import main
+from harvest.files import read_json, write_json
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, same_name
 from sae_jax import evaluate as evaluate_module
 from sae_jax.evaluate import calibration_rows, calibration_sample
@@ -87,7 +88,7 @@ def text(tmp_path_factory) -> Path:
 
 
 def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys):
-    results = json.loads((finished / "results.json").read_text())
+    results = read_json(finished / "results.json", "")
     assert {m["hook"] for m in results["members"]} == {"resid_pre", "mlp_out"} and len(results["members"]) == 4
     for member in results["members"]:
         metrics = member["metrics"]
@@ -105,26 +106,26 @@ def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys
 
 
 def test_a_run_that_was_stopped_before_it_is_completed(finished, cache, capsys):
-    whole = json.loads((finished / "results.json").read_text())
-    stopped = json.loads((finished / "results.json").read_text())
+    whole = read_json(finished / "results.json", "")
+    stopped = read_json(finished / "results.json", "")
     del stopped["loss_recovered"], stopped["timing"]["loss_recovered_seconds"]
     for member in stopped["members"]:
         del member["intervals"]
         member["metrics"] = {k: v for k, v in member["metrics"].items() if k[:3] not in ("ce_", "kl_")}
-    (finished / "results.json").write_text(json.dumps(stopped))
+    write_json(finished / "results.json", stopped)
     argv = [*ARGV, "--run-dir", str(finished), "--cache-dir", str(cache)]
     assert main.run_as_command([*argv, "--ce-windows", "0"]) == 0
-    assert json.loads((finished / "results.json").read_text()) == stopped
+    assert read_json(finished / "results.json", "") == stopped
     assert "CE rec." not in capsys.readouterr().out
     assert main.run_as_command([*argv, "--resume"]) == 0
-    again = json.loads((finished / "results.json").read_text())
+    again = read_json(finished / "results.json", "")
     assert "is trained" in capsys.readouterr().out
     again["timing"]["loss_recovered_seconds"] = whole["timing"]["loss_recovered_seconds"]
     assert again == whole
 
 
 def test_a_run_evaluated_is_what_it_was_after_training(finished, tmp_path, cache):
-    results = json.loads((finished / "results.json").read_text())
+    results = read_json(finished / "results.json", "")
     found = evaluated(tmp_path, cache, finished)
     assert found.keys() == {member["id"] for member in results["members"]}
     for member in results["members"]:
