@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 import main
 from harvest.files import read_json, write_json
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, same_name
+from harvest.text import documents
 from sae_jax import evaluate as evaluate_module
 from sae_jax.evaluate import calibration_rows, calibration_sample
 
@@ -81,9 +83,8 @@ def known(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    rng = np.random.default_rng(0)
-    words = ["the", "river", "and", "a", "stone", "went", "home", "with", "seven", "letters", "of", "salt"]
-    path.write_text("\n\n".join(" ".join(rng.choice(words, 60)) for _ in range(30)))
+    some = islice(documents(str(BUNDLED_CORPUS)), 30)  # a text that the model predicts
+    path.write_text("\n\n".join(" ".join(document.split()[:60]) for document in some))
     return path
 
 
