@@ -27,7 +27,8 @@ def explained(what: str) -> Iterator[None]:
         if "can't allocate memory" in str(error):  # torch, on a CPU
             raise MemoryError(str(error).splitlines()[0]) from error
         packages = [
-            frame.f_globals["__name__"].partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
+            str(frame.f_globals.get("__name__")).partition(".")[0]
+            for frame, _ in traceback.walk_tb(error.__traceback__)
         ]
         behind = packages[next((i for i, package in enumerate(packages) if package not in OURS), len(packages)) :]
         if not behind or behind[-1] in OURS or not {"sae_jax", "analysis"}.isdisjoint(behind):
