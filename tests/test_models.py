@@ -23,6 +23,7 @@ from harvest.rehearsal import rehearse
 from harvest.request import HOOKS, HarvestRequest, Site
 from harvest.sources import BUNDLED_MODEL
 from harvest.steering import Change, next_probabilities, surprise, write
+from harvest.tokenizer import load_tokenizer
 from harvest.unembedding import logit_weights
 
 TOKENS_WxT = np.random.default_rng(0).integers(5, 4096, (6, 12), dtype=np.int32)
@@ -235,6 +236,15 @@ def test_a_token_that_the_model_has_no_embedding_of_is_refused_before_the_first_
     request = HarvestRequest(str(directory), "bundled", 1, n_samples=20)
     with pytest.raises(InputError, match=r"gives token 4,0\d\d, and the model has embeddings of 1,000 tokens"):
         harvest(request, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"model": {"type": "BPE"}}'])
+def test_a_tokenizer_that_cannot_be_read_is_a_sentence(tmp_path, text):
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((BUNDLED_MODEL / name).read_bytes())
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(InputError, match=f"^{tmp_path}: its tokenizer cannot be loaded: "):
+        load_tokenizer(str(tmp_path))
 
 
 # What libraries raise.
