@@ -274,7 +274,7 @@ def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarra
 
     if model.reads_both_ways:  # an encoder predicts no next token, so no feature promotes one
         none_FxT = np.zeros((len(W_dec_FxD), 0))
-        found_none = {"logit_count_FxH": np.zeros((len(W_dec_FxD), len(LOGIT_BARS) - 1), np.int32)}
+        found_none = {"logit_count_FxH": np.zeros((len(W_dec_FxD), LOGIT_BARS), np.int32)}
         for name in ("promoted", "suppressed"):
             found_none |= {f"{name}_FxT": none_FxT.astype(np.int64), f"{name}_weight_FxT": none_FxT.astype(np.float32)}
         return found_none

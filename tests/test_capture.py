@@ -19,6 +19,7 @@ from filelock import FileLock
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
+from harvest import rehearsal
 from harvest.capture import harvest
 from harvest.errors import InputError
 from harvest.language_model import LanguageModel
@@ -363,11 +364,11 @@ BATCHES = 7 + 1  # of SMALL: 720 windows to train on and 80 held out, 103 a batc
 
 @pytest.fixture
 def blocks_run():
-    """The layer of every block that computes, whichever model object it belongs to."""
+    """The layer of every block that computes a batch of the harvest, whichever model object it belongs to."""
     ran: list[int] = []
 
-    def count(module, _):
-        if type(module) is GPT2Block:
+    def count(module, arguments):
+        if type(module) is GPT2Block and len(arguments[0]) > rehearsal.WINDOWS:
             ran.append(module.attn.layer_idx)
 
     handle = register_module_forward_pre_hook(count)
