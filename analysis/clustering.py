@@ -254,7 +254,7 @@ def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters
     record = read_json(paths[0], STUDY_AGAIN)
     if record.pop("schema") != 1:
         return None
-    arrays: dict[str, Any] = read_arrays(paths[1], STUDY_AGAIN, record.pop(ARRAYS))
+    arrays: dict[str, Any] = read_arrays(paths[1], STUDY_AGAIN, record.pop(ARRAYS, None))
     record |= {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
     return Clusters(**record, **arrays, tokens_F=tooltips(promoted))
 

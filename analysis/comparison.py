@@ -249,7 +249,7 @@ def read(folder: Path, members: Sequence[str]) -> Comparison | None:
     if record.pop("schema") != SCHEMA or record["members"] != list(members):
         return None
     of_features: dict[str, dict[str, np.ndarray]] = {"partner": {}, "cosine": {}, "found_again": {}}
-    for key, array in read_arrays(paths[1], STUDY_AGAIN, record.pop(ARRAYS)).items():
+    for key, array in read_arrays(paths[1], STUDY_AGAIN, record.pop(ARRAYS, None)).items():
         name, _, what = key.rpartition("/")
         of_features[what][name] = array
     for group in (groups := record.pop("groups")):

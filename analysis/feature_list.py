@@ -85,7 +85,7 @@ def places(folder: Path, member: str, W_dec_FxD: np.ndarray) -> tuple[np.ndarray
     path = folder / f"clusters-{member}.npz"
     if path.exists():
         record = read_json(path.with_suffix(".json"), STUDY_AGAIN)
-        return read_arrays(path, STUDY_AGAIN, record[ARRAYS])["xy_Fx2"], f"{record['method']}, by the study"
+        return read_arrays(path, STUDY_AGAIN, record.get(ARRAYS))["xy_Fx2"], f"{record['method']}, by the study"
     advice = "`python main.py study` makes a map by UMAP, of one member a kind"
     return pca_of(unit(W_dec_FxD), 2)[0], f"two principal components; {advice}"
 
