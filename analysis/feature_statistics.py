@@ -22,7 +22,7 @@ from analysis.firing import BARS, Firing, Labels, firing_of
 from analysis.ground_truth import unit
 from analysis.labels import labels_of
 from analysis.mapped import mapped_arrays
-from analysis.run import STUDY_AGAIN, FinishedRun
+from analysis.run import STUDY_AGAIN, FinishedRun, can_be_kept
 from analysis.specialization import mutual_information, specialization
 from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary
@@ -134,6 +134,7 @@ def features_of(
     paths = {name: run.path / "analysis" / "features" / f"{name}.npz" for name in members}
     found = {name: of for name in members if (of := Features.load(paths[name]))}
     if missing := [name for name in members if name not in found]:
+        kept = can_be_kept(run.path, say)
         model, done = run.language_model, 0
         for site in dict.fromkeys(map(run.site, missing)):
             store = run.store(site, cache_dir, on_progress, say)
@@ -150,7 +151,8 @@ def features_of(
                     dictionary = run.dictionary(name)
                     firing, rows_SxL = firing_of(dictionary.sae, store, labels, 0, advance)
                     found[name] = describe(firing, dictionary, model, labels, rows_SxL)
-                    found[name].save(paths[name])
+                    if kept:
+                        found[name].save(paths[name])
     return {name: found[name] for name in members}
 
 

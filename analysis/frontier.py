@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from analysis.figures import INK, KIND_STYLES, OTHER_STYLE, save, styled
-from analysis.run import FinishedRun, is_bundled
+from analysis.run import FinishedRun
 from harvest.errors import InputError
 from harvest.files import write_json
+from harvest.identity import meaning
 from harvest.request import Site
+from harvest.sources import is_bundled
 
 METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-entropy recovered"}
 TRAINING = ("epochs", "batch_size", "decay", "unit_norm_decoder", "dead_threshold", "data_seed")
@@ -114,7 +116,7 @@ def members_of_run(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         store = finished.store_facts(Site(member["layer"], member["hook"]))
         settings = {"model": source_name(store["model"], "model"), "text": source_name(store["dataset"], "corpus")}
         settings["model"] += f", {store['control']}" if "control" in store else ""
-        settings |= {"rows": store["rows"], "store": store["sha256"][:8], **training}
+        settings |= {"rows": store["rows"], "store": meaning(store["identity"]), **training}
         penalty = member["sparsity_by"] if member["sparsity_by"] != "k" else None
         members.append((settings | {name: member[name] for name in MEMBER} | {"penalty": penalty}, member))
     return members

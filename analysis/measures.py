@@ -19,7 +19,7 @@ from analysis.densities import FREQUENT, statistics
 from analysis.emergence import Trajectory
 from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder, sparse_activations, spread_rows
-from analysis.run import STUDY_AGAIN, FinishedRun
+from analysis.run import STUDY_AGAIN, FinishedRun, can_be_kept
 from analysis.saebench import SAEBench, measure, plain
 from analysis.specialization import over_chance, p_values
 from harvest.errors import InputError
@@ -86,7 +86,8 @@ def gather(
         say(f"comparing {len(decoders)} dictionaries")
         fired = fired_together(run, list(decoders), cache_dir, on_progress, say)
         compared = comparison.compute(decoders, fired, on_progress=lambda *done: on_progress("comparison", *done))
-        comparison.write(compared, run.path / "analysis")
+        if can_be_kept(run.path, say):
+            comparison.write(compared, run.path / "analysis")
     trajectories = {}
     for done, name in enumerate(members):
         if features[name].alive_F.any() and len(snapshots := read_snapshots(run.path, name)) > 2:
@@ -138,7 +139,8 @@ def benchmarks(
         except InputError as error:  # windows too short to spell in
             notes.append(f"absorption is not measured: {error}")
         record = {"documents": documents, "answers": plain(answers), "notes": notes}
-        write_json(path, record)
+        if can_be_kept(run.path, say):
+            write_json(path, record)
     return record["answers"], record["notes"]
 
 

@@ -42,19 +42,25 @@ def harvest(
     on_progress: Progress = ignore,
     say: Say = ignore,
     shard_bytes: int = SHARD_BYTES,
+    sources: tuple[Source, Source] | None = None,
 ) -> dict[Site, ActivationStore]:
     """The stores of the sites asked for, with the same windows: those harvested before at once, the others made now.
+
+    `sources` are what `resolve` answered to this request, where that was asked already.
 
     A site's rows are the same within rounding of float32 whichever sites are harvested with it. Memory: a shard a site.
     Raises InputError for what cannot be had, cannot be stored in the number format, or finds no room on the disk.
     """
-    model, dataset = resolve(request)
+    model, dataset = sources or resolve(request, Path(cache_dir))
     _say_sources(model, dataset, say)
     if request.control:
         say(f"control: {request.control}, the model's weights are shuffled within each matrix")
     stores = Path(cache_dir) / "activations"
     directories = {s: stores / store_name(request, s, model, dataset, shard_bytes) for s in request.sites}
     if missing := _unfinished(directories):
+        for source in (model, dataset):
+            if source.out_of_reach:
+                raise InputError(source.out_of_reach)
         with disk_trouble_said(stores), ExitStack() as locks:
             for directory in sorted(missing.values()):  # in one order: no two processes wait for each other
                 locks.enter_context(one_at_a_time(directory, say))
@@ -62,12 +68,16 @@ def harvest(
                 _fill(missing, request, model, dataset, on_progress, say, shard_bytes)
                 _free_memory()
     found = {site: ActivationStore(directory) for site, directory in directories.items()}
+    say_stores(found, say)
+    if (got := next(iter(found.values())).manifest["n_samples_got"]) < request.n_samples:
+        say(f"the text has only {got:,} windows of {request.seq_len} tokens, {request.n_samples:,} were asked for")
+    return found
+
+
+def say_stores(found: dict[Site, ActivationStore], say: Say) -> None:
     for site, store in found.items():
         rows = f"{len(store.train):,} rows to train on, {len(store.held_out):,} held out"
         say(f"activations at {site.hook_name}: {rows}, in {store.directory}")
-    if (got := store.manifest["n_samples_got"]) < request.n_samples:
-        say(f"the text has only {got:,} windows of {request.seq_len} tokens, {request.n_samples:,} were asked for")
-    return found
 
 
 def store_name(
@@ -161,11 +171,11 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
     """What the manifests of all sites say of where the rows come from."""
     arrays = [a for split in windows.values() for a in (split.tokens_WxT, split.documents_W)]
     return {
-        "model": {"asked": model.asked, "location": model.location, "fell_back": model.fell_back},
+        "model": model.record,
         **({"control": request.control} if request.control else {}),
         "weights_hash": language_model.weights_hash(),
         "tokenizer_hash": language_model.tokenizer_hash(),
-        "dataset": {"asked": dataset.asked, "location": dataset.location, "fell_back": dataset.fell_back},
+        "dataset": dataset.record,
         "windows_hash": _hash_arrays(arrays),
         "seq_len": request.seq_len,
         "keep_first_position": request.keep_first_position,
@@ -180,6 +190,7 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
 def _say_sources(model: Source, dataset: Source, say: Say) -> None:
     for kind, source in (("model", model), ("text", dataset)):
         where = "" if source.location == source.asked else f" ({source.location})"
+        where += " (no hub is in reach: what was harvested of it before is used)" if source.out_of_reach else ""
         say(
             f"{kind}: the bundled one, because {source.asked} is not at hand and no hub is in reach"
             if source.fell_back
@@ -201,12 +212,8 @@ def one_at_a_time(directory: Path, say: Say):
         lock.acquire()
     try:
         yield
-    except InputError:
-        if not directory.exists():  # nothing was begun, and whoever waits meets the same error
-            Path(lock.lock_file).unlink(missing_ok=True)
-        raise
     finally:
-        lock.release()
+        lock.release()  # the file stays: whoever waits for it and whoever comes later must meet at the same one
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from harvest.files import (
     write_atomically,
     write_json,
 )
+from harvest.identity import difference, rounding
 
 SCHEMA = 1
 LOCK = ".lock"
@@ -49,13 +50,19 @@ WITHOUT_FILE = "delete the file, and the curves begin where --resume goes on"
 
 def default_name(asked: dict) -> str:
     """Readable, and another one for each configuration."""
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(meant(asked), sort_keys=True).encode()).hexdigest()[:8]
     model = Path(asked["harvest"]["model_name"] or "default").name
     model += f"-{control}" if (control := asked["harvest"].get("control")) else ""
     kinds = asked["train"]["activation"]
     kinds = "-".join(kinds) if len(kinds) <= 3 else f"{len(kinds)}-kinds"
     layers = "-".join(map(str, asked["harvest"]["layer"]))
     return f"{kinds}-{model}-l{layers}-{digest}"
+
+
+def meant(asked: dict) -> dict:
+    """What was asked for, local files by what they hold and not by their path: they may be moved."""
+    harvest = {name: value for name, value in asked.get("harvest", {}).items() if name not in asked.get("files", {})}
+    return {**asked, "harvest": harvest}
 
 
 class RunDirectory:
@@ -65,6 +72,7 @@ class RunDirectory:
         self.path = path
         self.asked = json.loads(json.dumps(asked))
         self.checkpoints = path / "checkpoints"
+        self._lock = FileLock(path / LOCK)
 
     def refuse_another_run(self) -> None:
         """Raises InputError where the directory cannot be, or holds a run of another configuration or anything else."""
@@ -77,15 +85,23 @@ class RunDirectory:
         if not config_file.exists() or "asked" not in parse_json(config_file, ANOTHER):
             raise InputError(f"--run-dir {self.path} is not empty and holds no run: choose another directory")
         config = read_json(config_file, ANOTHER)
-        if config["asked"] != self.asked:
+        if any("identity" not in of for of in config["stores"]):
+            raise InputError(f"--run-dir {self.path} was begun by an earlier version: {ANOTHER}")
+        before, now = meant(config["asked"]), meant(self.asked)
+        if before != now:
             raise InputError(
                 f"--run-dir {self.path} holds a run of another configuration "
-                f"({differences(config['asked'], self.asked)}): choose another directory, or delete it"
+                f"({differences(before, now)}): choose another directory, or delete it"
             )
 
     @property
     def results(self) -> dict | None:
         return self._read("results.json")
+
+    @property
+    def stores(self) -> list[dict]:
+        """What config.json says of the stores that it was begun on; nothing before it was begun."""
+        return (self._read("config.json") or {}).get("stores", [])
 
     @property
     def interrupted(self) -> bool:
@@ -94,14 +110,22 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes out of this directory meanwhile. Raises InputError where one is in it."""
+        """Keep other processes out of this directory meanwhile; may be entered again by whoever is in it.
+
+        What the directory holds is to be looked at from then on: before, another process may be at work. Raises
+        InputError where one is, or where the directory holds another run.
+        """
+        if self._lock.is_locked:
+            yield
+            return
         self.refuse_another_run()
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(self.path / LOCK).acquire(timeout=1)  # `show` holds it for an instant
+            lock = self._lock.acquire(timeout=1)  # `show` holds it for an instant
         except Timeout:
             raise InputError(f"--run-dir {self.path}: another process is training in it") from None
         with lock:
+            self.refuse_another_run()
             remove_temporary(self.path)
             yield
 
@@ -109,25 +133,37 @@ class RunDirectory:
         """Write config.json; keep what an interrupted run has learned only if it is to be resumed.
 
         `plan` is {"total_steps": ..., "l0_asked": {member: ...}, "snapshots": ...}. Returns what is different now from
-        the environment in which a resumed run was begun ("" where nothing is).
+        the environment and the rows with which a resumed run was begun ("" where nothing is). Raises InputError where
+        its rows were others, and not by rounding.
         """
         config = self._read("config.json")
         if config is not None and resume:
-            if config["stores"] != stores:
-                changed = [
-                    differences(old, new) for old, new in zip(config["stores"], stores, strict=True) if old != new
-                ]
+            pairs = [(old["identity"], new["identity"]) for old, new in zip(config["stores"], stores, strict=True)]
+            if changed := [found for pair in pairs if (found := difference(*pair))]:
                 raise InputError(
                     f"{self.path} was trained on another activation store than this one "
                     f"({'; '.join(changed)}): add --force to start again"
                 )
-            return differences(config["environment"], environment)
+            apart = [differences(config["environment"], environment), *(rounding(*pair) for pair in pairs)]
+            return ", ".join(text for text in apart if text)
         self.clear()
         write_json(
             self.path / "config.json",
             {"schema": SCHEMA, "asked": self.asked, "stores": stores, "environment": environment, **plan},
         )
         return ""
+
+    def note_places(self) -> None:
+        """Keep where the local model and text that were asked for lie now: they may have been moved since."""
+        config = self._read("config.json")
+        if config is None or config["asked"] == self.asked or not os.access(self.path, os.W_OK):
+            return
+        for part, name in (("model", "model_name"), ("dataset", "dataset")):
+            if name in self.asked.get("files", {}):
+                place = self.asked["harvest"][name]
+                for store in config["stores"]:
+                    store[part] |= {"asked": place, "location": str(Path(place).expanduser().resolve())}
+        write_json(self.path / "config.json", config | {"asked": self.asked})
 
     def clear(self) -> None:
         """Forget the run; config.json last, so that whatever a kill leaves is still known as this run."""

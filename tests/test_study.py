@@ -16,6 +16,7 @@ from analysis.measures import Gathered, values_of
 from analysis.run import FinishedRun
 from analysis.study import behaviour_during_training, equal_l0, frequency_and_specialization, interpretability
 from harvest.errors import InputError
+from harvest.files import read_json, write_json
 from sae_jax.snapshots import Snapshot
 
 STEPS = (0, 10, 30, 100, 300, 1000)
@@ -204,10 +205,10 @@ def test_a_run_without_its_text_or_as_its_own_control_is_refused(run, monkeypatc
     assert "not --control random-weights" in capsys.readouterr().err
     moved = tmp_path / "moved"
     moved.mkdir()
-    config = json.loads((run / "config.json").read_text())
+    config = read_json(run / "config.json", "")
     config["asked"]["harvest"]["dataset"] = config["stores"][0]["dataset"]["asked"] = str(tmp_path / "gone.jsonl")
     config["stores"][0]["dataset"]["location"] = str(tmp_path / "gone.jsonl")
-    (moved / "config.json").write_text(json.dumps(config))
+    write_json(moved / "config.json", config)
     (moved / "results.json").write_text((run / "results.json").read_text())
     assert main.run_as_command(["study", str(moved), "--cache-dir", str(tmp_path / "cache")]) == 2
     assert "gone.jsonl" in capsys.readouterr().err
@@ -219,8 +220,8 @@ def test_a_control_of_another_layer_is_refused(run, tmp_path):
     def control(**changed) -> Path:
         config = json.loads(json.dumps(one.config))
         config["asked"]["harvest"] |= {"control": "random-weights", **changed}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        (tmp_path / "results.json").write_text(json.dumps(one.results))
+        write_json(tmp_path / "config.json", config)
+        write_json(tmp_path / "results.json", one.results)
         return tmp_path
 
     assert one.opened_control(control()).path == tmp_path

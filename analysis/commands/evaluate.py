@@ -88,11 +88,13 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     refuse_a_control_among_others(opened)
     sites = sites_of(opened, options)
     request = request_of(opened[0], options, sites)
-    model, dataset = resolve(request)
+    model, dataset = resolve(request, options.cache_dir)
     request = replace(request, held_out=share_of(opened, options, dataset, terminal))
     compare_models(opened, options, model, terminal)
     refuse_another_width(opened, model.d_model, model)
-    stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
+    stores = harvest(
+        request, options.cache_dir, on_progress=terminal.progress, say=terminal.say, sources=(model, dataset)
+    )
     refuse_another_width(opened, next(iter(stores.values())).d_model, model)
 
     names = names_of(opened)
@@ -182,8 +184,12 @@ def site_named(hook_name: str | None, what: str) -> Site:
 
 def request_of(first: Opened, options: Options, sites: list[Site]) -> HarvestRequest:
     """What the flags say, or else what the first dictionary was trained on: a run's own store is found again."""
+    from harvest.sources import name_of
+
     if first.run:
+        facts = first.run["stores"][0]
         own = dict(first.run["asked"]["harvest"])
+        own |= {"model_name": name_of("model", facts["model"]), "dataset": name_of("dataset", facts["dataset"])}
     else:
         own = {
             "model_name": first.dictionary.model_name,
@@ -207,11 +213,11 @@ def share_of(opened: list[Opened], options: Options, dataset: Source, terminal: 
     """Of the documents, those that no run here trained on: documents are held out by a hash, so shares are nested."""
     if options.held_out is not None:
         return options.held_out
-    from harvest.sources import same_name
+    from harvest.sources import place_of, same_name
 
     shares = [1.0]
     for o in opened:
-        own = o.dictionary.dataset_path
+        own = place_of("dataset", o.run["stores"][0]["dataset"]) if o.run else o.dictionary.dataset_path
         if own is None or same_name(own) != same_name(dataset.location):
             continue
         if o.run:
@@ -223,10 +229,10 @@ def share_of(opened: list[Opened], options: Options, dataset: Source, terminal: 
 
 def compare_models(opened: list[Opened], options: Options, model: Source, terminal: Terminal) -> None:
     """Another model than a dictionary's own is refused, or only told where --model-name says that it is meant."""
-    from harvest.sources import same_name
+    from harvest.sources import place_of, same_name
 
     for o in opened:
-        own = o.dictionary.model_name
+        own = place_of("model", o.run["stores"][0]["model"]) if o.run else o.dictionary.model_name
         if own is None or same_name(own) == same_name(model.location):
             continue
         if options.model_name is None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.commands.flags import Parser, filled
 from analysis.faces.found import LEGEND, Description, description_text, found_table
 from analysis.faces.terminal import Terminal
-from analysis.run import FinishedRun
+from analysis.run import FinishedRun, can_be_kept
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import default_cache_dir, flag
@@ -92,6 +92,8 @@ def run(argv: list[str]) -> None:
             terminal.say(line)
         show(result, descriptions, dictionaries, terminal)
         path = options.json or finished.path / "analysis" / "find" / f"{slug(phrase)}.json"
+        if not options.json and not can_be_kept(finished.path, terminal.say):
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
         terminal.say(f"all figures: {path}")
@@ -102,9 +104,6 @@ def texts_of(phrase: str, finished: FinishedRun, options: Options) -> tuple[list
     from harvest.concepts import pattern_of, texts_in
 
     pattern = pattern_of(phrase)
-    corpus = Path(finished.corpus)
-    if corpus.is_absolute() and not corpus.exists():
-        raise InputError(f"{finished.path}: the text it was trained on is not at {corpus} any more: put it back there")
     examples = texts_in(options.examples, "--examples") if options.examples else []
     against = texts_in(options.against, "--against") if options.against else []
     if against and all(pattern.search(text) for text in against):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
-from analysis.run import FinishedRun
+from analysis.run import FinishedRun, can_be_kept
 from analysis.steer_model import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered, Texts
 from harvest.errors import InputError
 from harvest.files import write_json
@@ -239,4 +239,5 @@ def tell_best(
             terminal.say(f"    by another seed: {times:.3g} × the unsteered probability, {cost:.2g} × the perplexity")
     if IN_PROMPT in steered.plain:
         terminal.say(f"{IN_PROMPT}: {steered.plain[IN_PROMPT].probability:.5f} without steering")
-    terminal.say("figure: " + ", ".join(map(str, save(figure(steered), finished.path / "figures" / name))))
+    if can_be_kept(finished.path, terminal.say):
+        terminal.say("figure: " + ", ".join(map(str, save(figure(steered), finished.path / "figures" / name))))
