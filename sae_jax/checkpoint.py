@@ -90,10 +90,10 @@ class Checkpoints:
                 if trouble := trouble_of_the_machine(error, self.directory):
                     raise trouble from error
                 say(f"the checkpoint of step {step:,} is damaged, and kept as {self._move_aside(step)}")
-        if kept := sorted(self.directory.glob(f"{DAMAGED}*")):
+        if any(self.directory.glob(f"{DAMAGED}*")):
             raise InputError(
-                f"no checkpoint in {self.directory} can be read, so what was learned is lost unless a copy of "
-                f"{kept[-1].name.removeprefix(DAMAGED)} can be put there. --force starts again and deletes what is left"
+                f"all checkpoints in {self.directory} are damaged, and kept as {DAMAGED}*: what was learned is lost, "
+                "unless a copy of one can be put there under its step. --force starts again, and deletes them"
             )
         return 0, start, NO_METRICS
 
