@@ -25,7 +25,7 @@ from analysis.ground_truth import unit
 from analysis.matching import random_like, slices_of
 from analysis.run import STUDY_AGAIN
 from harvest.errors import InputError
-from harvest.files import ARRAYS, read_arrays, read_json, write_arrays, write_json
+from harvest.files import ARRAYS, read_arrays, read_json, refuse_misshapen, write_arrays, write_json
 
 NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with 0.1, or 200 epochs, small planted clusters run together
 MIN_CLUSTER = 10  # features
@@ -255,6 +255,7 @@ def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters
     if record.pop("schema") != 1:
         return None
     arrays: dict[str, Any] = read_arrays(paths[1], STUDY_AGAIN, record.pop(ARRAYS, None))
+    refuse_misshapen(paths[1], arrays, {"xy_Fx2": "Fx2", "pca_Fx2": "Fx2", "label_F": "F"}, STUDY_AGAIN)
     record |= {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
     return Clusters(**record, **arrays, tokens_F=tooltips(promoted))
 

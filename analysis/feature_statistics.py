@@ -24,7 +24,7 @@ from analysis.labels import labels_of
 from analysis.mapped import mapped_arrays
 from analysis.run import STUDY_AGAIN, FinishedRun, can_be_kept
 from analysis.specialization import mutual_information, specialization
-from harvest.files import read_arrays, write_arrays
+from harvest.files import read_arrays, refuse_misshapen, write_arrays
 from sae_jax.formats import Dictionary
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ class Features:
         """None where there is none, or one of another version; mapped, a row of an array is read when asked for."""
         if not path.exists():
             return None
-        return cls._of((mapped_arrays if mapped else read_arrays)(path, STUDY_AGAIN))
-
-    @classmethod
-    def _of(cls, arrays: Mapping[str, np.ndarray]) -> Features | None:
-        if arrays["format"] != FORMAT:
+        arrays = (mapped_arrays if mapped else read_arrays)(path, STUDY_AGAIN)
+        if arrays.get("format") != FORMAT:
             return None
+        whole = {name: array for name, array in arrays.items() if "/" not in name}
+        axes = {of.name: of.name.rpartition("_")[2] for of in fields(cls) if of.name[-1].isupper()}
+        refuse_misshapen(path, whole, {"format": "", "rows": ""} | axes, STUDY_AGAIN)
         values: dict = {}
         for name in arrays:
             field, _, key = name.partition("/")

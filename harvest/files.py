@@ -167,6 +167,22 @@ def compare_arrays(path: Path, advice: str, expected: int | None = None) -> None
         raise InputError(f"{path} is of another time than the record beside it: {advice}")
 
 
+def refuse_misshapen(path: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str, str], advice: str) -> None:
+    """Raises InputError unless a file has just these arrays, with axes as in {"norm": "F", "direction": "FxD"}.
+
+    Axes of the same letter have the same length.
+    """
+    lengths = {"2": 2}
+    for name, letters in axes.items():
+        if name not in arrays:
+            raise InputError(f"{path} is damaged (it lacks {name}): {advice}")
+        shape, of = arrays[name].shape, letters.split("x") if letters else []
+        if len(shape) != len(of) or any(lengths.setdefault(*pair) != pair[1] for pair in zip(of, shape, strict=True)):
+            raise InputError(f"{path} is damaged ({name} is of shape {shape}, not {letters or 'a number'}): {advice}")
+    if others := sorted(arrays.keys() - axes.keys()):
+        raise InputError(f"{path} is damaged (it has besides {', '.join(others)}): {advice}")
+
+
 def archive_checksum(archive: zipfile.ZipFile) -> int:
     """The crc32 of which files a zip archive holds, and where, and of their own checksums."""
     return zlib.crc32(repr([(of.filename, of.header_offset, of.CRC) for of in archive.infolist()]).encode())

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from harvest.files import read_arrays, write_arrays
+from harvest.files import read_arrays, refuse_misshapen, write_arrays
 from sae_jax.formats import Dictionary
 
-DIRECTORY = "snapshots"
+DIRECTORY, AXES = "snapshots", {"direction": "FxD", "norm": "F", "density": "F"}
 ADVICE = "delete it, and what is shown of how dictionaries learn lacks that step"
 
 
@@ -62,5 +62,6 @@ def read_snapshots(run: Path, member: str) -> dict[int, Snapshot]:
     found = {}
     for path in sorted((run / DIRECTORY).glob(f"*/{member}.npz")):
         arrays = read_arrays(path, ADVICE)
+        refuse_misshapen(path, arrays, AXES, ADVICE)
         found[int(path.parent.name)] = Snapshot(*(arrays[name].astype(np.float32) for name in Snapshot._fields))
     return found

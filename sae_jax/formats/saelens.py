@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from harvest.errors import InputError
-from harvest.files import CHECKSUM, array_checksum, read_arrays, record_checksum, write_atomically
+from harvest.files import CHECKSUM, array_checksum, read_arrays, record_checksum, refuse_misshapen, write_atomically
 from sae_jax.formats.dictionary import BY_K, Dictionary
 from sae_jax.run_directory import WRITTEN_AGAIN
 
@@ -60,8 +60,9 @@ def read(directory: Path) -> Dictionary:
     sparsity = read_safetensors(directory / SPARSITY, advice)[0] if (directory / SPARSITY).exists() else {}
     log_sparsity_F = sparsity.get("sparsity")
     if log_sparsity_F is None and (directory / "stats.npz").exists():
-        density_F = read_arrays(directory / "stats.npz", advice)["density"]
-        log_sparsity_F = np.log10(density_F + 1e-10).astype(np.float32)
+        stats = read_arrays(directory / "stats.npz", advice)
+        refuse_misshapen(directory / "stats.npz", stats, {"density": "F"}, advice)
+        log_sparsity_F = np.log10(stats["density"] + 1e-10).astype(np.float32)
     return Dictionary(
         directory.resolve().name, "saelens" if is_new else "saelens before 6", cfg, tensors, log_sparsity_F
     )
