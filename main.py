@@ -8,9 +8,11 @@ python main.py --preset frontier                        # kinds x sparsities x s
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +25,7 @@ from joblib import cpu_count
 from analysis.commands.flags import Parser, filled
 from analysis.faces.tables import frontier_table, preset_table
 from analysis.faces.terminal import Terminal
+from analysis.faces.wording import visible
 from analysis.frontier import compute, write
 from analysis.run import FinishedRun, can_be_kept
 from harvest.capture import DISK_FULL, harvest, say_stores
@@ -203,7 +206,7 @@ def rows_of(
             return stores
         model, dataset = run.stores[0]["model"], run.stores[0]["dataset"]
         request = replace(request, model_name=name_of("model", model), dataset=name_of("dataset", dataset))
-    return harvest(request, options.cache_dir, **talk)
+    return harvest(request, options.cache_dir, **talk, loss_recovered=lacks_loss_recovered({}, request, options))
 
 
 def wandb_log(
@@ -212,7 +215,8 @@ def wandb_log(
     from analysis.faces.wandb_log import WandbLog, WandbOptions
 
     members = {member.id: asdict(member) for member in members_of(config, request.sites)}
-    asked = {key: value for part in run.asked.values() for key, value in part.items()}
+    others = {part: of for part, of in run.asked.items() if part not in ("harvest", "train")}
+    asked = run.asked["harvest"] | run.asked["train"] | others
     chosen = WandbOptions(
         project=options.wandb_project,
         log_freq=options.log_freq,
@@ -298,22 +302,62 @@ def work(
     )
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 def run_as_command(argv: list[str]) -> int:
-    """Exit status: 0 done, 1 failed, 2 bad input, 130 stopped. Only defects of this program show a traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training, too, it stops with a word
+    """The exit status: 0 done, 1 failed, 2 bad input, 130 stopped, 141 nobody reads the output.
+
+    Only defects of this program show a traceback. The first signal stops it with a word, a second one at once.
+    """
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is None:  # it was closed from the start
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    previous = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
-        main(argv)
+        return status_of(argv)
+    except KeyboardInterrupt:  # after the end of training, which had taken the first
+        return 130
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def stop(number: int, frame: object) -> None:
+    leave_to_system()
+    raise KeyboardInterrupt
+
+
+def leave_to_system() -> None:
+    """From now on a signal ends the process, without a word."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def status_of(argv: list[str]) -> int:
+    trains = not (argv and argv[0] in COMMANDS)
+    again = "the same command with --resume goes on" if trains else "then give the same command again"
+    try:
+        if garbled := next((text for text in argv if any("\udc80" <= c <= "\udcff" for c in text)), None):
+            raise InputError(f"{ascii(garbled)[1:-1]}: its bytes are no {sys.getfilesystemencoding()}: rename it")
+        try:
+            main(argv)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        return fail("stopped; the same command again (with --resume once training has begun) goes on", 130)
+        goes_on = " (with --resume once training has begun) goes on" if trains else " begins again"
+        return fail(f"stopped; the same command again{goes_on}", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still unwritten goes nowhere
+        return fail(f"nobody reads the output any more: {again}", 141) if trains else 141
     except InputError as e:
         return fail(str(e), 2)
     except MemoryError as e:
         return fail(f"the memory does not suffice ({e}); fewer --block-steps or a smaller --batch-size need less", 1)
     except OSError as e:
-        if e.errno not in DISK_FULL:
-            return fail(f"{e.strerror or e}: {e.filename or 'no file named'}", 1)
-        where = e.filename or "while writing"
-        return fail(f"the disk is full ({where}): what was done before stays; make room and --resume", 1)
+        return fail(os_trouble(e, again), 1)
     except RuntimeError as e:
         from sae_jax.progress import Diverged, Interrupted
 
@@ -327,11 +371,27 @@ def run_as_command(argv: list[str]) -> int:
     return 0
 
 
+def os_trouble(error: OSError, again: str) -> str:
+    where = error.filename or "the output"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"too many files are open for this system to open {where}: allow more (ulimit -n 4096); {again}"
+    if error.errno not in DISK_FULL:
+        return f"{error.strerror or error}: {where}"
+    there = next((place for place in Path(where).absolute().parents if place.exists()), Path())
+    if (room := os.statvfs(there)).f_bavail and room.f_files and not room.f_favail:
+        return f"no more files can be made where {where} is (it is out of inodes): remove some; {again}"
+    return f"the disk is full ({where}): what was done before stays; make room, and {again}"
+
+
 def fail(message: str, status: int) -> int:
-    line = " ".join(message.splitlines())
+    line = visible(" ".join(message.splitlines()))
     print(line if status == 130 else f"error: {line}", file=sys.stderr)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(run_as_command(sys.argv[1:]))
+    status = run_as_command(sys.argv[1:])
+    leave_to_system()
+    if any(thread.name == "wandb" for thread in threading.enumerate()):
+        os._exit(status)  # it is stuck or slow, and what W&B does at an exit would wait for it without an end
+    sys.exit(status)

@@ -23,11 +23,10 @@ from analysis.neuronpedia import Aligned, alignment, groups_of
 from analysis.run import FinishedRun
 from analysis.specialization import over_chance
 from harvest.errors import InputError
-from harvest.files import refuse_misshapen
 from harvest.store import ActivationStore
 from sae_jax.formats import Dictionary
 from sae_jax.formats.dictionary import BY_K
-from sae_jax.snapshots import ADVICE, AXES, DIRECTORY
+from sae_jax.snapshots import ADVICE, DIRECTORY
 
 PADDED = 256  # rows: pages of about as many share a compiled program
 NAMED = 5  # tokens that name a feature beside it
@@ -260,7 +259,7 @@ def beside(
 
 
 def twins_of(compared: Comparison | None, member: str, feature: int) -> list[Twin]:
-    if compared is None:
+    if compared is None or member not in compared.members:  # none of its features ever fires
         return []
     matches = zip(
         compared.members, compared.partner_FxM[member][feature], compared.cosine_FxM[member][feature], strict=True
@@ -276,8 +275,6 @@ def stages_of(run: FinishedRun, member: str, feature: int) -> list[Stage]:
     """By the snapshots of training; empty where none were kept."""
     paths = sorted((run.path / DIRECTORY).glob(f"*/{member}.npz"))
     snapshots = {int(path.parent.name): mapped_arrays(path, ADVICE) for path in paths}
-    for path, arrays in zip(paths, snapshots.values(), strict=True):
-        refuse_misshapen(path, arrays, AXES, ADVICE)
     if not snapshots:
         return []
     final_D = snapshots[max(snapshots)]["direction"][feature].astype(np.float32)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.run import EARLIER, read_record
-from harvest.errors import InputError
+from analysis.run import read_record, refuse_no_run
 from sae_jax.progress import Progress
 from sae_jax.run_directory import LOCK, RunDirectory
+from sae_jax.shapes import MetricsLine, check, read_as
 
 
 @dataclass
@@ -27,11 +27,8 @@ class GoingOn:
     @classmethod
     def open(cls, path: Path) -> GoingOn:
         """Raises InputError where no run was begun."""
-        if not path.is_dir():
-            raise InputError(f"{path}: there is no such run directory")
+        refuse_no_run(path)
         config = read_record(path, "config.json")
-        if "total_steps" not in config:
-            raise InputError(f"{path} {EARLIER}, and is not finished: --resume goes on, --force begins again")
         return cls(RunDirectory(path, config["asked"]), config)
 
     @property
@@ -55,7 +52,12 @@ class GoingOn:
         return False
 
     def lines(self) -> list[dict[str, Any]]:
-        return self.run.metrics(self.config["total_steps"])
+        path, advice = self.run.path / "metrics.jsonl", "--resume, by the command that began it, writes it again"
+        with read_as(path, advice):
+            lines = self.run.metrics(self.config["total_steps"])
+        for line in lines:
+            check(line, MetricsLine, path, advice)
+        return lines
 
     def losses(self) -> Iterator[tuple[str, float]]:
         """(member, loss) of each block but the last, in order."""

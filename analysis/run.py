@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harvest.errors import InputError
-from harvest.files import read_json
 from harvest.hub import Kind
 from harvest.request import HarvestRequest, Site
 from harvest.sources import model_fingerprint, name_of, place_of
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from harvest.store import ActivationStore
     from sae_jax.formats import Dictionary
 
-EARLIER = "was written by an earlier version"
 TRAIN_AGAIN, STUDY_AGAIN = "--force trains it again", "delete it, and run `study` again"
 SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position")  # of a run and its control
 
@@ -38,13 +36,12 @@ class FinishedRun:
     @classmethod
     def open(cls, path: Path) -> FinishedRun:
         """Raises InputError, with the reason, where there is no finished run."""
-        if not path.is_dir():
-            raise InputError(f"{path}: there is no such run directory")
+        refuse_no_run(path)
         config, results = (read_record(path, name) for name in ("config.json", "results.json"))
-        if "stores" not in config or "members" not in results or "failed" not in results["members"][0]:
-            raise InputError(f"{path} {EARLIER}: train it again")
-        if any("identity" not in store for store in config["stores"]):
-            raise InputError(f"{path} {EARLIER}: train it again")
+        sites = {store["hook_name"] for store in config["stores"]}
+        for member in results["members"]:
+            if (name := Site(member["layer"], member["hook"]).hook_name) not in sites:
+                raise InputError(f"{path}: config.json has no store of {name}, where {member['id']} was trained")
         return cls(path, config, results)
 
     def __repr__(self) -> str:
@@ -195,9 +192,20 @@ def can_be_kept(run: Path, say: Callable[[str], None]) -> bool:
     return False
 
 
+def refuse_no_run(path: Path) -> None:
+    """Raises InputError where there is no such directory, or one whose links lead elsewhere."""
+    if not path.is_dir():
+        raise InputError(f"{path}: there is no such run directory")
+    from sae_jax.shapes import refuse_links
+
+    refuse_links(path)
+
+
 def read_record(run: Path, name: str) -> dict[str, Any]:
-    """One of a run's JSON files. Raises InputError where it is not there or damaged."""
+    """One of a run's JSON files. Raises InputError where it is not there, damaged, or not what it must be."""
     path = run / name
     if not path.exists():
         raise InputError(f"{run}: it has no {name}: no run, or one that is not finished (--resume goes on)")
-    return read_json(path, WRITTEN_AGAIN if name == "results.json" else TRAIN_AGAIN)
+    from sae_jax.shapes import read_shaped  # here, for the time that pydantic takes
+
+    return read_shaped(path, WRITTEN_AGAIN if name == "results.json" else TRAIN_AGAIN)

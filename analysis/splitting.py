@@ -9,7 +9,6 @@ Shapes: F features of a member, N rows.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
+from analysis.families import alike
 from analysis.figures import styled
 from analysis.matching import FLOOR, Decoder, cosines, random_like
 from harvest.errors import InputError
@@ -72,11 +72,8 @@ class Splitting:
 
 def families(decoders: Mapping[str, Decoder]) -> list[list[str]]:
     """Members that differ in nothing but `hidden_dim`, two or more, narrowest first."""
-    same: dict[tuple, dict[int, str]] = defaultdict(dict)
-    for name, decoder in decoders.items():
-        key = tuple(sorted((k, str(v)) for k, v in decoder.settings.items() if k != "hidden_dim"))
-        same[key][len(decoder.alive_F)] = name
-    return [[by_width[width] for width in sorted(by_width)] for by_width in same.values() if len(by_width) > 1]
+    same = alike({name: decoder.settings for name, decoder in decoders.items()}, but_for="hidden_dim")
+    return [sorted(names, key=lambda name: len(decoders[name].alive_F)) for names in same if len(names) > 1]
 
 
 def compute(

@@ -31,8 +31,10 @@ def write_atomically(path: Path, write: Callable[..., object]) -> None:
     """Let `write(file)` fill a temporary file in the same folder, then rename it: `path` is whole or not there.
 
     The temporary file has a name of its own, so that several writers do not mix, and it is never a link to follow.
+    Raises InputError where `path` is a folder, a pipe or a device, OSError with the name of the file.
     """
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}{TEMPORARY}")
+    refuse_as_target(path)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}{TEMPORARY}")
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         with os.fdopen(descriptor, "w+b") as file:
@@ -40,6 +42,9 @@ def write_atomically(path: Path, write: Callable[..., object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # a write does not say it, and the temporary name says nothing
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -167,22 +172,6 @@ def compare_arrays(path: Path, advice: str, expected: int | None = None) -> None
         raise InputError(f"{path} is of another time than the record beside it: {advice}")
 
 
-def refuse_misshapen(path: Path, arrays: Mapping[str, np.ndarray], axes: Mapping[str, str], advice: str) -> None:
-    """Raises InputError unless a file has just these arrays, with axes as in {"norm": "F", "direction": "FxD"}.
-
-    Axes of the same letter have the same length.
-    """
-    lengths = {"2": 2}
-    for name, letters in axes.items():
-        if name not in arrays:
-            raise InputError(f"{path} is damaged (it lacks {name}): {advice}")
-        shape, of = arrays[name].shape, letters.split("x") if letters else []
-        if len(shape) != len(of) or any(lengths.setdefault(*pair) != pair[1] for pair in zip(of, shape, strict=True)):
-            raise InputError(f"{path} is damaged ({name} is of shape {shape}, not {letters or 'a number'}): {advice}")
-    if others := sorted(arrays.keys() - axes.keys()):
-        raise InputError(f"{path} is damaged (it has besides {', '.join(others)}): {advice}")
-
-
 def archive_checksum(archive: zipfile.ZipFile) -> int:
     """The crc32 of which files a zip archive holds, and where, and of their own checksums."""
     return zlib.crc32(repr([(of.filename, of.header_offset, of.CRC) for of in archive.infolist()]).encode())
@@ -200,9 +189,16 @@ def refuse_irregular(path: Path) -> None:
         raise InputError(f"{path} is not a regular file")
 
 
+def refuse_as_target(path: Path) -> None:
+    """Raises InputError where no file can be written and then renamed to: for a folder, a pipe or a device."""
+    refuse_irregular(path)
+    if path.absolute().parent == Path("/dev"):  # /dev/stdout is a link, which a file would take the place of
+        raise InputError(f"{path}: files are written whole and then renamed: name a file in another folder")
+
+
 def refuse_taken(directory: Path) -> None:
     """Raises InputError where --to is there already, and not an empty directory."""
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+    if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
         raise InputError(f"--to {directory} is there already: choose a new or an empty directory")
 
 

@@ -184,10 +184,7 @@ def _existing_path(kind: Kind, name: str) -> Path | None:
 
 
 def _local_model(asked: str, folder: Path, fingerprint: str = "", fell_back: bool = False) -> Source:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--model-name {asked}: {folder / 'config.json'} cannot be read: {error}") from error
+    config = parse_json(folder / "config.json", f"get the model again (--model-name {asked})")
     return _model(asked, str(folder), config, fingerprint or _model_files_hash(folder), fell_back)
 
 
@@ -198,9 +195,9 @@ def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back:
 
 def _first_of(keys: tuple[str, ...], config: dict) -> int | None:
     """A number of a model's config, under any of its names; models that also see or hear keep it in text_config."""
-    for level in (config, config.get("text_config") or {}):
-        for key in keys:
-            if isinstance(level.get(key), int):
+    for level in (config, config.get("text_config")):
+        for key in keys if isinstance(level, dict) else ():
+            if type(level.get(key)) is int and level[key] > 0:
                 return level[key]
     return None
 
@@ -210,11 +207,13 @@ def _missing_from(folder: Path) -> list[str]:
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     for index in [*folder.glob("model*.index.json"), *folder.glob("pytorch_model*.index.json")]:
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError):
+            shards = parse_json(index, "get it again").get("weight_map")
+        except InputError:
+            shards = None
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             missing.append(f"a readable {index.name}")
             continue
-        missing += sorted(shard for shard in shards if not (folder / shard).is_file())
+        missing += sorted(shard for shard in set(shards.values()) if not (folder / shard).is_file())
     if not any([*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]):
         missing.append("weights (model.safetensors)")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):

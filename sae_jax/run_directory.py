@@ -29,7 +29,6 @@ from harvest.files import (
     append_lines,
     checksum,
     parse_json,
-    read_json,
     read_lines,
     remove_temporary,
     unsealed,
@@ -76,7 +75,7 @@ class RunDirectory:
 
     def refuse_another_run(self) -> None:
         """Raises InputError where the directory cannot be, or holds a run of another configuration or anything else."""
-        there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if os.path.exists(p))
+        there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if os.path.lexists(p))
         if not there.is_dir() or not (os.access(there, os.W_OK) or self.results):
             raise InputError(f"--run-dir {self.path}: {there} is no directory that can be written to")
         if not self.path.exists() or all(p.name == LOCK or p.name.endswith(TEMPORARY) for p in self.path.iterdir()):
@@ -84,9 +83,8 @@ class RunDirectory:
         config_file = self.path / "config.json"
         if not config_file.exists() or "asked" not in parse_json(config_file, ANOTHER):
             raise InputError(f"--run-dir {self.path} is not empty and holds no run: choose another directory")
-        config = read_json(config_file, ANOTHER)
-        if any("identity" not in of for of in config["stores"]):
-            raise InputError(f"--run-dir {self.path} was begun by an earlier version: {ANOTHER}")
+        config = self._read("config.json")
+        assert config is not None
         before, now = meant(config["asked"]), meant(self.asked)
         if before != now:
             raise InputError(
@@ -115,18 +113,22 @@ class RunDirectory:
         What the directory holds is to be looked at from then on: before, another process may be at work. Raises
         InputError where one is, or where the directory holds another run.
         """
+        from sae_jax.shapes import refuse_links
+
         if self._lock.is_locked:
             yield
             return
         self.refuse_another_run()
         self.path.mkdir(parents=True, exist_ok=True)
+        refuse_links(self.path, (LOCK, "metrics.jsonl"))
         try:
             lock = self._lock.acquire(timeout=1)  # `show` holds it for an instant
         except Timeout:
             raise InputError(f"--run-dir {self.path}: another process is training in it") from None
         with lock:
             self.refuse_another_run()
-            remove_temporary(self.path)
+            for folder in (self.path, *self.path.glob("members/*"), *self.path.glob("snapshots/*")):
+                remove_temporary(folder)
             yield
 
     def begin(self, stores: list[dict], environment: dict, plan: dict, resume: bool) -> str:
@@ -220,8 +222,11 @@ class RunDirectory:
         write_json(self.path / "results.json", {"schema": SCHEMA, **results})
 
     def _read(self, name: str) -> dict | None:
+        from sae_jax.shapes import read_shaped  # here, for the time that pydantic takes
+
         path = self.path / name
-        return read_json(path, WRITTEN_AGAIN if name == "results.json" else ANOTHER) if path.exists() else None
+        advice = WRITTEN_AGAIN if name == "results.json" else ANOTHER
+        return read_shaped(path, advice) if path.exists() else None
 
 
 def differences(old: dict, new: dict) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harvest.errors import InputError
-from harvest.files import append_lines, read_arrays, read_json, read_lines, refuse_misshapen, write_arrays, write_json
+from harvest.files import append_lines, read_arrays, read_json, read_lines, write_arrays, write_json
 
 RECORD = {"members": [{"id": "relu-s0", "l0": 31.25, "failed": None}], "note": "é\n", "big": 1e-300, "flag": True}
 ARRAYS = {
@@ -105,22 +105,3 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
     for size in range(last, len(whole) - 1):
         path.write_bytes(whole[:size])
         assert read_lines(path, "delete the line") == records[:-1]
-
-
-AXES = {"direction": "FxD", "density": "F", "rows": ""}
-MISSHAPEN = {
-    "one missing": ({"density": None}, r"it lacks density"),
-    "one more": ({"extra": np.zeros(3)}, r"it has besides extra"),
-    "another length": ({"density": np.zeros(5)}, r"density is of shape \(5,\), not F"),
-    "another axis": ({"direction": np.zeros((6, 10, 1))}, r"direction is of shape \(6, 10, 1\), not FxD"),
-    "no number": ({"rows": np.zeros(1)}, r"rows is of shape \(1,\), not a number"),
-}
-
-
-@pytest.mark.parametrize("changed, reason", MISSHAPEN.values(), ids=MISSHAPEN)
-def test_arrays_of_another_shape_are_named_though_their_checksums_are_right(changed, reason, tmp_path):
-    path = tmp_path / "arrays.npz"
-    write_arrays(path, {name: array for name, array in (ARRAYS | changed).items() if array is not None})
-    with pytest.raises(InputError, match=f"arrays.npz is damaged .{reason}.: do it again"):
-        refuse_misshapen(path, read_arrays(path, "do it again"), AXES, "do it again")
-    refuse_misshapen(path, ARRAYS, AXES, "do it again")

@@ -18,7 +18,7 @@ from harvest.request import default_cache_dir, flag
 
 @dataclass(frozen=True)
 class Options:
-    to: Path | None = flag(None, "the file to write (default: report.html in the first run)")
+    to: Path | None = flag(None, "the file to write (default: report.html in the first run)", written=True)
     control: Path | None = flag(None, "a run on the same model with its weights shuffled (--control random-weights)")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 

@@ -7,12 +7,12 @@ python main.py saebench RUN --dataset texts.jsonl --label genre --concepts genre
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis.commands.flags import Parser, filled
+from analysis.faces.terminal import Terminal
 from analysis.run import FinishedRun, can_be_kept
 from analysis.saebench import SAEBench, measure, write
 from harvest.request import flag
@@ -43,10 +43,7 @@ def run(argv: list[str]) -> None:
 
 def show(answers: dict[str, dict[str, Any]], notes: list[str]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
-
-    from analysis.faces.terminal import LOG_COLUMNS
 
     rows: dict[str, dict[str, str]] = {}
     for name, by_label in answers.get("sparse_probing", {}).items():
@@ -70,10 +67,10 @@ def show(answers: dict[str, dict[str, Any]], notes: list[str]) -> None:
         column.justify, column.no_wrap = "right", True
     for name, row in rows.items():
         table.add_row(name, *(row.get(head, "") for head in heads))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_COLUMNS)
-    console.print(table)
-    for note in notes:
-        console.print(note, markup=False, soft_wrap=True)
+    with Terminal() as terminal:
+        terminal.show(table)
+        for note in notes:
+            terminal.say(note)
 
 
 def number(value: float | None) -> str:

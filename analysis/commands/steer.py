@@ -51,7 +51,7 @@ class Options:
     words: tuple[str, ...] = flag((), "words of which the probability is told (default: those of the concept)")
     examples: Path | None = flag(None, "texts about the concept, as for find-feature")
     candidates: int = flag(20, "features that --concept tries at most, of those found and of those promoting its words")
-    json: Path | None = flag(None, "a file for all texts and figures")
+    json: Path | None = flag(None, "a file for all texts and figures", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
@@ -94,6 +94,7 @@ def run(argv: list[str]) -> None:
     from analysis.feature_statistics import features_of
 
     with Terminal() as terminal:
+        finished.language_model.need_next_token("Steering")
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
         features = features_of(finished, [member], options.cache_dir, **talk)[member]
         model, site, sae = finished.language_model, finished.site(member), finished.dictionary(member).sae

@@ -54,7 +54,11 @@ def run(argv: list[str]) -> None:
             terminal.say(f"{answer.answer}\nUncertainty: {answer.uncertainty}\nNot shown: {answer.not_shown}")
         if not can_be_kept(finished.path, terminal.say):
             return
-        maps = draw(gathered, [names[0] for names in kinds_of(gathered).values()], terminal.say)
+        first_alive = [
+            next((name for name in names if name in gathered.decoders), names[0])
+            for names in kinds_of(gathered).values()
+        ]
+        maps = draw(gathered, first_alive, terminal.say)
         paths = written(answers, finished, shuffled, gathered)
         terminal.say(f"\nfigures: {finished.path / 'figures'}: {', '.join([*(p.stem for p in paths[:-1]), *maps])}")
         terminal.say(f"all figures: {paths[-1]}")
