@@ -10,10 +10,12 @@ Orbax itself has no checksum of what an array holds. Reading deletes nothing.
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -80,20 +82,21 @@ class Checkpoints:
         Those that are damaged are moved aside. Raises InputError where there are some, all damaged, or where one has
         other arrays than `start`; OSError or MemoryError where the machine and not the checkpoint is to blame.
         """
-        steps = sorted(self.manager.all_steps(), reverse=True)
-        for step in steps:
-            try:
-                return step, *self._read(step, start)
-            except InputError:
-                raise
-            except Exception as error:  # of the formats' readers, whatever is damaged
-                if trouble := trouble_of_the_machine(error, self.directory):
-                    raise trouble from error
-                say(f"the checkpoint of step {step:,} is damaged, and kept as {self._move_aside(step)}")
-        if kept := sorted(self.directory.glob(f"{DAMAGED}*")):
+        for step in sorted(self.manager.all_steps(), reverse=True):
+            with leftovers_unsaid():
+                try:
+                    return step, *self._read(step, start)
+                except InputError:
+                    raise
+                except Exception as error:  # of the formats' readers, whatever is damaged
+                    trouble = trouble_of_the_machine(error, self.directory)
+                if trouble:
+                    raise trouble
+            say(f"the checkpoint of step {step:,} is damaged, and kept as {self._move_aside(step)}")
+        if any(self.directory.glob(f"{DAMAGED}*")):
             raise InputError(
-                f"no checkpoint in {self.directory} can be read, so what was learned is lost unless a copy of "
-                f"{kept[-1].name.removeprefix(DAMAGED)} can be put there. --force starts again and deletes what is left"
+                f"all checkpoints in {self.directory} are damaged, and kept as {DAMAGED}*: what was learned is lost, "
+                "unless a copy of one can be put there under its step. --force starts again, and deletes them"
             )
         return 0, start, NO_METRICS
 
@@ -141,6 +144,18 @@ class Checkpoints:
             if number := system_error_in(e):
                 raise OSError(number, os.strerror(number), str(self.directory)) from e
             raise
+
+
+@contextmanager
+def leftovers_unsaid() -> Iterator[None]:
+    """Of a checkpoint that it cannot read, Orbax leaves other reads behind; Python would tell of each at length."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
 
 
 def described(states: list[State]) -> dict[str, tuple[Any, dict[str, Any]]]:

@@ -172,6 +172,18 @@ def test_steering_begins_with_the_feature_that_was_looked_at(run, cache):
     assert at.number_input(key="feature").value == 5 and at.query_params["feature"] == "5"
 
 
+@pytest.mark.parametrize("page, damaged", [("features", "analysis/features"), ("feature", "snapshots/000000000")])
+def test_a_damaged_file_is_named_on_the_page(page, damaged, run, cache, tmp_path):
+    copy, name = shutil.copytree(run.path, tmp_path / "run"), next(iter(run.members))
+    path = copy / damaged / f"{name}.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert f"{name}.npz is damaged" in app(FinishedRun.open(copy), cache, page, member=name).error[0].value.replace(
+        "\\", ""
+    )
+
+
 def test_members_that_failed_are_named(run, cache, tmp_path, capsys):
     copy = shutil.copytree(run.path, tmp_path / "run")
     results = read_json(copy / "results.json", "")

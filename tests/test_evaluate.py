@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import BUNDLED, environment, shared_cache
+from foreign import without_checksums
 from rows import make_store
 from safetensors.numpy import save_file
 
@@ -183,7 +184,7 @@ def test_an_export_beside_no_run_is_told_to_be_measured_on_its_training_text(fin
 
 def test_a_dictionary_of_another_model_is_measured_only_where_the_model_is_named(finished, tmp_path, cache, capsys):
     member, other = next((finished / "members").iterdir()), tmp_path / "other"
-    shutil.copytree(member, other)
+    without_checksums(shutil.copytree(member, other))
     cfg = json.loads((other / "cfg.json").read_text())
     few = ("--n-samples", "50", "--ce-windows", "0")
     for name, same in (("gpt2", False), (str(BUNDLED_MODEL), True)):
@@ -235,6 +236,7 @@ REFUSED = {
     "another width": (("{narrow}",), "is for activations of width 16; bundled has 256"),
     "no text": (("{zero}", "--dataset", "{empty}"), "empty"),
     "too short a text": (("{zero}", "--dataset", "{short}"), "no held_out window of 16 tokens"),
+    "no numbers": (("{large}",), "its explained variance on these activations is no number (-inf): its weights are"),
     "no text named": (("{zero}",), "does not say its dataset: give --dataset"),
     "other weights": (
         ("{revision}",),
@@ -254,6 +256,8 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known
     places |= {"text": text, "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt"}
     of_v2 = at | {"model_from_pretrained_kwargs": {"revision": "v2"}}
     places["revision"] = write_dictionary(tmp_path / "r", narrow, narrow.T, np.zeros(16), **of_v2)
+    large = np.full((256, 8), 2.0**100)  # as of a flipped bit in their exponents
+    places["large"] = write_dictionary(tmp_path / "l", large, large.T, np.zeros(256), **at)
     places["empty"].touch()
     places["short"].write_text("Too few words.")
     capsys.readouterr()

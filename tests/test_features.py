@@ -18,6 +18,7 @@ from analysis.feature_statistics import Features, best_others, features_of, phi
 from analysis.firing import BARS, SHUFFLES, SMALLEST, Histogram, Labels, context_hashes, firing_of
 from analysis.run import FinishedRun
 from analysis.specialization import mutual_information, over_chance, p_values, specialization
+from harvest.files import write_arrays
 from harvest.language_model import LanguageModel
 from harvest.sources import BUNDLED_MODEL
 from harvest.unembedding import logit_weights
@@ -314,5 +315,5 @@ def test_a_feature_fires_at_the_token_that_its_context_marks(run):
 
 def test_of_another_version_it_is_computed_again(run, tmp_path):
     path = tmp_path / "old.npz"
-    np.savez(path, format=np.array(feature_statistics.FORMAT - 1))
+    write_arrays(path, {"format": np.array(feature_statistics.FORMAT - 1)})
     assert Features.load(path) is None

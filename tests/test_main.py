@@ -293,6 +293,19 @@ def test_a_damaged_record_is_named(smoke, cache, tmp_path, capsys):
         assert f"{copy / name} is damaged" in refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", copy)
 
 
+def test_what_is_lost_of_a_finished_run_is_written_again_as_the_message_says(smoke, cache, tmp_path, capsys):
+    copy = shutil.copytree(smoke[1], tmp_path / "run")
+    weights = copy / "members" / SMOKE_ID / "sae_weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    argv = ("evaluate", copy, "--ce-windows", "0", "--cache-dir", cache)
+    told = f"{weights} is damaged (its checksum differs): delete results.json, and --resume writes it again"
+    assert told in refused(capsys, *argv)
+    (copy / "results.json").unlink()
+    assert status_of(*SMOKE, "--resume", "--cache-dir", cache, "--run-dir", copy) == 0
+    assert weights.read_bytes() == whole and status_of(*argv) == 0
+
+
 def test_what_a_kill_left_of_the_very_first_file_is_no_hindrance(smoke, cache, tmp_path):
     (tmp_path / "config.json.tmp").write_text("{")
     assert status_of(*TINY, "--cache-dir", cache, "--run-dir", tmp_path) == 0

@@ -131,6 +131,34 @@ def test_a_signal_just_after_the_look_for_one_is_saved_too(tmp_path, monkeypatch
     assert step and (run.checkpoints / step[1]).is_dir()
 
 
+def test_a_damaged_checkpoint_is_told_and_the_one_before_ends_the_same(tmp_path, monkeypatch):
+    config, store = TrainConfig("topk", 48, k=8, batch_size=32, epochs=2, block_steps=4), make_store(tmp_path / "store")
+    whole, broken = (RunDirectory(tmp_path / name, {"train": config.to_json()}) for name in ("whole", "broken"))
+    train(config, [store], whole)
+    looks = []
+
+    def due(self) -> bool:
+        looks.append(self)
+        if len(looks) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Checkpoints, "due", property(due))
+        train(config, [store], broken)
+    assert sorted(path.name for path in broken.checkpoints.iterdir()) == ["12", "16"]
+    largest = max((broken.checkpoints / "16").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    said = []
+    train(config, [store], broken, resume=True, say=said.append)
+    kept = broken.checkpoints / "damaged-16"
+    assert said[-2:] == [f"the checkpoint of step 16 is damaged, and kept as {kept}", "resuming at step 12 of 198"]
+    for path in [*whole.path.glob("members/*/*"), whole.path / "metrics.jsonl"]:
+        assert (broken.path / path.relative_to(whole.path)).read_bytes() == path.read_bytes()
+
+
 def other_rows_are_refused(run: Path, directory: Path) -> None:
     """The same run directory and configuration, but the rows are others."""
     asked = json.loads((run / "config.json").read_text())["asked"]

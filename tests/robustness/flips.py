@@ -307,7 +307,7 @@ def results_of(folder: Path, command: Command, ended: Ended) -> dict[str, object
 
 
 def judged(ended: Ended, found: dict[str, object], expected: dict[str, object], path: Path, folder: Path) -> str:
-    names = [path.name, *(part for part in path.relative_to(folder).parts if part.isdigit())]  # a checkpoint: its step
+    names = [path.name, *(f"step {part} " for part in path.relative_to(folder).parts if part.isdigit())]  # a checkpoint
     if ended.status is None:
         return "HANGS"
     if ended.status < 0 or "Traceback" in ended.err or ended.status not in (0, 2):
@@ -317,7 +317,7 @@ def judged(ended: Ended, found: dict[str, object], expected: dict[str, object], 
         return "named" if one_line and any(name in ended.err for name in names) else "NOT NAMED"
     if ended.err:
         return "SAYS TOO MUCH"
-    said = any(f"{name} is damaged" in ended.out or f"step {name} is damaged" in ended.out for name in names)
+    said = any(name in line and "damaged" in line for name in names for line in ended.out.splitlines())
     if found == expected:
         return "named, the same results" if said else "harmless"
     return "named, and left out" if said else "SILENT"

@@ -39,5 +39,6 @@ with errors_shown():
     if not members:
         raise InputError(f"{path}: all its members failed, there is nothing to show")
 st.session_state["chosen"] = Chosen(path, follow("member", members, st.sidebar))
-page.run()
+with errors_shown():
+    page.run()
 import_ahead()
