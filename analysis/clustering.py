@@ -23,8 +23,9 @@ import numpy as np
 from analysis.figures import KIND_STYLES, printable, styled
 from analysis.ground_truth import unit
 from analysis.matching import random_like, slices_of
+from analysis.run import STUDY_AGAIN
 from harvest.errors import InputError
-from harvest.files import read_arrays, read_json, write_arrays, write_json
+from harvest.files import ARRAYS, read_arrays, read_json, write_arrays, write_json
 
 NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with 0.1, or 200 epochs, small planted clusters run together
 MIN_CLUSTER = 10  # features
@@ -240,8 +241,8 @@ def write(clusters: Clusters, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     record = {k: v for k, v in vars(clusters).items() if not isinstance(v, np.ndarray) and k != "tokens_F"}
     arrays: dict[str, Any] = {"xy_Fx2": clusters.xy_Fx2, "pca_Fx2": clusters.pca_Fx2, "label_F": clusters.label_F}
-    write_json(folder / f"clusters-{name}.json", {"schema": 1, **record})
-    write_arrays(folder / f"clusters-{name}.npz", arrays, compressed=True)
+    written = write_arrays(folder / f"clusters-{name}.npz", arrays, compressed=True)
+    write_json(folder / f"clusters-{name}.json", {"schema": 1, ARRAYS: written, **record})
     return [folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"]
 
 
@@ -250,11 +251,11 @@ def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters
     paths = folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"
     if not all(path.exists() for path in paths):
         return None
-    record = read_json(paths[0], "delete it, and run `study` again")
+    record = read_json(paths[0], STUDY_AGAIN)
     if record.pop("schema") != 1:
         return None
+    arrays: dict[str, Any] = read_arrays(paths[1], STUDY_AGAIN, record.pop(ARRAYS))
     record |= {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
-    arrays: dict[str, Any] = read_arrays(paths[1], "delete it, and run `study` again")
     return Clusters(**record, **arrays, tokens_F=tooltips(promoted))
 
 

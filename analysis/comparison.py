@@ -24,8 +24,9 @@ from analysis.figures import styled
 from analysis.frontier import Spread
 from analysis.ground_truth import unit
 from analysis.matching import Decoder, correlations, cosines, match, random_like
+from analysis.run import STUDY_AGAIN
 from harvest.errors import InputError
-from harvest.files import read_arrays, read_json, write_arrays, write_json
+from harvest.files import ARRAYS, read_arrays, read_json, write_arrays, write_json
 
 SCHEMA = 2
 THRESHOLD = 0.7  # as Leask et al. 2025 (arXiv 2502.04878) and Paulo and Belrose 2025 (arXiv 2501.16615)
@@ -219,8 +220,8 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     arrays: dict[str, Any] = {f"{name}/{what}": array for what, of in per_feature.items() for name, array in of.items()}
     record = {name: plain(value) for name, value in vars(comparison).items() if not isinstance(value, dict)}
     record |= {"other_seeds": comparison.other_seeds, "groups": [asdict(group) for group in comparison.groups]}
-    write_json(folder / "comparison.json", {"schema": SCHEMA, **record})
-    write_arrays(folder / "comparison.npz", arrays, compressed=True)
+    written = write_arrays(folder / "comparison.npz", arrays, compressed=True)
+    write_json(folder / "comparison.json", {"schema": SCHEMA, ARRAYS: written, **record})
     return [folder / "comparison.json", folder / "comparison.npz"]
 
 
@@ -229,11 +230,11 @@ def read(folder: Path, members: Sequence[str]) -> Comparison | None:
     paths = folder / "comparison.json", folder / "comparison.npz"
     if not all(path.exists() for path in paths):
         return None
-    record = read_json(paths[0], "delete it, and run `study` again")
+    record = read_json(paths[0], STUDY_AGAIN)
     if record.pop("schema") != SCHEMA or {*record["members"], *record["dead"]} != set(members):
         return None
     of_features: dict[str, dict[str, np.ndarray]] = {"partner": {}, "cosine": {}, "found_again": {}}
-    for key, array in read_arrays(paths[1], "delete it, and run `study` again").items():
+    for key, array in read_arrays(paths[1], STUDY_AGAIN, record.pop(ARRAYS)).items():
         name, _, what = key.rpartition("/")
         of_features[what][name] = array
     for group in (groups := record.pop("groups")):

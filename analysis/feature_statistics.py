@@ -22,9 +22,9 @@ from analysis.firing import BARS, Firing, Labels, firing_of
 from analysis.ground_truth import unit
 from analysis.labels import labels_of
 from analysis.mapped import mapped_arrays
-from analysis.run import FinishedRun
+from analysis.run import STUDY_AGAIN, FinishedRun
 from analysis.specialization import mutual_information, specialization
-from harvest.files import write_arrays
+from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary
 
 if TYPE_CHECKING:
@@ -106,10 +106,7 @@ class Features:
         """None where there is none, or one of another version; mapped, a row of an array is read when asked for."""
         if not path.exists():
             return None
-        if mapped:
-            return cls._of(mapped_arrays(path))
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls._of(arrays)
+        return cls._of((mapped_arrays if mapped else read_arrays)(path, STUDY_AGAIN))
 
     @classmethod
     def _of(cls, arrays: Mapping[str, np.ndarray]) -> Features | None:

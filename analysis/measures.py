@@ -19,7 +19,7 @@ from analysis.densities import FREQUENT, statistics
 from analysis.emergence import Trajectory
 from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder, sparse_activations, spread_rows
-from analysis.run import FinishedRun
+from analysis.run import STUDY_AGAIN, FinishedRun
 from analysis.saebench import SAEBench, measure, plain
 from analysis.specialization import over_chance, p_values
 from harvest.errors import InputError
@@ -134,7 +134,7 @@ def benchmarks(
     """
     settings = SAEBench(metrics=("probing",), k=(1,), documents=documents)
     path = run.path / "analysis" / "study_benchmarks.json"
-    record = read_json(path, "delete it, and run `study` again") if path.exists() else {}
+    record = read_json(path, STUDY_AGAIN) if path.exists() else {}
     if record.get("documents") != documents:
         say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
         notes: list[str] = []

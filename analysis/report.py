@@ -23,7 +23,7 @@ from analysis.figures import printable
 from analysis.highlights import Highlight, highlights
 from analysis.intervals import Estimate, chart
 from analysis.matching import Decoder
-from analysis.run import FinishedRun
+from analysis.run import STUDY_AGAIN, FinishedRun
 from analysis.study import named
 from harvest.errors import InputError
 from harvest.files import read_json
@@ -124,7 +124,7 @@ def part_of(
         say(missing["features"])
     path, answers = run.path / "analysis" / "study.json", []
     if path.exists():
-        answers = read_json(path, "run `study` again")["answers"]
+        answers = read_json(path, STUDY_AGAIN)["answers"]
     else:
         missing["study"] = f"The study was not run: {study}"
     part = Part(
@@ -142,7 +142,7 @@ def part_of(
     for number, answer in enumerate(answers, 1):
         part.figures[f"study-{number}"] = answered(number, answer)
     try:
-        part.figures["training"] = [training(training_curves.read(run.path), kinds)]
+        part.figures["training"] = [training(training_curves.read(run), kinds)]
     except InputError as error:
         missing["training"] = f"How it was trained is not shown: {error}"
         say(missing["training"])

@@ -13,6 +13,7 @@ from harvest.errors import InputError
 from harvest.files import read_json
 from harvest.request import HarvestRequest, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
+from sae_jax.run_directory import WRITTEN_AGAIN
 
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sae_jax.formats import Dictionary
 
 EARLIER = "was written by an earlier version"
+TRAIN_AGAIN, STUDY_AGAIN = "--force trains it again", "delete it, and run `study` again"
 SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position")  # of a run and its control
 
 
@@ -160,7 +162,7 @@ def read_record(run: Path, name: str) -> dict[str, Any]:
     path = run / name
     if not path.exists():
         raise InputError(f"{run}: it has no {name}: no run, or one that is not finished (--resume goes on)")
-    return read_json(path, "--force trains it again")
+    return read_json(path, WRITTEN_AGAIN if name == "results.json" else TRAIN_AGAIN)
 
 
 def is_bundled(source: dict[str, Any]) -> bool:

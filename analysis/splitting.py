@@ -21,7 +21,7 @@ from analysis.families import alike
 from analysis.figures import styled
 from analysis.matching import FLOOR, Decoder, cosines, random_like
 from harvest.errors import InputError
-from harvest.files import write_atomically, write_json
+from harvest.files import write_arrays, write_json
 
 PARENT = 0.5
 COFIRING = 0.5  # of a child's firings; a parent with less is not confirmed
@@ -163,7 +163,7 @@ def write(splitting: Splitting, folder: Path) -> list[Path]:
     }
     record = {name: value for name, value in asdict(splitting).items() if not name.endswith("_F")}
     write_json(stem.with_name(stem.name + ".json"), {"schema": 1, **record, "trees": splitting.trees[:100]})
-    write_atomically(stem.with_name(stem.name + ".npz"), lambda file: np.savez_compressed(file, **arrays))
+    write_arrays(stem.with_name(stem.name + ".npz"), arrays, compressed=True)
     return [stem.with_name(stem.name + suffix) for suffix in (".json", ".npz")]
 
 

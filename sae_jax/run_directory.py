@@ -1,7 +1,7 @@
 """The run directory: what was asked for, what is being learned, what came of it. Imports neither torch nor jax.
 
 config.json      what was asked for, versions, the store, the backend       written first
-metrics.jsonl    one line a member and block
+metrics.jsonl    one line a member and block; how far it was written, and its checksum, is in what is written after it
 checkpoints/     Orbax
 members/<id>/    SAELens layout, stats.npz
 snapshots/       decoders and densities on the way
@@ -14,21 +14,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from harvest.errors import InputError
-from harvest.files import TEMPORARY, parse_json, read_json, remove_temporary, write_atomically, write_json
+from harvest.files import (
+    TEMPORARY,
+    append_lines,
+    checksum,
+    parse_json,
+    read_json,
+    read_lines,
+    remove_temporary,
+    unsealed,
+    write_atomically,
+    write_json,
+)
 
 SCHEMA = 1
 LOCK = ".lock"
+DAMAGED = "damaged-"  # how the name of a checkpoint begins that could not be read
 ANOTHER = "choose another --run-dir, or delete this one"
+WRITTEN_AGAIN = "delete results.json, and --resume writes it again from the last checkpoint"
+METRICS, NO_METRICS = "metrics.jsonl", {"bytes": 0, "crc32": 0}
+WITHOUT_LINE = "delete that line, and the curves lack only it"
+WITHOUT_FILE = "delete the file, and the curves begin where --resume goes on"
 
 
 def default_name(asked: dict) -> str:
@@ -74,7 +90,7 @@ class RunDirectory:
     @property
     def interrupted(self) -> bool:
         saved = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
-        return self.results is None and any(p.name.isdigit() for p in saved)
+        return self.results is None and any(p.name.isdigit() or p.name.startswith(DAMAGED) for p in saved)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -122,28 +138,54 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
 
     def append_metrics(self, lines: list[dict]) -> None:
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        append_lines(self.path / METRICS, lines)
 
     def metrics(self, up_to: int) -> list[dict]:
-        """The lines up to a step, of whole lines only: a kill may have cut the last one."""
-        path, records = self.path / "metrics.jsonl", []
-        for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-            with suppress(ValueError):
-                records.append(json.loads(line) if line.endswith("\n") else {"step": math.inf})
-        return [r for r in records if r["step"] <= up_to]
+        """The lines up to a step, of whole lines only: a kill may have cut the last one.
 
-    def rewind_metrics(self, step: int) -> None:
-        """Forget the lines after a checkpoint: they will be written again."""
-        kept = "".join(json.dumps(r) + "\n" for r in self.metrics(step))
-        write_atomically(self.path / "metrics.jsonl", lambda f: f.write(kept.encode()))
+        Raises InputError where one is damaged, or some are missing that the newest checkpoint knows of.
+        """
+        path = self.path / METRICS
+        lines = read_lines(path, WITHOUT_LINE) if path.exists() else []
+        if self.metrics_written()["bytes"] < self._metrics_saved()["bytes"]:
+            raise InputError(f"{path} is damaged (lines are missing): {WITHOUT_FILE}")
+        return [line for line in lines if line["step"] <= up_to]
+
+    def _metrics_saved(self) -> dict[str, int]:
+        """What the newest checkpoint knows of metrics.jsonl; one that is damaged is told of when it is restored."""
+        steps = [int(p.name) for p in self.checkpoints.glob("*") if p.name.isdigit()]
+        try:
+            record = parse_json(self.checkpoints / str(max(steps, default="none")) / "record" / "metadata", "")
+            return unsealed(record, "", "")["metrics"]
+        except (InputError, OSError):
+            return NO_METRICS
+
+    def metrics_written(self) -> dict[str, int]:
+        """How far metrics.jsonl is written, and the checksum of that: for what is saved at this moment."""
+        path = self.path / METRICS
+        return {"bytes": path.stat().st_size, "crc32": checksum(path)} if path.exists() else NO_METRICS
+
+    def rewind_metrics(self, then: dict[str, int], say: Callable[[str], None]) -> None:
+        """Forget the lines after a checkpoint, which knows what was written `then`: they will be written again.
+
+        Raises InputError where those before it are damaged.
+        """
+        path = self.path / METRICS
+        if then["bytes"] and not path.exists():
+            say(f"{path} is gone: the curves begin here")
+            return
+        content = path.read_bytes()[: then["bytes"]] if path.exists() else b""
+        if (len(content), zlib.crc32(content)) != (then["bytes"], then["crc32"]):
+            read_lines(path, WITHOUT_FILE)  # which says where it is damaged, if it is not only cut off
+            raise InputError(f"{path} is damaged (lines are missing or changed): {WITHOUT_FILE}")
+        write_atomically(path, lambda f: f.write(content))
 
     def finish(self, results: dict) -> None:
         write_json(self.path / "results.json", {"schema": SCHEMA, **results})
 
     def _read(self, name: str) -> dict | None:
         path = self.path / name
-        return read_json(path, ANOTHER) if path.exists() else None
+        return read_json(path, WRITTEN_AGAIN if name == "results.json" else ANOTHER) if path.exists() else None
 
 
 def differences(old: dict, new: dict) -> str:

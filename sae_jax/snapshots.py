@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from harvest.files import write_arrays
+from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary
 
 DIRECTORY = "snapshots"
+ADVICE = "delete it, and what is shown of how dictionaries learn lacks that step"
 
 
 def snapshot_steps(total_steps: int, block_steps: int, count: int) -> set[int]:
@@ -60,6 +61,6 @@ def read_snapshots(run: Path, member: str) -> dict[int, Snapshot]:
     """{step: snapshot} in the order of the steps; empty where none were asked for."""
     found = {}
     for path in sorted((run / DIRECTORY).glob(f"*/{member}.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            found[int(path.parent.name)] = Snapshot(*(arrays[name].astype(np.float32) for name in Snapshot._fields))
+        arrays = read_arrays(path, ADVICE)
+        found[int(path.parent.name)] = Snapshot(*(arrays[name].astype(np.float32) for name in Snapshot._fields))
     return found

@@ -23,6 +23,7 @@ from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
 from analysis.feature_statistics import Features, features_of
 from analysis.figures import INK
 from analysis.run import FinishedRun
+from harvest.files import write_json
 from harvest.tokenizer import load_tokenizer
 
 HOSTILE = "<script>window.ran=1</script> <img src=x onerror=window.ran=1> *loud* $x$ :smile: [a](http://evil.test/) "
@@ -175,11 +176,11 @@ def test_members_that_failed_are_named(run, cache, tmp_path, capsys):
     results = json.loads((copy / "results.json").read_text())
     failed = {"failed": {"step": 7, "reason": "its loss is not finite"}, "metrics": None}
     results["members"][1] |= failed
-    (copy / "results.json").write_text(json.dumps(results))
+    write_json(copy / "results.json", results)
     at = app(FinishedRun.open(copy), cache)
     assert len(at.dataframe[0].value) == 2 and "stopped at step 7" in at.error[0].value
     results["members"] = [member | failed for member in results["members"]]
-    (copy / "results.json").write_text(json.dumps(results))
+    write_json(copy / "results.json", results)
     (all_failed := copy.rename(tmp_path / "all")).touch()  # by its path it is kept open
     assert "all its members failed" in app(FinishedRun.open(all_failed), cache).error[0].value
     show([str(all_failed), "--pareto"])

@@ -494,4 +494,4 @@ def test_a_shard_damaged_within_is_named_where_it_costs_the_loss(smoke, cache, t
         rows.write_bytes(content)
     done = typed(*argv, cache=tmp_path / "cache")
     assert done.returncode == 2
-    assert "damaged in the activation store" in done.stderr and "train/rows-00000.npy" in done.stderr
+    assert "train/rows-00000.npy is damaged" in done.stderr and "harvest again" in done.stderr

@@ -7,7 +7,7 @@ python main.py evaluate SAE_DIR --model-name gpt2 --hook-name blocks.8.hook_resi
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 from dataclasses import dataclass, replace
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
+from analysis.run import TRAIN_AGAIN
 from harvest.errors import InputError
-from harvest.files import write_json
+from harvest.files import read_json, write_json
 from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir, flag
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     """Every dictionary on the same windows, with the code that measures a run after training."""
     import numpy as np
 
-    from analysis.loss_recovered import finite, loss_recovered, spread_windows
+    from analysis.loss_recovered import loss_recovered, spread_windows
     from harvest.capture import harvest
     from harvest.language_model import LanguageModel
     from harvest.sources import resolve
@@ -102,7 +103,8 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
         saes = {name: o.dictionary.sae for name, o, at in zip(names, opened, sites, strict=True) if at == site}
         first_row = calibration_rows(store.held_out) if request.held_out < 1 else 0
         for name, evaluation in evaluate(saes, store.held_out, store.mean, first_row).items():
-            found[name] = {"metrics": {k: finite(v) for k, v in evaluation.metrics.items()}, "intervals": {}}
+            refuse_no_numbers(name, evaluation.metrics)
+            found[name] = {"metrics": evaluation.metrics, "intervals": {}}
             found[name]["rows"] = len(store.held_out) - first_row
         if language_model:
             windows_W = spread_windows(store.held_out, options.ce_windows, first_row)
@@ -152,7 +154,7 @@ def open_dictionary(directory: Path) -> Opened:
 
     config = directory.resolve().parents[1] / "config.json"
     in_a_run = directory.resolve().parent.name == "members" and config.exists()
-    return Opened(directory, load_dictionary(directory), json.loads(config.read_text()) if in_a_run else None)
+    return Opened(directory, load_dictionary(directory), read_json(config, TRAIN_AGAIN) if in_a_run else None)
 
 
 def sites_of(opened: list[Opened], options: Options) -> list[Site]:
@@ -250,6 +252,15 @@ def refuse_a_control_among_others(opened: list[Opened]) -> None:
     if len(by_control) > 1:
         first, other = by_control.values()
         raise InputError(f"{first} and {other} were trained with and without --control: evaluate each alone")
+
+
+def refuse_no_numbers(name: str, metrics: dict[str, float]) -> None:
+    for metric, value in metrics.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"{name}: its {metric.replace('_', ' ')} on these activations is no number ({value}): "
+                "its weights are damaged or far too large, or the activations are all the same"
+            )
 
 
 def names_of(opened: list[Opened]) -> list[str]:

@@ -12,7 +12,6 @@ and RUN/wandb.json names its runs, so that a resumed training goes on in them.
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import queue
@@ -28,7 +27,8 @@ import numpy as np
 
 from analysis import densities, embedding
 from analysis.figures import png_of
-from harvest.files import write_json
+from harvest.files import read_arrays, read_json, write_json
+from sae_jax.run_directory import WRITTEN_AGAIN
 from sae_jax.snapshots import read_snapshots
 
 if TYPE_CHECKING:
@@ -127,7 +127,11 @@ class WandbLog:
         import wandb
 
         record = self._path / RECORD
-        self._record = json.loads(record.read_text()) if record.exists() else {"step": -1, "runs": {}}
+        self._record = (
+            read_json(record, "delete it, and new runs are begun there")
+            if record.exists()
+            else {"step": -1, "runs": {}}
+        )
         names = list(self._members) if self._options.per_member else [ALL]
         ids = {name: self._record["runs"].get(name) or secrets.token_hex(4) for name in names}
         mode = os.environ.get("WANDB_MODE", "online")
@@ -195,7 +199,8 @@ class WandbLog:
     def _log_results(self, results: dict[str, Any], run_dir: Path) -> None:
         self._open()
         members = {member["id"]: member for member in results["members"] if not member["failed"]}
-        density = {name: np.load(run_dir / "members" / name / "stats.npz")["density"] for name in members}
+        stats = {name: read_arrays(run_dir / "members" / name / "stats.npz", WRITTEN_AGAIN) for name in members}
+        density = {name: arrays["density"] for name, arrays in stats.items()}
         for run, label, names in self._charts(list(members)):
             own = {name: density[name] for name in names}
             run.log(dict(self._pictures(run_dir, members, own, label)))
