@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from analysis import families
+from analysis import families, shapes
 from analysis.figures import styled
 from analysis.frontier import Spread
 from analysis.ground_truth import unit
 from analysis.matching import Decoder, correlations, cosines, match, random_like
 from analysis.run import STUDY_AGAIN
 from harvest.errors import InputError
-from harvest.files import ARRAYS, read_arrays, read_json, write_arrays, write_json
+from harvest.files import ARRAYS, read_arrays, write_arrays, write_json
+from sae_jax.shapes import check_arrays, read_as, read_shaped
 
 SCHEMA = 2
 THRESHOLD = 0.7  # as Leask et al. 2025 (arXiv 2502.04878) and Paulo and Belrose 2025 (arXiv 2501.16615)
@@ -230,23 +231,32 @@ def read(folder: Path, members: Sequence[str]) -> Comparison | None:
     paths = folder / "comparison.json", folder / "comparison.npz"
     if not all(path.exists() for path in paths):
         return None
-    record = read_json(paths[0], STUDY_AGAIN)
-    if record.pop("schema") != SCHEMA or {*record["members"], *record["dead"]} != set(members):
+    record = read_shaped(paths[0], STUDY_AGAIN, shapes.Comparison)
+    if record.pop("schema", None) != SCHEMA or {*record["members"], *record["dead"]} != set(members):
         return None
-    of_features: dict[str, dict[str, np.ndarray]] = {"partner": {}, "cosine": {}, "found_again": {}}
-    for key, array in read_arrays(paths[1], STUDY_AGAIN, record.pop(ARRAYS)).items():
-        name, _, what = key.rpartition("/")
-        of_features[what][name] = array
-    for group in (groups := record.pop("groups")):
-        group |= {name: Spread(**value) for name, value in group.items() if isinstance(value, dict)}
-    for name, value in record.items():
-        if name.endswith("_MxM") and value is not None:
-            record[name] = np.array(value, float)
-        elif isinstance(value, list):
-            record[name] = tuple(value)
+    members, written = record["members"], record.pop(ARRAYS)
     names = {"partner": "partner_FxM", "cosine": "cosine_FxM", "found_again": "found_again_F"}
-    record |= {names[what]: of for what, of in of_features.items()}
-    return Comparison(**record, groups=tuple(Group(**group) for group in groups))
+    of_features: dict[str, dict[str, np.ndarray]] = {suffixed: {} for suffixed in names.values()}
+    with read_as(paths[1], STUDY_AGAIN):
+        for key, array in read_arrays(paths[1], STUDY_AGAIN, written).items():
+            name, _, what = key.rpartition("/")
+            of_features[names[what]][name] = array
+        for name in members:
+            own = {what: of[name] for what, of in of_features.items() if what != "found_again_F" or name in of}
+            check_arrays(paths[1], own, STUDY_AGAIN, {"M": len(members)})
+    with read_as(paths[0], STUDY_AGAIN):
+        for group in (groups := record.pop("groups")):
+            group |= {name: Spread(**value) for name, value in group.items() if isinstance(value, dict)}
+        for name, value in record.items():
+            if name.endswith("_MxM") and value is not None:
+                record[name] = np.array(value, float).reshape(len(members), len(members))
+            elif isinstance(value, list):
+                record[name] = tuple(value)
+        found_again = of_features["found_again_F"].keys()
+        if len(record["labels"]) != len(members) or found_again != record["other_seeds"].keys():
+            raise ValueError("labels and other_seeds are not those of its members")
+        record |= of_features
+        return Comparison(**record, groups=tuple(Group(**group) for group in groups))
 
 
 def plain(value: Any) -> Any:

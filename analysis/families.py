@@ -12,8 +12,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from analysis.run import FinishedRun, is_bundled
+from analysis.run import FinishedRun
+from harvest.identity import meaning
 from harvest.request import Site
+from harvest.sources import is_bundled
 from sae_jax.config import AXES, LEVELS, TrainConfig
 from sae_jax.grid import Member, exact
 
@@ -42,7 +44,7 @@ def settings_of(run: FinishedRun, member: Mapping[str, Any]) -> dict[str, Any]:
         **{name: member.get(name) for name in MEMBER if name not in LEVEL},
         **{name: "by default" if training[name] is None else training[name] for name in TRAINING},
         **{"model": model, "text": source_name(store["dataset"], "corpus"), "rows": store["rows"]},
-        "store": store["sha256"][:8],
+        "store": meaning(store["identity"]),
     }
 
 

@@ -14,17 +14,18 @@ import numpy as np
 from scipy import stats
 from scipy.sparse import csr_array
 
-from analysis import comparison, emergence, families
+from analysis import comparison, emergence, families, shapes
 from analysis.densities import FREQUENT, statistics
 from analysis.emergence import Trajectory
 from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder, sparse_activations, spread_rows
-from analysis.run import STUDY_AGAIN, FinishedRun
+from analysis.run import STUDY_AGAIN, FinishedRun, can_be_kept
 from analysis.saebench import SAEBench, measure, plain
 from analysis.specialization import over_chance, p_values
 from harvest.errors import InputError
-from harvest.files import read_json, write_json
+from harvest.files import write_json
 from harvest.sources import BUNDLED_CORPUS
+from sae_jax.shapes import read_shaped
 from sae_jax.snapshots import read_snapshots
 
 RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
@@ -91,7 +92,8 @@ def gather(
         compared = comparison.compute(
             decoders, fired, on_progress=lambda *done: on_progress("comparison", *done), dead=dead
         )
-        comparison.write(compared, run.path / "analysis")
+        if can_be_kept(run.path, say):
+            comparison.write(compared, run.path / "analysis")
     trajectories = {}
     for done, name in enumerate(members):
         if features[name].alive_F.any() and len(snapshots := read_snapshots(run.path, name)) > 2:
@@ -134,8 +136,8 @@ def benchmarks(
     """
     settings = SAEBench(metrics=("probing",), k=(1,), documents=documents)
     path = run.path / "analysis" / "study_benchmarks.json"
-    record = read_json(path, STUDY_AGAIN) if path.exists() else {}
-    if record.get("documents") != documents:
+    record = read_shaped(path, STUDY_AGAIN, shapes.Benchmarks) if path.exists() else {}
+    if record.get("documents") != documents or set(members) - record["answers"]["sparse_probing"].keys():
         say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
         notes: list[str] = []
         answers = dict(measure(settings, run, members, notes)) | {"absorption": {}}
@@ -144,7 +146,8 @@ def benchmarks(
         except InputError as error:  # windows too short to spell in
             notes.append(f"absorption is not measured: {error}")
         record = {"documents": documents, "answers": plain(answers), "notes": notes}
-        write_json(path, record)
+        if can_be_kept(run.path, say):
+            write_json(path, record)
     return record["answers"], record["notes"]
 
 

@@ -24,9 +24,10 @@ from analysis.highlights import Highlight, highlights
 from analysis.intervals import Estimate, chart
 from analysis.matching import Decoder
 from analysis.run import STUDY_AGAIN, FinishedRun
+from analysis.shapes import Study
 from analysis.study import named
 from harvest.errors import InputError
-from harvest.files import read_json
+from sae_jax.shapes import read_shaped
 from sae_jax.snapshots import read_snapshots
 
 SHOWN = 384  # features in all; of each member at least LEAST and at most MOST
@@ -124,7 +125,7 @@ def part_of(
         say(missing["features"])
     path, answers = run.path / "analysis" / "study.json", []
     if path.exists():
-        answers = read_json(path, STUDY_AGAIN)["answers"]
+        answers = read_shaped(path, STUDY_AGAIN, Study)["answers"]
     else:
         missing["study"] = f"The study was not run: {study}"
     part = Part(
@@ -142,7 +143,10 @@ def part_of(
     for number, answer in enumerate(answers, 1):
         part.figures[f"study-{number}"] = answered(number, answer)
     try:
-        part.figures["training"] = [training(training_curves.read(run), kinds)]
+        curves = training_curves.read(run)
+        if unknown := curves.keys() - kinds.keys():
+            raise InputError(f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, which is not in results.json")
+        part.figures["training"] = [training(curves, kinds)]
     except InputError as error:
         missing["training"] = f"How it was trained is not shown: {error}"
         say(missing["training"])

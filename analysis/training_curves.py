@@ -10,7 +10,8 @@ from analysis.figures import kind_colour, styled
 from analysis.run import TRAIN_AGAIN, FinishedRun
 from harvest.errors import InputError
 from harvest.files import read_lines
-from sae_jax.run_directory import METRICS, RunDirectory
+from sae_jax.run_directory import METRICS, WITHOUT_LINE, RunDirectory
+from sae_jax.shapes import MetricsLine, check
 
 MOST_POINTS = 80  # of one curve, drawn
 CURVES = {"loss": "loss (log scale)", "explained_variance": "explained variance"}
@@ -22,6 +23,7 @@ def read(run: FinishedRun) -> dict[str, list[dict[str, float]]]:
     if not path.exists():
         raise InputError(f"{run.path}: it has no {METRICS}, which training writes")
     for line in read_lines(path, TRAIN_AGAIN):
+        check(line, MetricsLine, path, WITHOUT_LINE)
         found[line["member"]].append(line)
     if run.results.get(METRICS) != RunDirectory(run.path, {}).metrics_written():
         raise InputError(f"{path} is damaged (lines are missing or changed): {TRAIN_AGAIN}")

@@ -31,8 +31,10 @@ def write_atomically(path: Path, write: Callable[..., object]) -> None:
     """Let `write(file)` fill a temporary file in the same folder, then rename it: `path` is whole or not there.
 
     The temporary file has a name of its own, so that several writers do not mix, and it is never a link to follow.
+    Raises InputError where `path` is a folder, a pipe or a device, OSError with the name of the file.
     """
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}{TEMPORARY}")
+    refuse_as_target(path)
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}{TEMPORARY}")
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         with os.fdopen(descriptor, "w+b") as file:
@@ -40,6 +42,9 @@ def write_atomically(path: Path, write: Callable[..., object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # a write does not say it, and the temporary name says nothing
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -184,9 +189,16 @@ def refuse_irregular(path: Path) -> None:
         raise InputError(f"{path} is not a regular file")
 
 
+def refuse_as_target(path: Path) -> None:
+    """Raises InputError where no file can be written and then renamed to: for a folder, a pipe or a device."""
+    refuse_irregular(path)
+    if path.absolute().parent == Path("/dev"):  # /dev/stdout is a link, which a file would take the place of
+        raise InputError(f"{path}: files are written whole and then renamed: name a file in another folder")
+
+
 def refuse_taken(directory: Path) -> None:
     """Raises InputError where --to is there already, and not an empty directory."""
-    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+    if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
         raise InputError(f"--to {directory} is there already: choose a new or an empty directory")
 
 

@@ -280,7 +280,7 @@ def _fill(directory: Path, request: SyntheticRequest, on_progress: Progress) -> 
 
 def _description(request: SyntheticRequest) -> dict:
     """For the manifest: a row is a window of one token, its number, and a document of its own."""
-    source = {"asked": "synthetic", "location": "synthetic", "fell_back": False}
+    source = {"asked": "synthetic", "location": "synthetic", "fell_back": False, "fingerprint": "synthetic"}
     rows = request.train_rows + request.held_out_rows
     return {
         "model": source,

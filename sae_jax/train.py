@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from harvest.errors import InputError
 from harvest.files import write_arrays
+from harvest.identity import identity
 from harvest.request import Site
 from harvest.store import ActivationStore, compared_meanwhile
 from sae_jax.checkpoint import Checkpoints
@@ -279,11 +279,10 @@ def result_of(member: Member, failed_step: int | None, evaluation: Evaluation | 
 
 
 def store_facts(store: ActivationStore) -> dict:
-    """What names the store in config.json: rows of another store are never mixed into a run."""
-    manifest = (store.directory / "manifest.json").read_bytes()
+    """What config.json says of a store: where it came from, and its `identity`, by which it is known again."""
     facts = {name: store.manifest[name] for name in ("model", "dataset", "hook_name", "rows")}
     facts |= {name: store.manifest[name] for name in ("control", "versions") if store.manifest.get(name)}
-    return {"directory": store.directory.name, "sha256": hashlib.sha256(manifest).hexdigest(), **facts}
+    return {"directory": store.directory.name, "identity": identity(store), **facts}
 
 
 def environment() -> dict:

@@ -13,7 +13,7 @@ from analysis.commands.report import run as report
 from analysis.report import compose
 from analysis.run import FinishedRun
 from harvest.errors import InputError
-from harvest.files import write_json
+from harvest.files import read_json, write_json
 from main import parse
 from tests.command_line import THREE_KINDS, shared_cache, typed
 
@@ -163,8 +163,8 @@ def test_what_is_wrong_is_said(run, cache, tmp_path):
 
 def test_features_that_cannot_be_had_are_named_not_skipped(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("analysis"))
-    config = json.loads((copy / "config.json").read_text())
-    config["stores"][0]["sha256"] = "0" * 64
+    config = read_json(copy / "config.json", "")
+    config["stores"][0]["identity"]["windows_hash"] = "0" * 32
     write_json(copy / "config.json", config)
     finished = FinishedRun.open(copy)
     said = []

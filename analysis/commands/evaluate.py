@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
-from analysis.run import TRAIN_AGAIN
+from analysis.faces.wording import without_figure
+from analysis.run import read_record
 from harvest.errors import InputError
-from harvest.files import read_json, write_json
+from harvest.files import write_json
 from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir, flag
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Options:
     )
     keep_first_position: bool = flag(False, "measure at the first position of each window, too")
     ce_windows: int = flag(256, "windows, of these, on which loss recovered is measured; 0: not at all")
-    json: Path | None = flag(None, "a file for all figures")
+    json: Path | None = flag(None, "a file for all figures", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
 
@@ -72,6 +73,7 @@ def run(argv: list[str]) -> None:
         report = measure(opened, options, terminal)
         terminal.evaluation(report)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, report)
 
 
@@ -88,16 +90,26 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     refuse_a_control_among_others(opened)
     sites = sites_of(opened, options)
     request = request_of(opened[0], options, sites)
-    model, dataset = resolve(request)
+    model, dataset = resolve(request, options.cache_dir)
     request = replace(request, held_out=share_of(opened, options, dataset, terminal))
     compare_models(opened, options, model, terminal)
+    tell_other_rows(opened, request, terminal)
     refuse_another_width(opened, model.d_model, model)
-    stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
+    stores = harvest(
+        request,
+        options.cache_dir,
+        on_progress=terminal.progress,
+        say=terminal.say,
+        sources=(model, dataset),
+        loss_recovered=bool(options.ce_windows),
+    )
     refuse_another_width(opened, next(iter(stores.values())).d_model, model)
 
     names = names_of(opened)
     found: dict[str, dict[str, Any]] = {}
-    language_model = LanguageModel.load(model.location, control=request.control) if options.ce_windows else None
+    language_model = None
+    if options.ce_windows and not any(store.manifest.get("reads_both_ways") for store in stores.values()):
+        language_model = LanguageModel.load(model.location, control=request.control)
     for site in dict.fromkeys(sites):
         store = stores[site]
         saes = {name: o.dictionary.sae for name, o, at in zip(names, opened, sites, strict=True) if at == site}
@@ -110,6 +122,8 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
             windows_W = spread_windows(store.held_out, options.ce_windows, first_row)
             for name, measured in loss_recovered(language_model, store, saes, windows_W).items():
                 found[name]["metrics"] |= measured["metrics"]
+                if why := without_figure(measured["metrics"]):
+                    terminal.say(f"{name}: {why}")
                 documents = len(np.unique(store.held_out.documents[windows_W]))
                 found[name] |= {"intervals": measured["intervals"], "windows": len(windows_W), "documents": documents}
     return {
@@ -152,9 +166,10 @@ def open_dictionary(directory: Path) -> Opened:
     """Read a dictionary; raises InputError, with the reason, where it cannot be read."""
     from sae_jax.formats import load_dictionary
 
-    config = directory.resolve().parents[1] / "config.json"
+    config = directory.resolve().parent.parent / "config.json"
     in_a_run = directory.resolve().parent.name == "members" and config.exists()
-    return Opened(directory, load_dictionary(directory), read_json(config, TRAIN_AGAIN) if in_a_run else None)
+    run = read_record(config.parent, config.name) if in_a_run else None
+    return Opened(directory, load_dictionary(directory), run)
 
 
 def sites_of(opened: list[Opened], options: Options) -> list[Site]:
@@ -182,8 +197,12 @@ def site_named(hook_name: str | None, what: str) -> Site:
 
 def request_of(first: Opened, options: Options, sites: list[Site]) -> HarvestRequest:
     """What the flags say, or else what the first dictionary was trained on: a run's own store is found again."""
+    from harvest.sources import name_of
+
     if first.run:
+        facts = first.run["stores"][0]
         own = dict(first.run["asked"]["harvest"])
+        own |= {"model_name": name_of("model", facts["model"]), "dataset": name_of("dataset", facts["dataset"])}
     else:
         own = {
             "model_name": first.dictionary.model_name,
@@ -207,11 +226,11 @@ def share_of(opened: list[Opened], options: Options, dataset: Source, terminal: 
     """Of the documents, those that no run here trained on: documents are held out by a hash, so shares are nested."""
     if options.held_out is not None:
         return options.held_out
-    from harvest.sources import same_name
+    from harvest.sources import place_of, same_name
 
     shares = [1.0]
     for o in opened:
-        own = o.dictionary.dataset_path
+        own = place_of("dataset", o.run["stores"][0]["dataset"]) if o.run else o.dictionary.dataset_path
         if own is None or same_name(own) != same_name(dataset.location):
             continue
         if o.run:
@@ -223,10 +242,18 @@ def share_of(opened: list[Opened], options: Options, dataset: Source, terminal: 
 
 def compare_models(opened: list[Opened], options: Options, model: Source, terminal: Terminal) -> None:
     """Another model than a dictionary's own is refused, or only told where --model-name says that it is meant."""
-    from harvest.sources import same_name
+    from harvest.sources import place_of, same_name
+    from sae_jax.formats.made_for import other_weights
 
     for o in opened:
-        own = o.dictionary.model_name
+        if others := other_weights(o.dictionary.cfg["metadata"]):
+            if options.model_name is None:
+                raise InputError(
+                    f"{o.directory} is of other weights of its model than those found by its name ({others}): give "
+                    "--model-name with a directory that holds them"
+                )
+            terminal.say(f"{o.directory} is of a model with {others}; it is measured on {options.model_name}")
+        own = place_of("model", o.run["stores"][0]["model"]) if o.run else o.dictionary.model_name
         if own is None or same_name(own) == same_name(model.location):
             continue
         if options.model_name is None:
@@ -236,6 +263,15 @@ def compare_models(opened: list[Opened], options: Options, model: Source, termin
                 "say by --model-name which model is to judge them all"
             )
         terminal.say(f"{o.directory} is of the model {own}; it is measured on {options.model_name}")
+
+
+def tell_other_rows(opened: list[Opened], request: HarvestRequest, terminal: Terminal) -> None:
+    for o in opened:
+        told, own = o.dictionary.told(), o.dictionary.context_size
+        if own is not None and own != request.seq_len:
+            told.append(f"it was trained on windows of {own} tokens; here they have {request.seq_len}")
+        for sentence in told:
+            terminal.say(f"{o.directory}: {sentence}")
 
 
 def refuse_another_width(opened: list[Opened], d_model: int | None, model: Source) -> None:

@@ -39,12 +39,18 @@ def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> 
         *(
             how_trained(dictionary, facts)
             if facts
-            else [f"Read from a directory of {dictionary.format}, its tensors unchanged."]
+            else [f"Read from a directory of {dictionary.format}{unchanged(dictionary)}."]
         ),
         f"## Load it\n```python\nfrom sae_lens import SAE\n\nsae = SAE.{load}",
     ]
     use = "features = sae.encode(x)  # x: raw activations [rows, dimensions]\nreconstruction = sae.decode(features)"
     return "\n\n".join(parts) + f"\n{use}\n```\n"
+
+
+def unchanged(dictionary: Dictionary) -> str:
+    if dictionary.scale is None:
+        return ", its tensors unchanged"
+    return f", the scale of its rows, {dictionary.scale:.6g}, folded into its weights"
 
 
 def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:

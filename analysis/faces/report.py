@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis import families
-from analysis.faces.wording import failure_text, member_name, share_text
+from analysis.faces.wording import failure_text, member_name, share_text, without_figure
 from analysis.highlights import RULE
 from analysis.intervals import Estimate
 from analysis.report import Drawn, Part, Report
@@ -147,7 +147,8 @@ def rows(part: Part) -> list[dict[str, Any]]:
         dead = metrics.get("dead_fraction")
         cells.append(("dead", "-" if dead is None else f"{dead:.1%}", dead))
         failed = failure_text(member) if member["failed"] else ""
-        table.append({"name": member_name(member), "failed": failed, "cells": cells})
+        unknown = without_figure(metrics)
+        table.append({"name": member_name(member), "failed": failed, "unknown": unknown, "cells": cells})
     return table
 
 

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 RECORD = "wandb.json"  # {"step": the last one logged, "runs": {member, or "population": W&B's id}}
 ALL = "population"
 NO_ANSWER_SECONDS = 15.0  # a server that is silent for longer is not there
-SEND_SECONDS = 60.0  # for what is left to send when all is done
+DRAW_SECONDS = 600.0  # for what is left to draw when all is done, with a map of each kind
+SEND_SECONDS = 60.0  # and then for what is left to send
 PIXELS_PER_INCH = 144
 
 
@@ -82,10 +83,12 @@ class WandbLog:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._exit_code = 0 if kind is None else 1
         self._fed.put(None)
-        self._drawn.wait()
-        self._thread.join(SEND_SECONDS)
+        drawn = self._drawn.wait(DRAW_SECONDS if kind is None else SEND_SECONDS)
+        self._thread.join(SEND_SECONDS if drawn else 0)
         self._say_notes()
-        if self._thread.is_alive():
+        if not drawn:
+            self._say(f"W&B is stuck, and is left behind: `wandb sync {self._path}/wandb/*run-*` sends what it took")
+        elif self._thread.is_alive():
             self._say(f"W&B did not take all in {SEND_SECONDS:.0f} s: `wandb sync {self._path}/wandb/*run-*` sends it")
 
     def training_progress(self, progress: Progress) -> None:
@@ -128,9 +131,7 @@ class WandbLog:
 
         record = self._path / RECORD
         self._record = (
-            read_json(record, "delete it, and new runs are begun there")
-            if record.exists()
-            else {"step": -1, "runs": {}}
+            read_json(record, "delete it, and W&B begins anew") if record.exists() else {"step": -1, "runs": {}}
         )
         names = list(self._members) if self._options.per_member else [ALL]
         ids = {name: self._record["runs"].get(name) or secrets.token_hex(4) for name in names}

@@ -8,6 +8,7 @@ when it writes the dictionary again.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from safetensors.numpy import save
 
 from harvest.errors import InputError
 from harvest.files import CHECKSUM, array_checksum, read_arrays, record_checksum, write_atomically
-from sae_jax.formats.dictionary import BY_K, Dictionary
+from sae_jax.formats.dictionary import BY_K, SCALED, SCALER, Dictionary, unscaled
 from sae_jax.run_directory import WRITTEN_AGAIN
 
 VERSION = "6.54.12"
@@ -57,14 +58,19 @@ def read(directory: Path) -> Dictionary:
     scaling_F = tensors.pop("scaling_factor", None)  # for a time it was written, of ones
     if scaling_F is not None and not np.allclose(scaling_F, 1):
         raise InputError(f"{directory}: a finetuned scaling_factor that is not 1; SAELens 6 has none either")
+    scale = None
+    if cfg.get("normalize_activations") == SCALED and (directory / SCALER).exists():
+        scale = read_json(directory / SCALER).get("scaling_factor")
+        if type(scale) not in (int, float) or not (math.isfinite(scale) and scale > 0):
+            raise InputError(f"{directory / SCALER}: its scaling_factor is {scale!r}; a positive number is needed")
+        cfg, tensors = {**cfg, "normalize_activations": "none"}, unscaled(tensors, scale)
     sparsity = read_safetensors(directory / SPARSITY, advice)[0] if (directory / SPARSITY).exists() else {}
     log_sparsity_F = sparsity.get("sparsity")
     if log_sparsity_F is None and (directory / "stats.npz").exists():
         density_F = read_arrays(directory / "stats.npz", advice)["density"]
         log_sparsity_F = np.log10(density_F + 1e-10).astype(np.float32)
-    return Dictionary(
-        directory.resolve().name, "saelens" if is_new else "saelens before 6", cfg, tensors, log_sparsity_F
-    )
+    name, wrote = directory.resolve().name, "saelens" if is_new else "saelens before 6"
+    return Dictionary(name, wrote, cfg, tensors, log_sparsity_F, scale)
 
 
 def write(dictionary: Dictionary, directory: Path) -> None:
