@@ -261,7 +261,7 @@ POPULATIONS = {
 @pytest.mark.parametrize("argv", POPULATIONS.values(), ids=POPULATIONS)
 def test_every_table_has_intervals_over_seeds(tmp_path, tmp_path_factory, argv):
     cache = shared_cache(tmp_path_factory)
-    small = ("--n-samples", "300", "--seq-len", "20", "--hidden-dim", "48", "--epochs", "4")
+    small = ("--n-samples", "300", "--seq-len", "20", "--hidden-dim", "48", "--epochs", "4", "--block-steps", "8")
     run = trained(tmp_path / "run", cache, *BUNDLED, *argv, *small)
     assert main.run_as_command(["study", str(run.path), "--documents", "800", "--cache-dir", str(cache)]) == 0
     answers = read_json(run.path / "analysis" / "study.json", "")["answers"]
