@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
@@ -25,7 +25,7 @@ from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.grid import Member, members_of
 from sae_jax.placement import Placement
-from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group, steps_to_die
+from sae_jax.population import Group, Rows, State, abstract_group, groups_of, hyper_of, stack, start_group, steps_to_die
 from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
 from sae_jax.run_directory import RunDirectory
 from sae_jax.sae import SAE
@@ -134,10 +134,11 @@ def learn(
     on_progress: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> tuple[list[State], Reporter, int]:
-    """(the states after the last step, on the host; what was reported; the steps of this process)."""
+    """(the states after the last step, on the host, to export; what was reported; the steps of this process)."""
     config, total = population.config, feed.total_steps
     checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
-    first_step, states = checkpoints.restore(start(population, feed), say)
+    abstract = [abstract_group(group, hyper) for group, hyper in zip(population.groups, population.hypers, strict=True)]
+    first_step, restored = checkpoints.restore(abstract, say)
     step = first_step
     if first_step:
         say(f"resuming at step {first_step:,} of {total:,}")
@@ -146,21 +147,28 @@ def learn(
     run.rewind_metrics(first_step)
 
     placement = Placement(population.groups, jax.devices()[: len(population.members())])
-    states, hypers = placement.place(states), placement.place(population.hypers)
+    states = placement.place(restored if first_step else start(population, feed))
+    del restored
+    hypers = placement.place(population.hypers)
     side_by_side = 1 if jax.default_backend() == "cpu" else 1 << 30
-    train_block = make_train_block(population.groups, side_by_side, placement.mesh)
+    train_block = make_train_block(population.groups, side_by_side, placement)
     held_out = [store.held_out for store in population.stores]
-    calibration_LxNxD = placement.everywhere(np.stack([calibration_sample(split) for split in held_out]))
+    raw_calibration_LxNxD = np.stack([calibration_sample(split) for split in held_out])
+    calibration_LxNxD = placement.everywhere(raw_calibration_LxNxD)
     variances = {m.id: float(np.square(population.store_of(m).std).sum()) for m in population.members()}
     report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say, population.verify)
     block_steps = config.block_steps or default_block_steps(config, population.stores, total)
     to_keep = snapshot_steps(total, block_steps, snapshots)
 
     def keep_snapshot() -> None:
-        kept = exported(population, placement.gather(states))
-        alive = {m.id: d for m, d in kept if m.id not in report.failed}
-        rows = {m.id: calibration_LxNxD[population.rows[m.id].site] for m in population.members() if m.id in alive}
-        write_snapshot(run.path, step, alive, rows)
+        for member, dictionary in exported(population, gathered()):
+            if member.id not in report.failed:
+                raw_NxD = raw_calibration_LxNxD[population.rows[member.id].site]
+                write_snapshot(run.path, step, {member.id: dictionary}, {member.id: raw_NxD})
+
+    def gathered() -> Iterator[State]:
+        """A group after another, without what is not exported: the host never holds all of it."""
+        return (placement.gather_group(number, state.to_export()) for number, state in enumerate(states))
 
     def tell(step: int, metrics: list[dict]) -> None:
         report(step, placement.gather(metrics), feed.wait_seconds)
@@ -187,12 +195,11 @@ def learn(
                 checkpoints.close()
                 raise Interrupted(f"stopped at step {step:,} of {total:,}, all saved")
     checkpoints.close()
-    return placement.gather(states), report, step - first_step
+    return list(gathered()), report, step - first_step
 
 
-def start(population: Population, feed: Feed) -> list[State]:
-    """Every member before its first step."""
-    states = []
+def start(population: Population, feed: Feed) -> Iterator[State]:
+    """Every member before its first step, a group after another."""
     for group, hyper in zip(population.groups, population.hypers, strict=True):
         raw_LxNxD = feed.sample(min(START_ROWS, max(256, START_VALUES // group.signature.hidden_dim)))
 
@@ -200,8 +207,7 @@ def start(population: Population, feed: Feed) -> list[State]:
             site, shift_D, scale_D = population.rows[member.id]
             return jnp.asarray((raw_LxNxD[site] - shift_D) / scale_D, jnp.float32)
 
-        states.append(start_group(group, hyper, rows_of))
-    return states
+        yield start_group(group, hyper, rows_of)
 
 
 def normalization_of(store: ActivationStore, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -258,12 +264,11 @@ def export_and_evaluate(
     return evaluations
 
 
-def exported(population: Population, states: list[State]) -> Iterator[tuple[Member, Dictionary]]:
-    """Every member as a dictionary for raw activations."""
+def exported(population: Population, states: Iterable[State]) -> Iterator[tuple[Member, Dictionary]]:
+    """Every member as a dictionary for raw activations; of `State.to_export`."""
     for group, state in zip(population.groups, states, strict=True):
-        weights = state.params if state.average is None else state.average
         for p, member in enumerate(group.members):
-            trained = ({name: values[p] for name, values in of.items()} for of in (weights, state.settings))
+            trained = ({name: values[p] for name, values in of.items()} for of in (state.params, state.settings))
             tensors = fold_normalization(group.signature.kind.export(*trained), *population.rows[member.id][1:])
             yield member, trained_dictionary(member, tensors, population.store_of(member).manifest)
 
