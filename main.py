@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +26,7 @@ from analysis.faces.tables import frontier_table, preset_table
 from analysis.faces.terminal import Terminal
 from analysis.frontier import compute, write
 from harvest.capture import DISK_FULL, harvest
-from harvest.errors import InputError
+from harvest.errors import InputError, is_out_of_memory
 from harvest.request import HarvestRequest, Site, default_cache_dir, flag
 from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
@@ -227,6 +228,12 @@ def work(
     log: WandbLog | None,
 ) -> tuple[dict[Site, ActivationStore], dict]:
     """(the stores, the content of results.json, of a run finished before that of then)."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # members train on all cores, each on its own
+    if not run.results or options.force:
+        from sae_jax.plan import refuse_before_harvest
+
+        refuse_before_harvest(config, request)
     began = time.perf_counter()
     stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
     harvest_seconds = time.perf_counter() - began
@@ -234,8 +241,6 @@ def work(
         terminal.say(f"{run.path} is trained, but its loss recovered is to be measured")
         return stores, run.results
 
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # members train on all cores, each on its own
     import jax
 
     from sae_jax.train import train
@@ -265,13 +270,14 @@ def run_as_command(argv: list[str]) -> int:
     """Exit status: 0 done, 1 failed, 2 bad input, 130 stopped. Only defects of this program show a traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training, too, it stops with a word
     try:
-        main(argv)
+        with memory_said(argv):
+            main(argv)
     except KeyboardInterrupt:
         return fail("stopped; the same command again (with --resume once training has begun) goes on", 130)
     except InputError as e:
         return fail(str(e), 2)
     except MemoryError as e:
-        return fail(f"the memory does not suffice ({e}); fewer --block-steps or a smaller --batch-size need less", 1)
+        return fail(str(e), 1)
     except OSError as e:
         if e.errno not in DISK_FULL:
             return fail(f"{e.strerror or e}: {e.filename or 'no file named'}", 1)
@@ -284,10 +290,33 @@ def run_as_command(argv: list[str]) -> int:
             return fail(f"{e}; the same command with --resume goes on", 130)
         if isinstance(e, Diverged):
             return fail(str(e), 1)
-        if "RESOURCE_EXHAUSTED" in str(e) or "Out of memory" in str(e):  # as XLA says it
-            return fail(f"the memory does not suffice; a smaller --hidden-dim needs less ({e})", 1)
         raise
     return 0
+
+
+NEEDS_LESS_MEMORY = {  # by command; training has no name
+    "": "a smaller --hidden-dim, fewer members or a smaller --batch-size need less",
+    "attribute": "a shorter --prompt needs less",
+    "evaluate": "fewer dictionaries at once or a shorter --seq-len need less",
+    "find-feature": "fewer members at once (--member) or fewer --passages need less",
+    "saebench": "fewer members at once (--member) need less",
+    "steer": "a shorter prompt or fewer --candidates need less",
+    "study": "fewer --documents need less",
+}
+
+
+@contextmanager
+def memory_said(argv: list[str]) -> Iterator[None]:
+    """Raises MemoryError, with what would need less, for whatever a library raises where no memory is left."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        command = argv[0] if argv and argv[0] in COMMANDS else ""
+        advice = NEEDS_LESS_MEMORY.get(command, "a run with fewer or narrower members needs less")
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise MemoryError(f"there is not enough memory ({reason}): {advice}") from error
 
 
 def fail(message: str, status: int) -> int:

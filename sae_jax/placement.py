@@ -115,7 +115,9 @@ def dealt(groups: Sequence[Group], devices: int, of_all: bool) -> tuple[float, l
             counts_n = members // n + (np.arange(n) < members % n)
             after_N = load_N.copy()
             after_N[chosen_n] += counts_n * group.signature.hidden_dim
-            choices.append(((after_N.max(), n * counts_n[0], -n), after_N, sorted(zip(chosen_n, counts_n, strict=True))))
+            choices.append(
+                ((after_N.max(), n * counts_n[0], -n), after_N, sorted(zip(chosen_n, counts_n, strict=True)))
+            )
         _, load_N, pairs = min(choices, key=lambda choice: choice[0])
         shares[number] = Share(*(tuple(map(int, of)) for of in zip(*pairs, strict=True)))
     return load_N.max(), [shares[number] for number in range(len(groups))]

@@ -20,10 +20,11 @@ from harvest.store import ActivationStore
 from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation, calibration_rows, calibration_sample, evaluate
-from sae_jax.feed import Feed
+from sae_jax.feed import BLOCK_BYTES, Feed
 from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.grid import Member, members_of
+from sae_jax.memory import needed, refuse_too_large
 from sae_jax.placement import Placement
 from sae_jax.population import Group, Rows, State, abstract_group, groups_of, hyper_of, stack, start_group, steps_to_die
 from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
@@ -33,7 +34,7 @@ from sae_jax.snapshots import snapshot_steps, write_snapshot
 from sae_jax.step import make_train_block
 
 START_ROWS, START_VALUES = 4096, 1 << 22  # rows, and pre-activations, that a start's quantile is taken over
-BLOCK_BYTES, MAX_BLOCK_STEPS = 16 << 20, 256
+MAX_BLOCK_STEPS = 256
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def train(
         raise InputError(f"{run.path} is finished: its results are in results.json; force=True does it again")
     feed = Feed([store.train for store in stores], config.batch_size, config.epochs, config.data_seed)
     population = populate(config, stores, feed)
+    refuse_if_too_large(population)
     with run.held():
         l0_asked = {m.id: m.l0_asked for m in population.members()}
         plan = {"total_steps": feed.total_steps, "l0_asked": l0_asked, "snapshots": snapshots}
@@ -122,6 +124,13 @@ def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Feed)
         rows[member.id] = Rows(site, *normalization_of(stores[site], member.normalization))
     hypers = [stack([hyper_of(m, rows[m.id], config, feed.total_steps) for m in g.members]) for g in groups]
     return Population(config, stores, groups, rows, hypers)
+
+
+def refuse_if_too_large(population: Population) -> None:
+    devices, on_host = jax.devices()[: len(population.members())], jax.default_backend() == "cpu"
+    stored = sum(len(store.train) * store.train[0].nbytes for store in population.stores)
+    need = needed(population.groups, population.config, stored, len(devices), on_host)
+    refuse_too_large(need, (devices[0].memory_stats() or {}).get("bytes_limit"))
 
 
 def learn(

@@ -3,8 +3,8 @@
     PYTHONPATH=. python tests/benchmarks/step.py --d 768 --f 256 --batch 64 --k 32
 
 Fields: name, seconds_per_step and cpu_seconds_per_step (medians of several blocks, copying the rows included),
-rows_per_second, first_block_seconds (compilation included), l0 (of each level that was asked for, over the measured blocks: what work was
-done). --sparsity X trains relu and jump_relu by that fixed coefficient: at the start a half of all features fire.
+rows_per_second, first_block_seconds (compilation included), l0 (of each level that was asked for, over the measured
+blocks: what work was done). --sparsity X trains relu and jump_relu by that fixed coefficient: at the start a half of all features fire.
 """
 
 import argparse
