@@ -19,13 +19,12 @@ import orbax.checkpoint as ocp
 from harvest.errors import InputError
 from sae_jax.population import State
 
-ocp.type_handlers.register_type_handler(  # what is saved is a copy already: Orbax need not copy it once more
-    np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False), override=True
-)
-
 METADATA_BYTES = 1 << 20  # about; of what Orbax writes beside the arrays
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of the halves that a kill left, and copes with them
+ocp.type_handlers.register_type_handler(  # what is saved is a copy already: Orbax need not copy it once more
+    np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False), override=True
+)
 
 
 class Checkpoints:

@@ -4,8 +4,9 @@
     PYTHONPATH=. python tests/benchmarks/memory.py --populations --directory /tmp/runs
 
 With --populations trains five populations by `python main.py`, one after another, and prints for each the peak resident
-memory of its process and what --dry-run estimates. Without, writes a store of random rows (once), trains one epoch on it, prints one JSON line: the store's size, the peak resident
-memory, the bytes of parameters and optimizer, rows a second, the share of the time that training waited for rows.
+memory of its process and what --dry-run estimates. Without, writes a store of random rows (once), trains one epoch on
+it, prints one JSON line: the store's size, the peak resident memory, the bytes of parameters and optimizer, rows a
+second, the share of the time that training waited for rows.
 """
 
 import argparse

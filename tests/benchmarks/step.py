@@ -4,7 +4,8 @@
 
 Fields: name, seconds_per_step and cpu_seconds_per_step (medians of several blocks, copying the rows included),
 rows_per_second, first_block_seconds (compilation included), l0 (of each level that was asked for, over the measured
-blocks: what work was done). --sparsity X trains relu and jump_relu by that fixed coefficient: at the start a half of all features fire.
+blocks: what work was done). --sparsity X trains relu and jump_relu by that fixed coefficient: at the start a half of
+all features fire.
 """
 
 import argparse
