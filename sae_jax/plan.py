@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -78,13 +79,13 @@ def memory(config: TrainConfig, request: HarvestRequest, d_model: int) -> Needed
     return needed(groups, config, stored, min(devices, len(members)), on_host=not has_accelerator())
 
 
-def refuse_before_harvest(config: TrainConfig, request: HarvestRequest) -> None:
+def refuse_before_harvest(config: TrainConfig, request: HarvestRequest, cache_dir: Path) -> None:
     """Raises InputError for a population that this machine cannot train, if its model says how wide it is.
 
     `train` looks again, with the devices that JAX has found.
     """
     try:
-        d_model = resolve(request)[0].d_model
+        d_model = resolve(request, cache_dir)[0].d_model
     except InputError:  # the harvest says it, unless it has all rows already
         return
     if d_model:
