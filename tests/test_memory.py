@@ -72,7 +72,7 @@ def need(devices: int = 1, on_host: bool = True, **values) -> memory.Needed:
     return needed(groups_of(members_of(config, SITES), config, 256), config, 1 << 30, devices, on_host)
 
 
-@pytest.mark.parametrize("more", [{"seed": range(9)}, {"ema": 0.9}, {"hidden_dim": 8192}, {"batch_size": 8192}])
+@pytest.mark.parametrize("more", [{"seed": tuple(range(9))}, {"ema": 0.9}, {"hidden_dim": 8192}, {"batch_size": 8192}])
 def test_what_is_needed_grows_with_what_is_asked_for(more):
     less = {"hidden_dim": 4096, "seed": tuple(range(8))}
     assert sum(need(**less | more).host.values()) > sum(need(**less).host.values())
@@ -119,7 +119,7 @@ def test_what_is_available_is_what_the_control_group_leaves(tmp_path):
     of.write_text("0::/user/job\n")
 
     def state(directory, limit, used, files):
-        for name, text in (("max", limit), ("current", used), ("stat", f"anon 1\ninactive_file {files}\n")):
+        for name, text in (("max", limit), ("current", used), ("stat", f"anon 1\ninactive_file {files}")):
             (directory / f"memory.{name}").write_text(f"{text}\n")
 
     state(group, "max", 3000, 0)
