@@ -56,7 +56,7 @@ def test_a_device_holds_its_share_of_the_bytes_and_all_learn_the_same(tmp_path):
             env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
         assert process.returncode == 0, process.stderr
         learned[devices] = np.load(tmp_path / f"{devices}.npz")
@@ -79,7 +79,7 @@ from sae_jax.step import make_train_block
 x_NxD = np.random.default_rng(0).standard_normal((320, 24)).astype(np.float32)
 config = TrainConfig("relu", tuple(16 + 8 * i for i in range(8)), target_l0=6.0, batch_size=32, warmup=0.0)
 placement, states, hypers, groups = placed(config, 40, x_NxD)
-train_block, rows = make_train_block(groups, placement=placement), placement.everywhere(x_NxD.reshape(1, 10, 32, 24))
+train_block, rows = make_train_block(groups, 2, placement), placement.everywhere(x_NxD.reshape(1, 10, 32, 24))
 for _ in range(2):
     states, _ = train_block(states, hypers, rows, placement.everywhere(np.zeros((1, 0, 24), np.float32)))
 held = {device: 0 for device in jax.devices()}
