@@ -239,7 +239,7 @@ class Terminal:
         groups = max(p.group for p in plan.members)
         self.say(
             f"{len(rows)} members in {groups} groups, {plan.steps:,} steps each: {memory} of weights and moments, "
-            f"about {duration_text(plan.seconds)} on this CPU"
+            f"about {size_text(sum(plan.memory.host.values()))} in all, about {duration_text(plan.seconds)} on this CPU"
         )
 
     def evaluation(self, report: dict[str, Any]) -> None:
