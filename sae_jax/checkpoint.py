@@ -20,7 +20,7 @@ from sae_jax.population import State
 
 METADATA_BYTES = 1 << 20  # about; of what Orbax writes beside the arrays
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of the halves that a kill left, and copes with them
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it raises, too, or copes with
 
 
 class Checkpoints:

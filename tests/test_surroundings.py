@@ -144,7 +144,8 @@ def test_a_reader_that_leaves_is_no_fault():
     os.close(reads)
     running = process("--preset", "list", stdout=writes)
     os.close(writes)
-    assert running.communicate(timeout=120)[1].startswith("nobody reads the output") and running.returncode == 141
+    assert running.communicate(timeout=120)[1].startswith("error: nobody reads the output")
+    assert running.returncode == 141
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
