@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,12 @@ from analysis.faces.tables import frontier_table, preset_table
 from analysis.faces.terminal import Terminal
 from analysis.faces.wording import visible
 from analysis.frontier import compute, write
-from harvest.capture import DISK_FULL, harvest
+from analysis.run import FinishedRun, can_be_kept
+from harvest.capture import DISK_FULL, harvest, say_stores
 from harvest.errors import InputError
+from harvest.identity import found
 from harvest.request import HarvestRequest, Site, default_cache_dir, flag
-from harvest.sources import named_files, resolve
+from harvest.sources import name_of, named_files, place_of, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.grid import members_of
@@ -148,28 +150,63 @@ def main(argv: list[str]) -> None:
     asked |= {"preset": preset} if preset else {}
     run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
     run.refuse_another_run()
+    run.note_places()
     with Terminal(quiet=options.quiet) as terminal, ExitStack() as others:
         say_preset(preset, terminal)
-        if run.results and not options.force and not lacks_loss_recovered(run.results, request, options):
-            terminal.say(f"{run.path} is finished; --force does it again")
-            show(run, run.results, terminal)
+        if answered(run, request, options, terminal):
             return
-        if run.interrupted and not (options.resume or options.force):
-            raise InputError(f"{run.path} was interrupted: add --resume to go on, or --force to start again")
+        began = time.perf_counter()
+        stores = rows_of(run, request, options, terminal)
+        harvest_seconds = time.perf_counter() - began
+        others.enter_context(run.held())
+        if answered(run, request, options, terminal):  # another process may have finished it meanwhile
+            return
         log = None
         if options.use_wandb:
             log = others.enter_context(wandb_log(request, config, options, run, terminal))
-        stores, results = work(request, config, options, run, terminal, log)
+        results = work(stores, harvest_seconds, config, options, run, terminal, log)
         if lacks_loss_recovered(results, request, options):
             from analysis.loss_recovered import complete_run
 
-            location = resolve(request)[0].location
+            location = place_of("model", next(iter(stores.values())).manifest["model"])
             results = complete_run(run, stores, location, options.ce_windows, terminal.progress)
         elif options.ce_windows and "loss_recovered" not in results:
             terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens leave none to predict")
         show(run, results, terminal, anew=True)
         if log:
             log.results(results, run.path)
+
+
+def answered(run: RunDirectory, request: HarvestRequest, options: Options, terminal: Terminal) -> bool:
+    """Whether there is nothing left to do, and the results are shown. Raises InputError for an interrupted run."""
+    if run.interrupted and not (options.resume or options.force):
+        raise InputError(f"{run.path} was interrupted: add --resume to go on, or --force to start again")
+    results = run.results
+    if not results or options.force or lacks_loss_recovered(results, request, options):
+        return False
+    terminal.say(f"{run.path} is finished; --force does it again")
+    show(run, results, terminal)
+    return True
+
+
+def rows_of(
+    run: RunDirectory, request: HarvestRequest, options: Options, terminal: Terminal
+) -> dict[Site, ActivationStore]:
+    """The stores to train on. Those that the run was begun on, if the cache has them, and then no hub is asked."""
+    talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
+    if run.results and not options.force:
+        finished = FinishedRun.open(run.path)
+        return {site: finished.store(site, options.cache_dir, **talk) for site in request.sites}
+    if options.resume and run.stores:
+        facts = {site: of for site in request.sites for of in run.stores if of["hook_name"] == site.hook_name}
+        places = {site: options.cache_dir / "activations" / of["directory"] for site, of in facts.items()}
+        stores = {site: store for site, of in facts.items() if (store := found(of["identity"], places[site]))}
+        if len(stores) == len(request.sites):
+            say_stores(stores, terminal.say)
+            return stores
+        model, dataset = run.stores[0]["model"], run.stores[0]["dataset"]
+        request = replace(request, model_name=name_of("model", model), dataset=name_of("dataset", dataset))
+    return harvest(request, options.cache_dir, **talk, loss_recovered=lacks_loss_recovered({}, request, options))
 
 
 def wandb_log(
@@ -207,11 +244,13 @@ def show(run: RunDirectory, results: dict, terminal: Terminal, anew: bool = Fals
     """The box of results and, where a kind was trained at several sparsities, the frontier."""
     frontier = compute(run.path)
     if frontier.has_curve:
-        if anew or not (run.path / "figures" / "frontier.svg").exists():
+        drawn = not anew and (run.path / "figures" / "frontier.svg").exists()
+        if not drawn and can_be_kept(run.path, terminal.say):
             write(frontier, run.path)
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
-        terminal.say(f"figure: {run.path / 'figures' / 'frontier.png'}, and .svg")
+        if (run.path / "figures" / "frontier.svg").exists():
+            terminal.say(f"figure: {run.path / 'figures' / 'frontier.png'}, and .svg")
     terminal.results(results, str(run.path))
 
 
@@ -223,20 +262,19 @@ def lacks_loss_recovered(results: dict, request: HarvestRequest, options: Option
 
 
 def work(
-    request: HarvestRequest,
+    stores: dict[Site, ActivationStore],
+    harvest_seconds: float,
     config: TrainConfig,
     options: Options,
     run: RunDirectory,
     terminal: Terminal,
     log: WandbLog | None,
-) -> tuple[dict[Site, ActivationStore], dict]:
-    """(the stores, the content of results.json, of a run finished before that of then)."""
-    began = time.perf_counter()
-    stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
-    harvest_seconds = time.perf_counter() - began
-    if run.results and not options.force:
+) -> dict:
+    """The content of results.json; of a run finished before, that of then."""
+    results = run.results
+    if results and not options.force:
         terminal.say(f"{run.path} is trained, but its loss recovered is to be measured")
-        return stores, run.results
+        return results
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # members train on all cores, each on its own
@@ -250,7 +288,7 @@ def work(
             log.training_progress(progress)
 
     terminal.say(f"training on {jax.default_backend()}")
-    results = train(
+    return train(
         config,
         list(stores.values()),
         run,
@@ -262,7 +300,6 @@ def work(
         on_progress=on_progress,
         say=terminal.say,
     )
-    return stores, results
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -280,7 +317,7 @@ def run_as_command(argv: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     previous = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
-        return answered(argv)
+        return status_of(argv)
     except KeyboardInterrupt:  # after the end of training, which had taken the first
         return 130
     finally:
@@ -299,7 +336,7 @@ def leave_to_system() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def answered(argv: list[str]) -> int:
+def status_of(argv: list[str]) -> int:
     trains = not (argv and argv[0] in COMMANDS)
     again = "the same command with --resume goes on" if trains else "then give the same command again"
     try:

@@ -22,9 +22,9 @@ from analysis.firing import BARS, Firing, Labels, firing_of
 from analysis.ground_truth import unit
 from analysis.labels import labels_of
 from analysis.mapped import mapped_arrays
-from analysis.run import FinishedRun
+from analysis.run import STUDY_AGAIN, FinishedRun, can_be_kept
 from analysis.specialization import mutual_information, specialization
-from harvest.files import write_arrays
+from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary
 from sae_jax.shapes import check_arrays, read_as
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
 
 FORMAT = 2
-FEATURES_AGAIN = "delete it, and it is computed again"
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 NEIGHBOURS, TOKENS, LOGIT_BARS = 10, 20, 50
 MIN_TOGETHER = 10  # firings of both that make two features fire together
@@ -108,11 +107,8 @@ class Features:
         """None where there is none, or one of another version; mapped, a row of an array is read when asked for."""
         if not path.exists():
             return None
-        with read_as(path, FEATURES_AGAIN):
-            if mapped:
-                return cls._of(path, mapped_arrays(path))
-            with np.load(path, allow_pickle=False) as arrays:
-                return cls._of(path, arrays)
+        with read_as(path, STUDY_AGAIN):
+            return cls._of(path, (mapped_arrays if mapped else read_arrays)(path, STUDY_AGAIN))
 
     @classmethod
     def _of(cls, path: Path, arrays: Mapping[str, np.ndarray]) -> Features | None:
@@ -138,7 +134,7 @@ class Features:
         below |= dict.fromkeys(("token_F", "promoted_FxT", "suppressed_FxT"), 2**31)
         sizes = {"Q": len(QUANTILES), "B": BARS, "H": LOGIT_BARS}
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        check_arrays(path, arrays, FEATURES_AGAIN, sizes, below)
+        check_arrays(path, arrays, STUDY_AGAIN, sizes, below)
         if not ((self.density_F >= 0) & (self.density_F <= 1)).all():
             raise ValueError("a density is no share")
         if any(of.keys() != labels for of in (self.label_rows, self.label_count, self.label_score)):
@@ -146,7 +142,7 @@ class Features:
         for label, names in self.labels.items():
             of = {"rows_L": self.label_rows[label], "count_FxL": self.label_count[label]}
             of |= {"score_2xSxF": self.label_score[label]}
-            check_arrays(path, of, FEATURES_AGAIN, {"F": features, "L": len(names)})
+            check_arrays(path, of, STUDY_AGAIN, {"F": features, "L": len(names)})
 
 
 def features_of(
@@ -160,6 +156,7 @@ def features_of(
     paths = {name: run.path / "analysis" / "features" / f"{name}.npz" for name in members}
     found = {name: of for name in members if (of := Features.load(paths[name]))}
     if missing := [name for name in members if name not in found]:
+        kept = can_be_kept(run.path, say)
         model, done = run.language_model, 0
         for site in dict.fromkeys(map(run.site, missing)):
             store = run.store(site, cache_dir, on_progress, say)
@@ -176,7 +173,8 @@ def features_of(
                     dictionary = run.dictionary(name)
                     firing, rows_SxL = firing_of(dictionary.sae, store, labels, 0, advance)
                     found[name] = describe(firing, dictionary, model, labels, rows_SxL)
-                    found[name].save(paths[name])
+                    if kept:
+                        found[name].save(paths[name])
     return {name: found[name] for name in members}
 
 
@@ -274,6 +272,12 @@ def phi(firing: Firing, rows: int, block: slice) -> np.ndarray:
 def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:
     from harvest.unembedding import logit_weights
 
+    if model.reads_both_ways:  # an encoder predicts no next token, so no feature promotes one
+        none_FxT = np.zeros((len(W_dec_FxD), 0))
+        found_none = {"logit_count_FxH": np.zeros((len(W_dec_FxD), len(LOGIT_BARS) - 1), np.int32)}
+        for name in ("promoted", "suppressed"):
+            found_none |= {f"{name}_FxT": none_FxT.astype(np.int64), f"{name}_weight_FxT": none_FxT.astype(np.float32)}
+        return found_none
     found: dict[str, list[np.ndarray]] = {}
     for first in range(0, len(W_dec_FxD), BLOCK):
         weight_BxV = logit_weights(model, W_dec_FxD[first : first + BLOCK])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from analysis.run import read_record, refuse_no_run
 from sae_jax.progress import Progress
@@ -38,12 +37,19 @@ class GoingOn:
 
     @property
     def being_trained(self) -> bool:
-        """Whether a process holds the directory; tried for an instant, for which a training that begins waits."""
-        try:
-            with FileLock(self.run.path / LOCK).acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
+        """Whether a process holds the directory, seen without writing to it.
+
+        The lock is shared for an instant, for which a training that begins waits.
+        """
+        path = self.run.path / LOCK
+        if not path.exists():
+            return False
+        with open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def lines(self) -> list[dict[str, Any]]:
         path, advice = self.run.path / "metrics.jsonl", "--resume, by the command that began it, writes it again"

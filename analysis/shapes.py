@@ -10,8 +10,6 @@ from analysis.frontier import Spread
 from analysis.intervals import Estimate
 from sae_jax.shapes import Count, Name, Shape, Share, Text
 
-STUDY_AGAIN = "delete it, and run `study` again"
-
 
 class StudyAnswer(Shape):
     question: Text
@@ -44,6 +42,8 @@ class Comparison(Shape):
     """comparison.json"""
 
     members: list[Name]
+    dead: list[Name]
+    arrays_crc32: Count
     labels: list[Text]
     alive: list[Count]
     threshold: float
@@ -61,6 +61,7 @@ class Comparison(Shape):
 class Clusters(Shape):
     """clusters-MEMBER.json"""
 
+    arrays_crc32: Count
     names: list[Text]
     sizes: list[Count]
     pca_variance: tuple[float, float]

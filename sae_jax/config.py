@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from harvest.errors import InputError
 from harvest.files import refuse_irregular
-from harvest.request import flag
+from harvest.request import flag, plain
 
 LEVELS = {  # what may set a kind's sparsity, the default first
     "relu": ("target_l0", "sparsity"),
@@ -78,10 +78,10 @@ class TrainConfig:
             object.__setattr__(self, "members", Path(self.members))
         object.__setattr__(self, "entries", read_members(self.members) if self.members else None)
         for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
+            name, value = field.name, plain(getattr(self, field.name))
             if isinstance(field.default, tuple):
                 values = tuple(value) if isinstance(value, list | tuple) else (value,)  # from Python, one will do
-                values = tuple(v.item() if hasattr(v, "item") else v for v in values)  # and numpy's numbers
+                values = tuple(map(plain, values))  # and numpy's numbers
                 object.__setattr__(self, name, values)
                 if len(set(values)) != len(values) or not (values or name == "sparsity"):
                     raise InputError(
@@ -89,8 +89,10 @@ class TrainConfig:
                     )
                 for one in values:
                     check(name, one)
-            elif name in CHECKS and value is not None:
-                check(name, value)
+            elif name != "members":
+                object.__setattr__(self, name, value)
+                if name in CHECKS and value is not None:
+                    check(name, value)
 
         if self.batch_size % self.micro_batches:
             raise InputError(f"--micro-batches {self.micro_batches}: must divide --batch-size ({self.batch_size})")

@@ -34,6 +34,36 @@ class Shape(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
+class ModelHashes(Shape):
+    fingerprint: Text | None
+    weights_hash: Text
+    tokenizer_hash: Text
+
+
+class RowSums(Shape):
+    rows: tuple[list[float], list[float]]
+    mean: float
+    deviation: float
+    length: float
+
+
+class Identity(Shape):
+    """What rows are known by."""
+
+    control: Text | None
+    windows_hash: Text
+    hook_name: Text
+    seq_len: Count
+    keep_first_position: bool
+    dtype: Literal["float16", "float32"]
+    d_model: Count
+    model: ModelHashes
+    rows: Count
+    held_out_rows: Count
+    rows_crc32: Count
+    sums: RowSums
+
+
 class Source(Shape):
     asked: Text
     location: Text
@@ -46,6 +76,7 @@ class Store(Shape):
     rows: Count
     model: Source
     dataset: Source
+    identity: Identity
     control: Text | None = None
     versions: dict[str, Text] = {}
 

@@ -22,6 +22,7 @@ from sae_jax.formats import Dictionary
 from sae_jax.shapes import check_arrays, read_as
 
 DIRECTORY = "snapshots"
+ADVICE = "delete it, and what is shown of how dictionaries learn lacks that step"
 AXES = ("FxD", "F", "F")  # of a snapshot's arrays
 
 
@@ -62,11 +63,10 @@ def read_snapshots(run: Path, member: str) -> dict[int, Snapshot]:
     """{step: snapshot} in the order of the steps; empty where none were asked for."""
     found: dict[int, Snapshot] = {}
     for path in sorted((run / DIRECTORY).glob(f"*/{member}.npz")):
-        advice = f"delete {run / DIRECTORY}, and how features emerge is left out"
-        with read_as(path, advice):
-            snapshot = Snapshot(**read_arrays(path, advice))
+        with read_as(path, ADVICE):
+            snapshot = Snapshot(**read_arrays(path, ADVICE))
             sizes = dict(zip("FD", next(iter(found.values()), snapshot).direction.shape, strict=True))
             arrays = {f"{name}_{axes}": of for axes, (name, of) in zip(AXES, snapshot._asdict().items(), strict=True)}
-            check_arrays(path, arrays, advice, sizes)
+            check_arrays(path, arrays, ADVICE, sizes)
             found[int(path.parent.name)] = Snapshot(*(array.astype(np.float32) for array in snapshot))
     return found

@@ -62,6 +62,7 @@ def run(argv: list[str]) -> None:
     from analysis.attribution import compute
 
     model = finished.language_model
+    model.need_next_token("Attribution to a next token")
     tokenizer, longest = model.tokenizer, model.bridge.cfg.n_ctx
     first_position = finished.first_position
     prompt_T = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]

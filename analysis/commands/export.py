@@ -55,6 +55,8 @@ def run(argv: list[str]) -> None:
     save_dictionary(dictionary, options.to)
     write_atomically(options.to / "README.md", lambda f: f.write(card.encode()))
     with Terminal() as terminal:
+        for sentence in dictionary.told():
+            terminal.say(sentence)
         what = f"{dictionary.cfg['architecture']}, {dictionary.d_in} × {dictionary.d_sae}"
         terminal.say(f"{dictionary.name} ({what}): {options.to}")
         if repo:

@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
-from analysis.run import FinishedRun
+from analysis.run import FinishedRun, can_be_kept
 from analysis.saebench import SAEBench, measure, write
 from harvest.request import flag
 
@@ -33,13 +33,15 @@ def run(argv: list[str]) -> None:
     members = finished.chosen(filled(Options, values).member)
     answers: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
+    kept = can_be_kept(finished.path, print)
     for question, answer in measure(settings, finished, members, notes):
-        write(question, answer, settings, finished, members)
+        if kept:
+            write(question, answer, settings, finished, members)
         answers[question] = answer
-    show(answers, notes, finished)
+    show(answers, [*notes, f"in {finished.path / 'analysis'}"] if kept else notes)
 
 
-def show(answers: dict[str, dict[str, Any]], notes: list[str], finished: FinishedRun) -> None:
+def show(answers: dict[str, dict[str, Any]], notes: list[str]) -> None:
     from rich import box
     from rich.table import Table
 
@@ -67,7 +69,7 @@ def show(answers: dict[str, dict[str, Any]], notes: list[str], finished: Finishe
         table.add_row(name, *(row.get(head, "") for head in heads))
     with Terminal() as terminal:
         terminal.show(table)
-        for note in (*notes, f"in {finished.path / 'analysis'}"):
+        for note in notes:
             terminal.say(note)
 
 

@@ -51,6 +51,7 @@ from analysis.faces.wording import (
     times_text,
     told_apart,
     visible,
+    without_figure,
 )
 
 if TYPE_CHECKING:
@@ -201,6 +202,9 @@ class Terminal:
         sections: list[RenderableType] = [self._results_table(results["members"], inside)]
         if failed:
             sections.append(self._pairs([(member_name(m), failure_text(m)) for m in failed], inside, style="red"))
+        measured = [(member_name(m), without_figure(m.get("metrics") or {})) for m in results["members"]]
+        if unknown := [(name, why) for name, why in measured if why]:
+            sections.append(self._pairs(unknown, inside))
         where = self._literal(run_dir).plain
         facts = [("model", model_text(results["model"])), ("backend", results["backend"])]
         if best_of_results(results["members"]):

@@ -27,7 +27,8 @@ import numpy as np
 
 from analysis import densities, embedding
 from analysis.figures import png_of
-from harvest.files import read_json, write_json
+from harvest.files import read_arrays, read_json, write_json
+from sae_jax.run_directory import WRITTEN_AGAIN
 from sae_jax.snapshots import read_snapshots
 
 if TYPE_CHECKING:
@@ -199,7 +200,8 @@ class WandbLog:
     def _log_results(self, results: dict[str, Any], run_dir: Path) -> None:
         self._open()
         members = {member["id"]: member for member in results["members"] if not member["failed"]}
-        density = {name: np.load(run_dir / "members" / name / "stats.npz")["density"] for name in members}
+        stats = {name: read_arrays(run_dir / "members" / name / "stats.npz", WRITTEN_AGAIN) for name in members}
+        density = {name: arrays["density"] for name, arrays in stats.items()}
         for run, label, names in self._charts(list(members)):
             own = {name: density[name] for name in names}
             run.log(dict(self._pictures(run_dir, members, own, label)))
@@ -233,13 +235,14 @@ class WandbLog:
 
         kinds = {name: members[name]["activation"] for name in density}
         yield "figures/densities", image(densities.figure(density, kinds))
-        first_of_kind = {kind: name for name, kind in reversed(kinds.items())}
+        living = [name for name, density_F in density.items() if (density_F > 0).sum() >= embedding.FEWEST]
+        first_of_kind = {kinds[name]: name for name in reversed(living)}
         for name, density_F in density.items():
             yield label("density", name), wandb.Histogram(np_histogram=densities.histogram(density_F))
             if snapshots := read_snapshots(run_dir, name):
                 heat = densities.heatmap(name, {step: of.density for step, of in snapshots.items()})
                 yield label("figures/activation_heatmap", name), image(heat)
-            if name in first_of_kind.values() and (density_F > 0).sum() >= embedding.FEWEST:
+            if name in first_of_kind.values():
                 W_dec_FxD = load_dictionary(run_dir / "members" / name).tensors["W_dec"]
                 feature_map = embedding.figure(name, embedding.compute(W_dec_FxD, density_F))
                 yield label("figures/feature_map", name), image(feature_map)

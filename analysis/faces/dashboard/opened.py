@@ -178,11 +178,15 @@ def store(path: str, member: str):
     return run.store(run.site(member), arguments()[1])
 
 
+def compared(path: str) -> comparison.Comparison | None:
+    """The study's comparison of all members, or None as long as there is none."""
+    record = Path(path) / "analysis" / "comparison.json"
+    return read_comparison(path, record.stat().st_mtime) if record.exists() else None
+
+
 @st.cache_resource(show_spinner=False)
-def compared(path: str):
-    """The study's comparison of all members, or None."""
-    run = run_at(path)
-    return comparison.read(run.path / "analysis", list(run.members))
+def read_comparison(path: str, changed: float) -> comparison.Comparison | None:
+    return comparison.read(Path(path) / "analysis", list(run_at(path).members))
 
 
 @st.cache_resource(show_spinner=False)
