@@ -1,6 +1,6 @@
 """Run directories as somebody else may send them: malformed, with right checksums, or with links that lead out.
 
-    PYTHONPATH=.:tests python tests/robustness/received.py RUN --cache-dir CACHE [--count 100] [--seed 0]
+    python tests/robustness/received.py RUN --cache-dir CACHE [--count 100] [--seed 0]
 
 RUN is a finished run that was studied. Each of COUNT copies gets one fault and meets every command. A command may do
 its work or refuse it in a sentence; a traceback, or a file changed outside the copy, counts as a failure.
@@ -27,6 +27,8 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
 from command_line import files_of
 
 import main
