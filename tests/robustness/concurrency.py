@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from command_line import THREE_KINDS
 from forked import Ended, run, start, wait, warm
 

@@ -28,7 +28,8 @@ from unittest import mock
 
 import numpy as np
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:3]]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from command_line import files_of
 
 import main
