@@ -26,7 +26,7 @@ from forked import Ended, run, start, wait, warm
 
 from harvest.files import TEMPORARY, parse_json
 
-SHORT = (*THREE_KINDS, "--epochs", "2", "--snapshots", "3")
+SHORT = (*THREE_KINDS, "--k", "4", "8", "--epochs", "2", "--snapshots", "3")
 MAY_BE_REFUSED = "another process is training in it"
 
 

@@ -34,7 +34,7 @@ from command_line import files_of
 
 import main
 from analysis.asked import command_of
-from harvest.files import CHECKSUM, write_arrays
+from harvest.files import ARRAYS, CHECKSUM, append_lines, read_lines, write_arrays
 
 Fault = Callable[[Path], None]
 
@@ -76,7 +76,7 @@ IDS = (
     "i" * 300,
     ".hidden",
 )
-ARRAYS = {
+WRONG_ARRAYS = {
     "missing": None,
     "no dimension": lambda a: np.array(7),
     "empty": lambda a: a[:0],
@@ -166,23 +166,39 @@ def record_fault(file: str, place: tuple, value: Any) -> Fault:
 
 
 def line_fault(value: Any) -> Fault:
-    """In metrics.jsonl, which has no checksum a whole file."""
+    """In metrics.jsonl, each of whose lines has a checksum."""
 
     def apply(run: Path) -> None:
-        first, *rest = (run / "metrics.jsonl").read_text().splitlines()
-        (run / "metrics.jsonl").write_text("\n".join([json.dumps(value(json.loads(first))), *rest, ""]))
+        path = run / "metrics.jsonl"
+        first, *rest = read_lines(path, "")
+        path.unlink()
+        if isinstance(line := value(first), dict) and not any(of != of for of in line.values()):
+            append_lines(path, [line])
+        else:
+            path.write_text(json.dumps(line) + "\n")
+        append_lines(path, rest)
 
     return apply
 
 
 def array_fault(file: str, name: str, change: Callable[[np.ndarray], np.ndarray] | None) -> Fault:
     def apply(run: Path) -> None:
-        with np.load(run / file) as loaded:
-            arrays = dict(loaded)
-        array = arrays.pop(name)
-        write_arrays(run / file, arrays | ({name: change(array)} if change else {}))
+        def without_or_changed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            array = arrays.pop(name)
+            return arrays | ({name: change(array)} if change else {})
+
+        change_arrays(run / file, without_or_changed)
 
     return apply
+
+
+def change_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    """With a right checksum in the file, and in the record beside it."""
+    with np.load(path) as loaded:
+        arrays = dict(loaded)
+    written = write_arrays(path, change(arrays))
+    if (beside := path.with_suffix(".json")).exists():
+        write_record(beside, read_record(beside) | {ARRAYS: written})
 
 
 def id_fault(name: str) -> Fault:
@@ -252,10 +268,10 @@ def faults(run: Path, rng: random.Random) -> list[tuple[str, Fault]]:
         file = sorted(run.glob(pattern))[-1]
         name = str(file.relative_to(run))
         with np.load(file) as arrays:
-            here = [(array, what) for array in arrays.files for what in ARRAYS]
+            here = [(array, what) for array in arrays.files for what in WRONG_ARRAYS]
         rng.shuffle(here)
         drawn.append(
-            [(f"{name}: {array} {what}", array_fault(name, array, ARRAYS[what])) for array, what in here[:200]]
+            [(f"{name}: {array} {what}", array_fault(name, array, WRONG_ARRAYS[what])) for array, what in here[:200]]
         )
     while any(drawn):  # of each file in turn, so that a short campaign has them all
         for of in drawn:
