@@ -70,10 +70,9 @@ def campaign(folder: Path, rounds: int, only: Sequence[str] = ()) -> list[str]:
     cache, finished, trained, logs = folder / "cache", folder / "run", folder / "trained", folder / "logs"
     warm(cache / "compiled")
     with_cache = ("--cache-dir", str(cache))
-    if not (finished / "analysis" / "study.json").exists():
-        for argv in ((*SHORT, "--run-dir", str(finished)), ("study", str(finished), "--documents", "2000")):
-            done = run([*argv, *with_cache], logs, 900)
-            assert done.status == 0, done.err
+    if not (finished / "results.json").exists():
+        done = run([*SHORT, "--run-dir", str(finished), *with_cache], logs, 900)
+        assert done.status == 0, done.err
     analyses, figures = finished / "analysis", finished / "figures"
     tried: dict[str, tuple[tuple[str, ...], int, Callable[[], None]]] = {
         "report": (

@@ -1,9 +1,10 @@
 """Run directories as somebody else may send them: malformed, with right checksums, or with links that lead out.
 
-    python tests/robustness/received.py RUN --cache-dir CACHE [--count 100] [--seed 0]
+    python tests/robustness/received.py [--count 100] [--seed 0] [--folder FOLDER]
 
-RUN is a finished run that was studied. Each of COUNT copies gets one fault and meets every command. A command may do
-its work or refuse it in a sentence; a traceback, or a file changed outside the copy, counts as a failure.
+A run is trained and studied, in FOLDER/run where there is none. Each of COUNT copies gets one fault and meets every
+command that reads it. A command may do its work or refuse it in a sentence; a traceback, or a file changed outside the
+copy, counts as a failure.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import random
 import shlex
 import shutil
@@ -30,13 +32,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from command_line import files_of
+from command_line import THREE_KINDS, environment, files_of
 
 import main
 from analysis.asked import command_of
 from harvest.files import ARRAYS, CHECKSUM, append_lines, read_lines, write_arrays
 
 Fault = Callable[[Path], None]
+SHORT = (*THREE_KINDS, "--seed", "0", "1", "--epochs", "2", "--snapshots", "3", "--ce-windows", "8")
 
 GONE = object()
 deep: Any = []
@@ -327,8 +330,13 @@ def tried(run: Path, cache: Path, name: str, fault: Fault) -> list[tuple[str, in
         return found
 
 
-def campaign(run: Path, cache: Path, count: int, seed: int) -> list[str]:
+def campaign(folder: Path, count: int, seed: int) -> list[str]:
     """Runs it, and tells what failed."""
+    run, cache = folder / "run", folder / "cache"
+    os.environ |= environment(cache)
+    if not (run / "analysis" / "study.json").exists():
+        for argv in ((*SHORT, "--run-dir", str(run)), ("study", str(run), "--documents", "2000")):
+            assert main.run_as_command([*argv, "--cache-dir", str(cache)]) == 0
     counts: Counter[str | int] = Counter()
     failed = []
     for number, (name, fault) in enumerate(faults(run, random.Random(seed))[:count]):
@@ -347,9 +355,9 @@ def campaign(run: Path, cache: Path, count: int, seed: int) -> list[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--cache-dir", type=Path, required=True)
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    sys.exit(bool(campaign(asked.run.resolve(), asked.cache_dir.resolve(), asked.count, asked.seed)))
+    with tempfile.TemporaryDirectory() as fresh:
+        sys.exit(bool(campaign((asked.folder or Path(fresh)).resolve(), asked.count, asked.seed)))
