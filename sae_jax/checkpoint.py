@@ -34,7 +34,7 @@ from sae_jax.run_directory import DAMAGED, NO_METRICS
 METADATA_BYTES = 1 << 20  # about; of what Orbax writes beside the arrays
 LACKING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)  # what is said of a checkpoint that lost a file
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of the halves that a kill left, and copes with them
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it raises, too, or copes with
 ocp.type_handlers.register_type_handler(  # what is saved is a copy already: Orbax need not copy it once more
     np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False), override=True
 )

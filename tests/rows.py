@@ -35,6 +35,10 @@ def make_store(
         "layer": layer,
         "seq_len": SEQ_LEN,
         "keep_first_position": False,
+        "dtype": dtype,
+        "d_model": d_model,
+        "windows_hash": f"{windows} windows, seed {seed}",
+        **dict.fromkeys(("weights_hash", "tokenizer_hash"), "none"),
     }
     writer = StoreWriter(directory, description)
     document = 0
