@@ -4,7 +4,7 @@ Up to MATRIX_BYTES all pairs are counted on all rows, in one matrix. For a wider
 rows of firings are kept, all of them or as many as MOST_FIRINGS allow, drawn at random, and pairs are counted at the
 end, a block of features at a time: 16 bytes a firing kept, and what a block takes.
 
-Shapes: N rows, F features, B of a block.
+Shapes: N rows or pairs, F features, B of a block, J others.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from scipy import sparse
 
 MATRIX_BYTES = 1 << 28
 MOST_FIRINGS = 1 << 25  # kept, of a wider dictionary: at 40 a row 840,000 rows
+BLOCK_PAIRS = 1 << 24  # at a time, at most
 MIN_TOGETHER = 10  # firings of both that make two features fire together
 
 
@@ -52,17 +53,31 @@ class CoFiring:
             self.rows, self.count_F = self.kept.shape[0], np.diff(self.by_feature_FxN.indptr).astype(np.int64)
         return self
 
-    def together(self, block: slice) -> np.ndarray:
-        """On how many rows each feature of the block fires with each other one, [B, F]; its own firings with itself."""
+    def together(self, block: slice) -> sparse.coo_array:
+        """On how many rows each feature of the block fires with each other one and itself, [B, F]."""
         if self.matrix_FxF is not None:
-            return self.matrix_FxF[block]
-        return (self.by_feature_FxN[block] @ self.kept).toarray()
+            return sparse.coo_array(self.matrix_FxF[block])
+        return (self.by_feature_FxN[block] @ self.kept).tocoo()
 
-    def phi(self, block: slice) -> np.ndarray:
-        """Correlation of firing, [B, F]; 0 for features that fire on fewer than MIN_TOGETHER rows together."""
-        both_BxF = self.together(block).astype(np.float64)
+    def closest(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the others that a feature's firing is correlated with most, their phi) [F, most]; −1 and 0: no more are.
+
+        Of features that fire on MIN_TOGETHER rows together, and more often than by chance.
+        """
+        other_FxJ, phi_FxJ = np.full((self.features, most), -1), np.zeros((self.features, most), np.float32)
         share_F = self.count_F / max(self.rows, 1)
         spread_F = np.sqrt(share_F * (1 - share_F))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            phi_BxF = (both_BxF / self.rows - share_F[block, None] * share_F) / (spread_F[block, None] * spread_F)
-        return np.where(both_BxF >= MIN_TOGETHER, np.nan_to_num(phi_BxF, posinf=0, neginf=0), 0)
+        size = max(1, BLOCK_PAIRS // self.features)
+        for first in range(0, self.features, size):
+            both = self.together(slice(first, first + size))
+            i_N, j_N = both.coords[0] + first, both.coords[1]
+            is_pair_N = (both.data >= MIN_TOGETHER) & (i_N != j_N) & (spread_F[i_N] * spread_F[j_N] > 0)
+            i_N, j_N, share_N = i_N[is_pair_N], j_N[is_pair_N], both.data[is_pair_N] / self.rows
+            phi_N = (share_N - share_F[i_N] * share_F[j_N]) / (spread_F[i_N] * spread_F[j_N])
+            order_N = np.lexsort((j_N, -phi_N, i_N))
+            i_N, j_N, phi_N = i_N[order_N], j_N[order_N], phi_N[order_N]
+            rank_N = np.arange(len(i_N)) - np.searchsorted(i_N, i_N)
+            is_close_N = (rank_N < most) & (phi_N > 0)
+            place = i_N[is_close_N], rank_N[is_close_N]
+            other_FxJ[place], phi_FxJ[place] = j_N[is_close_N], phi_N[is_close_N]
+        return other_FxJ, phi_FxJ

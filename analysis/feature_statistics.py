@@ -59,7 +59,7 @@ class Features:
     cosine_F: np.ndarray  # of its encoder and decoder vectors
     neighbour_FxJ: np.ndarray  # by the cosine of decoder rows
     neighbour_cosine_FxJ: np.ndarray
-    together_FxJ: np.ndarray  # by phi, the correlation of firing
+    together_FxJ: np.ndarray  # by phi, the correlation of firing; −1 and 0 where there are no more
     together_phi_FxJ: np.ndarray
     promoted_FxT: np.ndarray  # tokens, by harvest.unembedding.logit_weights
     promoted_weight_FxT: np.ndarray
@@ -176,10 +176,9 @@ def describe(
         np.take_along_axis(of, falling_FxR, 1)
         for of in (sample_value_FxR, sample_row_FxR, firing.sample.table("alike", 0))
     )
-    together = firing.together.counted()
     W_dec_FxD = unit(dictionary.tensors["W_dec"])
     neighbour_FxJ, neighbour_cosine_FxJ = best_others(len(W_dec_FxD), lambda block: W_dec_FxD[block] @ W_dec_FxD.T)
-    together_FxJ, together_phi_FxJ = best_others(len(W_dec_FxD), together.phi)
+    together_FxJ, together_phi_FxJ = firing.together.counted().closest(min(NEIGHBOURS, len(W_dec_FxD) - 1))
     return Features(
         rows=rows,
         density_F=firing.count_F / rows,
@@ -205,7 +204,7 @@ def describe(
         labels={name: of.names for name, of in labels.items()},
         label_rows={name: of_SxL[0] for name, of_SxL in rows_SxL.items()},
         label_count={name: of_SxFxL[0] for name, of_SxFxL in firing.label_SxFxL.items()},
-        label_effective={name: firing.effective(of.by) for name, of in labels.items()},
+        label_effective={name: firing.effective(name) for name in labels},
         label_score={
             name: np.stack(
                 [[score(*counts) for counts in zip(of_SxFxL, rows_SxL[name], strict=True)] for score in SCORES.values()]

@@ -20,6 +20,8 @@ from flax import nnx
 from scipy import sparse
 
 from analysis.cofiring import CoFiring
+from analysis.hashes import MIX, context_hashes, mixed
+from analysis.near_copies import Originals, originals_in
 from harvest.store import ActivationStore
 from sae_jax.sae import SAE
 
@@ -30,7 +32,6 @@ CONTEXT_TOKENS = 10  # rows with the same token and as many the same before it a
 ENTRY = np.dtype([("feature", "i4"), ("key", "f4"), ("value", "f4"), ("row", "i8"), ("token", "i4"), ("alike", "u8")])
 SHUFFLES = 5
 BUCKETS = 128  # by which is told over how many documents, tokens or windows the firings of a feature are spread
-MIX = np.uint64(0x9E3779B97F4A7C15)
 BARS, SMALLEST = 128, 2.0**-20  # of a histogram, half of them below 0; where a feature's first ones end
 
 
@@ -40,32 +41,43 @@ class Labels:
 
     Firings come in runs, on few documents and on few token types: labels dealt to rows anew would find specialization
     in every feature. So the null deals codes anew to documents, or to token types, and shifts the positions of a
-    window, all by as many and around its end; windows that are near-copies of each other are shifted alike.
+    window, all by as many and around its end. Near-copies of documents with one label, and of windows, are one.
     """
 
     by: str  # "document", "token", "position"
     codes: np.ndarray  # [G], [V] or [P]
     names: list[str]
 
-    def dealt(self, rng: np.random.Generator) -> np.ndarray:
-        """The codes as they are, and SHUFFLES times anew: [1 + S, G or V]."""
-        return np.stack([self.codes, *(rng.permutation(self.codes) for _ in range(SHUFFLES))])
+    def units(self, of: Originals) -> np.ndarray:
+        """What the null deals as a whole: the number of each window's, each document's or each token's, [U]."""
+        if self.by == "position":
+            return of.window_W
+        if self.by == "token":
+            return np.arange(len(self.codes))
+        alone_G = np.arange(len(self.codes))
+        alone_G[: len(of.document_G)] = of.document_G[: len(alone_G)]
+        return alone_G * len(self.names) + self.codes
 
-    def of_rows(self, chunk: Chunk, dealt: np.ndarray) -> np.ndarray:
+    def dealt(self, unit_U: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Codes of documents or tokens, or shifts of windows: as they are, and SHUFFLES times anew, [1 + S, U]."""
+        _, first, unit_U = np.unique(unit_U, return_index=True, return_inverse=True)
+        if self.by == "position":
+            drawn_SxU = rng.integers(0, len(self.codes), (SHUFFLES, len(first)))
+            return np.stack([np.zeros(len(unit_U), int), *drawn_SxU[:, unit_U]])
+        return np.stack([self.codes, *(rng.permutation(self.codes[first])[unit_U] for _ in range(SHUFFLES))])
+
+    def of_rows(self, chunk: Chunk, dealt_SxU: np.ndarray) -> np.ndarray:
         """The labels of a chunk's rows, and of the null: [1 + S, N]."""
-        if self.by != "position":
-            return dealt[:, chunk.document_N if self.by == "document" else chunk.token_N]
-        positions = len(self.codes)
-        shift_SxW = [(window_hashes(chunk, positions, s) % positions).astype(int) for s in range(SHUFFLES)]
-        shift_SxN = np.repeat([np.zeros_like(shift_SxW[0]), *shift_SxW], positions, axis=1)
-        return self.codes[(chunk.position_N + shift_SxN) % positions]
+        if self.by == "position":
+            positions = len(self.codes)
+            return self.codes[(chunk.position_N + dealt_SxU[:, chunk.row_N // positions]) % positions]
+        return dealt_SxU[:, chunk.document_N if self.by == "document" else chunk.token_N]
 
-    def units(self, chunk: Chunk) -> np.ndarray:
-        """Of each row the number of what the null deals as a whole, uint64 [N]."""
-        if self.by != "position":
-            return (chunk.document_N if self.by == "document" else chunk.token_N).astype(np.uint64)
-        hash_N = np.repeat(window_hashes(chunk, len(self.codes)), len(self.codes))
-        return hash_N + self.codes[chunk.position_N].astype(np.uint64)
+    def units_of_rows(self, chunk: Chunk, unit_U: np.ndarray) -> np.ndarray:
+        """What of each row is dealt as a whole, [N]: of a window the stretch that has one label."""
+        if self.by == "position":
+            return unit_U[chunk.row_N // len(self.codes)] * len(self.names) + self.codes[chunk.position_N]
+        return unit_U[chunk.document_N if self.by == "document" else chunk.token_N]
 
 
 class Chunk(NamedTuple):
@@ -88,7 +100,7 @@ def chunks(store: ActivationStore, rows_at_once: int) -> Iterator[Chunk]:
         for start in range(0, len(split) // positions, step):
             rows = slice(start * positions, min((start + step) * positions, len(split)))
             tokens_WxT, document_W = split.read_windows(start, start + step)
-            alike_WxT = context_hashes(tokens_WxT)
+            alike_WxT = context_hashes(tokens_WxT, CONTEXT_TOKENS)
             yield Chunk(
                 split.read(rows.start, rows.stop).astype(np.float32),
                 np.arange(rows.start, rows.stop) + before,
@@ -98,27 +110,6 @@ def chunks(store: ActivationStore, rows_at_once: int) -> Iterator[Chunk]:
                 alike_WxT[:, split.first_position :].ravel(),
             )
         before += len(split)
-
-
-def mixed(number_N: np.ndarray) -> np.ndarray:
-    number_N = (number_N ^ (number_N >> np.uint64(31))) * MIX
-    return number_N ^ (number_N >> np.uint64(29))
-
-
-def window_hashes(chunk: Chunk, positions: int, shuffle: int = 0) -> np.ndarray:
-    """Of each window the least hash of its contexts, uint64 [W]: as a rule the same for near-copies (Broder 1997)."""
-    alike_WxP = chunk.alike_N.reshape(-1, positions)
-    return mixed(mixed(alike_WxP ^ np.uint64(shuffle * int(MIX) % 2**64)).min(1))
-
-
-def context_hashes(tokens_WxT: np.ndarray) -> np.ndarray:
-    hash_WxT = np.zeros(tokens_WxT.shape, np.uint64)
-    for back in range(min(CONTEXT_TOKENS + 1, tokens_WxT.shape[1])):
-        shifted_WxT = np.zeros_like(hash_WxT)
-        shifted_WxT[:, back:] = tokens_WxT[:, : tokens_WxT.shape[1] - back] + 1
-        hash_WxT = (hash_WxT ^ shifted_WxT) * MIX
-        hash_WxT ^= hash_WxT >> np.uint64(29)
-    return hash_WxT
 
 
 @dataclass
@@ -230,7 +221,7 @@ class Firing:
         self.label_SxFxL = {
             name: np.zeros((1 + SHUFFLES, features, len(of.names)), np.int32) for name, of in labels.items()
         }
-        self.bucket_FxB = {of.by: np.zeros((features, BUCKETS), np.int32) for of in labels.values()}
+        self.bucket_FxB = {name: np.zeros((features, BUCKETS), np.int32) for name in labels}
         self.rng = np.random.default_rng(seed)
 
     def add(self, chunk: Chunk, label_SxN: Mapping[str, np.ndarray], unit_N: Mapping[str, np.ndarray]) -> None:
@@ -254,19 +245,19 @@ class Firing:
         for name, of_SxN in label_SxN.items():
             for total_FxL, of_N in zip(self.label_SxFxL[name], of_SxN, strict=True):
                 total_FxL += counted(feature_Z, of_N[row_Z], total_FxL.shape)
-        for by, bucket_FxB in self.bucket_FxB.items():
-            bucket_N = (mixed(unit_N[by]) % np.uint64(BUCKETS)).astype(int)
+        for name, bucket_FxB in self.bucket_FxB.items():
+            bucket_N = (mixed(unit_N[name].astype(np.uint64)) % np.uint64(BUCKETS)).astype(int)
             bucket_FxB += counted(feature_Z, bucket_N[row_Z], bucket_FxB.shape)
         ends = np.searchsorted(row_Z, np.arange(n + 1))
         self.together.add(sparse.csr_array((np.ones(len(at_Z), np.int32), feature_Z, ends), (n, features)))
 
-    def effective(self, by: str) -> np.ndarray:
+    def effective(self, label: str) -> np.ndarray:
         """Over how many units of equal shares (documents, tokens, windows) a feature's firings are spread, [F].
 
         (Σ c)² / Σ c², of its firings c in each. Units fall into buckets at random, and how unequal these are is how
         unequal they are (Alon, Matias and Szegedy 1996): the error is about √(2 / BUCKETS).
         """
-        count_F, share = self.count_F.astype(float), self.bucket_FxB[by] - self.count_F[:, None] / BUCKETS
+        count_F, share = self.count_F.astype(float), self.bucket_FxB[label] - self.count_F[:, None] / BUCKETS
         squares_F = np.square(share).sum(1) * BUCKETS / (BUCKETS - 1)
         return count_F**2 / np.maximum(np.clip(squares_F, count_F, count_F**2), 1)
 
@@ -293,12 +284,14 @@ def firing_of(
 ) -> tuple[Firing, dict[str, np.ndarray]]:
     """(on what its features fire, of each set of labels how often each occurs [1 + S, L])."""
     firing, rng = Firing(sae, store.train.positions, labels, seed), np.random.default_rng(seed)
-    dealt = {name: of.dealt(rng) for name, of in labels.items()}
+    originals = originals_in(store)
+    units = {name: of.units(originals) for name, of in labels.items()}
+    dealt = {name: of.dealt(units[name], rng) for name, of in labels.items()}
     rows_SxL = {name: np.zeros((1 + SHUFFLES, len(of.names)), np.int64) for name, of in labels.items()}
     for chunk in chunks(store, firing.chunk_rows):
         label_SxN = {name: of.of_rows(chunk, dealt[name]) for name, of in labels.items()}
         for name, of_SxN in label_SxN.items():
             rows_SxL[name] += np.stack([np.bincount(of_N, minlength=len(labels[name].names)) for of_N in of_SxN])
-        firing.add(chunk, label_SxN, {of.by: of.units(chunk) for of in labels.values()})
+        firing.add(chunk, label_SxN, {name: of.units_of_rows(chunk, units[name]) for name, of in labels.items()})
         on_rows(len(chunk.row_N))
     return firing, rows_SxL

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -61,9 +62,12 @@ def _ratio_and_error(sums_SxM: np.ndarray, documents: int) -> tuple[np.ndarray, 
         return ratio_S, np.sqrt(squares_S * documents / (documents - 1)) / np.abs(b_S)
 
 
+@lru_cache(1)
 def resample(documents: int) -> np.ndarray:
     """How often each document is drawn, in each bootstrap sample: int [S, G], the same for the same number."""
-    return np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)
+    drawn_SxG = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)
+    drawn_SxG.setflags(write=False)  # kept
+    return drawn_SxG
 
 
 def auroc_interval(wins_PxQ: np.ndarray) -> Interval | None:

@@ -14,10 +14,11 @@ from scipy import sparse, stats
 
 from analysis import cofiring, feature_statistics, firing
 from analysis import labels as labels_module
-from analysis.contexts import context_text
 from analysis.cofiring import CoFiring
-from analysis.feature_statistics import Features, best_others, features_of
-from analysis.firing import BARS, SHUFFLES, SMALLEST, Histogram, Labels, context_hashes, firing_of
+from analysis.contexts import context_text
+from analysis.feature_statistics import Features, features_of
+from analysis.firing import BARS, SHUFFLES, SMALLEST, Histogram, Labels, firing_of
+from analysis.hashes import context_hashes
 from analysis.run import FinishedRun
 from analysis.specialization import mutual_information, over_chance, p_values, specialization
 from harvest.language_model import LanguageModel
@@ -186,7 +187,7 @@ def test_the_sample_is_plain_and_only_what_is_shown_is_distinct(bursty):
 
 def test_contexts_are_equal_where_the_token_and_those_before_are():
     tokens_WxT = np.array([[5, 6, 7, 8], [5, 6, 7, 9], [6, 5, 7, 8]])
-    hash_WxT = context_hashes(tokens_WxT)
+    hash_WxT = context_hashes(tokens_WxT, firing.CONTEXT_TOKENS)
     np.testing.assert_array_equal(hash_WxT[0, :3], hash_WxT[1, :3])
     assert hash_WxT[0, 3] != hash_WxT[1, 3] and hash_WxT[0, 2] != hash_WxT[2, 2]
     assert len(set(hash_WxT[0])) == 4
@@ -208,13 +209,16 @@ def cofiring_of(fires_NxF, chunk=700):
 
 
 @pytest.mark.parametrize("matrix_bytes", [cofiring.MATRIX_BYTES, 0], ids=["a matrix", "rows kept"])
-def test_phi_is_the_correlation_of_firing(firing_rows, monkeypatch, matrix_bytes):
+def test_what_fires_together_is_told_by_phi(firing_rows, monkeypatch, matrix_bytes):
     monkeypatch.setattr(cofiring, "MATRIX_BYTES", matrix_bytes)
-    of, expected = cofiring_of(firing_rows), np.corrcoef(firing_rows.T)
-    np.testing.assert_array_equal(of.together(slice(2, 4)), (firing_rows.T.astype(int) @ firing_rows)[2:4])
-    np.testing.assert_allclose(of.phi(slice(0, 6)), expected, atol=1e-9)
-    best, values = best_others(6, of.phi)
-    assert best[0, 0] == 1 and best[1, 0] == 0 and values[0, 0] == pytest.approx(expected[0, 1])
+    monkeypatch.setattr(cofiring, "BLOCK_PAIRS", 12)  # two features at a time
+    of, phi_FxF = cofiring_of(firing_rows), np.corrcoef(firing_rows.T)
+    np.fill_diagonal(phi_FxF, 0)
+    np.testing.assert_array_equal(of.together(slice(2, 4)).toarray(), (firing_rows.T.astype(int) @ firing_rows)[2:4])
+    other_FxJ, found_FxJ = of.closest(4)
+    np.testing.assert_allclose(found_FxJ, np.maximum(-np.sort(-phi_FxF, axis=1)[:, :4], 0), atol=1e-6)
+    assert ((other_FxJ >= 0) == (found_FxJ > 0)).all() and (other_FxJ == -1).any()
+    assert other_FxJ[0, 0] == 1 and other_FxJ[1, 0] == 0 and found_FxJ[0, 0] > 0.6
 
 
 def test_of_more_firings_than_are_kept_phi_is_that_of_rows_drawn_at_random(firing_rows, monkeypatch):
@@ -222,8 +226,9 @@ def test_of_more_firings_than_are_kept_phi_is_that_of_rows_drawn_at_random(firin
     monkeypatch.setattr(cofiring, "MOST_FIRINGS", 2000)
     of = cofiring_of(firing_rows)
     assert 500 < of.kept.nnz == of.count_F.sum() <= 2000 and of.rows < len(firing_rows) / 1.5
-    expected = np.corrcoef(firing_rows.T)
-    np.testing.assert_allclose(of.phi(slice(0, 2))[:, :2], expected[:2, :2], atol=0.1)
+    other_FxJ, phi_FxJ = of.closest(1)
+    assert other_FxJ[:2, 0].tolist() == [1, 0]
+    assert phi_FxJ[0] == pytest.approx(np.corrcoef(firing_rows.T)[0, 1], abs=0.1)
 
 
 def test_logit_weights_have_the_norms_gain_and_no_scale():
