@@ -87,7 +87,7 @@ AUROCS = {
     }.items()
     for true in trues
 }
-DOCUMENTS, PASSAGES = (FEWEST_DOCUMENTS, 50, 100, 250), (FEWEST_SCORED, 25, 60, 120)
+DOCUMENTS, PASSAGES = (FEWEST_DOCUMENTS, 100, 250, 500), (FEWEST_SCORED, 25, 60, 120)
 
 
 def table() -> dict[str, tuple[Callable, dict, tuple[int, ...], float, float]]:
@@ -115,7 +115,7 @@ def coverage(simulate: Callable, size: int, distribution: tuple, runs: int, seed
     [
         ("documents", ratios, SKEWED["exponential"], FEWEST_DOCUMENTS),
         ("documents", ratios, SKEWED["log-normal, sigma 1"], FEWEST_DOCUMENTS),
-        ("documents", equal_documents, SKEWED["normal"], 50),
+        ("documents", equal_documents, SKEWED["normal"], 100),
         ("passages", aurocs, AUROCS["normal, 0.7"], FEWEST_SCORED),
         ("passages", aurocs, AUROCS["normal, 0.993"], 60),
         ("passages", aurocs, AUROCS["exponential, 0.97"], 25),
@@ -147,21 +147,21 @@ def test_every_kind_of_interval_covers_the_truth_at_every_size(kind):
 def test_an_interval_of_a_ratio_is_that_of_its_definition():
     """Against documents drawn one by one, and each sample's own error by the delta method."""
     rng = np.random.default_rng(0)
-    windows_G, values_G = np.ceil(rng.lognormal(0.5, 0.8, 40)), rng.exponential(size=40)
+    windows_G, values_G = np.ceil(rng.lognormal(0.5, 0.8, 60)), rng.exponential(size=60)
 
     def ratio_and_error(drawn):
         a, b = (windows_G * values_G)[drawn], windows_G[drawn]
         left = (a - a.sum() / b.sum() * b) / b.mean()
-        return a.sum() / b.sum(), left.std(ddof=1) / np.sqrt(40)
+        return a.sum() / b.sum(), left.std(ddof=1) / np.sqrt(60)
 
-    ratio, error = ratio_and_error(np.arange(40))
-    samples = [ratio_and_error(rng.integers(0, 40, 40)) for _ in range(4000)]
-    low, high = np.quantile([(of - ratio) / its for of, its in samples], [0.025, 0.975])
-    t = stats.t.ppf(0.975, 39)
+    ratio, error = ratio_and_error(np.arange(60))
+    samples = [ratio_and_error(rng.integers(0, 60, 60)) for _ in range(4000)]
+    low, high = np.quantile([(of - ratio) / its for of, its in samples], [0.02, 0.98])
+    t = stats.t.ppf(0.975, 59)
     expected = ratio - max(high, t) * error, ratio + max(-low, t) * error
     assert ratio_interval(windows_G * values_G, windows_G) == pytest.approx(expected, rel=0.05)
     assert ratio_interval(2 * windows_G, windows_G) == pytest.approx((2, 2))  # all alike
-    assert ratio_interval(values_G, rng.standard_normal(40)) is None  # divided by what may be 0
+    assert ratio_interval(values_G, rng.standard_normal(60)) is None  # divided by what may be 0
 
 
 # False discoveries.

@@ -83,7 +83,7 @@ def text(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     rng = np.random.default_rng(0)
     words = ["the", "river", "and", "a", "stone", "went", "home", "with", "seven", "letters", "of", "salt"]
-    path.write_text("\n\n".join(" ".join(rng.choice(words, 60)) for _ in range(40)))
+    path.write_text("\n\n".join(" ".join(rng.choice(words, 60)) for _ in range(55)))
     return path
 
 
