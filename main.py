@@ -8,12 +8,14 @@ python main.py --preset frontier                        # kinds x sparsities x s
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+import threading
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +25,14 @@ from joblib import cpu_count
 from analysis.commands.flags import Parser, filled
 from analysis.faces.tables import frontier_table, preset_table
 from analysis.faces.terminal import Terminal
+from analysis.faces.wording import visible
 from analysis.frontier import compute, write
-from harvest.capture import DISK_FULL, harvest
+from analysis.run import FinishedRun, can_be_kept
+from harvest.capture import DISK_FULL, harvest, say_stores
 from harvest.errors import InputError
+from harvest.identity import found
 from harvest.request import HarvestRequest, Site, default_cache_dir, flag
-from harvest.sources import named_files, resolve
+from harvest.sources import name_of, named_files, place_of, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.grid import members_of
@@ -145,22 +150,25 @@ def main(argv: list[str]) -> None:
     asked |= {"preset": preset} if preset else {}
     run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
     run.refuse_another_run()
+    run.note_places()
     with Terminal(quiet=options.quiet) as terminal, ExitStack() as others:
         say_preset(preset, terminal)
-        if run.results and not options.force and not lacks_loss_recovered(run.results, request, options):
-            terminal.say(f"{run.path} is finished; --force does it again")
-            show(run, run.results, terminal)
+        if answered(run, request, options, terminal):
             return
-        if run.interrupted and not (options.resume or options.force):
-            raise InputError(f"{run.path} was interrupted: add --resume to go on, or --force to start again")
+        began = time.perf_counter()
+        stores = rows_of(run, request, options, terminal)
+        harvest_seconds = time.perf_counter() - began
+        others.enter_context(run.held())
+        if answered(run, request, options, terminal):  # another process may have finished it meanwhile
+            return
         log = None
         if options.use_wandb:
             log = others.enter_context(wandb_log(request, config, options, run, terminal))
-        stores, results = work(request, config, options, run, terminal, log)
+        results = work(stores, harvest_seconds, config, options, run, terminal, log)
         if lacks_loss_recovered(results, request, options):
             from analysis.loss_recovered import complete_run
 
-            location = resolve(request)[0].location
+            location = place_of("model", next(iter(stores.values())).manifest["model"])
             results = complete_run(run, stores, location, options.ce_windows, terminal.progress)
         elif options.ce_windows and "loss_recovered" not in results:
             terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens leave none to predict")
@@ -169,13 +177,46 @@ def main(argv: list[str]) -> None:
             log.results(results, run.path)
 
 
+def answered(run: RunDirectory, request: HarvestRequest, options: Options, terminal: Terminal) -> bool:
+    """Whether there is nothing left to do, and the results are shown. Raises InputError for an interrupted run."""
+    if run.interrupted and not (options.resume or options.force):
+        raise InputError(f"{run.path} was interrupted: add --resume to go on, or --force to start again")
+    results = run.results
+    if not results or options.force or lacks_loss_recovered(results, request, options):
+        return False
+    terminal.say(f"{run.path} is finished; --force does it again")
+    show(run, results, terminal)
+    return True
+
+
+def rows_of(
+    run: RunDirectory, request: HarvestRequest, options: Options, terminal: Terminal
+) -> dict[Site, ActivationStore]:
+    """The stores to train on. Those that the run was begun on, if the cache has them, and then no hub is asked."""
+    talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
+    if run.results and not options.force:
+        finished = FinishedRun.open(run.path)
+        return {site: finished.store(site, options.cache_dir, **talk) for site in request.sites}
+    if options.resume and run.stores:
+        facts = {site: of for site in request.sites for of in run.stores if of["hook_name"] == site.hook_name}
+        places = {site: options.cache_dir / "activations" / of["directory"] for site, of in facts.items()}
+        stores = {site: store for site, of in facts.items() if (store := found(of["identity"], places[site]))}
+        if len(stores) == len(request.sites):
+            say_stores(stores, terminal.say)
+            return stores
+        model, dataset = run.stores[0]["model"], run.stores[0]["dataset"]
+        request = replace(request, model_name=name_of("model", model), dataset=name_of("dataset", dataset))
+    return harvest(request, options.cache_dir, **talk, loss_recovered=lacks_loss_recovered({}, request, options))
+
+
 def wandb_log(
     request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal
 ) -> WandbLog:
     from analysis.faces.wandb_log import WandbLog, WandbOptions
 
     members = {member.id: asdict(member) for member in members_of(config, request.sites)}
-    asked = {key: value for part in run.asked.values() for key, value in part.items()}
+    others = {part: of for part, of in run.asked.items() if part not in ("harvest", "train")}
+    asked = run.asked["harvest"] | run.asked["train"] | others
     chosen = WandbOptions(
         project=options.wandb_project,
         log_freq=options.log_freq,
@@ -203,11 +244,13 @@ def show(run: RunDirectory, results: dict, terminal: Terminal, anew: bool = Fals
     """The box of results and, where a kind was trained at several sparsities, the frontier."""
     frontier = compute(run.path)
     if frontier.has_curve:
-        if anew or not (run.path / "figures" / "frontier.svg").exists():
+        drawn = not anew and (run.path / "figures" / "frontier.svg").exists()
+        if not drawn and can_be_kept(run.path, terminal.say):
             write(frontier, run.path)
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
-        terminal.say(f"figure: {run.path / 'figures' / 'frontier.png'}, and .svg")
+        if (run.path / "figures" / "frontier.svg").exists():
+            terminal.say(f"figure: {run.path / 'figures' / 'frontier.png'}, and .svg")
     terminal.results(results, str(run.path))
 
 
@@ -219,20 +262,19 @@ def lacks_loss_recovered(results: dict, request: HarvestRequest, options: Option
 
 
 def work(
-    request: HarvestRequest,
+    stores: dict[Site, ActivationStore],
+    harvest_seconds: float,
     config: TrainConfig,
     options: Options,
     run: RunDirectory,
     terminal: Terminal,
     log: WandbLog | None,
-) -> tuple[dict[Site, ActivationStore], dict]:
-    """(the stores, the content of results.json, of a run finished before that of then)."""
-    began = time.perf_counter()
-    stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
-    harvest_seconds = time.perf_counter() - began
-    if run.results and not options.force:
+) -> dict:
+    """The content of results.json; of a run finished before, that of then."""
+    results = run.results
+    if results and not options.force:
         terminal.say(f"{run.path} is trained, but its loss recovered is to be measured")
-        return stores, run.results
+        return results
 
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # members train on all cores, each on its own
@@ -246,7 +288,7 @@ def work(
             log.training_progress(progress)
 
     terminal.say(f"training on {jax.default_backend()}")
-    results = train(
+    return train(
         config,
         list(stores.values()),
         run,
@@ -258,25 +300,64 @@ def work(
         on_progress=on_progress,
         say=terminal.say,
     )
-    return stores, results
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_as_command(argv: list[str]) -> int:
-    """Exit status: 0 done, 1 failed, 2 bad input, 130 stopped. Only defects of this program show a traceback."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside training, too, it stops with a word
+    """The exit status: 0 done, 1 failed, 2 bad input, 130 stopped, 141 nobody reads the output.
+
+    Only defects of this program show a traceback. The first signal stops it with a word, a second one at once.
+    """
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is None:  # it was closed from the start
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    previous = {number: signal.signal(number, stop) for number in SIGNALS}
     try:
-        main(argv)
+        return status_of(argv)
+    except KeyboardInterrupt:  # after the end of training, which had taken the first
+        return 130
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def stop(number: int, frame: object) -> None:
+    leave_to_system()
+    raise KeyboardInterrupt
+
+
+def leave_to_system() -> None:
+    """From now on a signal ends the process, without a word."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def status_of(argv: list[str]) -> int:
+    trains = not (argv and argv[0] in COMMANDS)
+    again = "the same command with --resume goes on" if trains else "then give the same command again"
+    try:
+        if garbled := next((text for text in argv if any("\udc80" <= c <= "\udcff" for c in text)), None):
+            raise InputError(f"{ascii(garbled)[1:-1]}: its bytes are no {sys.getfilesystemencoding()}: rename it")
+        try:
+            main(argv)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        return fail("stopped; the same command again (with --resume once training has begun) goes on", 130)
+        goes_on = " (with --resume once training has begun) goes on" if trains else " begins again"
+        return fail(f"stopped; the same command again{goes_on}", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still unwritten goes nowhere
+        return fail(f"nobody reads the output any more: {again}", 141) if trains else 141
     except InputError as e:
         return fail(str(e), 2)
     except MemoryError as e:
         return fail(f"the memory does not suffice ({e}); fewer --block-steps or a smaller --batch-size need less", 1)
     except OSError as e:
-        if e.errno not in DISK_FULL:
-            return fail(f"{e.strerror or e}: {e.filename or 'no file named'}", 1)
-        where = e.filename or "while writing"
-        return fail(f"the disk is full ({where}): what was done before stays; make room and --resume", 1)
+        return fail(os_trouble(e, again), 1)
     except RuntimeError as e:
         from sae_jax.progress import Diverged, Interrupted
 
@@ -290,11 +371,27 @@ def run_as_command(argv: list[str]) -> int:
     return 0
 
 
+def os_trouble(error: OSError, again: str) -> str:
+    where = error.filename or "the output"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"too many files are open for this system to open {where}: allow more (ulimit -n 4096); {again}"
+    if error.errno not in DISK_FULL:
+        return f"{error.strerror or error}: {where}"
+    there = next((place for place in Path(where).absolute().parents if place.exists()), Path())
+    if (room := os.statvfs(there)).f_bavail and room.f_files and not room.f_favail:
+        return f"no more files can be made where {where} is (it is out of inodes): remove some; {again}"
+    return f"the disk is full ({where}): what was done before stays; make room, and {again}"
+
+
 def fail(message: str, status: int) -> int:
-    line = " ".join(message.splitlines())
+    line = visible(" ".join(message.splitlines()))
     print(line if status == 130 else f"error: {line}", file=sys.stderr)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(run_as_command(sys.argv[1:]))
+    status = run_as_command(sys.argv[1:])
+    leave_to_system()
+    if any(thread.name == "wandb" for thread in threading.enumerate()):
+        os._exit(status)  # it is stuck or slow, and what W&B does at an exit would wait for it without an end
+    sys.exit(status)

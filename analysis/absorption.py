@@ -14,7 +14,6 @@ import numpy as np
 
 from analysis.pooling import Pooled
 from analysis.probe import fit
-from harvest.errors import InputError
 
 SPLIT_GAIN = 0.03  # tau_fs: of F1, for one more feature to count as part of the concept
 MAX_SPLIT = 10
@@ -63,9 +62,10 @@ def compute(pooled: Pooled, words: list[str], letters_N: np.ndarray, is_train_N:
     """
     letters, left_out = {}, {}
     alive_F = np.flatnonzero((pooled.f_NxF[is_train_N] != 0).any(0))
-    if not len(alive_F):
-        raise InputError("absorption: no feature of the dictionary fires on any training word")
     for name in np.unique(letters_N):
+        if not len(alive_F):
+            left_out[str(name)] = "no feature of the dictionary fires on any training word"
+            continue
         is_letter_N = letters_N == name
         counts = [int((is_letter_N & side_N).sum()) for side_N in (is_train_N, ~is_train_N)]
         if min(counts) < MIN_WORDS:

@@ -20,11 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from analysis import shapes
 from analysis.figures import KIND_STYLES, printable, styled
 from analysis.ground_truth import unit
 from analysis.matching import random_like, slices_of
+from analysis.run import STUDY_AGAIN
 from harvest.errors import InputError
-from harvest.files import read_arrays, read_json, write_arrays, write_json
+from harvest.files import ARRAYS, read_arrays, write_arrays, write_json
+from sae_jax.shapes import check_arrays, read_as, read_shaped
 
 NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with 0.1, or 200 epochs, small planted clusters run together
 MIN_CLUSTER = 10  # features
@@ -240,8 +243,8 @@ def write(clusters: Clusters, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     record = {k: v for k, v in vars(clusters).items() if not isinstance(v, np.ndarray) and k != "tokens_F"}
     arrays: dict[str, Any] = {"xy_Fx2": clusters.xy_Fx2, "pca_Fx2": clusters.pca_Fx2, "label_F": clusters.label_F}
-    write_json(folder / f"clusters-{name}.json", {"schema": 1, **record})
-    write_arrays(folder / f"clusters-{name}.npz", arrays, compressed=True)
+    written = write_arrays(folder / f"clusters-{name}.npz", arrays, compressed=True)
+    write_json(folder / f"clusters-{name}.json", {"schema": 1, ARRAYS: written, **record})
     return [folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"]
 
 
@@ -250,12 +253,16 @@ def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters
     paths = folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"
     if not all(path.exists() for path in paths):
         return None
-    record = read_json(paths[0], "delete it, and run `study` again")
-    if record.pop("schema") != 1:
+    record = read_shaped(paths[0], STUDY_AGAIN, shapes.Clusters)
+    if record.pop("schema", None) != 1:
         return None
+    arrays: dict[str, Any] = read_arrays(paths[1], STUDY_AGAIN, record.pop(ARRAYS))
     record |= {key: tuple(value) for key, value in record.items() if isinstance(value, list)}
-    arrays: dict[str, Any] = read_arrays(paths[1], "delete it, and run `study` again")
-    return Clusters(**record, **arrays, tokens_F=tooltips(promoted))
+    check_arrays(paths[1], arrays, STUDY_AGAIN, {"F": len(promoted)}, {"label_F": len(record["names"])})
+    with read_as(paths[0], STUDY_AGAIN):
+        if len(record["names"]) != len(record["sizes"]):
+            raise ValueError("as many names as sizes are needed")
+        return Clusters(**record, **arrays, tokens_F=tooltips(promoted))
 
 
 def tooltips(promoted: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
+from analysis import families, shapes
 from analysis.figures import styled
 from analysis.frontier import Spread
 from analysis.ground_truth import unit
 from analysis.matching import Decoder, correlations, cosines, match, random_like
+from analysis.run import STUDY_AGAIN
 from harvest.errors import InputError
-from harvest.files import read_arrays, read_json, write_arrays, write_json
+from harvest.files import ARRAYS, read_arrays, write_arrays, write_json
+from sae_jax.shapes import check_arrays, read_as, read_shaped
 
-SCHEMA = 1
+SCHEMA = 2
 THRESHOLD = 0.7  # as Leask et al. 2025 (arXiv 2502.04878) and Paulo and Belrose 2025 (arXiv 2501.16615)
-WORDS = {"activation": "kind", "hidden_dim": "width", "lr": "learning rate", "l0": "sparsity"}
-SETTINGS = ("activation", "hidden_dim", "l0", "lr", "layer", "hook", "seed", "warmup", "normalization", "dead_rule")
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ class Comparison:
 
     partner, cosine: of each feature its match in each other member, -1 and 0 where it has none.
     found_again: in how many other seeds of the same settings each feature has a cosine of `threshold` or more;
-    only of members with other seeds, of which there are `other_seeds`.
+    only of members with other seeds, of which there are `other_seeds`. `dead` members are in none of this.
     """
 
     members: tuple[str, ...]
+    dead: tuple[str, ...]
     labels: tuple[str, ...]
     alive: tuple[int, ...]
     threshold: float
@@ -83,10 +85,12 @@ def compute(
     threshold: float = THRESHOLD,
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    dead: Sequence[str] = (),
 ) -> Comparison:
     """All pairs of two or more members; `activations` [N, F] as of sparse_activations, on the same rows for all.
 
-    Raises InputError for fewer members, other widths of the model, or activations that do not fit.
+    `dead` are further members, of which no feature ever fires: they are named, and compared with nothing. Raises
+    InputError for fewer members, for the same one twice, other widths of the model, or activations that do not fit.
     """
     ids, m = tuple(decoders), len(decoders)
     if m < 2:
@@ -123,12 +127,13 @@ def compute(
                 # asked for no pairs, scipy answers with a sparse array
                 r_P = np.asarray(pairs[f_P[same], g_P[same]]) if same.any() else np.zeros(0)
                 confirmed[i, j] = confirmed[j, i] = (r_P >= threshold).mean() if len(r_P) else np.nan
-    settings = [decoders[name].settings for name in ids]
+    settings = {name: decoder.settings for name, decoder in decoders.items()}
     given = activations is not None
     found_again, other_seeds = over_seeds(decoders, threshold)
     return Comparison(
         members=ids,
-        labels=labels_of(ids, settings),
+        dead=tuple(dead),
+        labels=tuple(families.labels(settings).values()),
         alive=tuple(int(d.alive_F.sum()) for d in decoders.values()),
         threshold=threshold,
         shared_MxM=shared,
@@ -138,7 +143,7 @@ def compute(
         rows=next(iter(activations.values())).shape[0] if activations else 0,
         shared_by_activation_MxM=by_activation if given else None,
         confirmed_MxM=confirmed if given else None,
-        groups=grouped(settings, shared, chance, mmcs, by_activation if given else None),
+        groups=grouped(list(settings.values()), shared, chance, mmcs, by_activation if given else None),
         partner_FxM=partner,
         cosine_FxM=cosine,
         found_again_F=found_again,
@@ -146,17 +151,14 @@ def compute(
     )
 
 
-def settings_of(member: Mapping[str, Any]) -> dict[str, Any]:
-    """From a member of results.json what a comparison tells apart; `l0` is its k, target L0 or coefficient."""
-    member = {**member, "l0": member[member["sparsity_by"]]}
-    return {name: member[name] for name in SETTINGS}
-
-
 def share(similarity_P: np.ndarray, threshold: float, count: int) -> float:
     return float((similarity_P >= threshold).sum() / count)
 
 
 def check(decoders: Mapping[str, Decoder], activations: Mapping[str, csr_array] | None) -> None:
+    same = families.alike({name: decoder.settings for name, decoder in decoders.items()}, but_for="")
+    if twins := next((names for names in same if len(names) > 1), None):
+        raise InputError(f"{' and '.join(twins)} have the same settings and the same seed: give each member once")
     if activations is None:
         return
     if missing := decoders.keys() - activations:
@@ -170,7 +172,7 @@ def check(decoders: Mapping[str, Decoder], activations: Mapping[str, csr_array] 
             )
 
 
-def stability_of(decoders: Mapping[int, np.ndarray], threshold: float = THRESHOLD) -> dict[int, np.ndarray]:
+def stability_of(decoders: Mapping[Any, np.ndarray], threshold: float = THRESHOLD) -> dict[Any, np.ndarray]:
     """{seed: in how many other seeds each feature is found again, int [F]}, from {seed: W_dec [F, D]}.
 
     Found again: its best cosine there is `threshold` or more. A row of zeros (put one for a dead feature) never is.
@@ -185,27 +187,21 @@ def stability_of(decoders: Mapping[int, np.ndarray], threshold: float = THRESHOL
 
 
 def over_seeds(decoders: Mapping[str, Decoder], threshold: float) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    families: dict[tuple, dict[int, str]] = defaultdict(dict)
-    for name, decoder in decoders.items():
-        same = tuple(sorted((key, str(value)) for key, value in decoder.settings.items() if key != "seed"))
-        families[same][decoder.settings["seed"]] = name
-    found, others = {}, {}
-    for family in (family for family in families.values() if len(family) > 1):
-        living = {seed: decoders[name].W_dec_FxD * decoders[name].alive_F[:, None] for seed, name in family.items()}
-        for seed, count_F in stability_of(living, threshold).items():
-            found[family[seed]], others[family[seed]] = count_F, len(family) - 1
+    found: dict[str, np.ndarray] = {}
+    others: dict[str, int] = {}
+    for family in families.alike({name: decoder.settings for name, decoder in decoders.items()}, but_for="seed"):
+        if len(family) > 1:
+            living = {name: decoders[name].W_dec_FxD * decoders[name].alive_F[:, None] for name in family}
+            found |= stability_of(living, threshold)
+            others |= dict.fromkeys(family, len(family) - 1)
     return found, others
-
-
-def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(WORDS.get(name, name.replace("_", " ")) for name in a if a[name] != b[name])
 
 
 def grouped(settings: Sequence[Mapping[str, Any]], *matrices: np.ndarray | None) -> tuple[Group, ...]:
     """By what the members of a pair differ in, fewest differences first."""
     pairs: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
     for i, j in combinations(range(len(settings)), 2):
-        pairs[difference(settings[i], settings[j])].append((i, j))
+        pairs[tuple(map(families.name_of, families.differing([settings[i], settings[j]])))].append((i, j))
 
     def spread(matrix: np.ndarray, of: list[tuple[int, int]]) -> Spread:
         values = [(matrix[i, j] + matrix[j, i]) / 2 for i, j in of]
@@ -217,15 +213,6 @@ def grouped(settings: Sequence[Mapping[str, Any]], *matrices: np.ndarray | None)
     )
 
 
-def labels_of(ids: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """What tells each member from the others, in few words; the ids where that is not unique."""
-    varying = [name for name in settings[0] if any(s[name] != settings[0][name] for s in settings)]
-    form = {"activation": "{}", "hidden_dim": "F {:,}", "l0": "L0 {:g}", "hook": "{}"}
-    form |= {name: name.replace("_", " ") + " {}" for name in varying if name not in form}
-    labels = [", ".join(form[name].format(s[name]) for name in varying) for s in settings]
-    return tuple(labels if len(set(labels)) == len(ids) else ids)
-
-
 def write(comparison: Comparison, folder: Path) -> list[Path]:
     """comparison.json (figures) and comparison.npz (what there is of each feature: partner, cosine, found_again)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,33 +221,42 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     arrays: dict[str, Any] = {f"{name}/{what}": array for what, of in per_feature.items() for name, array in of.items()}
     record = {name: plain(value) for name, value in vars(comparison).items() if not isinstance(value, dict)}
     record |= {"other_seeds": comparison.other_seeds, "groups": [asdict(group) for group in comparison.groups]}
-    write_json(folder / "comparison.json", {"schema": SCHEMA, **record})
-    write_arrays(folder / "comparison.npz", arrays, compressed=True)
+    written = write_arrays(folder / "comparison.npz", arrays, compressed=True)
+    write_json(folder / "comparison.json", {"schema": SCHEMA, ARRAYS: written, **record})
     return [folder / "comparison.json", folder / "comparison.npz"]
 
 
 def read(folder: Path, members: Sequence[str]) -> Comparison | None:
-    """What `write` left of just these members; None where there is nothing of the kind."""
+    """What `write` left of just these members, the dead among them; None where there is nothing of the kind."""
     paths = folder / "comparison.json", folder / "comparison.npz"
     if not all(path.exists() for path in paths):
         return None
-    record = read_json(paths[0], "delete it, and run `study` again")
-    if record.pop("schema") != SCHEMA or record["members"] != list(members):
+    record = read_shaped(paths[0], STUDY_AGAIN, shapes.Comparison)
+    if record.pop("schema", None) != SCHEMA or {*record["members"], *record["dead"]} != set(members):
         return None
-    of_features: dict[str, dict[str, np.ndarray]] = {"partner": {}, "cosine": {}, "found_again": {}}
-    for key, array in read_arrays(paths[1], "delete it, and run `study` again").items():
-        name, _, what = key.rpartition("/")
-        of_features[what][name] = array
-    for group in (groups := record.pop("groups")):
-        group |= {name: Spread(**value) for name, value in group.items() if isinstance(value, dict)}
-    for name, value in record.items():
-        if name.endswith("_MxM") and value is not None:
-            record[name] = np.array(value, float)
-        elif isinstance(value, list):
-            record[name] = tuple(value)
+    members, written = record["members"], record.pop(ARRAYS)
     names = {"partner": "partner_FxM", "cosine": "cosine_FxM", "found_again": "found_again_F"}
-    record |= {names[what]: of for what, of in of_features.items()}
-    return Comparison(**record, groups=tuple(Group(**group) for group in groups))
+    of_features: dict[str, dict[str, np.ndarray]] = {suffixed: {} for suffixed in names.values()}
+    with read_as(paths[1], STUDY_AGAIN):
+        for key, array in read_arrays(paths[1], STUDY_AGAIN, written).items():
+            name, _, what = key.rpartition("/")
+            of_features[names[what]][name] = array
+        for name in members:
+            own = {what: of[name] for what, of in of_features.items() if what != "found_again_F" or name in of}
+            check_arrays(paths[1], own, STUDY_AGAIN, {"M": len(members)})
+    with read_as(paths[0], STUDY_AGAIN):
+        for group in (groups := record.pop("groups")):
+            group |= {name: Spread(**value) for name, value in group.items() if isinstance(value, dict)}
+        for name, value in record.items():
+            if name.endswith("_MxM") and value is not None:
+                record[name] = np.array(value, float).reshape(len(members), len(members))
+            elif isinstance(value, list):
+                record[name] = tuple(value)
+        found_again = of_features["found_again_F"].keys()
+        if len(record["labels"]) != len(members) or found_again != record["other_seeds"].keys():
+            raise ValueError("labels and other_seeds are not those of its members")
+        record |= of_features
+        return Comparison(**record, groups=tuple(Group(**group) for group in groups))
 
 
 def plain(value: Any) -> Any:
@@ -299,9 +295,11 @@ def figure(comparison: Comparison) -> Any:
         words = base.mark_text(fontSize=min(13, side // 2.4)).encode(text="text:N", color=light)
         panels.append((cells + words).properties(width=side * m, height=side * m, title=title))
     chance = comparison.chance_MxM[~np.eye(m, dtype=bool)].mean()
-    subtitle = (
+    subtitle = [
         f"% of living features matched one-to-one at {comparison.threshold:g} or more; "
         f"random directions with the same covariance: {100 * chance:.1f}%"
-    )
+    ]
+    if comparison.dead:
+        subtitle.append(f"left out, as none of their features fires: {', '.join(comparison.dead)}")
     drawn = (alt.hconcat if m <= 10 else alt.vconcat)(*panels, spacing=36)
     return styled(drawn, "Features in common", subtitle)

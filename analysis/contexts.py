@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from harvest.errors import InputError
 from harvest.store import ActivationStore
 
 
@@ -29,6 +30,11 @@ def context_text(store: ActivationStore, tokenizer, row: int, before: int = 10, 
 
 def place(store: ActivationStore, row: int) -> tuple[np.ndarray, int, int]:
     """Where such a row comes from: (its token window [T], the position in it, its document)."""
+    if row >= len(store.train) + len(store.held_out):
+        raise InputError(
+            f"row {row:,} is asked for, and {store.directory} has {len(store.train) + len(store.held_out):,}: the "
+            "features' statistics are of other rows; delete analysis/features of the run, and they are computed again"
+        )
     if row >= len(store.train):
         return store.held_out.context(row - len(store.train))
     return store.train.context(row)

@@ -5,7 +5,6 @@ Shapes: F features, N of them chosen, L labels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,11 @@ from analysis.contexts import token_texts
 from analysis.feature_statistics import Features
 from analysis.figures import INK, printable, thinned
 from analysis.ground_truth import unit
+from analysis.run import STUDY_AGAIN
+from analysis.shapes import Clusters
 from analysis.specialization import most_special
+from harvest.files import ARRAYS, read_arrays
+from sae_jax.shapes import check_arrays, read_shaped
 
 SHOWN_TOKENS, SEARCHED_TOKENS = 5, 20
 MOST_POINTS = 3000  # of a map: a browser draws no more at once
@@ -83,8 +86,10 @@ def places(folder: Path, member: str, W_dec_FxD: np.ndarray) -> tuple[np.ndarray
     """(xy [F, 2], what it is): the study's map where there is one, else two principal components of the directions."""
     path = folder / f"clusters-{member}.npz"
     if path.exists():
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["xy_Fx2"], f"{json.loads(path.with_suffix('.json').read_text())['method']}, by the study"
+        record = read_shaped(path.with_suffix(".json"), STUDY_AGAIN, Clusters)
+        arrays = read_arrays(path, STUDY_AGAIN, record[ARRAYS])
+        check_arrays(path, arrays, STUDY_AGAIN, {"F": len(W_dec_FxD)})
+        return arrays["xy_Fx2"], f"{record['method']}, by the study"
     advice = "`python main.py study` makes a map by UMAP, of one member a kind"
     return pca_of(unit(W_dec_FxD), 2)[0], f"two principal components; {advice}"
 

@@ -26,7 +26,7 @@ from harvest.errors import InputError
 from harvest.store import ActivationStore
 from sae_jax.formats import Dictionary
 from sae_jax.formats.dictionary import BY_K
-from sae_jax.snapshots import DIRECTORY
+from sae_jax.snapshots import ADVICE, DIRECTORY
 
 PADDED = 256  # rows: pages of about as many share a compiled program
 NAMED = 5  # tokens that name a feature beside it
@@ -259,7 +259,7 @@ def beside(
 
 
 def twins_of(compared: Comparison | None, member: str, feature: int) -> list[Twin]:
-    if compared is None:
+    if compared is None or member not in compared.members:  # none of its features ever fires
         return []
     matches = zip(
         compared.members, compared.partner_FxM[member][feature], compared.cosine_FxM[member][feature], strict=True
@@ -274,7 +274,7 @@ def twins_of(compared: Comparison | None, member: str, feature: int) -> list[Twi
 def stages_of(run: FinishedRun, member: str, feature: int) -> list[Stage]:
     """By the snapshots of training; empty where none were kept."""
     paths = sorted((run.path / DIRECTORY).glob(f"*/{member}.npz"))
-    snapshots = {int(path.parent.name): mapped_arrays(path) for path in paths}
+    snapshots = {int(path.parent.name): mapped_arrays(path, ADVICE) for path in paths}
     if not snapshots:
         return []
     final_D = snapshots[max(snapshots)]["direction"][feature].astype(np.float32)

@@ -22,10 +22,11 @@ from analysis.firing import BARS, ENTRY, Firing, Labels, distinct, firing_of
 from analysis.ground_truth import unit
 from analysis.labels import labels_of
 from analysis.mapped import mapped_arrays
-from analysis.run import FinishedRun
+from analysis.run import STUDY_AGAIN, FinishedRun, can_be_kept
 from analysis.specialization import mutual_information, specialization
-from harvest.files import write_arrays
+from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary
+from sae_jax.shapes import check_arrays, read_as
 
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
@@ -107,13 +108,11 @@ class Features:
         """None where there is none, or one of another version; mapped, a row of an array is read when asked for."""
         if not path.exists():
             return None
-        if mapped:
-            return cls._of(mapped_arrays(path))
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls._of(arrays)
+        with read_as(path, STUDY_AGAIN):
+            return cls._of(path, (mapped_arrays if mapped else read_arrays)(path, STUDY_AGAIN))
 
     @classmethod
-    def _of(cls, arrays: Mapping[str, np.ndarray]) -> Features | None:
+    def _of(cls, path: Path, arrays: Mapping[str, np.ndarray]) -> Features | None:
         if arrays["format"] != FORMAT:
             return None
         values: dict = {}
@@ -124,7 +123,29 @@ class Features:
                 values.setdefault(field, {})[key] = part.tolist() if field == "labels" else part
             elif name != "format":
                 values[field] = arrays[name]
-        return cls(**values | {"rows": int(values["rows"])})
+        found = cls(**values | {"rows": int(values["rows"])})
+        found.check(path)
+        return found
+
+    def check(self, path: Path) -> None:
+        """Raises InputError where the arrays do not fit one another, or point to what cannot be."""
+        features, labels = len(self.density_F), self.labels.keys()
+        below = dict.fromkeys(("top_row_FxK", "sample_row_FxR"), self.rows)
+        below |= dict.fromkeys(("neighbour_FxJ", "together_FxJ"), features)
+        below |= dict.fromkeys(("token_F", "promoted_FxT", "suppressed_FxT"), 2**31)
+        sizes = {"Q": len(QUANTILES), "B": BARS, "H": LOGIT_BARS}
+        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        check_arrays(path, arrays, STUDY_AGAIN, sizes, below)
+        if not ((self.density_F >= 0) & (self.density_F <= 1)).all():
+            raise ValueError("a density is no share")
+        if any(
+            of.keys() != labels for of in (self.label_rows, self.label_count, self.label_effective, self.label_score)
+        ):
+            raise ValueError("its labels are not the same everywhere")
+        for label, names in self.labels.items():
+            of = {"rows_L": self.label_rows[label], "count_FxL": self.label_count[label]}
+            of |= {"effective_F": self.label_effective[label], "score_2xSxF": self.label_score[label]}
+            check_arrays(path, of, STUDY_AGAIN, {"F": features, "L": len(names)})
 
 
 def features_of(
@@ -138,6 +159,7 @@ def features_of(
     paths = {name: run.path / "analysis" / "features" / f"{name}.npz" for name in members}
     found = {name: of for name in members if (of := Features.load(paths[name]))}
     if missing := [name for name in members if name not in found]:
+        kept = can_be_kept(run.path, say)
         model, done = run.language_model, 0
         for site in dict.fromkeys(map(run.site, missing)):
             store = run.store(site, cache_dir, on_progress, say)
@@ -154,7 +176,8 @@ def features_of(
                     dictionary = run.dictionary(name)
                     firing, rows_SxL = firing_of(dictionary.sae, store, labels, 0, advance)
                     found[name] = describe(firing, dictionary, model, labels, rows_SxL)
-                    found[name].save(paths[name])
+                    if kept:
+                        found[name].save(paths[name])
     return {name: found[name] for name in members}
 
 
@@ -262,6 +285,12 @@ def best_others(features: int, against_all: Callable[[slice], np.ndarray]) -> tu
 def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:
     from harvest.unembedding import logit_weights
 
+    if model.reads_both_ways:  # an encoder predicts no next token, so no feature promotes one
+        none_FxT = np.zeros((len(W_dec_FxD), 0))
+        found_none = {"logit_count_FxH": np.zeros((len(W_dec_FxD), len(LOGIT_BARS) - 1), np.int32)}
+        for name in ("promoted", "suppressed"):
+            found_none |= {f"{name}_FxT": none_FxT.astype(np.int64), f"{name}_weight_FxT": none_FxT.astype(np.float32)}
+        return found_none
     found: dict[str, list[np.ndarray]] = {}
     for first in range(0, len(W_dec_FxD), BLOCK):
         weight_BxV = logit_weights(model, W_dec_FxD[first : first + BLOCK])

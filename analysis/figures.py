@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ KIND_STYLES = {
 OTHER_STYLE = ("#000000", "arrow")  # of a kind that was added since
 INK = "#111111"
 GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
+NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 PIXELS_PER_INCH, SHOWN_PER_INCH = 200, 100
 
 
@@ -68,15 +70,31 @@ def thinned(numbers: np.ndarray, most: int) -> np.ndarray:
 
 def png_of(figure: Any, pixels_per_inch: int = PIXELS_PER_INCH) -> bytes:
     png = io.BytesIO()
-    figure.save(png, format="png", ppi=pixels_per_inch)
+    writable(figure).save(png, format="png", ppi=pixels_per_inch)
     return png.getvalue()
+
+
+def writable(figure: Any) -> Any:
+    """The same figure without what XML cannot hold, on which the library that draws ends the whole process."""
+    import altair as alt
+
+    spec = figure.to_dict()
+    return figure if (clean := without_controls(spec)) == spec else alt.Chart.from_dict(clean)
+
+
+def without_controls(value: Any) -> Any:
+    if isinstance(value, str):
+        return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, dict):
+        return {without_controls(name): without_controls(of) for name, of in value.items()}
+    return [without_controls(of) for of in value] if isinstance(value, list | tuple) else value
 
 
 def save(figure: Any, stem: Path) -> list[Path]:
     """An Altair figure as stem.png and stem.svg; returns both paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     svg = io.StringIO()
-    figure.save(svg, format="svg")
+    writable(figure).save(svg, format="svg")
     contents = {stem.with_suffix(".png"): png_of(figure), stem.with_suffix(".svg"): svg.getvalue().encode()}
     for path, content in contents.items():
         write_atomically(path, lambda file, content=content: file.write(content))

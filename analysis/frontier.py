@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from analysis import families
 from analysis.figures import INK, KIND_STYLES, OTHER_STYLE, save, styled
-from analysis.run import FinishedRun, is_bundled
+from analysis.run import FinishedRun
 from harvest.errors import InputError
 from harvest.files import write_json
-from harvest.request import Site
 
 METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-entropy recovered"}
-TRAINING = ("epochs", "batch_size", "decay", "unit_norm_decoder", "dead_threshold", "data_seed")
-MEMBER = ("layer", "hook", "hidden_dim", "lr", "warmup", "normalization", "aux_coefficient", "dead_rule")
-WORDS = {"layer": "layer {}", "hook": "{}", "hidden_dim": "{:,} features", "rows": "{:,} rows", "model": "{}"}
-WORDS |= {"text": "{}", "epochs": "{} epochs", "normalization": "{}", "penalty": "by {}"}
+ON_A_CURVE = ("activation", "sparsity", "seed")  # what may differ in one panel
 
 
 @dataclass(frozen=True)
@@ -58,39 +54,38 @@ class Frontier:
     @property
     def has_curve(self) -> bool:
         """Whether one kind was trained at two or more sparsities."""
-        curves = [(p.panel, p.kind) for p in self.points]
+        curves = [(p.panel, p.kind) for p in self.drawn]
         return any(curves.count(curve) > 1 for curve in curves)
 
     @property
+    def drawn(self) -> list[Point]:
+        """Those that have a place on a logarithmic axis: without members of which no feature fires on any row."""
+        return [point for point in self.points if point.metrics["l0"].mean > 0]
+
+    @property
     def panels(self) -> list[str]:
-        return list(dict.fromkeys(point.panel for point in self.points))
+        return list(dict.fromkeys(point.panel for point in self.drawn))
 
     @property
     def title(self) -> str:
         names = (("model",), ("layer", "hook"), ("hidden_dim",), ("rows",))
-        parts = [[in_words(n, self.settings[n]) for n in group if n in self.settings] for group in names]
+        parts = [[families.in_words(self.settings, [n]) for n in group if n in self.settings] for group in names]
         return ", ".join(" ".join(part) for part in parts if part)
 
 
 def compute(*runs: Path) -> Frontier:
     """The frontier of one or several finished runs. Raises InputError for a run without results, or given twice."""
-    members: list[tuple[dict[str, Any], dict[str, Any]]] = []  # settings, and the member in results.json
-    for run in runs:
-        members += members_of_run(run)
-    values: dict[str, list[Any]] = defaultdict(list)  # of each setting, those that occur
-    for settings, _ in members:
-        for name, value in settings.items():
-            if value is not None and value not in values[name]:
-                values[name].append(value)
-    differing = [name for name in values if len(values[name]) > 1]
-    without_store = [name for name in differing if name != "store"]
-    if len({key_of(s, differing) for s, _ in members}) == len({key_of(s, without_store) for s, _ in members}):
-        differing = without_store  # other settings tell the stores apart
-
+    members = [
+        ({**families.settings_of(run, member), "penalty": penalty_of(member)}, member)
+        for run in map(FinishedRun.open, runs)
+        for member in run.results["members"]
+    ]
+    differing = families.differing([settings for settings, _ in members])
+    between = [name for name in differing if name not in ON_A_CURVE]
     groups: dict[tuple[str, str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
     for settings, member in members:
-        words = (in_words(name, settings[name]) for name in differing if settings[name] is not None)
-        same = groups[", ".join(words), member["activation"], member[member["sparsity_by"]]]
+        panel = families.in_words(settings, between)
+        same = groups[panel, member["activation"], member[member["sparsity_by"]]]
         if member["seed"] in same:
             raise InputError(f"{member['id']} is in these runs twice, with the same seed: give each run once")
         same[member["seed"]] = member
@@ -100,32 +95,14 @@ def compute(*runs: Path) -> Frontier:
     return Frontier(
         points=sorted(points, key=lambda p: (panels.index(p.panel), kinds.index(p.kind), p.asked)),
         failed=[member["id"] for _, member in members if not member["metrics"]],
-        settings={name: occurring[0] for name, occurring in values.items() if len(occurring) == 1},
+        settings=families.common([settings for settings, _ in members]),
         runs=[run.resolve().name for run in runs],
     )
 
 
-def members_of_run(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(what sets its curve apart from others of its kind, the member as in results.json) of each member."""
-    finished = FinishedRun.open(run)
-    training = {name: finished.config["asked"]["train"][name] for name in TRAINING}
-    members = []
-    for member in finished.results["members"]:
-        store = finished.store_facts(Site(member["layer"], member["hook"]))
-        settings = {"model": source_name(store["model"], "model"), "text": source_name(store["dataset"], "corpus")}
-        settings["model"] += f", {store['control']}" if "control" in store else ""
-        settings |= {"rows": store["rows"], "store": store["sha256"][:8], **training}
-        penalty = member["sparsity_by"] if member["sparsity_by"] != "k" else None
-        members.append((settings | {name: member[name] for name in MEMBER} | {"penalty": penalty}, member))
-    return members
-
-
-def source_name(source: dict[str, Any], what: str) -> str:
-    return f"bundled {what}" if is_bundled(source) else Path(source["asked"]).name
-
-
-def key_of(settings: dict[str, Any], names: Sequence[str]) -> tuple:
-    return tuple(settings[name] for name in names)
+def penalty_of(member: dict[str, Any]) -> str | None:
+    """What an L0 and a coefficient, which are no points of one curve, are told by; None of a kind with a k."""
+    return None if member["sparsity_by"] == "k" else member["sparsity_by"]
 
 
 def spread(members: dict[int, dict[str, Any]]) -> tuple[tuple[int, ...], dict[str, Spread]]:
@@ -138,10 +115,6 @@ def spread(members: dict[int, dict[str, Any]]) -> tuple[tuple[int, ...], dict[st
             deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
             spreads[name] = Spread(float(np.mean(values)), deviation)
     return tuple(measured), spreads
-
-
-def in_words(name: str, value: Any) -> str:
-    return WORDS.get(name, name.replace("_", " ") + " {}").format(value)
 
 
 def write(frontier: Frontier, folder: Path) -> list[Path]:
@@ -163,15 +136,17 @@ def figure(frontier: Frontier) -> Any:
         )
     import altair as alt
 
-    metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.points)]
-    seeds = sorted({len(point.seeds) for point in frontier.points})
+    metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.drawn)]
+    seeds = sorted({len(point.seeds) for point in frontier.drawn})
     counts = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
     means = "one seed" if seeds == [1] else f"mean of {counts} seeds, bars: ± one standard deviation"
-    text = in_words("text", frontier.settings["text"]) if "text" in frontier.settings else "several texts"
+    text = frontier.settings.get("text", "several texts")
+    dead = len(frontier.points) - len(frontier.drawn)
+    not_drawn = [f"not drawn: {dead} at L0 0, where no feature fires"] if dead else []
     charts = [metric_chart(frontier, metric) for metric in metrics]
     chart = alt.vconcat(*charts, spacing=28) if len(frontier.panels) > 1 else alt.hconcat(*charts, spacing=36)
     return (
-        styled(chart, frontier.title, f"{means}; held-out rows of the {text}")
+        styled(chart, frontier.title, [f"{means}; held-out rows of the {text}", *not_drawn])
         .configure_legend(labelFontSize=13, labelColor=INK, symbolSize=110, symbolOpacity=1, offset=24, rowPadding=6)
         .configure_header(labelFontSize=13, labelColor=INK, labelFontWeight="bold", labelAnchor="start", title=None)
     )
@@ -180,13 +155,13 @@ def figure(frontier: Frontier) -> Any:
 def metric_chart(frontier: Frontier, metric: str) -> Any:
     import altair as alt
 
-    points = [point for point in frontier.points if metric in point.metrics]
+    points = [point for point in frontier.drawn if metric in point.metrics]
     rows: list[dict[str, Any]] = [
         {"panel": p.panel, "kind": p.kind, "l0": p.metrics["l0"].mean, "mean": p.metrics[metric].mean}
         | bar(p.metrics[metric])
         for p in points
     ]
-    kinds = list(dict.fromkeys(point.kind for point in frontier.points))
+    kinds = list(dict.fromkeys(point.kind for point in frontier.drawn))
     colours, shapes = zip(*(KIND_STYLES.get(kind, OTHER_STYLE) for kind in kinds), strict=True)
     l0s = [row["l0"] for row in rows]
     low, high = min(l0s) / 1.15, max(l0s) * 1.15

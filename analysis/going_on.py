@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import time
 from collections.abc import Iterator
@@ -9,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from analysis.run import EARLIER, read_record
-from harvest.errors import InputError
+from analysis.run import read_record, refuse_no_run
 from sae_jax.progress import Progress
 from sae_jax.run_directory import LOCK, RunDirectory
+from sae_jax.shapes import MetricsLine, check, read_as
 
 
 @dataclass
@@ -28,11 +27,8 @@ class GoingOn:
     @classmethod
     def open(cls, path: Path) -> GoingOn:
         """Raises InputError where no run was begun."""
-        if not path.is_dir():
-            raise InputError(f"{path}: there is no such run directory")
+        refuse_no_run(path)
         config = read_record(path, "config.json")
-        if "total_steps" not in config:
-            raise InputError(f"{path} {EARLIER}, and is not finished: --resume goes on, --force begins again")
         return cls(RunDirectory(path, config["asked"]), config)
 
     @property
@@ -41,15 +37,27 @@ class GoingOn:
 
     @property
     def being_trained(self) -> bool:
-        """Whether a process holds the directory; tried for an instant, for which a training that begins waits."""
-        try:
-            with FileLock(self.run.path / LOCK).acquire(timeout=0):
-                return False
-        except Timeout:
-            return True
+        """Whether a process holds the directory, seen without writing to it.
+
+        The lock is shared for an instant, for which a training that begins waits.
+        """
+        path = self.run.path / LOCK
+        if not path.exists():
+            return False
+        with open(path, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def lines(self) -> list[dict[str, Any]]:
-        return self.run.metrics(self.config["total_steps"])
+        path, advice = self.run.path / "metrics.jsonl", "--resume, by the command that began it, writes it again"
+        with read_as(path, advice):
+            lines = self.run.metrics(self.config["total_steps"])
+        for line in lines:
+            check(line, MetricsLine, path, advice)
+        return lines
 
     def losses(self) -> Iterator[tuple[str, float]]:
         """(member, loss) of each block but the last, in order."""

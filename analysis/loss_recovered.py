@@ -46,7 +46,7 @@ def loss_recovered(
     """ce_clean, ce_sae, ce_zero, ce_mean, ce_recovered and kl_recovered of each dictionary, and their intervals.
 
     `windows_W` are numbers of held-out windows of the store, whose tokens it holds; its training rows' mean is what
-    mean-ablation puts. A ratio whose denominator is 0 is None. Raises InputError.
+    mean-ablation puts. A share of what zero ablation costs is None where it costs nothing. Raises InputError.
     """
     from harvest.loss_recovered import losses
 
@@ -73,9 +73,12 @@ def loss_recovered(
 
 
 def scores(sums: dict[str, Any]) -> dict[str, Any]:
-    """From sums over windows to what is reported."""
+    """From sums over windows to what is reported.
+
+    NaN where nothing is lost: a share of what zero ablation costs has no meaning where it costs nothing.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {name: numerator / denominator for name, (numerator, denominator) in ratios(sums).items()}
+        return {name: np.where(lost > 0, np.divide(of, lost), np.nan) for name, (of, lost) in ratios(sums).items()}
 
 
 def ratios(sums: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -116,7 +119,7 @@ def complete_run(
     """Measure a finished run's members on up to that many held-out windows, write it to results.json and return that.
 
     The windows come after those that calibrate. A member's `metrics` gain what `loss_recovered` tells, `intervals`
-    stand beside them; members that failed have neither.
+    stand beside them; members that failed have neither, and of an encoder's nothing is measured.
     """
     from harvest.language_model import LanguageModel
 
@@ -124,6 +127,10 @@ def complete_run(
     with run.held():
         results = run.results
         assert results is not None
+        if any(store.manifest.get("reads_both_ways") for store in stores.values()):  # which was said before
+            results["loss_recovered"] = {"windows_asked": windows, "windows": 0, "documents": 0}
+            run.finish(results)
+            return results
         control = next(iter(stores.values())).manifest.get("control")
         model = LanguageModel.load(model_location, control=control)
         living = [member for member in results["members"] if member["metrics"]]

@@ -1,18 +1,26 @@
-"""Arrays of an .npz as memory maps: of a large file only what is asked for is read."""
+"""Arrays of an .npz as memory maps: of a large file only what is asked for is kept.
+
+A file is compared with its checksums when this process maps it first.
+"""
 
 from __future__ import annotations
 
 import struct
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from harvest.files import compare_arrays
+
 LOCAL_HEADER = struct.Struct("<26xHH")  # the lengths of name and extra field, before the entry's data
 
 
-def mapped_arrays(path: Path) -> dict[str, np.ndarray]:
-    """As np.load of a file by np.savez, read-only. What is compressed, or has no dimension, is read at once."""
+def mapped_arrays(path: Path, advice: str) -> dict[str, np.ndarray]:
+    """As `read_arrays`, but read-only. What is compressed, or has no dimension, is read at once."""
+    stat = path.stat()
+    compare_once(path, advice, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
     arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file, np.load(path, allow_pickle=False) as loaded:
         for entry in archive.infolist():
@@ -31,3 +39,8 @@ def mapped_arrays(path: Path) -> dict[str, np.ndarray]:
             order = "F" if in_fortran else "C"
             arrays[name] = np.memmap(path, dtype, "r", file.tell(), shape, order)  # type: ignore[call-overload]
     return arrays
+
+
+@lru_cache(1 << 16)
+def compare_once(path: Path, advice: str, as_it_is: tuple[int, ...]) -> None:
+    compare_arrays(path, advice)

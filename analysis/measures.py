@@ -14,17 +14,18 @@ import numpy as np
 from scipy import stats
 from scipy.sparse import csr_array
 
-from analysis import comparison, emergence
+from analysis import comparison, emergence, families, shapes
 from analysis.densities import FREQUENT, statistics
 from analysis.emergence import Trajectory
 from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder, sparse_activations, spread_rows
-from analysis.run import FinishedRun
+from analysis.run import STUDY_AGAIN, FinishedRun, can_be_kept
 from analysis.saebench import SAEBench, measure, plain
 from analysis.specialization import over_chance, p_values
 from harvest.errors import InputError
-from harvest.files import read_json, write_json
+from harvest.files import write_json
 from harvest.sources import BUNDLED_CORPUS
+from sae_jax.shapes import read_shaped
 from sae_jax.snapshots import read_snapshots
 
 RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
@@ -52,6 +53,7 @@ class Gathered:
     """`values` are MEASURES, and LABEL_MEASURES as `specialized: <label>`; None where nothing can be measured."""
 
     run: FinishedRun
+    settings: dict[str, dict[str, Any]]
     features: dict[str, Features]
     values: dict[str, dict[str, float | None]]
     frequency: dict[str, dict[str, tuple[float | None, float | None]]]  # by label: rank correlation raw, over chance
@@ -74,19 +76,24 @@ def gather(
 ) -> Gathered:
     """Raises InputError for a run whose text or model cannot be had."""
     members = list(run.members)
+    settings = {name: families.settings_of(run, member) for name, member in run.members.items()}
     features = features_of(run, members, cache_dir, on_progress, say)
     bench, notes = benchmarks(run, members, documents, say)
     decoders = {
-        name: Decoder(comparison.settings_of(run.members[name]), run.dictionary(name).tensors["W_dec"], of.alive_F)
+        name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], of.alive_F)
         for name, of in features.items()
         if of.alive_F.any()
     }
-    compared = comparison.read(run.path / "analysis", list(decoders))
+    compared = comparison.read(run.path / "analysis", members)
     if not compared and len(decoders) > 1:
         say(f"comparing {len(decoders)} dictionaries")
+        dead = [name for name in members if name not in decoders]
         fired = fired_together(run, list(decoders), cache_dir, on_progress, say)
-        compared = comparison.compute(decoders, fired, on_progress=lambda *done: on_progress("comparison", *done))
-        comparison.write(compared, run.path / "analysis")
+        compared = comparison.compute(
+            decoders, fired, on_progress=lambda *done: on_progress("comparison", *done), dead=dead
+        )
+        if can_be_kept(run.path, say):
+            comparison.write(compared, run.path / "analysis")
     trajectories = {}
     for done, name in enumerate(members):
         if features[name].alive_F.any() and len(snapshots := read_snapshots(run.path, name)) > 2:
@@ -94,6 +101,7 @@ def gather(
         on_progress("emergence", done + 1, len(members))
     return Gathered(
         run=run,
+        settings=settings,
         features=features,
         values={name: values_of(run.members[name], features[name], bench, compared) for name in members},
         frequency={name: frequency_of(of) for name, of in features.items()},
@@ -128,8 +136,8 @@ def benchmarks(
     """
     settings = SAEBench(metrics=("probing",), k=(1,), documents=documents)
     path = run.path / "analysis" / "study_benchmarks.json"
-    record = read_json(path, "delete it, and run `study` again") if path.exists() else {}
-    if record.get("documents") != documents:
+    record = read_shaped(path, STUDY_AGAIN, shapes.Benchmarks) if path.exists() else {}
+    if record.get("documents") != documents or set(members) - record["answers"]["sparse_probing"].keys():
         say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
         notes: list[str] = []
         answers = dict(measure(settings, run, members, notes)) | {"absorption": {}}
@@ -138,7 +146,8 @@ def benchmarks(
         except InputError as error:  # windows too short to spell in
             notes.append(f"absorption is not measured: {error}")
         record = {"documents": documents, "answers": plain(answers), "notes": notes}
-        write_json(path, record)
+        if can_be_kept(run.path, say):
+            write_json(path, record)
     return record["answers"], record["notes"]
 
 

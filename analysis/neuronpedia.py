@@ -31,8 +31,9 @@ import numpy as np
 from analysis.contexts import token_texts
 from analysis.feature_statistics import Features, features_of
 from analysis.feature_values import FeatureValues, context_tokens, feature_values
-from analysis.run import FinishedRun, is_bundled
+from analysis.run import FinishedRun
 from harvest.files import refuse_taken
+from harvest.sources import is_bundled
 from harvest.store import ActivationStore
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def source_of(run: FinishedRun, member: str) -> Source:
     model = "bundled" if is_bundled(facts["model"]) else facts["model"]["asked"]
     dataset = "bundled" if is_bundled(facts["dataset"]) else facts["dataset"]["asked"]
     name = "-".join(filter(None, (site.hook, member, control)))
-    place = Path(dataset).name if Path(dataset).exists() else dataset  # no path of this machine
+    place = dataset if "@" in facts["dataset"]["fingerprint"] else Path(dataset).name  # no path of a machine
     return Source(slug(Path(model).name), slug(name), site.layer, site.hook_name, place)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from analysis import families
 from analysis.best import best_of_results, l0_asked_of
 from analysis.figures import KIND_STYLES, OTHER_STYLE, kind_colour, styled
 
 METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered", "mse", "cosine")
-SETTINGS = ("activation", "hidden_dim", "layer", "hook", "lr", "seed")
 
 
 def rows_of(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ def rows_of(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
             "best": "★" if best and best["id"] == name else "",
             "L0 asked": l0_asked_of(dict(member)),
             **{metric: member["metrics"][metric] for metric in METRICS if metric in member["metrics"]},
-            **{setting: member[setting] for setting in SETTINGS},
+            **{setting: member.get(setting) for setting in families.MEMBER},
         }
         for name, member in members.items()
     ]

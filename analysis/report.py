@@ -13,20 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from analysis import clustering, comparison, densities, emergence, frontier, population, training_curves
+from analysis import clustering, comparison, densities, emergence, families, frontier, population, training_curves
 from analysis.asked import command_of
 from analysis.best import best_of_results
 from analysis.contexts import token_texts
+from analysis.families import source_name
 from analysis.feature_statistics import Features, features_of
 from analysis.figures import printable
-from analysis.frontier import source_name
 from analysis.highlights import Highlight, highlights
 from analysis.intervals import Estimate, chart
 from analysis.matching import Decoder
-from analysis.run import FinishedRun
+from analysis.run import STUDY_AGAIN, FinishedRun
+from analysis.shapes import Study
 from analysis.study import named
 from harvest.errors import InputError
-from harvest.files import read_json
+from sae_jax.shapes import read_shaped
 from sae_jax.snapshots import read_snapshots
 
 SHOWN = 384  # features in all; of each member at least LEAST and at most MOST
@@ -124,7 +125,7 @@ def part_of(
         say(missing["features"])
     path, answers = run.path / "analysis" / "study.json", []
     if path.exists():
-        answers = read_json(path, "run `study` again")["answers"]
+        answers = read_shaped(path, STUDY_AGAIN, Study)["answers"]
     else:
         missing["study"] = f"The study was not run: {study}"
     part = Part(
@@ -142,7 +143,10 @@ def part_of(
     for number, answer in enumerate(answers, 1):
         part.figures[f"study-{number}"] = answered(number, answer)
     try:
-        part.figures["training"] = [training(training_curves.read(run.path), kinds)]
+        curves = training_curves.read(run)
+        if unknown := curves.keys() - kinds.keys():
+            raise InputError(f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, which is not in results.json")
+        part.figures["training"] = [training(curves, kinds)]
     except InputError as error:
         missing["training"] = f"How it was trained is not shown: {error}"
         say(missing["training"])
@@ -205,17 +209,18 @@ def in_common(part: Part, study: str) -> list[Drawn]:
     if len(living) < 2:
         part.missing["comparison"] = "A comparison needs two or more members with living features."
         return []
-    compared = comparison.read(run.path / "analysis", list(living))
+    compared = comparison.read(run.path / "analysis", list(run.members))
     if not compared:
         if sum(len(of.density_F) for of in living.values()) ** 2 > CHEAP:
             part.missing["comparison"] = f"The members were not compared, which takes long: {study}"
             return []
-        settings = {name: comparison.settings_of(run.members[name]) for name in living}
+        settings = {name: families.settings_of(run, run.members[name]) for name in living}
         compared = comparison.compute(
             {
                 name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], of.alive_F)
                 for name, of in living.items()
-            }
+            },
+            dead=[name for name in part.features if name not in living],
         )
     others = ~np.eye(len(compared.members), dtype=bool)
     shared, chance = compared.shared_MxM[others], compared.chance_MxM[others]

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harvest.errors import InputError
-from harvest.files import read_json
+from harvest.hub import Kind
 from harvest.request import HarvestRequest, Site
-from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
+from harvest.sources import model_fingerprint, name_of, place_of
+from sae_jax.run_directory import WRITTEN_AGAIN
 
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
     from harvest.store import ActivationStore
     from sae_jax.formats import Dictionary
 
-EARLIER = "was written by an earlier version"
+TRAIN_AGAIN, STUDY_AGAIN = "--force trains it again", "delete it, and run `study` again"
 SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position")  # of a run and its control
 
 
@@ -30,15 +31,17 @@ class FinishedRun:
     path: Path
     config: dict[str, Any]
     results: dict[str, Any]
+    told: set[Site] = field(default_factory=set, compare=False)  # sites whose rows were said to differ by rounding
 
     @classmethod
     def open(cls, path: Path) -> FinishedRun:
         """Raises InputError, with the reason, where there is no finished run."""
-        if not path.is_dir():
-            raise InputError(f"{path}: there is no such run directory")
+        refuse_no_run(path)
         config, results = (read_record(path, name) for name in ("config.json", "results.json"))
-        if "stores" not in config or "members" not in results or "failed" not in results["members"][0]:
-            raise InputError(f"{path} {EARLIER}: train it again")
+        sites = {store["hook_name"] for store in config["stores"]}
+        for member in results["members"]:
+            if (name := Site(member["layer"], member["hook"]).hook_name) not in sites:
+                raise InputError(f"{path}: config.json has no store of {name}, where {member['id']} was trained")
         return cls(path, config, results)
 
     def __repr__(self) -> str:
@@ -52,15 +55,18 @@ class FinishedRun:
         return run_html(self.results, str(self.path))
 
     def opened_control(self, path: Path) -> FinishedRun:
-        """The same with shuffled weights. Raises InputError where it is not harvested like this run, but for them."""
+        """The same with shuffled weights. Raises InputError where it is not harvested like this run, but for them.
+
+        What a model's files hold or its name at the hub tells that it is the same, and token windows that a text is.
+        """
         control = FinishedRun.open(path)
         if control.request.control is None:
             raise InputError(f"--control {path}: it was trained on the model as it is, not --control random-weights")
         facts = [
             {
-                "model_name": of.model_location,
-                "dataset": of.corpus,
+                "model_name": of.config["stores"][0]["model"]["fingerprint"].partition("@")[0],
                 **{name: getattr(of.request, name) for name in SAME},
+                "dataset": of.config["stores"][0]["identity"]["windows_hash"],
             }
             for of in (self, control)
         ]
@@ -108,14 +114,23 @@ class FinishedRun:
 
     @property
     def model_location(self) -> str:
-        model = self.config["stores"][0]["model"]
-        return str(BUNDLED_MODEL) if is_bundled(model) else model["location"]
+        """Where the model lies on this machine: a path, or its name at the hub."""
+        return self._place("model")
 
     @property
     def corpus(self) -> str:
         """Where the text lies: a path or the name of a hub data set."""
-        dataset = self.config["stores"][0]["dataset"]
-        return str(BUNDLED_CORPUS) if is_bundled(dataset) else dataset["location"]
+        return self._place("dataset")
+
+    def _place(self, kind: Kind) -> str:
+        place = place_of(kind, self.config["stores"][0][kind])
+        if Path(place).is_absolute() and not Path(place).exists():
+            what = "model" if kind == "model" else "text"
+            raise InputError(
+                f"{self.path}: the {what} it was trained on is not at {place} any more: put it back there, or give the "
+                "command that trained it once more, with the new place, which is then kept"
+            )
+        return place
 
     def dictionary(self, member: str) -> Dictionary:
         from sae_jax.formats import load_dictionary
@@ -124,10 +139,17 @@ class FinishedRun:
 
     @cached_property
     def language_model(self) -> LanguageModel:
-        """Loaded once, whichever analyses ask for it."""
+        """Loaded once, whichever analyses ask for it. Raises InputError where it is not the one trained on."""
         from harvest.language_model import LanguageModel
 
-        return LanguageModel.load(self.model_location, control=self.request.control)
+        trained, location = self.config["stores"][0]["identity"]["model"], self.model_location
+        model = LanguageModel.load(location, control=self.request.control)
+        if model_fingerprint(location) != trained["fingerprint"] and model.weights_hash() != trained["weights_hash"]:
+            raise InputError(
+                f"{self.path} was trained on a model of other weights than the one that is now at {location}: "
+                "put back the one that it was trained on"
+            )
+        return model
 
     def store(
         self,
@@ -138,31 +160,52 @@ class FinishedRun:
     ) -> ActivationStore:
         """The rows that the members of a site were trained on, harvested again where the cache lacks them.
 
-        Raises InputError where they cannot be had, or are not the same.
+        Raises InputError where they cannot be had, or are others. Where another version of torch or another processor
+        made them differ by rounding, `say` is told.
         """
         from harvest.capture import harvest
-        from harvest.store import ActivationStore
+        from harvest.identity import difference, found, identity, rounding
 
         facts = self.store_facts(site)
-        directory = cache_dir / "activations" / facts["directory"]
-        if not (directory / "manifest.json").exists():
-            asked = replace(self.request, layer=(site.layer,), hook=(site.hook,))
-            harvest(asked, cache_dir, on_progress=on_progress, say=say)
-        if not (directory / "manifest.json").exists():
-            raise InputError(f"{self.path}: the text or the model has changed since: its activations cannot be had")
-        if hashlib.sha256((directory / "manifest.json").read_bytes()).hexdigest() != facts["sha256"]:
-            raise InputError(f"{self.path} was trained on other activations than those in {directory}")
-        return ActivationStore(directory)
+        store = found(facts["identity"], cache_dir / "activations" / facts["directory"])
+        if store is None:
+            self._place("model")
+            self._place("dataset")
+            names = name_of("model", facts["model"]), name_of("dataset", facts["dataset"])
+            asked = replace(self.request, layer=(site.layer,), hook=(site.hook,), model_name=names[0], dataset=names[1])
+            store = harvest(asked, cache_dir, on_progress=on_progress, say=say)[site]
+        here = identity(store)
+        if other := difference(facts["identity"], here):
+            raise InputError(f"{self.path} was trained on other activations than those in {store.directory} ({other})")
+        if site not in self.told and (apart := rounding(facts["identity"], here)):
+            say(f"{self.path} was trained with other versions or on another processor: {apart}")
+            self.told.add(site)
+        return store
+
+
+def can_be_kept(run: Path, say: Callable[[str], None]) -> bool:
+    """Whether what is computed of a run can be written to it; `say` is told where not: it may be another's."""
+    folders = (run, run / "analysis", run / "analysis" / "features", run / "figures")
+    if all(os.access(folder, os.W_OK) for folder in folders if folder.exists()):
+        return True
+    say(f"{run} cannot be written to: what is computed of it is not kept")
+    return False
+
+
+def refuse_no_run(path: Path) -> None:
+    """Raises InputError where there is no such directory, or one whose links lead elsewhere."""
+    if not path.is_dir():
+        raise InputError(f"{path}: there is no such run directory")
+    from sae_jax.shapes import refuse_links
+
+    refuse_links(path)
 
 
 def read_record(run: Path, name: str) -> dict[str, Any]:
-    """One of a run's JSON files. Raises InputError where it is not there or damaged."""
+    """One of a run's JSON files. Raises InputError where it is not there, damaged, or not what it must be."""
     path = run / name
     if not path.exists():
         raise InputError(f"{run}: it has no {name}: no run, or one that is not finished (--resume goes on)")
-    return read_json(path, "--force trains it again")
+    from sae_jax.shapes import read_shaped  # here, for the time that pydantic takes
 
-
-def is_bundled(source: dict[str, Any]) -> bool:
-    """Whether a model or text of a store's manifest is the bundled one."""
-    return source["fell_back"] or source["asked"] == "bundled"
+    return read_shaped(path, WRITTEN_AGAIN if name == "results.json" else TRAIN_AGAIN)

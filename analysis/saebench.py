@@ -176,6 +176,9 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
     answers = {
         name: absorption.compute(of, asked.words, asked.letters_N, asked.is_train_N) for name, of in pooled.items()
     }
+    for name, of in pooled.items():
+        if not (of.f_NxF[asked.is_train_N] != 0).any():
+            notes.append(f"{name}: none of its features fires on a word to train on: its absorption is not measured")
     judged = sorted({letter for of in answers.values() for letter in of.letters})
     notes.append(
         f"absorption: {len(asked.words):,} words, examples before each: {asked.n_examples}; letters that the model "

@@ -9,7 +9,6 @@ Shapes: F features of a member, N rows.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
+from analysis.families import alike
 from analysis.figures import styled
 from analysis.matching import FLOOR, Decoder, cosines, random_like
 from harvest.errors import InputError
-from harvest.files import write_atomically, write_json
+from harvest.files import write_arrays, write_json
 
 PARENT = 0.5
 COFIRING = 0.5  # of a child's firings; a parent with less is not confirmed
@@ -72,11 +72,8 @@ class Splitting:
 
 def families(decoders: Mapping[str, Decoder]) -> list[list[str]]:
     """Members that differ in nothing but `hidden_dim`, two or more, narrowest first."""
-    same: dict[tuple, dict[int, str]] = defaultdict(dict)
-    for name, decoder in decoders.items():
-        key = tuple(sorted((k, str(v)) for k, v in decoder.settings.items() if k != "hidden_dim"))
-        same[key][len(decoder.alive_F)] = name
-    return [[by_width[width] for width in sorted(by_width)] for by_width in same.values() if len(by_width) > 1]
+    same = alike({name: decoder.settings for name, decoder in decoders.items()}, but_for="hidden_dim")
+    return [sorted(names, key=lambda name: len(decoders[name].alive_F)) for names in same if len(names) > 1]
 
 
 def compute(
@@ -166,7 +163,7 @@ def write(splitting: Splitting, folder: Path) -> list[Path]:
     }
     record = {name: value for name, value in asdict(splitting).items() if not name.endswith("_F")}
     write_json(stem.with_name(stem.name + ".json"), {"schema": 1, **record, "trees": splitting.trees[:100]})
-    write_atomically(stem.with_name(stem.name + ".npz"), lambda file: np.savez_compressed(file, **arrays))
+    write_arrays(stem.with_name(stem.name + ".npz"), arrays, compressed=True)
     return [stem.with_name(stem.name + suffix) for suffix in (".json", ".npz")]
 
 

@@ -248,13 +248,13 @@ def difference_in_means(store: ActivationStore, tokenizer: Any, phrase: str) -> 
 
     As find-feature reads a phrase: whole words, in any case, without its article.
     """
-    from harvest.concepts import pattern_of
+    from harvest.folding import Phrase
 
-    split, pattern = store.train, pattern_of(phrase)
+    split, wanted = store.train, Phrase(phrase)
     sums_2xD, count_2, windows = np.zeros((2, store.d_model)), np.zeros(2, np.int64), max(1, ROWS // split.positions)
     for start in range(0, len(split) // split.positions, windows):
         texts = tokenizer.batch_decode(split.read_windows(start, start + windows)[0])
-        holds_W = np.array([pattern.search(text) is not None for text in texts])
+        holds_W = np.array([wanted.held_by(text) for text in texts])
         x_NxD = split.read(start * split.positions, (start + len(holds_W)) * split.positions)
         sums_WxD = x_NxD.reshape(len(holds_W), split.positions, -1).sum(1, dtype=np.float64)
         sums_2xD += [sums_WxD[~holds_W].sum(0), sums_WxD[holds_W].sum(0)]

@@ -11,13 +11,12 @@ An answer's words are made from its figures: means over seeds with 95% intervals
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import comb
 from typing import Any
 
-from analysis import comparison, emergence
+from analysis import comparison, emergence, families
 from analysis.densities import figure as densities
 from analysis.intervals import Estimate, chart, over_seeds
 from analysis.measures import LABEL_MEASURES, MEASURES, MIN_FIRINGS, RATE, Gathered
@@ -60,13 +59,10 @@ def study(gathered: Gathered, control: Gathered | None = None) -> list[Answer]:
 
 
 def kinds_of(gathered: Gathered) -> dict[str, list[str]]:
-    """{what the members have in common but for their seed: their ids}."""
-    kinds: dict[str, list[str]] = {}
-    for name in gathered.features:
-        kinds.setdefault(re.sub(r"-s\d+$", "", name), []).append(name)
-    activations = {kind: gathered.run.members[names[0]]["activation"] for kind, names in kinds.items()}
-    alone = len(set(activations.values())) == len(kinds)
-    return {activations[kind] if alone else kind: names for kind, names in kinds.items()}
+    """{what tells members that differ by nothing but their seed from the others: their ids}."""
+    kinds = families.alike(gathered.settings, but_for="seed")
+    labels = families.labels({names[0]: gathered.settings[names[0]] for names in kinds}, but_for=("seed",))
+    return {labels[names[0]]: names for names in kinds}
 
 
 def table_of(gathered: Gathered, measures: Iterable[str], prefix: str = "") -> dict[str, dict[str, Estimate]]:
@@ -81,7 +77,7 @@ def difference(gathered: Gathered, measure: str, a: str, b: str) -> Estimate:
     """Of two kinds that are picked out of all, paired by seed where both have the same seeds."""
     kinds = kinds_of(gathered)
     seeds = [
-        {gathered.run.members[name]["seed"]: gathered.values[name][measure] for name in kinds[kind]} for kind in (a, b)
+        {gathered.settings[name]["seed"]: gathered.values[name][measure] for name in kinds[kind]} for kind in (a, b)
     ]
     pairs = [(seeds[0][seed], seeds[1][seed]) for seed in seeds[0].keys() & seeds[1].keys()]
     return over_seeds([x - y for x, y in pairs if x is not None and y is not None], comb(len(kinds), 2))
@@ -111,7 +107,7 @@ def named(table: dict[str, dict[str, Estimate]]) -> dict[str, dict[str, Estimate
 
 
 def activations(gathered: Gathered) -> dict[str, str]:
-    return {name: gathered.run.members[name]["activation"] for name in gathered.features}
+    return {name: of["activation"] for name, of in gathered.settings.items()}
 
 
 def equal_l0(gathered: Gathered) -> str:
@@ -127,7 +123,12 @@ def seeds_of(gathered: Gathered) -> str:
     n = " to ".join(map(str, counts))
     single = "; with one seed there is no interval" if counts[0] == 1 else ""
     wider = "; between the most and the least: of all pairs of kinds together" if len(kinds_of(gathered)) > 2 else ""
-    return f"{n} seeds a kind, 95% intervals over seeds by Student's t{wider}: the data are the same for all{single}."
+    return (
+        f"{n} seeds a kind, 95% intervals over seeds by Student's t{wider}{single}. They cover what the seed changes: "
+        "the weights at the start, and the rows that dead features are revived from. They do not cover the text: all "
+        "seeds see the same rows in the same order and are measured on the same held-out documents, and on other text "
+        "the figures may lie outside the intervals."
+    )
 
 
 def feature_learning(gathered: Gathered, control: Gathered | None) -> Answer:

@@ -35,9 +35,10 @@ def lost_without(
 ) -> Lost:
     """`taken` maps rows [N, D] at the site to what is subtracted from them, at positions from `first_position` on.
 
-    Raises InputError for a hook that the model lacks, and where the model, run on from it, is not itself.
+    Raises InputError for an encoder, for a hook that the model lacks, and where the model, run on from it, is not
+    itself.
     """
-    model.check([site])
+    model.need_next_token("What a feature does to the next token")
     parts, positions = [], 0
     logp_V = torch.zeros(model.bridge.cfg.d_vocab, dtype=torch.float64)
     batch = batch_windows(model, tokens_WxT.shape[1])

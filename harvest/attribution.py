@@ -21,11 +21,12 @@ from harvest.request import Site
 class Output:
     """A prompt's output as a function of its activation at a site, float32 [T, D].
 
-    Raises InputError for a hook that the model lacks, and where the model, run on from it, is not itself.
+    Raises InputError for an encoder, for a hook that the model lacks, and where the model, run on from it, is not
+    itself.
     """
 
     def __init__(self, model: LanguageModel, prompt_T: Sequence[int], site: Site, contrast_V: np.ndarray):
-        model.check([site])
+        model.need_next_token("What the next token owes to features (attribute)")
         self.model, self.site, self.prompt_T = model, site, np.array(prompt_T)
         self.contrast_V = torch.from_numpy(contrast_V).to(model.device, torch.float32)
         self.runs: dict[int, FromSite] = {}
@@ -43,7 +44,9 @@ class Output:
         found = []
         for batch_KxTxD in self._batches(x_KxTxD):
             x = torch.from_numpy(batch_KxTxD).requires_grad_()
-            (gradient,) = torch.autograd.grad(self._output(x).sum(), x)
+            output = self._output(x).sum()
+            with self.model.running([self.site]):
+                (gradient,) = torch.autograd.grad(output, x)
             found.append(gradient.cpu().numpy())
         return np.concatenate(found)
 

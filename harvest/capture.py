@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,32 +43,58 @@ def harvest(
     on_progress: Progress = ignore,
     say: Say = ignore,
     shard_bytes: int = SHARD_BYTES,
+    sources: tuple[Source, Source] | None = None,
+    loss_recovered: bool = False,
 ) -> dict[Site, ActivationStore]:
     """The stores of the sites asked for, with the same windows: those harvested before at once, the others made now.
 
+    `sources` are what `resolve` answered to this request, where that was asked already.
+
     A site's rows are the same within rounding of float32 whichever sites are harvested with it. Memory: a shard a site.
-    Raises InputError for what cannot be had, cannot be stored in the number format, or finds no room on the disk.
+    With `loss_recovered`, which is to be measured of them later, a site where it cannot be is refused at once, but for
+    an encoder's: that has none, which is said. Raises InputError for what cannot be had, cannot be stored in the number
+    format, or finds no room on the disk.
     """
-    model, dataset = resolve(request)
+    model, dataset = sources or resolve(request, Path(cache_dir))
     _say_sources(model, dataset, say)
     if request.control:
         say(f"control: {request.control}, the model's weights are shuffled within each matrix")
     stores = Path(cache_dir) / "activations"
     directories = {s: stores / store_name(request, s, model, dataset, shard_bytes) for s in request.sites}
     if missing := _unfinished(directories):
+        for source in (model, dataset):
+            if source.out_of_reach:
+                raise InputError(source.out_of_reach)
         with disk_trouble_said(stores), ExitStack() as locks:
             for directory in sorted(missing.values()):  # in one order: no two processes wait for each other
                 locks.enter_context(one_at_a_time(directory, say))
             if missing := _unfinished(missing):  # another process may have finished them meanwhile
-                _fill(missing, request, model, dataset, on_progress, say, shard_bytes)
+                _fill(missing, request, model, dataset, on_progress, say, shard_bytes, loss_recovered)
                 _free_memory()
     found = {site: ActivationStore(directory) for site, directory in directories.items()}
+    if loss_recovered:
+        refuse_unmeasurable({site: store.manifest for site, store in found.items()}, say)
+    say_stores(found, say)
+    if (got := next(iter(found.values())).manifest["n_samples_got"]) < request.n_samples:
+        say(f"the text has only {got:,} windows of {request.seq_len} tokens, {request.n_samples:,} were asked for")
+    return found
+
+
+def say_stores(found: dict[Site, ActivationStore], say: Say) -> None:
+    _say_text(next(iter(found.values())).manifest["text"], say)
     for site, store in found.items():
         rows = f"{len(store.train):,} rows to train on, {len(store.held_out):,} held out"
         say(f"activations at {site.hook_name}: {rows}, in {store.directory}")
-    if (got := store.manifest["n_samples_got"]) < request.n_samples:
-        say(f"the text has only {got:,} windows of {request.seq_len} tokens, {request.n_samples:,} were asked for")
-    return found
+
+
+def refuse_unmeasurable(manifests: dict[Site, dict], say: Say) -> None:
+    """Raises InputError where loss recovered cannot be measured at a site; of an encoder, which has none, says it."""
+    for manifest in manifests.values():
+        if (trouble := manifest.get("no_loss_recovered")) and not manifest["reads_both_ways"]:
+            raise InputError(f"{trouble}. Loss recovered cannot be measured there: --ce-windows 0 does without it")
+    encoders = [manifest["no_loss_recovered"] for manifest in manifests.values() if manifest.get("reads_both_ways")]
+    for trouble in encoders[:1]:
+        say(f"not measured: {trouble}")
 
 
 def store_name(
@@ -99,18 +126,27 @@ def _fill(
     on_progress: Progress,
     say: Say,
     shard_bytes: int,
+    loss_recovered: bool,
 ) -> None:
     from harvest.language_model import LanguageModel
-    from harvest.text import token_windows
+    from harvest.rehearsal import rehearse
+    from harvest.text import Reading, token_windows
 
     language_model = LanguageModel.load(model.location, control=request.control)
+    for note in language_model.notes:
+        say(f"{model.asked}: {note}")
     say(f"harvest runs on {language_model.device} (torch {version('torch')})")
-    windows = token_windows(dataset.location, language_model.tokenizer, request)
-    facts = _description(request, model, dataset, language_model, windows)
-    writers = {
-        site: StoreWriter(directory, {**facts, "hook_name": site.hook_name, **site._asdict()}, tuple(windows))
-        for site, directory in directories.items()
+    windows = token_windows(dataset.location, language_model.tokenizer, request, reading := Reading())
+    every_WxT = np.concatenate([split.tokens_WxT for split in windows.values()])
+    rehearsed = rehearse(language_model, every_WxT, list(directories), not request.keep_first_position)
+    facts = {**_description(request, model, dataset, language_model, windows), "text": asdict(reading)}
+    about = {
+        site: {**facts, "hook_name": site.hook_name, **site._asdict(), "no_loss_recovered": rehearsed[site]}
+        for site in directories
     }
+    if loss_recovered:
+        refuse_unmeasurable(about, ignore)
+    writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
     positions = request.seq_len - (not request.keep_first_position)
     batch_bytes = _batch_windows(request) * positions * language_model.d_model * np.dtype(request.store_dtype).itemsize
     shard_windows = _batch_windows(request) * max(1, shard_bytes // batch_bytes)
@@ -161,11 +197,12 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
     """What the manifests of all sites say of where the rows come from."""
     arrays = [a for split in windows.values() for a in (split.tokens_WxT, split.documents_W)]
     return {
-        "model": {"asked": model.asked, "location": model.location, "fell_back": model.fell_back},
+        "model": model.record,
         **({"control": request.control} if request.control else {}),
         "weights_hash": language_model.weights_hash(),
+        "reads_both_ways": language_model.reads_both_ways,
         "tokenizer_hash": language_model.tokenizer_hash(),
-        "dataset": {"asked": dataset.asked, "location": dataset.location, "fell_back": dataset.fell_back},
+        "dataset": dataset.record,
         "windows_hash": _hash_arrays(arrays),
         "seq_len": request.seq_len,
         "keep_first_position": request.keep_first_position,
@@ -180,11 +217,24 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
 def _say_sources(model: Source, dataset: Source, say: Say) -> None:
     for kind, source in (("model", model), ("text", dataset)):
         where = "" if source.location == source.asked else f" ({source.location})"
+        where += " (no hub is in reach: what was harvested of it before is used)" if source.out_of_reach else ""
         say(
             f"{kind}: the bundled one, because {source.asked} is not at hand and no hub is in reach"
             if source.fell_back
             else f"{kind}: {source.asked}{where}"
         )
+
+
+def _say_text(text: dict, say: Say) -> None:
+    if text["columns"]:
+        say(f"text column: {', '.join(text['columns'])}")
+    if files := text["left_out"]:
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        say(f"left out, being of a test or validation split: {', '.join(files[:3])}{more}")
+    if text["near_copies"]:
+        copies = f"near-copies: {text['near_copies']:,} of {text['documents']:,} documents read nearly equal one before"
+        apart = "but are on both sides of training and held out, because nothing else would be left on one"
+        say(f"{copies}, {'and are on its side of training and held out' if text['copies_together'] else apart}")
 
 
 @contextmanager
@@ -201,12 +251,8 @@ def one_at_a_time(directory: Path, say: Say):
         lock.acquire()
     try:
         yield
-    except InputError:
-        if not directory.exists():  # nothing was begun, and whoever waits meets the same error
-            Path(lock.lock_file).unlink(missing_ok=True)
-        raise
     finally:
-        lock.release()
+        lock.release()  # the file stays: whoever waits for it and whoever comes later must meet at the same one
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 A passage of the corpus is a window of a document, with the phrase inside; an example is read whole. Others come from
 documents without the phrase, one of each: for a window the tokens at the same place in their document, and as many;
 for an example as many whole sentences, of nearly as many tokens. What tells the two apart is then neither length,
-place nor punctuation.
+place nor punctuation. One text of near-copies is read, and one passage: what comes six times is not six observations.
 
 Shapes: W windows, T tokens a window, N passages.
 """
@@ -20,15 +20,19 @@ from pathlib import Path
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.folding import Phrase, folded
+from harvest.near_copies import NearCopies
 from harvest.passages import Passages, filled_up
 from harvest.text import documents, jsonl_records
 
 OTHERS, MIN_OTHERS = 4, 120  # for each passage, and at least, where the text has so many
 FEWEST = 3  # passages that can be split in three, on either side
 MOST_DOCUMENTS = 100_000  # read of the corpus
+MOST_CHARACTERS = 1 << 18  # read of a document: bounds memory
 COMPARED = 20  # documents, of which the one nearest in length becomes an other of an example
 SENTENCE = re.compile(r"""\S.*?(?:[.!?]["'”’)\]]*(?=\s)|$)""", re.MULTILINE)
 NO_DOCUMENT = -1
+REPEATED = 10  # tokens; shorter passages are the same by chance
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class ConceptPassages:
     document_N: np.ndarray  # its number in the corpus; NO_DOCUMENT: of the examples, or what they are held against
     tokens_N: np.ndarray
     documents_read: int
-    left_out: int  # of the user's texts: what came twice, and others that hold the phrase
+    left_out: int  # of the user's texts: near-copies of another, and others that hold the phrase
+    near_copies: int  # of the corpus's documents and passages, left out, too
 
 
 @dataclass(frozen=True)
@@ -69,27 +74,30 @@ def gather(
     Others come from `against`, or else from the corpus. A document that holds an example word for word is left out.
     Raises InputError where there are too few of either to be split in three.
     """
-    pattern, rng = pattern_of(phrase), np.random.default_rng(seed)
+    wanted, rng = Phrase(phrase), np.random.default_rng(seed)
     if not tokenizer.is_fast:
         raise InputError(
             f"{type(tokenizer).__name__} does not say where its tokens lie in a text: no passage can be cut"
         )
-    texts = list(dict.fromkeys(examples))
+    seen, same = NearCopies(), NearCopies()  # texts, and the passages from them, without the phrase
+    texts = [text for text in examples if not seen.is_copy(wanted.cut_from(text))]
+    concept = [_own_text(text, wanted, tokenizer, first) for text in texts]
     left_out = len(examples) - len(texts)
-    holders, pool, read = _read(corpus, pattern, texts, most, rng)
+    holders, pool, read, near_copies = _read(corpus, wanted, texts, most, rng, seen)
+    windows = [_window(number, text, wanted, tokenizer, seq_len, first, rng) for number, text in holders]
+    windows = [window for window in windows if len(window.ids) > first]
+    new = [w for w in windows if not _repeats(np.array(w.ids)[~w.is_phrase], tokenizer, same)]
+    concept, near_copies = [*concept, *new], near_copies + len(windows) - len(new)
     if against:
-        pool = [(NO_DOCUMENT, text) for text in dict.fromkeys(against) if not (text in texts or pattern.search(text))]
+        pool = [(NO_DOCUMENT, text) for text in against if not (wanted.held_by(text) or seen.is_copy(text))]
         left_out += len(against) - len(pool)
-    concept = [_own_text(text, pattern, tokenizer, first) for text in texts]
-    windows = [_window(number, text, pattern, tokenizer, seq_len, first, rng) for number, text in holders]
-    concept += [window for window in windows if len(window.ids) > first]
     if len(concept) < FEWEST:
         raise InputError(
             f"{phrase!r}: {len(concept)} passages, at least {FEWEST} are needed: {len(holders)} of {read:,} documents "
-            f"of {Path(corpus).name} hold it, and {len(texts)} examples were given: give more of these, one a line "
-            "(--examples FILE)"
+            f"of {Path(corpus).name} hold it, near-copies left out, and {len(texts)} examples were given: give more of "
+            "these, one a line (--examples FILE)"
         )
-    others = _others(concept, pool, tokenizer, first, rng)
+    others = _others(concept, pool, tokenizer, first, rng, same)
     if len(others) < FEWEST:
         source = "your own (--against)" if against else Path(corpus).name
         advice = "" if against else ": give others (--against FILE)"
@@ -104,15 +112,8 @@ def gather(
         np.array([len(passage.ids) for passage in passages]),
         read,
         left_out,
+        near_copies,
     )
-
-
-def pattern_of(phrase: str) -> re.Pattern[str]:
-    """Finds the phrase as whole words, in any case and spacing, and without its article. Raises InputError."""
-    words = re.sub(r"^(the|an?)\s+(?=\S)", "", phrase.strip(), flags=re.IGNORECASE).split()
-    if not any(character.isalnum() for word in words for character in word):
-        raise InputError(f"the phrase {phrase!r} has no word in it: say what is to be found")
-    return re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, words)) + r"(?!\w)", re.IGNORECASE)
 
 
 def texts_in(path: Path, flag: str) -> list[str]:
@@ -144,15 +145,20 @@ def sentences_of(text: str) -> list[tuple[int, int]]:
 
 
 def _read(
-    corpus: str, pattern: re.Pattern[str], examples: list[str], most: int, rng: np.random.Generator
-) -> tuple[list[tuple[int, str]], list[tuple[int, str]], int]:
-    """(documents with the phrase, documents without it drawn from all that were read, how many were read)."""
-    holders: dict[str, int] = {}
+    corpus: str, phrase: Phrase, examples: list[str], most: int, rng: np.random.Generator, seen: NearCopies
+) -> tuple[list[tuple[int, str]], list[tuple[int, str]], int, int]:
+    """(documents with the phrase, documents without it drawn from all, how many were read, near-copies left out)."""
+    holders: list[tuple[int, str]] = []
     pool: dict[int, tuple[int, str]] = {}
     room, without, number = 3 * max(OTHERS * (most + len(examples)), MIN_OTHERS), 0, -1
+    copies = 0
     for number, text in enumerate(islice(documents(corpus), MOST_DOCUMENTS)):
-        if pattern.search(text):
-            holders.setdefault(text, number)
+        text = text[:MOST_CHARACTERS]
+        if phrase.held_by(text):
+            if seen.is_copy(phrase.cut_from(text)):
+                copies += 1
+                continue
+            holders.append((number, text))
             if len(holders) == most:
                 break
         elif text.strip():
@@ -160,9 +166,14 @@ def _read(
             without += 1
             if slot < room:
                 pool[slot] = (number, text)
-    new = [(number, text) for text, number in holders.items() if not any(example in text for example in examples)]
-    others = [(number, text) for number, text in pool.values() if not any(example in text for example in examples)]
-    return new, [others[i] for i in rng.permutation(len(others))], number + 1
+    given = [folded(example) for example in examples]
+    new, others = (
+        [(number, text) for number, text in of if not any(example in folded(text) for example in given)]
+        for of in (holders, pool.values())
+    )
+    single = [of for of in others if not seen.is_copy(of[1])]
+    copies += len(others) - len(single)
+    return new, [single[i] for i in rng.permutation(len(single))], number + 1, copies
 
 
 def _tokenized(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -172,37 +183,37 @@ def _tokenized(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     return encoded["input_ids"], encoded["offset_mapping"]
 
 
-def _tokens_on(mentions: Iterable[re.Match[str]], offsets: list[tuple[int, int]]) -> np.ndarray:
+def _tokens_on(mentions: Iterable[tuple[int, int]], offsets: list[tuple[int, int]]) -> np.ndarray:
     """Which tokens lie on a mention of the phrase, bool."""
     start_T, end_T = np.array(offsets, np.int64).reshape(-1, 2).T
     is_phrase_T = np.zeros(len(offsets), bool)
-    for mention in mentions:
-        is_phrase_T |= (start_T < mention.end()) & (end_T > mention.start())
+    for start, end in mentions:
+        is_phrase_T |= (start_T < end) & (end_T > start)
     return is_phrase_T
 
 
-def _own_text(text: str, pattern: re.Pattern[str], tokenizer, first: int) -> _Passage:
+def _own_text(text: str, phrase: Phrase, tokenizer, first: int) -> _Passage:
     ids, offsets = _tokenized(tokenizer, text)
     if len(ids) <= first:
         raise InputError(
             f"{text!r} (--examples) is {len(ids)} token, and the first of a window is not read: leave it out"
         )
-    return _Passage(ids, _tokens_on(pattern.finditer(text), offsets), sentences=len(sentences_of(text)))
+    return _Passage(ids, _tokens_on(phrase.mentions(text), offsets), sentences=len(sentences_of(text)))
 
 
 def _window(
-    number: int, text: str, pattern: re.Pattern[str], tokenizer, seq_len: int, first: int, rng: np.random.Generator
+    number: int, text: str, phrase: Phrase, tokenizer, seq_len: int, first: int, rng: np.random.Generator
 ) -> _Passage:
     """A window on a mention of the phrase, both drawn; where it can be, the whole phrase is at positions that count."""
     ids, offsets = _tokenized(tokenizer, text)
-    mentions = list(pattern.finditer(text))
+    mentions = phrase.mentions(text)
     mention = mentions[rng.integers(len(mentions))]
     on_it = np.flatnonzero(_tokens_on([mention], offsets))
     begin, end = int(on_it[0]), int(on_it[-1]) + 1
     if end - begin > seq_len - first:
         raise InputError(
-            f"{mention.group()!r} is {end - begin} tokens; the run was trained on windows of which {seq_len - first} "
-            "count: find something shorter"
+            f"{text[slice(*mention)]!r} is {end - begin} tokens; the run was trained on windows of which "
+            f"{seq_len - first} count: find something shorter"
         )
     lowest = max(0, end - seq_len)
     start = int(rng.integers(lowest, max(lowest, min(begin - first, len(ids) - seq_len)) + 1))
@@ -211,7 +222,12 @@ def _window(
 
 
 def _others(
-    concept: list[_Passage], pool: list[tuple[int, str]], tokenizer, first: int, rng: np.random.Generator
+    concept: list[_Passage],
+    pool: list[tuple[int, str]],
+    tokenizer,
+    first: int,
+    rng: np.random.Generator,
+    same: NearCopies,
 ) -> list[_Passage]:
     """One like each passage in turn, until there are enough or the pool is used up."""
     ids_of = cache(lambda text: _tokenized(tokenizer, text)[0])
@@ -231,11 +247,15 @@ def _others(
             number, text = unused.pop(next(long_enough, longest))
             start = min(like.start, max(0, len(ids_of(text)) - length))
             ids = ids_of(text)[start : start + length]
-        if len(ids) > first:
+        if len(ids) > first and not _repeats(ids, tokenizer, same):
             in_its_place = np.zeros(len(ids), bool)
             in_its_place[:length] = like.is_phrase[: len(ids)]
             others.append(_Passage(ids, in_its_place, number, start))
     return others
+
+
+def _repeats(ids: Sequence[int] | np.ndarray, tokenizer, same: NearCopies) -> bool:
+    return len(ids) >= REPEATED and same.is_copy(tokenizer.decode(ids))
 
 
 def _sentence_run(text: str, count: int, rng: np.random.Generator) -> str:

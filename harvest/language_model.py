@@ -7,100 +7,130 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.utils import enable_progress_bars
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging as transformers_logging
 
 from harvest.errors import InputError
+from harvest.library_errors import explained
+from harvest.loading import listed, load_bridge
 from harvest.request import Site
-from harvest.sources import official_name
 
-SHUFFLE_SEED = 0
+BOTH_WAYS, BOTH_WAYS_TOKENS = 1e-4, 8  # share of the largest logit that a later token changes; tokens to see it by
 
 
 class LanguageModel:
-    """A causal language model on one device, in float32 and with the weights as published (nothing folded)."""
+    """A language model on one device, in float32 and with the weights as published (nothing folded).
 
-    def __init__(self, bridge: TransformerBridge):
-        self.bridge = bridge
+    `notes` are what whoever uses it should be told. What transformers, TransformerLens and torch raise as it loads or
+    runs becomes an InputError (`explained`).
+    """
+
+    def __init__(self, bridge: TransformerBridge, notes: Sequence[str] = ()):
+        self.bridge, self.notes = bridge, tuple(notes)
         self.tokenizer = bridge.tokenizer
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
+        self.name: str = bridge.cfg.model_name
         self.device = next(bridge.original_model.parameters()).device
 
     @classmethod
     def load(cls, location: str, device: str | None = None, control: str | None = None) -> LanguageModel:
-        """From a hub name, an alias or a local directory, to `device` (cuda where there is one).
-
-        With the control "random-weights" its weights are `shuffled`.
-        Raises InputError, with the reason, for a model that cannot be loaded or whose files lack weights.
-        """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            with _quietly() as reports:
-                name, given = official_name(location), {}
-                if control:  # before TransformerLens makes copies of parts of some weights
-                    original: torch.nn.Module = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-                    given = {"hf_model": shuffled(original).to(device)}
-                bridge = TransformerBridge.boot_transformers(name, device=device, **given)
-                if getattr(bridge.cfg, "attn_implementation", None) is None:  # it needs no eager attention here
-                    model: Any = bridge.original_model
-                    with suppress(ValueError):  # a model that has no other stays eager
-                        model.set_attn_implementation("sdpa")
-        except Exception as error:  # of many libraries: the hub's client, the formats' readers, the model's own code
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"--model-name {location}: the model cannot be loaded: {reason}") from error
-        if missing := _missing_weights(reports):
-            raise InputError(
-                f"--model-name {location}: its files lack the weights {', '.join(missing)}, which would be random: "
-                "get the model again, whole"
-            )
-        return cls(bridge.eval())
+        """From a hub name, an alias or a local directory, to `device` (cuda where there is one), as `load_bridge`."""
+        return cls(*load_bridge(location, device or ("cuda" if torch.cuda.is_available() else "cpu"), control))
 
     def activations(self, tokens_WxT: np.ndarray, sites: Sequence[Site]) -> dict[Site, np.ndarray]:
         """Activations at sites, float32 [W, T, D] each, by one run; nothing behind the last of them is computed.
 
-        Raises InputError as `check` does.
+        Raises InputError as `check` does, for what is no activation, and where a library fails.
         """
         self.check(sites)
         found: dict[Site, np.ndarray] = {}
 
         def read(x_WxTxD: torch.Tensor, hook, into: Site) -> None:
-            found[into] = x_WxTxD.to("cpu", torch.float32, copy=True).numpy()
+            found[into] = self.activation(x_WxTxD, into).to("cpu", torch.float32, copy=True).numpy()
             if len(found) == len(sites):
                 raise _AllRead
 
         readers = [(site.hook_name, partial(read, into=site)) for site in sites]
         tokens, below = self.token_ids(tokens_WxT), max(site.layer for site in sites)
         with (
+            self.running(sites),
             torch.inference_mode(),
             self.as_written(sites, below),
             self.bridge.hooks(fwd_hooks=readers),
             suppress(_AllRead),
         ):
             self.bridge(tokens, return_type=None, use_cache=False)
+        for site in sites:
+            if site not in found:
+                raise InputError(f"--hook {site.hook}: {self.name} does not pass this point of layer {site.layer}")
         return found
 
     def check(self, sites: Sequence[Site]) -> None:
         """Raises InputError for a hook that this model lacks (resid_mid, where attention and MLP are parallel)."""
         for site in sites:
             if site.hook_name not in self.bridge.hook_dict:
-                name = self.bridge.cfg.model_name
-                raise InputError(f"--hook {site.hook}: {name} has no such point in layer {site.layer}")
+                raise InputError(f"--hook {site.hook}: {self.name} has no such point in layer {site.layer}")
+
+    def activation(self, x_WxTxD: Any, site: Site) -> torch.Tensor:
+        """What a hook is given. Raises InputError where it is no activation of the model's width."""
+        if not isinstance(x_WxTxD, torch.Tensor) or x_WxTxD.ndim != 3 or x_WxTxD.shape[-1] != self.d_model:
+            what = f"shape {list(x_WxTxD.shape)}" if isinstance(x_WxTxD, torch.Tensor) else type(x_WxTxD).__name__
+            raise InputError(
+                f"--hook {site.hook}: what {self.name} has there in layer {site.layer} ({what}) is no activation of "
+                f"width {self.d_model} a token: choose another hook"
+            )
+        return x_WxTxD
+
+    def running(self, sites: Sequence[Site] = ()) -> AbstractContextManager[None]:
+        """Everything that runs the model, or a part of it, does so inside of this."""
+        at = f" at {listed([site.hook_name for site in sites])}" if sites else ""
+        return explained(f"{self.name}: transformers, TransformerLens or torch cannot run this model{at}")
+
+    @cached_property
+    def reads_both_ways(self) -> bool:
+        """Whether a token changes the output at positions before it, as in an encoder: found by changing one."""
+        special = set(self.tokenizer.all_special_ids)
+        usual = [token for token in range(self.vocabulary) if token not in special][: BOTH_WAYS_TOKENS + 1]
+        tokens_2xT = np.array([usual[:-1], [*usual[:-2], usual[-1]]])
+        with self.running(), torch.inference_mode(), self.as_written([], self.n_layers):
+            logits_2xTxV = self.bridge(self.token_ids(tokens_2xT), return_type="logits", use_cache=False).float()
+        change = (logits_2xTxV[0] - logits_2xTxV[1])[:-1].abs().max()
+        return bool(change > BOTH_WAYS * logits_2xTxV.abs().max())
+
+    def need_next_token(self, what: str) -> None:
+        """Raises InputError for a model that reads both ways: it predicts no next token."""
+        if self.reads_both_ways:
+            raise InputError(
+                f"{self.name} is an encoder: each of its positions sees the whole text, also the next token, which it "
+                f"therefore does not predict. {what} is for models that read from left to right; dictionaries of an "
+                "encoder can be trained and measured without it"
+            )
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens it has embeddings of."""
+        embeddings: Any = self.bridge.original_model.get_input_embeddings()  # type: ignore[operator]
+        return embeddings.weight.shape[0]
+
+    def check_tokens(self, tokens_WxT: np.ndarray) -> None:
+        """Raises InputError for tokens that the model has no embedding of."""
+        if tokens_WxT.size and not 0 <= tokens_WxT.min() <= tokens_WxT.max() < self.vocabulary:
+            raise InputError(
+                f"{self.name}: its tokenizer gives token {tokens_WxT.max():,}, and the model has embeddings of "
+                f"{self.vocabulary:,} tokens: the tokenizer is that of another model, or was added to. Get both from "
+                "one source"
+            )
 
     def token_ids(self, tokens_WxT: np.ndarray) -> torch.Tensor:
+        self.check_tokens(tokens_WxT)
         return torch.from_numpy(tokens_WxT.astype(np.int64)).to(self.device)
 
     def weights_hash(self) -> str:
@@ -112,12 +142,8 @@ class LanguageModel:
         return digest.hexdigest()
 
     def tokenizer_hash(self) -> str:
-        """The same for tokenizers that give the same tokens."""
-        if self.tokenizer.is_fast:
-            facts = json.loads(self.tokenizer.backend_tokenizer.to_str())
-            facts = {k: v for k, v in facts.items() if k not in ("truncation", "padding")}  # of the last call
-        else:
-            facts = self.tokenizer.get_vocab()
+        """The same for tokenizers that give the tokens the same numbers."""
+        facts = self.tokenizer.get_vocab()
         return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     @contextmanager
@@ -145,63 +171,5 @@ class LanguageModel:
                 setattr(original, name, child)
 
 
-def shuffled(model: torch.nn.Module) -> torch.nn.Module:
-    """The model with the entries of each matrix and embedding permuted, the same way each time.
-
-    A control: each tensor keeps its distribution, and nothing of what was learned (after Heap et al. 2025, arXiv
-    2501.17727, who draw from a normal one). Vectors stay: norms' gains and biases hold no more than a scale each, and
-    keep activations at their size.
-    """
-    rng = np.random.default_rng(SHUFFLE_SEED)
-    with torch.no_grad():
-        for parameter in model.parameters():  # of tied weights each once
-            if parameter.ndim > 1:
-                order = torch.from_numpy(rng.permutation(parameter.numel()))
-                parameter.copy_(parameter.flatten()[order].view_as(parameter))
-    return model
-
-
 class _AllRead(Exception):
     """Every activation that was asked for has been read: the rest of the model need not run."""
-
-
-class _Collecting(logging.Handler):
-    def __init__(self, messages: list[str]):
-        super().__init__()
-        self.messages = messages
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
-@contextmanager
-def _quietly() -> Iterator[list[str]]:
-    """Loads without the libraries' bars and notes; a download's bar stays where a person sees it.
-
-    Yields what transformers reports on the weights: it only warns of those that it had to make up.
-    """
-    reports: list[str] = []
-    handler = _Collecting(reports)
-    logger = logging.getLogger("transformers.modeling_utils")
-    level, propagate, bars = logger.level, logger.propagate, transformers_logging.is_progress_bar_enabled()
-    logger.addHandler(handler)
-    logger.setLevel(logging.WARNING)
-    logger.propagate = False
-    transformers_logging.disable_progress_bar()
-    if sys.stderr.isatty():
-        enable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield reports
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _missing_weights(reports: list[str]) -> list[str]:
-    rows = [line.split("|") for report in reports for line in report.splitlines() if "|" in line]
-    return [cells[0].strip() for cells in rows if cells[1].strip() == "MISSING"]

@@ -45,12 +45,12 @@ def losses(
 
     Positions from `first_position` on are replaced, and they are those that count, as SAELens neither replaces nor
     counts special tokens; a position's cross-entropy is that of the token behind it. `on_tokens` is told of every
-    token that ran from the site on. Raises InputError for a hook that the model does not have or that cannot
-    be replaced, and where a replacement is not finite.
+    token that ran from the site on. Raises InputError for an encoder, for a hook that the model does not have or that
+    cannot be replaced, and where a replacement is not finite.
     """
+    model.need_next_token("Loss recovered")
     if tokens_WxT.shape[1] - first_position < 2:
         raise InputError(f"windows of {tokens_WxT.shape[1]} tokens have none whose next token can be predicted")
-    model.check([site])
     clean: list[Losses] = []
     found: dict[str, list[Losses]] = {name: [] for name in replacements}
     batch = batch_windows(model, tokens_WxT.shape[1])
@@ -99,6 +99,7 @@ class FromSite:
     """
 
     def __init__(self, model: LanguageModel, tokens: torch.Tensor, site: Site):
+        model.check([site])
         self.model, self.tokens, self.site = model, tokens, site
         bridge, block = model.bridge, model.bridge.blocks[site.layer]
         self.blocks = list(bridge.blocks[: site.layer + (site.hook == "resid_post")])
@@ -118,7 +119,7 @@ class FromSite:
         seen: dict[str, torch.Tensor] = {}
 
         def see(x_WxTxD: torch.Tensor, hook, name: str) -> None:
-            seen[name] = x_WxTxD.clone()
+            seen[name] = self.model.activation(x_WxTxD, self.site).clone()
 
         names = {"activation": self.site.hook_name}
         if self.site.hook == "resid_mid":
@@ -133,6 +134,8 @@ class FromSite:
         finally:
             for handle in keep:
                 handle.remove()
+        if lacking := names.keys() - seen:
+            raise InputError(f"--hook {self.site.hook}: this model does not pass {names[lacking.pop()]}")
         self.activation_WxTxD = seen["activation"].float().cpu()
         if self.site.hook == "resid_mid":
             self.before_WxTxD = seen["resid_pre"]
@@ -159,7 +162,8 @@ class FromSite:
         with answering(known | {part: self.outputs[part] for part in self.parts}):
             logits = self._run([(point, put)], x_WxTxD.requires_grad)
         if len(met) != 1:
-            raise InputError(f"--hook {self.site.hook}: {len(met)} points in layer {self.site.layer} to be replaced")
+            where = f"--hook {self.site.hook} of layer {self.site.layer}"
+            raise InputError(f"{where}: this model cannot be run on from there ({len(met)} points to replace it at)")
         return logits
 
     def check(self, clean_logp_WxPxV: torch.Tensor, first_position: int) -> None:
@@ -177,6 +181,7 @@ class FromSite:
     def _run(self, hooks: list, gradients: bool = False) -> torch.Tensor:
         bridge = self.model.bridge
         with (
+            self.model.running([self.site]),
             torch.set_grad_enabled(gradients),  # no inference mode: what was computed in it no gradient may pass
             self.model.as_written([self.site], self.model.n_layers),
             bridge.hooks(fwd_hooks=hooks),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,13 @@ CONTROLS = ("random-weights",)
 def flag(default, help: str, **extra):
     """A dataclass field that `main.py` shows as a flag."""
     return field(default=default, metadata={"help": help, **extra})
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy, JAX or torch as Python's own, and a path as its text; anything else as it is."""
+    if isinstance(value, PathLike):
+        return fspath(value)
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def default_cache_dir() -> Path:
@@ -68,9 +76,12 @@ class HarvestRequest:
     )
 
     def __post_init__(self) -> None:
-        for name, kind in (("layer", int), ("hook", str)):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, kind) else tuple(value))
+        for name in (part.name for part in fields(self)):
+            value = plain(getattr(self, name))
+            if name in ("layer", "hook"):  # from Python one will do
+                several = not isinstance(value, str) and hasattr(value, "__iter__")
+                value = tuple(map(plain, value)) if several else (value,)
+            object.__setattr__(self, name, value)
 
         def need(ok: bool, name: str, allowed: str) -> None:
             if not ok:
@@ -78,6 +89,10 @@ class HarvestRequest:
                 value = " ".join(map(str, value)) if isinstance(value, tuple) else value
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be {allowed}")
 
+        for name, values in (("layer", self.layer), ("n_samples", [self.n_samples]), ("seq_len", [self.seq_len])):
+            for value in values:
+                if type(value) is not int:
+                    raise InputError(f"--{name.replace('_', '-')} {value!r}: must be a whole number")
         for layer in self.layer:
             if layer < 0:
                 raise InputError(f"--layer {layer}: must be 0 or more")
@@ -89,11 +104,13 @@ class HarvestRequest:
             need(0 < len(values) == len(set(values)), name, f"one or several different {name}s")
         need(self.n_samples >= 2, "n_samples", "at least 2 (one window to train on, one held out)")
         need(self.seq_len >= (1 if self.keep_first_position else 2), "seq_len", "at least 2")
+        need(isinstance(self.held_out, int | float), "held_out", "a number")
         need(0 < self.held_out <= 1, "held_out", "over 0 and at most 1 (then there is nothing to train on)")
         need(self.store_dtype in STORE_DTYPES, "store_dtype", f"one of {', '.join(STORE_DTYPES)}")
         need(self.control in (None, *CONTROLS), "control", f"one of {', '.join(CONTROLS)}, or left out")
         for name in ("model_name", "dataset"):
-            need(getattr(self, name) is None or bool(getattr(self, name).strip()), name, "a name, not an empty text")
+            value = getattr(self, name)
+            need(value is None or (isinstance(value, str) and bool(value.strip())), name, "a name, not an empty text")
 
     def to_json(self) -> dict[str, Any]:
         """The fields; without a control as before there was one, so that runs and stores keep their names."""

@@ -1,21 +1,27 @@
 """Which model and which text a request means, found out in under 5 seconds. No torch, nothing is downloaded.
 
 Looked for in this order: 'bundled', a local path, a model in the hub client's cache, the hub itself (model and data
-set asked for at once), a data set in the client's cache. The client's environment variables are honoured: HF_ENDPOINT,
-HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE.
+set asked for at once), a data set in the client's cache, activations harvested before. The client's environment
+variables are honoured: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE.
+
+A model or text is known by its fingerprint: of local files what they hold, wherever they lie; of the hub's files their
+name and commit. Files that say nothing of the model (a README, notes) do not count.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from harvest.errors import InputError
+from harvest.files import parse_json
 from harvest.hub import FLAG, HubQuestion, Kind
 from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, HarvestRequest
 from harvest.text import text_files
@@ -28,7 +34,15 @@ LAYER_KEYS = ("n_layer", "num_hidden_layers", "n_layers", "num_layers")
 POSITION_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 WIDTH_KEYS = ("n_embd", "hidden_size", "d_model")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-HASHED_BYTES = 64 << 20
+TOKENIZER_PATTERNS: tuple[str, ...] = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+)
+TOKENIZER_PATTERNS += ("*.model", "*.tiktoken")
+INCIDENTAL = ("_name_or_path", "name_or_path", "transformers_version")  # of a model's JSON files
 DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".gz", ".zst"}
 
 
@@ -40,24 +54,33 @@ class Source:
     location: str  # what to load: a hub name, a local path, or what is bundled
     fell_back: bool  # the default could not be had, and what is bundled is used
     n_layers: int | None  # models only; None where the config does not say
-    fingerprint: str  # of local files their names and contents; of the hub's its name and commit
+    fingerprint: str  # of local files what they hold; of the hub's the repository and its commit, with an @
     n_positions: int | None = None  # models only: the longest window it takes
     d_model: int | None = None  # models only: the width of its residual stream
+    out_of_reach: str = ""  # why it cannot be loaded now, though activations were harvested of it before
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a store's manifest keeps of it, from which `place_of` and `name_of` find it again."""
+        kept = ("asked", "location", "fell_back", "fingerprint")
+        return {name: getattr(self, name) for name in kept}
 
 
-def resolve(request: HarvestRequest) -> tuple[Source, Source]:
+def resolve(request: HarvestRequest, cache_dir: Path | None = None) -> tuple[Source, Source]:
     """The (model, data set) of a request.
 
-    Raises InputError for what was named and cannot be had, and for a layer or a window that the model does not have.
+    Where no hub is in reach, what was named is looked for among the activations in `cache_dir`, too: it is then
+    `out_of_reach`, but known. Raises InputError for what was named and cannot be had, and for a layer or a window that
+    the model does not have.
     """
     model, dataset = _model_here(request.model_name), _dataset_here(request.dataset)
     model_name, dataset_name = request.model_name or DEFAULT_MODEL, request.dataset or DEFAULT_DATASET
     about_model = None if model else HubQuestion("model", model_name, official_name(model_name))
     about_dataset = None if dataset else HubQuestion("dataset", dataset_name, dataset_name.partition(":")[0])
     if about_model:
-        model = _model_at_hub(about_model, request.model_name)
+        model = _model_at_hub(about_model, request.model_name, cache_dir)
     if about_dataset:
-        dataset = _dataset_at_hub(about_dataset, request.dataset)
+        dataset = _dataset_at_hub(about_dataset, request.dataset, cache_dir)
     assert model and dataset
     _check_fits(request, model)
     return model, dataset
@@ -83,6 +106,40 @@ def same_name(name: str) -> str:
     elif path.exists():
         return str(path.resolve())
     return official_name(name.removeprefix("openai-community/"))  # the hub's own alias: gpt2 is found without it
+
+
+def place_of(kind: Kind, record: Mapping[str, Any]) -> str:
+    """Where to load a model or text from that a store's manifest names; the store may come from another machine."""
+    if is_bundled(record):
+        return str(BUNDLED_MODEL if kind == "model" else BUNDLED_CORPUS)
+    repo, at, commit = record["fingerprint"].partition("@")
+    if at and kind == "model":
+        return str(_cached_model(repo, commit) or _cached_model(repo) or repo)
+    return name_of(kind, record)
+
+
+def name_of(kind: Kind, record: Mapping[str, Any]) -> str:
+    """What to ask for on this machine, to get the model or text that a store's manifest names."""
+    if is_bundled(record):
+        return "bundled"
+    repo, at, _ = record["fingerprint"].partition("@")
+    if at:
+        return repo
+    moved = not Path(record["location"]).exists() and Path(record["asked"]).expanduser().exists()
+    return str(Path(record["asked"]).expanduser().resolve()) if moved else record["location"]
+
+
+def is_bundled(record: Mapping[str, Any]) -> bool:
+    """Whether a model or text of a store's manifest is the bundled one."""
+    return record["fell_back"] or record["asked"] == "bundled"
+
+
+def model_fingerprint(location: str) -> str:
+    """The fingerprint of the model at a place that `place_of` gave."""
+    path = Path(location)
+    if commit := re.search(r"models--([^/]+)/snapshots/([^/]+)$", location):
+        return f"{commit[1].replace('--', '/')}@{commit[2]}"
+    return _model_files_hash(path) if path.is_dir() else ""
 
 
 # What lies here: bundled, local paths, the hub client's cache.
@@ -127,11 +184,8 @@ def _existing_path(kind: Kind, name: str) -> Path | None:
 
 
 def _local_model(asked: str, folder: Path, fingerprint: str = "", fell_back: bool = False) -> Source:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--model-name {asked}: {folder / 'config.json'} cannot be read: {error}") from error
-    return _model(asked, str(folder), config, fingerprint or _fingerprint(_files_in(folder)), fell_back)
+    config = parse_json(folder / "config.json", f"get the model again (--model-name {asked})")
+    return _model(asked, str(folder), config, fingerprint or _model_files_hash(folder), fell_back)
 
 
 def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back: bool = False) -> Source:
@@ -141,9 +195,9 @@ def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back:
 
 def _first_of(keys: tuple[str, ...], config: dict) -> int | None:
     """A number of a model's config, under any of its names; models that also see or hear keep it in text_config."""
-    for level in (config, config.get("text_config") or {}):
-        for key in keys:
-            if isinstance(level.get(key), int):
+    for level in (config, config.get("text_config")):
+        for key in keys if isinstance(level, dict) else ():
+            if type(level.get(key)) is int and level[key] > 0:
                 return level[key]
     return None
 
@@ -153,11 +207,13 @@ def _missing_from(folder: Path) -> list[str]:
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     for index in [*folder.glob("model*.index.json"), *folder.glob("pytorch_model*.index.json")]:
         try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError):
+            shards = parse_json(index, "get it again").get("weight_map")
+        except InputError:
+            shards = None
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
             missing.append(f"a readable {index.name}")
             continue
-        missing += sorted(shard for shard in shards if not (folder / shard).is_file())
+        missing += sorted(shard for shard in set(shards.values()) if not (folder / shard).is_file())
     if not any([*folder.glob("model*.safetensors"), *folder.glob("pytorch_model*.bin")]):
         missing.append("weights (model.safetensors)")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
@@ -165,10 +221,10 @@ def _missing_from(folder: Path) -> list[str]:
     return missing
 
 
-def _cached_model(repo: str) -> Path | None:
+def _cached_model(repo: str, commit: str | None = None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(repo, "config.json")
+    config = try_to_load_from_cache(repo, "config.json", revision=commit)
     if isinstance(config, str) and not _missing_from(Path(config).parent):
         return Path(config).parent
     return None
@@ -186,25 +242,45 @@ def _cached_dataset(repo: str) -> Path | None:
 
 
 def _fingerprint(files: list[Path]) -> str:
-    facts = [(path.name, path.stat().st_size, _content(path)) for path in files]
+    """The same for the same texts in the same order, whatever the files are called."""
+    return _hash_of([(path.suffix, _content(path)) for path in files])
+
+
+def _model_files_hash(folder: Path) -> str:
+    """The same for the same config, weights and tokenizer, whatever else lies in the folder."""
+    weights = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    files = {folder / "config.json", *weights}.union(*(folder.glob(pattern) for pattern in TOKENIZER_PATTERNS))
+    return _hash_of([(path.name, _content(path)) for path in sorted(files) if path.is_file()])
+
+
+def _hash_of(facts: list[tuple[str, str]]) -> str:
     return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file())
-
-
-def _content(path: Path) -> str | int:
-    """A hash of what a file holds; of a large one its time, which a copy or a checkout changes."""
+def _content(path: Path) -> str:
+    """A hash of what a file holds; of a config without the version that wrote it and the path it was read from."""
+    if path.name in ("config.json", "tokenizer_config.json"):
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            return json.dumps({key: value for key, value in config.items() if key not in INCIDENTAL}, sort_keys=True)
+        except (ValueError, AttributeError, RecursionError):
+            pass  # no JSON object: its bytes are what it is
     stat = path.stat()
-    return blake2b(path.read_bytes()).hexdigest() if stat.st_size <= HASHED_BYTES else stat.st_mtime_ns
+    return _bytes_hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@cache
+def _bytes_hash(path: Path, size: int, changed_ns: int) -> str:
+    """Read once in a process, however often it is asked for: a model has gigabytes."""
+    with open(path, "rb") as file:
+        return file_digest(file, blake2b).hexdigest()
 
 
 def named_files(request: HarvestRequest) -> dict[str, str]:
     """Fingerprints of the local files that a request names: once these change, it asks for something else."""
     found = {}
     if request.model_name and (folder := Path(request.model_name).expanduser()).is_dir():
-        found["model_name"] = _fingerprint(_files_in(folder))
+        found["model_name"] = _model_files_hash(folder)
     if request.dataset and (path := Path(request.dataset).expanduser()).exists():
         found["dataset"] = _fingerprint(text_files(path))
     return found
@@ -213,16 +289,16 @@ def named_files(request: HarvestRequest) -> dict[str, str]:
 # What the hub has.
 
 
-def _model_at_hub(question: HubQuestion, named: str | None) -> Source:
+def _model_at_hub(question: HubQuestion, named: str | None, cache_dir: Path | None) -> Source:
     answer = question.answer()
     if answer.verdict == "there":
         return _model(named or DEFAULT_MODEL, question.repo, answer.config, f"{question.repo}@{answer.commit}")
     if named is not None:
-        raise question.refusal()
+        return _harvested_before(question, question.repo, cache_dir)
     return _local_model(DEFAULT_MODEL, BUNDLED_MODEL, fell_back=True)
 
 
-def _dataset_at_hub(question: HubQuestion, named: str | None) -> Source:
+def _dataset_at_hub(question: HubQuestion, named: str | None, cache_dir: Path | None) -> Source:
     answer = question.answer()
     if answer.verdict == "there":
         return Source(question.name, question.name, False, None, f"{question.name}@{answer.commit}")
@@ -230,8 +306,25 @@ def _dataset_at_hub(question: HubQuestion, named: str | None) -> Source:
         config = question.name.removeprefix(question.repo)  # '' or ':config'
         return Source(question.name, f"{snapshot}{config}", False, None, f"{question.name}@{snapshot.name}")
     if named is not None:
-        raise question.refusal()
+        return _harvested_before(question, question.name, cache_dir)
     return Source(question.name, str(BUNDLED_CORPUS), True, None, _fingerprint([BUNDLED_CORPUS]))
+
+
+def _harvested_before(question: HubQuestion, name: str, cache_dir: Path | None) -> Source:
+    """The one that the newest store in the cache was harvested of. Raises InputError where there is none."""
+    manifests = [*(cache_dir / "activations").glob("*/manifest.json")] if cache_dir else []
+    for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        try:
+            manifest = parse_json(path, "")
+        except InputError:
+            continue  # of whatever it was: it is named once that is asked for
+        record = manifest.get(question.kind, {})
+        if record.get("fingerprint", "").startswith(f"{name}@"):
+            width = manifest["d_model"] if question.kind == "model" else None
+            trouble = str(question.refusal())
+            fingerprint = record["fingerprint"]
+            return Source(question.name, name, False, None, fingerprint, d_model=width, out_of_reach=trouble)
+    raise question.refusal()
 
 
 def _check_fits(request: HarvestRequest, model: Source) -> None:

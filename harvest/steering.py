@@ -48,8 +48,12 @@ def write(
 
     With a cache of keys and values only the newest token runs through the model, and it is changed as it does.
     Probabilities of `watched` are at temperature 1. The end of a text is never drawn: all samples are of one length.
-    Raises InputError where prompt and text are longer than the model reads, and for a model that uses no such cache.
+    Raises InputError for an encoder, for a prompt without a token, where prompt and text are longer than the model
+    reads, and for a model that uses no such cache.
     """
+    model.need_next_token("Writing text (steer)")
+    if not len(prompt_T):
+        raise InputError("--prompt: there is no token in it: give a word")
     longest = model.bridge.cfg.n_ctx
     if len(prompt_T) >= longest:
         raise InputError(f"--prompt: it has {len(prompt_T)} tokens, and the model reads {longest}: give a shorter one")
@@ -59,13 +63,16 @@ def write(
             f"{longest - len(prompt_T)} fit into the {longest} that the model reads"
         )
     original = model.bridge.original_model
-    cache_name = next(name for name in ("cache", "past_key_values") if name in signature(original.forward).parameters)
+    takes = signature(original.forward).parameters
+    cache_name = next((name for name in ("cache", "past_key_values") if name in takes), None)
+    if cached and cache_name is None:
+        raise InputError(f"{model.name} takes no cache of keys and values: it cannot write text here")
     generator = torch.Generator().manual_seed(seed)
     tokens_SxT = model.token_ids(np.tile(np.array(prompt_T), (samples, 1)))
     cache, start, new, mass = None, 0, [], []  # `start`: where the tokens that run now stand in the text
 
     def changed(x_SxTxD: torch.Tensor) -> torch.Tensor:
-        untouched = max(0, change.first_position - start)
+        x_SxTxD, untouched = model.activation(x_SxTxD, change.site), max(0, change.first_position - start)
         if untouched >= x_SxTxD.shape[1]:
             return x_SxTxD
         rows_SxTxD, y_SxTxD = x_SxTxD[:, untouched:], x_SxTxD.clone()
@@ -73,18 +80,18 @@ def write(
         y_SxTxD[:, untouched:] = torch.from_numpy(new_NxD).view(rows_SxTxD.shape).to(y_SxTxD)
         return y_SxTxD
 
-    with torch.inference_mode(), changing(model, change.site, changed):
+    with model.running([change.site]), torch.inference_mode(), changing(model, change.site, changed):
         for step in range(new_tokens):
-            past = {cache_name: cache} if cached else {}
+            past = {cache_name: cache} if cache_name and cached else {}
             output = original(input_ids=tokens_SxT[:, start:], use_cache=cached, **past)
             logits_SxV = output.logits[:, -1].float().cpu()
             if cached and step == 1:
                 start = 0
                 whole_SxV = original(input_ids=tokens_SxT, use_cache=False).logits[:, -1].float().cpu()
                 if not (logits_SxV - whole_SxV).abs().max() <= SAME * whole_SxV.abs().max():
-                    where = f"{change.site.hook_name} of {model.bridge.cfg.model_name}"
+                    where = f"{change.site.hook_name} of {model.name}"
                     raise InputError(f"{where}: with a cache of keys and values this model is not itself")
-            if cached:
+            if cache_name and cached:
                 cache, start = getattr(output, cache_name), tokens_SxT.shape[1]
             mass.append(logits_SxV.softmax(-1)[:, list(watched)].sum(-1))
             if (end := model.tokenizer.eos_token_id) is not None:
@@ -138,10 +145,11 @@ def cache_renamed(part: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tup
 
 
 def surprise(model: LanguageModel, prompt_T: Sequence[int], tokens_SxN: np.ndarray) -> np.ndarray:
-    """−log p of each token after the prompt, in nats [S, N], by the model as it is."""
+    """−log p of each token after the prompt, in nats [S, N], by the model as it is. Raises InputError for an encoder."""
+    model.need_next_token("The perplexity of a text")
     prompts_SxT = np.tile(np.array(prompt_T), (len(tokens_SxN), 1))
     tokens = model.token_ids(np.concatenate([prompts_SxT, tokens_SxN], 1))
-    with torch.inference_mode():
+    with model.running(), torch.inference_mode():
         logits_SxTxV = model.bridge(tokens, return_type="logits", use_cache=False)[:, len(prompt_T) - 1 : -1].float()
     return -logits_SxTxV.log_softmax(-1).gather(-1, tokens[:, len(prompt_T) :, None])[..., 0].cpu().numpy()
 
@@ -150,6 +158,7 @@ def next_probabilities(
     model: LanguageModel, prompt_T: Sequence[int], site: Site, added_CxD: np.ndarray, first_position: int
 ) -> np.ndarray:
     """Probabilities of the token after a prompt [C, V], with each direction added to its rows from a position on."""
+    model.need_next_token("Steering")
     run = FromSite(model, model.token_ids(np.tile(np.array(prompt_T), (len(added_CxD), 1))), site)
     x_CxTxD = run.activation_WxTxD.clone()
     x_CxTxD[:, first_position:] += torch.from_numpy(added_CxD)[:, None]

@@ -9,15 +9,19 @@
 
 Shapes: N rows, W windows, T tokens a window, D width of the model.
 Row r of a split is position `first_position + r % positions` of window `r // positions`.
+
+The manifest has a checksum of itself and of every file. A file is compared with it once in a process, when it is first
+opened; the rows to train on meanwhile, in a thread (`compared_meanwhile`).
 """
 
 from __future__ import annotations
 
 import io
-import json
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -26,12 +30,13 @@ from pathlib import Path
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.files import checksum, write_atomically, write_json
+from harvest.files import checksum, read_json, write_atomically, write_json
 
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "held_out")
 ARRAYS = ("rows", "tokens", "documents")
 OPEN_MAPS = 256  # each holds a file descriptor, of which a process commonly has 1024
+AGAIN = "delete the store and harvest again"
 
 
 @dataclass
@@ -78,12 +83,13 @@ class StoreWriter:
             (self.directory / split).mkdir(parents=True, exist_ok=True)
 
     def has_shard(self, split: str, index: int, tokens_WxT: np.ndarray) -> bool:
-        """Whether a shard of just these windows was finished, and its files are still there and whole in size."""
-        if not self._record_path(split, index).exists():
+        """Whether a shard of just these windows was finished, and its files are still as they were written."""
+        try:
+            record = read_json(self._record_path(split, index), "")
+        except (InputError, FileNotFoundError):
             return False
-        files = json.loads(self._record_path(split, index).read_text())["files"]
-        paths = {name: shard_path(self.directory, split, name, index) for name in files}
-        if not all(paths[name].exists() and paths[name].stat().st_size == files[name]["bytes"] for name in files):
+        paths = {name: shard_path(self.directory, split, name, index) for name in record["files"]}
+        if not all(path.exists() and checksum(path) == record["files"][name]["crc32"] for name, path in paths.items()):
             return False
         return np.array_equal(np.load(paths["tokens"], allow_pickle=False), tokens_WxT)
 
@@ -110,7 +116,7 @@ class StoreWriter:
         shards, moments = {}, None
         for split in self.splits:
             paths = sorted((self.directory / split).glob("shard-*.json"))
-            records = [json.loads(p.read_text()) for p in paths]
+            records = [read_json(p, "delete it, and the same command harvests its rows again") for p in paths]
             if not records:
                 raise InputError(f"the store {self.directory} would have no {split} rows: use more or longer text")
             split_moments = [Moments.from_json(r.pop("moments")) for r in records]
@@ -139,10 +145,21 @@ class StoreWriter:
 
 
 class Split:
-    """The rows of one split, in the order of the text, read by memory map or in large reads."""
+    """The rows of one split, in the order of the text, read by memory map or in large reads.
 
-    def __init__(self, directory: Path, name: str, shards: list[dict], positions: int, first_position: int):
-        self.directory, self.name, self.shards = directory, name, shards
+    `compared`: files are compared with their checksums before they are read; raises InputError for one that differs.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        shards: list[dict],
+        positions: int,
+        first_position: int,
+        compared: bool = True,
+    ):
+        self.directory, self.name, self.shards, self.compared = directory, name, shards, compared
         self.positions, self.first_position = positions, first_position
         self.row_starts = [0, *accumulate(s["rows"] for s in shards)]
         self.window_starts = [0, *accumulate(s["windows"] for s in shards)]
@@ -150,7 +167,11 @@ class Split:
 
     def __reduce__(self):
         """Pickled without what it has read or opened: a worker process opens its own."""
-        return Split, (self.directory, self.name, self.shards, self.positions, self.first_position)
+        return Split, (self.directory, self.name, self.shards, self.positions, self.first_position, self.compared)
+
+    def not_compared(self) -> Split:
+        """The same rows, for one who has them compared meanwhile."""
+        return Split(self.directory, self.name, self.shards, self.positions, self.first_position, compared=False)
 
     def __len__(self) -> int:
         return self.row_starts[-1]
@@ -212,7 +233,10 @@ class Split:
         return np.asarray(tokens_T), self.first_position + offset, int(self._map("documents", shard)[local])
 
     def _open(self, array: str, shard: int) -> np.ndarray:
-        return np.load(shard_path(self.directory, self.name, array, shard), mmap_mode="r", allow_pickle=False)
+        path = shard_path(self.directory, self.name, array, shard)
+        if self.compared and is_damaged(path, self.shards[shard]["files"][array]["crc32"]):
+            raise InputError(f"{path} is damaged (its checksum differs): {AGAIN}")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _read_rows(self, shard: int, start: int, stop: int) -> np.ndarray:
         mapped = self._map("rows", shard)
@@ -226,7 +250,7 @@ class Split:
         return out
 
     def _truncated(self, shard: int) -> int:
-        raise InputError(f"{shard_path(self.directory, self.name, 'rows', shard)} ended early: harvest it again")
+        raise InputError(f"{shard_path(self.directory, self.name, 'rows', shard)} ended early: {AGAIN}")
 
 
 class ActivationStore:
@@ -241,10 +265,7 @@ class ActivationStore:
         path = self.directory / "manifest.json"
         if not path.exists():
             raise InputError(f"{self.directory} holds no finished activation store (no manifest.json)")
-        try:
-            self.manifest = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is damaged ({error}): delete the store and harvest again") from error
+        self.manifest = read_json(path, AGAIN)
         if self.manifest.get("format") != FORMAT:
             raise InputError(f"{path} has format {self.manifest.get('format')}; this version reads format {FORMAT}")
         self._check_sizes()
@@ -259,9 +280,12 @@ class ActivationStore:
                 for name, facts in record["files"].items():
                     yield shard_path(self.directory, split, name, index), facts
 
-    def verify(self) -> None:
-        """Read everything and compare checksums; raises InputError that names the files that differ."""
-        self._raise_for([path for path, facts in self.files() if checksum(path) != facts["crc32"]], "damaged")
+    def verify(self, go_on: Callable[[], bool] = lambda: True) -> None:
+        """Compare everything with its checksum; raises InputError that names the files that differ.
+
+        `go_on` is asked before each file.
+        """
+        self._raise_for([path for path, of in self.files() if go_on() and is_damaged(path, of["crc32"])], "damaged")
 
     def _check_sizes(self) -> None:
         missing = [p for p, _ in self.files() if not p.exists()]
@@ -271,14 +295,46 @@ class ActivationStore:
     def _raise_for(self, paths: list[Path], what: str) -> None:
         if paths:
             names = ", ".join(str(p.relative_to(self.directory)) for p in paths)
-            raise InputError(
-                f"{what} in the activation store {self.directory}: {names}. Delete the store and harvest again"
-            )
+            raise InputError(f"{what} in the activation store {self.directory}: {names}: {AGAIN}")
 
     def _split(self, name: str) -> Split:
         m = self.manifest
         first = 0 if m["keep_first_position"] else 1
         return Split(self.directory, name, m["shards"].get(name, []), m["seq_len"] - first, first)
+
+
+_compared: dict[Path, tuple[int, ...]] = {}  # files of this process, as they were when their checksum was right
+
+
+def is_damaged(path: Path, crc32: int) -> bool:
+    """Whether a file differs from its checksum; it is read once in a process, as long as it does not change."""
+    stat = path.stat()
+    seen = (crc32, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if _compared.get(path) != seen:
+        if checksum(path) != crc32:
+            return True
+        _compared[path] = seen
+    return False
+
+
+@contextmanager
+def compared_meanwhile(stores: Sequence[ActivationStore]) -> Iterator[Callable[[], None]]:
+    """Verify stores in a thread. Yields a function that waits for the answer, and raises InputError as `verify` does.
+
+    The thread ends with the body, whether or not it is done.
+    """
+    left = False
+
+    def verify() -> None:
+        for store in stores:
+            store.verify(go_on=lambda: not left)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        answer = thread.submit(verify)
+        try:
+            yield answer.result
+        finally:
+            left = True
 
 
 def shard_path(directory: Path, split: str, array: str, index: int) -> Path:

@@ -24,9 +24,9 @@ import numpy as np
 
 from harvest.capture import Progress, disk_trouble_said, ignore, one_at_a_time
 from harvest.errors import InputError
-from harvest.files import write_arrays
+from harvest.files import read_arrays, write_arrays
 from harvest.request import STORE_DTYPES
-from harvest.store import FORMAT, SPLITS, ActivationStore, StoreWriter
+from harvest.store import AGAIN, FORMAT, SPLITS, ActivationStore, StoreWriter
 
 SHARD_ROWS, BLOCK_ROWS = 1 << 15, 1 << 10  # rows follow from these and the seed: a change is another store
 FEATURES = "features.npz"
@@ -115,8 +115,7 @@ class Truth:
         path = store.directory / FEATURES
         if not path.exists():
             raise InputError(f"{store.directory} has no {FEATURES}: only rows made by synthesize have known features")
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**arrays)
+        return cls(**read_arrays(path, AGAIN))
 
     def fires(self, start: int, stop: int) -> np.ndarray:
         """Which features fire on held-out rows [start, stop): bool [N, G]."""
@@ -281,7 +280,7 @@ def _fill(directory: Path, request: SyntheticRequest, on_progress: Progress) -> 
 
 def _description(request: SyntheticRequest) -> dict:
     """For the manifest: a row is a window of one token, its number, and a document of its own."""
-    source = {"asked": "synthetic", "location": "synthetic", "fell_back": False}
+    source = {"asked": "synthetic", "location": "synthetic", "fell_back": False, "fingerprint": "synthetic"}
     rows = request.train_rows + request.held_out_rows
     return {
         "model": source,

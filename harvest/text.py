@@ -6,7 +6,9 @@ A text source is one of
 - .parquet: one document a row; the column as for a hub data set
 - .txt: documents are separated by <|endoftext|>; where there is none, a lone file is divided at its blank lines,
   and in a folder each file is one document
-- a folder of such files, read in the order of their names
+- a folder of such files, also in folders within it, read in the order of their names; hidden files do not count, and
+  files of a test or validation split are left out where there are others
+A text that is missing (null) is an empty document.
 
 Shapes: W windows, T tokens a window.
 """
@@ -15,20 +17,29 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from hashlib import blake2b
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
+from harvest.columns import kinds_of_rows, kinds_of_schema, text_column, text_in
 from harvest.errors import InputError
+from harvest.files import refuse_irregular
+from harvest.near_copies import NearCopies, number_of, signature
 from harvest.request import HarvestRequest
+from harvest.tokenized import LONG, tokenized
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 SEPARATOR = "<|endoftext|>"
 BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 1 << 20  # tokenized at a time: bounds memory
+PARQUET_ROWS = 32  # read at a time, each a document of any length
+HEAD = 1000  # rows of which a stream without a schema is judged
+TRAIN = {"train", "training"}
+OTHER_SPLITS = {"test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev", "heldout", "holdout"}
 
 
 @dataclass(frozen=True)
@@ -39,42 +50,65 @@ class Windows:
     documents_W: np.ndarray  # int32
 
 
-def token_windows(dataset_location: str, tokenizer, request: HarvestRequest) -> dict[str, Windows]:
+@dataclass
+class Reading:
+    """What comes to light while a text source is read."""
+
+    columns: list[str] = field(default_factory=list)  # that the text was read from; none of .txt
+    left_out: list[str] = field(default_factory=list)  # files of other splits
+    documents: int = 0
+    near_copies: int = 0  # of these, near-copies of one before
+    copies_together: bool = True  # on one side of the split
+
+
+def token_windows(
+    dataset_location: str, tokenizer, request: HarvestRequest, reading: Reading | None = None
+) -> dict[str, Windows]:
     """Windows of exactly `seq_len` tokens, {"train": ..., "held_out": ...}, read from the start of the text.
 
     Windows follow each other within a document; the rest of a document is dropped, and no special token is added.
-    Whole documents are held out, chosen by a hash of their text, so that equal documents are never on both sides.
-    There are fewer windows than asked for where the text ends; a split without any raises InputError. With all held
-    out there is no "train".
+    Whole documents are held out, chosen by a hash of their words. Near-copies go where the first of them went, so that
+    they are not on both sides; only a text of which nothing would be left on one side, as all is made from a template,
+    is divided without regard to them. There are fewer windows than asked for where the text ends; a split without any
+    raises InputError. With all held out there is no "train".
     """
-    held_out = min(max(1, round(request.n_samples * request.held_out)), request.n_samples - 1)
-    splits = {"train": _Filling(request.n_samples - held_out), "held_out": _Filling(held_out)}
-    if request.held_out == 1:
-        splits = {"held_out": _Filling(request.n_samples)}
-    count = 0
-    for batch in _batches(enumerate(documents(dataset_location))):
-        count = batch[-1][0] + 1
-        chosen = [(number, text, splits[_split_of(number, text, dataset_location, request)]) for number, text in batch]
-        chosen = [document for document in chosen if document[2].missing]
-        if not chosen:
-            continue
-        texts = [text for _, text, _ in chosen]
-        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-        for (number, _, filling), document_ids in zip(chosen, ids, strict=True):
-            filling.add(number, document_ids, request.seq_len)
-        if not any(filling.missing for filling in splits.values()):
-            break
-    if not count:
+    reading = Reading() if reading is None else reading
+    splits = _filled(dataset_location, tokenizer, request, reading)
+    if reading.near_copies and not all(filling.tokens for filling in splits.values()):
+        reading.copies_together = False
+        splits = _filled(dataset_location, tokenizer, request, reading)
+    if not reading.documents:
         raise InputError(f"--dataset {dataset_location}: there is no document in it")
     for name, filling in splits.items():
         if not filling.tokens:
             held_out_share = "smaller" if name == "train" else "larger"
             raise InputError(
-                f"--dataset {dataset_location}: no {name} window of {request.seq_len} tokens: of its {count:,} "
-                f"documents {filling.documents:,} belong to {name}, the longest with {filling.longest:,} tokens. "
+                f"--dataset {dataset_location}: no {name} window of {request.seq_len} tokens: of its "
+                f"{reading.documents:,} documents {filling.documents:,} belong to {name}, the longest with "
+                f"{filling.longest:,} tokens. "
                 f"Give more or longer documents, a shorter --seq-len or a {held_out_share} --held-out"
             )
     return {name: filling.windows() for name, filling in splits.items()}
+
+
+def _filled(location: str, tokenizer, request: HarvestRequest, reading: Reading) -> dict[str, _Filling]:
+    held_out = min(max(1, round(request.n_samples * request.held_out)), request.n_samples - 1)
+    splits = {"train": _Filling(request.n_samples - held_out), "held_out": _Filling(held_out)}
+    if request.held_out == 1:
+        splits = {"held_out": _Filling(request.n_samples)}
+    split_of = _Division(location, request.held_out, reading)
+    for batch in _batches(enumerate(documents(location, reading))):
+        chosen = [(number, text, splits[split_of(number, text)]) for number, text in batch]
+        chosen = [document for document in chosen if document[2].missing]
+        if not chosen:
+            continue
+        enough = request.seq_len * max(filling.missing for _, _, filling in chosen)
+        ids = tokenized(tokenizer, [text for _, text, _ in chosen], enough)
+        for (number, _, filling), document_ids in zip(chosen, ids, strict=True):
+            filling.add(number, document_ids, request.seq_len)
+        if not any(filling.missing for filling in splits.values()):
+            break
+    return splits
 
 
 class _Filling:
@@ -86,7 +120,7 @@ class _Filling:
         self.origins: list[np.ndarray] = []
         self.documents, self.longest = 0, 0
 
-    def add(self, document: int, ids: list[int], seq_len: int) -> None:
+    def add(self, document: int, ids: Sequence[int] | np.ndarray, seq_len: int) -> None:
         self.documents, self.longest = self.documents + 1, max(self.longest, len(ids))
         count = min(len(ids) // seq_len, self.missing)
         if count:
@@ -98,57 +132,96 @@ class _Filling:
         return Windows(np.concatenate(self.tokens), np.concatenate(self.origins))
 
 
-def _split_of(number: int, text: str, location: str, request: HarvestRequest) -> str:
-    try:
-        digest = blake2b(text.encode(), digest_size=8).digest()
-    except UnicodeEncodeError as error:
-        raise InputError(f"--dataset {location}: document {number} is not Unicode text: {error}") from error
-    return "held_out" if int.from_bytes(digest, "big") / 2**64 < request.held_out else "train"
+class _Division:
+    """The split of each document in turn."""
+
+    def __init__(self, location: str, held_out: float, reading: Reading):
+        self._location, self._held_out, self._reading = location, held_out, reading
+        self._near_copies, self._splits = NearCopies(), list[str]()
+        reading.documents = reading.near_copies = 0
+
+    def __call__(self, number: int, text: str) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"--dataset {self._location}: document {number} is not Unicode text: {error}") from error
+        lowest_H = signature(text)
+        original = self._near_copies.original(text, lowest_H)
+        split = "held_out" if number_of(lowest_H.tobytes()) / 2**64 < self._held_out else "train"
+        self._splits.append(self._splits[original] if self._reading.copies_together and original < number else split)
+        self._reading.documents += 1
+        self._reading.near_copies += original < number and bool(text.strip())
+        return self._splits[-1]
 
 
 def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    batch, characters = [], 0
+    """A long document is a batch of its own."""
+    batch: list[tuple[int, str]] = []
+    characters = 0
     for number, text in numbered:
-        batch.append((number, text))
-        characters += len(text)
-        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+        if batch and (len(text) > LONG or len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS):
             yield batch
             batch, characters = [], 0
+        batch.append((number, text))
+        characters += BATCH_CHARACTERS if len(text) > LONG else len(text)
     if batch:
         yield batch
 
 
-def documents(location: str) -> Iterator[str]:
+def documents(location: str, reading: Reading | None = None) -> Iterator[str]:
     """The documents of a text source, in its order, one at a time. Raises InputError for what cannot be read."""
-    path = Path(location)
+    path, reading = Path(location), Reading() if reading is None else reading
     if not path.exists() or path.match("datasets--*/snapshots/*"):  # a data set in the hub client's cache
-        yield from _hub_documents(location)
+        yield from _hub_documents(location, reading)
         return
     files = text_files(path)
+    reading.left_out = [str(file.relative_to(path)) for file in _all_text_files(path) if file not in files]
     for file in files:
         if file.suffix == ".parquet":
-            yield from _parquet_documents(file)
+            yield from _parquet_documents(file, reading)
         elif file.suffix == ".txt":
             yield from _txt_documents(file, alone=len(files) == 1)
         else:
-            yield from _jsonl_documents(file)
+            _note(reading, "text")
+            yield from (record["text"] for _, record in jsonl_records(file))
+
+
+def _note(reading: Reading, column: str) -> None:
+    if column not in reading.columns:
+        reading.columns.append(column)
 
 
 def text_files(path: Path) -> list[Path]:
     """The text files that a local path means; raises InputError where there is none, or an empty one."""
     known = ", ".join(SUFFIXES)
+    files = _all_text_files(path)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
         if not files:
             raise InputError(f"--dataset {path}: there is no text file in this directory ({known})")
-    elif path.name.endswith(SUFFIXES):
-        files = [path]
-    else:
+        files = [file for file in files if not _is_of_other_split(file.relative_to(path))] or files
+    elif not path.name.endswith(SUFFIXES):
         raise InputError(f"--dataset {path}: not a kind of text file that can be read ({known})")
     for file in files:
+        refuse_irregular(file)
         if not file.stat().st_size:
             raise InputError(f"--dataset {file}: the file is empty")
     return files
+
+
+def _all_text_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = (file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
+
+
+def _is_of_other_split(file: Path) -> bool:
+    """Whether its name, or else that of a folder, has the word test, validation or the like, and not train."""
+    for part in reversed(file.parts):
+        words = set(re.findall("[a-z]+", part.lower().replace("held_out", "heldout").replace("held-out", "heldout")))
+        if words & (TRAIN | OTHER_SPLITS):
+            return not words & TRAIN
+    return False
 
 
 def _txt_documents(path: Path, alone: bool) -> Iterator[str]:
@@ -173,12 +246,11 @@ def _joined(lines: list[str]) -> Iterator[str]:
         yield text
 
 
-def _jsonl_documents(path: Path) -> Iterator[str]:
-    yield from (record["text"] for _, record in jsonl_records(path))
-
-
 def jsonl_records(path: Path) -> Iterator[tuple[int, dict]]:
-    """The objects of a .jsonl file, plain or gzipped, with their line; each has a text under the key `text`."""
+    """The objects of a .jsonl file, plain or gzipped, with their line; each has a text under the key `text`.
+
+    A null there is an empty text.
+    """
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -186,11 +258,10 @@ def jsonl_records(path: Path) -> Iterator[tuple[int, dict]]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InputError(f"--dataset {path}, line {number}: not JSON ({error})") from error
-        text = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(text, str):
+        if not isinstance(record, dict) or "text" not in record:
             keys = f"its keys are {', '.join(record)}" if isinstance(record, dict) else "it is no object"
             raise InputError(f'--dataset {path}, line {number}: there is no text under the key "text" ({keys})')
-        yield number, record
+        yield number, {**record, "text": text_in(record["text"], f"{path}, line {number}")}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -207,48 +278,42 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"--dataset {path}: cannot be read after line {number}: {error}") from error
 
 
-def _parquet_documents(path: Path) -> Iterator[str]:
+def _parquet_documents(path: Path, reading: Reading) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 
-    is_text = {"string", "large_string", "string_view"}
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            strings = [field.name for field in schema if str(field.type) in is_text]
-            column = _text_column(str(path), strings, schema.names)
-            for batch in file.iter_batches(BATCH_DOCUMENTS, columns=[column]):
-                yield from (text or "" for text in batch.column(0).to_pylist())  # a missing text is an empty document
-    except (pyarrow.ArrowException, OSError) as error:
+            column = text_column(str(path), kinds_of_schema(file.schema_arrow))
+            _note(reading, column)
+            batches = file.iter_batches(PARQUET_ROWS, columns=[column])
+            values = (value for batch in batches for value in batch.column(0).to_pylist())
+            for row, value in enumerate(values, 1):
+                yield text_in(value, f"{path}, row {row}")
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"--dataset {path}: cannot be read as parquet: {error}") from error
 
 
-def _hub_documents(location: str) -> Iterator[str]:
+def _hub_documents(location: str, reading: Reading) -> Iterator[str]:
     import datasets
 
     place, _, config = location.partition(":")
     try:
-        rows = datasets.load_dataset(place, config or None, split="train", streaming=True)
-        column = None
-        for row in rows:
-            if column is None:
-                strings = [name for name, value in row.items() if isinstance(value, str)]
-                column = _text_column(location, strings, list(row))
-            yield row[column] or ""  # a missing text is an empty document
+        data = datasets.load_dataset(place, config or None, split="train", streaming=True)
+        rows, head = iter(data), []
+        if data.features:
+            kinds = kinds_of_schema(data.features.arrow_schema)
+        else:
+            head = list(islice(rows, HEAD))
+            kinds = kinds_of_rows(head)
+        if kinds:
+            column = text_column(location, kinds)
+            _note(reading, column)
+        for number, row in enumerate(chain(head, rows), 1):
+            yield text_in(row.get(column), f"{location}, row {number}")
     except InputError:
         raise
     except Exception as error:  # of many libraries: the hub's client, the file system over it, the formats' readers
         what = " ".join(f"{type(error).__name__}: {error}".split())
         advice = f" (name one as {place}:CONFIG)" if "onfig name is missing" in what else ""
         raise InputError(f"--dataset {location}: cannot be read from the hub: {what}{advice}") from error
-
-
-def _text_column(location: str, strings: list[str], columns: list[str]) -> str:
-    if "text" in strings:
-        return "text"
-    if len(strings) == 1:
-        return strings[0]
-    raise InputError(
-        f"--dataset {location}: which column is the text? There is no column of strings named text, "
-        f"nor only one; the columns are {', '.join(columns)}"
-    )

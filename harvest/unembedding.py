@@ -18,11 +18,13 @@ def logit_weights(model: LanguageModel, directions_KxD: np.ndarray) -> np.ndarra
 
     The convention of Neuronpedia's and of TransformerLens' folded weights; SAEDashboard leaves the gain out. What the
     norm divides by depends on the text: the figures compare tokens of one direction, they are no logits. The gain is
-    read from the norm's answers, so that models count whose gain is stored as 1 + weight.
+    read from the norm's answers, so that models count whose gain is stored as 1 + weight. Raises InputError for an
+    encoder, whose head is no such product.
     """
+    model.need_next_token("What a direction adds to the next token")
     norm = model.bridge.ln_final.original_component
     head = model.bridge.unembed.original_component
-    with torch.inference_mode():
+    with model.running(), torch.inference_mode():
         x_KxD = torch.from_numpy(np.asarray(directions_KxD, np.float32)).to(model.device)
         zero_D = torch.zeros_like(x_KxD[0])
         ones_D, bias_D = zero_D + FAR, norm(zero_D)

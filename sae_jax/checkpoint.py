@@ -1,4 +1,11 @@
-"""Orbax: save and restore the whole state of a run (weights, optimizer, keys; the step is the feed's cursor too)."""
+"""Orbax: save and restore the whole state of a run (weights, optimizer, keys; the step is the feed's cursor too).
+
+    checkpoints/<step>/states     the arrays
+    checkpoints/<step>/record     of each array its shape, number format and checksum; how far metrics.jsonl was written
+    checkpoints/damaged-<step>    one that could not be read as it was written: kept, but not used
+
+Orbax itself has no checksum of what an array holds. Reading deletes nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +15,22 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from harvest.errors import InputError
+from harvest.files import array_checksum, sealed, unsealed
 from sae_jax.population import State
+from sae_jax.run_directory import DAMAGED, NO_METRICS
 
 METADATA_BYTES = 1 << 20  # about; of what Orbax writes beside the arrays
+LACKING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)  # what is said of a checkpoint that lost a file
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of the halves that a kill left, and copes with them
 
@@ -42,36 +54,83 @@ class Checkpoints:
     def due(self) -> bool:
         return time.monotonic() - self.saved_at >= self.every_seconds
 
-    def save(self, step: int, states: list[State]) -> None:
-        """Hand over states on the host: the next block writes into the device's buffers while Orbax still reads."""
+    def save(self, step: int, states: list[State], metrics: Mapping[str, int]) -> None:
+        """Hand over states on the host: the next block writes into the device's buffers while Orbax still reads.
+
+        `metrics`: how far metrics.jsonl is written.
+        """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(states)) + METADATA_BYTES
         if shutil.disk_usage(self.directory).free < needed:  # Orbax would find out with a screen full of tracebacks
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
+        leaves = {
+            name: facts | {"crc32": array_checksum(np.asarray(leaf))}
+            for name, (leaf, facts) in described(states).items()
+        }
+        record = sealed({"leaves": leaves, "metrics": metrics})
         with self._os_errors():
-            self.manager.save(step, args=ocp.args.StandardSave(states))
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(states=ocp.args.StandardSave(states), record=ocp.args.JsonSave(record)),
+            )
         self.saved_at = time.monotonic()
 
-    def restore(self, start: list[State], say: Callable[[str], None]) -> tuple[int, list[State]]:
-        """(step, states) of the newest checkpoint that can be read; (0, start) where there is none.
+    def restore(self, start: list[State], say: Callable[[str], None]) -> tuple[int, list[State], dict[str, int]]:
+        """(step, states, how far metrics.jsonl was written) of the newest checkpoint that is whole, or of the start.
 
-        Raises InputError where there are some, all damaged.
+        Those that are damaged are moved aside. Raises InputError where there are some, all damaged, or where one has
+        other arrays than `start`; OSError or MemoryError where the machine and not the checkpoint is to blame.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start)
         steps = sorted(self.manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                return step, self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
-            except Exception as e:  # of the formats' readers, whatever is damaged
-                say(f"the checkpoint of step {step:,} cannot be read ({type(e).__name__})")
-                self.manager.delete(step)
-        if steps:
-            raise InputError(f"no checkpoint in {self.directory} can be read: add --force to start again")
-        return 0, start
+                return step, *self._read(step, start)
+            except InputError:
+                raise
+            except Exception as error:  # of the formats' readers, whatever is damaged
+                if trouble := trouble_of_the_machine(error, self.directory):
+                    raise trouble from error
+                say(f"the checkpoint of step {step:,} is damaged, and kept as {self._move_aside(step)}")
+        if kept := sorted(self.directory.glob(f"{DAMAGED}*")):
+            raise InputError(
+                f"no checkpoint in {self.directory} can be read, so what was learned is lost unless a copy of "
+                f"{kept[-1].name.removeprefix(DAMAGED)} can be put there. --force starts again and deletes what is left"
+            )
+        return 0, start, NO_METRICS
 
     def close(self) -> None:
         with self._os_errors():
             self.manager.wait_until_finished()
         self.manager.close()
+
+    def _read(self, step: int, start: list[State]) -> tuple[list[State], dict[str, int]]:
+        """Raises InputError where the checkpoint has other arrays than `start`, and anything where it is damaged."""
+        parts = ocp.args.Composite(record=ocp.args.JsonRestore())
+        try:
+            record = unsealed(self.manager.restore(step, args=parts)["record"], "", "")
+        except InputError as error:
+            raise ValueError("its record is damaged") from error
+        saved = {name: {"shape": of["shape"], "dtype": of["dtype"]} for name, of in record["leaves"].items()}
+        needed = {name: facts for name, (_, facts) in described(start).items()}
+        if different := sorted(name for name in saved | needed if saved.get(name) != needed.get(name)):
+            name = different[0]
+            raise InputError(
+                f"{self.directory / str(step)} was saved by another version of this program: {name} is "
+                f"{in_words(saved.get(name))}, and {in_words(needed.get(name))} is needed. Go on with the version that "
+                "began this run, or train in another --run-dir"
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start)
+        states = self.manager.restore(step, args=ocp.args.Composite(states=ocp.args.StandardRestore(abstract))).states
+        for name, (leaf, _) in described(states).items():
+            if array_checksum(np.asarray(leaf)) != record["leaves"][name]["crc32"]:
+                raise ValueError(f"the checksum of {name} differs")
+        return states, record["metrics"]
+
+    def _move_aside(self, step: int) -> Path:
+        names = (self.directory / f"{DAMAGED}{step}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+        aside = next(path for path in names if not path.exists())
+        os.rename(self.directory / str(step), aside)
+        self.manager.reload()
+        return aside
 
     @contextmanager
     def _os_errors(self) -> Iterator[None]:
@@ -79,6 +138,38 @@ class Checkpoints:
         try:
             yield
         except ValueError as e:
-            if number := re.search(r"os_error_code='(\d+)'", str(e)):
-                raise OSError(int(number[1]), os.strerror(int(number[1])), str(self.directory)) from e
+            if number := system_error_in(e):
+                raise OSError(number, os.strerror(number), str(self.directory)) from e
             raise
+
+
+def described(states: list[State]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """{name: (array, its shape and number format)} of all arrays."""
+    leaves = jax.tree_util.tree_leaves_with_path(states)
+    return {
+        jax.tree_util.keystr(path): (leaf, {"shape": list(leaf.shape), "dtype": str(leaf.dtype)})
+        for path, leaf in leaves
+    }
+
+
+def in_words(facts: Mapping[str, Any] | None) -> str:
+    return f"{facts['dtype']} of shape {facts['shape']}" if facts else "not there"
+
+
+def system_error_in(error: BaseException) -> int | None:
+    """The number of the system's error, which tensorstore only writes into a text."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None
+
+
+def trouble_of_the_machine(error: BaseException, directory: Path) -> Exception | None:
+    """What of an error, or of those that led to it, says nothing of the files: no memory, no descriptors, no access."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause):
+            return MemoryError(str(cause))
+        number = cause.errno if isinstance(cause, OSError) else system_error_in(cause)
+        if number and number not in LACKING:
+            return OSError(number, os.strerror(number), str(directory))
+        cause = cause.__cause__ or cause.__context__
+    return None

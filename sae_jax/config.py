@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
 
 from harvest.errors import InputError
-from harvest.request import flag
+from harvest.files import refuse_irregular
+from harvest.request import flag, plain
 
 LEVELS = {  # what may set a kind's sparsity, the default first
     "relu": ("target_l0", "sparsity"),
@@ -78,10 +78,10 @@ class TrainConfig:
             object.__setattr__(self, "members", Path(self.members))
         object.__setattr__(self, "entries", read_members(self.members) if self.members else None)
         for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
+            name, value = field.name, plain(getattr(self, field.name))
             if isinstance(field.default, tuple):
                 values = tuple(value) if isinstance(value, list | tuple) else (value,)  # from Python, one will do
-                values = tuple(v.item() if hasattr(v, "item") else v for v in values)  # and numpy's numbers
+                values = tuple(map(plain, values))  # and numpy's numbers
                 object.__setattr__(self, name, values)
                 if len(set(values)) != len(values) or not (values or name == "sparsity"):
                     raise InputError(
@@ -89,8 +89,10 @@ class TrainConfig:
                     )
                 for one in values:
                     check(name, one)
-            elif name in CHECKS and value is not None:
-                check(name, value)
+            elif name != "members":
+                object.__setattr__(self, name, value)
+                if name in CHECKS and value is not None:
+                    check(name, value)
 
         if self.batch_size % self.micro_batches:
             raise InputError(f"--micro-batches {self.micro_batches}: must divide --batch-size ({self.batch_size})")
@@ -100,29 +102,39 @@ class TrainConfig:
         return asdict(self) | {"members": self.entries}
 
 
+SINGLE_LEAST, SINGLE_MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the ends of float32, in which all is computed
+
+
+def in_float32(value: Any) -> bool:
+    """Whether it is neither lost to zero nor to infinity there."""
+    return value == 0 or SINGLE_LEAST <= abs(value) <= SINGLE_MOST
+
+
+POSITIVE, NOT_NEGATIVE = "a positive number of float32 (1.2e-38 to 3.4e38)", "0 or a positive number of float32"
+
 AXES = tuple(field.name for field in fields(TrainConfig) if isinstance(field.default, tuple))
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "activation": (lambda v: v in LEVELS, f"one of {', '.join(LEVELS)}"),
     "hidden_dim": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
-    "lr": (lambda v: isfinite(v) and v > 0, "a positive number"),
-    "target_l0": (lambda v: isfinite(v) and v > 0, "a positive number"),
-    "sparsity": (lambda v: isfinite(v) and v >= 0, "0 or a positive number"),
-    "k": (lambda v: v >= 1, "1 or more"),
+    "lr": (lambda v: in_float32(v) and v > 0, POSITIVE),
+    "target_l0": (lambda v: in_float32(v) and v > 0, POSITIVE),
+    "sparsity": (lambda v: in_float32(v) and v >= 0, NOT_NEGATIVE),
+    "k": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
     "seed": (lambda v: 0 <= v < 2**31, "0 to 2147483647"),
     "warmup": (lambda v: 0 <= v <= 1, "a share, 0 to 1"),
     "normalization": (lambda v: v in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
     "dead_rule": (lambda v: v in DEAD_RULES, f"one of {', '.join(DEAD_RULES)}"),
-    "aux_coefficient": (lambda v: isfinite(v) and v >= 0, "0 or a positive number"),
+    "aux_coefficient": (lambda v: in_float32(v) and v >= 0, NOT_NEGATIVE),
     "epochs": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
     "batch_size": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
     "data_seed": (lambda v: 0 <= v < 2**31, "0 to 2147483647"),
     "dead_threshold": (lambda v: 0 <= v < 1, "0 or more and below 1"),
     "decay": (lambda v: 0 <= v <= 1, "a share, 0 to 1"),
-    "ema": (lambda v: 0 <= v < 1, "0 or more and below 1"),
+    "ema": (lambda v: 0 <= v <= 1 - 2**-24, "0 or more and below 1, in float32, too"),
     "dtype": (lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}"),
-    "micro_batches": (lambda v: v >= 1, "1 or more"),
-    "block_steps": (lambda v: v >= 1, "1 or more"),
+    "micro_batches": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
+    "block_steps": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
 }
 WORDS = {"activation", "normalization", "dead_rule", "dtype"}
 WHOLE = {"hidden_dim", "k", "seed", "epochs", "batch_size", "data_seed", "micro_batches", "block_steps"}
@@ -142,8 +154,9 @@ def check(name: str, value: Any) -> None:
 
 def read_members(path: Path) -> list[dict[str, Any]]:
     """The entries of a members' file: a list of objects with the names of flags. Raises InputError."""
+    refuse_irregular(path)
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"--members {path}: cannot be read: {e}") from e
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import product
 from typing import Any
@@ -14,9 +15,12 @@ from sae_jax.config import AXES, LEVELS, TrainConfig
 
 @dataclass(frozen=True)
 class Member:
-    """The settings of one sparse autoencoder. Of k, target_l0 and sparsity one is set: its `level`."""
+    """The settings of one sparse autoencoder. Of k, target_l0 and sparsity one is set: its `level`.
 
-    id: str
+    Members with the same settings are equal, whatever their ids.
+    """
+
+    id: str = field(compare=False)
     activation: str
     layer: int
     hook: str
@@ -47,8 +51,8 @@ def members_of(config: TrainConfig, sites: tuple[Site, ...]) -> list[Member]:
     What means nothing to a kind does not multiply it. Raises InputError for a combination that cannot be.
     """
     members = [member for entry in config.entries or [{}] for member in combinations(config, sites, entry)]
-    ids = [member.id for member in members]
-    if twice := next((name for name in ids if ids.count(name) > 1), None):
+    same, ids = Counter(members), Counter(member.id for member in members)
+    if twice := next((m.id for m in members if same[m] > 1 or ids[m.id] > 1), None):
         raise InputError(f"two members would be {twice}: give each its own values")
     return members
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from harvest.errors import InputError
@@ -55,6 +56,22 @@ def chosen(path: Path, members: list[dict[str, Any]], name: str | None) -> dict[
     return trained[name]
 
 
+def numbers(values: Any, what: str) -> jax.Array:
+    """Rows of JAX, numpy, torch or plain lists as float32. Raises InputError, naming `what`, for what is no number."""
+    if not isinstance(values, jax.Array):
+        if type(values).__module__.partition(".")[0] == "torch":
+            from harvest.torch_file import array_of
+
+            values = array_of(values, f"{what}: the tensor it is given")
+        try:
+            values = np.asarray(values)
+        except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, of tensors with gradients
+            raise InputError(f"{what} takes rows of numbers, all of one length: {error}") from error
+    if not any(jnp.issubdtype(values.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise InputError(f"{what} takes real numbers, not {values.dtype}")
+    return jnp.asarray(values, jnp.float32)
+
+
 @dataclass(frozen=True, repr=False)
 class LoadedSAE:
     """A dictionary for raw activations. `metrics` are those of results.json, held out; empty where there is no run."""
@@ -80,10 +97,11 @@ class LoadedSAE:
         return self._by_rows(self.dictionary.sae, x, self.d_model)
 
     def _by_rows(self, function: Any, values: ArrayLike, width: int) -> jax.Array:
-        values = jnp.asarray(values, jnp.float32)
-        if values.ndim == 0 or values.shape[-1] != width:
-            raise InputError(f"{self.dictionary.name} takes [..., {width}] here, not {list(values.shape)}")
-        return function(values.reshape(-1, width)).reshape(*values.shape[:-1], -1)
+        rows = numbers(values, self.dictionary.name)
+        if rows.ndim == 0 or rows.shape[-1] != width:
+            raise InputError(f"{self.dictionary.name} takes [..., {width}] here, not {list(rows.shape)}")
+        result = function(rows.reshape(-1, width))
+        return result.reshape(*rows.shape[:-1], result.shape[-1])
 
     @property
     def W_enc(self) -> jax.Array:
@@ -128,4 +146,5 @@ class LoadedSAE:
         if self.metrics:
             variance, l0, dead = (self.metrics.get(n, math.nan) for n in ("explained_variance", "l0", "dead_fraction"))
             lines.append(f"  held out: explained variance {variance:.3f}, L0 {l0:.1f}, {dead:.1%} dead")
+        lines += [f"  note: {sentence}" for sentence in self.dictionary.told()]
         return "\n".join([*lines, f"  from {self.directory}"])

@@ -50,7 +50,7 @@ class Reporter:
     """Turns the metrics of a block into a Progress and lines of metrics.jsonl.
 
     `variances` are those of the raw rows of each member; `failed` has the step at which a member failed. Before a
-    failure is laid to a member, `suspect` is asked whether its rows are damaged: it raises InputError if so.
+    failure is laid to a member, `rows_compared` is called: it raises InputError where rows are damaged.
     """
 
     def __init__(
@@ -62,10 +62,11 @@ class Reporter:
         run: RunDirectory,
         on_progress: Callable[[Progress], None],
         say: Callable[[str], None],
-        suspect: Callable[[Member], None],
+        rows_compared: Callable[[], None],
     ):
         self.groups, self.total_steps, self.batch_size = groups, total_steps, batch_size
-        self.variances, self.run, self.on_progress, self.say, self.suspect = variances, run, on_progress, say, suspect
+        self.variances, self.run, self.on_progress, self.say = variances, run, on_progress, say
+        self.rows_compared = rows_compared
         self.failed: dict[str, int] = {}
         self.began = self.last = time.perf_counter()
         self.seconds_per_step = 0.0
@@ -112,7 +113,7 @@ class Reporter:
     def fail(self, member: Member, step: int) -> None:
         """Remember that a member has failed, and say it once; the others go on."""
         if member.id not in self.failed:
-            self.suspect(member)
+            self.rows_compared()
             self.failed[member.id] = step
             self.say(f"{member.id} failed at step {step:,} and is left out: {reason(member)}")
 

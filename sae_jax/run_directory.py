@@ -1,7 +1,7 @@
 """The run directory: what was asked for, what is being learned, what came of it. Imports neither torch nor jax.
 
 config.json      what was asked for, versions, the store, the backend       written first
-metrics.jsonl    one line a member and block
+metrics.jsonl    one line a member and block; how far it was written, and its checksum, is in what is written after it
 checkpoints/     Orbax
 members/<id>/    SAELens layout, stats.npz
 snapshots/       decoders and densities on the way
@@ -14,32 +14,54 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from harvest.errors import InputError
-from harvest.files import TEMPORARY, parse_json, read_json, remove_temporary, write_atomically, write_json
+from harvest.files import (
+    TEMPORARY,
+    append_lines,
+    checksum,
+    parse_json,
+    read_lines,
+    remove_temporary,
+    unsealed,
+    write_atomically,
+    write_json,
+)
+from harvest.identity import difference, rounding
 
 SCHEMA = 1
 LOCK = ".lock"
+DAMAGED = "damaged-"  # how the name of a checkpoint begins that could not be read
 ANOTHER = "choose another --run-dir, or delete this one"
+WRITTEN_AGAIN = "delete results.json, and --resume writes it again from the last checkpoint"
+METRICS, NO_METRICS = "metrics.jsonl", {"bytes": 0, "crc32": 0}
+WITHOUT_LINE = "delete that line, and the curves lack only it"
+WITHOUT_FILE = "delete the file, and the curves begin where --resume goes on"
 
 
 def default_name(asked: dict) -> str:
     """Readable, and another one for each configuration."""
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(meant(asked), sort_keys=True).encode()).hexdigest()[:8]
     model = Path(asked["harvest"]["model_name"] or "default").name
     model += f"-{control}" if (control := asked["harvest"].get("control")) else ""
     kinds = asked["train"]["activation"]
     kinds = "-".join(kinds) if len(kinds) <= 3 else f"{len(kinds)}-kinds"
     layers = "-".join(map(str, asked["harvest"]["layer"]))
     return f"{kinds}-{model}-l{layers}-{digest}"
+
+
+def meant(asked: dict) -> dict:
+    """What was asked for, local files by what they hold and not by their path: they may be moved."""
+    harvest = {name: value for name, value in asked.get("harvest", {}).items() if name not in asked.get("files", {})}
+    return {**asked, "harvest": harvest}
 
 
 class RunDirectory:
@@ -49,10 +71,11 @@ class RunDirectory:
         self.path = path
         self.asked = json.loads(json.dumps(asked))
         self.checkpoints = path / "checkpoints"
+        self._lock = FileLock(path / LOCK)
 
     def refuse_another_run(self) -> None:
         """Raises InputError where the directory cannot be, or holds a run of another configuration or anything else."""
-        there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if os.path.exists(p))
+        there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if os.path.lexists(p))
         if not there.is_dir() or not (os.access(there, os.W_OK) or self.results):
             raise InputError(f"--run-dir {self.path}: {there} is no directory that can be written to")
         if not self.path.exists() or all(p.name == LOCK or p.name.endswith(TEMPORARY) for p in self.path.iterdir()):
@@ -60,11 +83,13 @@ class RunDirectory:
         config_file = self.path / "config.json"
         if not config_file.exists() or "asked" not in parse_json(config_file, ANOTHER):
             raise InputError(f"--run-dir {self.path} is not empty and holds no run: choose another directory")
-        config = read_json(config_file, ANOTHER)
-        if config["asked"] != self.asked:
+        config = self._read("config.json")
+        assert config is not None
+        before, now = meant(config["asked"]), meant(self.asked)
+        if before != now:
             raise InputError(
                 f"--run-dir {self.path} holds a run of another configuration "
-                f"({differences(config['asked'], self.asked)}): choose another directory, or delete it"
+                f"({differences(before, now)}): choose another directory, or delete it"
             )
 
     @property
@@ -72,46 +97,75 @@ class RunDirectory:
         return self._read("results.json")
 
     @property
+    def stores(self) -> list[dict]:
+        """What config.json says of the stores that it was begun on; nothing before it was begun."""
+        return (self._read("config.json") or {}).get("stores", [])
+
+    @property
     def interrupted(self) -> bool:
         saved = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
-        return self.results is None and any(p.name.isdigit() for p in saved)
+        return self.results is None and any(p.name.isdigit() or p.name.startswith(DAMAGED) for p in saved)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes out of this directory meanwhile. Raises InputError where one is in it."""
+        """Keep other processes out of this directory meanwhile; may be entered again by whoever is in it.
+
+        What the directory holds is to be looked at from then on: before, another process may be at work. Raises
+        InputError where one is, or where the directory holds another run.
+        """
+        from sae_jax.shapes import refuse_links
+
+        if self._lock.is_locked:
+            yield
+            return
         self.refuse_another_run()
         self.path.mkdir(parents=True, exist_ok=True)
+        refuse_links(self.path, (LOCK, "metrics.jsonl"))
         try:
-            lock = FileLock(self.path / LOCK).acquire(timeout=1)  # `show` holds it for an instant
+            lock = self._lock.acquire(timeout=1)  # `show` holds it for an instant
         except Timeout:
             raise InputError(f"--run-dir {self.path}: another process is training in it") from None
         with lock:
-            remove_temporary(self.path)
+            self.refuse_another_run()
+            for folder in (self.path, *self.path.glob("members/*"), *self.path.glob("snapshots/*")):
+                remove_temporary(folder)
             yield
 
     def begin(self, stores: list[dict], environment: dict, plan: dict, resume: bool) -> str:
         """Write config.json; keep what an interrupted run has learned only if it is to be resumed.
 
         `plan` is {"total_steps": ..., "l0_asked": {member: ...}, "snapshots": ...}. Returns what is different now from
-        the environment in which a resumed run was begun ("" where nothing is).
+        the environment and the rows with which a resumed run was begun ("" where nothing is). Raises InputError where
+        its rows were others, and not by rounding.
         """
         config = self._read("config.json")
         if config is not None and resume:
-            if config["stores"] != stores:
-                changed = [
-                    differences(old, new) for old, new in zip(config["stores"], stores, strict=True) if old != new
-                ]
+            pairs = [(old["identity"], new["identity"]) for old, new in zip(config["stores"], stores, strict=True)]
+            if changed := [found for pair in pairs if (found := difference(*pair))]:
                 raise InputError(
                     f"{self.path} was trained on another activation store than this one "
                     f"({'; '.join(changed)}): add --force to start again"
                 )
-            return differences(config["environment"], environment)
+            apart = [differences(config["environment"], environment), *(rounding(*pair) for pair in pairs)]
+            return ", ".join(text for text in apart if text)
         self.clear()
         write_json(
             self.path / "config.json",
             {"schema": SCHEMA, "asked": self.asked, "stores": stores, "environment": environment, **plan},
         )
         return ""
+
+    def note_places(self) -> None:
+        """Keep where the local model and text that were asked for lie now: they may have been moved since."""
+        config = self._read("config.json")
+        if config is None or config["asked"] == self.asked or not os.access(self.path, os.W_OK):
+            return
+        for part, name in (("model", "model_name"), ("dataset", "dataset")):
+            if name in self.asked.get("files", {}):
+                place = self.asked["harvest"][name]
+                for store in config["stores"]:
+                    store[part] |= {"asked": place, "location": str(Path(place).expanduser().resolve())}
+        write_json(self.path / "config.json", config | {"asked": self.asked})
 
     def clear(self) -> None:
         """Forget the run; config.json last, so that whatever a kill leaves is still known as this run."""
@@ -122,28 +176,57 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
 
     def append_metrics(self, lines: list[dict]) -> None:
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        append_lines(self.path / METRICS, lines)
 
     def metrics(self, up_to: int) -> list[dict]:
-        """The lines up to a step, of whole lines only: a kill may have cut the last one."""
-        path, records = self.path / "metrics.jsonl", []
-        for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-            with suppress(ValueError):
-                records.append(json.loads(line) if line.endswith("\n") else {"step": math.inf})
-        return [r for r in records if r["step"] <= up_to]
+        """The lines up to a step, of whole lines only: a kill may have cut the last one.
 
-    def rewind_metrics(self, step: int) -> None:
-        """Forget the lines after a checkpoint: they will be written again."""
-        kept = "".join(json.dumps(r) + "\n" for r in self.metrics(step))
-        write_atomically(self.path / "metrics.jsonl", lambda f: f.write(kept.encode()))
+        Raises InputError where one is damaged, or some are missing that the newest checkpoint knows of.
+        """
+        path = self.path / METRICS
+        lines = read_lines(path, WITHOUT_LINE) if path.exists() else []
+        if self.metrics_written()["bytes"] < self._metrics_saved()["bytes"]:
+            raise InputError(f"{path} is damaged (lines are missing): {WITHOUT_FILE}")
+        return [line for line in lines if line["step"] <= up_to]
+
+    def _metrics_saved(self) -> dict[str, int]:
+        """What the newest checkpoint knows of metrics.jsonl; one that is damaged is told of when it is restored."""
+        steps = [int(p.name) for p in self.checkpoints.glob("*") if p.name.isdigit()]
+        try:
+            record = parse_json(self.checkpoints / str(max(steps, default="none")) / "record" / "metadata", "")
+            return unsealed(record, "", "")["metrics"]
+        except (InputError, OSError):
+            return NO_METRICS
+
+    def metrics_written(self) -> dict[str, int]:
+        """How far metrics.jsonl is written, and the checksum of that: for what is saved at this moment."""
+        path = self.path / METRICS
+        return {"bytes": path.stat().st_size, "crc32": checksum(path)} if path.exists() else NO_METRICS
+
+    def rewind_metrics(self, then: dict[str, int], say: Callable[[str], None]) -> None:
+        """Forget the lines after a checkpoint, which knows what was written `then`: they will be written again.
+
+        Raises InputError where those before it are damaged.
+        """
+        path = self.path / METRICS
+        if then["bytes"] and not path.exists():
+            say(f"{path} is gone: the curves begin here")
+            return
+        content = path.read_bytes()[: then["bytes"]] if path.exists() else b""
+        if (len(content), zlib.crc32(content)) != (then["bytes"], then["crc32"]):
+            read_lines(path, WITHOUT_FILE)  # which says where it is damaged, if it is not only cut off
+            raise InputError(f"{path} is damaged (lines are missing or changed): {WITHOUT_FILE}")
+        write_atomically(path, lambda f: f.write(content))
 
     def finish(self, results: dict) -> None:
         write_json(self.path / "results.json", {"schema": SCHEMA, **results})
 
     def _read(self, name: str) -> dict | None:
+        from sae_jax.shapes import read_shaped  # here, for the time that pydantic takes
+
         path = self.path / name
-        return read_json(path, ANOTHER) if path.exists() else None
+        advice = WRITTEN_AGAIN if name == "results.json" else ANOTHER
+        return read_shaped(path, advice) if path.exists() else None
 
 
 def differences(old: dict, new: dict) -> str:

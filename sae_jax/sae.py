@@ -98,6 +98,8 @@ class RowNormalizedSAE(SAE):
         return super().encode(ROW_NORMS[self.norm](x_BxD)[0])
 
     def decode(self, f, at=None):
+        if self.norm == CENTER:  # a row without its mean
+            return super().decode(f, at)
         raise TypeError("the rows are needed to scale back: use reconstruct(x, f)")
 
     def reconstruct(self, x_BxD, f_BxF):
@@ -117,7 +119,18 @@ def constant_norm(x_BxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return x_BxD / scale_Bx1, scale_Bx1, jnp.zeros_like(scale_Bx1)
 
 
-ROW_NORMS = {"layer_norm": layer_norm, "constant_norm_rescale": constant_norm}  # by SAELens' names
+def centered(x_BxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same for rows whose mean goes past the dictionary, as TransformerLens' center_writing_weights has them."""
+    mean_Bx1 = x_BxD.mean(-1, keepdims=True)
+    return x_BxD - mean_Bx1, jnp.ones_like(mean_Bx1), mean_Bx1
+
+
+CENTER = "center"
+ROW_NORMS = {
+    "layer_norm": layer_norm,
+    "constant_norm_rescale": constant_norm,
+    CENTER: centered,
+}  # SAELens' names, but one
 
 
 def unit_rows(W_FxD: jax.Array) -> jax.Array:

@@ -17,10 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from harvest.files import write_arrays
+from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary
+from sae_jax.shapes import check_arrays, read_as
 
 DIRECTORY = "snapshots"
+ADVICE = "delete it, and what is shown of how dictionaries learn lacks that step"
+AXES = ("FxD", "F", "F")  # of a snapshot's arrays
 
 
 def snapshot_steps(total_steps: int, block_steps: int, count: int) -> set[int]:
@@ -58,8 +61,12 @@ def firing_share(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array) -
 
 def read_snapshots(run: Path, member: str) -> dict[int, Snapshot]:
     """{step: snapshot} in the order of the steps; empty where none were asked for."""
-    found = {}
+    found: dict[int, Snapshot] = {}
     for path in sorted((run / DIRECTORY).glob(f"*/{member}.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            found[int(path.parent.name)] = Snapshot(*(arrays[name].astype(np.float32) for name in Snapshot._fields))
+        with read_as(path, ADVICE):
+            snapshot = Snapshot(**read_arrays(path, ADVICE))
+            sizes = dict(zip("FD", next(iter(found.values()), snapshot).direction.shape, strict=True))
+            arrays = {f"{name}_{axes}": of for axes, (name, of) in zip(AXES, snapshot._asdict().items(), strict=True)}
+            check_arrays(path, arrays, ADVICE, sizes)
+            found[int(path.parent.name)] = Snapshot(*(array.astype(np.float32) for array in snapshot))
     return found

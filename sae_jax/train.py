@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +14,9 @@ import numpy as np
 
 from harvest.errors import InputError
 from harvest.files import write_arrays
+from harvest.identity import identity
 from harvest.request import Site
-from harvest.store import ActivationStore
+from harvest.store import ActivationStore, compared_meanwhile
 from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation, calibration_rows, calibration_sample, evaluate
@@ -27,7 +27,7 @@ from sae_jax.grid import Member, members_of
 from sae_jax.placement import Placement
 from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group, steps_to_die
 from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
-from sae_jax.run_directory import RunDirectory
+from sae_jax.run_directory import METRICS, RunDirectory
 from sae_jax.sae import SAE
 from sae_jax.snapshots import snapshot_steps, write_snapshot
 from sae_jax.step import make_train_block
@@ -52,10 +52,6 @@ class Population:
     def store_of(self, member: Member) -> ActivationStore:
         return self.stores[self.rows[member.id].site]
 
-    def verify(self, member: Member) -> None:
-        """Raises InputError where the rows of a member are damaged."""
-        self.store_of(member).verify()
-
 
 def train(
     config: TrainConfig,
@@ -78,14 +74,16 @@ def train(
     """
     if run.results and not force:
         raise InputError(f"{run.path} is finished: its results are in results.json; force=True does it again")
-    feed = Feed([store.train for store in stores], config.batch_size, config.epochs, config.data_seed)
+    feed = Feed([store.train.not_compared() for store in stores], config.batch_size, config.epochs, config.data_seed)
     population = populate(config, stores, feed)
-    with run.held():
+    with run.held(), compared_meanwhile(stores) as rows_compared:
         l0_asked = {m.id: m.l0_asked for m in population.members()}
         plan = {"total_steps": feed.total_steps, "l0_asked": l0_asked, "snapshots": snapshots}
         if changed := run.begin([store_facts(store) for store in stores], environment(), plan, resume):
             say(f"begun in another environment, so the last digits may differ: {changed}")
-        states, report, steps = learn(population, feed, run, resume, checkpoint_seconds, snapshots, on_progress, say)
+        states, report, steps = learn(
+            population, feed, run, rows_compared, resume, checkpoint_seconds, snapshots, on_progress, say
+        )
         evaluated = time.perf_counter()
         evaluations = export_and_evaluate(population, states, run, report, feed.total_steps)
         training_seconds = evaluated - report.began
@@ -102,6 +100,7 @@ def train(
                 "rows_per_second": steps * config.batch_size / training_seconds,
                 "data_wait": feed.wait_seconds / training_seconds,
             },
+            METRICS: run.metrics_written(),
         }
         run.finish(results)
         return results
@@ -128,22 +127,26 @@ def learn(
     population: Population,
     feed: Feed,
     run: RunDirectory,
+    rows_compared: Callable[[], None],
     resume: bool,
     checkpoint_seconds: float,
     snapshots: int,
     on_progress: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> tuple[list[State], Reporter, int]:
-    """(the states after the last step, on the host; what was reported; the steps of this process)."""
+    """(the states after the last step, on the host; what was reported; the steps of this process).
+
+    Nothing is saved before `rows_compared` comes back: no later process goes on from what damaged rows have taught.
+    """
     config, total = population.config, feed.total_steps
     checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
-    first_step, states = checkpoints.restore(start(population, feed), say)
+    first_step, states, metrics_then = checkpoints.restore(start(population, feed), say)
     step = first_step
     if first_step:
         say(f"resuming at step {first_step:,} of {total:,}")
     elif resume:
         say("nothing to resume: starting at the first step")
-    run.rewind_metrics(first_step)
+    run.rewind_metrics(metrics_then, say)
 
     placement = Placement(population.groups, jax.devices()[: len(population.members())])
     states, hypers = placement.place(states), placement.place(population.hypers)
@@ -152,7 +155,7 @@ def learn(
     held_out = [store.held_out for store in population.stores]
     calibration_LxNxD = placement.everywhere(np.stack([calibration_sample(split) for split in held_out]))
     variances = {m.id: float(np.square(population.store_of(m).std).sum()) for m in population.members()}
-    report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say, population.verify)
+    report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say, rows_compared)
     block_steps = config.block_steps or default_block_steps(config, population.stores, total)
     to_keep = snapshot_steps(total, block_steps, snapshots)
 
@@ -182,7 +185,8 @@ def learn(
             if stopping or checkpoints.due or step == total:
                 tell(*pending)
                 pending = None
-                checkpoints.save(step, placement.gather(states))
+                rows_compared()
+                checkpoints.save(step, placement.gather(states), run.metrics_written())
             if stopping:
                 checkpoints.close()
                 raise Interrupted(f"stopped at step {step:,} of {total:,}, all saved")
@@ -275,11 +279,10 @@ def result_of(member: Member, failed_step: int | None, evaluation: Evaluation | 
 
 
 def store_facts(store: ActivationStore) -> dict:
-    """What names the store in config.json: rows of another store are never mixed into a run."""
-    manifest = (store.directory / "manifest.json").read_bytes()
+    """What config.json says of a store: where it came from, and its `identity`, by which it is known again."""
     facts = {name: store.manifest[name] for name in ("model", "dataset", "hook_name", "rows")}
     facts |= {name: store.manifest[name] for name in ("control", "versions") if store.manifest.get(name)}
-    return {"directory": store.directory.name, "sha256": hashlib.sha256(manifest).hexdigest(), **facts}
+    return {"directory": store.directory.name, "identity": identity(store), **facts}
 
 
 def environment() -> dict:

@@ -1,14 +1,22 @@
 """Groups, states and numbers of a population without a store, for tests of the step."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harvest.request import Site
+from analysis.run import FinishedRun
+from harvest.request import HarvestRequest, Site
+from harvest.store import ActivationStore
 from sae_jax.config import TrainConfig
+from sae_jax.evaluate import Evaluation
 from sae_jax.grid import Member, members_of
 from sae_jax.placement import Placement
 from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group
+from sae_jax.run_directory import RunDirectory
+from sae_jax.train import result_of, store_facts
 
 SITES = (Site(0, "resid_pre"),)
 
@@ -46,3 +54,15 @@ def placed(
     devices = devices or sum(len(group.members) for group in groups)
     placement = Placement(groups, jax.devices()[:devices])
     return placement, placement.place(states), placement.place(hypers), groups
+
+
+def finished_run(path: Path, config: TrainConfig, stores: Sequence[ActivationStore]) -> FinishedRun:
+    """The records of a run of these members, whose figures are all 0."""
+    sites = [Site(store.manifest["layer"], store.manifest["hook"]) for store in stores]
+    request = HarvestRequest(layer=tuple(site.layer for site in sites), hook=(sites[0].hook,))
+    run = RunDirectory(path, {"harvest": request.to_json(), "train": config.to_json()})
+    path.mkdir(parents=True)
+    run.begin([store_facts(store) for store in stores], {}, {}, resume=False)
+    figures = Evaluation(dict.fromkeys(("explained_variance", "l0"), 0.0), np.zeros(1))
+    run.finish({"members": [result_of(member, None, figures) for member in members_of(config, tuple(sites))]})
+    return FinishedRun.open(path)

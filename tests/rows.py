@@ -28,8 +28,8 @@ def make_store(
     rng = np.random.default_rng(seed)
     directions_GxD = rng.standard_normal((2 * d_model, d_model))
     description = {
-        "model": {"asked": "none", "location": "none", "fell_back": False},
-        "dataset": {"asked": "none", "location": "none", "fell_back": False},
+        "model": {"asked": "none", "location": "none", "fell_back": False, "fingerprint": "none"},
+        "dataset": {"asked": "none", "location": "none", "fell_back": False, "fingerprint": "none"},
         "hook": "resid_pre",
         "hook_name": f"blocks.{layer}.hook_resid_pre",
         "layer": layer,

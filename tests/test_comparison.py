@@ -1,5 +1,6 @@
 """Matching, comparison of members and feature splitting, on dictionaries whose common features are planted."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -145,7 +146,10 @@ def test_shares_of_a_population_and_its_groups(rng):
     assert groups["other seed"].shared.mean == 240 / F and groups["other seed"].shared.deviation is None
     assert groups["other width"].shared.mean == 0.75
     assert sum(group.pairs for group in found.groups) == 6
-    assert found.labels == ("topk, F 300, seed 0", "topk, F 300, seed 1", "relu, F 300, seed 0", "topk, F 150, seed 0")
+    assert found.labels == tuple(
+        f"{kind}, {width} features, seed {seed}"
+        for kind, width, seed in (("topk", 300, 0), ("topk", 300, 1), ("relu", 300, 0), ("topk", 150, 0))
+    )
 
 
 def test_dead_features_are_neither_counted_nor_found(rng):
@@ -201,6 +205,9 @@ def test_what_is_written_and_drawn(rng, tmp_path):
     for name, value in vars(found).items():
         np.testing.assert_equal(getattr(again, name), value)
     assert comparison.read(tmp_path, found.members[1:]) is None, "of other members it tells nothing"
+    comparison.write(dataclasses.replace(found, dead=("topk 9",)), tmp_path)
+    assert comparison.read(tmp_path, found.members) is None, "one of which nothing fires is a member, too"
+    assert comparison.read(tmp_path, ["topk 9", *found.members]).dead == ("topk 9",)
     for path in save(comparison.figure(found), tmp_path / "shared"):
         assert path.stat().st_size > 1000
     assert ">80<" in Path(tmp_path / "shared.svg").read_text()  # 240 of 300, in its cell
@@ -210,6 +217,6 @@ def test_what_cannot_be_compared_is_refused(rng):
     with pytest.raises(InputError, match="two or more members"):
         comparison.compute({"a": decoder(directions(rng))})
     with pytest.raises(InputError, match="96 and 50 dimensions"):
-        comparison.compute({"a": decoder(directions(rng)), "b": decoder(directions(rng, d=50))})
+        comparison.compute({"a": decoder(directions(rng)), "b": decoder(directions(rng, d=50), seed=1)})
     with pytest.raises(InputError, match="ever fires"):
         decoder(directions(rng, 3), dead=(0, 1, 2))

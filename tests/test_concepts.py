@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from harvest.concepts import NO_DOCUMENT, gather, pattern_of, sentences_of
+from harvest.concepts import NO_DOCUMENT, gather, sentences_of
 from harvest.errors import InputError
+from harvest.folding import Phrase
 from harvest.language_model import LanguageModel
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.text import documents
@@ -62,12 +63,12 @@ def test_examples_are_read_whole_against_as_many_sentences_or_against_what_is_gi
 
 
 def test_a_phrase_is_whole_words_in_any_case_without_its_article():
-    found = pattern_of("The  Hat")
-    assert found.search("a red\nHAT.") and not found.search("that") and not found.search("hats")
-    assert pattern_of("the").search("The")
+    found = Phrase("The  Hat")
+    assert found.held_by("a red\nHAT.") and not found.held_by("that") and not found.held_by("hats")
+    assert Phrase("the").held_by("The")
     for empty in ("", "  ", "?!"):
         with pytest.raises(InputError, match="has no word in it"):
-            pattern_of(empty)
+            Phrase(empty)
     text = 'He said "No." Then he left!\nAnd 3.5 of them'
     assert [text[a:b] for a, b in sentences_of(text)] == ['He said "No."', "Then he left!", "And 3.5 of them"]
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import socket
+import string
 import sys
 
 import matplotlib.image
@@ -16,13 +17,14 @@ from scipy.ndimage import binary_erosion
 from streamlit.testing.v1 import AppTest
 
 import main
-from analysis.commands.dashboard import APP
+from analysis.commands.dashboard import APP, LOOPBACK, Options, hosts
 from analysis.commands.show import run as show
 from analysis.contexts import token_texts
 from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
 from analysis.feature_statistics import Features, features_of
 from analysis.figures import INK
 from analysis.run import FinishedRun
+from harvest.files import read_json, write_json
 from harvest.tokenizer import load_tokenizer
 
 HOSTILE = "<script>window.ran=1</script> <img src=x onerror=window.ran=1> *loud* $x$ :smile: [a](http://evil.test/) "
@@ -172,14 +174,14 @@ def test_steering_begins_with_the_feature_that_was_looked_at(run, cache):
 
 def test_members_that_failed_are_named(run, cache, tmp_path, capsys):
     copy = shutil.copytree(run.path, tmp_path / "run")
-    results = json.loads((copy / "results.json").read_text())
+    results = read_json(copy / "results.json", "")
     failed = {"failed": {"step": 7, "reason": "its loss is not finite"}, "metrics": None}
     results["members"][1] |= failed
-    (copy / "results.json").write_text(json.dumps(results))
+    write_json(copy / "results.json", results)
     at = app(FinishedRun.open(copy), cache)
     assert len(at.dataframe[0].value) == 2 and "stopped at step 7" in at.error[0].value
     results["members"] = [member | failed for member in results["members"]]
-    (copy / "results.json").write_text(json.dumps(results))
+    write_json(copy / "results.json", results)
     (all_failed := copy.rename(tmp_path / "all")).touch()  # by its path it is kept open
     assert "all its members failed" in app(FinishedRun.open(all_failed), cache).error[0].value
     show([str(all_failed), "--pareto"])
@@ -272,3 +274,31 @@ def test_a_person_clicks_through_all_pages(run, cache, width):
         assert page.evaluate("window.ran") is None
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert (visitor.outside, visitor.errors, visitor.dialogs) == ([], [], [])
+
+
+LOUD = "![x](http://evil.test/b.png) :red[x] <img src=http://evil.test/c.png> https://evil.test"
+
+
+@pytest.mark.parametrize("query", ["run", "member", "feature"])
+def test_what_the_address_says_is_text(run, cache, query):
+    """Else a link to the dashboard makes the browser ask an address outside for a picture."""
+    at = app(run, cache, "feature")
+    at.query_params[query] = LOUD
+    said = next(error.value for error in at.run().error if "evil" in error.value)
+    assert not set(re.sub(r"\\[!-/:-@[-`{-~]", "", said)) & set(string.punctuation)  # all of it has its backslash
+
+
+def test_a_number_too_long_to_be_one_is_no_feature(run, cache):
+    assert app(run, cache, "feature", feature="9" * 5000).error
+
+
+def test_who_may_ask_where_other_machines_are_let_in():
+    """Any name would let a page in whose name is rebound to this address."""
+    at_all = hosts(Options(address="0.0.0.0"))
+    assert "*" not in at_all and {"127.0.0.1", "0.0.0.0", socket.gethostname()} <= set(at_all)
+    assert hosts(Options()) == LOOPBACK and "proxy.test" in hosts(Options(host=("proxy.test",)))
+
+
+def test_an_address_that_is_not_set_is_refused(run, capsys):
+    assert main.run_as_command(["dashboard", str(run.path), "--address", ""]) == 2
+    assert "--address: an empty text" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 import main
 from analysis.intervals import FEWEST_DOCUMENTS
+from harvest.files import write_json
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, same_name
 from sae_jax import evaluate as evaluate_module
 from sae_jax.evaluate import calibration_rows, calibration_sample
@@ -113,7 +114,7 @@ def test_a_run_that_was_stopped_before_it_is_completed(finished, cache, capsys):
     for member in stopped["members"]:
         del member["intervals"]
         member["metrics"] = {k: v for k, v in member["metrics"].items() if k[:3] not in ("ce_", "kl_")}
-    (finished / "results.json").write_text(json.dumps(stopped))
+    write_json(finished / "results.json", stopped)
     argv = [*ARGV, "--run-dir", str(finished), "--cache-dir", str(cache)]
     assert main.run_as_command([*argv, "--ce-windows", "0"]) == 0
     assert json.loads((finished / "results.json").read_text()) == stopped

@@ -17,7 +17,7 @@ from populations import member_of
 
 from analysis.commands.export import run as export
 from harvest.errors import InputError
-from harvest.files import write_json
+from harvest.files import write_arrays, write_json
 from sae_jax.formats import load_dictionary, save_dictionary
 from sae_jax.formats.trained import trained_dictionary
 from sae_jax.train import result_of
@@ -36,7 +36,7 @@ def run_directory(tmp_path):
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     directory = tmp_path / "run" / "members" / members[0].id
     save_dictionary(trained_dictionary(members[0], tensors, MANIFEST), directory)
-    np.savez(directory / "stats.npz", density=np.linspace(0, 1, 8))
+    write_arrays(directory / "stats.npz", {"density": np.linspace(0, 1, 8)})
     store = {"hook_name": MANIFEST["hook_name"], "rows": 17100, **MANIFEST}
     asked = {"harvest": {"seq_len": 20, "keep_first_position": False}}
     asked["train"] = {"epochs": 2, "batch_size": 64, "unit_norm_decoder": True}

@@ -5,8 +5,8 @@ import pytest
 from command_line import THREE_KINDS, shared_cache, trained
 
 from analysis import comparison, feature_figures, feature_list, feature_page
-from analysis.comparison import settings_of
 from analysis.contexts import token_texts
+from analysis.families import settings_of
 from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder
 from harvest.errors import InputError
@@ -31,7 +31,7 @@ def run(tmp_path_factory, cache):
 def compared(run):
     features = {name: saved(run, name) for name in run.members}
     decoders = {
-        name: Decoder(settings_of(run.members[name]), run.dictionary(name).tensors["W_dec"], of.alive_F)
+        name: Decoder(settings_of(run, run.members[name]), run.dictionary(name).tensors["W_dec"], of.alive_F)
         for name, of in features.items()
     }
     return comparison.compute(decoders)

@@ -28,6 +28,7 @@ from analysis.find_feature import (
 from analysis.max_pooling import MaxPooled, max_features, max_projection, mean_difference
 from harvest.concepts import texts_in
 from harvest.errors import InputError
+from harvest.files import read_json, write_json
 from harvest.passages import Passages
 from sae_jax.sae import SAE
 
@@ -277,12 +278,12 @@ def test_what_cannot_be_is_refused(run, tmp_path):
     assert "each of its 2 texts holds 'a hurricane'" in refused("a hurricane", "--against", tmp_path / "all.txt")
     assert "2 texts without 'a hurricane'" in refused("a hurricane", "--against", tmp_path / "few.txt")
     assert "--fdr 2.0: must be between 0 and 1" in refused("a hurricane", "--fdr", 2)
-    config = json.loads((path / "config.json").read_text())
+    config = read_json(path / "config.json", "")
     for store in config["stores"]:
         store["dataset"] |= {"asked": "mine.txt", "location": str(tmp_path / "moved.txt")}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_json(tmp_path / "config.json", config)
     (tmp_path / "results.json").write_bytes((path / "results.json").read_bytes())
-    assert "moved.txt any more: put it back there" in refused("a hurricane", of=tmp_path)
+    assert "moved.txt any more: put it back there, or" in refused("a hurricane", of=tmp_path)
     (tmp_path / "bad.jsonl").write_text("[]")
     with pytest.raises(InputError, match="--examples .*bad.jsonl, line 1"):
         texts_in(tmp_path / "bad.jsonl", "--examples")

@@ -2,12 +2,15 @@
 
 import json
 import pickle
+import random
 import shutil
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from foreign import without_checksums
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from populations import member_of
@@ -187,6 +190,7 @@ def test_directories_of_saelens_before_version_6(tmp_path):
         same = saelens_dictionary(architecture, **kept)
         save_dictionary(same, tmp_path / name)
         whole = {"d_in": D, "d_sae": F, "dtype": "torch.float32", "model_name": "gpt2-small", "context_size": 64, **old}
+        without_checksums(tmp_path / name)
         (tmp_path / name / "cfg.json").write_text(json.dumps(whole))
         dictionary = load_dictionary(tmp_path / name)
         assert (dictionary.format, dictionary.cfg["architecture"]) == ("saelens before 6", architecture)
@@ -283,6 +287,7 @@ def changed(**changes):
     """cfg.json with other values; None takes one away."""
 
     def change(directory):
+        without_checksums(directory)
         cfg = json.loads((directory / "cfg.json").read_text()) | changes
         (directory / "cfg.json").write_text(json.dumps({name: v for name, v in cfg.items() if v is not None}))
 
@@ -323,14 +328,14 @@ DAMAGES = {
     "hook": (changed(metadata={"sae_lens_version": "6.0", "hook_name": 5}), "its metadata has hook_name 5; a str"),
     "not a boolean": (changed(apply_b_dec_to_input="false"), "apply_b_dec_to_input 'false'; true or false is needed"),
     "integers": (with_tensors(lambda t: t.update(W_enc=t["W_enc"].astype(np.int32))), "W_enc is of int32"),
-    "densities": (lambda d: (d / "stats.npz").write_bytes(b"PK no"), "stats.npz cannot be read, it is damaged"),
+    "densities": (lambda d: (d / "stats.npz").write_bytes(b"PK no"), "stats.npz is damaged"),
     "infinite in float32": (
         with_tensors(lambda t: t.update(W_dec=np.full((F, D), 1e300))),
         "W_dec has values that are no numbers in float32",
     ),
     "complex": (with_tensors(lambda t: t.update(b_dec=t["b_dec"].astype(np.complex64))), "b_dec is of complex64"),
-    "empty densities": (lambda d: (d / "stats.npz").write_bytes(b""), "stats.npz cannot be read, it is damaged"),
-    "no densities": (lambda d: np.savez(d / "stats.npz", density=["x"] * F), "stats.npz cannot be read, it is damaged"),
+    "empty densities": (lambda d: (d / "stats.npz").write_bytes(b""), "stats.npz is damaged"),
+    "no densities": (lambda d: np.savez(d / "stats.npz", density=["x"] * F), "stats.npz has no checksum"),
     "nested": (lambda d: (d / "cfg.json").write_text("[" * 200_000), "cfg.json cannot be read"),
     "old norms": (changed(metadata=None, normalize_activations=["none"]), "normalize_activations \\['none'\\]"),
     "old settings": (changed(metadata=None, activation_fn_kwargs="k=3"), "its activation_fn_kwargs is 'k=3'; a record"),
@@ -346,6 +351,38 @@ def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path, damage):
     change(tmp_path / "d")
     with pytest.raises(InputError, match=reason):
         load_dictionary(tmp_path / "d")
+
+
+def test_one_bit_of_a_dictionary_is_named_or_changes_nothing(tmp_path):
+    written = saelens_dictionary("topk")
+    save_dictionary(replace(written, log_sparsity_F=np.linspace(-9, 0, F, dtype=np.float32)), tmp_path / "d")
+    whole, chance, named = load_dictionary(tmp_path / "d"), random.Random(0), 0
+    for path in [tmp_path / "d" / name for name in ("cfg.json", "sae_weights.safetensors", "sparsity.safetensors")]:
+        content = path.read_bytes()
+        for bit in chance.sample(range(8 * len(content)), 60):
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            try:
+                again = load_dictionary(tmp_path / "d")
+                assert again.cfg == whole.cfg and again.tensors.keys() == whole.tensors.keys()
+                assert all(np.array_equal(again.tensors[name], whole.tensors[name]) for name in whole.tensors)
+                np.testing.assert_array_equal(again.log_sparsity_F, whole.log_sparsity_F)
+            except InputError as error:
+                named += 1
+                assert str(path) in str(error)
+        path.write_bytes(content)
+    assert named > 100
+
+
+def test_a_dictionary_of_saelens_own_has_no_checksum_but_a_member_of_a_run_must(tmp_path):
+    member = tmp_path / "run" / "members" / "one"
+    save_dictionary(saelens_dictionary("topk"), member)
+    without_checksums(member)
+    load_dictionary(member)  # in a folder of that name, but of no run
+    (tmp_path / "run" / "config.json").touch()
+    with pytest.raises(InputError, match="sae_weights.safetensors has no checksum: .* --resume writes it again"):
+        load_dictionary(member)
 
 
 def test_other_reasons_to_refuse(tmp_path):

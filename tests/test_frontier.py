@@ -13,6 +13,7 @@ from command_line import shared_cache, typed
 import main
 from analysis.frontier import METRICS, compute, figure
 from harvest.errors import InputError
+from harvest.files import read_json, write_json
 
 GRID = ("--preset", "frontier", "--activation", "relu", "topk", "--target-l0", "4", "8", "--k", "4", "8")
 GRID += ("--seed", "0", "1", "--hidden-dim", "48", "--n-samples", "100", "--seq-len", "10", "--batch-size", "32")
@@ -39,9 +40,9 @@ def changed(run: Path, to: Path, change, name: str = "results.json") -> Path:
     to.mkdir()
     for record in ("config.json", "results.json"):
         shutil.copy(run / record, to)
-    content = json.loads((to / name).read_text())
+    content = read_json(to / name, "")
     change(content)
-    (to / name).write_text(json.dumps(content))
+    write_json(to / name, content)
     return to
 
 

@@ -1,18 +1,22 @@
 """What replacing an activation costs the model: against transformers' own modules, and values known beforehand."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from analysis.faces.wording import without_figure
 from analysis.intervals import SAMPLES, ratio_interval, resample
-from analysis.loss_recovered import loss_recovered, scores, spread_windows
+from analysis.loss_recovered import finite, loss_recovered, scores, spread_windows
 from harvest.errors import InputError
 from harvest.language_model import LanguageModel
 from harvest.loss_recovered import losses
 from harvest.request import HOOKS, Site
-from harvest.sources import BUNDLED_MODEL
+from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.store import ActivationStore, StoreWriter
+from harvest.text import documents
 from sae_jax.sae import SAE
 
 TOKENS_WxT = np.random.default_rng(0).integers(0, 4096, (6, 12), dtype=np.int32)
@@ -169,15 +173,22 @@ def test_other_architectures(tmp_path, config):
 # From a store and dictionaries to figures.
 
 
-def make_store(directory, model: LanguageModel, site: Site) -> ActivationStore:
-    """Windows of random tokens; documents of one to three windows."""
+@pytest.fixture(scope="module")
+def text_WxT(model) -> np.ndarray:
+    """Windows of text, which the model predicts better than it would without its activations."""
+    texts = islice(documents(str(BUNDLED_CORPUS)), 13)
+    return np.array([model.tokenizer(text)["input_ids"][:12] for text in texts], np.int32)
+
+
+def make_store(directory, model: LanguageModel, site: Site, tokens_WxT: np.ndarray | None = None) -> ActivationStore:
+    """Windows of these tokens, else of random ones; documents of one to three windows."""
     facts = {"layer": site.layer, "hook": site.hook, "hook_name": site.hook_name}
     writer = StoreWriter(directory, {**facts, "seq_len": 12, "keep_first_position": False})
     documents_W = np.array([0, 1, 1, 2, 2, 2])
     for split, shift in (("train", 0), ("held_out", 7)):
-        tokens_WxT = (TOKENS_WxT + shift) % 4096
-        x_WxTxD = model.activations(tokens_WxT, [site])[site]
-        writer.add_shard(split, 0, x_WxTxD[:, 1:].reshape(-1, model.d_model), tokens_WxT, documents_W)
+        of_WxT = (TOKENS_WxT + shift) % 4096 if tokens_WxT is None else tokens_WxT[shift : shift + 6]
+        x_WxTxD = model.activations(of_WxT, [site])[site]
+        writer.add_shard(split, 0, x_WxTxD[:, 1:].reshape(-1, model.d_model), of_WxT, documents_W)
     return writer.finish()
 
 
@@ -196,9 +207,9 @@ def known_dictionaries(store: ActivationStore) -> dict[str, SAE]:
 
 
 @pytest.mark.parametrize("hook", ["resid_pre", "mlp_out"])
-def test_dictionaries_whose_loss_is_known_beforehand(model, tmp_path, hook, monkeypatch):
+def test_dictionaries_whose_loss_is_known_beforehand(model, text_WxT, tmp_path, hook, monkeypatch):
     monkeypatch.setattr("analysis.intervals.FEWEST_DOCUMENTS", 3)
-    store = make_store(tmp_path, model, Site(2, hook))
+    store = make_store(tmp_path, model, Site(2, hook), text_WxT)
     found = loss_recovered(model, store, known_dictionaries(store), np.arange(6))
     metrics = {name: facts["metrics"] for name, facts in found.items()}
     assert metrics["zero"]["ce_recovered"] == metrics["zero"]["kl_recovered"] == 0
@@ -212,9 +223,9 @@ def test_dictionaries_whose_loss_is_known_beforehand(model, tmp_path, hook, monk
     assert low < metrics["mean"]["ce_mean"] < high
 
 
-def test_intervals_are_over_documents_and_ratios_are_of_sums(model, tmp_path, monkeypatch):
+def test_intervals_are_over_documents_and_ratios_are_of_sums(model, text_WxT, tmp_path, monkeypatch):
     monkeypatch.setattr("analysis.intervals.FEWEST_DOCUMENTS", 3)
-    store = make_store(tmp_path, model, Site(2, "resid_post"))
+    store = make_store(tmp_path, model, Site(2, "resid_post"), text_WxT)
     (sae,) = [sae for name, sae in known_dictionaries(store).items() if name == "mean"]
     found = loss_recovered(model, store, {"sae": sae}, np.arange(6))["sae"]
     windows = store.held_out.windows
@@ -230,8 +241,8 @@ def test_intervals_are_over_documents_and_ratios_are_of_sums(model, tmp_path, mo
     assert found["intervals"]["ce_sae"] == pytest.approx(ratio_interval(own_G, np.array([1, 2, 3])), rel=1e-2)
 
 
-def test_of_few_documents_there_is_no_interval(model, tmp_path):
-    store = make_store(tmp_path, model, Site(2, "resid_post"))
+def test_of_few_documents_there_is_no_interval(model, text_WxT, tmp_path):
+    store = make_store(tmp_path, model, Site(2, "resid_post"), text_WxT)
     found = loss_recovered(model, store, known_dictionaries(store), np.arange(6))
     assert all(set(of["intervals"].values()) == {None} for of in found.values())
 
@@ -247,6 +258,32 @@ def test_the_definitions():
     sums = {"ce_clean": 6.0, "ce_sae": 8.0, "ce_zero": 16.0, "ce_mean": 14.0, "kl_sae": 1.0, "kl_zero": 4.0, "count": 2}
     found = scores(sums)
     assert (found["ce_clean"], found["ce_recovered"], found["kl_recovered"]) == (3, 0.8, 0.75)
+
+
+@pytest.mark.parametrize(("zero", "clean"), [(3.0, 4.0), (4.0, 4.0)])
+def test_where_zero_ablation_costs_nothing_there_is_no_share_and_it_is_said_why(zero, clean):
+    sums = {
+        "ce_clean": clean,
+        "ce_sae": 3.5,
+        "ce_zero": zero,
+        "ce_mean": 4.0,
+        "kl_sae": 1.0,
+        "kl_zero": 0.0,
+        "count": 1,
+    }
+    found = {name: finite(value) for name, value in scores(sums).items()}
+    assert found["ce_recovered"] is found["kl_recovered"] is None and found["ce_sae"] == 3.5
+    assert f"activation set to zero (cross-entropy {zero:.4f}) than with it ({clean:.4f})" in without_figure(found)
+    assert without_figure(found | {"ce_recovered": 0.5, "kl_recovered": 0.5}) == without_figure({}) == ""
+
+
+def test_on_text_that_a_model_predicts_worse_than_nothing_no_share_is_recovered(model, tmp_path):
+    store = make_store(tmp_path, model, Site(2, "resid_pre"))  # random tokens
+    found = loss_recovered(model, store, known_dictionaries(store), np.arange(6))
+    for of in found.values():
+        assert of["metrics"]["ce_zero"] < of["metrics"]["ce_clean"] and of["metrics"]["ce_recovered"] is None
+        assert of["intervals"]["ce_recovered"] == [None, None]
+        assert of["metrics"]["kl_recovered"] is not None and without_figure(of["metrics"])
 
 
 def test_windows_are_spread_over_what_does_not_calibrate(model, tmp_path):

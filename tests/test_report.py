@@ -13,6 +13,7 @@ from analysis.commands.report import run as report
 from analysis.report import compose
 from analysis.run import FinishedRun
 from harvest.errors import InputError
+from harvest.files import read_json, write_json
 from main import parse
 from tests.command_line import THREE_KINDS, shared_cache, typed
 
@@ -107,7 +108,7 @@ def test_one_of_eight_runs_of_three_is_under_5_mb(run, page, cache, tmp_path):
     for n, copy in enumerate(copies):
         config = json.loads((copy / "config.json").read_text())
         config["asked"]["train"]["data_seed"] = n  # else the same members are given twice
-        (copy / "config.json").write_text(json.dumps(config))
+        write_json(copy / "config.json", config)
     done = typed("report", *copies, "--to", tmp_path / "all.html", cache=cache)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "all.html").stat().st_size < 5e6
@@ -118,7 +119,7 @@ def test_a_member_that_failed_is_named(run, page, cache, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     results = json.loads((copy / "results.json").read_text())
     results["members"][0] |= {"failed": {"step": 7, "reason": "its loss is not finite"}, "metrics": None}
-    (copy / "results.json").write_text(json.dumps(results))
+    write_json(copy / "results.json", results)
     done = typed("report", copy, cache=cache)
     assert done.returncode == 0, done.stderr
     assert "stopped at step 7: its loss is not finite" in (copy / "report.html").read_text()
@@ -129,7 +130,7 @@ def test_of_a_run_that_failed_it_says_so_and_shows_what_is_left(run, cache, tmp_
     results = json.loads((copy / "results.json").read_text())
     for member in results["members"]:
         member |= {"failed": {"step": 7, "reason": "its loss is not finite"}, "metrics": None}
-    (copy / "results.json").write_text(json.dumps(results))
+    write_json(copy / "results.json", results)
     with open(copy / "metrics.jsonl", "a") as file:
         file.write('{"member": "relu-f48')
     done = typed("report", copy, cache=cache)
@@ -162,9 +163,9 @@ def test_what_is_wrong_is_said(run, cache, tmp_path):
 
 def test_features_that_cannot_be_had_are_named_not_skipped(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("analysis"))
-    config = json.loads((copy / "config.json").read_text())
-    config["stores"][0]["sha256"] = "0" * 64
-    (copy / "config.json").write_text(json.dumps(config))
+    config = read_json(copy / "config.json", "")
+    config["stores"][0]["identity"]["windows_hash"] = "0" * 32
+    write_json(copy / "config.json", config)
     finished = FinishedRun.open(copy)
     said = []
     (part,) = compose([finished], None, tmp_path / "cache", say=said.append).parts

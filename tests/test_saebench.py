@@ -125,6 +125,13 @@ def test_how_much_is_absorbed_by_the_formula():
     assert absorbed_of(10, [2, *four[1:]], [0.5, *[0.9] * 4]) == (pytest.approx(5.4 / 6.4), False)  # three, not four
 
 
+def test_a_dictionary_that_never_fires_has_no_absorption_and_stops_nobody(rng):
+    pooled, words, letters_N, train_N = words_on(None, rng)
+    found = absorption.compute(pooled._replace(f_NxF=np.zeros_like(pooled.f_NxF)), words, letters_N, train_N)
+    assert found.fraction is None and found.full is None and found.letters == {}
+    assert set(found.left_out) == set(letters_N) and "no feature" in found.left_out["a"]
+
+
 def test_a_letter_that_the_model_does_not_show_is_not_judged(rng):
     pooled, words, letters_N, train_N = words_on(20, rng)
     shuffled = pooled._replace(x_NxD=rng.permutation(pooled.x_NxD))

@@ -119,10 +119,25 @@ def test_a_shard_of_the_weights_that_is_missing_is_named(model):
         ask(model_name=str(model))
 
 
-def test_a_config_that_is_no_json_is_named(model):
-    (model / "config.json").write_text("{")
-    with pytest.raises(InputError, match="config.json cannot be read"):
+@pytest.mark.parametrize("text", ["{", "[]", "null", "3", "", '"gpt2"', "[" * 100_000, "\xff"])
+def test_a_config_that_is_no_json_object_is_named(model, text):
+    (model / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match=rf"^{model}/config.json is damaged .*: get the model again"):
         ask(model_name=str(model))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"weight_map": []}', '{"weight_map": null}'])
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_an_index_that_names_no_shards_is_named(model, name, text):
+    (model / name).write_text(text)
+    with pytest.raises(InputError, match=f"it lacks a readable {name}"):
+        ask(model_name=str(model))
+
+
+@pytest.mark.parametrize("value", [True, 0, -1, 3.5, "4", [4]])
+def test_a_number_of_layers_that_is_none_is_not_believed(model, value):
+    edit_config(model, n_layer=value, text_config=[])
+    assert ask(model_name=str(model))[0].n_layers is None
 
 
 def test_layers_and_positions_are_those_of_the_config(model):

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harvest.errors import InputError
-from harvest.store import ActivationStore, Moments, StoreWriter
+from harvest.files import checksum, read_json, write_json
+from harvest.store import ActivationStore, Moments, StoreWriter, compared_meanwhile
 
 SEQ_LEN, D = 5, 3
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -118,23 +119,78 @@ def test_all_truncated_shards_are_named(tmp_path):
         ActivationStore(tmp_path)
 
 
+def flip_last_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
 def test_damaged_shards_are_named_by_verify(tmp_path):
     store, _ = write_store(tmp_path, {"train": [2, 2, 2], "held_out": [1]})
     store.verify()
     for name in ("rows-00000.npy", "rows-00002.npy"):
-        data = bytearray((tmp_path / "train" / name).read_bytes())
-        data[-1] ^= 1  # one bit
-        (tmp_path / "train" / name).write_bytes(data)
+        flip_last_bit(tmp_path / "train" / name)
     with pytest.raises(InputError, match="damaged.*train/rows-00000.npy, train/rows-00002.npy"):
         ActivationStore(tmp_path).verify()
+
+
+READINGS = {  # what reads a file of a split's second shard
+    "rows": (lambda split: split.read(0, len(split)), lambda split: split[[len(split) - 1]], lambda split: split[15]),
+    "tokens": (lambda split: split.windows, lambda split: split.context(15), lambda split: split.read_windows(0, 4)),
+}
+READINGS["documents"] = (lambda split: split.documents, *READINGS["tokens"][1:])
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+@pytest.mark.parametrize("array", READINGS)
+def test_one_bit_of_a_file_is_named_by_whoever_reads_it(array, split, tmp_path):
+    write_store(tmp_path, {"train": [2, 2], "held_out": [2, 2]})
+    flip_last_bit(tmp_path / split / f"{array}-00001.npy")
+    for read in READINGS[array]:
+        with pytest.raises(InputError, match=f"{split}/{array}-00001.npy is damaged .*delete the store and harvest"):
+            read(getattr(ActivationStore(tmp_path), split))
+    rows = getattr(ActivationStore(tmp_path), split).read(0, 8)  # of the first shard, which is sound
+    assert len(rows) == 8
+
+
+def test_a_file_is_compared_once_in_a_process_unless_it_changes(tmp_path, monkeypatch):
+    write_store(tmp_path, {"train": [2, 2], "held_out": [1]})
+    compared = []
+    monkeypatch.setattr("harvest.store.checksum", lambda path: compared.append(path.name) or checksum(path))
+    for _ in range(3):
+        store = ActivationStore(tmp_path)
+        store.train.read(0, 16), store.train[[0, 15]], store.verify()
+    assert sorted(compared) == sorted(path.name for path, _ in store.files())
+    flip_last_bit(tmp_path / "train" / "rows-00001.npy")
+    with pytest.raises(InputError, match="rows-00001.npy is damaged"):
+        ActivationStore(tmp_path).train.read(0, 16)
+
+
+def test_rows_are_compared_meanwhile(tmp_path):
+    write_store(tmp_path, {"train": [2, 2], "held_out": [1]})
+    flip_last_bit(tmp_path / "train" / "rows-00001.npy")
+    store = ActivationStore(tmp_path)
+    with compared_meanwhile([store]) as compared:
+        assert len(store.train.not_compared().read(0, 16)) == 16
+        with pytest.raises(InputError, match="damaged in the activation store .*: train/rows-00001.npy: delete"):
+            compared()
+    with pytest.raises(ZeroDivisionError), compared_meanwhile([store]):  # the body's own error is not hidden
+        _ = 1 / 0
+
+
+def test_a_digit_of_the_manifest_is_named(tmp_path):
+    store, _ = write_store(tmp_path, {"train": [2], "held_out": [1]})
+    path, digits = tmp_path / "manifest.json", repr(store.mean[0].item())
+    path.write_text(path.read_text().replace(digits, digits[:-1] + ("1" if digits[-1] != "1" else "2")))
+    with pytest.raises(InputError, match="manifest.json is damaged .*: delete the store and harvest again"):
+        ActivationStore(tmp_path)
 
 
 def test_a_directory_without_manifest_and_another_format_are_refused(tmp_path):
     with pytest.raises(InputError, match="no finished activation store"):
         ActivationStore(tmp_path)
     write_store(tmp_path, {"train": [1], "held_out": [1]})
-    manifest = tmp_path / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 99'))
+    write_json(tmp_path / "manifest.json", read_json(tmp_path / "manifest.json", "") | {"format": 99})
     with pytest.raises(InputError, match="format 99"):
         ActivationStore(tmp_path)
 
@@ -156,9 +212,21 @@ def test_a_shard_counts_as_done_only_whole_and_with_the_same_windows(tmp_path):
     writer.add_shard("train", 0, np.ones((8, D), np.float16), tokens_WxT, documents_W)
     assert writer.has_shard("train", 0, tokens_WxT)
     assert not writer.has_shard("train", 0, tokens_WxT + 1)
-    rows = tmp_path / "train/rows-00000.npy"
-    rows.write_bytes(rows.read_bytes()[:-1])
-    assert not writer.has_shard("train", 0, tokens_WxT)
+    record = (tmp_path / "train/shard-00000.json").read_bytes()
+    for name, damaged in (
+        ("rows-00000.npy", lambda whole: whole[:-1]),
+        ("rows-00000.npy", lambda whole: whole[:-1] + b"?"),
+        ("documents-00000.npy", lambda whole: whole[:-1] + b"?"),
+        ("shard-00000.json", lambda whole: whole.replace(b'"rows": 8', b'"rows": 9')),
+        ("shard-00000.json", lambda whole: whole[:-3]),
+    ):
+        path = tmp_path / "train" / name
+        whole = path.read_bytes()
+        path.write_bytes(damaged(whole))
+        assert not writer.has_shard("train", 0, tokens_WxT)
+        path.write_bytes(whole)
+    assert record == (tmp_path / "train/shard-00000.json").read_bytes()
+    assert writer.has_shard("train", 0, tokens_WxT)
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])

@@ -1,12 +1,14 @@
 """When features emerge, planted; intervals; and the study of a run from its command to its files."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from command_line import BUNDLED, environment, shared_cache, typed
+from populations import SITES
 from scipy import stats
 
 import main
@@ -16,6 +18,9 @@ from analysis.measures import Gathered, values_of
 from analysis.run import FinishedRun
 from analysis.study import behaviour_during_training, equal_l0, frequency_and_specialization, interpretability
 from harvest.errors import InputError
+from harvest.files import read_json, write_json
+from sae_jax.config import TrainConfig
+from sae_jax.grid import members_of
 from sae_jax.snapshots import Snapshot
 
 STEPS = (0, 10, 30, 100, 300, 1000)
@@ -102,11 +107,13 @@ def test_an_interval_is_students():
 
 def gathered_of(values, frequency=(None, None)):
     """A kind of `topk` with as many seeds as there are values of every measure."""
-    names = [f"topk-f8-s{seed}" for seed in range(len(values))]
-    run = SimpleNamespace(members={name: {"activation": "topk", "seed": seed} for seed, name in enumerate(names)})
+    config = TrainConfig(activation="topk", hidden_dim=8, k=4, seed=tuple(range(len(values))))
+    members = {member.id: asdict(replace(member, id="")) for member in members_of(config, SITES)}
+    names = list(members)
     every = [*measures.MEASURES, *(f"{family}: form" for family in measures.LABEL_MEASURES)]
     return Gathered(
-        run=run,
+        run=None,
+        settings=members,
         features={name: SimpleNamespace(labels={"form": ["a", "b"]}) for name in names},
         values={name: dict.fromkeys(every, value) for name, value in zip(names, values, strict=True)},
         frequency={name: {"form": frequency} for name in names},
@@ -204,10 +211,10 @@ def test_a_run_without_its_text_or_as_its_own_control_is_refused(run, monkeypatc
     assert "not --control random-weights" in capsys.readouterr().err
     moved = tmp_path / "moved"
     moved.mkdir()
-    config = json.loads((run / "config.json").read_text())
+    config = read_json(run / "config.json", "")
     config["asked"]["harvest"]["dataset"] = config["stores"][0]["dataset"]["asked"] = str(tmp_path / "gone.jsonl")
     config["stores"][0]["dataset"]["location"] = str(tmp_path / "gone.jsonl")
-    (moved / "config.json").write_text(json.dumps(config))
+    write_json(moved / "config.json", config)
     (moved / "results.json").write_text((run / "results.json").read_text())
     assert main.run_as_command(["study", str(moved), "--cache-dir", str(tmp_path / "cache")]) == 2
     assert "gone.jsonl" in capsys.readouterr().err
@@ -219,8 +226,8 @@ def test_a_control_of_another_layer_is_refused(run, tmp_path):
     def control(**changed) -> Path:
         config = json.loads(json.dumps(one.config))
         config["asked"]["harvest"] |= {"control": "random-weights", **changed}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        (tmp_path / "results.json").write_text(json.dumps(one.results))
+        write_json(tmp_path / "config.json", config)
+        write_json(tmp_path / "results.json", one.results)
         return tmp_path
 
     assert one.opened_control(control()).path == tmp_path
@@ -238,3 +245,31 @@ def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypa
     monkeypatch.setattr(measures, "write_json", lambda *_: None)
     answers, notes = measures.benchmarks(FinishedRun.open(run[0]), [], 77, lambda text: None)
     assert answers == {"sparse_probing": {}, "absorption": {}} and "not measured: --icl-examples 0" in notes[0]
+
+
+# Intervals in every table, whatever the members' ids end in.
+
+POPULATIONS = {
+    "--preset frontier": ("--preset", "frontier", "--activation", "relu", "topk", "--target-l0", "4", "8")
+    + ("--k", "4", "8", "--batch-size", "64"),
+    "unusual settings": ("--activation", "relu", "topk", "--target-l0", "8", "--k", "8", "--seed", "0", "1", "2")
+    + ("--dead-rule", "anthropic", "--normalization", "mean_norm", "--warmup", "0.1", "--aux-coefficient", "0"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("argv", POPULATIONS.values(), ids=POPULATIONS)
+def test_every_table_has_intervals_over_seeds(tmp_path, tmp_path_factory, argv):
+    cache, run = shared_cache(tmp_path_factory), tmp_path / "run"
+    small = ("--n-samples", "300", "--seq-len", "20", "--hidden-dim", "48", "--epochs", "4", "--ce-windows", "8")
+    for command in ((*BUNDLED, *argv, *small, "--run-dir", run), ("study", run, "--documents", "800")):
+        done = typed(*command, cache=cache)
+        assert (done.returncode, done.stderr) == (0, "")
+    members, answers = FinishedRun.open(run).members, read_json(run / "analysis" / "study.json", "")["answers"]
+    assert len(answers) == 5
+    for answer in answers:
+        assert 3 * len(answer["table"]) == len(members)
+        for row, cells in answer["table"].items():
+            measured = {name: of for name, of in cells.items() if of["mean"] is not None}
+            assert measured, (answer["question"], row)
+            assert all(of["n"] == 3 and of["low"] <= of["mean"] <= of["high"] for of in measured.values()), row

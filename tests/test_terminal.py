@@ -306,6 +306,9 @@ def test_a_failed_member_is_named_in_the_box():
 
 def test_ids_lose_what_all_have_but_stay_different():
     assert told_apart(["relu-f8-l16-lr1e-3-s0", "relu-f8-l32-lr1e-3-s0"]) == ["l16", "l32"]
+    rates = ["relu-f8-l16-lr1e-3-s0", "relu-f8-l16-lr1e-4-s0"]  # the hyphen of an exponent parts nothing
+    assert told_apart(rates) == ["lr1e-3", "lr1e-4"]
+    assert told_apart(["relu-l8-f8-l4", "relu-l4-f8-l8"]) == ["l8-l4", "l4-l8"], "layer 8 is not the L0 of 8"
     assert told_apart(["a-b", "a-b-a"]) == ["a-b", "a-b-a"] and told_apart(["a-b"]) == ["a-b"]
 
 

@@ -129,14 +129,14 @@ def test_each_file_of_a_folder_is_a_document_in_the_order_of_names(tmp_path):
 
 
 def test_only_the_hub_caches_own_layout_is_a_hub_data_set(tmp_path, monkeypatch):
-    """A data set's files lie deeper in a snapshot than in a folder of texts, and the client finds them there."""
+    """There the client finds the files, as the data set's card says; in any other folder all count."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for parent in ("snapshots", "datasets--org--texts/snapshots"):
         folder = tmp_path / parent / "2026-11"
         (folder / "data").mkdir(parents=True)
         (folder / "a.txt").write_text("a text of this folder")
         jsonl(folder / "data" / "train-00000.jsonl", "a row of the data set")
-    assert read(tmp_path / "snapshots" / "2026-11") == ["a text of this folder"]
+    assert read(tmp_path / "snapshots" / "2026-11") == ["a text of this folder", "a row of the data set"]
     assert read(tmp_path / "datasets--org--texts" / "snapshots" / "2026-11") == ["a row of the data set"]
 
 

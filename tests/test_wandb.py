@@ -11,14 +11,19 @@ from shutil import copytree, ignore_patterns
 import numpy as np
 import pytest
 import wandb
-from command_line import THREE_KINDS, shared_cache, start, typed
+from command_line import ROOT, THREE_KINDS, shared_cache, start, typed
 from PIL import Image
 from wandb_files import records
 
 import main
+from analysis.faces.terminal import Terminal
 from analysis.faces.wandb_log import WandbLog, WandbOptions
 from harvest.errors import InputError
+from harvest.request import HarvestRequest
+from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, named_files
+from sae_jax.config import TrainConfig
 from sae_jax.progress import Progress
+from sae_jax.run_directory import RunDirectory
 
 RUN = (*THREE_KINDS, "--epochs", "10", "--seed", "3", "--snapshots", "4", "--ce-windows", "0")
 LOGGED = ("--use-wandb", "--wandb-project", "toads", "--log-freq", "20", "--wandb-artifact")
@@ -297,3 +302,26 @@ def test_its_flags_are_refused_without_it(name):
 def test_log_freq_is_a_number_of_steps():
     with pytest.raises(InputError, match="--log-freq 0: must be 1 or more"):
         main.parse([*THREE_KINDS, "--use-wandb", "--log-freq", "0"])
+
+
+STUCK = """
+import sys, time, wandb
+from analysis.faces import wandb_log
+wandb_log.DRAW_SECONDS = 1
+wandb.init = lambda **_: time.sleep(1000)
+import runpy
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def test_a_call_that_is_stuck_does_not_keep_the_program_from_its_end(cache, tmp_path):
+    script = ROOT / "main.py"
+    done = typed(script, *RUN, "--use-wandb", "--run-dir", tmp_path / "run", cache=cache, script=STUCK)
+    assert done.returncode == 0 and "W&B is stuck" in done.stdout and (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_local_model_is_named_in_its_config(tmp_path):
+    request = HarvestRequest(model_name=str(BUNDLED_MODEL), dataset=str(BUNDLED_CORPUS))
+    asked = {"harvest": request.to_json(), "train": TrainConfig().to_json(), "files": named_files(request)}
+    log = main.wandb_log(request, TrainConfig(), main.Options(), RunDirectory(tmp_path, asked), Terminal())
+    assert log._config["model_name"] == str(BUNDLED_MODEL) and log._config["files"] == named_files(request)

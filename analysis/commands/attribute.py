@@ -35,7 +35,7 @@ class Options:
     method: str = flag("path", "where the gradient is taken", choices=METHODS)
     steps: int = flag(16, "of the path of all features together")
     top: int = flag(20, "features to show and to ablate, those of the largest attributions")
-    json: Path | None = flag(None, "a file for all figures")
+    json: Path | None = flag(None, "a file for all figures", written=True)
 
     def __post_init__(self) -> None:
         for name in ("prompt", "target"):
@@ -62,6 +62,7 @@ def run(argv: list[str]) -> None:
     from analysis.attribution import compute
 
     model = finished.language_model
+    model.need_next_token("Attribution to a next token")
     tokenizer, longest = model.tokenizer, model.bridge.cfg.n_ctx
     first_position = finished.first_position
     prompt_T = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]

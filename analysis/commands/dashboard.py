@@ -27,6 +27,7 @@ APP = Path(__file__).parents[1] / "faces" / "dashboard" / "app.py"
 class Options:
     port: int = flag(8501, "of the server")
     address: str = flag("127.0.0.1", "that it listens on; another than this lets other machines in, without a password")
+    host: tuple[str, ...] = flag((), "other names by which browsers may ask for it, as behind a proxy")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
@@ -68,6 +69,16 @@ def warm() -> None:
         import_module(module)
 
 
+def hosts(options: Options) -> list[str]:
+    """The names by which a browser may ask: the loopback's, and where other machines are let in, this one's own."""
+    from streamlit import net_util
+
+    if options.address in LOOPBACK:
+        return [*LOOPBACK, *options.host]
+    own = (options.address, socket.gethostname(), socket.getfqdn(), net_util.get_internal_ip())
+    return [*LOOPBACK, *options.host, *filter(None, own)]
+
+
 def serve(options: Options, runs: list[str]) -> None:
     """Until it is stopped. Streamlit's own defaults are every address, statistics sent home, and a watch on files."""
     from streamlit import net_util
@@ -79,9 +90,7 @@ def serve(options: Options, runs: list[str]) -> None:
         "server_port": options.port,
         "server_headless": True,
         "server_enableXsrfProtection": True,
-        "server_allowedHosts": LOOPBACK
-        if options.address in LOOPBACK
-        else ["*"],  # else a page whose name is rebound gets in
+        "server_allowedHosts": hosts(options),  # else a page whose name is rebound gets in
         "server_fileWatcherType": "none",
         "browser_gatherUsageStats": False,
         "client_toolbarMode": "minimal",

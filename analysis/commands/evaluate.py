@@ -7,7 +7,7 @@ python main.py evaluate SAE_DIR --model-name gpt2 --hook-name blocks.8.hook_resi
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import re
 from dataclasses import dataclass, replace
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
+from analysis.faces.wording import without_figure
+from analysis.run import read_record
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir, flag
@@ -43,7 +45,7 @@ class Options:
     )
     keep_first_position: bool = flag(False, "measure at the first position of each window, too")
     ce_windows: int = flag(256, "windows, of these, on which loss recovered is measured; 0: not at all")
-    json: Path | None = flag(None, "a file for all figures")
+    json: Path | None = flag(None, "a file for all figures", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
 
@@ -71,6 +73,7 @@ def run(argv: list[str]) -> None:
         report = measure(opened, options, terminal)
         terminal.evaluation(report)
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, report)
 
 
@@ -78,7 +81,7 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     """Every dictionary on the same windows, with the code that measures a run after training."""
     import numpy as np
 
-    from analysis.loss_recovered import finite, loss_recovered, spread_windows
+    from analysis.loss_recovered import loss_recovered, spread_windows
     from harvest.capture import harvest
     from harvest.language_model import LanguageModel
     from harvest.sources import resolve
@@ -87,27 +90,40 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     refuse_a_control_among_others(opened)
     sites = sites_of(opened, options)
     request = request_of(opened[0], options, sites)
-    model, dataset = resolve(request)
+    model, dataset = resolve(request, options.cache_dir)
     request = replace(request, held_out=share_of(opened, options, dataset, terminal))
     compare_models(opened, options, model, terminal)
+    tell_other_rows(opened, request, terminal)
     refuse_another_width(opened, model.d_model, model)
-    stores = harvest(request, options.cache_dir, on_progress=terminal.progress, say=terminal.say)
+    stores = harvest(
+        request,
+        options.cache_dir,
+        on_progress=terminal.progress,
+        say=terminal.say,
+        sources=(model, dataset),
+        loss_recovered=bool(options.ce_windows),
+    )
     refuse_another_width(opened, next(iter(stores.values())).d_model, model)
 
     names = names_of(opened)
     found: dict[str, dict[str, Any]] = {}
-    language_model = LanguageModel.load(model.location, control=request.control) if options.ce_windows else None
+    language_model = None
+    if options.ce_windows and not any(store.manifest.get("reads_both_ways") for store in stores.values()):
+        language_model = LanguageModel.load(model.location, control=request.control)
     for site in dict.fromkeys(sites):
         store = stores[site]
         saes = {name: o.dictionary.sae for name, o, at in zip(names, opened, sites, strict=True) if at == site}
         first_row = calibration_rows(store.held_out) if request.held_out < 1 else 0
         for name, evaluation in evaluate(saes, store.held_out, store.mean, first_row).items():
-            found[name] = {"metrics": {k: finite(v) for k, v in evaluation.metrics.items()}, "intervals": {}}
+            refuse_no_numbers(name, evaluation.metrics)
+            found[name] = {"metrics": evaluation.metrics, "intervals": {}}
             found[name]["rows"] = len(store.held_out) - first_row
         if language_model:
             windows_W = spread_windows(store.held_out, options.ce_windows, first_row)
             for name, measured in loss_recovered(language_model, store, saes, windows_W).items():
                 found[name]["metrics"] |= measured["metrics"]
+                if why := without_figure(measured["metrics"]):
+                    terminal.say(f"{name}: {why}")
                 documents = len(np.unique(store.held_out.documents[windows_W]))
                 found[name] |= {"intervals": measured["intervals"], "windows": len(windows_W), "documents": documents}
     return {
@@ -150,9 +166,10 @@ def open_dictionary(directory: Path) -> Opened:
     """Read a dictionary; raises InputError, with the reason, where it cannot be read."""
     from sae_jax.formats import load_dictionary
 
-    config = directory.resolve().parents[1] / "config.json"
+    config = directory.resolve().parent.parent / "config.json"
     in_a_run = directory.resolve().parent.name == "members" and config.exists()
-    return Opened(directory, load_dictionary(directory), json.loads(config.read_text()) if in_a_run else None)
+    run = read_record(config.parent, config.name) if in_a_run else None
+    return Opened(directory, load_dictionary(directory), run)
 
 
 def sites_of(opened: list[Opened], options: Options) -> list[Site]:
@@ -180,8 +197,12 @@ def site_named(hook_name: str | None, what: str) -> Site:
 
 def request_of(first: Opened, options: Options, sites: list[Site]) -> HarvestRequest:
     """What the flags say, or else what the first dictionary was trained on: a run's own store is found again."""
+    from harvest.sources import name_of
+
     if first.run:
+        facts = first.run["stores"][0]
         own = dict(first.run["asked"]["harvest"])
+        own |= {"model_name": name_of("model", facts["model"]), "dataset": name_of("dataset", facts["dataset"])}
     else:
         own = {
             "model_name": first.dictionary.model_name,
@@ -205,11 +226,11 @@ def share_of(opened: list[Opened], options: Options, dataset: Source, terminal: 
     """Of the documents, those that no run here trained on: documents are held out by a hash, so shares are nested."""
     if options.held_out is not None:
         return options.held_out
-    from harvest.sources import same_name
+    from harvest.sources import place_of, same_name
 
     shares = [1.0]
     for o in opened:
-        own = o.dictionary.dataset_path
+        own = place_of("dataset", o.run["stores"][0]["dataset"]) if o.run else o.dictionary.dataset_path
         if own is None or same_name(own) != same_name(dataset.location):
             continue
         if o.run:
@@ -221,10 +242,18 @@ def share_of(opened: list[Opened], options: Options, dataset: Source, terminal: 
 
 def compare_models(opened: list[Opened], options: Options, model: Source, terminal: Terminal) -> None:
     """Another model than a dictionary's own is refused, or only told where --model-name says that it is meant."""
-    from harvest.sources import same_name
+    from harvest.sources import place_of, same_name
+    from sae_jax.formats.made_for import other_weights
 
     for o in opened:
-        own = o.dictionary.model_name
+        if others := other_weights(o.dictionary.cfg["metadata"]):
+            if options.model_name is None:
+                raise InputError(
+                    f"{o.directory} is of other weights of its model than those found by its name ({others}): give "
+                    "--model-name with a directory that holds them"
+                )
+            terminal.say(f"{o.directory} is of a model with {others}; it is measured on {options.model_name}")
+        own = place_of("model", o.run["stores"][0]["model"]) if o.run else o.dictionary.model_name
         if own is None or same_name(own) == same_name(model.location):
             continue
         if options.model_name is None:
@@ -234,6 +263,15 @@ def compare_models(opened: list[Opened], options: Options, model: Source, termin
                 "say by --model-name which model is to judge them all"
             )
         terminal.say(f"{o.directory} is of the model {own}; it is measured on {options.model_name}")
+
+
+def tell_other_rows(opened: list[Opened], request: HarvestRequest, terminal: Terminal) -> None:
+    for o in opened:
+        told, own = o.dictionary.told(), o.dictionary.context_size
+        if own is not None and own != request.seq_len:
+            told.append(f"it was trained on windows of {own} tokens; here they have {request.seq_len}")
+        for sentence in told:
+            terminal.say(f"{o.directory}: {sentence}")
 
 
 def refuse_another_width(opened: list[Opened], d_model: int | None, model: Source) -> None:
@@ -250,6 +288,15 @@ def refuse_a_control_among_others(opened: list[Opened]) -> None:
     if len(by_control) > 1:
         first, other = by_control.values()
         raise InputError(f"{first} and {other} were trained with and without --control: evaluate each alone")
+
+
+def refuse_no_numbers(name: str, metrics: dict[str, float]) -> None:
+    for metric, value in metrics.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"{name}: its {metric.replace('_', ' ')} on these activations is no number ({value}): "
+                "its weights are damaged or far too large, or the activations are all the same"
+            )
 
 
 def names_of(opened: list[Opened]) -> list[str]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.commands.flags import Parser, filled
-from analysis.run import FinishedRun, read_record
+from analysis.faces.terminal import Terminal
+from analysis.run import FinishedRun
 from harvest.errors import InputError
-from harvest.files import refuse_taken
+from harvest.files import parse_json, refuse_taken
 from harvest.request import default_cache_dir, flag
 
 
@@ -53,13 +54,16 @@ def run(argv: list[str]) -> None:
     card = model_card(dictionary, facts, repo)
     save_dictionary(dictionary, options.to)
     write_atomically(options.to / "README.md", lambda f: f.write(card.encode()))
-    print(f"{dictionary.name} ({dictionary.cfg['architecture']}, {dictionary.d_in} × {dictionary.d_sae}): {options.to}")
-    if repo:
-        print(push(options.to, repo, dictionary.name))
+    with Terminal() as terminal:
+        for sentence in dictionary.told():
+            terminal.say(sentence)
+        what = f"{dictionary.cfg['architecture']}, {dictionary.d_in} × {dictionary.d_sae}"
+        terminal.say(f"{dictionary.name} ({what}): {options.to}")
+        if repo:
+            terminal.say(push(options.to, repo, dictionary.name))
 
 
 def write_neuronpedia(source: Path, options: Options) -> None:
-    from analysis.faces.terminal import Terminal
     from analysis.neuronpedia import export
 
     run = FinishedRun.open(source)
@@ -72,7 +76,7 @@ def write_neuronpedia(source: Path, options: Options) -> None:
 
 def member_facts(source: Path, member_id: str | None) -> dict | None:
     """{"member", "asked", "store", "environment"} of a run's member; None where `source` is no run."""
-    if not (source / "config.json").exists() or "asked" not in read_record(source, "config.json"):
+    if not (source / "config.json").exists() or "asked" not in parse_json(source / "config.json", "choose another"):
         if member_id is not None:
             raise InputError(f"--member {member_id}: {source} is no run; leave it out for a dictionary's own directory")
         return None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.commands.flags import Parser, filled
 from analysis.faces.found import LEGEND, Description, description_text, found_table
 from analysis.faces.terminal import Terminal
-from analysis.run import FinishedRun
+from analysis.run import FinishedRun, can_be_kept
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import default_cache_dir, flag
@@ -44,7 +44,9 @@ class Options:
     top: int = flag(10, "features reported, besides the best of each member")
     fdr: float = flag(0.05, "false discovery rate among those that pass")
     seed: int = flag(0, "of everything drawn")
-    json: Path | None = flag(None, "file for all figures (default: in the run, analysis/find/PHRASE.json)")
+    json: Path | None = flag(
+        None, "file for all figures (default: in the run, analysis/find/PHRASE.json)", written=True
+    )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
@@ -92,6 +94,8 @@ def run(argv: list[str]) -> None:
             terminal.say(line)
         show(result, descriptions, dictionaries, terminal)
         path = options.json or finished.path / "analysis" / "find" / f"{slug(phrase)}.json"
+        if not options.json and not can_be_kept(finished.path, terminal.say):
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
         terminal.say(f"all figures: {path}")
@@ -99,15 +103,13 @@ def run(argv: list[str]) -> None:
 
 def texts_of(phrase: str, finished: FinishedRun, options: Options) -> tuple[list[str], list[str]]:
     """The user's examples, and what they are held against. Raises InputError for what can be told without a model."""
-    from harvest.concepts import pattern_of, texts_in
+    from harvest.concepts import texts_in
+    from harvest.folding import Phrase
 
-    pattern = pattern_of(phrase)
-    corpus = Path(finished.corpus)
-    if corpus.is_absolute() and not corpus.exists():
-        raise InputError(f"{finished.path}: the text it was trained on is not at {corpus} any more: put it back there")
+    wanted = Phrase(phrase)
     examples = texts_in(options.examples, "--examples") if options.examples else []
     against = texts_in(options.against, "--against") if options.against else []
-    if against and all(pattern.search(text) for text in against):
+    if against and all(wanted.held_by(text) for text in against):
         raise InputError(f"--against {options.against}: each of its {len(against)} texts holds {phrase!r}: give others")
     return examples, against
 
@@ -181,6 +183,7 @@ def passages_record(of: ConceptPassages, trained_documents_W: np.ndarray, seed: 
         "others": int((~of.is_concept_N).sum()),
         "documents_read": of.documents_read,
         "texts_left_out": of.left_out,
+        "near_copies_left_out": of.near_copies,
         "mean_tokens_concept": float(of.tokens_N[of.is_concept_N].mean()),
         "mean_tokens_others": float(of.tokens_N[~of.is_concept_N].mean()),
         "scored_concept": int((of.is_concept_N & scored_N).sum()),
@@ -202,7 +205,12 @@ def summary(phrase: str, passages: dict[str, Any], result: FindFeature, fdr: flo
     ]
     if p["texts_left_out"]:
         lines.append(
-            f"left out: {p['texts_left_out']} of your texts, which came twice or, given against it, hold the phrase"
+            f"left out: {p['texts_left_out']} of your texts, which nearly equal another or, given against it, hold the "
+            "phrase"
+        )
+    if p["near_copies_left_out"]:
+        lines.append(
+            f"left out: {p['near_copies_left_out']} near-copies among the documents and passages of the corpus"
         )
     tried = f"of {sum(result.tried.values()):,} features tried in {len(result.tried)} dictionaries"
     if passing:

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from harvest.errors import InputError
+from harvest.files import refuse_as_target
+from sae_jax.config import in_float32
 
 T = TypeVar("T")
+WHOLE_BELOW = 2**31
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,6 +20,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+        for kind, read in ((int, whole), (float, single), (str, not_empty), (Path, lambda text: Path(not_empty(text)))):
+            self.register("type", kind, read)
 
     def error(self, message: str):
         raise InputError(f"{message} (see --help)")
@@ -28,9 +33,30 @@ class Parser(argparse.ArgumentParser):
             add_flag(group, field, hints[field.name])
 
 
+def whole(text: str) -> int:
+    if abs(value := int(text)) >= WHOLE_BELOW:
+        raise argparse.ArgumentTypeError(f"{text} is too large: must be below {WHOLE_BELOW}")
+    return value
+
+
+def single(text: str) -> float:
+    if not in_float32(value := float(text)):
+        raise argparse.ArgumentTypeError(f"{text}: must be 0 or a number that float32 holds, 1.2e-38 to 3.4e38 in size")
+    return value
+
+
+def not_empty(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("an empty text, as of a variable that is not set: leave the flag out")
+    return text
+
+
 def filled(cls: type[T], values: dict[str, Any]) -> T:
     """The dataclass with its fields from what was parsed; several values are a tuple."""
     own = {field.name: values[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.metadata.get("written") and own[field.name]:  # at the end of what may take long
+            refuse_as_target(own[field.name])
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
 
 

@@ -12,6 +12,7 @@ from analysis.commands.flags import Parser, filled
 from analysis.faces.tables import frontier_table
 from analysis.faces.terminal import Terminal
 from analysis.frontier import compute, write
+from analysis.run import can_be_kept
 from harvest.request import flag
 
 
@@ -27,10 +28,12 @@ def run(argv: list[str]) -> None:
     values = vars(parser.parse_args(argv))
     runs, options = values["runs"], filled(Options, values)
     frontier = compute(*runs)
-    figures = write(frontier, options.to or (runs[0] if len(runs) == 1 else Path("frontier")))
+    to = options.to or (runs[0] if len(runs) == 1 else Path("frontier"))
     with Terminal() as terminal:
+        figures = write(frontier, to) if options.to or can_be_kept(to, terminal.say) else []
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
         for member in frontier.failed:
             terminal.say(f"{member} has no figures: its training was stopped")
-        terminal.say("figure: " + ", ".join(map(str, figures)))
+        if figures:
+            terminal.say("figure: " + ", ".join(map(str, figures)))

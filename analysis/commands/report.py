@@ -6,8 +6,10 @@ python main.py report RUN OTHER --control RUN_RANDOM --to sent.html
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from analysis.commands.flags import Parser, filled
 from harvest.errors import InputError
@@ -16,7 +18,7 @@ from harvest.request import default_cache_dir, flag
 
 @dataclass(frozen=True)
 class Options:
-    to: Path | None = flag(None, "the file to write (default: report.html in the first run)")
+    to: Path | None = flag(None, "the file to write (default: report.html in the first run)", written=True)
     control: Path | None = flag(None, "a run on the same model with its weights shuffled (--control random-weights)")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 
@@ -33,7 +35,7 @@ def run(argv: list[str]) -> None:
     from analysis.faces.wording import size_text
     from analysis.figures import save
     from analysis.report import compose
-    from analysis.run import FinishedRun
+    from analysis.run import FinishedRun, can_be_kept
     from harvest.files import write_atomically
 
     runs = [FinishedRun.open(path) for path in values["runs"]]
@@ -41,20 +43,22 @@ def run(argv: list[str]) -> None:
     to = options.to or runs[0].path / "report.html"
     if to.is_dir() or not to.parent.is_dir():
         raise InputError(f"--to {to}: must be a file in a folder that exists")
-    with Terminal() as terminal:
+    if not os.access(to.parent, os.W_OK):
+        raise InputError(f"{to.parent} cannot be written to: say by --to where else the report shall lie")
+    with Terminal() as terminal, TemporaryDirectory() as spare:
         report = compose(runs, control, options.cache_dir, terminal.progress, terminal.say)
         drawn = [(part, figure) for part in report.parts for figures in part.figures.values() for figure in figures]
-        pictures = {}
+        pictures, folders = {}, {}
+        for number, run in enumerate(part.run.path for part in report.parts):
+            kept = can_be_kept(run, terminal.say)
+            folders[run] = run / "figures" if kept else Path(spare) / str(number)
         if report.frontier:
-            pictures[key(report.frontier)] = save(
-                report.frontier.figure, runs[0].path / "figures" / report.frontier.name
-            )
+            pictures[key(report.frontier)] = save(report.frontier.figure, folders[runs[0].path] / report.frontier.name)
         for done, (part, figure) in enumerate(drawn, 1):
-            pictures[key(figure, part)] = save(figure.figure, part.run.path / "figures" / figure.name)
+            pictures[key(figure, part)] = save(figure.figure, folders[part.run.path] / figure.name)
             terminal.progress("figures", done, len(drawn))
         html = page(report, pictures).encode()
         write_atomically(to, lambda file: file.write(html))
-        terminal.say(
-            f"figures, as .png and .svg: {', '.join(dict.fromkeys(str(p[0].parent) for p in pictures.values()))}"
-        )
+        if kept_in := [str(folder) for folder in folders.values() if not folder.is_relative_to(spare)]:
+            terminal.say(f"figures, as .png and .svg: {', '.join(kept_in)}")
         terminal.say(f"report: {to} ({size_text(len(html))})")

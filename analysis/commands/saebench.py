@@ -7,13 +7,13 @@ python main.py saebench RUN --dataset texts.jsonl --label genre --concepts genre
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis.commands.flags import Parser, filled
-from analysis.run import FinishedRun
+from analysis.faces.terminal import Terminal
+from analysis.run import FinishedRun, can_be_kept
 from analysis.saebench import SAEBench, measure, write
 from harvest.request import flag
 
@@ -33,18 +33,17 @@ def run(argv: list[str]) -> None:
     members = finished.chosen(filled(Options, values).member)
     answers: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
+    kept = can_be_kept(finished.path, print)
     for question, answer in measure(settings, finished, members, notes):
-        write(question, answer, settings, finished, members)
+        if kept:
+            write(question, answer, settings, finished, members)
         answers[question] = answer
-    show(answers, notes, finished)
+    show(answers, [*notes, f"in {finished.path / 'analysis'}"] if kept else notes)
 
 
-def show(answers: dict[str, dict[str, Any]], notes: list[str], finished: FinishedRun) -> None:
+def show(answers: dict[str, dict[str, Any]], notes: list[str]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
-
-    from analysis.faces.terminal import LOG_COLUMNS
 
     rows: dict[str, dict[str, str]] = {}
     for name, by_label in answers.get("sparse_probing", {}).items():
@@ -68,10 +67,10 @@ def show(answers: dict[str, dict[str, Any]], notes: list[str], finished: Finishe
         column.justify, column.no_wrap = "right", True
     for name, row in rows.items():
         table.add_row(name, *(row.get(head, "") for head in heads))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_COLUMNS)
-    console.print(table)
-    for note in (*notes, f"in {finished.path / 'analysis'}"):
-        console.print(note, markup=False, soft_wrap=True)
+    with Terminal() as terminal:
+        terminal.show(table)
+        for note in notes:
+            terminal.say(note)
 
 
 def number(value: float | None) -> str:

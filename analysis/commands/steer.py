@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
-from analysis.run import FinishedRun
+from analysis.run import FinishedRun, can_be_kept
 from analysis.steer_model import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered, Texts
 from harvest.errors import InputError
 from harvest.files import write_json
@@ -51,7 +51,7 @@ class Options:
     words: tuple[str, ...] = flag((), "words of which the probability is told (default: those of the concept)")
     examples: Path | None = flag(None, "texts about the concept, as for find-feature")
     candidates: int = flag(20, "features that --concept tries at most, of those found and of those promoting its words")
-    json: Path | None = flag(None, "a file for all texts and figures")
+    json: Path | None = flag(None, "a file for all texts and figures", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
@@ -94,6 +94,7 @@ def run(argv: list[str]) -> None:
     from analysis.feature_statistics import features_of
 
     with Terminal() as terminal:
+        finished.language_model.need_next_token("Steering")
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
         features = features_of(finished, [member], options.cache_dir, **talk)[member]
         model, site, sae = finished.language_model, finished.site(member), finished.dictionary(member).sae
@@ -239,4 +240,5 @@ def tell_best(
             terminal.say(f"    by another seed: {times:.3g} × the unsteered probability, {cost:.2g} × the perplexity")
     if IN_PROMPT in steered.plain:
         terminal.say(f"{IN_PROMPT}: {steered.plain[IN_PROMPT].probability:.5f} without steering")
-    terminal.say("figure: " + ", ".join(map(str, save(figure(steered), finished.path / "figures" / name))))
+    if can_be_kept(finished.path, terminal.say):
+        terminal.say("figure: " + ", ".join(map(str, save(figure(steered), finished.path / "figures" / name))))

@@ -37,7 +37,7 @@ def run(argv: list[str]) -> None:
     from analysis.faces.terminal import Terminal
     from analysis.maps import draw
     from analysis.measures import gather
-    from analysis.run import FinishedRun
+    from analysis.run import FinishedRun, can_be_kept
     from analysis.study import kinds_of, study
 
     finished = FinishedRun.open(values["run"])
@@ -52,7 +52,13 @@ def run(argv: list[str]) -> None:
             terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")
             terminal.show(study_table(answer.table))
             terminal.say(f"{answer.answer}\nUncertainty: {answer.uncertainty}\nNot shown: {answer.not_shown}")
-        maps = draw(gathered, [names[0] for names in kinds_of(gathered).values()], terminal.say)
+        if not can_be_kept(finished.path, terminal.say):
+            return
+        first_alive = [
+            next((name for name in names if name in gathered.decoders), names[0])
+            for names in kinds_of(gathered).values()
+        ]
+        maps = draw(gathered, first_alive, terminal.say)
         paths = written(answers, finished, shuffled, gathered)
         terminal.say(f"\nfigures: {finished.path / 'figures'}: {', '.join([*(p.stem for p in paths[:-1]), *maps])}")
         terminal.say(f"all figures: {paths[-1]}")

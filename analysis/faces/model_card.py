@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
+from analysis.families import MEMBER, TRAINING
 from sae_jax.formats import Dictionary
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-SETTINGS = ("activation", "k", "target_l0", "sparsity", "lr", "seed", "warmup", "normalization", "aux_coefficient")
 METRICS = {
     "explained_variance": "explained variance, 1 − E‖x − x̂‖² / E‖x − E x‖²",
     "explained_variance_z": "the same with every dimension counting alike",
@@ -39,7 +39,7 @@ def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> 
         *(
             how_trained(dictionary, facts)
             if facts
-            else [f"Read from a directory of {dictionary.format}, its tensors unchanged."]
+            else [f"Read from a directory of {dictionary.format}{unchanged(dictionary)}."]
         ),
         f"## Load it\n```python\nfrom sae_lens import SAE\n\nsae = SAE.{load}",
     ]
@@ -47,11 +47,17 @@ def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> 
     return "\n\n".join(parts) + f"\n{use}\n```\n"
 
 
+def unchanged(dictionary: Dictionary) -> str:
+    if dictionary.scale is None:
+        return ", its tensors unchanged"
+    return f", the scale of its rows, {dictionary.scale:.6g}, folded into its weights"
+
+
 def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
     member, store, asked = facts["member"], facts["store"], facts["asked"]
     measured = {name: member["metrics"][name] for name in METRICS if member["metrics"].get(name) is not None}
-    settings = {name: member[name] for name in SETTINGS if member[name] is not None}
-    settings |= {name: asked["train"][name] for name in ("epochs", "batch_size", "unit_norm_decoder")}
+    settings = {name: of.get(name) for of, names in ((member, MEMBER), (asked["train"], TRAINING)) for name in names}
+    settings = {name: value for name, value in settings.items() if value is not None}
     settings |= {"control": control} if (control := asked["harvest"].get("control")) else {}
     positions = "all positions" if asked["harvest"]["keep_first_position"] else "all but the first position"
     rows = f"{store['rows']:,} rows: {positions} of windows of {asked['harvest']['seq_len']} tokens, no BOS"

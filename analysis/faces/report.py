@@ -17,7 +17,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.faces.wording import failure_text, member_name, share_text
+from analysis import families
+from analysis.faces.wording import failure_text, member_name, share_text, without_figure
 from analysis.highlights import RULE
 from analysis.intervals import FEWEST_DOCUMENTS, Estimate
 from analysis.report import Drawn, Part, Report
@@ -26,6 +27,7 @@ from analysis.study import words
 SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # of an SVG's marks: half of it, and an image has its alt text
 SPEC_BYTES = 300_000  # a figure with more data is a picture only
 FIGURES_BYTES = 3_300_000  # of all figures; over it those with most data are pictures only
+SHOWN_SETTINGS = ("activation", "layer", "hook", "hidden_dim", "sparsity", "seed")  # of members, always
 SECTIONS = {
     "training": "Training",
     "densities": "Densities",
@@ -123,8 +125,10 @@ def rounded(value: Any) -> Any:
 
 def rows(part: Part) -> list[dict[str, Any]]:
     """The members' table: of each its name, whether it failed, and cells as (column, text, value to sort by)."""
-    table = []
-    for member in part.run.results["members"]:
+    members, table = part.run.results["members"], []
+    settings = [families.settings_of(part.run, member) for member in members]
+    further = families.differing(settings, but_for=SHOWN_SETTINGS)
+    for member, own in zip(members, settings, strict=True):
         metrics, intervals = member["metrics"] or {}, member.get("intervals") or {}
         asked = member[member["sparsity_by"]]
         cells = [
@@ -135,6 +139,7 @@ def rows(part: Part) -> list[dict[str, Any]]:
         cells += [
             (member["sparsity_by"] and "asked", f"{asked:g}", asked),
             ("seed", str(member["seed"]), member["seed"]),
+            *((families.name_of(name), "-" if own[name] is None else f"{own[name]}", own[name]) for name in further),
         ]
         for name, column in (("explained_variance", "EV"), ("ce_recovered", "CE recovered"), ("l0", "L0")):
             value = metrics.get(name)
@@ -143,7 +148,8 @@ def rows(part: Part) -> list[dict[str, Any]]:
         dead = metrics.get("dead_fraction")
         cells.append(("dead", "-" if dead is None else f"{dead:.1%}", dead))
         failed = failure_text(member) if member["failed"] else ""
-        table.append({"name": member_name(member), "failed": failed, "cells": cells})
+        unknown = without_figure(metrics)
+        table.append({"name": member_name(member), "failed": failed, "unknown": unknown, "cells": cells})
     return table
 
 

@@ -17,16 +17,17 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import add
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import box
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -49,6 +50,8 @@ from analysis.faces.wording import (
     size_text,
     times_text,
     told_apart,
+    visible,
+    without_figure,
 )
 
 if TYPE_CHECKING:
@@ -65,6 +68,23 @@ SCATTER_COLUMNS = 100
 BEST = f"explains most, of those with an L0 within {L0_TOLERANCE:.0%} of what was asked"
 ID_COLUMNS = 12  # and the curve gives way before the ids get narrower
 GAP = 2  # between columns
+LEAST_COLUMNS, LEAST_LINES = 40, 5  # a narrower screen folds the lines
+
+
+class Screen(Console):
+    """A console to which no text brings control characters of its own, and which is never too narrow to draw on."""
+
+    @property  # type: ignore[misc]
+    def size(self) -> ConsoleDimensions:
+        width, height = super().size
+        return ConsoleDimensions(max(width, LEAST_COLUMNS), max(height, LEAST_LINES))
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # and not SystemExit: main.py says what it means
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
 
 
 class Terminal:
@@ -82,8 +102,14 @@ class Terminal:
         self._clock = clock
         self._redraws = stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
         plain: dict[str, Any] = {} if self._redraws else {"color_system": None, "width": LOG_COLUMNS}
-        self._console = Console(
-            file=stream, force_terminal=self._redraws, force_jupyter=False, highlight=False, emoji=False, **plain
+        self._console = Screen(
+            file=stream,
+            force_terminal=self._redraws,
+            force_jupyter=False,
+            highlight=False,
+            emoji=False,
+            markup=False,
+            **plain,
         )
         unicode = self._console.encoding.startswith("utf")
         self._levels, self._no_level, self._ellipsis = ("▁▂▃▄▅▆▇█", "×", "…") if unicode else ("_.:-=+*#", "x", "..")
@@ -169,13 +195,16 @@ class Terminal:
         failed = [member for member in results["members"] if member.get("failed")]
         if self._quiet:
             for member in failed:
-                print(f"{self._literal(member_name(member))}: {failure_text(member)}", file=sys.stderr)
+                print(self._literal(f"{member_name(member)}: {failure_text(member)}"), file=sys.stderr)
             self._console.print(self._literal(run_dir), soft_wrap=True)
             return
         inside = self._console.width - 4
         sections: list[RenderableType] = [self._results_table(results["members"], inside)]
         if failed:
             sections.append(self._pairs([(member_name(m), failure_text(m)) for m in failed], inside, style="red"))
+        measured = [(member_name(m), without_figure(m.get("metrics") or {})) for m in results["members"]]
+        if unknown := [(name, why) for name, why in measured if why]:
+            sections.append(self._pairs(unknown, inside))
         where = self._literal(run_dir).plain
         facts = [("model", model_text(results["model"])), ("backend", results["backend"])]
         if best_of_results(results["members"]):
@@ -367,8 +396,7 @@ class Terminal:
 
     def _literal(self, text: str) -> Text:
         """The text as it is: no markup, no control characters, nothing that the stream cannot encode."""
-        visible = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text.expandtabs())
-        return Text(visible.encode(self._console.encoding, "replace").decode(self._console.encoding))
+        return Text(visible(text.expandtabs()).encode(self._console.encoding, "replace").decode(self._console.encoding))
 
     def _shorten(self, text: str, columns: int) -> str:
         """At most `columns` wide, the middle left out: ids and paths differ at their ends."""

@@ -12,7 +12,6 @@ and RUN/wandb.json names its runs, so that a resumed training goes on in them.
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import queue
@@ -28,7 +27,8 @@ import numpy as np
 
 from analysis import densities, embedding
 from analysis.figures import png_of
-from harvest.files import write_json
+from harvest.files import read_arrays, read_json, write_json
+from sae_jax.run_directory import WRITTEN_AGAIN
 from sae_jax.snapshots import read_snapshots
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 RECORD = "wandb.json"  # {"step": the last one logged, "runs": {member, or "population": W&B's id}}
 ALL = "population"
 NO_ANSWER_SECONDS = 15.0  # a server that is silent for longer is not there
-SEND_SECONDS = 60.0  # for what is left to send when all is done
+DRAW_SECONDS = 600.0  # for what is left to draw when all is done, with a map of each kind
+SEND_SECONDS = 60.0  # and then for what is left to send
 PIXELS_PER_INCH = 144
 
 
@@ -82,10 +83,12 @@ class WandbLog:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._exit_code = 0 if kind is None else 1
         self._fed.put(None)
-        self._drawn.wait()
-        self._thread.join(SEND_SECONDS)
+        drawn = self._drawn.wait(DRAW_SECONDS if kind is None else SEND_SECONDS)
+        self._thread.join(SEND_SECONDS if drawn else 0)
         self._say_notes()
-        if self._thread.is_alive():
+        if not drawn:
+            self._say(f"W&B is stuck, and is left behind: `wandb sync {self._path}/wandb/*run-*` sends what it took")
+        elif self._thread.is_alive():
             self._say(f"W&B did not take all in {SEND_SECONDS:.0f} s: `wandb sync {self._path}/wandb/*run-*` sends it")
 
     def training_progress(self, progress: Progress) -> None:
@@ -127,7 +130,9 @@ class WandbLog:
         import wandb
 
         record = self._path / RECORD
-        self._record = json.loads(record.read_text()) if record.exists() else {"step": -1, "runs": {}}
+        self._record = (
+            read_json(record, "delete it, and W&B begins anew") if record.exists() else {"step": -1, "runs": {}}
+        )
         names = list(self._members) if self._options.per_member else [ALL]
         ids = {name: self._record["runs"].get(name) or secrets.token_hex(4) for name in names}
         mode = os.environ.get("WANDB_MODE", "online")
@@ -195,7 +200,8 @@ class WandbLog:
     def _log_results(self, results: dict[str, Any], run_dir: Path) -> None:
         self._open()
         members = {member["id"]: member for member in results["members"] if not member["failed"]}
-        density = {name: np.load(run_dir / "members" / name / "stats.npz")["density"] for name in members}
+        stats = {name: read_arrays(run_dir / "members" / name / "stats.npz", WRITTEN_AGAIN) for name in members}
+        density = {name: arrays["density"] for name, arrays in stats.items()}
         for run, label, names in self._charts(list(members)):
             own = {name: density[name] for name in names}
             run.log(dict(self._pictures(run_dir, members, own, label)))
@@ -229,13 +235,14 @@ class WandbLog:
 
         kinds = {name: members[name]["activation"] for name in density}
         yield "figures/densities", image(densities.figure(density, kinds))
-        first_of_kind = {kind: name for name, kind in reversed(kinds.items())}
+        living = [name for name, density_F in density.items() if (density_F > 0).sum() >= embedding.FEWEST]
+        first_of_kind = {kinds[name]: name for name in reversed(living)}
         for name, density_F in density.items():
             yield label("density", name), wandb.Histogram(np_histogram=densities.histogram(density_F))
             if snapshots := read_snapshots(run_dir, name):
                 heat = densities.heatmap(name, {step: of.density for step, of in snapshots.items()})
                 yield label("figures/activation_heatmap", name), image(heat)
-            if name in first_of_kind.values() and (density_F > 0).sum() >= embedding.FEWEST:
+            if name in first_of_kind.values():
                 W_dec_FxD = load_dictionary(run_dir / "members" / name).tensors["W_dec"]
                 feature_map = embedding.figure(name, embedding.compute(W_dec_FxD, density_F))
                 yield label("figures/feature_map", name), image(feature_map)

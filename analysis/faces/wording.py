@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
+from itertools import zip_longest
 from typing import Any
 
 from analysis.best import l0_asked_of
+
+HYPHEN = re.compile(r"(?<!\de)-")  # between the parts of an id, not in 1e-3
+# All but the end of a line; marks that turn the direction of writing round; halves of characters.
+CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Without what a terminal obeys instead of showing it."""
+    return CONTROL.sub("\ufffd", text)
 
 
 def number_cells(metrics: dict[str, float]) -> list[str]:
@@ -100,15 +111,25 @@ def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[s
 
 
 def told_apart(ids: list[str]) -> list[str]:
-    """Ids without the parts that all of them have, where that leaves them different."""
-    parts = [name.split("-") for name in ids]
-    common = set.intersection(*map(set, parts)) if len(ids) > 1 else set()
-    short = ["-".join(part for part in own if part not in common) for own in parts]
+    """Ids without the parts that all of them have in the same place, where that leaves them different."""
+    columns = list(zip_longest(*(HYPHEN.split(name) for name in ids), fillvalue=""))
+    apart = [column for column in columns if len(set(column)) > 1]
+    short = ["-".join(filter(None, own)) for own in zip(*apart, strict=True)]
     return short if all(short) and len(set(short)) == len(ids) else ids
 
 
 def failure_text(member: dict[str, Any]) -> str:
     return f"stopped at step {member['failed']['step']:,}: {member['failed']['reason']}"
+
+
+def without_figure(metrics: dict[str, Any]) -> str:
+    """Why there is no share of the loss recovered, where it was measured: zero ablation is what it is a share of."""
+    if "ce_recovered" not in metrics or None not in (metrics["ce_recovered"], metrics["kl_recovered"]):
+        return ""
+    return (
+        "no share of the loss is recovered: the model does no worse with the activation set to zero (cross-entropy "
+        f"{metrics['ce_zero']:.4f}) than with it ({metrics['ce_clean']:.4f})"
+    )
 
 
 def model_text(model: dict[str, Any]) -> str:

@@ -20,6 +20,8 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from harvest.files import write_atomically
+
 HERE = Path(__file__).parent
 CONTEXT = 128
 VOCABULARY = 4096
@@ -154,7 +156,7 @@ def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path, 
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_atomically(out / "training.json", lambda file: file.write((json.dumps(record, indent=1) + "\n").encode()))
 
 
 def judge(out: Path, samples: int, temperature: float, seed: int) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harvest.errors import InputError
+from harvest.files import refuse_irregular
 from sae_jax.formats import dictionary_learning, saelens
 from sae_jax.formats.dictionary import Dictionary
 
@@ -33,6 +34,14 @@ def load_dictionary(directory: Path | str, d_model: int | None = None) -> Dictio
             f"{dictionary_learning.WEIGHTS} with {dictionary_learning.CONFIG})"
             + (f"; there is one in {', '.join(inside[:3])}: name it" if inside else "")
         )
+    for name in (
+        saelens.CFG,
+        saelens.WEIGHTS,
+        saelens.SPARSITY,
+        dictionary_learning.CONFIG,
+        dictionary_learning.WEIGHTS,
+    ):
+        refuse_irregular(directory / name)
     read = saelens.read if (directory / saelens.CFG).exists() else dictionary_learning.read
     dictionary = read(directory)
     dictionary.check(directory)

@@ -16,21 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from harvest.errors import InputError
-from sae_jax.sae import ROW_NORMS, SAE, RowNormalizedSAE
+from sae_jax.formats.made_for import other_rows, settings_of
+from sae_jax.sae import CENTER, ROW_NORMS, SAE, RowNormalizedSAE
 
 KIND_OF = {"standard": "relu", "jumprelu": "jump_relu", "topk": "topk", "abstopk": "abs_topk", "gated": "gated"}
 BY_K = ("topk", "abstopk")
 PER_FEATURE = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "b_mag", "r_mag")}
-# Of these SAELens folds the first when it has trained, and then uses the dictionary on rows as they are.
-NORMS = ("expected_average_only_in", "none", *ROW_NORMS)
+SCALER = "activation_scaler.json"
+SCALED = "expected_average_only_in"  # rows times one number, which SAELens folds into the weights when it has trained
+NORMS = (SCALED, "none", *(norm for norm in ROW_NORMS if norm != CENTER))
 TYPES = {"model_name": str, "hook_name": str, "dataset_path": str, "context_size": int, "prepend_bos": bool}
+TYPES |= {"model_from_pretrained_kwargs": dict}
 
 
 @dataclass(frozen=True)
 class Dictionary:
     """`cfg` as SAELens (6 and later) writes it; `tensors` by its names, in the file's number format.
 
-    `log_sparsity_F`: log10(density + 1e-10) of each feature, where it is known.
+    `log_sparsity_F`: log10(density + 1e-10) of each feature, where it is known. `scale`: what rows were multiplied by
+    when it was trained, where that lay beside the weights and has been folded into them as they were read.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Dictionary:
     cfg: dict[str, Any]
     tensors: dict[str, np.ndarray]
     log_sparsity_F: np.ndarray | None = None
+    scale: float | None = None
 
     @property
     def d_in(self) -> int:
@@ -67,6 +72,25 @@ class Dictionary:
     def prepend_bos(self) -> bool | None:
         return self.cfg["metadata"].get("prepend_bos")
 
+    @property
+    def is_centered(self) -> bool:
+        """Whether its model's weights were centered, by which a LayerNorm model's rows have a mean of 0."""
+        return bool(settings_of(self.cfg["metadata"]).get("center_writing_weights"))
+
+    def told(self) -> list[str]:
+        """Sentences on what it asks of its rows that is not done here, or done in another way."""
+        told = other_rows(self.cfg["metadata"])
+        if self.scale is not None:
+            told.append(f"its scale of rows, {self.scale:.6g}, lay beside it and is folded into its weights")
+        elif self.cfg.get("normalize_activations") == SCALED:
+            told.append(
+                f"its rows were scaled ({SCALED}), and no {SCALER} beside it says by what: it is used as if "
+                "that were folded into its weights, as SAELens does"
+            )
+        if self.is_centered:
+            told.append("its rows had their mean taken away (center_writing_weights), which is done here, too")
+        return told
+
     @cached_property
     def sae(self) -> SAE:
         """In float32, for raw activations; what SAELens computes from the same files."""
@@ -78,6 +102,8 @@ class Dictionary:
         settings = {"k": jnp.int32(self.cfg["k"])} if architecture in BY_K else {}
         arguments = (KIND_OF[architecture], params, settings, "", self.cfg.get("k") or 0)
         norm = self.cfg.get("normalize_activations", "none")
+        if self.is_centered and norm != "layer_norm":  # which takes the mean away itself
+            norm = CENTER
         return RowNormalizedSAE(norm, *arguments) if norm in ROW_NORMS else SAE(*arguments)
 
     def check(self, where: Path) -> None:
@@ -102,6 +128,7 @@ class Dictionary:
             str(architecture) in KIND_OF, f"architecture {architecture!r} is not known; known are {', '.join(KIND_OF)}"
         )
         need(norm in NORMS, f"normalize_activations {norm!r}: what was done to its rows is not in these files")
+        need(not (self.is_centered and norm == "constant_norm_rescale"), f"{norm} of centered rows is not known here")
         counts = ("d_in", "d_sae", "k") if architecture in BY_K else ("d_in", "d_sae")
         for name in counts:
             value = cfg.get(name)
@@ -121,6 +148,16 @@ class Dictionary:
         if self.log_sparsity_F is not None:
             need(self.log_sparsity_F.shape == (cfg["d_sae"],), f"its sparsities are {self.log_sparsity_F.shape}")
             need(not np.isnan(self.log_sparsity_F).any(), "its sparsities have values that are no numbers (NaN)")
+
+
+def unscaled(tensors: dict[str, np.ndarray], scale: float) -> dict[str, np.ndarray]:
+    """The tensors for rows x of a dictionary of scale · x, in float32: W_enc · scale, W_dec / scale, b_dec / scale."""
+    by = {"W_enc": scale, "W_dec": 1 / scale, "b_dec": 1 / scale}
+    return tensors | {
+        name: (tensors[name].astype(np.float64) * factor).astype(np.float32)
+        for name, factor in by.items()
+        if name in tensors and jnp.issubdtype(tensors[name].dtype, jnp.floating)
+    }
 
 
 def folded(cfg: dict, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

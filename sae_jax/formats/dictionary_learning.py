@@ -76,8 +76,12 @@ def read(directory: Path) -> Dictionary:
 
 
 def metadata_of(trainer: dict, buffer: dict) -> dict[str, Any]:
-    """Where it was trained: the hook point only where `submodule_name` says it, as in resid_post_layer_8."""
+    """Where it was trained: the hook point only where `submodule_name` says it, as in resid_post_layer_8.
+
+    Not where the buffer took what goes into that module (`io`), which is another point.
+    """
     hook = next((hook for hook in HOOKS if str(trainer.get("submodule_name")).startswith(hook)), None)
+    hook = hook if buffer.get("io", "out") == "out" else None
     return {
         "model_name": trainer.get("lm_name"),
         "model_class_name": "HookedTransformer",

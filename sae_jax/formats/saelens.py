@@ -1,11 +1,15 @@
 """SAELens' directories: `cfg.json`, `sae_weights.safetensors` and, where densities are known, `sparsity.safetensors`.
 
 The layout written is that of version 6; the older one is read as SAELens 6 reads it (`handle_pre_6_0_config`).
+What is written here has checksums, of tensors and of cfg.json, in the header of the weights. SAELens leaves them out
+when it writes the dictionary again.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,9 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from harvest.errors import InputError
-from harvest.files import write_atomically
-from sae_jax.formats.dictionary import BY_K, Dictionary
+from harvest.files import CHECKSUM, array_checksum, read_arrays, record_checksum, write_atomically
+from sae_jax.formats.dictionary import BY_K, SCALED, SCALER, Dictionary, unscaled
+from sae_jax.run_directory import WRITTEN_AGAIN
 
 VERSION = "6.54.12"
 CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
@@ -38,7 +43,14 @@ METADATA += ("sae_lens_training_version",)
 
 def read(directory: Path) -> Dictionary:
     """What SAELens wrote, or `write`; not yet checked as a whole. Raises InputError for files that cannot be read."""
-    as_written, tensors = read_json(directory / CFG), read_safetensors(directory / WEIGHTS)
+    advice = WRITTEN_AGAIN if is_member(directory) else "export it again, or have another copy"
+    as_written, (tensors, checksums) = read_json(directory / CFG), read_safetensors(directory / WEIGHTS, advice)
+    if checksums[1:] not in ([], [str(record_checksum(as_written))]):
+        raise InputError(f"{directory / CFG} is damaged or was changed by hand (its checksum differs): {advice}")
+    if is_member(directory) and len(checksums) != 2:
+        raise InputError(
+            f"{directory / WEIGHTS} has no checksum: an earlier version wrote it, or it is damaged: {advice}"
+        )
     metadata = record_in(as_written, "metadata", directory / CFG)
     version = str(metadata.get("sae_lens_version") or as_written.get("sae_lens_version") or "0")
     is_new = version.split(".")[0].isdecimal() and int(version.split(".")[0]) >= 6
@@ -46,28 +58,29 @@ def read(directory: Path) -> Dictionary:
     scaling_F = tensors.pop("scaling_factor", None)  # for a time it was written, of ones
     if scaling_F is not None and not np.allclose(scaling_F, 1):
         raise InputError(f"{directory}: a finetuned scaling_factor that is not 1; SAELens 6 has none either")
-    sparsity = read_safetensors(directory / SPARSITY) if (directory / SPARSITY).exists() else {}
+    scale = None
+    if cfg.get("normalize_activations") == SCALED and (directory / SCALER).exists():
+        scale = read_json(directory / SCALER).get("scaling_factor")
+        if type(scale) not in (int, float) or not (math.isfinite(scale) and scale > 0):
+            raise InputError(f"{directory / SCALER}: its scaling_factor is {scale!r}; a positive number is needed")
+        cfg, tensors = {**cfg, "normalize_activations": "none"}, unscaled(tensors, scale)
+    sparsity = read_safetensors(directory / SPARSITY, advice)[0] if (directory / SPARSITY).exists() else {}
     log_sparsity_F = sparsity.get("sparsity")
     if log_sparsity_F is None and (directory / "stats.npz").exists():
-        try:
-            with np.load(directory / "stats.npz", allow_pickle=False) as stats:
-                log_sparsity_F = np.log10(stats["density"] + 1e-10).astype(np.float32)
-        except Exception as e:  # of the reader, whatever is damaged
-            raise InputError(f"{directory / 'stats.npz'} cannot be read, it is damaged or not ours: {e}") from e
-    return Dictionary(
-        directory.resolve().name, "saelens" if is_new else "saelens before 6", cfg, tensors, log_sparsity_F
-    )
+        density_F = read_arrays(directory / "stats.npz", advice)["density"]
+        log_sparsity_F = np.log10(density_F + 1e-10).astype(np.float32)
+    name, wrote = directory.resolve().name, "saelens" if is_new else "saelens before 6"
+    return Dictionary(name, wrote, cfg, tensors, log_sparsity_F, scale)
 
 
 def write(dictionary: Dictionary, directory: Path) -> None:
     """Write SAELens' files; the tensors bit for bit. The directory is made where there is none."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in dictionary.tensors.items()}
-    write_atomically(directory / WEIGHTS, lambda f: f.write(save(tensors)))
-    if (log_sparsity_F := dictionary.log_sparsity_F) is not None:
-        sparsity = np.ascontiguousarray(log_sparsity_F)
-        write_atomically(directory / SPARSITY, lambda f: f.write(save({"sparsity": sparsity})))
     cfg = {"dtype": str(tensors["W_enc"].dtype), "device": "cpu", **dictionary.cfg}
+    write_safetensors(directory / WEIGHTS, tensors, str(record_checksum(json.loads(json.dumps(cfg)))))
+    if (log_sparsity_F := dictionary.log_sparsity_F) is not None:
+        write_safetensors(directory / SPARSITY, {"sparsity": np.ascontiguousarray(log_sparsity_F)})
     write_atomically(directory / CFG, lambda f: f.write((json.dumps(cfg, indent=1) + "\n").encode()))
 
 
@@ -129,10 +142,36 @@ def record_in(config: dict, name: str, where: Path) -> dict:
     return part
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor; bfloat16, too."""
+def is_member(directory: Path) -> bool:
+    """Whether a dictionary lies in a run directory, whose training wrote it."""
+    directory = directory.resolve()
+    return directory.parent.name == "members" and (directory.parents[1] / "config.json").exists()
+
+
+def read_safetensors(path: Path, advice: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """(every tensor, bfloat16, too; the checksums that `write_safetensors` left, none where another wrote the file).
+
+    Raises InputError where the first of these is not that of the tensors.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            checksums = (file.metadata() or {}).get(CHECKSUM, "").split()
     except Exception as e:  # of the reader, whatever is damaged
         raise InputError(f"{path} cannot be read, it is missing or damaged: {e}") from e
+    if checksums[:1] not in ([], [tensors_checksum(tensors)]):
+        raise InputError(f"{path} is damaged (its checksum differs): {advice}")
+    return tensors, checksums
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], *checksums: str) -> None:
+    """With the tensors' checksum before others, in one fact of the header: the order of several is left to chance."""
+    content = save(tensors, metadata={CHECKSUM: " ".join([tensors_checksum(tensors), *checksums])})
+    write_atomically(path, lambda file: file.write(content))
+
+
+def tensors_checksum(tensors: dict[str, np.ndarray]) -> str:
+    crc32 = 0
+    for name in sorted(tensors):
+        crc32 = array_checksum(tensors[name], zlib.crc32(name.encode(), crc32))
+    return str(crc32)

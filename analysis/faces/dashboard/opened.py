@@ -9,11 +9,13 @@ import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from string import punctuation
 from typing import Any, NamedTuple
 
 import streamlit as st
 
 from analysis import comparison, feature_list
+from analysis.faces.wording import visible
 from analysis.feature_statistics import Features, features_of
 from analysis.run import FinishedRun
 from harvest.errors import InputError
@@ -45,7 +47,7 @@ def follow(name: str, options: list[str], container: Any) -> str:
     """A choice that the address keeps, too: a link to it opens the same."""
     asked = st.query_params.get(name)
     if asked is not None and asked not in options:
-        container.error(f"{asked}: there is no such {name}; shown is {options[0]}")
+        container.error(plain(f"{asked}: there is no such {name}; shown is {options[0]}"))
         asked = options[0]
     if asked or st.session_state.get(name) not in options:
         st.session_state[name] = asked or options[0]
@@ -87,8 +89,8 @@ def without_flags(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text for Streamlit's Markdown, which shows it as it stands."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|$~:" else c for c in text)
+    """Text for Streamlit's Markdown, which shows it as it stands: all that is not of this program's words."""
+    return "".join(f"\\{c}" if c in punctuation else c for c in visible(text))
 
 
 def fitted(figure: Any) -> Any:
@@ -133,7 +135,7 @@ def asked_feature(last: int) -> str:
     """
     seen = min(st.session_state.get("seen", 0), last)
     asked = st.query_params.get("feature", str(seen))
-    if asked.isdecimal() and int(asked) <= last:
+    if asked.isdecimal() and len(asked) <= len(str(last)) and int(asked) <= last:
         st.session_state["feature"] = int(asked)
         return ""
     return asked
@@ -146,7 +148,7 @@ def see(feature: int) -> None:
 
 
 def no_such_feature(asked: str, last: int) -> None:
-    st.error(f"feature {plain(asked)}: {plain(chosen().member)} has 0 to {last}")
+    st.error(plain(f"feature {asked}: {chosen().member} has 0 to {last}"))
 
 
 def shown_in(bar: Any):
@@ -176,11 +178,15 @@ def store(path: str, member: str):
     return run.store(run.site(member), arguments()[1])
 
 
+def compared(path: str) -> comparison.Comparison | None:
+    """The study's comparison of all members, or None as long as there is none."""
+    record = Path(path) / "analysis" / "comparison.json"
+    return read_comparison(path, record.stat().st_mtime) if record.exists() else None
+
+
 @st.cache_resource(show_spinner=False)
-def compared(path: str):
-    """The study's comparison of all members, or None."""
-    run = run_at(path)
-    return comparison.read(run.path / "analysis", list(run.members))
+def read_comparison(path: str, changed: float) -> comparison.Comparison | None:
+    return comparison.read(Path(path) / "analysis", list(run_at(path).members))
 
 
 @st.cache_resource(show_spinner=False)

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from analysis.faces.dashboard.opened import chosen, fitted, go, places, the_list
+from analysis.faces.dashboard.opened import chosen, fitted, go, places, plain, the_list
 from analysis.feature_list import ORDERS, choose, figure
 
 MOST_ROWS = 500
@@ -26,7 +26,7 @@ if not len(chosen_N):
     st.stop()
 if st.segmented_control("View", ["Table", "Map"], default="Table", label_visibility="collapsed") == "Map":
     xy_Fx2, what = places(*at)
-    st.caption(f"Decoder directions: {what}")
+    st.caption(f"Decoder directions: {plain(what)}")
     chart = fitted(figure(of, chosen_N, xy_Fx2, "picked"))
     picked = st.altair_chart(chart, theme=None, on_select="rerun", key="map")
     if points := picked["selection"].get("picked"):

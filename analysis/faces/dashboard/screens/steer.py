@@ -5,7 +5,7 @@ import streamlit as st
 from analysis import steer_model
 from analysis.faces.dashboard import opened
 from analysis.faces.dashboard.coloured_tokens import passage, visible
-from analysis.faces.dashboard.opened import chosen, errors_shown
+from analysis.faces.dashboard.opened import chosen, errors_shown, plain
 from analysis.steer_model import MODES, UNSTEERED, Sampling
 
 at = chosen()
@@ -55,7 +55,7 @@ with errors_shown(), st.spinner("the language model writes"):
 (name, (after,)), before = next(iter(result.ways.items())), result.plain[UNSTEERED]
 label = "ablated" if result.mode == "ablate" else f"{result.mode} {after.strength:g}"
 for column, title, texts in zip(st.columns(2), ("As it is", f"With {name}, {label}"), (before, after), strict=True):
-    column.subheader(title)
+    column.subheader(plain(title))
     column.html(passage(f'<span style="opacity:.6">{visible(text)}</span>{visible(texts.texts[0][0])}'))
     with column.container(horizontal=True, gap="medium"):
         change = None if texts is before else f"{texts.probability - before.probability:+.4f}"

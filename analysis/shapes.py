@@ -1,0 +1,98 @@
+"""What files under RUN/analysis must hold: checked as they are read, because a run may come from anybody."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from analysis.frontier import Spread
+from analysis.intervals import Estimate
+from sae_jax.shapes import Count, Name, Shape, Share, Text
+
+
+class StudyAnswer(Shape):
+    question: Text
+    measured: Text
+    table: dict[str, dict[str, Estimate]]
+    answer: Text
+    uncertainty: Text
+    not_shown: Text
+
+
+class Study(Shape):
+    """study.json"""
+
+    answers: list[StudyAnswer]
+
+
+Matrix = list[list[float | None]]
+
+
+class PairGroup(Shape):
+    differ: Text
+    pairs: Count
+    shared: Spread
+    chance: Spread
+    mmcs: Spread
+    shared_by_activation: Spread | None
+
+
+class Comparison(Shape):
+    """comparison.json"""
+
+    members: list[Name]
+    dead: list[Name]
+    arrays_crc32: Count
+    labels: list[Text]
+    alive: list[Count]
+    threshold: float
+    shared_MxM: Matrix
+    chance_MxM: Matrix
+    mmcs_MxM: Matrix
+    matched_cosine_MxM: Matrix
+    rows: Count
+    shared_by_activation_MxM: Matrix | None
+    confirmed_MxM: Matrix | None
+    groups: list[PairGroup]
+    other_seeds: dict[Name, Annotated[int, Field(ge=1)]]
+
+
+class Clusters(Shape):
+    """clusters-MEMBER.json"""
+
+    arrays_crc32: Count
+    names: list[Text]
+    sizes: list[Count]
+    pca_variance: tuple[float, float]
+    method: Literal["UMAP", "PCA"]
+    noise: Share
+    floor: float
+    cohesion: float
+    alive: Count
+    dead: Count
+
+
+class Accuracy(Shape):
+    one: float = Field(alias="1")
+
+
+class Probe(Shape):
+    accuracy: Accuracy
+
+
+class Absorbed(Shape):
+    fraction: float | None
+
+
+class BenchmarkAnswers(Shape):
+    sparse_probing: dict[Name, Annotated[dict[str, Probe], Field(min_length=1)]]
+    absorption: dict[Name, Absorbed]
+
+
+class Benchmarks(Shape):
+    """study_benchmarks.json"""
+
+    documents: Count
+    answers: BenchmarkAnswers
+    notes: list[Text]

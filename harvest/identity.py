@@ -1,0 +1,110 @@
+"""Whether two activation stores hold the same rows: by what the rows mean and by their values. No torch, no jax.
+
+Where the rows lie, which versions made them and from which paths says nothing of that. The same model on the same text
+gives, with another version of torch or on another processor, rows that differ by rounding; those are told apart from
+other rows by a few sums over them.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from hashlib import shake_128
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harvest.store import ActivationStore, Split
+
+MODEL = ("fingerprint", "weights_hash", "tokenizer_hash")
+MEANING = ("control", "windows_hash", "hook_name", "seq_len", "keep_first_position", "dtype", "d_model")
+IN_WORDS = {"windows_hash": "token windows", "model": "model"}
+SAMPLED = 32  # rows of a split
+ROUNDING = {"float16": 2**-10, "float32": 2**-13}  # of a row's length; float32's adds up over a model's layers
+
+
+def identity(store: ActivationStore) -> dict[str, Any]:
+    """What a run keeps of the rows that it was trained on."""
+    manifest, mean_norm = store.manifest, store.manifest["mean_norm"]
+    signs_D = _signs(store.d_model)
+    files = [facts["crc32"] for path, facts in store.files() if path.name.startswith("rows")]
+    return {
+        **{name: manifest.get(name) for name in MEANING},
+        "model": {name: manifest["model"].get(name, manifest.get(name)) for name in MODEL},
+        "rows": len(store.train),
+        "held_out_rows": len(store.held_out),
+        "rows_crc32": zlib.crc32(np.array(files, "<u4").tobytes()),
+        "sums": {
+            "rows": [_sampled(split, signs_D) for split in (store.train, store.held_out)],
+            "mean": float(store.mean @ signs_D),
+            "deviation": float(np.sqrt(np.square(store.std).sum())),
+            "length": mean_norm,
+        },
+    }
+
+
+def meaning(of: Mapping[str, Any]) -> str:
+    """A short name of what rows mean, the same wherever they were harvested."""
+    facts = {name: of[name] for name in (*MEANING, "rows", "held_out_rows")} | {"model": of["model"]["weights_hash"]}
+    return shake_128(json.dumps(facts, sort_keys=True).encode()).hexdigest(4)
+
+
+def difference(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """In words and numbers, how rows differ from those of another `identity`; "" for the same and for rounding."""
+    names = ("rows", "held_out_rows", *MEANING)
+    other = [f"{IN_WORDS.get(n, n)} {trained[n]}, not {here[n]}" for n in names if trained[n] != here[n]]
+    if not same_model(trained["model"], here["model"]):
+        other.append(f"the model's weights {trained['model']['weights_hash']}, not {here['model']['weights_hash']}")
+    if other or trained["rows_crc32"] == here["rows_crc32"]:
+        return ", ".join(other)
+    apart = distance(trained, here)
+    within = max(apart.values()) <= ROUNDING.get(trained["dtype"], ROUNDING["float16"])
+    return "" if within else ", ".join(f"the {name} by {share:.2%} of a row's length" for name, share in apart.items())
+
+
+def rounding(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """How far rows that have no `difference` are apart; "" where they are equal byte for byte."""
+    if trained["rows_crc32"] == here["rows_crc32"]:
+        return ""
+    return f"the rows differ by rounding ({max(distance(trained, here).values()):.1e} of their length)"
+
+
+def distance(trained: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, float]:
+    """As shares of a row's length: how far sampled rows are apart (root mean square), the means, the deviations."""
+    old, new = trained["sums"], here["sums"]
+    rows = np.subtract(np.concatenate(old["rows"]), np.concatenate(new["rows"]))
+    apart = {"rows": float(np.sqrt(np.square(rows).mean()))}
+    apart |= {name: abs(old[name] - new[name]) for name in ("mean", "deviation")}
+    return {name: value / old["length"] for name, value in apart.items()}
+
+
+def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """By its files, or else by its weights and vocabulary: versions of TransformerLens name and divide weights anew."""
+    if one["fingerprint"] == other["fingerprint"]:
+        return True
+    return all(one[name] == other[name] for name in MODEL[1:])
+
+
+def found(trained: Mapping[str, Any], directory: Path) -> ActivationStore | None:
+    """The store in a directory, if it is finished and its rows have no `difference` from these."""
+    if not (directory / "manifest.json").exists():
+        return None
+    store = ActivationStore(directory)
+    return None if difference(trained, identity(store)) else store
+
+
+def _sampled(split: Split, signs_D: np.ndarray) -> list[float]:
+    """Rows at even distances, each as its product with a vector of ±1.
+
+    What that product changes by is, in the root mean square, the length of what was added to the row.
+    """
+    rows_N = np.unique(np.linspace(0, len(split) - 1, SAMPLED).astype(int)) if len(split) else np.empty(0, int)
+    return (split[rows_N].astype(np.float64) @ signs_D).tolist() if len(rows_N) else []
+
+
+def _signs(d_model: int) -> np.ndarray:
+    """The same ±1 [D] in every version of every library."""
+    bits = np.frombuffer(shake_128(b"rows").digest(d_model // 8 + 1), np.uint8)
+    return np.unpackbits(bits)[:d_model] * 2.0 - 1.0

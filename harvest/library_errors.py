@@ -1,0 +1,36 @@
+"""What other libraries raise, as one sentence: what could not be done, and why."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from harvest.errors import InputError
+
+OURS = ("harvest", "sae_jax", "analysis", "main")
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """What a library raises inside becomes an InputError: `what`, and its reason.
+
+    What our own code raises passes, also as a hook that a library calls, and so does a lack of memory.
+    """
+    try:
+        yield
+    except (InputError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if "can't allocate memory" in str(error):  # torch, on a CPU
+            raise MemoryError(str(error).splitlines()[0]) from error
+        packages = [
+            frame.f_globals["__name__"].partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
+        ]
+        behind = packages[next((i for i, package in enumerate(packages) if package not in OURS), len(packages)) :]
+        if not behind or behind[-1] in OURS or not {"sae_jax", "analysis"}.isdisjoint(behind):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{what}: {reason}") from error

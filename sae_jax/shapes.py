@@ -1,0 +1,304 @@
+"""What a run's JSON files must hold for the analyses to use them: checked once, where a run is opened.
+
+A run directory may come from anybody, and a right checksum does not say who wrote it. So ids are names of files and
+lead nowhere else, numbers are finite, and what is looked up is there. Further keys are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+
+from harvest.errors import InputError
+from harvest.files import read_json
+from harvest.request import HarvestRequest
+from sae_jax.config import TrainConfig
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,199}$")]  # of a file, and no path
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+AXES = re.compile(r"_([A-Z0-9](?:x[A-Z0-9])*)$")  # at the end of an array's name
+
+
+class Shape(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class ModelHashes(Shape):
+    fingerprint: Text | None
+    weights_hash: Text
+    tokenizer_hash: Text
+
+
+class RowSums(Shape):
+    rows: tuple[list[float], list[float]]
+    mean: float
+    deviation: float
+    length: float
+
+
+class Identity(Shape):
+    """What rows are known by."""
+
+    control: Text | None
+    windows_hash: Text
+    hook_name: Text
+    seq_len: Count
+    keep_first_position: bool
+    dtype: Literal["float16", "float32"]
+    d_model: Count
+    model: ModelHashes
+    rows: Count
+    held_out_rows: Count
+    rows_crc32: Count
+    sums: RowSums
+
+
+class Source(Shape):
+    asked: Text
+    location: Text
+    fell_back: bool
+
+
+class Store(Shape):
+    directory: Name
+    hook_name: Text
+    rows: Count
+    model: Source
+    dataset: Source
+    identity: Identity
+    control: Text | None = None
+    versions: dict[str, Text] = {}
+
+
+class Asked(Shape):
+    """What was asked for, as `to_json` writes it: all fields and no other; of a file of members its content."""
+
+    harvest: dict[str, Any]
+    train: dict[str, Any]
+
+    @model_validator(mode="after")
+    def can_be_asked(self) -> Asked:
+        members = self.train.get("members", "missing")
+        if not (members is None or members and isinstance(members, list) and all(isinstance(m, dict) for m in members)):
+            raise ValueError("train.members must be null or a list of objects")
+        refuse_others(HarvestRequest, {"control": None} | self.harvest, "harvest")
+        refuse_others(TrainConfig, self.train | {"members": None}, "train")
+        return self
+
+
+def refuse_others(cls: type, values: dict[str, Any], where: str) -> None:
+    """Raises ValueError where a dataclass cannot be made of these values, or lacks one."""
+    names = {field.name for field in fields(cls)}
+    for trouble, keys in (("lacks", names - values.keys()), ("has besides", values.keys() - names)):
+        if keys:
+            raise ValueError(f"{where} {trouble} {', '.join(sorted(keys))}")
+    try:
+        TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join([where, *map(str, first['loc'])])}: {first['msg']}") from None
+
+
+class Environment(Shape):
+    sae_jax: Text = Field(alias="sae-jax")
+    backend: Text
+    device: Text
+    __pydantic_extra__: dict[str, Text]
+    model_config = ConfigDict(extra="allow")
+
+
+class Config(Shape):
+    """config.json"""
+
+    asked: Asked
+    stores: list[Store] = Field(min_length=1)
+    environment: Environment
+    total_steps: Count
+    l0_asked: dict[Name, float | None] = Field(min_length=1)
+    snapshots: Count
+
+
+class Failed(Shape):
+    step: Count
+    reason: Text
+
+
+class Metrics(Shape):
+    explained_variance: float
+    l0: float = Field(ge=0)
+    __pydantic_extra__: dict[str, float | None]
+    model_config = ConfigDict(extra="allow")
+
+
+class TrainedMember(Shape):
+    """A member of results.json: its settings, and what was measured."""
+
+    id: Name
+    activation: Name
+    layer: Count
+    hook: Name
+    hidden_dim: Count
+    lr: float
+    k: Count | None
+    target_l0: float | None
+    sparsity: float | None
+    seed: Count
+    warmup: float
+    normalization: Name
+    aux_coefficient: float | None
+    dead_rule: Name
+    sparsity_by: Literal["k", "target_l0", "sparsity"]
+    failed: Failed | None
+    metrics: Metrics | None
+    intervals: dict[str, tuple[float | None, float | None]] = {}
+
+    @model_validator(mode="after")
+    def says_how_sparse_and_how_good(self) -> TrainedMember:
+        if getattr(self, self.sparsity_by) is None:
+            raise ValueError(f"{self.sparsity_by} is null, and sparsity_by names it")
+        if (self.failed is None) == (self.metrics is None):
+            raise ValueError("it must have either metrics or failed, and the other null")
+        return self
+
+
+class Model(Shape):
+    name: Text
+    fell_back: bool
+
+
+class Timing(Shape):
+    steps: Count
+    training_seconds: float
+    __pydantic_extra__: dict[str, float | None]
+    model_config = ConfigDict(extra="allow")
+
+
+class LossRecovered(Shape):
+    windows_asked: Count
+
+
+class Results(Shape):
+    """results.json"""
+
+    model: Model
+    backend: Text
+    members: list[TrainedMember] = Field(min_length=1)
+    timing: Timing
+    loss_recovered: LossRecovered | None = None
+
+    @model_validator(mode="after")
+    def names_each_once(self) -> Results:
+        ids = [member.id for member in self.members]
+        if twice := next((name for name in ids if ids.count(name) > 1), None):
+            raise ValueError(f"two members are named {twice}")
+        return self
+
+
+class MetricsLine(Shape):
+    """A line of metrics.jsonl."""
+
+    step: Count
+    member: Name
+    loss: float
+    __pydantic_extra__: dict[str, float]
+    model_config = ConfigDict(extra="allow")
+
+
+SHAPES: dict[str, type[Shape]] = {"config.json": Config, "results.json": Results}
+
+
+def read_shaped(path: Path, advice: str, shape: type[Shape] | None = None) -> dict[str, Any]:
+    """`read_json`, and a check of what is in it. Raises InputError that names the file and the key."""
+    record = read_json(path, advice)
+    check(record, shape or SHAPES[path.name], path, advice)
+    return record
+
+
+def check(record: Mapping[str, Any], shape: type[Shape], path: Path, advice: str) -> None:
+    try:
+        shape.model_validate_json(json.dumps(record, allow_nan=False))
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False, include_context=False)
+        key = shortened(".".join(map(str, first["loc"])))
+        value = "" if first["type"] in ("missing", "value_error") else f"; it is {shortened(repr(first['input']))}"
+        more = f", and {len(others)} more" if others else ""
+        said = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{path} is malformed at {key or 'its top'} ({said}{value}{more}): {advice}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is malformed ({error}): {advice}") from None
+
+
+@contextmanager
+def read_as(path: Path, advice: str) -> Iterator[None]:
+    """What an object cannot be made of, because a key is missing, unknown or of another kind, is said of its file."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is malformed ({type(error).__name__}: {error}): {advice}") from error
+
+
+def check_arrays(
+    path: Path,
+    arrays: Mapping[str, np.ndarray],
+    advice: str,
+    sizes: Mapping[str, int] | None = None,
+    below: Mapping[str, int] | None = None,
+) -> None:
+    """Raises InputError unless all arrays are of numbers, and their axes, named at the end of their names, agree.
+
+    `sizes` are those that are known, by the axis' letter. `below` names the arrays of whole numbers: they are -1 or
+    more, and below this.
+    """
+    known, below = dict(sizes or {}), below or {}
+
+    def need(ok: bool, name: str, trouble: str) -> None:
+        if not ok:
+            raise InputError(f"{path} is malformed at {name} ({trouble}): {advice}")
+
+    for name, array in arrays.items():
+        found = AXES.search(name)
+        axes = found[1].split("x") if found else []
+        need(array.dtype.kind in "biuf", name, f"of {array.dtype}")
+        need(array.ndim == len(axes), name, f"it has {array.ndim} axes, not {len(axes)}")
+        for axis, size in zip(axes, array.shape, strict=True):
+            expected = int(axis) if axis.isdigit() else known.setdefault(axis, size)
+            need(size == expected, name, f"{size} along {axis}, not {expected}")
+        if name in below:
+            need(array.dtype.kind in "iu", name, f"of {array.dtype}, not whole numbers")
+            ends = (int(array.min()), int(array.max())) if array.size else (0, 0)
+            need(ends[0] >= -1 and ends[1] < below[name], name, f"{ends[0]} to {ends[1]}, not below {below[name]}")
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def refuse_links(run: Path, written: Collection[str] = (".lock",)) -> None:
+    """Raises InputError for a link within a run through which something would be written elsewhere.
+
+    That is one to a folder or to nothing, and one named like the files that are `written` where they lie: others are
+    replaced. W&B makes such links in a folder of its own.
+    """
+    for folder, folders, files in os.walk(run):
+        links = [name for name in (*folders, *files) if os.path.islink(os.path.join(folder, name))]
+        links = [name for name in links if name in written or not os.path.isfile(os.path.join(folder, name))]
+        if links:
+            raise InputError(
+                f"{Path(folder) / links[0]} is a link to {os.readlink(os.path.join(folder, links[0]))}: "
+                "what is written to a run must stay in it; put the folder itself there, or remove the link"
+            )
+        if Path(folder) == run and "wandb" in folders:
+            folders.remove("wandb")

@@ -1,0 +1,79 @@
+"""What the checksums cost: training and a pass over all rows, with them and without, in turn, after one of each.
+
+    PYTHONPATH=.:tests python tests/benchmarks/checksums.py FOLDER [--rows 200000] [--pairs 4]
+
+Processor seconds of this process (all threads), and seconds on the clock. Harvesting has always taken each shard's
+checksum when it is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from unittest.mock import patch
+
+from rows import make_store
+
+import harvest.files
+import harvest.store
+from harvest.store import ActivationStore
+from sae_jax.config import TrainConfig
+from sae_jax.evaluate import evaluate
+from sae_jax.formats import load_dictionary
+from sae_jax.run_directory import RunDirectory
+from sae_jax.train import train
+
+CONFIG = TrainConfig("topk", 1024, k=32, batch_size=256, epochs=2)
+
+
+@contextmanager
+def checksums(taken: bool) -> Iterator[None]:
+    """A process that has compared nothing yet, or one that never does."""
+    harvest.store._compared.clear()
+    if taken:
+        yield
+        return
+    none = SimpleNamespace(crc32=lambda data, crc32=0: 0)
+    with patch.object(harvest.files, "zlib", none), patch.object(harvest.store, "is_damaged", lambda *_: False):
+        yield
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--pairs", type=int, default=4)
+    asked = parser.parse_args()
+    if not (asked.folder / "store").exists():
+        make_store(asked.folder / "store", windows=asked.rows // 8, d_model=256, shards=4)
+    store, run = ActivationStore(asked.folder / "store"), asked.folder / "run"
+
+    def training() -> None:
+        shutil.rmtree(run, ignore_errors=True)
+        train(CONFIG, [store], RunDirectory(run, {"train": CONFIG.to_json()}), checkpoint_seconds=2.0)
+
+    def analysis() -> None:
+        again = ActivationStore(store.directory)
+        evaluate({"one": load_dictionary(next((run / "members").iterdir())).sae}, again.train, again.mean)
+
+    for task in (training, analysis):
+        took: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+        for taken in (False, True) * (asked.pairs + 1):
+            with checksums(taken):
+                clock, processor = time.perf_counter(), time.process_time()
+                task()
+                took[taken].append((time.process_time() - processor, time.perf_counter() - clock))
+        for what, number in (("processor", 0), ("clock", 1)):
+            without, with_them = (median(pair[number] for pair in took[taken][1:]) for taken in (False, True))
+            more = with_them / without - 1
+            print(f"{task.__name__}: {what} {without:.2f} s without, {with_them:.2f} s with ({more:+.1%})")
+
+
+if __name__ == "__main__":
+    main()

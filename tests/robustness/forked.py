@@ -1,0 +1,92 @@
+"""Commands in processes forked from one that has imported everything: each has its own caches, and dies alone.
+
+Nothing is computed before the fork, as JAX's and torch's threads do not survive it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+HEAVY = ("main", "torch", "transformers", "transformer_lens", "harvest.language_model", "harvest.synthetic")
+HEAVY += ("sae_jax.train", "analysis.feature_page", "analysis.study", "analysis.measures", "analysis.saebench")
+HEAVY += ("analysis.faces.report", "analysis.clustering", "analysis.find_feature", "umap")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """`status` is negative where a signal ended the process, None where it had to be ended."""
+
+    status: int | None
+    out: str
+    err: str
+
+
+def warm(compiled: Path) -> None:
+    """Import what the commands import, and have them share what JAX compiles."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "JAX_NUM_CPU_DEVICES": "2"}
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    for name in HEAVY:
+        import_module(name)
+
+
+def start(command: list[str] | Callable[[], object], logs: Path) -> int:
+    """Fork a process for `python main.py COMMAND`, or for a function; its number."""
+    sys.stdout.flush()
+    if number := os.fork():
+        return number
+    status = 70
+    try:
+        for stream, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(logs / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        import main
+
+        if callable(command):
+            command()
+            status = 0
+        else:
+            status = main.run_as_command(command)
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException as error:
+        import harvest.errors
+
+        if callable(command) and isinstance(error, harvest.errors.InputError):
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+        else:
+            traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def wait(number: int, logs: Path, seconds: float = 120) -> Ended:
+    deadline = time.monotonic() + seconds
+    while not (ended := os.waitpid(number, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(number, signal.SIGKILL)
+            os.waitpid(number, 0)
+            return Ended(None, *texts(logs))
+        time.sleep(0.01)
+    return Ended(os.waitstatus_to_exitcode(ended[1]), *texts(logs))
+
+
+def texts(logs: Path) -> tuple[str, str]:
+    return (logs / "out").read_text(errors="replace"), (logs / "err").read_text(errors="replace")
+
+
+def run(command: list[str] | Callable[[], object], logs: Path, seconds: float = 120) -> Ended:
+    logs.mkdir(parents=True, exist_ok=True)
+    return wait(start(command, logs), logs, seconds)

@@ -1,0 +1,176 @@
+"""Checkpoints that are damaged are named and kept, and what is restored is what was saved."""
+
+import errno
+import os
+import random
+import resource
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from populations import prepare
+
+from harvest.errors import InputError
+from sae_jax.checkpoint import Checkpoints
+from sae_jax.config import TrainConfig
+
+D = 12
+METRICS = {10: {"bytes": 7, "crc32": 1}, 20: {"bytes": 9, "crc32": 2}}
+
+
+def states_at(step: int, **settings):
+    """Every array has other values at every step."""
+    config = TrainConfig(**{"activation": "topk", "hidden_dim": 24, "k": 4, "batch_size": 8, **settings})
+    _, start, _ = prepare(config, 100, np.random.default_rng(0).normal(size=(64, D)).astype(np.float32))
+    return jax.tree.map(lambda leaf: np.asarray(leaf) + np.asarray(step).astype(leaf.dtype), start)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoints")
+    checkpoints = Checkpoints(directory, 60)
+    for step, metrics in METRICS.items():
+        checkpoints.save(step, states_at(step), metrics)
+    checkpoints.close()
+    return directory
+
+
+def restored(directory: Path, said: list[str], start=None):
+    checkpoints = Checkpoints(directory, 60)
+    try:
+        return checkpoints.restore(states_at(0) if start is None else start, said.append)
+    finally:
+        checkpoints.close()
+
+
+def same(a, b) -> bool:
+    return jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and np.array_equal(x, y), a, b))
+
+
+def files_in(directory: Path) -> list[Path]:
+    return sorted(path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+
+
+def damage(path: Path, chance: random.Random) -> str:
+    """One bit, or the end cut off; says which."""
+    content = bytearray(path.read_bytes())
+    if content and chance.random() < 0.75:
+        bit = chance.randrange(8 * len(content))
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        return f"bit {bit}"
+    path.write_bytes(content[: chance.randrange(max(1, len(content)))])
+    return "cut"
+
+
+def test_what_is_restored_is_what_was_saved_last(saved):
+    step, states, metrics = restored(saved, said := [])
+    assert (step, metrics, said) == (20, METRICS[20], [])
+    assert same(states, states_at(20))
+
+
+def test_damage_in_the_newest_is_named_and_the_one_before_is_used_or_it_changes_nothing(saved, tmp_path):
+    chance, went_back = random.Random(0), 0
+    files = files_in(saved / "20")
+    assert len(files) > 8
+    for number, name in enumerate([*files, *chance.choices(files, k=16)]):
+        copy = shutil.copytree(saved, tmp_path / str(number))
+        how = damage(copy / "20" / name, chance)
+        before = files_in(copy / "20")
+        step, states, metrics = restored(copy, said := [])
+        assert same(states, states_at(step)) and metrics == METRICS[step], (name, how)
+        if step == 10:
+            went_back += 1
+            assert said == [f"the checkpoint of step 20 is damaged, and kept as {copy / 'damaged-20'}"]
+            assert files_in(copy / "damaged-20") == before
+        else:
+            assert (step, said) == (20, [])
+    assert went_back > 8
+
+
+def test_several_damaged_ones_of_one_step_are_all_kept(saved, tmp_path):
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    for _ in range(3):
+        (copy / "20" / "states" / "_METADATA").write_text("")
+        step, _, _ = restored(copy, [])
+        assert step == 10
+        checkpoints = Checkpoints(copy, 60)
+        checkpoints.save(20, states_at(20), METRICS[20])
+        checkpoints.close()
+    assert restored(copy, [])[0] == 20
+    assert {path.name for path in copy.iterdir()} == {"10", "20", "damaged-20", "damaged-20-2", "damaged-20-3"}
+
+
+def test_where_all_are_damaged_all_are_kept_and_it_is_said_what_is_lost(saved, tmp_path):
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    for step in ("10", "20"):
+        (copy / step / "states" / "_METADATA").write_text("")
+    for _ in range(2):  # also of the next process
+        with pytest.raises(InputError, match="no checkpoint in .* what was learned is lost unless a copy of 20"):
+            restored(copy, [])
+        assert {path.name for path in copy.iterdir()} == {"damaged-10", "damaged-20"}
+
+
+@pytest.mark.parametrize(
+    "changed, word",
+    [
+        ({"ema": 0.9}, r"\[0\].average.* is not there, and float32 of shape \[1, 24, 12\] is needed"),
+        ({"hidden_dim": 32}, r"is int32 of shape \[1, 24\], and int32 of shape \[1, 32\] is needed"),
+    ],
+    ids=["one array more", "another shape"],
+)
+def test_other_arrays_are_explained_and_no_damage(saved, tmp_path, changed, word):
+    """As after an upgrade of this program."""
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    before = files_in(copy)
+    with pytest.raises(InputError, match=f"20 was saved by another version of this program: .*{word}"):
+        restored(copy, [], states_at(0, **changed))
+    assert files_in(copy) == before
+
+
+MACHINE = {
+    "no memory": (MemoryError(), MemoryError, None),
+    "no memory, by XLA": (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), MemoryError, "RESOURCE_EXHAUSTED"),
+    "no memory, within another": (ValueError("cannot restore"), MemoryError, None),
+    "a bad disk": (OSError(errno.EIO, "Input/output error"), OSError, "Input/output error"),
+    "no access": (PermissionError(errno.EACCES, "Permission denied"), OSError, "Permission denied"),
+    "by tensorstore": (ValueError("UNKNOWN: [os_error_code='24']"), OSError, "Too many open files"),
+}
+MACHINE["no memory, within another"][0].__cause__ = MemoryError()
+
+
+@pytest.mark.parametrize("raised, kind, word", MACHINE.values(), ids=MACHINE)
+def test_trouble_of_the_machine_is_no_damage(raised, kind, word, saved, tmp_path, monkeypatch):
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    before = files_in(copy)
+
+    def restore(self, step, args):
+        raise raised
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    with pytest.raises(kind, match=word):
+        restored(copy, [])
+    assert files_in(copy) == before
+
+
+@pytest.mark.parametrize("left", range(4))
+def test_without_a_file_descriptor_left_nothing_is_moved(left, saved, tmp_path):
+    """The real thing: Orbax meets the system's limit, earlier or later."""
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    before, start = files_in(copy), states_at(0)
+    checkpoints = Checkpoints(copy, 60)
+    limits, used = resource.getrlimit(resource.RLIMIT_NOFILE), {int(name) for name in os.listdir("/proc/self/fd")}
+    free = [number for number in range(len(used) + 20) if number not in used]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[left], limits[1]))
+    try:
+        outcome = checkpoints.restore(start, print)[0]
+    except OSError as error:
+        outcome = -error.errno
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        checkpoints.close()
+    assert outcome in (20, -errno.EMFILE) and (outcome < 0 or left)
+    assert files_in(copy) == before

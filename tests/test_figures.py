@@ -1,0 +1,17 @@
+"""Figures of any text: what XML cannot hold ends the process of the library that draws, and never reaches it."""
+
+import altair as alt
+import pytest
+
+from analysis.figures import NOT_XML, save, styled
+
+CHARACTERS = ["\x00", "\x07", "\x0b", "\x1b", "\ufffe", "\ud800", "\x7f", "\n", "🌊"]
+
+
+@pytest.mark.parametrize("character", CHARACTERS, ids=map(repr, CHARACTERS))
+def test_any_character_is_drawn_or_replaced(character, tmp_path):
+    text = f"a{character}b"
+    chart = alt.Chart(alt.Data(values=[{"x": 1, "y": 2, "kind": text}])).mark_point()
+    drawn = styled(chart.encode(x="x:Q", y="y:Q", color="kind:N"), text, [text])
+    svg = save(drawn, tmp_path / "figure")[1].read_text()
+    assert "a\N{REPLACEMENT CHARACTER}b" in svg if NOT_XML.match(character) else "\N{REPLACEMENT CHARACTER}" not in svg

@@ -1,0 +1,31 @@
+"""The campaigns of tests/robustness: a little of them always, all of them where there is time."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CAMPAIGNS = Path(__file__).parent / "robustness"
+
+
+def campaign(name: str, folder: Path, *arguments: object) -> str:
+    command = [sys.executable, CAMPAIGNS / name, "--folder", folder, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
+    return done.stdout
+
+
+def test_a_few_flips_are_named_or_harmless(tmp_path):
+    quick = [part for name in ("show", "show (begun)", "export", "synthetic") for part in ("--command", name)]
+    assert "all 22: " in campaign("flips.py", tmp_path, "--count", 22, *quick)
+
+
+@pytest.mark.slow
+def test_300_flips_are_named_or_harmless(tmp_path):
+    assert "all 300: " in campaign("flips.py", tmp_path, "--count", 300)
+
+
+@pytest.mark.slow
+def test_after_100_kills_everything_ends_as_if_there_had_been_none(tmp_path):
+    assert "100/100 " in campaign("kills.py", tmp_path, "--count", 100)

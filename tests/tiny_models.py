@@ -1,0 +1,46 @@
+"""Random language models of many families, a few thousand weights each, with the bundled model's tokenizer."""
+
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from harvest.sources import BUNDLED_MODEL
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+SIZES |= {"vocab_size": 4096, "initializer_range": 0.3}
+OPT = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 4096}
+OPT |= {"max_position_embeddings": 64, "init_std": 0.3}
+GPT = {"vocab_size": 4096, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
+SEQ2SEQ = {"vocab_size": 4096, "d_model": 32, "num_heads": 4, "d_kv": 8, "d_ff": 64, "num_layers": 3}
+
+CONFIGS = {
+    "llama": lambda: transformers.LlamaConfig(**SIZES, num_key_value_heads=2),
+    "gemma2": lambda: transformers.Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8),
+    "granite": lambda: transformers.GraniteConfig(**SIZES, num_key_value_heads=2, residual_multiplier=0.5),
+    "parallel": lambda: transformers.GPTNeoXConfig(**SIZES, use_parallel_residual=True),
+    "opt": lambda: transformers.OPTConfig(**OPT, word_embed_proj_dim=32),
+    "post-norm opt": lambda: transformers.OPTConfig(**OPT, word_embed_proj_dim=16, do_layer_norm_before=False),
+    "bloom": lambda: transformers.BloomConfig(
+        vocab_size=4096, hidden_size=32, n_layer=3, n_head=4, initializer_range=0.3
+    ),
+    "codegen": lambda: transformers.CodeGenConfig(**GPT, n_ctx=64, rotary_dim=4),
+    "gpt": lambda: transformers.OpenAIGPTConfig(**GPT),
+    "gpt2": lambda: transformers.GPT2Config(**GPT),
+    "bert": lambda: transformers.BertConfig(**SIZES, max_position_embeddings=64),
+    "roberta": lambda: transformers.RobertaConfig(**SIZES, max_position_embeddings=66),
+    "t5": lambda: transformers.T5Config(**SEQ2SEQ),
+}
+CLASSES = {"bert": transformers.BertForMaskedLM, "roberta": transformers.RobertaForMaskedLM}
+CLASSES |= {"t5": transformers.T5ForConditionalGeneration}
+
+
+def write_model(family: str, directory: Path) -> Path:
+    """A model's directory, as transformers writes it."""
+    torch.manual_seed(0)
+    config = CONFIGS[family]()
+    model = CLASSES[family](config) if family in CLASSES else AutoModelForCausalLM.from_config(config)
+    model.eval().save_pretrained(directory)
+    transformers.AutoTokenizer.from_pretrained(BUNDLED_MODEL).save_pretrained(directory)
+    return directory
