@@ -279,7 +279,7 @@ def check_arrays(
     for name, array in arrays.items():
         found = AXES.search(name)
         axes = found[1].split("x") if found else []
-        need(array.dtype.kind in "iuf", name, f"of {array.dtype}")
+        need(array.dtype.kind in "biuf", name, f"of {array.dtype}")
         need(array.ndim == len(axes), name, f"it has {array.ndim} axes, not {len(axes)}")
         for axis, size in zip(axes, array.shape, strict=True):
             expected = int(axis) if axis.isdigit() else known.setdefault(axis, size)
