@@ -35,6 +35,9 @@ def make_store(
         "layer": layer,
         "seq_len": SEQ_LEN,
         "keep_first_position": False,
+        "dtype": dtype,
+        "d_model": d_model,
+        **dict.fromkeys(("windows_hash", "weights_hash", "tokenizer_hash"), "none"),
     }
     writer = StoreWriter(directory, description)
     document = 0
