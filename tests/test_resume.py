@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from command_line import THREE_KINDS, files_of, shared_cache, start, typed
-from rows import make_store
+from rows import SEQ_LEN, make_store
 
 from harvest.errors import InputError
+from harvest.request import HarvestRequest
 from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
 from sae_jax.progress import Interrupted
@@ -133,7 +134,8 @@ def test_a_signal_just_after_the_look_for_one_is_saved_too(tmp_path, monkeypatch
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_ends_the_same(tmp_path, monkeypatch):
     config, store = TrainConfig("topk", 48, k=8, batch_size=32, epochs=2, block_steps=4), make_store(tmp_path / "store")
-    whole, broken = (RunDirectory(tmp_path / name, {"train": config.to_json()}) for name in ("whole", "broken"))
+    asked = {"harvest": HarvestRequest(seq_len=SEQ_LEN).to_json(), "train": config.to_json()}
+    whole, broken = (RunDirectory(tmp_path / name, asked) for name in ("whole", "broken"))
     train(config, [store], whole)
     looks = []
 
