@@ -14,7 +14,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +30,7 @@ from analysis.faces.wording import visible
 from analysis.frontier import compute, write
 from analysis.run import FinishedRun, can_be_kept
 from harvest.capture import DISK_FULL, harvest, say_stores
-from harvest.errors import InputError
+from harvest.errors import InputError, is_out_of_memory
 from harvest.identity import found
 from harvest.request import HarvestRequest, Site, default_cache_dir, flag
 from harvest.sources import name_of, named_files, place_of, resolve
@@ -155,6 +156,12 @@ def main(argv: list[str]) -> None:
         say_preset(preset, terminal)
         if answered(run, request, options, terminal):
             return
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # members train on all cores, each on its own
+        if options.force or not (options.resume or run.results):
+            from sae_jax.plan import refuse_before_harvest
+
+            refuse_before_harvest(config, request, options.cache_dir)
         began = time.perf_counter()
         stores = rows_of(run, request, options, terminal)
         harvest_seconds = time.perf_counter() - began
@@ -276,8 +283,6 @@ def work(
         terminal.say(f"{run.path} is trained, but its loss recovered is to be measured")
         return results
 
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # members train on all cores, each on its own
     import jax
 
     from sae_jax.train import train
@@ -343,7 +348,8 @@ def status_of(argv: list[str]) -> int:
         if garbled := next((text for text in argv if any("\udc80" <= c <= "\udcff" for c in text)), None):
             raise InputError(f"{ascii(garbled)[1:-1]}: its bytes are no {sys.getfilesystemencoding()}: rename it")
         try:
-            main(argv)
+            with memory_said(argv):
+                main(argv)
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -355,7 +361,7 @@ def status_of(argv: list[str]) -> int:
     except InputError as e:
         return fail(str(e), 2)
     except MemoryError as e:
-        return fail(f"the memory does not suffice ({e}); fewer --block-steps or a smaller --batch-size need less", 1)
+        return fail(str(e), 1)
     except OSError as e:
         return fail(os_trouble(e, again), 1)
     except RuntimeError as e:
@@ -365,8 +371,6 @@ def status_of(argv: list[str]) -> int:
             return fail(f"{e}; the same command with --resume goes on", 130)
         if isinstance(e, Diverged):
             return fail(str(e), 1)
-        if "RESOURCE_EXHAUSTED" in str(e) or "Out of memory" in str(e):  # as XLA says it
-            return fail(f"the memory does not suffice; a smaller --hidden-dim needs less ({e})", 1)
         raise
     return 0
 
@@ -381,6 +385,31 @@ def os_trouble(error: OSError, again: str) -> str:
     if (room := os.statvfs(there)).f_bavail and room.f_files and not room.f_favail:
         return f"no more files can be made where {where} is (it is out of inodes): remove some; {again}"
     return f"the disk is full ({where}): what was done before stays; make room, and {again}"
+
+
+NEEDS_LESS_MEMORY = {  # by command; training has no name
+    "": "a smaller --hidden-dim, fewer members or a smaller --batch-size need less",
+    "attribute": "a shorter --prompt needs less",
+    "evaluate": "fewer dictionaries at once or a shorter --seq-len need less",
+    "find-feature": "fewer members at once (--member) or fewer --passages need less",
+    "saebench": "fewer members at once (--member) need less",
+    "steer": "a shorter prompt or fewer --candidates need less",
+    "study": "fewer --documents need less",
+}
+
+
+@contextmanager
+def memory_said(argv: list[str]) -> Iterator[None]:
+    """Raises MemoryError, with what would need less, for whatever a library raises where no memory is left."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        command = argv[0] if argv and argv[0] in COMMANDS else ""
+        advice = NEEDS_LESS_MEMORY.get(command, "a run with fewer or narrower members needs less")
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise MemoryError(f"there is not enough memory ({reason}): {advice}") from error
 
 
 def fail(message: str, status: int) -> int:

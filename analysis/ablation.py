@@ -1,6 +1,6 @@
 """What a feature does to the model's predictions: ablated, x' = x − f_i(x) · W_dec[i], the error kept; or amplified.
 
-Shapes: W windows, T tokens a window, N rows, D width of the model, R firings sampled, S samples, V vocabulary.
+Shapes: W windows, T tokens a window, G documents, N rows, D width of the model, R firings sampled, V vocabulary.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import numpy as np
 
 from analysis.contexts import place, token_texts
 from analysis.feature_statistics import Features, features_of
-from analysis.loss_recovered import INTERVAL, resample
+from analysis.intervals import Interval, ratio_interval
 from analysis.run import FinishedRun
 from analysis.steer_model import output_scores, reader
 
 TOKENS = 10  # that it raises, and that it lowers
+WINDOWS = 64  # enough that most features have FEWEST_DOCUMENTS among them
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,16 @@ class AblationEffect:
     """
 
     windows: int
+    documents: int
     tokens: int
     loss_increase: float  # nats a token
-    interval: tuple[float, float]  # of it, 95% by bootstrap over windows
+    interval: Interval | None  # of it, 95% over documents; None: there are too few
     kl: float  # KL(unchanged model ‖ without the feature), nats a token
     tokens_up: list[tuple[str, float]]  # mean change of log-probability at positions where it fires, largest first
     tokens_down: list[tuple[str, float]]
 
 
-NOTHING = AblationEffect(0, 0, 0.0, (0.0, 0.0), 0.0, [], [])
+NOTHING = AblationEffect(0, 0, 0, 0.0, None, 0.0, [], [])
 
 
 def ablation_effect(
@@ -44,7 +46,7 @@ def ablation_effect(
     member: str,
     feature: int,
     cache_dir: Path,
-    windows: int = 32,
+    windows: int = WINDOWS,
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> AblationEffect:
     """On up to `windows` windows in which it fires, spread over its whole range of activation.
@@ -60,8 +62,10 @@ def ablation_effect(
     firing_R = sampled_R[(sampled_R >= 0) & (sampled_R % positions < positions - 1)]
     if not len(firing_R):
         return NOTHING
+    firing_R = firing_R[np.sort(np.unique(firing_R // positions, return_index=True)[1])]  # each window once
     spread = np.unique(np.linspace(0, len(firing_R) - 1, min(windows, len(firing_R))).round().astype(int))
-    tokens_WxT = np.stack([place(store, row)[0] for row in firing_R[spread].tolist()])
+    places = [place(store, row) for row in firing_R[spread].tolist()]
+    tokens_WxT, document_W = np.stack([of[0] for of in places]), np.array([of[2] for of in places])
 
     sae, done = run.dictionary(member).sae, 0
     value_of, direction_D = reader(sae, feature), np.asarray(sae.W_dec[feature])
@@ -77,25 +81,26 @@ def ablation_effect(
     lost = lost_without(run.language_model, tokens_WxT, site, taken, run.first_position, advance)
     counts_WxT = np.maximum.accumulate(lost.is_taken_WxT, 1)
     counts_WxT[:, -1] = False
-    counts_W, ce_W, kl_W = (
-        of_WxT.sum(1, where=counts_WxT)[counts_WxT.any(1)]  # what just fired in a rounded row of the store may not here
+    fires_W = counts_WxT.any(1)  # what just fired in a rounded row of the store may not here
+    if not fires_W.any():
+        return NOTHING
+    documents, document_W = np.unique(document_W[fires_W], return_inverse=True)
+    counts_G, ce_G, kl_G = (
+        np.bincount(document_W, of_WxT.sum(1, where=counts_WxT)[fires_W])
         for of_WxT in (counts_WxT, lost.ce_WxT, lost.kl_WxT)
     )
-    if not len(counts_W):
-        return NOTHING
-    drawn_SxW = resample(len(counts_W))
-    low, high = np.percentile((drawn_SxW @ ce_W) / (drawn_SxW @ counts_W), INTERVAL)
     order_V = np.argsort(lost.logp_V, kind="stable")
     down, up = (
         list(zip(token_texts(run.language_model.tokenizer, ends), lost.logp_V[ends].tolist(), strict=True))
         for ends in (order_V[:TOKENS], order_V[::-1][:TOKENS])
     )
     return AblationEffect(
-        windows=len(counts_W),
-        tokens=int(counts_W.sum()),
-        loss_increase=float(ce_W.sum() / counts_W.sum()),
-        interval=(float(low), float(high)),
-        kl=float(kl_W.sum() / counts_W.sum()),
+        windows=int(fires_W.sum()),
+        documents=len(documents),
+        tokens=int(counts_G.sum()),
+        loss_increase=float(ce_G.sum() / counts_G.sum()),
+        interval=ratio_interval(ce_G, counts_G),
+        kl=float(kl_G.sum() / counts_G.sum()),
         tokens_up=up,
         tokens_down=down,
     )

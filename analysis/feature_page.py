@@ -194,7 +194,7 @@ def bands_of(
     features: Features, feature: int, dictionary: Dictionary, store: ActivationStore, tokenizer: Any
 ) -> list[Band]:
     """Its strongest contexts, then those of each stretch of ranks; all their windows are encoded at once."""
-    groups = groups_of(features, feature, store.train.positions)
+    groups = groups_of(features, feature)
     rows_C = np.concatenate([np.empty(0, np.int64), *(group.rows for group in groups)])
     contexts = iter(shown_contexts(dictionary, feature, store, tokenizer, rows_C))
     bands = []

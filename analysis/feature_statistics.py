@@ -5,7 +5,7 @@ computed before a stop is not computed again. (One pass for all is no faster: wh
 nothing beside their own firings. It would need all their memory at once, and lose all of it to a stop.)
 
 Shapes: F features, K contexts, R firings sampled, Q quantiles, P positions, J neighbours, T tokens, L labels,
-S shuffles, B bars of activations, H of logit weights.
+S shuffles, B bars of activations, or features of a block, H bars of logit weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.firing import BARS, Firing, Labels, firing_of
+from analysis.firing import BARS, ENTRY, Firing, Labels, distinct, firing_of
 from analysis.ground_truth import unit
 from analysis.labels import labels_of
 from analysis.mapped import mapped_arrays
@@ -31,11 +31,10 @@ from sae_jax.shapes import check_arrays, read_as
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
 
-FORMAT = 2
+FORMAT = 3
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 NEIGHBOURS, TOKENS, LOGIT_BARS = 10, 20, 50
-MIN_TOGETHER = 10  # firings of both that make two features fire together
-BLOCK = 512  # features at a time against all
+BLOCK, BLOCK_VALUES = 512, 1 << 24  # features at a time against all, and values at most
 SCORES = {"mutual_information": mutual_information, "specialization": specialization}
 
 
@@ -52,6 +51,7 @@ class Features:
     top_row_FxK: np.ndarray
     sample_value_FxR: np.ndarray  # firings drawn at random, by falling value
     sample_row_FxR: np.ndarray
+    sample_new_FxR: np.ndarray  # whether neither the strongest contexts nor those before have its window or context
     bar_count_FxB: np.ndarray  # firings, by bars of equal width from −limit to limit
     bar_limit_F: np.ndarray
     token_F: np.ndarray  # its most frequent token in the sample
@@ -60,7 +60,7 @@ class Features:
     cosine_F: np.ndarray  # of its encoder and decoder vectors
     neighbour_FxJ: np.ndarray  # by the cosine of decoder rows
     neighbour_cosine_FxJ: np.ndarray
-    together_FxJ: np.ndarray  # by phi, the correlation of firing
+    together_FxJ: np.ndarray  # by phi, the correlation of firing; −1 and 0 where there are no more
     together_phi_FxJ: np.ndarray
     promoted_FxT: np.ndarray  # tokens, by harvest.unembedding.logit_weights
     promoted_weight_FxT: np.ndarray
@@ -70,6 +70,7 @@ class Features:
     labels: dict[str, list[str]]
     label_rows: dict[str, np.ndarray]  # [L], how many rows have a label
     label_count: dict[str, np.ndarray]  # [F, L], on how many of them it fires
+    label_effective: dict[str, np.ndarray]  # [F], over how many units that the null deals its firings are spread
     label_score: dict[str, np.ndarray]  # [score, 1 + S, F], of SCORES: first of the labels, then of dealt ones
 
     @property
@@ -137,11 +138,13 @@ class Features:
         check_arrays(path, arrays, STUDY_AGAIN, sizes, below)
         if not ((self.density_F >= 0) & (self.density_F <= 1)).all():
             raise ValueError("a density is no share")
-        if any(of.keys() != labels for of in (self.label_rows, self.label_count, self.label_score)):
+        if any(
+            of.keys() != labels for of in (self.label_rows, self.label_count, self.label_effective, self.label_score)
+        ):
             raise ValueError("its labels are not the same everywhere")
         for label, names in self.labels.items():
             of = {"rows_L": self.label_rows[label], "count_FxL": self.label_count[label]}
-            of |= {"score_2xSxF": self.label_score[label]}
+            of |= {"effective_F": self.label_effective[label], "score_2xSxF": self.label_score[label]}
             check_arrays(path, of, STUDY_AGAIN, {"F": features, "L": len(names)})
 
 
@@ -192,9 +195,13 @@ def describe(
     sample_value_FxR, sample_row_FxR = firing.sample.table("value", 0), firing.sample.table("row", -1)
     token_F, token_share_F = most_frequent(firing.sample.table("token", -1))
     falling_FxR = np.argsort(-np.abs(sample_value_FxR), axis=1, kind="stable")
+    sample_value_FxR, sample_row_FxR, alike_FxR = (
+        np.take_along_axis(of, falling_FxR, 1)
+        for of in (sample_value_FxR, sample_row_FxR, firing.sample.table("alike", 0))
+    )
     W_dec_FxD = unit(dictionary.tensors["W_dec"])
     neighbour_FxJ, neighbour_cosine_FxJ = best_others(len(W_dec_FxD), lambda block: W_dec_FxD[block] @ W_dec_FxD.T)
-    together_FxJ, together_phi_FxJ = best_others(len(W_dec_FxD), lambda block: phi(firing, rows, block))
+    together_FxJ, together_phi_FxJ = firing.together.counted().closest(min(NEIGHBOURS, len(W_dec_FxD) - 1))
     return Features(
         rows=rows,
         density_F=firing.count_F / rows,
@@ -203,8 +210,9 @@ def describe(
         quantiles_FxQ=quantiles(sample_value_FxR, sample_row_FxR >= 0),
         top_value_FxK=top_value_FxK,
         top_row_FxK=firing.top.table("row", -1),
-        sample_value_FxR=np.take_along_axis(sample_value_FxR, falling_FxR, 1),
-        sample_row_FxR=np.take_along_axis(sample_row_FxR, falling_FxR, 1),
+        sample_value_FxR=sample_value_FxR,
+        sample_row_FxR=sample_row_FxR,
+        sample_new_FxR=is_new(firing, positions, sample_row_FxR, alike_FxR),
         bar_count_FxB=firing.histogram.count_FxB,
         bar_limit_F=firing.histogram.limit_F,
         token_F=token_F,
@@ -219,6 +227,7 @@ def describe(
         labels={name: of.names for name, of in labels.items()},
         label_rows={name: of_SxL[0] for name, of_SxL in rows_SxL.items()},
         label_count={name: of_SxFxL[0] for name, of_SxFxL in firing.label_SxFxL.items()},
+        label_effective={name: firing.effective(name) for name in labels},
         label_score={
             name: np.stack(
                 [[score(*counts) for counts in zip(of_SxFxL, rows_SxL[name], strict=True)] for score in SCORES.values()]
@@ -246,27 +255,31 @@ def quantiles(value_FxR: np.ndarray, is_firing_FxR: np.ndarray) -> np.ndarray:
     return np.nan_to_num(found_QxF.T)
 
 
+def is_new(firing: Firing, positions: int, row_FxR: np.ndarray, alike_FxR: np.ndarray) -> np.ndarray:
+    """Which of the sample's firings may be shown after the strongest contexts: no window and no context twice."""
+    strongest = firing.top.settle()
+    entries = np.zeros(row_FxR.shape, ENTRY)
+    entries["feature"], entries["row"], entries["alike"] = np.arange(len(row_FxR))[:, None], row_FxR, alike_FxR
+    found = np.concatenate([strongest, entries.ravel()])  # in this order, and each of them as it is ordered
+    order = np.argsort(found["feature"], kind="stable")
+    is_new_N = np.empty(len(found), bool)
+    is_new_N[order] = distinct(found[order], positions)
+    return is_new_N[len(strongest) :].reshape(row_FxR.shape) & (row_FxR >= 0)
+
+
 def best_others(features: int, against_all: Callable[[slice], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Of each feature the others with the highest value, and these, a block of features at a time."""
-    best, values = [], []
-    for first in range(0, features, BLOCK):
-        value_BxF = np.array(against_all(slice(first, first + BLOCK)), np.float32)
+    best, values, size = [], [], max(1, min(BLOCK, BLOCK_VALUES // features))
+    for first in range(0, features, size):
+        value_BxF = np.array(against_all(slice(first, first + size)), np.float32)
         own = np.arange(len(value_BxF))
         value_BxF[own, first + own] = -np.inf
-        best_BxJ = np.argsort(-value_BxF, axis=1)[:, : min(NEIGHBOURS, features - 1)]
+        most = min(NEIGHBOURS, features - 1)
+        best_BxJ = np.argpartition(-value_BxF, most - 1, axis=1)[:, :most] if most else np.empty((len(own), 0), int)
+        best_BxJ = np.take_along_axis(best_BxJ, np.argsort(-np.take_along_axis(value_BxF, best_BxJ, 1), axis=1), 1)
         best.append(best_BxJ)
         values.append(np.take_along_axis(value_BxF, best_BxJ, 1))
     return np.concatenate(best), np.concatenate(values)
-
-
-def phi(firing: Firing, rows: int, block: slice) -> np.ndarray:
-    """Correlation of firing, [B, F]; 0 for features that fire on fewer than MIN_TOGETHER rows together."""
-    both_BxF = firing.together_FxF[block].astype(np.float64)
-    share_F = firing.count_F / rows
-    spread_F = np.sqrt(share_F * (1 - share_F))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        phi_BxF = (both_BxF / rows - share_F[block, None] * share_F) / (spread_F[block, None] * spread_F)
-    return np.where(both_BxF >= MIN_TOGETHER, np.nan_to_num(phi_BxF, posinf=0, neginf=0), 0)
 
 
 def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:
@@ -274,7 +287,7 @@ def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarra
 
     if model.reads_both_ways:  # an encoder predicts no next token, so no feature promotes one
         none_FxT = np.zeros((len(W_dec_FxD), 0))
-        found_none = {"logit_count_FxH": np.zeros((len(W_dec_FxD), len(LOGIT_BARS) - 1), np.int32)}
+        found_none = {"logit_count_FxH": np.zeros((len(W_dec_FxD), LOGIT_BARS), np.int32)}
         for name in ("promoted", "suppressed"):
             found_none |= {f"{name}_FxT": none_FxT.astype(np.int64), f"{name}_weight_FxT": none_FxT.astype(np.float32)}
         return found_none

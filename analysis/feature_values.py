@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from analysis.contexts import place
-from analysis.firing import CHUNK_ROWS, chunks, encode
+from analysis.firing import chunks, encode, rows_at_once
 from harvest.store import ActivationStore
 from sae_jax.sae import SAE
 
@@ -48,9 +48,10 @@ def feature_values(
     sorted_C = window_C[order_C]
 
     graphdef, weights = nnx.split(sae)
-    for chunk in chunks(store):
+    size = rows_at_once(sae.W_dec.shape[0])
+    for chunk in chunks(store, size):
         n = len(chunk.row_N)
-        x_NxD = np.zeros((max(n, CHUNK_ROWS), chunk.x_NxD.shape[1]), np.float32)  # one shape, compiled once
+        x_NxD = np.zeros((max(n, size), chunk.x_NxD.shape[1]), np.float32)  # one shape, compiled once
         x_NxD[:n] = chunk.x_NxD
         f_NxF = np.asarray(encode(graphdef, weights, x_NxD))[:n]
         f_WxPxF = f_NxF.reshape(-1, positions, f_NxF.shape[1])

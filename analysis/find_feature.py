@@ -5,7 +5,7 @@ the best was chosen by, a chance feature looks like a find. So each feature is c
 a second and every figure that is reported on a third; p-values of all that are reported, over all dictionaries, are
 by a permutation test on the third and corrected together (Benjamini and Hochberg 1995).
 
-Shapes: N passages (P of the concept, Q others), F features, C candidates, S samples or permutations.
+Shapes: N passages (P of the concept, Q others), F features, C candidates, S permutations.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import false_discovery_control, rankdata
 
+from analysis.intervals import Interval, auroc_interval
 from analysis.max_pooling import MaxPooled
 
 CHOOSING, THRESHOLD, SCORING = range(3)
 DEAL = (CHOOSING, SCORING, THRESHOLD, CHOOSING, SCORING)  # passages to sets, in turn
 ENOUGH = 6  # passages of the concept: with fewer nothing is called found
-SAMPLES, INTERVAL = 2000, (2.5, 97.5)
 PERMUTATIONS = 10_000
 
 
@@ -30,7 +30,7 @@ class Detector:
     """How well "value > threshold" tells the concept, and AUROC the value itself; all but the threshold on SCORING."""
 
     auroc: float
-    auroc_interval: tuple[float, float]  # 95%, bootstrap over passages
+    auroc_interval: Interval | None  # 95%, over passages; None: there are too few
     auroc_without_phrase: float | None  # the phrase's own tokens left out of both sides; None: nothing else there
     threshold: float  # of the best F1 on THRESHOLD
     precision: float | None  # None: it fires on none
@@ -167,15 +167,11 @@ def judge(
     is_threshold_N, is_concept_M = set_N == THRESHOLD, is_concept_N[set_N == SCORING]
     whole_MxC = np.concatenate([of.whole_NxF[set_N == SCORING] for of in columns], 1)
     p_C = permutation_test(whole_MxC, is_concept_M, max(PERMUTATIONS, int(2 * len(columns) / fdr)), rng)
-    p, q = int(is_concept_M.sum()), int((~is_concept_M).sum())
-    weights_SxP = rng.multinomial(p, np.full(p, 1 / p), SAMPLES) / p  # passages drawn with replacement on either side
-    weights_SxQ = rng.multinomial(q, np.full(q, 1 / q), SAMPLES) / q
     detectors = []
     for of, whole_M, p_value in zip(columns, whole_MxC.T, p_C, strict=True):
         threshold = best_threshold(of.whole_NxF[is_threshold_N, 0], is_concept_N[is_threshold_N])
         concept_P, others_Q = whole_M[is_concept_M], whole_M[~is_concept_M]
         wins_PxQ = (concept_P[:, None] > others_Q) + 0.5 * (concept_P[:, None] == others_Q)
-        low, high = np.percentile(((weights_SxP @ wins_PxQ) * weights_SxQ).sum(1), INTERVAL)
         hits, alarms = int((concept_P > threshold).sum()), int((others_Q > threshold).sum())
         rest_M = of.rest_NxF[set_N == SCORING, 0]
         there_M = np.isfinite(rest_M)
@@ -183,11 +179,11 @@ def judge(
         detectors.append(
             Detector(
                 auroc=float(wins_PxQ.mean()),
-                auroc_interval=(float(low), float(high)),
+                auroc_interval=auroc_interval(wins_PxQ),
                 auroc_without_phrase=float(auroc(rest_M[there_M], is_concept_M[there_M])) if both_sides else None,
                 threshold=threshold,
                 precision=hits / (hits + alarms) if hits + alarms else None,
-                coverage=hits / p,
+                coverage=hits / len(concept_P),
                 difference=float(concept_P.mean() - others_Q.mean()),
                 p_value=float(p_value),
             )

@@ -1,9 +1,10 @@
 """On what the features of a dictionary fire: by one pass over all rows, in bounded memory.
 
-Memory: 4 F² bytes, and F times the contexts, positions, labels and bars; nothing grows with the rows.
+Memory: F times the contexts, positions, labels, bars and buckets, and what analysis.cofiring takes; nothing grows with
+the rows.
 
 Shapes: W windows of a chunk, T tokens a window, P of them with a row, N = W·P rows, Z firings (row, feature) of a
-chunk, F features, K kept, L labels, S shuffles, G documents, V vocabulary, B bars.
+chunk, F features, K kept, L labels, S shuffles, G documents, V vocabulary, B bars or buckets.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ import numpy as np
 from flax import nnx
 from scipy import sparse
 
+from analysis.cofiring import CoFiring
+from analysis.hashes import MIX, context_hashes, mixed
+from analysis.near_copies import Originals, originals_in
 from harvest.store import ActivationStore
 from sae_jax.sae import SAE
 
-CHUNK_ROWS = 4096
+CHUNK_ROWS, CHUNK_VALUES = 4096, 1 << 27  # rows encoded at once, and activations at most
 CONTEXTS, SAMPLE = 20, 100  # kept of each feature: the strongest, and any
 PENDING = 1 << 20  # firings that wait to be sorted in
 CONTEXT_TOKENS = 10  # rows with the same token and as many the same before it are one context
 ENTRY = np.dtype([("feature", "i4"), ("key", "f4"), ("value", "f4"), ("row", "i8"), ("token", "i4"), ("alike", "u8")])
 SHUFFLES = 5
+BUCKETS = 128  # by which is told over how many documents, tokens or windows the firings of a feature are spread
 BARS, SMALLEST = 128, 2.0**-20  # of a histogram, half of them below 0; where a feature's first ones end
 
 
@@ -34,23 +39,45 @@ BARS, SMALLEST = 128, 2.0**-20  # of a histogram, half of them below 0; where a 
 class Labels:
     """What is known of rows by their document, their token or their position; `codes` are indices into `names`.
 
-    The null deals the codes anew to documents or token types (rows of a document are alike: dealt to rows, labels would
-    find specialization in every feature that fires on few documents); those of positions are dealt to a chunk's rows.
+    Firings come in runs, on few documents and on few token types: labels dealt to rows anew would find specialization
+    in every feature. So the null deals codes anew to documents, or to token types, and shifts the positions of a
+    window, all by as many and around its end. Near-copies of documents with one label, and of windows, are one.
     """
 
     by: str  # "document", "token", "position"
     codes: np.ndarray  # [G], [V] or [P]
     names: list[str]
 
-    def dealt(self, rng: np.random.Generator) -> np.ndarray:
-        """The codes as they are, and SHUFFLES times anew: [1 + S, G or V]."""
-        return np.stack([self.codes, *(rng.permutation(self.codes) for _ in range(SHUFFLES))])
-
-    def of_rows(self, at_N: np.ndarray, dealt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The labels of rows of these documents, tokens or positions, and of the null: [1 + S, N]."""
+    def units(self, of: Originals) -> np.ndarray:
+        """What the null deals as a whole: the number of each window's, each document's or each token's, [U]."""
         if self.by == "position":
-            return self.codes[np.stack([at_N, *(rng.permutation(at_N) for _ in range(SHUFFLES))])]
-        return dealt[:, at_N]
+            return of.window_W
+        if self.by == "token":
+            return np.arange(len(self.codes))
+        alone_G = np.arange(len(self.codes))
+        alone_G[: len(of.document_G)] = of.document_G[: len(alone_G)]
+        return alone_G * len(self.names) + self.codes
+
+    def dealt(self, unit_U: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Codes of documents or tokens, or shifts of windows: as they are, and SHUFFLES times anew, [1 + S, U]."""
+        _, first, unit_U = np.unique(unit_U, return_index=True, return_inverse=True)
+        if self.by == "position":
+            drawn_SxU = rng.integers(0, len(self.codes), (SHUFFLES, len(first)))
+            return np.stack([np.zeros(len(unit_U), int), *drawn_SxU[:, unit_U]])
+        return np.stack([self.codes, *(rng.permutation(self.codes[first])[unit_U] for _ in range(SHUFFLES))])
+
+    def of_rows(self, chunk: Chunk, dealt_SxU: np.ndarray) -> np.ndarray:
+        """The labels of a chunk's rows, and of the null: [1 + S, N]."""
+        if self.by == "position":
+            positions = len(self.codes)
+            return self.codes[(chunk.position_N + dealt_SxU[:, chunk.row_N // positions]) % positions]
+        return dealt_SxU[:, chunk.document_N if self.by == "document" else chunk.token_N]
+
+    def units_of_rows(self, chunk: Chunk, unit_U: np.ndarray) -> np.ndarray:
+        """What of each row is dealt as a whole, [N]: of a window the stretch that has one label."""
+        if self.by == "position":
+            return unit_U[chunk.row_N // len(self.codes)] * len(self.names) + self.codes[chunk.position_N]
+        return unit_U[chunk.document_N if self.by == "document" else chunk.token_N]
 
 
 class Chunk(NamedTuple):
@@ -64,15 +91,16 @@ class Chunk(NamedTuple):
     alike_N: np.ndarray  # a hash of the token and of those before it
 
 
-def chunks(store: ActivationStore) -> Iterator[Chunk]:
+def chunks(store: ActivationStore, rows_at_once: int) -> Iterator[Chunk]:
+    """All rows, training rows first; whole windows, of about so many rows."""
     before = 0
     for split in (store.train, store.held_out):
         positions = split.positions
-        step = max(1, CHUNK_ROWS // positions)
+        step = max(1, rows_at_once // positions)
         for start in range(0, len(split) // positions, step):
             rows = slice(start * positions, min((start + step) * positions, len(split)))
             tokens_WxT, document_W = split.read_windows(start, start + step)
-            alike_WxT = context_hashes(tokens_WxT)
+            alike_WxT = context_hashes(tokens_WxT, CONTEXT_TOKENS)
             yield Chunk(
                 split.read(rows.start, rows.stop).astype(np.float32),
                 np.arange(rows.start, rows.stop) + before,
@@ -84,23 +112,18 @@ def chunks(store: ActivationStore) -> Iterator[Chunk]:
         before += len(split)
 
 
-def context_hashes(tokens_WxT: np.ndarray) -> np.ndarray:
-    hash_WxT = np.zeros(tokens_WxT.shape, np.uint64)
-    for back in range(min(CONTEXT_TOKENS + 1, tokens_WxT.shape[1])):
-        shifted_WxT = np.zeros_like(hash_WxT)
-        shifted_WxT[:, back:] = tokens_WxT[:, : tokens_WxT.shape[1] - back] + 1
-        hash_WxT = (hash_WxT ^ shifted_WxT) * np.uint64(0x9E3779B97F4A7C15)
-        hash_WxT ^= hash_WxT >> np.uint64(29)
-    return hash_WxT
-
-
 @dataclass
 class Kept:
-    """A streaming top-k: of each feature the firings of the largest keys, no two of one window or of equal contexts."""
+    """A streaming top-k: of each feature the firings of the largest keys.
+
+    With `positions`, those of a window, no two are of one window or of equal contexts: from the largest key on, each
+    firing is left out that shares its window or context with one that is not. As many of those left out are kept at
+    hand, for the one that hides them may itself be hidden by what comes later.
+    """
 
     features: int
     size: int
-    positions: int
+    positions: int = 0
     entries: np.ndarray = field(default_factory=lambda: np.empty(0, ENTRY))
     pending: list[np.ndarray] = field(default_factory=list)
 
@@ -116,26 +139,47 @@ class Kept:
         """All that were seen, merged: the entries kept, ordered by feature and falling key."""
         found = np.concatenate([self.entries, *self.pending])
         found = found[np.lexsort((found["row"], -found["key"], found["feature"]))]
-        for what in (found["alike"], (found["row"] // self.positions).astype(np.uint64)):
-            pair = (what * np.uint64(0x9E3779B97F4A7C15)) ^ (found["feature"].astype(np.uint64) << np.uint64(40))
-            _, first = np.unique(pair, return_index=True)
-            is_first = np.zeros(len(pair), bool)
-            is_first[first] = True
-            found["key"][~is_first] = -np.inf
-        found = found[found["key"] > -np.inf]
-        rank = np.arange(len(found)) - np.searchsorted(found["feature"], found["feature"])
-        self.entries, self.pending = found[rank < self.size], []
-        last = rank == self.size - 1
+        counts = distinct(found, self.positions) if self.positions else np.ones(len(found), bool)
+        rank, hidden = ranks(found["feature"], counts), ranks(found["feature"], ~counts)
+        last = counts & (rank == self.size - 1)
         self.floor_F[found["feature"][last]] = found["key"][last]
-        return self.entries
+        stays = (rank < self.size) & (counts | (hidden < self.size))
+        self.entries, self.pending = found[stays], []
+        return found[stays & counts]
 
     def table(self, name: str, none: float) -> np.ndarray:
         """One field of the entries as [F, K], filled up with `none`."""
         entries = self.settle()
-        rank = np.arange(len(entries)) - np.searchsorted(entries["feature"], entries["feature"])
+        rank = ranks(entries["feature"], np.ones(len(entries), bool))
         table_FxK = np.full((self.features, self.size), none, ENTRY[name])
         table_FxK[entries["feature"], rank] = entries[name]
         return table_FxK
+
+
+def ranks(feature_N: np.ndarray, counts_N: np.ndarray) -> np.ndarray:
+    """How many of a feature's entries that count come before each one, where they are ordered by feature."""
+    before_N = np.cumsum(counts_N) - counts_N
+    return before_N - before_N[np.searchsorted(feature_N, feature_N)]
+
+
+def distinct(found_N: np.ndarray, positions: int) -> np.ndarray:
+    """Which of the entries, by feature and falling key, share window and context with none before that is distinct."""
+    feature_N, groups = found_N["feature"].astype(np.uint64) << np.uint64(40), []
+    for what_N in (found_N["alike"], (found_N["row"] // positions).astype(np.uint64)):
+        groups.append(np.unique((what_N * MIX) ^ feature_N, return_inverse=True)[1])
+    is_distinct_N, open_M = np.zeros(len(found_N), bool), np.arange(len(found_N))
+    while len(open_M):  # the first of its window and of its context is hidden by none
+        first_M = np.ones(len(open_M), bool)
+        for group_N in groups:
+            first = np.empty(len(found_N), np.int64)
+            first[group_N[open_M][::-1]] = open_M[::-1]
+            first_M &= first[group_N[open_M]] == open_M
+        is_distinct_N[open_M[first_M]] = True
+        for group_N in groups:
+            is_taken = np.zeros(len(found_N), bool)
+            is_taken[group_N[is_distinct_N]] = True
+            open_M = open_M[~is_taken[group_N[open_M]]]
+    return is_distinct_N
 
 
 class Histogram:
@@ -166,21 +210,23 @@ class Firing:
     def __init__(self, sae: SAE, positions: int, labels: Mapping[str, Labels], seed: int):
         self.graphdef, self.weights = nnx.split(sae)
         features = sae.W_dec.shape[0]
+        self.chunk_rows = rows_at_once(features)
         self.count_F = np.zeros(features, np.int64)
         self.sum_F = np.zeros(features)
         self.top = Kept(features, CONTEXTS, positions)
-        self.sample = Kept(features, SAMPLE, positions)
+        self.sample = Kept(features, SAMPLE)
         self.histogram = Histogram(features)
         self.position_FxP = np.zeros((features, positions), np.int64)
-        self.together_FxF = np.zeros((features, features), np.int32)
+        self.together = CoFiring(features, seed)
         self.label_SxFxL = {
             name: np.zeros((1 + SHUFFLES, features, len(of.names)), np.int32) for name, of in labels.items()
         }
+        self.bucket_FxB = {name: np.zeros((features, BUCKETS), np.int32) for name in labels}
         self.rng = np.random.default_rng(seed)
 
-    def add(self, chunk: Chunk, label_SxN: Mapping[str, np.ndarray]) -> None:
+    def add(self, chunk: Chunk, label_SxN: Mapping[str, np.ndarray], unit_N: Mapping[str, np.ndarray]) -> None:
         n, features = len(chunk.row_N), len(self.count_F)
-        x_NxD = np.zeros((max(n, CHUNK_ROWS), chunk.x_NxD.shape[1]), np.float32)  # one shape, compiled once
+        x_NxD = np.zeros((max(n, self.chunk_rows), chunk.x_NxD.shape[1]), np.float32)  # one shape, compiled once
         x_NxD[:n] = chunk.x_NxD
         f_NF = np.asarray(encode(self.graphdef, self.weights, x_NxD))[:n].ravel()
         at_Z = np.flatnonzero(f_NF)
@@ -199,11 +245,25 @@ class Firing:
         for name, of_SxN in label_SxN.items():
             for total_FxL, of_N in zip(self.label_SxFxL[name], of_SxN, strict=True):
                 total_FxL += counted(feature_Z, of_N[row_Z], total_FxL.shape)
-        fires_NxF = sparse.csr_array(
-            (np.ones(len(at_Z), np.int32), feature_Z, np.searchsorted(row_Z, np.arange(n + 1))), (n, features)
-        )
-        both = (fires_NxF.T @ fires_NxF).tocoo()
-        self.together_FxF[both.coords] += both.data
+        for name, bucket_FxB in self.bucket_FxB.items():
+            bucket_N = (mixed(unit_N[name].astype(np.uint64)) % np.uint64(BUCKETS)).astype(int)
+            bucket_FxB += counted(feature_Z, bucket_N[row_Z], bucket_FxB.shape)
+        ends = np.searchsorted(row_Z, np.arange(n + 1))
+        self.together.add(sparse.csr_array((np.ones(len(at_Z), np.int32), feature_Z, ends), (n, features)))
+
+    def effective(self, label: str) -> np.ndarray:
+        """Over how many units of equal shares (documents, tokens, windows) a feature's firings are spread, [F].
+
+        (Σ c)² / Σ c², of its firings c in each. Units fall into buckets at random, and how unequal these are is how
+        unequal they are (Alon, Matias and Szegedy 1996): the error is about √(2 / BUCKETS).
+        """
+        count_F, share = self.count_F.astype(float), self.bucket_FxB[label] - self.count_F[:, None] / BUCKETS
+        squares_F = np.square(share).sum(1) * BUCKETS / (BUCKETS - 1)
+        return count_F**2 / np.maximum(np.clip(squares_F, count_F, count_F**2), 1)
+
+
+def rows_at_once(features: int) -> int:
+    return max(1, min(CHUNK_ROWS, CHUNK_VALUES // features))
 
 
 def counted(row_Z: np.ndarray, column_Z: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -224,13 +284,14 @@ def firing_of(
 ) -> tuple[Firing, dict[str, np.ndarray]]:
     """(on what its features fire, of each set of labels how often each occurs [1 + S, L])."""
     firing, rng = Firing(sae, store.train.positions, labels, seed), np.random.default_rng(seed)
-    dealt = {name: of.dealt(rng) for name, of in labels.items()}
+    originals = originals_in(store)
+    units = {name: of.units(originals) for name, of in labels.items()}
+    dealt = {name: of.dealt(units[name], rng) for name, of in labels.items()}
     rows_SxL = {name: np.zeros((1 + SHUFFLES, len(of.names)), np.int64) for name, of in labels.items()}
-    for chunk in chunks(store):
-        where = {"document": chunk.document_N, "token": chunk.token_N, "position": chunk.position_N}
-        label_SxN = {name: of.of_rows(where[of.by], dealt[name], rng) for name, of in labels.items()}
+    for chunk in chunks(store, firing.chunk_rows):
+        label_SxN = {name: of.of_rows(chunk, dealt[name]) for name, of in labels.items()}
         for name, of_SxN in label_SxN.items():
             rows_SxL[name] += np.stack([np.bincount(of_N, minlength=len(labels[name].names)) for of_N in of_SxN])
-        firing.add(chunk, label_SxN)
+        firing.add(chunk, label_SxN, {name: of.units_of_rows(chunk, units[name]) for name, of in labels.items()})
         on_rows(len(chunk.row_N))
     return firing, rows_SxL

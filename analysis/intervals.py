@@ -1,17 +1,107 @@
-"""A figure and how sure it is."""
+"""A figure and how sure it is: 95% intervals, and of how many documents, passages or seeds there is none.
+
+Means over documents, which are skewed and of unequal length: bootstrap-t. AUROC over passages: a score interval. Means
+over seeds: Student's t. How often each covers the true value is in tests/test_coverage.py.
+
+Shapes: G documents, S bootstrap samples, P passages of a concept, Q others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
 
 from analysis.figures import styled
 
 FEWEST = 3  # seeds for an interval: of two, Student's t is twelve times the standard error
+FEWEST_DOCUMENTS = 50  # with fewer, documents as skewed as a log-normal of sigma 1 are covered under 93% of the time
+FEWEST_SCORED = 15  # passages of the concept that score an AUROC: with fewer, sparse features are covered over 98%
+SAMPLES, ENDS = 2000, (0.02, 0.98)  # a little far out: of skewed documents bootstrap-t is 1 to 2% short of what it says
+EVENTS = 12  # passages that are not perfectly ranked, from which on their own variance counts for more than the model's
+
+Interval = tuple[float, float]
+
+
+def ratio_interval(numerator_G: np.ndarray, denominator_G: np.ndarray) -> Interval | None:
+    """Of Σ numerator / Σ denominator over documents: bootstrap-t (Efron 1982), at no end narrower than Student's t.
+
+    The standard error is the linearized one, of each sample anew. Percentiles of the ratio, and BCa, are far too narrow
+    for few skewed documents. None for fewer than FEWEST_DOCUMENTS, and where the denominator may as well be 0.
+    """
+    documents = len(numerator_G)
+    if documents < FEWEST_DOCUMENTS:
+        return None
+    sums_GxM = np.stack([numerator_G, denominator_G, numerator_G**2, numerator_G * denominator_G, denominator_G**2], 1)
+    t = float(stats.t.ppf(0.975, documents - 1))
+    mean = denominator_G.mean()
+    if abs(mean) <= t * denominator_G.std(ddof=1) / np.sqrt(documents):
+        return None
+    ratio, error = (float(of[0]) for of in _ratio_and_error(sums_GxM.sum(0, keepdims=True), documents))
+    ratio_S, error_S = _ratio_and_error(resample(documents) @ sums_GxM, documents)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t_S = np.nan_to_num((ratio_S - ratio) / error_S, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    low, high = np.quantile(t_S, ENDS, method="inverted_cdf")
+    ends = ratio - max(float(high), t) * error, ratio - min(float(low), -t) * error
+    return ends if np.isfinite(ends).all() else None
+
+
+def _ratio_and_error(sums_SxM: np.ndarray, documents: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the ratio, its standard error) [S] from sums of numerator, denominator, and their squares and product."""
+    a_S, b_S, aa_S, ab_S, bb_S = sums_SxM.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio_S = a_S / b_S
+        squares_S = aa_S - 2 * ratio_S * ab_S + ratio_S**2 * bb_S  # of what the ratio leaves over in each document
+        rounding_S = 1e-12 * (aa_S + ratio_S**2 * bb_S)
+        squares_S = np.where(squares_S > rounding_S, squares_S, 0)
+        return ratio_S, np.sqrt(squares_S * documents / (documents - 1)) / np.abs(b_S)
+
+
+@lru_cache(1)
+def resample(documents: int) -> np.ndarray:
+    """How often each document is drawn, in each bootstrap sample: int [S, G], the same for the same number."""
+    drawn_SxG = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)
+    drawn_SxG.setflags(write=False)  # kept
+    return drawn_SxG
+
+
+def auroc_interval(wins_PxQ: np.ndarray) -> Interval | None:
+    """From which passage of the concept has more than which other: 1, ½ where they tie, or 0.
+
+    The values whose distance from what was found is no more than t standard errors *there* (Newcombe 2006, method 5):
+    unlike those of DeLong (1988), which it is scaled by, these errors do not vanish near 1. The fewer passages are not
+    perfectly ranked, the less DeLong's estimate is worth, and the less it may narrow the interval. None for fewer than
+    FEWEST_SCORED passages of the concept.
+    """
+    p, q = wins_PxQ.shape
+    if p < FEWEST_SCORED:
+        return None
+    found, own_P, own_Q = float(wins_PxQ.mean()), wins_PxQ.mean(1), wins_PxQ.mean(0)
+    size = (p + q) / 2 - 1
+
+    def variance(auroc: float) -> float:
+        return auroc * (1 - auroc) * (1 + size * (1 - auroc) / (2 - auroc) + size * auroc / (1 + auroc)) / (p * q)
+
+    scale, freedom = 1.0, p - 1.0
+    if 0 < found < 1:
+        of_p, of_q = own_P.var(ddof=1) / p, own_Q.var(ddof=1) / q
+        events = min(int(side.sum()) for own in (own_P, own_Q) for side in (own < 1, own > 0))
+        scale = (of_p + of_q) / variance(found)
+        scale = (scale * events + max(scale, 1.0) * EVENTS) / (events + EVENTS)
+        if of_p + of_q:
+            freedom = max(freedom, (of_p + of_q) ** 2 / (of_p**2 / (p - 1) + of_q**2 / (q - 1)))
+    t = float(stats.t.ppf(0.975, freedom))
+
+    def beyond(auroc: float) -> float:
+        return (found - auroc) ** 2 - t**2 * scale * variance(auroc)
+
+    inside = min(max(found, 1e-9), 1 - 1e-9)  # at 0 and 1 themselves there is no error at all
+    return (brentq(beyond, 0, inside) if found > 0 else 0.0), (brentq(beyond, inside, 1) if found < 1 else 1.0)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ By SAELens' definitions (sae_lens/evals.py), means over tokens of all windows:
 
     ce_recovered = (ce_zero − ce_sae) / (ce_zero − ce_clean)      kl_recovered = (kl_zero − kl_sae) / kl_zero
 
-Zero- and mean-ablation replace the same positions as the dictionary: those in the store. Intervals are 95% bootstrap
-percentiles over documents: documents are drawn with replacement, and what is reported is a ratio of sums. Of fewer
-than FEWEST documents there are none: they would be too narrow.
+Zero- and mean-ablation replace the same positions as the dictionary: those in the store. Intervals are over documents,
+whose windows are alike, by `analysis.intervals.ratio_interval`: of few documents there are none.
 
-Shapes: W windows, G documents, S bootstrap samples, N rows, D width of the model.
+Shapes: W windows, G documents, N rows, D width of the model.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from analysis.intervals import ratio_interval
 from harvest.request import Site
 from harvest.store import ActivationStore, Split
 from sae_jax.evaluate import calibration_rows
@@ -31,11 +31,9 @@ from sae_jax.sae import SAE
 if TYPE_CHECKING:
     from harvest.language_model import LanguageModel
 
-SAMPLES, INTERVAL = 2000, (2.5, 97.5)
-FEWEST = 3  # documents
 ZERO, MEAN = "zero/", "mean/"  # ablations, named as no member and no path is
 
-Measured = dict[str, dict[str, Any]]  # {name: {"metrics": {metric: value}, "intervals": {metric: [low, high]}}}
+Measured = dict[str, dict[str, Any]]  # {name: {"metrics": {metric: value}, "intervals": {metric: (low, high) | None}}}
 
 
 def loss_recovered(
@@ -62,41 +60,33 @@ def loss_recovered(
     clean, lost = losses(model, split.windows[windows_W], site, replacements, split.first_position, on_tokens)
     zero, mean = lost[ZERO], lost[MEAN]
     _, document_W = np.unique(split.documents[windows_W], return_inverse=True)
-    weights_SxG = resample(document_W.max() + 1)
     measured = {}
     for name in saes:
         sae = lost[name]
         per_window = {"ce_clean": clean.ce_W, "ce_sae": sae.ce_W, "ce_zero": zero.ce_W, "ce_mean": mean.ce_W}
         per_window |= {"kl_sae": sae.kl_W, "kl_zero": zero.kl_W, "count": np.ones(len(document_W))}
         sums = {key: np.bincount(document_W, values_W) for key, values_W in per_window.items()}
-        sampled_S = scores({key: weights_SxG @ values_G for key, values_G in sums.items()})
-        metrics = scores({key: values_G.sum() for key, values_G in sums.items()})
-        measured[name] = {
-            "metrics": {key: finite(value) for key, value in metrics.items()},
-            "intervals": {key: [finite(x) for x in np.percentile(sampled_S[key], INTERVAL)] for key in metrics}
-            if weights_SxG.shape[1] >= FEWEST
-            else {},
-        }
+        metrics = {key: finite(v) for key, v in scores({key: of_G.sum() for key, of_G in sums.items()}).items()}
+        intervals = {key: ratio_interval(*of) if metrics[key] is not None else None for key, of in ratios(sums).items()}
+        measured[name] = {"metrics": metrics, "intervals": intervals}
     return measured
 
 
 def scores(sums: dict[str, Any]) -> dict[str, Any]:
-    """From sums over windows (of documents, or of each bootstrap sample) to what is reported."""
-    mean = {key: value / sums["count"] for key, value in sums.items() if key != "count"}
-    mean["ce_recovered"] = ratio(mean["ce_zero"] - mean["ce_sae"], mean["ce_zero"] - mean["ce_clean"])
-    mean["kl_recovered"] = ratio(mean["kl_zero"] - mean["kl_sae"], mean["kl_zero"])
-    return mean
+    """From sums over windows to what is reported.
 
-
-def ratio(recovered: Any, lost: Any) -> Any:
-    """NaN where nothing is lost: a share of what zero ablation costs has no meaning where it costs nothing."""
+    NaN where nothing is lost: a share of what zero ablation costs has no meaning where it costs nothing.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(np.asarray(lost) > 0, np.divide(recovered, lost), np.nan)
+        return {name: np.where(lost > 0, np.divide(of, lost), np.nan) for name, (of, lost) in ratios(sums).items()}
 
 
-def resample(documents: int) -> np.ndarray:
-    """How often each document is drawn, in each bootstrap sample: int [S, G], the same for the same number."""
-    return np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)
+def ratios(sums: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """(numerator, denominator) of all that is reported, from sums over windows: of all, or of each document."""
+    found = {name: (of, sums["count"]) for name, of in sums.items() if name != "count"}
+    found["ce_recovered"] = sums["ce_zero"] - sums["ce_sae"], sums["ce_zero"] - sums["ce_clean"]
+    found["kl_recovered"] = sums["kl_zero"] - sums["kl_sae"], sums["kl_zero"]
+    return found
 
 
 def finite(value: Any) -> float | None:

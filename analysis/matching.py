@@ -33,7 +33,9 @@ CHUNK_ROWS, ROWS = 4096, 65_536
 
 @dataclass(frozen=True)
 class Decoder:
-    """A member's directions; `settings` as in results.json. Features that never fire are left out of all that follows.
+    """A member's directions; `settings` as `families.settings_of` gives them.
+
+    Features that never fire are left out of all that follows.
 
     Raises InputError where the shapes do not fit or nothing is alive.
     """

@@ -191,7 +191,7 @@ def specialized(features: Features, label: str) -> float | None:
     asked = judged(features)
     if not len(asked):
         return None
-    p_A = p_values(features.label_score[label][1][:, asked], features.density_F[asked])
+    p_A = p_values(features.label_score[label][1][:, asked], features.label_effective[label][asked])
     return share(stats.false_discovery_control(p_A) <= RATE)
 
 

@@ -162,7 +162,7 @@ class Pages:
         self.store, self.features, self.model, self.source = store, features, run.language_model, source_of(run, member)
         self.W_dec_FxD = run.dictionary(member).tensors["W_dec"].astype(np.float32)
         self.texts_V = np.array([clean(text) for text in vocabulary(self.model)], object)
-        self.groups_F = [groups_of(features, feature, store.train.positions) for feature in range(len(self.W_dec_FxD))]
+        self.groups_F = [groups_of(features, feature) for feature in range(len(self.W_dec_FxD))]
         contexts_F = [sum(len(group.rows) for group in groups) for groups in self.groups_F]
         self.first_F = np.cumsum([0, *contexts_F])
         done = 0
@@ -239,14 +239,14 @@ def vocabulary(model: LanguageModel) -> list[str]:
     return token_texts(model.tokenizer, range(max(model.bridge.cfg.d_vocab, len(model.tokenizer))))
 
 
-def groups_of(features: Features, feature: int, positions: int) -> list[Group]:
-    """The strongest contexts, then some of each stretch of ranks, strongest first; windows of the former no more."""
+def groups_of(features: Features, feature: int) -> list[Group]:
+    """The strongest contexts, then some of each stretch of ranks, strongest first; no window and no context twice."""
     top_K, row_R = (of_FxN[feature][of_FxN[feature] >= 0] for of_FxN in (features.top_row_FxK, features.sample_row_FxR))
     if not len(top_K):
         return []
     value_R = features.sample_value_FxR[feature, : len(row_R)]
     groups = [Group(-1.0, float(features.max_F[feature]), -1.0, top_K)]
-    is_new_R = ~np.isin(row_R // positions, top_K // positions)
+    is_new_R = features.sample_new_FxR[feature, : len(row_R)]
     for rank_N in np.array_split(np.arange(len(row_R)), INTERVALS):
         new_N = rank_N[is_new_R[rank_N]]
         if len(new_N):

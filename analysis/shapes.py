@@ -86,8 +86,8 @@ class Absorbed(Shape):
 
 
 class BenchmarkAnswers(Shape):
-    sparse_probing: dict[Name, Annotated[dict[str, Probe], Field(min_length=1)]]
-    absorption: dict[Name, Absorbed]
+    sparse_probing: dict[Text, Annotated[dict[str, Probe], Field(min_length=1)]]
+    absorption: dict[Text, Absorbed]
 
 
 class Benchmarks(Shape):

@@ -61,16 +61,19 @@ def most_special(features: Features) -> tuple[list[str], np.ndarray]:
     return label_F.tolist(), np.where(features.alive_F, score_SxF.max(0), 0.0)
 
 
-def p_values(score_SxF: np.ndarray, density_F: np.ndarray) -> np.ndarray:
+def p_values(score_SxF: np.ndarray, effective_F: np.ndarray) -> np.ndarray:
     """Of each feature, [F]: how often labels dealt anew give so high a score over the feature's own mean.
 
-    Few shuffles of one feature give no tail, so the null is pooled: its size over the NEAREST features in density, its
-    shape over the ALIKE nearest, in units of that size. (Over NEAREST alone no p-value is under 1 / (1 + S · NEAREST),
+    Few shuffles of one feature give no tail, so the null is pooled. How wide it is depends on over how many units that
+    are dealt a feature's firings are spread, `effective_F`, and not on how often it fires: it is about inverse to that.
+    So scores are taken times it, their size over the NEAREST features by it, and their shape over the ALIKE nearest, in
+    units of that size. (Over NEAREST alone no p-value is under 1 / (1 + S · NEAREST),
     too much for a few specialists among many features.) What a score, and a shuffle, is over the mean of S shuffles
     varies by √(1 + 1/S), and √(1 − 1/S), of a score: they are scaled alike.
     """
-    shuffles, features = len(score_SxF) - 1, len(density_F)
-    order_F, rank_F = np.argsort(density_F, kind="stable"), np.arange(features)
+    shuffles, features = len(score_SxF) - 1, len(effective_F)
+    score_SxF = score_SxF * effective_F
+    order_F, rank_F = np.argsort(effective_F, kind="stable"), np.arange(features)
 
     def around(width: int) -> tuple[np.ndarray, int]:
         width = min(features, width)

@@ -56,14 +56,16 @@ def kinds_of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def text_in(value: object, place: str) -> str:
+def text_in(value: object, column: str, place: str) -> str:
     """A value as text: null is an empty one, bytes are UTF-8. Raises InputError, which names the place, for another."""
     if value is None:
         return ""
     if isinstance(value, str):
         return value
     if not isinstance(value, bytes):
-        raise InputError(f"--dataset {place}: there is no text under 'text' but a value of type {type(value).__name__}")
+        raise InputError(
+            f"--dataset {place}: there is no text under {column!r} but a value of type {type(value).__name__}"
+        )
     try:
         return value.decode()
     except UnicodeDecodeError as error:

@@ -87,8 +87,8 @@ def parsed(text: bytes, what: str, advice: str) -> dict[str, Any]:
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as JSON has it, with its checksum. Values that are not finite raise ValueError."""
-    plain = json.loads(json.dumps(record, allow_nan=False))
+    """A record as JSON has it, numpy's numbers too, with its checksum. Values that are not finite raise ValueError."""
+    plain = json.loads(json.dumps(record, allow_nan=False, default=lambda number: number.item()))
     plain.pop(CHECKSUM, None)
     return {**plain, CHECKSUM: record_checksum(plain)}
 

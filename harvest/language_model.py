@@ -117,8 +117,9 @@ class LanguageModel:
     @property
     def vocabulary(self) -> int:
         """How many tokens it has embeddings of."""
-        embeddings: Any = self.bridge.original_model.get_input_embeddings()  # type: ignore[operator]
-        return embeddings.weight.shape[0]
+        model: Any = self.bridge.original_model
+        with self.running():
+            return model.get_input_embeddings().weight.shape[0]
 
     def check_tokens(self, tokens_WxT: np.ndarray) -> None:
         """Raises InputError for tokens that the model has no embedding of."""

@@ -1,12 +1,10 @@
-"""What other libraries raise, as one sentence: what could not be done, and why."""
+"""What other libraries raise, as one sentence: what could not be done, and why. No torch."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
 
 from harvest.errors import InputError
 
@@ -21,13 +19,16 @@ def explained(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, MemoryError, torch.OutOfMemoryError):
+    except (InputError, MemoryError):
         raise
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, on an accelerator
+            raise
         if "can't allocate memory" in str(error):  # torch, on a CPU
             raise MemoryError(str(error).splitlines()[0]) from error
         packages = [
-            frame.f_globals["__name__"].partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
+            str(frame.f_globals.get("__name__")).partition(".")[0]
+            for frame, _ in traceback.walk_tb(error.__traceback__)
         ]
         behind = packages[next((i for i, package in enumerate(packages) if package not in OURS), len(packages)) :]
         if not behind or behind[-1] in OURS or not {"sae_jax", "analysis"}.isdisjoint(behind):

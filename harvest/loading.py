@@ -91,7 +91,7 @@ def numberless(key: str) -> str:
     return re.sub(r"\d+", "#", key)
 
 
-def shuffled(model: torch.nn.Module) -> torch.nn.Module:
+def shuffled(model: Any) -> Any:
     """The model with the entries of each matrix and embedding permuted, the same way each time.
 
     A control: each tensor keeps its distribution, and nothing of what was learned (after Heap et al. 2025, arXiv

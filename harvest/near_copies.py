@@ -20,8 +20,9 @@ from harvest.folding import SPACELESS, folded
 
 BANDS, ROWS = 12, 4
 LEAST_SHARED = 0.5
+# In words; in a script without spaces twice as many characters.
 FEWEST_WORDS = 12  # of fewer, one makes another text: then only equal words make a copy
-SHORT, SHORT_RUN, RUN = 64, 2, 3  # words of a text; of a run. In a script without spaces: characters, and twice as many
+SHORT, SHORT_RUN, RUN = 64, 2, 3  # a text of fewer, and its runs; those of a longer one
 WORD = re.compile(rf"[{SPACELESS}]|[^\W{SPACELESS}]+")
 CHARACTERS = 1 << 16  # hashed at a time: bounds memory; a run across two is left out
 
@@ -59,9 +60,9 @@ def signature(text: str) -> np.ndarray:
         plain = folded(text[start : start + CHARACTERS])
         words = WORD.findall(plain) or [plain.strip()]
         hash_W = np.array([zlib.crc32(word.encode("utf-8", "surrogatepass")) for word in words], np.uint64)
-        width = SHORT_RUN if len(words) < SHORT else RUN
-        width *= 1 if sum(map(len, words)) > 1.5 * len(words) else 2
-        width = len(words) if len(words) < FEWEST_WORDS else width
+        of_a_word = 1 if sum(map(len, words)) > 1.5 * len(words) else 2
+        width = of_a_word * (SHORT_RUN if len(words) < SHORT * of_a_word else RUN)
+        width = len(words) if len(words) < FEWEST_WORDS * of_a_word else width
         run_M = _mixed(np.lib.stride_tricks.sliding_window_view(hash_W, width) @ FACTOR_H[:width])
         lowest_H = np.minimum(lowest_H, (FACTOR_H[:, None] * run_M).min(1))
     return lowest_H

@@ -6,6 +6,7 @@ Shapes: W windows, T tokens a window, N items (documents, words).
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.near_copies import NearCopies
 from harvest.text import jsonl_records
+from harvest.tokenized import tokenized
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SPELLING = " has the first letter: {}\n"  # Chanin et al. 2024 and SAEBench
@@ -38,8 +41,8 @@ class LabelledText:
 def labelled_text(path: Path, fields: tuple[str, ...], n_documents: int, train_share: float, seed: int) -> LabelledText:
     """At most `n_documents` of a .jsonl with a `text` and, under each of `fields`, a string, number or boolean.
 
-    Chosen and divided by a hash of their text, so that equal documents are never on both sides of `is_train`.
-    Raises InputError for a line without a label.
+    Chosen by a hash of their text and divided by that of the first of their near-copies, so that these are never on
+    both sides of `is_train`. Raises InputError for a line without a label.
     """
     records = []
     for number, record in jsonl_records(path):
@@ -52,10 +55,12 @@ def labelled_text(path: Path, fields: tuple[str, ...], n_documents: int, train_s
         raise InputError(f"--dataset {path}: there is no document in it")
     records.sort(key=lambda record: _share(record["text"], f"choice {seed}"))
     chosen = records[:n_documents]
+    texts, near_copies = [record["text"] for record in chosen], NearCopies()
+    originals = [texts[near_copies.original(text)] for text in texts]
     return LabelledText(
-        [record["text"] for record in chosen],
+        texts,
         {field: np.array([str(record[field]) for record in chosen]) for field in fields},
-        np.array([_share(record["text"], f"split {seed}") < train_share for record in chosen]),
+        np.array([_share(text, f"split {seed}") < train_share for text in originals]),
     )
 
 
@@ -67,9 +72,8 @@ def _share(text: str, key: str) -> float:
 
 def document_passages(tokenizer, texts: list[str], tokens_each: int, seq_len: int, first: int) -> Passages:
     """The first tokens of each document in windows as in training: `seq_len` long, positions from `first` on count."""
-    ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
     windows, item = [], []
-    for number, document in enumerate(ids):
+    for number, document in enumerate(tokenized(tokenizer, texts, tokens_each)):
         if len(document) <= first:
             raise InputError(f"a document of {len(document)} tokens has none to read: leave {texts[number]!r} out")
         cut = document[:tokens_each]
@@ -129,7 +133,7 @@ def spelling(tokenizer, n_words: int, n_examples: int | None, seq_len: int, trai
     return Spelling(words, np.array(letters), np.array(is_train), passages, count)
 
 
-def filled_up(windows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+def filled_up(windows: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, which of them are real); what stands behind them a causal model does not see."""
     real_WxT = np.arange(length) < np.array([len(window) for window in windows])[:, None]
     tokens_WxT = np.zeros((len(windows), length), np.int32)

@@ -45,7 +45,10 @@ def check_meaning(model: LanguageModel, tokens_WxT: np.ndarray, site: Site) -> N
         found = {place.hook: x_WxTxD for place, x_WxTxD in model.activations(tokens_WxT, here).items()}
     except InputError as error:
         raise InputError(f"--hook {site.hook}: it cannot be seen what it is in this model: {error}") from error
-    sums = [("resid_mid", ("resid_pre", "attn_out")), ("resid_post", ("resid_mid", "mlp_out"))]
+    sums: list[tuple[str, tuple[str, ...]]] = [
+        ("resid_mid", ("resid_pre", "attn_out")),
+        ("resid_post", ("resid_mid", "mlp_out")),
+    ]
     if "resid_mid" not in found:  # attention and MLP read the same stream
         sums = [("resid_post", ("resid_pre", "attn_out", "mlp_out"))]
     for whole, parts in sums:

@@ -195,8 +195,9 @@ def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back:
 
 def _first_of(keys: tuple[str, ...], config: dict) -> int | None:
     """A number of a model's config, under any of its names; models that also see or hear keep it in text_config."""
-    for level in (config, config.get("text_config")):
-        for key in keys if isinstance(level, dict) else ():
+    inner = config.get("text_config")
+    for level in (config, inner if isinstance(inner, dict) else {}):
+        for key in keys:
             if type(level.get(key)) is int and level[key] > 0:
                 return level[key]
     return None

@@ -145,7 +145,7 @@ def cache_renamed(part: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tup
 
 
 def surprise(model: LanguageModel, prompt_T: Sequence[int], tokens_SxN: np.ndarray) -> np.ndarray:
-    """−log p of each token after the prompt, in nats [S, N], by the model as it is. Raises InputError for an encoder."""
+    """−log p of each token after the prompt, in nats [S, N], by the model as it is; InputError for an encoder."""
     model.need_next_token("The perplexity of a text")
     prompts_SxT = np.tile(np.array(prompt_T), (len(tokens_SxN), 1))
     tokens = model.token_ids(np.concatenate([prompts_SxT, tokens_SxN], 1))

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.files import checksum, read_json, write_atomically, write_json
+from harvest.files import checksum, read_json, remove_temporary, write_atomically, write_json
 
 FORMAT = 2
 SPLITS = ("train", "held_out")
@@ -74,6 +74,7 @@ class StoreWriter:
     """Writes a store shard by shard; a shard is good once its `shard-*.json` stands, and is never written again.
 
     `splits` are those it has: "train" and "held_out", or only the latter, whose mean and deviation it then has.
+    Whoever makes one holds the store's lock: what a kill left half written is removed.
     """
 
     def __init__(self, directory: Path, description: dict, splits: Sequence[str] = SPLITS):
@@ -81,6 +82,8 @@ class StoreWriter:
         self.description, self.splits = description, splits
         for split in splits:
             (self.directory / split).mkdir(parents=True, exist_ok=True)
+            remove_temporary(self.directory / split)
+        remove_temporary(self.directory)
 
     def has_shard(self, split: str, index: int, tokens_WxT: np.ndarray) -> bool:
         """Whether a shard of just these windows was finished, and its files are still as they were written."""

@@ -261,7 +261,7 @@ def jsonl_records(path: Path) -> Iterator[tuple[int, dict]]:
         if not isinstance(record, dict) or "text" not in record:
             keys = f"its keys are {', '.join(record)}" if isinstance(record, dict) else "it is no object"
             raise InputError(f'--dataset {path}, line {number}: there is no text under the key "text" ({keys})')
-        yield number, {**record, "text": text_in(record["text"], f"{path}, line {number}")}
+        yield number, {**record, "text": text_in(record["text"], "text", f"{path}, line {number}")}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -289,7 +289,7 @@ def _parquet_documents(path: Path, reading: Reading) -> Iterator[str]:
             batches = file.iter_batches(PARQUET_ROWS, columns=[column])
             values = (value for batch in batches for value in batch.column(0).to_pylist())
             for row, value in enumerate(values, 1):
-                yield text_in(value, f"{path}, row {row}")
+                yield text_in(value, column, f"{path}, row {row}")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"--dataset {path}: cannot be read as parquet: {error}") from error
 
@@ -310,7 +310,7 @@ def _hub_documents(location: str, reading: Reading) -> Iterator[str]:
             column = text_column(location, kinds)
             _note(reading, column)
         for number, row in enumerate(chain(head, rows), 1):
-            yield text_in(row.get(column), f"{location}, row {number}")
+            yield text_in(row.get(column), column, f"{location}, row {number}")
     except InputError:
         raise
     except Exception as error:  # of many libraries: the hub's client, the file system over it, the formats' readers

@@ -6,14 +6,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from harvest.errors import InputError
+from harvest.library_errors import explained
 from harvest.sources import official_name
 
 
 def load_tokenizer(location: str) -> Any:
     """Of a hub name, an alias or a local directory. Raises InputError, with the reason, where there is none."""
-    try:
+    with explained(f"{location}: its tokenizer cannot be loaded"):
         return AutoTokenizer.from_pretrained(official_name(location))
-    except (OSError, ValueError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"{location}: its tokenizer cannot be loaded: {reason}") from error

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from harvest.errors import InputError
+from harvest.errors import InputError, is_out_of_memory
 from harvest.files import array_checksum, sealed, unsealed
 from sae_jax.population import State
 from sae_jax.run_directory import DAMAGED, NO_METRICS
@@ -34,7 +34,10 @@ from sae_jax.run_directory import DAMAGED, NO_METRICS
 METADATA_BYTES = 1 << 20  # about; of what Orbax writes beside the arrays
 LACKING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)  # what is said of a checkpoint that lost a file
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of the halves that a kill left, and copes with them
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it raises, too, or copes with
+ocp.type_handlers.register_type_handler(  # what is saved is a copy already: Orbax need not copy it once more
+    np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False), override=True
+)
 
 
 class Checkpoints:
@@ -181,7 +184,7 @@ def trouble_of_the_machine(error: BaseException, directory: Path) -> Exception |
     """What of an error, or of those that led to it, says nothing of the files: no memory, no descriptors, no access."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, MemoryError) or "RESOURCE_EXHAUSTED" in str(cause):
+        if is_out_of_memory(cause):
             return MemoryError(str(cause))
         number = cause.errno if isinstance(cause, OSError) else system_error_in(cause)
         if number and number not in LACKING:

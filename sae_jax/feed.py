@@ -20,6 +20,7 @@ from harvest.store import Split
 
 PIECE_BYTES = 1 << 20
 ERA_BYTES = 256 << 20
+BLOCK_BYTES = 16 << 20
 
 
 class Feed:

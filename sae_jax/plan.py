@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+import jax
 import numpy as np
+from joblib import cpu_count
 
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
+from harvest.sources import resolve
 from sae_jax.config import TrainConfig
 from sae_jax.grid import Member, members_of
+from sae_jax.memory import Needed, has_accelerator, needed, refuse_too_large
 from sae_jax.population import Signature, groups_of
 from sae_jax.sparse import DENSEST
 from sae_jax.step import sparse_pays
@@ -34,6 +40,7 @@ class Planned:
 class Plan:
     members: list[Planned]
     steps: int
+    memory: Needed
 
     @property
     def seconds(self) -> float:
@@ -52,14 +59,37 @@ def plan(config: TrainConfig, request: HarvestRequest, d_model: int) -> Plan:
     flops, members = flops_per_second(), []
     for number, group in enumerate(groups_of(members_of(config, request.sites), config, d_model), 1):
         matrix = d_model * group.signature.hidden_dim
-        extra = group.signature.kind.extra_params(group.signature.hidden_dim)
+        extra = jax.eval_shape(lambda of=group.signature: of.kind.extra_params(of.hidden_dim))
         parameters = 2 * matrix + group.signature.hidden_dim + d_model + sum(value.size for value in extra.values())
         for m in group.members:
             products = SPARSE_MATMULS if is_sparse(m, group.signature) else MATMULS
             seconds = 2 * products * config.batch_size * matrix / flops + UPDATE_SECONDS * parameters
             copies = 4 if group.signature.averages else 3  # weights, two moments, and their average
             members.append(Planned(m, number, parameters, 4 * copies * parameters, steps * seconds))
-    return Plan(members, steps)
+    return Plan(members, steps, memory(config, request, d_model))
+
+
+def memory(config: TrainConfig, request: HarvestRequest, d_model: int) -> Needed:
+    """Of a training on this machine, its cores the devices where JAX has no other."""
+    members = members_of(config, request.sites)
+    devices = int(os.environ.get("JAX_NUM_CPU_DEVICES") or cpu_count())
+    rows = request.n_samples * (request.seq_len - (not request.keep_first_position))
+    stored = rows * d_model * np.dtype(request.store_dtype).itemsize * len(request.sites)
+    groups = groups_of(members, config, d_model)
+    return needed(groups, config, stored, min(devices, len(members)), on_host=not has_accelerator())
+
+
+def refuse_before_harvest(config: TrainConfig, request: HarvestRequest, cache_dir: Path) -> None:
+    """Raises InputError for a population that this machine cannot train, if its model says how wide it is.
+
+    `train` looks again, with the devices that JAX has found.
+    """
+    try:
+        d_model = resolve(request, cache_dir)[0].d_model
+    except InputError:  # the harvest says it, unless it has all rows already
+        return
+    if d_model:
+        refuse_too_large(memory(config, request, d_model))
 
 
 def is_sparse(m: Member, signature: Signature) -> bool:

@@ -80,6 +80,11 @@ class State(struct.PyTreeNode):
     failed: jax.Array  # the step whose loss was not finite, from which on nothing changes; -1 while all is well
     key: jax.Array
 
+    def to_export(self) -> State:
+        """Only what an export needs: the weights, or their average, the settings, and whether it failed."""
+        needed = {"params": self.params if self.average is None else self.average, "settings": self.settings}
+        return State(**dict.fromkeys(State.__dataclass_fields__) | needed | {"failed": self.failed})
+
 
 def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple[Group, ...]:
     """The members by signature, in the order of first appearance. k is bound by a group's largest."""
@@ -132,7 +137,9 @@ def hyper_of(member: Member, rows: Rows, config: TrainConfig, total_steps: int) 
     }
     arrays = {name: jnp.float32(value) for name, value in numbers.items()}
     shift_D, scale_D = (jnp.asarray(values_D, jnp.float32) for values_D in rows[1:])
-    return arrays | {"site": jnp.int32(rows.site), "shift_D": shift_D, "scale_D": scale_D}
+    whole = {"site": rows.site, "seed": member.seed, "k": member.k or 0}
+    arrays |= {name: jnp.int32(value) for name, value in whole.items()}
+    return arrays | {"shift_D": shift_D, "scale_D": scale_D}
 
 
 def steps_to_die(config: TrainConfig, total_steps: int) -> float:
@@ -140,7 +147,7 @@ def steps_to_die(config: TrainConfig, total_steps: int) -> float:
     return max(10 / max(config.dead_threshold, 1e-6) / config.batch_size, total_steps / 10)
 
 
-def new_sae(signature: Signature, key: jax.Array, k: int) -> SAE:
+def new_sae(signature: Signature, key: jax.Array, k: jax.Array | int) -> SAE:
     """Random decoder rows, the encoder their transpose, biases zero."""
     norm = 1.0 if signature.unit_norm_decoder else PAPER_DECODER_NORM
     F, D = signature.hidden_dim, signature.d_model
@@ -151,10 +158,10 @@ def new_sae(signature: Signature, key: jax.Array, k: int) -> SAE:
     return SAE(signature.activation, params, settings, signature.level, signature.k_max, signature.dtype)
 
 
-def start_member(signature: Signature, member: Member, hyper: Arrays, x_NxD: jax.Array) -> State:
+def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State:
     """A member before its first step: `b_dec` is the mean of the rows x, the rest its kind's start."""
-    key, weights_key = jax.random.split(jax.random.key(member.seed))
-    sae = new_sae(signature, weights_key, member.k or 0)
+    key, weights_key = jax.random.split(jax.random.key(hyper["seed"]))
+    sae = new_sae(signature, weights_key, hyper["k"])
     sae.b_dec[...] = x_NxD.mean(0)
     params, settings = (nnx.to_pure_dict(nnx.state(sae, kind)) for kind in (nnx.Param, Setting))
     start = signature.kind.start(params, settings, sae.pre_activations(x_NxD), hyper)
@@ -177,10 +184,26 @@ def start_member(signature: Signature, member: Member, hyper: Arrays, x_NxD: jax
 
 
 def start_group(group: Group, hyper: Arrays, rows_of: Callable[[Member], jax.Array]) -> State:
-    """A group before its first step; `rows_of` gives a member's normalized rows to start from, [N, D]."""
-    begin = jax.jit(start_member, static_argnums=(0, 1))
-    hypers = [jax.tree.map(lambda leaf, p=p: leaf[p], hyper) for p in range(len(group.members))]
-    return stack([begin(group.signature, m, h, rows_of(m)) for m, h in zip(group.members, hypers, strict=True)])
+    """A group before its first step, on the host; `rows_of` gives a member's normalized rows to start from, [N, D].
+
+    Compiled once. Each member is copied to its place before the next one starts, so that none is held twice.
+    """
+    begin, members = jax.jit(start_member, static_argnums=0), len(group.members)
+    state = None
+    for p, member in enumerate(group.members):
+        one = begin(group.signature, jax.tree.map(lambda leaf, p=p: leaf[p], hyper), rows_of(member))
+        if state is None:
+            state = jax.tree.map(lambda leaf: np.empty((members, *leaf.shape), leaf.dtype), one)
+        jax.tree.map(lambda of_all, leaf, p=p: of_all.__setitem__(p, leaf), state, one)
+    return state
+
+
+def abstract_group(group: Group, hyper: Arrays) -> State:
+    """The shapes and types of what `start_group` gives."""
+    one_hyper = jax.tree.map(lambda leaf: leaf[0], hyper)
+    x_NxD = jax.ShapeDtypeStruct((1, group.signature.d_model), jnp.float32)
+    one = jax.eval_shape(lambda hyper, x_NxD: start_member(group.signature, hyper, x_NxD), one_hyper, x_NxD)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((len(group.members), *leaf.shape), leaf.dtype), one)
 
 
 def stack(trees: list) -> Any:

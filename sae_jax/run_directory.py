@@ -165,7 +165,8 @@ class RunDirectory:
                 place = self.asked["harvest"][name]
                 for store in config["stores"]:
                     store[part] |= {"asked": place, "location": str(Path(place).expanduser().resolve())}
-        write_json(self.path / "config.json", config | {"asked": self.asked})
+        with self.held():
+            write_json(self.path / "config.json", config | {"asked": self.asked})
 
     def clear(self) -> None:
         """Forget the run; config.json last, so that whatever a kill leaves is still known as this run."""

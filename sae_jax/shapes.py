@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 
 from harvest.errors import InputError
 from harvest.files import read_json
+from harvest.identity import SAMPLED
 from harvest.request import HarvestRequest
 from sae_jax.config import TrainConfig
 
@@ -44,7 +45,7 @@ class RowSums(Shape):
     rows: tuple[list[float], list[float]]
     mean: float
     deviation: float
-    length: float
+    length: float = Field(gt=0)
 
 
 class Identity(Shape):
@@ -63,11 +64,18 @@ class Identity(Shape):
     rows_crc32: Count
     sums: RowSums
 
+    @model_validator(mode="after")
+    def sums_are_of_all(self) -> Identity:
+        if [len(rows) for rows in self.sums.rows] != [min(SAMPLED, n) for n in (self.rows, self.held_out_rows)]:
+            raise ValueError(f"sums.rows must be of {SAMPLED} rows of each split, or of all where there are fewer")
+        return self
+
 
 class Source(Shape):
     asked: Text
     location: Text
     fell_back: bool
+    fingerprint: Text
 
 
 class Store(Shape):
@@ -271,7 +279,7 @@ def check_arrays(
     for name, array in arrays.items():
         found = AXES.search(name)
         axes = found[1].split("x") if found else []
-        need(array.dtype.kind in "iuf", name, f"of {array.dtype}")
+        need(array.dtype.kind in "biuf", name, f"of {array.dtype}")
         need(array.ndim == len(axes), name, f"it has {array.ndim} axes, not {len(axes)}")
         for axis, size in zip(axes, array.shape, strict=True):
             expected = int(axis) if axis.isdigit() else known.setdefault(axis, size)

@@ -8,16 +8,17 @@ one after another, and is one vmap of the scan where they run side by side.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from sae_jax.dead import resample
 from sae_jax.kinds.kind import Arrays, Batch, Measured
 from sae_jax.losses import member_loss
+from sae_jax.placement import AXIS, Placement, on_mesh
 from sae_jax.population import OPTIMIZER, Group, Signature, State
 from sae_jax.sparse import CHUNK, DENSEST, Candidates, largest, most_candidates
 
@@ -229,39 +230,65 @@ def unless_failed(block: Callable) -> Callable:
 def over_members(block: Callable, side_by_side: int) -> Callable:
     """A block of one member as one of a group.
 
-    One at a time is a plain loop: a vmap, even of one, would turn every `cond` into computing both sides.
+    One at a time is a plain loop: a vmap, even of one, would turn every `cond` into computing both sides. The loop
+    writes each member back into the state that it was given, of which there is no second copy.
     """
-    in_turn = side_by_side == 1
-    one, chunk = (unless_failed(block), None) if in_turn else (block, side_by_side)
 
-    def lifted(hyper: Arrays, state: State, *rows: jax.Array):
-        return jax.lax.map(lambda member: one(*member, *rows), (hyper, state), batch_size=chunk)
+    def chunked(hyper: Arrays, state: State, *rows: jax.Array):
+        return jax.lax.map(lambda member: block(*member, *rows), (hyper, state), batch_size=side_by_side)
 
-    return lifted if in_turn else unless_failed(lifted)
+    def in_turn(hyper: Arrays, state: State, *rows: jax.Array):
+        def turn(state: State, at: tuple[jax.Array, Arrays]):
+            p, hyper = at
+            one = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, p, keepdims=False), state)
+            one, metrics = unless_failed(block)(hyper, one, *rows)
+            put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=p, axis=0)
+            return jax.tree.map(put, state, one), metrics
+
+        return jax.lax.scan(turn, state, (jnp.arange(len(state.failed)), hyper))
+
+    return in_turn if side_by_side == 1 else unless_failed(chunked)
 
 
-def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1, mesh: Mesh | None = None) -> Callable:
+def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1, placement: Placement | None = None) -> Callable:
     """(states, hypers, raw_LxSxBxD, calibration_LxNxD) → (states, metrics), an entry a group; jitted, states donated.
 
-    `side_by_side` members of a group run in one vmap, the next ones after them, on each device of the mesh (default:
-    one) apart. States and hypers are as `Placement.place` gives them, rows are on every device.
+    `side_by_side` members of a group run in one vmap, the next ones after them, on each device apart. States and
+    hypers are as `placement.place` gives them, rows as `placement.everywhere` does; without a placement all is on one
+    device. The groups that lie on the same devices are one program, and the programs run at the same time.
     """
     blocks = [over_members(make_block(group.signature, side_by_side == 1), side_by_side) for group in groups]
 
-    def train_block(states: list[State], hypers: list[Arrays], raw_LxSxBxD: jax.Array, calibration_LxNxD: jax.Array):
-        results = [
-            block(hyper, state, raw_LxSxBxD, calibration_LxNxD)
-            for block, state, hyper in zip(blocks, states, hypers, strict=True)
-        ]
-        return [state for state, _ in results], [metrics for _, metrics in results]
+    def program_of(numbers: Sequence[int]) -> Callable:
+        def train_block(states: list[State], hypers: list[Arrays], *rows: jax.Array):
+            found = [
+                blocks[number](hyper, state, *rows)
+                for number, state, hyper in zip(numbers, states, hypers, strict=True)
+            ]
+            return [state for state, _ in found], [metrics for _, metrics in found]
 
-    if mesh:
-        shares, everywhere = PartitionSpec(*mesh.axis_names), PartitionSpec()
-        train_block = jax.shard_map(
-            train_block,
+        return train_block
+
+    if placement is None:
+        return jax.jit(program_of(range(len(groups))), donate_argnums=0)
+    shares, everywhere = PartitionSpec(AXIS), PartitionSpec()
+    programs = []
+    for mesh, numbers in placement.programs():
+        sharded = jax.shard_map(
+            program_of(numbers),
             mesh=mesh,
             in_specs=(shares, shares, everywhere, everywhere),
             out_specs=shares,
             check_vma=False,  # no device talks to another
         )
-    return jax.jit(train_block, donate_argnums=0)
+        programs.append((mesh, numbers, jax.jit(sharded, donate_argnums=0)))
+
+    def train_blocks(states: list[State], hypers: list[Arrays], *rows: jax.Array):
+        found: dict[int, tuple[State, Arrays]] = {}
+        for mesh, numbers, program in programs:
+            of = ([trees[number] for number in numbers] for trees in (states, hypers))
+            results = program(*of, *(on_mesh(array, mesh) for array in rows))
+            found |= zip(numbers, zip(*results, strict=True), strict=True)
+        return [found[number][0] for number in range(len(groups))], [found[n][1] for n in range(len(groups))]
+
+    return train_blocks

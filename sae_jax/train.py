@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
@@ -20,12 +20,13 @@ from harvest.store import ActivationStore, compared_meanwhile
 from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation, calibration_rows, calibration_sample, evaluate
-from sae_jax.feed import Feed
+from sae_jax.feed import BLOCK_BYTES, Feed
 from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.grid import Member, members_of
+from sae_jax.memory import needed, refuse_too_large
 from sae_jax.placement import Placement
-from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group, steps_to_die
+from sae_jax.population import Group, Rows, State, abstract_group, groups_of, hyper_of, stack, start_group, steps_to_die
 from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
 from sae_jax.run_directory import METRICS, RunDirectory
 from sae_jax.sae import SAE
@@ -33,7 +34,7 @@ from sae_jax.snapshots import snapshot_steps, write_snapshot
 from sae_jax.step import make_train_block
 
 START_ROWS, START_VALUES = 4096, 1 << 22  # rows, and pre-activations, that a start's quantile is taken over
-BLOCK_BYTES, MAX_BLOCK_STEPS = 16 << 20, 256
+MAX_BLOCK_STEPS = 256
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def train(
         raise InputError(f"{run.path} is finished: its results are in results.json; force=True does it again")
     feed = Feed([store.train.not_compared() for store in stores], config.batch_size, config.epochs, config.data_seed)
     population = populate(config, stores, feed)
+    refuse_if_too_large(population)
     with run.held(), compared_meanwhile(stores) as rows_compared:
         l0_asked = {m.id: m.l0_asked for m in population.members()}
         plan = {"total_steps": feed.total_steps, "l0_asked": l0_asked, "snapshots": snapshots}
@@ -123,6 +125,13 @@ def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Feed)
     return Population(config, stores, groups, rows, hypers)
 
 
+def refuse_if_too_large(population: Population) -> None:
+    devices, on_host = jax.devices()[: len(population.members())], jax.default_backend() == "cpu"
+    stored = sum(len(store.train) * store.train[0].nbytes for store in population.stores)
+    need = needed(population.groups, population.config, stored, len(devices), on_host)
+    refuse_too_large(need, (devices[0].memory_stats() or {}).get("bytes_limit"))
+
+
 def learn(
     population: Population,
     feed: Feed,
@@ -134,13 +143,14 @@ def learn(
     on_progress: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> tuple[list[State], Reporter, int]:
-    """(the states after the last step, on the host; what was reported; the steps of this process).
+    """(the states after the last step, on the host, to export; what was reported; the steps of this process).
 
     Nothing is saved before `rows_compared` comes back: no later process goes on from what damaged rows have taught.
     """
     config, total = population.config, feed.total_steps
     checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
-    first_step, states, metrics_then = checkpoints.restore(start(population, feed), say)
+    abstract = [abstract_group(group, hyper) for group, hyper in zip(population.groups, population.hypers, strict=True)]
+    first_step, restored, metrics_then = checkpoints.restore(abstract, say)
     step = first_step
     if first_step:
         say(f"resuming at step {first_step:,} of {total:,}")
@@ -149,21 +159,28 @@ def learn(
     run.rewind_metrics(metrics_then, say)
 
     placement = Placement(population.groups, jax.devices()[: len(population.members())])
-    states, hypers = placement.place(states), placement.place(population.hypers)
+    states = placement.place(restored if first_step else start(population, feed))
+    del restored
+    hypers = placement.place(population.hypers)
     side_by_side = 1 if jax.default_backend() == "cpu" else 1 << 30
-    train_block = make_train_block(population.groups, side_by_side, placement.mesh)
+    train_block = make_train_block(population.groups, side_by_side, placement)
     held_out = [store.held_out for store in population.stores]
-    calibration_LxNxD = placement.everywhere(np.stack([calibration_sample(split) for split in held_out]))
+    raw_calibration_LxNxD = np.stack([calibration_sample(split) for split in held_out])
+    calibration_LxNxD = placement.everywhere(raw_calibration_LxNxD)
     variances = {m.id: float(np.square(population.store_of(m).std).sum()) for m in population.members()}
     report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say, rows_compared)
     block_steps = config.block_steps or default_block_steps(config, population.stores, total)
     to_keep = snapshot_steps(total, block_steps, snapshots)
 
     def keep_snapshot() -> None:
-        kept = exported(population, placement.gather(states))
-        alive = {m.id: d for m, d in kept if m.id not in report.failed}
-        rows = {m.id: calibration_LxNxD[population.rows[m.id].site] for m in population.members() if m.id in alive}
-        write_snapshot(run.path, step, alive, rows)
+        for member, dictionary in exported(population, gathered()):
+            if member.id not in report.failed:
+                raw_NxD = raw_calibration_LxNxD[population.rows[member.id].site]
+                write_snapshot(run.path, step, {member.id: dictionary}, {member.id: raw_NxD})
+
+    def gathered() -> Iterator[State]:
+        """A group after another, without what is not exported: the host never holds all of it."""
+        return (placement.gather_group(number, state.to_export()) for number, state in enumerate(states))
 
     def tell(step: int, metrics: list[dict]) -> None:
         report(step, placement.gather(metrics), feed.wait_seconds)
@@ -191,12 +208,11 @@ def learn(
                 checkpoints.close()
                 raise Interrupted(f"stopped at step {step:,} of {total:,}, all saved")
     checkpoints.close()
-    return placement.gather(states), report, step - first_step
+    return list(gathered()), report, step - first_step
 
 
-def start(population: Population, feed: Feed) -> list[State]:
-    """Every member before its first step."""
-    states = []
+def start(population: Population, feed: Feed) -> Iterator[State]:
+    """Every member before its first step, a group after another."""
     for group, hyper in zip(population.groups, population.hypers, strict=True):
         raw_LxNxD = feed.sample(min(START_ROWS, max(256, START_VALUES // group.signature.hidden_dim)))
 
@@ -204,8 +220,7 @@ def start(population: Population, feed: Feed) -> list[State]:
             site, shift_D, scale_D = population.rows[member.id]
             return jnp.asarray((raw_LxNxD[site] - shift_D) / scale_D, jnp.float32)
 
-        states.append(start_group(group, hyper, rows_of))
-    return states
+        yield start_group(group, hyper, rows_of)
 
 
 def normalization_of(store: ActivationStore, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -262,12 +277,11 @@ def export_and_evaluate(
     return evaluations
 
 
-def exported(population: Population, states: list[State]) -> Iterator[tuple[Member, Dictionary]]:
-    """Every member as a dictionary for raw activations."""
+def exported(population: Population, states: Iterable[State]) -> Iterator[tuple[Member, Dictionary]]:
+    """Every member as a dictionary for raw activations; of `State.to_export`."""
     for group, state in zip(population.groups, states, strict=True):
-        weights = state.params if state.average is None else state.average
         for p, member in enumerate(group.members):
-            trained = ({name: values[p] for name, values in of.items()} for of in (weights, state.settings))
+            trained = ({name: values[p] for name, values in of.items()} for of in (state.params, state.settings))
             tensors = fold_normalization(group.signature.kind.export(*trained), *population.rows[member.id][1:])
             yield member, trained_dictionary(member, tensors, population.store_of(member).manifest)
 

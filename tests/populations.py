@@ -16,7 +16,7 @@ from sae_jax.grid import Member, members_of
 from sae_jax.placement import Placement
 from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group
 from sae_jax.run_directory import RunDirectory
-from sae_jax.train import result_of, store_facts
+from sae_jax.train import environment, result_of, store_facts
 
 SITES = (Site(0, "resid_pre"),)
 
@@ -60,9 +60,26 @@ def finished_run(path: Path, config: TrainConfig, stores: Sequence[ActivationSto
     """The records of a run of these members, whose figures are all 0."""
     sites = [Site(store.manifest["layer"], store.manifest["hook"]) for store in stores]
     request = HarvestRequest(layer=tuple(site.layer for site in sites), hook=(sites[0].hook,))
-    run = RunDirectory(path, {"harvest": request.to_json(), "train": config.to_json()})
-    path.mkdir(parents=True)
-    run.begin([store_facts(store) for store in stores], {}, {}, resume=False)
+    run, members = RunDirectory(path, asked_of(request, config)), members_of(config, tuple(sites))
+    facts = [store_facts(store) for store in stores]
+    for of, store in zip(facts, stores, strict=True):  # rows that no model was harvested for lack these
+        known = of["identity"]
+        known |= {"windows_hash": f"{known['rows_crc32']}", "dtype": "float16", "d_model": store.d_model}
+        known["model"] = dict.fromkeys(known["model"], "none")
+    plan = {"total_steps": 100, "l0_asked": {member.id: member.l0_asked for member in members}, "snapshots": 0}
     figures = Evaluation(dict.fromkeys(("explained_variance", "l0"), 0.0), np.zeros(1))
-    run.finish({"members": [result_of(member, None, figures) for member in members_of(config, tuple(sites))]})
+    with run.held():
+        run.begin(facts, environment(), plan, resume=False)
+        run.finish(
+            {
+                "model": {"name": "none", "fell_back": False},
+                "backend": "cpu",
+                "members": [result_of(member, None, figures) for member in members],
+                "timing": {"steps": 100, "training_seconds": 1.0},
+            }
+        )
     return FinishedRun.open(path)
+
+
+def asked_of(request: HarvestRequest, config: TrainConfig) -> dict:
+    return {"harvest": request.to_json(), "train": config.to_json()}

@@ -37,7 +37,8 @@ def make_store(
         "keep_first_position": False,
         "dtype": dtype,
         "d_model": d_model,
-        **dict.fromkeys(("windows_hash", "weights_hash", "tokenizer_hash"), "none"),
+        "windows_hash": f"{windows} windows, seed {seed}",
+        **dict.fromkeys(("weights_hash", "tokenizer_hash"), "none"),
     }
     writer = StoreWriter(directory, description)
     document = 0
@@ -47,4 +48,15 @@ def make_store(
             tokens_WxT = rng.integers(0, 1000, (count, SEQ_LEN))
             writer.add_shard(split, shard, rows_NxD, tokens_WxT, np.arange(document, document + count))
             document += count
+    return writer.finish()
+
+
+def store_of(directory: Path, rows_NxD: np.ndarray, tokens_WxT: np.ndarray, documents_W: np.ndarray) -> ActivationStore:
+    """Of these rows, as they are; the last third of the windows is held out."""
+    description = {"hook": "resid_pre", "hook_name": "blocks.0.hook_resid_pre", "layer": 0}
+    description |= {"seq_len": tokens_WxT.shape[1], "keep_first_position": False}
+    writer, cut = StoreWriter(directory, description), len(tokens_WxT) * 2 // 3
+    for split, part in (("train", slice(cut)), ("held_out", slice(cut, None))):
+        rows = rows_NxD.reshape(len(tokens_WxT), -1, rows_NxD.shape[1])[part].reshape(-1, rows_NxD.shape[1])
+        writer.add_shard(split, 0, rows, tokens_WxT[part], documents_W[part])
     return writer.finish()

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from analysis.ablation import ablation_effect
 from analysis.contexts import place
 from analysis.feature_statistics import features_of
-from analysis.loss_recovered import resample
+from analysis.intervals import ratio_interval
 from harvest.steering import changing
 
 SILENT, RAISING, LOWERING = 3, 5, 7
@@ -57,15 +57,18 @@ def log_probabilities(model, tokens_WxT, site, change):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache):
+def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache, monkeypatch):
+    monkeypatch.setattr("analysis.intervals.FEWEST_DOCUMENTS", 3)
     name, model = member_at(run, 1), run.language_model
     site, tensors = run.site(name), run.dictionary(name).tensors
     of, store = features_of(run, [name], cache)[name], run.store(run.site(name), cache)
     feature = int(np.abs(of.density_F - 0.2).argmin())
     found = ablation_effect(run, name, feature, cache, windows=1000)
 
-    rows = [row for row in of.sample_row_FxR[feature].tolist() if row >= 0 and row % 9 < 8]
-    tokens_WxT = np.stack([place(store, row)[0] for row in rows])
+    sampled = [row for row in of.sample_row_FxR[feature].tolist() if row >= 0 and row % 9 < 8]
+    rows = list({row // 9: row for row in sampled}.values())  # a window once
+    places = [place(store, row) for row in rows]
+    tokens_WxT, document_W = np.stack([tokens_T for tokens_T, _, _ in places]), [of for _, _, of in places]
     fires_WxT = np.zeros(tokens_WxT.shape, bool)
 
     def without(x):
@@ -84,9 +87,10 @@ def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache):
     assert (found.windows, found.tokens) == (len(rows), counts_WxP.sum()) and found.windows > 20
     assert found.loss_increase == pytest.approx(ce_WxP[counts_WxP].mean(), abs=1e-5)
     assert found.kl == pytest.approx(kl_WxP[counts_WxP].mean(), abs=1e-5) and found.kl > 1e-5
-    drawn = resample(len(rows))
-    means = (drawn @ (ce_WxP * counts_WxP).sum(1)) / (drawn @ counts_WxP.sum(1))
-    assert found.interval == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-5)
+    _, document_W = np.unique(document_W, return_inverse=True)
+    ce_G, counts_G = (np.bincount(document_W, of.sum(1)) for of in (ce_WxP * counts_WxP, counts_WxP))
+    assert found.documents == len(counts_G) < found.windows
+    assert found.interval == pytest.approx(ratio_interval(ce_G, counts_G), rel=0.02)
     assert found.interval[0] < found.loss_increase < found.interval[1]
     change_V = (ablated_WxTxV - clean_WxTxV)[fires_WxT].mean(0)
     assert [change for _, change in found.tokens_up] == pytest.approx(np.sort(change_V)[::-1][:10], abs=1e-4)
@@ -105,5 +109,5 @@ def test_what_a_planted_feature_does_is_undone(run, cache):
 
 def test_a_feature_that_never_fires_has_no_effect_on_no_window(run, cache):
     found = ablation_effect(run, member_at(run, 3), SILENT, cache)
-    assert (found.windows, found.tokens, found.loss_increase, found.interval, found.kl) == (0, 0, 0, (0, 0), 0)
+    assert (found.windows, found.tokens, found.loss_increase, found.interval, found.kl) == (0, 0, 0, None, 0)
     assert found.tokens_up == found.tokens_down == []

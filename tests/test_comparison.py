@@ -128,9 +128,9 @@ def test_rows_are_spread_evenly(tmp_path, monkeypatch):
 def population(rng) -> dict[str, Decoder]:
     """relu and topk with two seeds, and topk of half the width: 200 features in common, 240 over seeds of one kind."""
     base_FxD = directions(rng)
-    members = {"topk 0": decoder(base_FxD)}
-    members["topk 1"] = decoder(partner_of(rng, base_FxD, 240, 0.3)[0], seed=1)
-    members["relu 0"] = decoder(partner_of(rng, base_FxD, 200, 0.3)[0], activation="relu")
+    members = {"topk-0": decoder(base_FxD)}
+    members["topk-1"] = decoder(partner_of(rng, base_FxD, 240, 0.3)[0], seed=1)
+    members["relu-0"] = decoder(partner_of(rng, base_FxD, 200, 0.3)[0], activation="relu")
     members["half"] = decoder(base_FxD[:150])
     return members
 
@@ -200,14 +200,14 @@ def test_what_is_written_and_drawn(rng, tmp_path):
     record = json.loads((tmp_path / "comparison.json").read_text())
     assert record["shared_MxM"] == found.shared_MxM.tolist() and record["groups"][0]["differ"] == "other kind"
     with np.load(tmp_path / "comparison.npz", allow_pickle=False) as arrays:
-        np.testing.assert_array_equal(arrays["topk 0/partner"], found.partner_FxM["topk 0"])
+        np.testing.assert_array_equal(arrays["topk-0/partner"], found.partner_FxM["topk-0"])
     again = comparison.read(tmp_path, found.members)
     for name, value in vars(found).items():
         np.testing.assert_equal(getattr(again, name), value)
     assert comparison.read(tmp_path, found.members[1:]) is None, "of other members it tells nothing"
-    comparison.write(dataclasses.replace(found, dead=("topk 9",)), tmp_path)
+    comparison.write(dataclasses.replace(found, dead=("topk-9",)), tmp_path)
     assert comparison.read(tmp_path, found.members) is None, "one of which nothing fires is a member, too"
-    assert comparison.read(tmp_path, ["topk 9", *found.members]).dead == ("topk 9",)
+    assert comparison.read(tmp_path, ["topk-9", *found.members]).dead == ("topk-9",)
     for path in save(comparison.figure(found), tmp_path / "shared"):
         assert path.stat().st_size > 1000
     assert ">80<" in Path(tmp_path / "shared.svg").read_text()  # 240 of 300, in its cell

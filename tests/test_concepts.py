@@ -1,6 +1,8 @@
 """Passages of a concept and others like them, cut from the bundled corpus."""
 
 import json
+import random
+from itertools import islice
 
 import pytest
 
@@ -60,6 +62,36 @@ def test_examples_are_read_whole_against_as_many_sentences_or_against_what_is_gi
     given = ["a dog", "a cat ran", "a xyzzy here", "no more of it", "A quay."]
     of = gather("Xyzzy", str(BUNDLED_CORPUS), model.tokenizer, 8, 1, examples[:3], given)
     assert (of.document_N == NO_DOCUMENT).all() and (~of.is_concept_N).sum() == 3 and of.left_out == 2
+
+
+def test_one_of_near_copies_is_a_passage(model, tmp_path):
+    """Without this, chance features passed in 100 of 100 such corpora at a false discovery rate of 5%; now in 6."""
+    rng = random.Random(0)
+    texts = [text.split()[:60] for text in islice(documents(str(BUNDLED_CORPUS)), 200)]
+    copies = []
+    for number, words in enumerate(texts):
+        held = [*words[:30], "xyzzy", *words[30:]] if number < 20 else words
+        for copy in range(6):
+            place = rng.randrange(len(words))
+            changed = [*held[:place], f"w{copy}", *held[place + 1 :]] if copy > 2 else held
+            copies.append((number, (" ", "  ")[copy % 2].join(changed).upper() if copy == 2 else " ".join(changed)))
+    rng.shuffle(copies)
+    path = tmp_path / "copies.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for _, text in copies))
+    examples = ["Near the old mill the river turns and the road goes on to the town", "Two ships lay at the quay."]
+    of = gather("xyzzy", str(path), model.tokenizer, 20, 1, [*examples, examples[0].upper(), f"{examples[0]}!"])
+    originals = [copies[document][0] for document in of.document_N if document != NO_DOCUMENT]
+    assert len(set(originals)) == len(originals) >= 120
+    assert of.is_concept_N.sum() in (21, 22) and of.left_out == 2 and of.near_copies >= 990
+
+
+def test_japanese_is_searched_and_what_is_said_is_where_it_stands(model, tmp_path):
+    texts = [f"{i}番目の町から日本語を学ぶ人が来た。" for i in range(5)] + [f"{i}匹の犬が走った。" for i in range(9)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    of = gather("日本", str(tmp_path / "a.jsonl"), model.tokenizer, 30, 1)
+    for tokens_T, is_phrase_T, is_concept in zip(of.passages.tokens_WxT, of.phrase_WxT, of.is_concept_N, strict=True):
+        assert ("日本" in model.tokenizer.decode(tokens_T[is_phrase_T])) == is_concept
+    assert of.is_concept_N.sum() >= 3
 
 
 def test_a_phrase_is_whole_words_in_any_case_without_its_article():

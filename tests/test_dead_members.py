@@ -1,21 +1,24 @@
 """One member of which no feature ever fires: it is named, and every analysis of the others is as it would be."""
 
 import json
+from contextlib import redirect_stdout
+from dataclasses import replace
+from io import StringIO
 
+import numpy as np
 import pytest
-from command_line import BUNDLED, environment, shared_cache, trained
+from command_line import THREE_KINDS, environment, shared_cache, trained
 
 import main
-from analysis import comparison, feature_page, frontier
+from analysis import comparison, feature_page
 from analysis.faces.dashboard import opened
 from analysis.feature_statistics import Features
 from analysis.run import FinishedRun
-from harvest.files import read_json
+from harvest.files import read_json, write_json
 from harvest.tokenizer import load_tokenizer
+from sae_jax.formats import save_dictionary
 
-MEMBERS = [{"target_l0": 4}, {"target_l0": 8}, {"activation": "topk", "k": 8}]
-MEMBERS += [{"activation": "gated", "sparsity": 1e6, "seed": 0}]  # a penalty that leaves nothing alive
-DEAD = "gated-f48-s1000000-lr1e-2-s0-dead_none"
+DEAD, SISTER = "relu-f48-l8-lr1e-3-s0", "relu-f48-l8-lr1e-3-s1"
 
 
 @pytest.fixture(scope="module")
@@ -25,51 +28,49 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache) -> FinishedRun:
-    folder = tmp_path_factory.mktemp("dead")
-    (folder / "members.json").write_text(json.dumps(MEMBERS))
-    argv = ("--members", folder / "members.json", "--seed", "0", "1", "--dead-rule", "none", "--lr", "0.01")
-    small = ("--n-samples", "300", "--hidden-dim", "48", "--epochs", "3")
-    return trained(folder / "run", cache, *BUNDLED, *small, *argv)
+    """A real one; then a bias silences every feature of one member, for good."""
+    run = trained(tmp_path_factory.mktemp("dead") / "run", cache, *THREE_KINDS, "--epochs", "2", "--seed", "0", "1")
+    alive = run.dictionary(DEAD)
+    silent = replace(alive, tensors={**alive.tensors, "b_enc": np.full(48, -1e6, np.float32)})
+    save_dictionary(silent, run.path / "members" / DEAD)
+    run.members[DEAD]["metrics"] |= {"l0": 0.0, "dead_fraction": 1.0}
+    write_json(run.path / "results.json", run.results)
+    return FinishedRun.open(run.path)
 
 
-@pytest.fixture
-def command(cache, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def command(cache):
     """What a command says."""
-    for name, value in environment(cache).items():
-        monkeypatch.setenv(name, value)
 
     def said(*argv: object) -> str:
-        assert main.run_as_command([*map(str, argv)]) == 0
-        return capsys.readouterr().out
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+            for name, value in environment(cache).items():
+                patch.setenv(name, value)
+            assert main.run_as_command([*map(str, argv)]) == 0
+        return out.getvalue()
 
     return said
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def studied(run, cache, command) -> tuple[FinishedRun, str]:
     return run, command("study", run.path, "--documents", "800", "--cache-dir", cache)
-
-
-def test_it_is_dead_and_the_others_are_not(run):
-    l0s = {name: member["metrics"]["l0"] for name, member in run.members.items()}
-    assert l0s.pop(DEAD) == 0 and len(l0s) == 6 and min(l0s.values()) > 1
 
 
 def test_the_study_measures_the_others(studied):
     run, _ = studied
     record = read_json(run.path / "analysis" / "study.json", "")
-    values = record["values"]
-    others = [name for name in run.members if name != DEAD]
-    assert values[DEAD]["dead"] == 1 and values[DEAD]["absorption"] is None and values[DEAD]["found_again"] is None
-    assert all(values[name]["found_again"] is not None for name in others)
-    assert all(values[name]["absorption"] is not None for name in others)
-    assert any(DEAD in note and "absorption" in note for note in record["notes"])
-    assert list(record["answers"][0]["table"]) == [
-        "relu, L0 4",
-        "relu, L0 8",
-        "topk, L0 8",
-        "gated, coefficient 1000000",
-    ]
+    values, others = record["values"], set(run.members) - {DEAD}
+    assert values[DEAD]["dead"] == 1 and values[DEAD]["found_again"] is None
+    assert {name for name in others if values[name]["found_again"] is not None} == others - {SISTER}
+    relu = record["answers"][0]["table"]["relu"]
+    assert relu["explained_variance"]["n"] == 2 and relu["rare"]["n"] == 1
+
+
+def test_its_family_is_mapped_by_a_member_that_lives(studied):
+    run, said = studied
+    assert (run.path / "figures" / f"clusters-{SISTER}.svg").exists() or f"{SISTER}: too few living" in said
+    assert f"{DEAD}: too few" not in said
 
 
 def test_the_comparison_is_read_again_and_names_it(studied):
@@ -98,20 +99,12 @@ def test_its_features_have_pages_without_matches(studied, cache):
     assert not page.fires and page.twins == [] and page.found_again is None
 
 
-def test_the_frontier_draws_the_others_and_says_so(run):
-    found = frontier.compute(run.path)
-    assert len(found.points) == 4 and len(found.drawn) == 3
-    drawn = json.dumps(frontier.figure(found).to_dict())
-    assert "not drawn: 1 at L0 0, where no feature fires" in drawn and '"gated"' not in drawn
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "argv",
     [
         ("report",),
         ("show", "--pareto"),
-        ("frontier",),
         ("saebench", "--documents", "800", "--metrics", "probing", "absorption"),
         ("export", "--member", DEAD, "--neuronpedia", "--to", "TO"),
         ("find-feature", "the sea"),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from rows import make_store
 from safetensors.numpy import save_file
 
 import main
-from harvest.files import write_json
+from analysis.intervals import FEWEST_DOCUMENTS
+from harvest.files import read_json, write_json
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, same_name
+from harvest.text import documents
 from sae_jax import evaluate as evaluate_module
 from sae_jax.evaluate import calibration_rows, calibration_sample
 
@@ -82,14 +85,13 @@ def known(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    rng = np.random.default_rng(0)
-    words = ["the", "river", "and", "a", "stone", "went", "home", "with", "seven", "letters", "of", "salt"]
-    path.write_text("\n\n".join(" ".join(rng.choice(words, 60)) for _ in range(30)))
+    some = islice(documents(str(BUNDLED_CORPUS)), 60)  # a text that the model predicts
+    path.write_text("\n\n".join(" ".join(document.split()[:60]) for document in some))
     return path
 
 
 def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys):
-    results = json.loads((finished / "results.json").read_text())
+    results = read_json(finished / "results.json", "")
     assert {m["hook"] for m in results["members"]} == {"resid_pre", "mlp_out"} and len(results["members"]) == 4
     for member in results["members"]:
         metrics = member["metrics"]
@@ -97,7 +99,8 @@ def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys
         assert metrics["ce_clean"] < metrics["ce_sae"] < metrics["ce_zero"] and metrics["kl_recovered"] < 1
         share = (metrics["ce_zero"] - metrics["ce_sae"]) / (metrics["ce_zero"] - metrics["ce_clean"])
         assert metrics["ce_recovered"] == pytest.approx(share)
-        assert member["intervals"] == {} and results["loss_recovered"]["documents"] < 3  # too few to say
+        assert set(member["intervals"].values()) == {None}  # of too few documents
+        assert results["loss_recovered"]["documents"] < FEWEST_DOCUMENTS
     assert results["loss_recovered"]["windows_asked"] == 256
     assert 0 < results["loss_recovered"]["documents"] <= results["loss_recovered"]["windows"] <= 10
     assert main.run_as_command([*ARGV, "--run-dir", str(finished), "--cache-dir", str(cache)]) == 0
@@ -107,8 +110,8 @@ def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys
 
 
 def test_a_run_that_was_stopped_before_it_is_completed(finished, cache, capsys):
-    whole = json.loads((finished / "results.json").read_text())
-    stopped = json.loads((finished / "results.json").read_text())
+    whole = read_json(finished / "results.json", "")
+    stopped = read_json(finished / "results.json", "")
     del stopped["loss_recovered"], stopped["timing"]["loss_recovered_seconds"]
     for member in stopped["members"]:
         del member["intervals"]
@@ -116,17 +119,17 @@ def test_a_run_that_was_stopped_before_it_is_completed(finished, cache, capsys):
     write_json(finished / "results.json", stopped)
     argv = [*ARGV, "--run-dir", str(finished), "--cache-dir", str(cache)]
     assert main.run_as_command([*argv, "--ce-windows", "0"]) == 0
-    assert json.loads((finished / "results.json").read_text()) == stopped
+    assert read_json(finished / "results.json", "") == stopped
     assert "CE rec." not in capsys.readouterr().out
     assert main.run_as_command([*argv, "--resume"]) == 0
-    again = json.loads((finished / "results.json").read_text())
+    again = read_json(finished / "results.json", "")
     assert "is trained" in capsys.readouterr().out
     again["timing"]["loss_recovered_seconds"] = whole["timing"]["loss_recovered_seconds"]
     assert again == whole
 
 
 def test_a_run_evaluated_is_what_it_was_after_training(finished, tmp_path, cache):
-    results = json.loads((finished / "results.json").read_text())
+    results = read_json(finished / "results.json", "")
     found = evaluated(tmp_path, cache, finished)
     assert found.keys() == {member["id"] for member in results["members"]}
     for member in results["members"]:
@@ -141,7 +144,7 @@ def test_known_dictionaries_on_another_text_and_hook(known, text, tmp_path, cach
         found = evaluated(tmp_path, cache, *known.values(), "--dataset", text, *hook)
         zero, identity, same = (found[name]["metrics"] for name in ("zero", "identity", "same"))
         for of in found.values():
-            assert of["rows"] > of["windows"] >= of["documents"] >= 3
+            assert of["rows"] > of["windows"] >= of["documents"] >= FEWEST_DOCUMENTS
             low, high = np.transpose([of["intervals"][name] for name in CE])
             middle = np.array([of["metrics"][name] for name in CE])
             assert (low <= middle + 1e-9).all() and (middle <= high + 1e-9).all()
@@ -198,6 +201,24 @@ def test_a_dictionary_of_another_model_is_measured_only_where_the_model_is_named
         assert (told in out) is not same and f"{member} is of the model" not in out
 
 
+def test_what_a_dictionary_was_trained_on_and_is_not_measured_on_is_told(text, tmp_path, cache, capsys):
+    both_DxF = np.concatenate([np.eye(D), -np.eye(D)], 1)
+    asked = {"prepend_bos": True, "model_from_pretrained_kwargs": {"revision": "v2", "dtype": "bfloat16"}}
+    asked |= {"hook_name": "blocks.1.hook_mlp_out"}
+    directory = write_dictionary(tmp_path / "d", both_DxF, both_DxF.T, np.zeros(D), **asked)
+    argv = ("--dataset", text, "--model-name", "bundled", "--seq-len", 12, "--ce-windows", 0)
+    found = evaluated(tmp_path, cache, directory, *argv)["d"]
+    assert found["metrics"]["explained_variance"] == pytest.approx(1)
+    said = capsys.readouterr().out
+    for sentence in (
+        "is of a model with revision = 'v2'; it is measured on bundled",
+        "begin with a special token (prepend_bos)",
+        "its model ran in bfloat16; here it runs in float32",
+        "it was trained on windows of 16 tokens; here they have 12",
+    ):
+        assert sentence in said
+
+
 def test_names_of_one_model_are_the_same_name():
     cached = "/home/me/hub/models--openai-community--gpt2/snapshots/607a30"
     assert {same_name(n) for n in ("gpt2", "gpt2-small", "openai-community/gpt2", cached)} == {"gpt2"}
@@ -219,6 +240,11 @@ REFUSED = {
     "too short a text": (("{zero}", "--dataset", "{short}"), "no held_out window of 16 tokens"),
     "no numbers": (("{large}",), "its explained variance on these activations is no number (-inf): its weights are"),
     "no text named": (("{zero}",), "does not say its dataset: give --dataset"),
+    "other weights": (
+        ("{revision}",),
+        "is of other weights of its model than those found by its name (revision = 'v2')",
+    ),
+    "next to the root": (("/dev",), "/dev holds no dictionary"),
     "nothing": ((), "DIR"),
 }
 
@@ -230,6 +256,8 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known
     places = {"zero": known["zero"], "narrow": write_dictionary(tmp_path / "n", narrow, narrow.T, np.zeros(16), **at)}
     places["unhooked"] = write_dictionary(tmp_path / "u", narrow, narrow.T, np.zeros(16), dataset_path=str(text))
     places |= {"text": text, "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt"}
+    of_v2 = at | {"model_from_pretrained_kwargs": {"revision": "v2"}}
+    places["revision"] = write_dictionary(tmp_path / "r", narrow, narrow.T, np.zeros(16), **of_v2)
     large = np.full((256, 8), 2.0**100)  # as of a flipped bit in their exponents
     places["large"] = write_dictionary(tmp_path / "l", large, large.T, np.zeros(256), **at)
     places["empty"].touch()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,13 +10,15 @@ from command_line import THREE_KINDS, shared_cache, typed
 from hypothesis import given
 from hypothesis import strategies as st
 from rows import make_store
-from scipy import stats
+from scipy import sparse, stats
 
-from analysis import feature_statistics, firing
+from analysis import cofiring, feature_statistics, firing
 from analysis import labels as labels_module
+from analysis.cofiring import CoFiring
 from analysis.contexts import context_text
-from analysis.feature_statistics import Features, best_others, features_of, phi
-from analysis.firing import BARS, SHUFFLES, SMALLEST, Histogram, Labels, context_hashes, firing_of
+from analysis.feature_statistics import Features, features_of
+from analysis.firing import BARS, SHUFFLES, SMALLEST, Histogram, Labels, firing_of
+from analysis.hashes import context_hashes
 from analysis.run import FinishedRun
 from analysis.specialization import mutual_information, over_chance, p_values, specialization
 from harvest.files import write_arrays
@@ -93,7 +96,7 @@ def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, label
     assert 0.02 < fires_NxF.mean() < 0.5 and not fires_NxF[:, 3].any()
     np.testing.assert_array_equal(of.count_F, fires_NxF.sum(0))
     np.testing.assert_allclose(of.sum_F, f_NxF.sum(0), rtol=1e-5)
-    np.testing.assert_array_equal(of.together_FxF, fires_NxF.T.astype(int) @ fires_NxF)
+    np.testing.assert_array_equal(of.together.matrix_FxF, fires_NxF.T.astype(int) @ fires_NxF)
     for p in range(8):
         np.testing.assert_array_equal(of.position_FxP[:, p], fires_NxF[position_N == p].sum(0))
     for code in range(2):
@@ -125,33 +128,108 @@ def test_the_sample_is_drawn_alike_from_all_windows(store, sae, labels):
     assert stats.kstest(rows / total, "uniform").pvalue > 1e-3
 
 
+def entries_of(*entries: tuple[float, int, int]) -> np.ndarray:
+    """Of one feature: key, row, and what its context is."""
+    found = np.zeros(len(entries), firing.ENTRY)
+    found["key"], found["row"], found["alike"] = np.transpose(entries)
+    return found
+
+
 def test_equal_contexts_are_shown_once():
     kept = firing.Kept(features=2, size=5, positions=4)
-    entries = np.zeros(4, firing.ENTRY)
-    entries["key"], entries["row"], entries["alike"] = [3, 2, 1, 5], [0, 40, 80, 120], [7, 7, 8, 7]
+    entries = entries_of((3, 0, 7), (2, 40, 7), (1, 80, 8), (5, 120, 7))
     entries["feature"] = [0, 0, 0, 1]
     kept.add(entries)
     assert kept.table("row", -1).tolist() == [[0, 80, -1, -1, -1], [120, -1, -1, -1, -1]]
 
 
+def test_what_is_left_out_hides_nothing():
+    kept = firing.Kept(features=1, size=5, positions=4)
+    kept.add(entries_of((9, 0, 7), (8, 40, 7), (7, 41, 8), (6, 1, 9), (5, 80, 9)))
+    assert kept.table("row", -1).tolist() == [[0, 41, 80, -1, -1]]
+
+
+def test_what_comes_later_sets_free_what_was_hidden(monkeypatch):
+    monkeypatch.setattr(firing, "PENDING", 0)
+    kept = firing.Kept(features=1, size=2, positions=4)
+    kept.add(entries_of((5, 0, 7), (4, 1, 8)))
+    kept.add(entries_of((9, 40, 7)))
+    assert kept.table("row", -1).tolist() == [[40, 1]]
+
+
+@pytest.fixture(scope="module")
+def bursty():
+    """A rare feature of 937 firings on one token, a dozen contexts in long runs, and 63 on others, each of its own."""
+    rng = np.random.default_rng(0)
+    entries = np.zeros(1000, firing.ENTRY)
+    entries["row"] = np.concatenate([np.arange(937), 10_000 + 50 * np.arange(63)])
+    entries["alike"] = np.concatenate([np.arange(937) % 12, 100 + np.arange(63)])
+    entries["token"] = np.concatenate([np.full(937, 5), 100 + np.arange(63)])
+    entries["value"] = np.concatenate([rng.uniform(8, 12, 937), rng.uniform(0.5, 1.5, 63)])
+    return entries
+
+
+def test_the_sample_is_plain_and_only_what_is_shown_is_distinct(bursty):
+    rng, of = np.random.default_rng(1), SimpleNamespace(top=firing.Kept(1, 20, 50), sample=firing.Kept(1, 100))
+    for kept, keys in ((of.top, bursty["value"]), (of.sample, rng.random(len(bursty)))):
+        bursty["key"] = keys
+        kept.add(bursty)
+    token_F, share_F = feature_statistics.most_frequent(of.sample.table("token", -1))
+    row_FxR, alike_FxR = of.sample.table("row", -1), of.sample.table("alike", 0)
+    median = feature_statistics.quantiles(of.sample.table("value", 0), row_FxR >= 0)[0, 2]
+    assert token_F[0] == 5 and share_F[0] == pytest.approx(0.937, abs=0.07)  # three deviations of a sample of 100
+    assert median == pytest.approx(np.median(bursty["value"]), abs=0.5)
+    new_R = feature_statistics.is_new(of, 50, row_FxR, alike_FxR)[0]
+    shown = np.concatenate([of.top.table("row", -1)[0], row_FxR[0][new_R]])
+    shown = shown[shown >= 0]
+    alike = np.concatenate([of.top.table("alike", 0)[0][: len(shown) - new_R.sum()], alike_FxR[0][new_R]])
+    assert len(set(shown // 50)) == len(set(alike)) == len(shown) > 20
+
+
 def test_contexts_are_equal_where_the_token_and_those_before_are():
     tokens_WxT = np.array([[5, 6, 7, 8], [5, 6, 7, 9], [6, 5, 7, 8]])
-    hash_WxT = context_hashes(tokens_WxT)
+    hash_WxT = context_hashes(tokens_WxT, firing.CONTEXT_TOKENS)
     np.testing.assert_array_equal(hash_WxT[0, :3], hash_WxT[1, :3])
     assert hash_WxT[0, 3] != hash_WxT[1, 3] and hash_WxT[0, 2] != hash_WxT[2, 2]
     assert len(set(hash_WxT[0])) == 4
 
 
-def test_phi_is_the_correlation_of_firing():
+@pytest.fixture
+def firing_rows():
     rng = np.random.default_rng(0)
     fires_NxF = rng.random((5000, 6)) < 0.1
     fires_NxF[:, 1] |= fires_NxF[:, 0]
-    counted = type("Counted", (), {})()
-    counted.count_F, counted.together_FxF = fires_NxF.sum(0), fires_NxF.T.astype(int) @ fires_NxF
-    expected = np.corrcoef(fires_NxF.T)
-    np.testing.assert_allclose(phi(counted, 5000, slice(0, 6)), expected, atol=1e-9)
-    best, values = best_others(6, lambda block: expected[block])
-    assert best[0, 0] == 1 and best[1, 0] == 0 and values[0, 0] == pytest.approx(expected[0, 1])
+    return fires_NxF
+
+
+def cofiring_of(fires_NxF, chunk=700):
+    of = CoFiring(fires_NxF.shape[1], 0)
+    for start in range(0, len(fires_NxF), chunk):
+        of.add(sparse.csr_array(fires_NxF[start : start + chunk].astype(np.int32)))
+    return of.counted()
+
+
+@pytest.mark.parametrize("matrix_bytes", [cofiring.MATRIX_BYTES, 0], ids=["a matrix", "rows kept"])
+def test_what_fires_together_is_told_by_phi(firing_rows, monkeypatch, matrix_bytes):
+    monkeypatch.setattr(cofiring, "MATRIX_BYTES", matrix_bytes)
+    monkeypatch.setattr(cofiring, "BLOCK_PAIRS", 12)  # two features at a time
+    of, phi_FxF = cofiring_of(firing_rows), np.corrcoef(firing_rows.T)
+    np.fill_diagonal(phi_FxF, 0)
+    np.testing.assert_array_equal(of.together(slice(2, 4)).toarray(), (firing_rows.T.astype(int) @ firing_rows)[2:4])
+    other_FxJ, found_FxJ = of.closest(4)
+    np.testing.assert_allclose(found_FxJ, np.maximum(-np.sort(-phi_FxF, axis=1)[:, :4], 0), atol=1e-6)
+    assert ((other_FxJ >= 0) == (found_FxJ > 0)).all() and (other_FxJ == -1).any()
+    assert other_FxJ[0, 0] == 1 and other_FxJ[1, 0] == 0 and found_FxJ[0, 0] > 0.6
+
+
+def test_of_more_firings_than_are_kept_phi_is_that_of_rows_drawn_at_random(firing_rows, monkeypatch):
+    monkeypatch.setattr(cofiring, "MATRIX_BYTES", 0)
+    monkeypatch.setattr(cofiring, "MOST_FIRINGS", 2000)
+    of = cofiring_of(firing_rows)
+    assert 500 < of.kept.nnz == of.count_F.sum() <= 2000 and of.rows < len(firing_rows) / 1.5
+    other_FxJ, phi_FxJ = of.closest(1)
+    assert other_FxJ[:2, 0].tolist() == [1, 0]
+    assert phi_FxJ[0] == pytest.approx(np.corrcoef(firing_rows.T)[0, 1], abs=0.1)
 
 
 def test_logit_weights_have_the_norms_gain_and_no_scale():

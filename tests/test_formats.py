@@ -3,6 +3,7 @@
 import json
 import pickle
 import random
+import re
 import shutil
 from dataclasses import replace
 
@@ -16,9 +17,15 @@ from hypothesis import strategies as st
 from populations import member_of
 
 from harvest.errors import InputError
+from harvest.language_model import LanguageModel
+from harvest.request import Site
+from harvest.sources import BUNDLED_MODEL
+from harvest.torch_file import read_tensors
 from sae_jax.evaluate import evaluate
 from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
+from sae_jax.formats.dictionary import SCALED, SCALER
 from sae_jax.formats.dictionary_learning import FORMS
+from sae_jax.formats.made_for import other_weights
 from sae_jax.formats.saelens import new_cfg
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.sae import SAE
@@ -424,6 +431,147 @@ def test_an_old_dictionary_that_ranks_by_the_decoders_norms_does_so_here(tmp_pat
     x_NxD = np.random.default_rng(0).standard_normal((32, new.d_in)).astype(np.float32)
     assert old.format == "saelens before 6"
     np.testing.assert_array_equal(np.asarray(old.sae.encode(x_NxD)), np.asarray(new.sae.encode(x_NxD)))
+
+
+# What metadata says of the rows.
+
+
+def with_metadata(directory, **metadata) -> Dictionary:
+    """A dictionary as it is read whose metadata says this, too."""
+    one = saelens_dictionary("jumprelu")
+    save_dictionary(replace(one, cfg={**one.cfg, "metadata": {**one.cfg["metadata"], **metadata}}), directory)
+    return load_dictionary(directory)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"), [case for case in CASES if "normalize_activations" not in case[1]]
+)
+def test_a_scale_that_lies_beside_a_dictionary_is_folded_into_its_weights(tmp_path, architecture, settings):
+    """SAELens multiplies rows by it before they are encoded, and divides what is decoded."""
+    dictionary, scale = saelens_dictionary(architecture, **settings), 0.37
+    save_dictionary(replace(dictionary, cfg=dictionary.cfg | {"normalize_activations": SCALED}), tmp_path / "d")
+    (tmp_path / "d" / SCALER).write_text(json.dumps({"scaling_factor": scale}))
+    read = load_dictionary(tmp_path / "d")
+    x = np.random.default_rng(0).standard_normal((50, D)) / scale
+    features, reconstruction = saelens_in_numpy(dictionary, x * scale)
+    if settings.get("rescale_acts_by_decoder_norm"):
+        features = features / scale  # in units of the decoder rows, which are those of raw rows
+    assert (features != 0).any() and read.scale == scale and "0.37" in " ".join(read.told())
+    save_dictionary(read, tmp_path / "again")  # SAELens reads no scale where it only uses a dictionary
+    for sae in (read.sae, load_dictionary(tmp_path / "again").sae):
+        np.testing.assert_allclose(sae.encode(x.astype(np.float32)), features, atol=1e-4)
+        np.testing.assert_allclose(sae(x.astype(np.float32)), reconstruction / scale, atol=5e-4)
+    assert load_dictionary(tmp_path / "again").told() == []
+
+
+def test_a_scale_that_is_not_there_is_told(tmp_path):
+    dictionary = saelens_dictionary("standard", normalize_activations=SCALED)
+    save_dictionary(dictionary, tmp_path)
+    assert any("no activation_scaler.json beside it says by what" in told for told in load_dictionary(tmp_path).told())
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        "{}",
+        "[]",
+        '{"scaling_factor": null}',
+        '{"scaling_factor": 0}',
+        '{"scaling_factor": "1"}',
+        '{"scaling_factor": NaN}',
+        '{"scaling_factor": true}',
+        "{",
+    ],
+)
+def test_a_scale_that_is_none_is_refused(tmp_path, scale):
+    save_dictionary(saelens_dictionary("standard", normalize_activations=SCALED), tmp_path)
+    (tmp_path / SCALER).write_text(scale)
+    with pytest.raises(InputError, match="activation_scaler.json"):
+        load_dictionary(tmp_path)
+
+
+def test_a_dictionary_of_a_model_with_centered_weights_reads_rows_less_their_mean(tmp_path):
+    plain, x = saelens_dictionary("jumprelu"), np.random.default_rng(0).standard_normal((50, D)) + 3
+    dictionary = with_metadata(tmp_path, model_from_pretrained_kwargs={"center_writing_weights": True, "fold_ln": True})
+    mean = x.mean(1, keepdims=True)
+    features, reconstruction = saelens_in_numpy(plain, x - mean)
+    assert (features != 0).any()
+    for rows in (x, x - mean):  # those of the model as published, and centered already
+        np.testing.assert_allclose(dictionary.sae.encode(rows.astype(np.float32)), features, atol=2e-5)
+        expected = reconstruction + rows.mean(1, keepdims=True)
+        np.testing.assert_allclose(dictionary.sae(rows.astype(np.float32)), expected, atol=1e-4)
+    np.testing.assert_allclose(dictionary.sae.decode(features.astype(np.float32)), reconstruction, atol=1e-4)
+    assert dictionary.told() == ["its rows had their mean taken away (center_writing_weights), which is done here, too"]
+
+
+def test_the_activations_of_centered_weights_are_those_of_the_model_less_their_mean():
+    """By TransformerLens' own processing of the weights."""
+    tokens_WxT = np.random.default_rng(0).integers(0, 4096, (3, 12), dtype=np.int32)
+    raw, centered = (LanguageModel.load(str(BUNDLED_MODEL), device="cpu") for _ in range(2))
+    centered.bridge.enable_compatibility_mode()  # fold_ln, center_writing_weights, center_unembed, fold_value_biases
+    sites = [Site(2, hook) for hook in ("resid_pre", "resid_mid", "attn_out", "mlp_out")]
+    for site in sites:
+        x_WxTxD = raw.activations(tokens_WxT, [site])[site]
+        expected = x_WxTxD - x_WxTxD.mean(-1, keepdims=True)
+        with torch.inference_mode():
+            _, cache = centered.bridge.run_with_cache(torch.from_numpy(tokens_WxT).long())
+        np.testing.assert_allclose(cache[site.hook_name].numpy(), expected, rtol=1e-3, atol=1e-3)
+
+
+TOLD = {
+    "prepend_bos": (True, "windows that begin with a special token"),
+    "hook_head_index": (3, "it is of head 3 alone"),
+    "seqpos_slice": ([5, None], r"on the positions \[5, None\] of each window"),
+    "model_from_pretrained_kwargs": ({"dtype": "torch.bfloat16"}, "its model ran in bfloat16"),
+    "model_from_pretrained_kwargs ": ({"rotary_base": 3}, "its model was loaded with rotary_base"),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_metadata_asks_and_is_not_done_is_told(tmp_path, name):
+    value, sentence = TOLD[name]
+    (told,) = with_metadata(tmp_path, **{name.strip(): value}).told()
+    assert re.search(sentence, told)
+
+
+def test_what_is_done_anyway_is_not_told(tmp_path):
+    kwargs = {"fold_ln": True, "center_unembed": True, "device": "cuda", "n_devices": 2, "dtype": "float32"}
+    metadata = {"prepend_bos": False, "hook_head_index": None, "seqpos_slice": [None], "context_size": 128}
+    dictionary = with_metadata(tmp_path, **metadata, model_from_pretrained_kwargs=kwargs | {"revision": "main"})
+    assert dictionary.told() == [] and other_weights(dictionary.cfg["metadata"]) == ""
+    with pytest.raises(InputError, match="model_from_pretrained_kwargs 'main'; a dict is needed"):
+        with_metadata(tmp_path, model_from_pretrained_kwargs="main")
+
+
+TENSORS = {
+    "sparse": lambda t: t.to_sparse(),
+    "float8": lambda t: t.to(torch.float8_e4m3fn),
+    "bfloat16": lambda t: t.bfloat16(),
+    "a parameter": lambda t: torch.nn.Parameter(t),
+    "quantized": lambda t: torch.quantize_per_tensor(t, 0.5, 0, torch.qint8),
+}
+
+
+@pytest.mark.parametrize("form", TENSORS)
+def test_tensors_of_any_layout_and_number_format_are_read(tmp_path, form):
+    values = torch.arange(-8.0, 8.0).reshape(2, 8)  # exact in each of them
+    torch.save({"W": TENSORS[form](values)}, tmp_path / "ae.pt")
+    np.testing.assert_array_equal(read_tensors(tmp_path / "ae.pt")["W"], values.numpy())
+
+
+def test_a_tensor_without_numbers_is_refused(tmp_path):
+    write_dictionary_learning(tmp_path / "t", "AutoEncoder")
+    state = torch.load(tmp_path / "t" / "ae.pt")
+    torch.save(state | {"bias": state["bias"].to("meta")}, tmp_path / "t" / "ae.pt")
+    with pytest.raises(InputError, match="ae.pt: bias is a meta tensor: it has a shape and no numbers"):
+        load_dictionary(tmp_path / "t")
+
+
+def test_the_hook_of_what_goes_into_a_module_is_not_that_of_what_comes_out(tmp_path):
+    write_dictionary_learning(tmp_path / "t", "AutoEncoder", submodule_name="mlp_out_layer_1")
+    config = json.loads((tmp_path / "t" / "config.json").read_text())
+    (tmp_path / "t" / "config.json").write_text(json.dumps(config | {"buffer": {"io": "in"}}))
+    assert load_dictionary(tmp_path / "t").hook_name is None
 
 
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])

@@ -174,6 +174,22 @@ def test_a_member_that_failed_is_named_and_left_out(run, tmp_path, capsys):
     assert f"{lost['id']} has no figures" in capsys.readouterr().out
 
 
+def test_a_point_where_nothing_fires_is_said_and_the_others_are_drawn(run, tmp_path, capsys):
+    """It has no place on a logarithmic axis."""
+
+    def silence(results):
+        for member in results["members"]:
+            if member["activation"] == "relu" and member["target_l0"] == 4:
+                member["metrics"] |= {"l0": 0.0, "dead_fraction": 1.0}
+
+    silent = changed(run, tmp_path / "run", silence)
+    assert main.run_as_command(["frontier", str(silent)]) == 0
+    table, drawn = capsys.readouterr().out, figure(compute(silent)).to_dict()
+    assert ["relu", "4", "2", "0.0", "(0.0)"] in [line.split()[:5] for line in table.splitlines()]
+    assert "not drawn: 1 at L0 0, where no feature fires" in drawn["title"]["subtitle"]
+    assert [len(chart["data"]["values"]) for chart in drawn["hconcat"]] == [3, 3]
+
+
 def test_what_gives_no_frontier_is_refused(run, tmp_path, capsys):
     def one_level(results):
         results["members"] = [m for m in results["members"] if 4 in (m["k"], m["target_l0"])]

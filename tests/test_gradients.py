@@ -193,10 +193,9 @@ def test_one_step_is_clipped_adam_on_unit_decoder_rows(kind):
     """The first step by hand: clip, Adam (its bias-corrected first update is g / (|g| + eps)), renormalize."""
     config = TrainConfig(activation=(kind,), hidden_dim=F, target_l0=K, k=K, lr=0.01)
     group, hyper = one_member(config, D, total_steps=40)
-    member = group.members[0]
     x = np.random.default_rng(1).standard_normal((64, D)).astype(np.float32)
     with jax.default_matmul_precision("highest"):
-        before = start_member(group.signature, member, hyper, jnp.asarray(x))
+        before = start_member(group.signature, hyper, jnp.asarray(x))
         after, metrics = make_step(group.signature)(hyper, before, jnp.asarray(x[:B]))
 
         sae = nnx.merge(group.signature.graphdef(), before.params, before.settings)

@@ -33,6 +33,11 @@ def parquet(**columns: list) -> bytes:
 DATASETS = {
     "some-org/texts": {"README.md": b"# texts\n", "data/train.jsonl": jsonl(TEXTS), "data/test.jsonl": jsonl(["no"])},
     "some-org/content": {"train.parquet": parquet(id=[1, 2, 3], content=["one", None, "three"])},
+    "some-org/null-first": {
+        "train.jsonl": b"".join(
+            json.dumps({"url": f"u{i}", "text": f"t{i}" if i >= 300 else None}).encode() + b"\n" for i in range(400)
+        )
+    },
     "some-org/unclear": {"train.parquet": parquet(question=["a"], answer=["b"])},
     "some-org/several": {
         "README.md": b"---\n" + CONFIGS + b"---\n",
@@ -224,11 +229,12 @@ def test_what_a_hub_refuses_is_told_apart(tmp_path, endpoint, token):
 
 
 def test_data_sets_of_the_hub(tmp_path, endpoint):
-    names = ["texts", "content", "several:b", "unclear", "several", "no-train", "torn"]
+    names = ["texts", "content", "null-first", "several:b", "unclear", "several", "no-train", "torn"]
     locations = [f"some-org/{name}" for name in names]
     said = dict(zip(names, run(READ, *locations, home=tmp_path, HF_ENDPOINT=endpoint), strict=True))
     assert said["texts"] == {"texts": TEXTS}
     assert said["content"] == {"texts": ["one", "", "three"]}
+    assert said["null-first"] == {"texts": [""] * 300 + [f"t{i}" for i in range(300, 400)]}
     assert said["several:b"] == {"texts": ["from b"]}
     assert "question, answer" in said["unclear"]["error"]
     assert "some-org/several:CONFIG" in said["several"]["error"]

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,14 @@ from harvest.errors import InputError
 from harvest.identity import difference, distance, found, identity, rounding
 from harvest.language_model import LanguageModel
 from harvest.request import HarvestRequest
-from harvest.sources import BUNDLED_MODEL, name_of, named_files, place_of
+from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, name_of, named_files, place_of
 from harvest.store import ActivationStore, StoreWriter
+from harvest.text import documents
 from sae_jax.run_directory import RunDirectory, default_name
 from sae_jax.train import store_facts
 
 SIZES = ("--n-samples", "60", "--seq-len", "10", "--epochs", "1", "--hidden-dim", "48", "--target-l0", "8")
-TEXTS = [f"The rain fell on hill number {i} and the river rose over the road for the whole night." for i in range(80)]
+TEXTS = list(islice(documents(str(BUNDLED_CORPUS)), 400))
 JSONL = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
 
 
@@ -104,7 +106,7 @@ def test_another_model_or_text_in_the_same_place_is_refused(moved, tmp_path, wha
     if what == "model":
         change_a_weight(tmp_path / "bob" / "model")
     else:
-        (tmp_path / "bob" / "texts.jsonl").write_text(JSONL.replace("night", "morning"))
+        (tmp_path / "bob" / "texts.jsonl").write_text(JSONL.replace(" the ", " a "))
     says = "the model's weights [0-9a-f]{32}, not" if what == "model" else "token windows [0-9a-f]{32}, not"
     with pytest.raises(InputError, match=f"was trained on other activations than .*{says}"):
         moved.store(moved.request.sites[0], tmp_path / "cache")
@@ -339,12 +341,13 @@ print("STATUS report", main.run_as_command(["report", run, *cache]))
 """
 ALL = """(
     ["evaluate", run, "--ce-windows", "8", *cache],
-    ["attribute", run, "The rain fell on", "--target", " the", "--cache-dir", sys.argv[3]],
-    ["steer", run, "--feature", "0", "--cache-dir", sys.argv[3]],
-    ["find-feature", run, "rain", *cache],
-    ["saebench", run, "--metrics", "probing", "--documents", "60", "--k", "1"],
-    ["study", run, "--documents", "60", *cache],
+    ["attribute", run, "--prompt", "The rain fell on", "--target", " the"],
+    ["steer", run, "--feature", "0", *cache],
+    ["find-feature", run, "sea", *cache],
+    ["saebench", run, "--metrics", "probing", "--documents", "1500", "--k", "1"],
+    ["study", run, "--documents", "1500", *cache],
     ["export", run, "--to", "exported"],
+    ["export", run, "--to", "pages", "--neuronpedia", *cache],
 )"""
 
 

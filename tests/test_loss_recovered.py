@@ -8,7 +8,8 @@ import torch
 import transformers
 
 from analysis.faces.wording import without_figure
-from analysis.loss_recovered import SAMPLES, finite, loss_recovered, resample, scores, spread_windows
+from analysis.intervals import SAMPLES, ratio_interval, resample
+from analysis.loss_recovered import finite, loss_recovered, scores, spread_windows
 from harvest.errors import InputError
 from harvest.language_model import LanguageModel
 from harvest.loss_recovered import losses
@@ -206,7 +207,8 @@ def known_dictionaries(store: ActivationStore) -> dict[str, SAE]:
 
 
 @pytest.mark.parametrize("hook", ["resid_pre", "mlp_out"])
-def test_dictionaries_whose_loss_is_known_beforehand(model, text_WxT, tmp_path, hook):
+def test_dictionaries_whose_loss_is_known_beforehand(model, text_WxT, tmp_path, hook, monkeypatch):
+    monkeypatch.setattr("analysis.intervals.FEWEST_DOCUMENTS", 3)
     store = make_store(tmp_path, model, Site(2, hook), text_WxT)
     found = loss_recovered(model, store, known_dictionaries(store), np.arange(6))
     metrics = {name: facts["metrics"] for name, facts in found.items()}
@@ -216,12 +218,13 @@ def test_dictionaries_whose_loss_is_known_beforehand(model, text_WxT, tmp_path, 
     assert metrics["identity"]["ce_recovered"] == pytest.approx(1, abs=1e-4)
     assert metrics["identity"]["kl_recovered"] == pytest.approx(1, abs=1e-4)
     assert metrics["identity"]["ce_sae"] == pytest.approx(metrics["zero"]["ce_clean"], abs=1e-5)
-    assert found["zero"]["intervals"]["ce_recovered"] == [0, 0]
+    assert found["zero"]["intervals"]["ce_recovered"] == (0, 0)
     low, high = found["mean"]["intervals"]["ce_mean"]
     assert low < metrics["mean"]["ce_mean"] < high
 
 
-def test_intervals_are_over_documents_and_ratios_are_of_sums(model, text_WxT, tmp_path):
+def test_intervals_are_over_documents_and_ratios_are_of_sums(model, text_WxT, tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.intervals.FEWEST_DOCUMENTS", 3)
     store = make_store(tmp_path, model, Site(2, "resid_post"), text_WxT)
     (sae,) = [sae for name, sae in known_dictionaries(store).items() if name == "mean"]
     found = loss_recovered(model, store, {"sae": sae}, np.arange(6))["sae"]
@@ -229,14 +232,19 @@ def test_intervals_are_over_documents_and_ratios_are_of_sums(model, text_WxT, tm
     replaced = {"sae": lambda x: np.broadcast_to(store.mean, x.shape), "zero": np.zeros_like}
     clean, lost = losses(model, windows, Site(2, "resid_post"), replaced)
     of_document = {0: [0], 1: [1, 2], 2: [3, 4, 5]}
-    values = []
-    for draws_G in resample(3):
-        drawn = [w for document, times in enumerate(draws_G) for w in of_document[document] * times]
-        zero, own, whole = (x.ce_W[drawn].mean() for x in (lost["zero"], lost["sae"], clean))
-        values.append((zero - own) / (zero - whole))
-    np.testing.assert_allclose(found["intervals"]["ce_recovered"], np.percentile(values, [2.5, 97.5]), rtol=1e-4)
-    one_document = loss_recovered(model, store, {"sae": sae}, np.array([3, 4, 5]))["sae"]
-    assert one_document["intervals"] == {}  # as narrow as nothing
+    zero_G, own_G, whole_G = (
+        np.array([x.ce_W[windows].sum() for windows in of_document.values()])
+        for x in (lost["zero"], lost["sae"], clean)
+    )
+    expected = ratio_interval(zero_G - own_G, zero_G - whole_G)
+    assert found["intervals"]["ce_recovered"] == pytest.approx(expected, rel=1e-2)
+    assert found["intervals"]["ce_sae"] == pytest.approx(ratio_interval(own_G, np.array([1, 2, 3])), rel=1e-2)
+
+
+def test_of_few_documents_there_is_no_interval(model, text_WxT, tmp_path):
+    store = make_store(tmp_path, model, Site(2, "resid_post"), text_WxT)
+    found = loss_recovered(model, store, known_dictionaries(store), np.arange(6))
+    assert all(set(of["intervals"].values()) == {None} for of in found.values())
 
 
 def test_documents_are_drawn_with_replacement_and_each_as_often():
@@ -265,7 +273,8 @@ def test_where_zero_ablation_costs_nothing_there_is_no_share_and_it_is_said_why(
     }
     found = {name: finite(value) for name, value in scores(sums).items()}
     assert found["ce_recovered"] is found["kl_recovered"] is None and found["ce_sae"] == 3.5
-    assert f"activation set to zero (cross-entropy {zero:.4f}) than with it ({clean:.4f})" in without_figure(found)
+    assert f"does no worse (cross-entropy {zero:.4f}) than as it is ({clean:.4f})" in without_figure(found)
+    assert without_figure(found | {"ce_recovered": 0.5}).startswith("KL recovered has no meaning here")
     assert without_figure(found | {"ce_recovered": 0.5, "kl_recovered": 0.5}) == without_figure({}) == ""
 
 

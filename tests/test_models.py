@@ -10,6 +10,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import write_model
 
+import analysis
+import main
 from harvest.ablation import lost_without
 from harvest.attribution import Output
 from harvest.capture import harvest
@@ -21,6 +23,7 @@ from harvest.rehearsal import rehearse
 from harvest.request import HOOKS, HarvestRequest, Site
 from harvest.sources import BUNDLED_MODEL
 from harvest.steering import Change, next_probabilities, surprise, write
+from harvest.tokenizer import load_tokenizer
 from harvest.unembedding import logit_weights
 
 TOKENS_WxT = np.random.default_rng(0).integers(5, 4096, (6, 12), dtype=np.int32)
@@ -150,6 +153,38 @@ def test_an_encoder_is_harvested_and_it_is_said_what_is_not_measured(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_run_on_an_encoder_ends_well_and_only_what_needs_a_next_token_is_refused(tmp_path, capsys):
+    directory, cache = write_model("bert", tmp_path / "model"), ("--cache-dir", str(tmp_path / "cache"))
+    run = str(tmp_path / "run")
+    argv = [
+        "--model-name",
+        str(directory),
+        "--dataset",
+        "bundled",
+        "--n-samples",
+        "60",
+        "--layer",
+        "1",
+        "--epochs",
+        "1",
+    ]
+    argv += ["--hidden-dim", "16", "--activation", "topk", "--k", "4", "--run-dir", run, *cache]
+    for _ in ("trained", "found finished"):
+        assert main.run_as_command(argv) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert "ce_recovered" not in results["members"][0]["metrics"] and results["loss_recovered"]["windows"] == 0
+    said = capsys.readouterr().out
+    assert said.count("not measured: ") == 1 and said.count("is finished") == 1
+    assert main.run_as_command(["evaluate", run, *cache]) == 0
+    assert "not measured: " in capsys.readouterr().out
+    prompt = ["--prompt", "The ships lay in the", "--target", " sea"]
+    for command in (["steer", run, "--feature", "0", *cache], ["attribute", run, *prompt]):
+        assert main.run_as_command(command) == 2
+        assert "is an encoder: each of its positions sees the whole text" in capsys.readouterr().err
+    (found,) = analysis.features(analysis.open_run(run), cache_dir=tmp_path / "cache").values()
+    assert found.promoted_FxT.shape == (16, 0) and found.density_F.any()
+
+
 # Files that do not belong together.
 
 
@@ -201,6 +236,15 @@ def test_a_token_that_the_model_has_no_embedding_of_is_refused_before_the_first_
     request = HarvestRequest(str(directory), "bundled", 1, n_samples=20)
     with pytest.raises(InputError, match=r"gives token 4,0\d\d, and the model has embeddings of 1,000 tokens"):
         harvest(request, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"model": {"type": "BPE"}}'])
+def test_a_tokenizer_that_cannot_be_read_is_a_sentence(tmp_path, text):
+    for name in ("config.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((BUNDLED_MODEL / name).read_bytes())
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(InputError, match=f"^{tmp_path}: its tokenizer cannot be loaded: "):
+        load_tokenizer(str(tmp_path))
 
 
 # What libraries raise.

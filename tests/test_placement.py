@@ -1,5 +1,9 @@
 """Members over devices: each is somewhere once, the load is even, and what is learned does not depend on it."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +15,7 @@ from populations import placed
 from rows import sparse_rows
 
 from sae_jax.config import TrainConfig
-from sae_jax.placement import dealt
+from sae_jax.placement import members_at, shares_of
 from sae_jax.step import make_train_block
 
 D, BATCH = 24, 32
@@ -22,17 +26,70 @@ def group(members: int, hidden_dim: int = 64) -> SimpleNamespace:
 
 
 @given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=6), devices=st.integers(1, 9))
-def test_every_member_has_one_place_and_the_load_is_even(counts, devices):
-    members_Q = dealt([group(n) for n in counts], devices)
-    shares_GxN = np.array([(of.reshape(devices, -1) >= 0).sum(1) for of in members_Q])
-    for of, n in zip(members_Q, counts, strict=True):
-        assert of[of >= 0].tolist() == list(range(n)), "in order, so that gathering needs no other"
-    assert np.ptp(shares_GxN, axis=1).max() <= 1 and np.ptp(shares_GxN.sum(0)) <= 1
+def test_every_member_has_one_place_the_load_is_even_and_few_places_are_empty(counts, devices):
+    groups, load_N, places = [group(n) for n in counts], np.zeros(devices), 0
+    for share, n in zip(shares_of(groups, devices), counts, strict=True):
+        members_Q = members_at(share)
+        assert members_Q[members_Q >= 0].tolist() == list(range(n)), "in order, so that gathering needs no other"
+        load_N[list(share.devices)] += share.counts
+        places += members_Q.size
+    assert load_N.max() == np.ceil(sum(counts) / devices), "nobody could finish earlier"
+    assert places <= 1.5 * sum(counts)
 
 
 def test_a_wide_member_has_its_device_to_itself():
-    first, wide, *others = (of.argmax() for of in dealt([group(1, f) for f in (16, 4096, 16, 16)], 2))
+    first, wide, *others = (share.devices for share in shares_of([group(1, f) for f in (16, 4096, 16, 16)], 2))
     assert wide != first and set(others) == {first}
+
+
+def test_eight_widths_on_eight_devices_lie_on_one_each():
+    shares = shares_of([group(1, 768 * 2**i) for i in range(8)], 8)
+    assert sorted(share.devices for share in shares) == [(device,) for device in range(8)]
+
+
+def test_a_device_holds_its_share_of_the_bytes_and_all_learn_the_same(tmp_path):
+    """Eight widths, one member each: in a process with eight devices, and in one with one."""
+    learned = {}
+    for devices in (1, 8):
+        process = subprocess.run(
+            [sys.executable, "-c", EIGHT_WIDTHS, str(tmp_path / f"{devices}.npz")],
+            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert process.returncode == 0, process.stderr
+        learned[devices] = np.load(tmp_path / f"{devices}.npz")
+    bytes_N, alone = learned[8]["bytes_N"], learned[1]["bytes_N"]
+    assert bytes_N.sum() == alone.sum(), "nothing is held twice"
+    assert bytes_N.max() == learned[8]["widest"]
+    for name in learned[1].files:
+        if name.startswith("leaf"):
+            np.testing.assert_array_equal(learned[8][name], learned[1][name])
+
+
+TESTS = Path(__file__).parent
+EIGHT_WIDTHS = """
+import sys
+import jax, numpy as np
+from populations import placed
+from sae_jax.config import TrainConfig
+from sae_jax.step import make_train_block
+
+x_NxD = np.random.default_rng(0).standard_normal((320, 24)).astype(np.float32)
+config = TrainConfig("relu", tuple(16 + 8 * i for i in range(8)), target_l0=6.0, batch_size=32, warmup=0.0)
+placement, states, hypers, groups = placed(config, 40, x_NxD)
+train_block, rows = make_train_block(groups, 2, placement), placement.everywhere(x_NxD.reshape(1, 10, 32, 24))
+for _ in range(2):
+    states, _ = train_block(states, hypers, rows, placement.everywhere(np.zeros((1, 0, 24), np.float32)))
+held = {device: 0 for device in jax.devices()}
+for shard in (shard for leaf in jax.tree.leaves(states) for shard in leaf.addressable_shards):
+    held[shard.device] += shard.data.nbytes
+leaves = jax.tree.leaves(placement.gather(states))
+widest = sum(leaf.nbytes for leaf in jax.tree.leaves(placement.gather_group(7, states[7])))
+kept = {f"leaf{number}": leaf for number, leaf in enumerate(leaves)}
+np.savez(sys.argv[1], bytes_N=list(held.values()), widest=widest, **kept)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +103,7 @@ def learned(blocks_LxSxBxD, devices: int, side_by_side: int, config: TrainConfig
     """(states, the last metrics) of all members, in order."""
     x_NxD = blocks_LxSxBxD[0][0].reshape(-1, D)[:512]
     placement, states, hypers, groups = placed(config, 120, x_NxD, devices)
-    train_block = make_train_block(groups, side_by_side, placement.mesh)
+    train_block = make_train_block(groups, side_by_side, placement)
     nothing = placement.everywhere(np.zeros((1, 0, D), np.float32))
     for block_LxSxBxD in blocks_LxSxBxD:
         states, metrics = train_block(states, hypers, placement.everywhere(block_LxSxBxD), nothing)

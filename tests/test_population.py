@@ -112,6 +112,18 @@ def test_kinds_and_what_sets_their_sparsity_go_together():
 # Training them.
 
 
+def test_members_of_a_group_start_by_one_program(caplog):
+    """Their seeds, levels and rates are numbers that it is given."""
+    jax.clear_caches()
+    config = TrainConfig(("relu", "topk"), 48, seed=(0, 1, 2), k=(4, 6), target_l0=(4.0, 6.0), lr=(1e-3, 1e-4))
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        _, states, _ = prepare(config, 300, np.random.default_rng(0).standard_normal((64, D), np.float32))
+    assert len([r for r in caplog.records if r.message.startswith("Compiling jit(start_member)")]) == 2
+    for state in states:
+        assert len({W_FxD.tobytes() for W_FxD in state.params["W_dec"]}) == 3, "a start a seed"
+    assert sorted(set(states[1].settings["k"].tolist())) == [4, 6]
+
+
 @pytest.fixture(scope="module")
 def blocks_LxSxBxD():
     rng = np.random.default_rng(0)

@@ -1,9 +1,22 @@
 """A run directory that somebody else made: what is in it is checked when it is opened, and nothing leaves it."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
-from populations import SITES
-from robustness.received import IDS, VALUES, changed, id_fault, link_fault, places, read_record, write_record
+from populations import finished_run, member_of
+from robustness.received import (
+    IDS,
+    VALUES,
+    change_arrays,
+    changed,
+    id_fault,
+    link_fault,
+    places,
+    read_record,
+    write_record,
+)
+from rows import make_store
 
 import main
 from analysis import clustering, comparison
@@ -12,41 +25,28 @@ from analysis.matching import Decoder
 from analysis.run import FinishedRun
 from harvest.errors import InputError
 from harvest.files import write_arrays
-from harvest.request import HarvestRequest
 from sae_jax.config import TrainConfig
-from sae_jax.evaluate import Evaluation
-from sae_jax.grid import members_of
 from sae_jax.run_directory import RunDirectory
 from sae_jax.snapshots import Snapshot, read_snapshots
-from sae_jax.train import result_of
 
-SOURCE = {"asked": "bundled", "location": "bundled", "fell_back": False}
-STORE = {"directory": "a" * 20, "sha256": "b" * 64, "model": SOURCE, "dataset": SOURCE, "rows": 810}
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("store"), windows=40, shards=1)
 
 
 @pytest.fixture
-def run(tmp_path):
-    """The records of a finished run of two members, one of which failed, written as training writes them."""
-    request, config = HarvestRequest(model_name="bundled", dataset="bundled"), TrainConfig(activation=("relu", "topk"))
-    members = members_of(config, SITES)
-    directory = RunDirectory(tmp_path / "run", {"harvest": request.to_json(), "train": config.to_json()})
-    environment = {"sae-jax": "0.1.0", "backend": "cpu", "device": "cpu"}
-    plan = {"total_steps": 100, "l0_asked": {member.id: member.l0_asked for member in members}, "snapshots": 10}
-    with directory.held():
-        directory.begin([STORE | {"hook_name": SITES[0].hook_name}], environment, plan, resume=False)
-    metrics = {"explained_variance": 0.5, "l0": 30.0, "mse": 1.0, "dead_fraction": 0.0}
-    results = [result_of(members[0], None, Evaluation(metrics, np.ones(256))), result_of(members[1], 7, None)]
-    timing = {"steps": 100, "training_seconds": 2.0, "rows_per_second": 50.0}
-    directory.finish(
-        {"model": {"name": "bundled", "fell_back": False}, "backend": "cpu", "members": results, "timing": timing}
-    )
-    for name in (*(f"members/{member.id}" for member in members), "figures", "analysis/features", "snapshots/0"):
-        (directory.path / name).mkdir(parents=True)
-    directory.append_metrics([{"step": 4, "member": members[0].id, "loss": 2.0}])
+def run(tmp_path, store):
+    """The records of a run of two members, written as training writes them, and a place outside of it."""
+    run = finished_run(tmp_path / "run", TrainConfig(activation=("relu", "topk")), [store]).path
+    members = [member["id"] for member in read_record(run / "results.json")["members"]]
+    for name in (*(f"members/{member}" for member in members), "figures", "analysis/features", "snapshots/0"):
+        (run / name).mkdir(parents=True)
+    RunDirectory(run, {}).append_metrics([{"step": 4, "member": members[0], "loss": 2.0}])
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "victim").write_text("whole\n")
-    return directory.path
+    return run
 
 
 def test_a_run_as_it_was_written_is_opened(run):
@@ -130,8 +130,7 @@ def broken(folder, name, change):
     if name.endswith(".json"):
         write_record(folder / name, change(read_record(folder / name)))
     else:
-        with np.load(folder / name) as loaded:
-            write_arrays(folder / name, change(dict(loaded)))
+        change_arrays(folder / name, change)
 
 
 COMPARISONS = [
@@ -150,9 +149,8 @@ COMPARISONS = [
 @pytest.mark.parametrize("file, change", COMPARISONS)
 def test_a_malformed_comparison_is_named(tmp_path, file, change):
     rng = np.random.default_rng(0)
-    settings = {name: getattr(members_of(TrainConfig(), SITES)[0], name, 0) for name in comparison.SETTINGS}
     decoders = {
-        name: Decoder(settings | {"seed": seed}, rng.standard_normal((8, 4)), np.ones(8, bool))
+        name: Decoder(asdict(member_of(seed=seed)), rng.standard_normal((8, 4)), np.ones(8, bool))
         for seed, name in enumerate("ab")
     }
     found = comparison.compute(decoders)

@@ -26,6 +26,20 @@ def test_300_flips_are_named_or_harmless(tmp_path):
     assert "all 300: " in campaign("flips.py", tmp_path, "--count", 300)
 
 
+def test_the_same_command_at_once(tmp_path):
+    assert "no failure" in campaign("concurrency.py", tmp_path, "--rounds", 2, "--only", "frontier", "harvest", "train")
+
+
+@pytest.mark.slow
+def test_30_rounds_of_the_same_command_at_once(tmp_path):
+    assert "no failure" in campaign("concurrency.py", tmp_path, "--rounds", 30)
+
+
+@pytest.mark.slow
+def test_100_malformed_runs_are_named_or_harmless(tmp_path):
+    assert "; 0 failures" in campaign("received.py", tmp_path, "--count", 100)
+
+
 @pytest.mark.slow
 def test_after_100_kills_everything_ends_as_if_there_had_been_none(tmp_path):
     assert "100/100 " in campaign("kills.py", tmp_path, "--count", 100)

@@ -1,6 +1,7 @@
 """SAEBench's core metrics on cases whose answer is known, and once from text to table on the bundled model."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from command_line import BUNDLED, environment, shared_cache
 import main
 from analysis import absorption, sparse_probing, spurious_correlation
 from analysis.pooling import Pooled, pool
+from analysis.run import FinishedRun
+from analysis.saebench import SAEBench, on_words
 from harvest.errors import InputError
 from harvest.language_model import LanguageModel
 from harvest.passages import LETTERS, document_passages, labelled_text, spelling
@@ -292,6 +295,16 @@ def main_questions() -> tuple[str, ...]:
     from analysis.saebench import METRICS
 
     return tuple(METRICS.values())
+
+
+def test_a_dictionary_that_never_fires_leaves_the_absorption_of_others_as_it_is(run):
+    finished, notes = FinishedRun.open(run), []
+    alive, other = (finished.dictionary(name) for name in finished.members)
+    silent = replace(other, tensors={**other.tensors, "b_enc": np.full(48, -1e6, np.float32)})
+    few = SAEBench(metrics=("absorption",), words=600)
+    found = on_words(few, finished, {alive.name: alive.sae, other.name: silent.sae}, notes)
+    assert found[alive.name] == on_words(few, finished, {alive.name: alive.sae}, [])[alive.name]
+    assert not found[other.name].letters and other.name in notes[0]
 
 
 def test_answers_are_written_as_they_come(run, capsys):

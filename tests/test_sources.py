@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harvest.errors import InputError
 from harvest.request import HOOKS, HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, official_name, resolve
+from sae_jax.config import TrainConfig
 
 
 def ask(**fields):
@@ -174,3 +176,38 @@ def test_nothing_heavy_is_imported():
         "assert not {'torch', 'transformers', 'transformer_lens', 'datasets', 'pyarrow', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [
+        ({"layer": np.int64(3)}, {"layer": 3}),
+        ({"layer": np.arange(2)}, {"layer": (0, 1)}),
+        ({"layer": [np.int32(1), 0]}, {"layer": (1, 0)}),
+        ({"n_samples": np.int32(50), "seq_len": np.uint8(9)}, {"n_samples": 50, "seq_len": 9}),
+        (
+            {"held_out": np.float64(0.25), "keep_first_position": np.True_},
+            {"held_out": 0.25, "keep_first_position": True},
+        ),
+        ({"model_name": Path("models") / "one"}, {"model_name": "models/one"}),
+    ],
+    ids=str,
+)
+def test_numbers_of_numpy_and_paths_mean_the_same_request(given, means):
+    request = HarvestRequest(**given)
+    assert request == HarvestRequest(**means)
+    assert json.dumps(request.to_json()) == json.dumps(HarvestRequest(**means).to_json())
+
+
+@pytest.mark.parametrize("value", [2.0, "2", True, None, [None], np.ones((2, 2))], ids=str)
+def test_what_is_no_whole_number_is_refused(value):
+    with pytest.raises(InputError, match="--layer .*: must be a whole number"):
+        HarvestRequest(layer=value)
+
+
+def test_a_training_configuration_takes_numbers_of_numpy():
+    given = TrainConfig(
+        hidden_dim=np.int64(32), batch_size=np.int64(64), epochs=np.array(3), unit_norm_decoder=np.False_
+    )
+    means = TrainConfig(hidden_dim=32, batch_size=64, epochs=3, unit_norm_decoder=False)
+    assert json.dumps(given.to_json()) == json.dumps(means.to_json())

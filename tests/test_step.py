@@ -101,7 +101,7 @@ def test_dead_features_take_the_direction_of_badly_reconstructed_rows(blocks_SxB
     config = config_of(kind)
     group, hyper = one_member(config, D, 1000)
     rows_NxD = jnp.asarray(blocks_SxBxD[0].reshape(-1, D))
-    state = start_member(group.signature, group.members[0], hyper, rows_NxD)
+    state = start_member(group.signature, hyper, rows_NxD)
     dead = np.array([3, 10, 40])
     counts = jnp.full(48, 100_000, jnp.int32).at[dead].set(0)
     params = {**state.params, "b_enc": state.params["b_enc"].at[dead].set(-100.0)}
@@ -143,7 +143,7 @@ def test_where_every_feature_is_dead_they_are_revived_all_the_same(blocks_SxBxD,
     config = config_of(kind)
     group, hyper = one_member(config, D, 1000)
     rows_NxD = jnp.asarray(blocks_SxBxD[0].reshape(-1, D)[:100])
-    state = start_member(group.signature, group.members[0], hyper, rows_NxD).replace(step=jnp.int32(500))
+    state = start_member(group.signature, hyper, rows_NxD).replace(step=jnp.int32(500))
     after = look_for_dead(group.signature, hyper, state, rows_NxD)
     np.testing.assert_allclose(np.linalg.norm(after.params["W_dec"], axis=1), 1, rtol=1e-5)
     assert np.abs(after.params["W_dec"] - state.params["W_dec"]).max(1).min() > 0, "each is another"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from command_line import BUNDLED, environment, shared_cache, typed
+from command_line import BUNDLED, environment, shared_cache, trained, typed
 from populations import SITES
 from scipy import stats
 
@@ -260,15 +260,14 @@ POPULATIONS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("argv", POPULATIONS.values(), ids=POPULATIONS)
 def test_every_table_has_intervals_over_seeds(tmp_path, tmp_path_factory, argv):
-    cache, run = shared_cache(tmp_path_factory), tmp_path / "run"
-    small = ("--n-samples", "300", "--seq-len", "20", "--hidden-dim", "48", "--epochs", "4", "--ce-windows", "8")
-    for command in ((*BUNDLED, *argv, *small, "--run-dir", run), ("study", run, "--documents", "800")):
-        done = typed(*command, cache=cache)
-        assert (done.returncode, done.stderr) == (0, "")
-    members, answers = FinishedRun.open(run).members, read_json(run / "analysis" / "study.json", "")["answers"]
+    cache = shared_cache(tmp_path_factory)
+    small = ("--n-samples", "300", "--seq-len", "20", "--hidden-dim", "48", "--epochs", "4", "--block-steps", "8")
+    run = trained(tmp_path / "run", cache, *BUNDLED, *argv, *small)
+    assert main.run_as_command(["study", str(run.path), "--documents", "800", "--cache-dir", str(cache)]) == 0
+    answers = read_json(run.path / "analysis" / "study.json", "")["answers"]
     assert len(answers) == 5
     for answer in answers:
-        assert 3 * len(answer["table"]) == len(members)
+        assert 3 * len(answer["table"]) == len(run.members)
         for row, cells in answer["table"].items():
             measured = {name: of for name, of in cells.items() if of["mean"] is not None}
             assert measured, (answer["question"], row)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from harvest.columns import kinds_of_rows, text_column
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
-from harvest.text import documents, token_windows
+from harvest.text import Reading, documents, token_windows
 
 CORPUS = str(BUNDLED_CORPUS)
 
@@ -147,12 +149,86 @@ def test_jsonl_plain_and_zipped(tmp_path):
     assert read(path) == read(zipped) == ["one\n\ntwo", "", "drei ß"]
 
 
-def test_parquet_takes_the_column_text_or_the_only_strings(tmp_path):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": [f"text {i}" for i in range(1000)], "title": ["t"] * 1000}), path)
-    assert read(path) == [f"text {i}" for i in range(1000)]
-    pq.write_table(pa.table({"id": [1, 2], "body": pa.array(["one", None], pa.large_string())}), path)
-    assert read(path) == ["one", ""]
+def test_a_null_is_an_empty_document_and_keeps_its_number(tokenizer, tmp_path):
+    lines = [json.dumps({"url": "u", "text": f"{i} {'some words ' * i}" if i % 2 else None}) for i in range(100)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    assert read(tmp_path / "a.jsonl")[:2] == ["", "1 some words "] and len(read(tmp_path / "a.jsonl")) == 100
+    windows = token_windows(str(tmp_path / "a.jsonl"), tokenizer, HarvestRequest(seq_len=3), reading := Reading())
+    assert all((split.documents_W % 2 == 1).all() for split in windows.values())
+    assert reading.columns == ["text"] and reading.documents == 100
+
+
+STRINGS = {
+    "string": lambda texts: pa.array(texts),
+    "large string": lambda texts: pa.array(texts, pa.large_string()),
+    "dictionary-encoded": lambda texts: pa.array(texts).dictionary_encode(),
+    "dictionary-encoded large": lambda texts: pa.array(texts, pa.large_string()).dictionary_encode(),
+    "binary": lambda texts: pa.array([text and text.encode() for text in texts], pa.binary()),
+    "large binary": lambda texts: pa.array([text and text.encode() for text in texts], pa.large_binary()),
+}
+
+
+@pytest.mark.parametrize("kind", STRINGS)
+def test_the_column_named_text_is_the_text_whatever_is_in_its_first_rows(tmp_path, kind):
+    texts = [None] * 300 + [f"text {i} ß" for i in range(700)]
+    table = {"id": list(range(1000)), "url": [f"u{i}" for i in range(1000)], "text": STRINGS[kind](texts)}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    found = list(documents(str(tmp_path / "a.parquet"), reading := Reading()))
+    assert found == [text or "" for text in texts] and reading.columns == ["text"]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in STRINGS if "binary" not in kind])
+def test_without_it_the_only_column_of_strings_is(tmp_path, kind):
+    table = {"id": [1, 2], "image": [b"\xff", b"\xfe"], "body": STRINGS[kind](["one", None])}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    assert list(documents(str(tmp_path / "a.parquet"), reading := Reading())) == ["one", ""]
+    assert reading.columns == ["body"]
+
+
+def test_a_downloaded_data_set_is_read_without_its_other_splits_and_hidden_files(tmp_path):
+    def parquet(name: str, *texts: str) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"text": list(texts), "url": ["u"] * len(texts)}), tmp_path / name)
+
+    parquet("data/train-00000-of-00002.parquet", "one")
+    parquet("data/train-00001-of-00002.parquet", "two")
+    for other in ("data/test-00000-of-00001.parquet", "data/validation.parquet", "dev/part-0.parquet"):
+        parquet(other, "not to train on")
+    parquet("latest/contest.parquet", "three")
+    (tmp_path / "x.txt").mkdir()
+    (tmp_path / "README.md").write_text("# data")
+    for hidden in ("data/._train-00000-of-00002.parquet", ".cache/huggingface/a.txt", ".git/b.jsonl"):
+        (tmp_path / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"\x00\x05\x16\x07 no text")
+    assert list(documents(str(tmp_path), reading := Reading())) == ["one", "two", "three"]
+    assert reading.left_out == [
+        "data/test-00000-of-00001.parquet",
+        "data/validation.parquet",
+        "dev/part-0.parquet",
+    ]
+    assert list(documents(str(tmp_path / "dev"), reading := Reading())) == ["not to train on"] and not reading.left_out
+
+
+@pytest.mark.parametrize(
+    "name, is_read",
+    [
+        ("test.jsonl", False),
+        ("my_test_set-01.jsonl", False),
+        ("eval/a.jsonl", False),
+        ("held-out.jsonl", False),
+        ("Validation/x/a.jsonl", False),
+        ("test/train.jsonl", True),
+        ("attested.jsonl", True),
+        ("development.jsonl", True),
+        ("train/a.jsonl", True),
+    ],
+)
+def test_a_file_is_of_the_split_that_its_name_or_its_folders_says(tmp_path, name, is_read):
+    (tmp_path / "others").mkdir()
+    jsonl(tmp_path / "others" / "a.jsonl", "always")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    jsonl(tmp_path / name, "perhaps")
+    assert ("perhaps" in read(tmp_path)) == is_read
 
 
 # What cannot be read
@@ -163,7 +239,7 @@ def test_parquet_takes_the_column_text_or_the_only_strings(tmp_path):
     [
         ("a.jsonl", b'{"text": "x"}\nnot json\n', "line 2: not JSON"),
         ("a.jsonl", b'{"text": "x"}\n{"body": "x", "id": 1}\n', 'line 2.*"text".*body, id'),
-        ("a.jsonl", b'{"text": 3}\n', "line 1: there is no text"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1: there is no text under 'text' but a value of type int"),
         ("a.jsonl", b"[1]\n", "line 1: .*no object"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "line 2: not UTF-8 .byte 0xff"),
         ("a.txt", "zwölf".encode("latin-1"), "line 1: not UTF-8"),
@@ -184,7 +260,31 @@ def test_bad_text_is_named_with_the_place(tokenizer, tmp_path, name, content, sa
     assert name in str(error.value) and "\n" not in str(error.value)
 
 
-def test_parquet_without_a_plain_text_column_names_its_columns(tmp_path):
-    pq.write_table(pa.table({"question": ["a"], "answer": ["b"], "n": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match="question, answer, n"):
+@pytest.mark.parametrize(
+    "columns, says",
+    [
+        ({"question": ["a"], "answer": ["b"], "n": [1]}, "None is named text, and 2 hold.*question, answer, n"),
+        ({"n": [1], "image": [b"a"]}, "None is named text, and 0 hold.*n, image"),
+        ({"url": ["a"], "text": pa.nulls(1)}, "its column text holds no text but null.*url, text"),
+        ({"url": ["a"], "text": [["a", "b"]]}, "its column text holds no text but list<.*url, text"),
+        ({"text": [b"a\xff"]}, "row 1: not UTF-8 .byte 0xff"),
+    ],
+)
+def test_parquet_without_a_plain_text_column_names_its_columns(tmp_path, columns, says):
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=says):
         read(tmp_path / "a.parquet")
+
+
+def test_rows_without_a_schema_are_judged_by_many():
+    rows = [{"url": f"u{i}", "text": None, "n": i} for i in range(300)] + [{"url": "u", "text": "t", "more": b"x"}]
+    kinds = kinds_of_rows(rows)
+    assert kinds == {"url": "text", "text": "text", "n": "int", "more": "bytes"}
+    assert text_column("a", kinds) == "text"
+    assert kinds_of_rows([{"a": "x"}, {"a": 1}, {"b": None}]) == {"a": "int and text", "b": "null"}
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match="a.jsonl is not a regular file"):
+        read(tmp_path / "a.jsonl")

@@ -236,8 +236,11 @@ def tell_best(
         terminal.say(f"best strength of {way} that still writes text: {found}")
         if way in again:
             plain, (texts,) = again[way].plain[UNSTEERED], again[way].ways[way]
-            times, cost = texts.probability / plain.probability, texts.perplexity / plain.perplexity
-            terminal.say(f"    by another seed: {times:.3g} × the unsteered probability, {cost:.2g} × the perplexity")
+            gain = f"a probability of {texts.probability:.3g}, 0 unsteered"
+            if plain.probability:
+                gain = f"{texts.probability / plain.probability:.3g} × the unsteered probability"
+            cost = texts.perplexity / plain.perplexity
+            terminal.say(f"    by another seed: {gain}, {cost:.2g} × the perplexity")
     if IN_PROMPT in steered.plain:
         terminal.say(f"{IN_PROMPT}: {steered.plain[IN_PROMPT].probability:.5f} without steering")
     if can_be_kept(finished.path, terminal.say):

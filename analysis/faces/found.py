@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from analysis.intervals import FEWEST_SCORED
+
 if TYPE_CHECKING:
     from analysis.contexts import Context
     from analysis.find_feature import Detector, FoundFeature
 
 HEADERS = ("AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
 LEGEND = (
-    "AUROC: on passages that neither chose the feature nor set its threshold; w/o: without the phrase's own tokens; "
+    "AUROC: on passages that neither chose the feature nor set its threshold, and, of "
+    f"{FEWEST_SCORED} passages of the concept or more, its interval; w/o: without the phrase's own tokens; "
     "prec., cov.: precision and coverage above the threshold; diff.: of the means; dens.: share of all tokens on "
     "which it fires; q: the smallest false discovery rate at which it passes"
 )
@@ -52,11 +55,11 @@ def found_table(
 
 
 def detector_cells(detector: Detector) -> list[str]:
-    low, high = detector.auroc_interval
+    interval = detector.auroc_interval
     shares = [detector.auroc_without_phrase, detector.precision, detector.coverage]
     return [
         f"{detector.auroc:.3f}",
-        f"{low:.2f}-{high:.2f}",
+        f"{interval[0]:.2f}-{interval[1]:.2f}" if interval else "-",
         *("-" if share is None else f"{share:.2f}" for share in shares),
         f"{detector.difference:.3g}",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from analysis.faces.wording import without_figure
 from analysis.families import MEMBER, TRAINING
 from sae_jax.formats import Dictionary
 
@@ -69,6 +70,7 @@ def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
         "## Held-out metrics",
         "On documents that were never trained on, from these weights, in units of the raw activations.",
         table("metric", {METRICS[name]: f"{value:.4g}" for name, value in measured.items()}),
+        *filter(None, [without_figure(member["metrics"])]),
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.best import best_of_results
 from analysis.faces.terminal import BEST, Terminal
-from analysis.faces.wording import failure_text, member_name, model_text, results_cells
+from analysis.faces.wording import failure_text, member_name, model_text, results_cells, without_figure
 
 HIGHEST = "30em"  # a table with more members scrolls
 
@@ -29,6 +29,8 @@ def run_html(results: dict[str, Any], path: str) -> str:
         cells = "".join(f"<td>{escape(number)}</td>" for number in numbers)
         lines.append(f'<td style="text-align: left">{escape(name)}{" ★" if name == starred else ""}</td>{cells}')
     notes = [f"{member_name(m)}: {failure_text(m)}" for m in results["members"] if m.get("failed")]
+    measured = [(member_name(m), without_figure(m.get("metrics") or {})) for m in results["members"]]
+    notes += [f"{name}: {why}" for name, why in measured if why]
     notes += [f"★ {BEST}"] if best else []
     return (
         f"<b>{escape(path)}</b>: {len(rows)} dictionaries of {escape(model_text(results['model']))}"

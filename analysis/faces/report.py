@@ -20,7 +20,7 @@ from markupsafe import Markup
 from analysis import families
 from analysis.faces.wording import failure_text, member_name, share_text, without_figure
 from analysis.highlights import RULE
-from analysis.intervals import Estimate
+from analysis.intervals import FEWEST_DOCUMENTS, Estimate
 from analysis.report import Drawn, Part, Report
 from analysis.study import words
 
@@ -74,6 +74,7 @@ def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
         key=key,
         rows=rows,
         estimates=estimates,
+        fewest_documents=FEWEST_DOCUMENTS,
         embedded=fitted(report, pictures),
         scripts=[vega, own],
         hashes=[sha256(vega), sha256(own)],

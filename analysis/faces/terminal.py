@@ -239,11 +239,13 @@ class Terminal:
         groups = max(p.group for p in plan.members)
         self.say(
             f"{len(rows)} members in {groups} groups, {plan.steps:,} steps each: {memory} of weights and moments, "
-            f"about {duration_text(plan.seconds)} on this CPU"
+            f"about {size_text(sum(plan.memory.host.values()))} in all, about {duration_text(plan.seconds)} on this CPU"
         )
 
     def evaluation(self, report: dict[str, Any]) -> None:
         """The table of `python main.py evaluate`: one line a dictionary, intervals in parentheses."""
+        from analysis.intervals import FEWEST_DOCUMENTS
+
         self.leave_phase()
         header = ["dictionary", "expl. var.", "L0", "dead", "CE clean", "CE", "CE rec.", "KL rec."]
         rows = []
@@ -254,6 +256,9 @@ class Terminal:
             shares = [share_text(metrics.get(n), intervals.get(n)) for n in ("ce_recovered", "kl_recovered")]
             rows.append([found["name"], variance, l0, dead, *losses, *shares])
         self._console.print(self._table(header, rows, self._console.width))
+        documents = {found["documents"] for found in report["dictionaries"] if "documents" in found}
+        if documents and min(documents) < FEWEST_DOCUMENTS:
+            self.say(f"no intervals: {min(documents)} documents were measured on, {FEWEST_DOCUMENTS} are needed")
 
     # Phases.
 

@@ -16,7 +16,7 @@ OTHER_WEIGHTS = (
     "load_in_4bit",
     "load_in_8bit",
 )
-SAME_ROWS = (
+SAME_ROWS: tuple[str, ...] = (
     "center_writing_weights",
     "center_unembed",
     "fold_ln",
@@ -26,7 +26,16 @@ SAME_ROWS = (
 SAME_ROWS += ("device", "device_map", "n_devices", "move_to_device", "cache_dir", "token", "local_files_only", "n_ctx")
 SAME_ROWS += ("trust_remote_code", "default_padding_side", "attn_implementation", "low_cpu_mem_usage")
 FLOAT32 = ("float32", "torch.float32", "fp32", "float")
-EVERY_POSITION = ([], [None], [0], [None, None], [0, None], [None, None, None], [0, None, 1], [0, None, None])
+EVERY_POSITION: tuple[list[int | None], ...] = (
+    [],
+    [None],
+    [0],
+    [None, None],
+    [0, None],
+    [None, None, None],
+    [0, None, 1],
+    [0, None, None],
+)
 
 
 def settings_of(metadata: dict[str, Any]) -> dict[str, Any]:

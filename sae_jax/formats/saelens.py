@@ -60,9 +60,7 @@ def read(directory: Path) -> Dictionary:
         raise InputError(f"{directory}: a finetuned scaling_factor that is not 1; SAELens 6 has none either")
     scale = None
     if cfg.get("normalize_activations") == SCALED and (directory / SCALER).exists():
-        scale = read_json(directory / SCALER).get("scaling_factor")
-        if type(scale) not in (int, float) or not (math.isfinite(scale) and scale > 0):
-            raise InputError(f"{directory / SCALER}: its scaling_factor is {scale!r}; a positive number is needed")
+        scale = scale_in(directory / SCALER)
         cfg, tensors = {**cfg, "normalize_activations": "none"}, unscaled(tensors, scale)
     sparsity = read_safetensors(directory / SPARSITY, advice)[0] if (directory / SPARSITY).exists() else {}
     log_sparsity_F = sparsity.get("sparsity")
@@ -140,6 +138,14 @@ def record_in(config: dict, name: str, where: Path) -> dict:
     if not isinstance(part := config.get(name) or {}, dict):
         raise InputError(f"{where}: its {name} is {part!r:.40}; a record is needed")
     return part
+
+
+def scale_in(path: Path) -> float:
+    """What SAELens multiplied rows by. Raises InputError for what is no positive number."""
+    scale: Any = read_json(path).get("scaling_factor")
+    if type(scale) not in (int, float) or not (math.isfinite(scale) and scale > 0):
+        raise InputError(f"{path}: its scaling_factor is {scale!r}; a positive number is needed")
+    return float(scale)
 
 
 def is_member(directory: Path) -> bool:

@@ -1,20 +1,29 @@
-"""Peak memory of training on a store larger than it should ever hold.
+"""Peak memory of training: on a store larger than it should ever hold, or next to what was estimated.
 
-    python tests/benchmarks/memory.py --gigabytes 8 --directory /tmp/big
+    PYTHONPATH=. python tests/benchmarks/memory.py --gigabytes 8 --directory /tmp/big
+    PYTHONPATH=. python tests/benchmarks/memory.py --populations --directory /tmp/runs
 
-Writes a store of random rows (once), trains one epoch on it, prints one JSON line: the store's size, the peak resident
-memory, the bytes of parameters and optimizer, rows a second, the share of the time that training waited for rows.
+With --populations trains five populations by `python main.py`, one after another, and prints for each the peak resident
+memory of its process and what --dry-run estimates. Without, writes a store of random rows (once), trains one epoch on
+it, prints one JSON line: the store's size, the peak resident memory, the bytes of parameters and optimizer, rows a
+second, the share of the time that training waited for rows.
 """
 
 import argparse
 import json
+import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 
+from harvest.request import HarvestRequest
+from harvest.sources import resolve
 from harvest.store import ActivationStore, StoreWriter
 from sae_jax.config import TrainConfig
+from sae_jax.plan import memory
 from sae_jax.run_directory import RunDirectory
 from sae_jax.train import train
 
@@ -36,12 +45,49 @@ def write_store(directory: Path, gigabytes: float) -> ActivationStore:
     return writer.finish()
 
 
+POPULATIONS = (  # kinds, features, seeds
+    (1, 256, 1),
+    (2, 1024, 2),
+    (4, 1024, 4),
+    (4, 4096, 2),
+    (4, 4096, 6),
+)
+KINDS = ("relu", "jump_relu", "topk", "batch_topk")
+# Enough held-out rows for a whole calibration sample, few to train on: a peak does not depend on their number.
+TEXT = {"model_name": "bundled", "dataset": "bundled", "n_samples": 700, "held_out": 0.8}
+
+
+def measure_population(kinds: int, features: int, seeds: int, directory: Path) -> dict:
+    """Of the whole command, loss recovered included."""
+    config = TrainConfig(KINDS[:kinds], features, seed=tuple(range(seeds)), epochs=1)
+    request = HarvestRequest(**TEXT)
+    asked = {**TEXT, "activation": config.activation, "hidden_dim": features, "seed": config.seed, "epochs": 1}
+    command = [sys.executable, "main.py", "--quiet", "--force", "--cache-dir", directory / "cache"]
+    command += ["--ce-windows", 16, "--run-dir", directory / f"{kinds}x{seeds}x{features}"]
+    for name, value in asked.items():
+        command += [f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else (value,))]
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    width = resolve(request)[0].d_model
+    assert width
+    estimate = sum(memory(config, request, width).host.values())
+    figures = {"members": kinds * seeds, "features": features, "peak_bytes": peak, "estimated_bytes": estimate}
+    return figures | {"estimated_over_peak": round(estimate / peak, 3)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=8)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--batch", type=int, default=4096)
+    parser.add_argument("--populations", action="store_true", help="compare five of them with the estimate")
     args = parser.parse_args()
+    if args.populations:
+        for population in POPULATIONS:
+            print(json.dumps({"name": "memory", **measure_population(*population, args.directory)}), flush=True)
+        return
     if not (args.directory / "store" / "manifest.json").exists():
         write_store(args.directory / "store", args.gigabytes)
         print("store written: run again, so that writing it does not count")

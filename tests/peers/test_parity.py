@@ -167,7 +167,7 @@ def start(case: Case, store) -> Start:
     hyper = hyper_of(group.members[0], Rows(0, store.mean, store.std), config, S)
     raw_SxBxD = Feed([store.train], B, epochs=1, seed=0).block(0, S)[0]
     x_NxD = normalized(jnp.asarray(raw_SxBxD[:8].reshape(-1, store.d_model)), hyper)
-    state = start_member(group.signature, group.members[0], hyper, x_NxD)
+    state = start_member(group.signature, hyper, x_NxD)
     sae = nnx.merge(group.signature.graphdef(), state.params, state.settings)
     q, params = start_quantile(sae.pre_activations(x_NxD), jnp.float32(L0)), dict(state.params)
     if case.kind in ("relu", "gated"):

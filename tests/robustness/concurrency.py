@@ -1,6 +1,6 @@
 """The same command several times at once, on one run or one cache: nobody fails, and no file is torn.
 
-    PYTHONPATH=.:tests python tests/robustness/concurrency.py [--rounds 30] [--only report study] [--folder DIR]
+    python tests/robustness/concurrency.py [--rounds 30] [--only report study] [--folder DIR]
 
 Each round deletes what the command left, starts it in two or three processes at once, and looks at every exit status,
 at what was said, and at every file. A run that another process trains may be refused; all else must be done.
@@ -9,9 +9,6 @@ at what was said, and at every file. A run that another process trains may be re
 from __future__ import annotations
 
 import argparse
-import contextlib
-import multiprocessing
-import os
 import shutil
 import sys
 import tempfile
@@ -21,35 +18,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from command_line import THREE_KINDS, environment
 
-import main
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from command_line import THREE_KINDS
+from forked import Ended, run, start, wait, warm
+
 from harvest.files import TEMPORARY, parse_json
 
-HEAVY = ["main", "jax", "transformer_lens", "altair", "analysis.report", "analysis.commands.find_feature"]
-SHORT = (*THREE_KINDS, "--epochs", "2", "--snapshots", "3")
+SHORT = (*THREE_KINDS, "--k", "4", "8", "--epochs", "2", "--snapshots", "3")
 MAY_BE_REFUSED = "another process is training in it"
 
 
-def in_a_process(argv: Sequence[str], said: Path) -> None:
-    with open(said, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        status = main.run_as_command(list(argv))
-    sys.exit(status)
-
-
-def at_once(argv: Sequence[str], count: int, folder: Path) -> list[tuple[int | None, str]]:
-    """(exit status, what was said) of each of so many processes that begin together, with all imported already."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(HEAVY)
-    running = []
-    for number in range(count):
-        said = folder / f"said-{number}"
-        running.append((processes.Process(target=in_a_process, args=(argv, said)), said))
-    for process, _ in running:
-        process.start()
-    for process, _ in running:
-        process.join(300)
-    return [(process.exitcode, said.read_text()) for process, said in running]
+def at_once(argv: Sequence[str], count: int, logs: Path) -> list[Ended]:
+    """So many processes that begin together, with all imported already."""
+    places = [logs / str(number) for number in range(count)]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
+    running = [start(list(argv), place) for place in places]
+    return [wait(number, place, 600) for number, place in zip(running, places, strict=True)]
 
 
 def torn(folder: Path) -> list[str]:
@@ -80,19 +67,23 @@ def removed(*paths: Path) -> None:
 
 def campaign(folder: Path, rounds: int, only: Sequence[str] = ()) -> list[str]:
     """Runs it in a folder, and tells what failed."""
-    cache, run, trained = folder / "cache", folder / "run", folder / "trained"
-    os.environ |= environment(cache)
+    cache, finished, trained, logs = folder / "cache", folder / "run", folder / "trained", folder / "logs"
+    warm(cache / "compiled")
     with_cache = ("--cache-dir", str(cache))
-    if not (run / "results.json").exists():
-        for argv in ((*SHORT, "--run-dir", str(run)), ("study", str(run), "--documents", "2000")):
-            assert main.run_as_command([*argv, *with_cache]) == 0
-    analyses, figures = run / "analysis", run / "figures"
+    if not (finished / "results.json").exists():
+        done = run([*SHORT, "--run-dir", str(finished), *with_cache], logs, 900)
+        assert done.status == 0, done.err
+    analyses, figures = finished / "analysis", finished / "figures"
     tried: dict[str, tuple[tuple[str, ...], int, Callable[[], None]]] = {
-        "report": (("report", str(run), *with_cache), 3, lambda: removed(analyses, figures, run / "report.html")),
-        "frontier": (("frontier", str(run), "--to", str(folder / "to")), 2, lambda: None),
-        "find-feature": (("find-feature", str(run), "ship", *with_cache), 2, lambda: removed(analyses)),
+        "report": (
+            ("report", str(finished), *with_cache),
+            3,
+            lambda: removed(analyses, figures, finished / "report.html"),
+        ),
+        "frontier": (("frontier", str(finished), "--to", str(folder / "to")), 2, lambda: None),
+        "find-feature": (("find-feature", str(finished), "ship", *with_cache), 2, lambda: removed(analyses)),
         "evaluate": (
-            ("evaluate", str(run), "--ce-windows", "8", "--json", str(folder / "figures.json"), *with_cache),
+            ("evaluate", str(finished), "--ce-windows", "8", "--json", str(folder / "figures.json"), *with_cache),
             2,
             lambda: removed(folder / "figures.json"),
         ),
@@ -102,7 +93,7 @@ def campaign(folder: Path, rounds: int, only: Sequence[str] = ()) -> list[str]:
             lambda: removed(trained, folder / "other" / "activations"),
         ),
         "train": ((*SHORT, "--run-dir", str(trained), *with_cache), 2, lambda: removed(trained)),
-        "study": (("study", str(run), "--documents", "2000", *with_cache), 2, lambda: removed(analyses, figures)),
+        "study": (("study", str(finished), "--documents", "2000", *with_cache), 2, lambda: removed(analyses, figures)),
     }
     failed = []
     for name, (argv, count, prepare) in tried.items():
@@ -112,12 +103,12 @@ def campaign(folder: Path, rounds: int, only: Sequence[str] = ()) -> list[str]:
         began = time.perf_counter()
         for number in range(rounds):
             prepare()
-            for status, said in at_once(argv, count, folder):
-                fine = status == 0 or status == 2 and MAY_BE_REFUSED in said
-                counts["done" if status == 0 else "refused" if fine else "failed"] += 1
-                if not fine or "Traceback" in said:
-                    last = said.strip().splitlines()[-1:] or ["nothing said"]
-                    failed.append(f"{name}, round {number}: status {status}: {last[0]}")
+            for done in at_once(argv, count, logs):
+                refused = done.status == 2 and MAY_BE_REFUSED in done.err
+                counts["refused" if refused else "done" if done.status == 0 else "failed"] += 1
+                if not (refused or done.status == 0) or "Traceback" in done.out + done.err:
+                    last = done.err.strip().splitlines()[-1:] or ["nothing said"]
+                    failed.append(f"{name}, round {number}: status {done.status}: {last[0]}")
             failed += [f"{name}, round {number}: torn: {path}" for path in torn(folder)]
         print(f"{name}: {rounds} rounds of {count}: {dict(counts)}, {time.perf_counter() - began:.0f} s", flush=True)
     print("\n".join(failed) or "no failure")

@@ -1,9 +1,10 @@
 """Run directories as somebody else may send them: malformed, with right checksums, or with links that lead out.
 
-    PYTHONPATH=.:tests python tests/robustness/received.py RUN --cache-dir CACHE [--count 100] [--seed 0]
+    python tests/robustness/received.py [--count 100] [--seed 0] [--folder FOLDER]
 
-RUN is a finished run that was studied. Each of COUNT copies gets one fault and meets every command. A command may do
-its work or refuse it in a sentence; a traceback, or a file changed outside the copy, counts as a failure.
+A run is trained and studied, in FOLDER/run where there is none. Each of COUNT copies gets one fault and meets every
+command that reads it. A command may do its work or refuse it in a sentence; a traceback, or a file changed outside the
+copy, counts as a failure.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import random
 import shlex
 import shutil
@@ -27,13 +29,17 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from command_line import files_of
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from command_line import THREE_KINDS, environment, files_of
 
 import main
 from analysis.asked import command_of
-from harvest.files import CHECKSUM, write_arrays
+from harvest.files import ARRAYS, CHECKSUM, append_lines, read_lines, write_arrays
 
 Fault = Callable[[Path], None]
+SHORT = (*THREE_KINDS, "--seed", "0", "1", "--epochs", "2", "--snapshots", "3", "--ce-windows", "8")
 
 GONE = object()
 deep: Any = []
@@ -73,7 +79,7 @@ IDS = (
     "i" * 300,
     ".hidden",
 )
-ARRAYS = {
+WRONG_ARRAYS = {
     "missing": None,
     "no dimension": lambda a: np.array(7),
     "empty": lambda a: a[:0],
@@ -163,23 +169,39 @@ def record_fault(file: str, place: tuple, value: Any) -> Fault:
 
 
 def line_fault(value: Any) -> Fault:
-    """In metrics.jsonl, which has no checksum a whole file."""
+    """In metrics.jsonl, each of whose lines has a checksum."""
 
     def apply(run: Path) -> None:
-        first, *rest = (run / "metrics.jsonl").read_text().splitlines()
-        (run / "metrics.jsonl").write_text("\n".join([json.dumps(value(json.loads(first))), *rest, ""]))
+        path = run / "metrics.jsonl"
+        first, *rest = read_lines(path, "")
+        path.unlink()
+        if isinstance(line := value(first), dict) and not any(of != of for of in line.values()):
+            append_lines(path, [line])
+        else:
+            path.write_text(json.dumps(line) + "\n")
+        append_lines(path, rest)
 
     return apply
 
 
 def array_fault(file: str, name: str, change: Callable[[np.ndarray], np.ndarray] | None) -> Fault:
     def apply(run: Path) -> None:
-        with np.load(run / file) as loaded:
-            arrays = dict(loaded)
-        array = arrays.pop(name)
-        write_arrays(run / file, arrays | ({name: change(array)} if change else {}))
+        def without_or_changed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            array = arrays.pop(name)
+            return arrays | ({name: change(array)} if change else {})
+
+        change_arrays(run / file, without_or_changed)
 
     return apply
+
+
+def change_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    """With a right checksum in the file, and in the record beside it."""
+    with np.load(path) as loaded:
+        arrays = dict(loaded)
+    written = write_arrays(path, change(arrays))
+    if (beside := path.with_suffix(".json")).exists():
+        write_record(beside, read_record(beside) | {ARRAYS: written})
 
 
 def id_fault(name: str) -> Fault:
@@ -249,10 +271,10 @@ def faults(run: Path, rng: random.Random) -> list[tuple[str, Fault]]:
         file = sorted(run.glob(pattern))[-1]
         name = str(file.relative_to(run))
         with np.load(file) as arrays:
-            here = [(array, what) for array in arrays.files for what in ARRAYS]
+            here = [(array, what) for array in arrays.files for what in WRONG_ARRAYS]
         rng.shuffle(here)
         drawn.append(
-            [(f"{name}: {array} {what}", array_fault(name, array, ARRAYS[what])) for array, what in here[:200]]
+            [(f"{name}: {array} {what}", array_fault(name, array, WRONG_ARRAYS[what])) for array, what in here[:200]]
         )
     while any(drawn):  # of each file in turn, so that a short campaign has them all
         for of in drawn:
@@ -308,8 +330,13 @@ def tried(run: Path, cache: Path, name: str, fault: Fault) -> list[tuple[str, in
         return found
 
 
-def campaign(run: Path, cache: Path, count: int, seed: int) -> list[str]:
+def campaign(folder: Path, count: int, seed: int) -> list[str]:
     """Runs it, and tells what failed."""
+    run, cache = folder / "run", folder / "cache"
+    os.environ |= environment(cache)
+    if not (run / "analysis" / "study.json").exists():
+        for argv in ((*SHORT, "--run-dir", str(run)), ("study", str(run), "--documents", "2000")):
+            assert main.run_as_command([*argv, "--cache-dir", str(cache)]) == 0
     counts: Counter[str | int] = Counter()
     failed = []
     for number, (name, fault) in enumerate(faults(run, random.Random(seed))[:count]):
@@ -328,9 +355,9 @@ def campaign(run: Path, cache: Path, count: int, seed: int) -> list[str]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--cache-dir", type=Path, required=True)
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    sys.exit(bool(campaign(asked.run.resolve(), asked.cache_dir.resolve(), asked.count, asked.seed)))
+    with tempfile.TemporaryDirectory() as fresh:
+        sys.exit(bool(campaign((asked.folder or Path(fresh)).resolve(), asked.count, asked.seed)))

@@ -5,6 +5,7 @@ import streamlit as st
 from analysis.commands.find_feature import Options, find, passages_record, summary, texts_of
 from analysis.faces.dashboard import opened
 from analysis.faces.dashboard.opened import chosen, errors_shown, go, plain, without_flags
+from analysis.intervals import FEWEST_SCORED
 
 at = chosen()
 
@@ -50,7 +51,7 @@ rows = [
         "feature": of.feature,
         "member": of.member,
         "AUROC": round(of.detector.auroc, 3),
-        "95%": "{:.2f} to {:.2f}".format(*of.detector.auroc_interval),
+        "95%": "{:.2f} to {:.2f}".format(*of.detector.auroc_interval) if of.detector.auroc_interval else None,
         "precision": of.detector.precision,
         "coverage": of.detector.coverage,
         "q": of.q_value,
@@ -58,7 +59,10 @@ rows = [
     }
     for of in sorted(result.features, key=lambda of: (not of.passes, -of.detector.auroc))
 ]
-st.caption("A click on a row opens the feature.")
+st.caption(
+    f"A click on a row opens the feature. With fewer than {FEWEST_SCORED} passages of the concept to score on there is "
+    "no interval."
+)
 form = {name: st.column_config.NumberColumn(format="%.2f") for name in ("precision", "coverage")}
 form["q"] = st.column_config.NumberColumn(format="%.2g")
 table = st.dataframe(

@@ -3,10 +3,11 @@
 import streamlit as st
 
 from analysis import feature_figures, feature_page
-from analysis.ablation import ablation_effect, output_score
+from analysis.ablation import WINDOWS, ablation_effect, output_score
 from analysis.faces.dashboard import opened
 from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
 from analysis.faces.dashboard.opened import chosen, errors_shown, fitted, go, plain
+from analysis.intervals import FEWEST_DOCUMENTS
 
 SPECIAL = 0.05  # over chance: what is less is not worth a badge
 
@@ -111,8 +112,8 @@ def others(title: str, rows: list[dict], key: str) -> None:
 def ablation() -> None:
     st.subheader("What ablating it does")
     st.caption(
-        "To the loss on the next token, from where it fires on, in up to 32 windows; and its output score. "
-        "Loads the language model."
+        "To the loss on the next token, from where it fires on, in up to "
+        f"{WINDOWS} windows; and its output score. Loads the language model."
     )
     if not st.button("Ablate it", icon=":material/content_cut:"):
         return
@@ -125,8 +126,9 @@ def ablation() -> None:
         st.info("It fires nowhere that a token follows.")
         return
     with st.container(horizontal=True, gap="medium"):
-        low, high = found.interval
-        st.metric("loss, nats a token", f"{found.loss_increase:+.4f}", help=f"95%: {low:.4f} to {high:.4f}")
+        few = f"no interval: {found.documents} documents, {FEWEST_DOCUMENTS} are needed"
+        interval = "95%: {:.4f} to {:.4f}".format(*found.interval) if found.interval else few
+        st.metric("loss, nats a token", f"{found.loss_increase:+.4f}", help=interval)
         st.metric("KL, nats a token", f"{found.kl:.4f}")
         st.metric("windows", found.windows)
         st.metric("tokens", found.tokens)

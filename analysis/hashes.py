@@ -1,0 +1,26 @@
+"""Hashes of tokens in a row, by multiplication and shifts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mixed(number_N: np.ndarray) -> np.ndarray:
+    """Of uint64, each a hash: all of its bits change with any of the number's (Stafford 2011, variant 13)."""
+    number_N = (number_N + MIX) ^ ((number_N + MIX) >> np.uint64(30))
+    number_N = number_N * np.uint64(0xBF58476D1CE4E5B9)
+    number_N = (number_N ^ (number_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number_N ^ (number_N >> np.uint64(31))
+
+
+def context_hashes(tokens_WxT: np.ndarray, before: int) -> np.ndarray:
+    """A hash of each token and so many before it in its window, uint64 [W, T]."""
+    hash_WxT = np.zeros(tokens_WxT.shape, np.uint64)
+    for back in range(min(before + 1, tokens_WxT.shape[1])):
+        shifted_WxT = np.zeros_like(hash_WxT)
+        shifted_WxT[:, back:] = tokens_WxT[:, : tokens_WxT.shape[1] - back] + 1
+        hash_WxT = (hash_WxT ^ shifted_WxT) * MIX
+        hash_WxT ^= hash_WxT >> np.uint64(29)
+    return hash_WxT

@@ -1,0 +1,66 @@
+"""Which windows, and which documents, are near-copies of others: what is dealt anew must be dealt to all of them alike.
+
+By MinHash (Broder 1997) of the runs of three tokens: two that share a share J of their runs agree on as many of their
+least hashes. Near-copies agree on half of them or more: one word changed in twenty leaves J = .75.
+
+Memory: 64 bytes a window.
+
+Shapes: W windows, T tokens a window, G documents, U of either, H hashes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from analysis.hashes import context_hashes, mixed
+from harvest.store import ActivationStore
+
+HASHES, LEAST_SHARED = 16, 0.5
+RUN = 3  # tokens
+AT_ONCE = 1 << 18  # tokens
+
+
+class Originals(NamedTuple):
+    """Of each window and document of a store the number of the first that it is a near-copy of, or its own."""
+
+    window_W: np.ndarray  # training windows first
+    document_G: np.ndarray
+
+
+def originals_in(store: ActivationStore) -> Originals:
+    parts, documents = [], []
+    for split in (store.train, store.held_out):
+        windows = len(split) // split.positions
+        step = max(1, AT_ONCE // (split.first_position + split.positions))
+        for start in range(0, windows, step):
+            tokens_WxT, document_W = split.read_windows(start, start + step)
+            parts.append(signatures(tokens_WxT))
+            documents.append(document_W)
+    signature_WxH, document_W = np.concatenate(parts), np.concatenate(documents)
+    signature_GxH = np.full((document_W.max() + 1, HASHES), np.iinfo(np.uint32).max, np.uint32)
+    np.minimum.at(signature_GxH, document_W, signature_WxH)
+    read = np.unique(document_W)
+    document_G = np.arange(len(signature_GxH))
+    document_G[read] = read[originals(signature_GxH[read])]
+    return Originals(originals(signature_WxH), document_G)
+
+
+def signatures(tokens_WxT: np.ndarray) -> np.ndarray:
+    """The least hashes, uint32 [W, H]."""
+    runs_WxT = context_hashes(tokens_WxT, RUN - 1)[:, min(RUN, tokens_WxT.shape[1]) - 1 :]
+    keys_H = mixed(np.arange(HASHES, dtype=np.uint64))
+    return np.stack([(mixed(runs_WxT ^ key) >> np.uint64(32)).min(1) for key in keys_H], 1).astype(np.uint32)
+
+
+def originals(signature_UxH: np.ndarray) -> np.ndarray:
+    first_U = np.arange(len(signature_UxH))
+    for hash_U in signature_UxH.T:
+        _, index, inverse_U = np.unique(hash_U, return_index=True, return_inverse=True)
+        other_U = index[inverse_U]
+        is_copy_U = (signature_UxH[other_U] == signature_UxH).mean(1) >= LEAST_SHARED
+        first_U = np.where(is_copy_U, np.minimum(first_U, other_U), first_U)
+    while (first_U[first_U] != first_U).any():
+        first_U = first_U[first_U]
+    return first_U

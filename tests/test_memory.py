@@ -1,0 +1,137 @@
+"""What needs too much memory is refused before it begins, and whoever runs out of it is told what needs less."""
+
+import errno
+
+import jax.numpy as jnp
+import numpy as np
+import psutil
+import pytest
+import torch
+from command_line import BUNDLED
+from populations import SITES
+
+import main
+from harvest.errors import InputError, is_out_of_memory
+from sae_jax import memory
+from sae_jax.config import TrainConfig
+from sae_jax.grid import members_of
+from sae_jax.memory import available, needed, refuse_too_large
+from sae_jax.population import groups_of
+
+HUGE = 1 << 50
+
+
+def throw(error: Exception) -> None:
+    raise error
+
+
+def raised(action) -> Exception:
+    with pytest.raises(Exception) as caught:
+        action()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda: np.empty(HUGE),
+        lambda: torch.empty(HUGE),
+        lambda: jnp.zeros((1 << 20, 1 << 24)).block_until_ready(),
+        lambda: bytearray(1 << 62),
+        lambda: throw(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")),
+        lambda: throw(RuntimeError("std::bad_alloc")),
+        lambda: throw(RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes")),
+        lambda: throw(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")),
+        lambda: throw(OSError(errno.ENOMEM, "Cannot allocate memory")),
+    ],
+    ids=["numpy", "torch", "xla", "python", "cuda", "c++", "xla-gpu", "cublas", "system"],
+)
+def test_every_library_that_runs_out_of_memory_is_understood(action, monkeypatch, capsys):
+    error = raised(action)
+    assert is_out_of_memory(error)
+
+    def fails(argv):
+        raise ValueError("it could not be done") from error
+
+    monkeypatch.setattr(main, "main", fails)
+    for argv, advice in (["saebench", "run"], "--member"), (["--epochs", "1"], "--hidden-dim"), (["show"], "narrower"):
+        assert main.run_as_command(argv) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: there is not enough memory (") and advice in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a bad shape"), OSError(errno.ENOSPC, "full"), InputError("out of memory")]
+)
+def test_other_errors_are_not_taken_for_it(error):
+    assert not is_out_of_memory(error)
+
+
+def need(devices: int = 1, on_host: bool = True, **values) -> memory.Needed:
+    config = TrainConfig(**values)
+    return needed(groups_of(members_of(config, SITES), config, 256), config, 1 << 30, devices, on_host)
+
+
+@pytest.mark.parametrize("more", [{"seed": tuple(range(9))}, {"ema": 0.9}, {"hidden_dim": 8192}, {"batch_size": 8192}])
+def test_what_is_needed_grows_with_what_is_asked_for(more):
+    less = {"hidden_dim": 4096, "seed": tuple(range(8))}
+    assert sum(need(**less | more).host.values()) > sum(need(**less).host.values())
+
+
+def test_micro_batches_need_less_and_devices_hold_what_they_train():
+    large = {"hidden_dim": 4096, "batch_size": 1 << 16}
+    assert sum(need(**large, micro_batches=8).host.values()) < sum(need(**large).host.values()) / 2
+    apart = need(hidden_dim=4096, seed=(0, 1), on_host=False)
+    assert apart.device["weights and moments"] > 2 * 3 * 4 * 2 * 4096 * 256
+    assert "weights and moments" not in apart.host
+
+
+@pytest.mark.parametrize("width", [1_000_000, 2**31 - 1])
+def test_a_population_that_cannot_fit_is_refused_before_the_harvest(width, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 16 << 30)
+    argv = [
+        *BUNDLED,
+        "--hidden-dim",
+        str(width),
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--cache-dir",
+        str(tmp_path / "c"),
+    ]
+    assert main.run_as_command(argv) == 2
+    said = capsys.readouterr().err
+    assert "GB of memory, and 17" in said and "--hidden-dim" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_that_cannot_fit_names_the_batch():
+    wide = need(hidden_dim=65536, batch_size=1 << 20, activation="topk")
+    with pytest.raises(InputError, match="--micro-batches"):
+        refuse_too_large(wide)
+    with pytest.raises(InputError, match="of the device's memory, and 1 GB are to be had .*--hidden-dim"):
+        refuse_too_large(need(hidden_dim=65536, on_host=False), device_limit=10**9)
+
+
+def test_what_is_available_is_what_the_control_group_leaves(tmp_path):
+    assert 0 < available() <= psutil.virtual_memory().total
+    of, group = tmp_path / "cgroup", tmp_path / "sys" / "user" / "job"
+    group.mkdir(parents=True)
+    of.write_text("0::/user/job\n")
+
+    def state(directory, limit, used, files):
+        for name, text in (("max", limit), ("current", used), ("stat", f"anon 1\ninactive_file {files}")):
+            (directory / f"memory.{name}").write_text(f"{text}\n")
+
+    state(group, "max", 3000, 0)
+    assert memory._left_in_control_groups(tmp_path / "sys", of) == []
+    state(group.parent, 10_000, 9_000, 500)
+    assert memory._left_in_control_groups(tmp_path / "sys", of) == [1500]
+
+    old = tmp_path / "sys" / "memory"
+    old.mkdir()
+    of.write_text("4:memory:/elsewhere\n")
+    for name, text in (("limit_in_bytes", 100), ("usage_in_bytes", 60)):
+        (old / f"memory.{name}").write_text(f"{text}\n")
+    (old / "memory.stat").write_text("total_inactive_file 10\n")
+    assert memory._left_in_control_groups(tmp_path / "sys", of) == [50]
+    assert memory._left_in_control_groups(tmp_path / "sys", tmp_path / "none") == []

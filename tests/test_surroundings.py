@@ -1,0 +1,246 @@
+"""What a system, a shell or a person may do to a command: each ends in one sentence, and no traceback."""
+
+import errno
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from command_line import ROOT
+
+import main
+from analysis.commands.flags import Parser, filled
+from analysis.commands.steer import Options as SteerOptions
+from analysis.faces.terminal import Terminal
+from harvest.errors import InputError
+from harvest.files import write_atomically, write_json
+from sae_jax.config import TrainConfig
+
+ODD = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x9b31m\ud800"  # clears the screen, names the window, turns the text round
+
+
+def said(capsys, *argv: str, status: int = 2) -> str:
+    assert main.run_as_command(list(argv)) == status
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+NUMBERS = [
+    *(("--lr", value) for value in ("1e300", "1e-300", "nan", "inf", "-inf")),
+    *((flag, "1e300") for flag in ("--sparsity", "--target-l0", "--aux-coefficient", "--checkpoint-seconds")),
+    *((flag, "1e-300") for flag in ("--target-l0", "--dead-threshold", "--warmup", "--held-out")),
+    *((flag, "99999999999999999999") for flag in ("--snapshots", "--ce-windows", "--n-samples", "--log-freq", "--k")),
+    ("--ema", "0.9999999999999"),
+]
+
+
+@pytest.mark.parametrize("flag, value", NUMBERS)
+def test_a_number_that_cannot_be_computed_with_is_refused(flag, value, capsys):
+    assert flag in said(capsys, flag, value) and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["lr", "sparsity", "target_l0", "aux_coefficient"])
+@pytest.mark.parametrize("value", [1e300, 10**400, 1e-300])
+def test_such_a_number_from_python_is_refused(name, value):
+    with pytest.raises(InputError, match="of float32"):
+        TrainConfig(**{name: value})
+
+
+def test_an_empty_text_is_a_variable_that_is_not_set(capsys):
+    for flag in ("--run-dir", "--cache-dir", "--model-name", "--members"):
+        assert "not set" in said(capsys, flag, "")
+    for argv in (["export", "run", "--push-to-hub", " "], ["report", ""], ["steer", "run", "--member", ""]):
+        assert "not set" in said(capsys, *argv)
+
+
+def test_bytes_that_are_no_text_are_refused(capsys):
+    assert r"/tmp/\udcff: its bytes are no utf-8" in said(capsys, "show", "/tmp/\udcff")
+
+
+@pytest.fixture(params=["fifo", "folder", "device", "link to a device"])
+def irregular(request, tmp_path):
+    path = tmp_path / "irregular.json"
+    if request.param == "fifo":
+        os.mkfifo(path)
+    elif request.param == "folder":
+        path.mkdir()
+    elif request.param == "device":
+        return Path("/dev/zero")
+    else:
+        path.symlink_to("/dev/zero")
+    return path
+
+
+def test_what_is_no_file_is_not_read(irregular, capsys):
+    assert f"{irregular} is not a regular file" in said(capsys, "--members", str(irregular))
+
+
+def test_what_is_no_file_is_not_replaced_by_one(irregular):
+    with pytest.raises(InputError, match="not a regular file"):
+        write_json(irregular, {})
+    parser = Parser()
+    parser.add_flags("what", SteerOptions)
+    values = vars(parser.parse_args(["--feature", "1", "--json", str(irregular)]))
+    with pytest.raises(InputError, match="not a regular file"):  # before what takes long
+        filled(SteerOptions, values)
+
+
+def test_nothing_takes_the_place_of_standard_output():
+    """/dev/stdout is a link, which root could replace."""
+    with pytest.raises(InputError, match="another folder"):
+        write_json(Path("/dev/a-file"), {})
+
+
+def test_a_run_directory_that_is_a_link_to_nothing_is_named(tmp_path, capsys):
+    (link := tmp_path / "run").symlink_to(tmp_path / "nowhere")
+    assert f"--run-dir {link}" in said(
+        capsys, "--model-name", "bundled", "--dataset", "bundled", "--run-dir", str(link)
+    )
+
+
+# What is printed.
+
+
+def test_no_text_brings_what_a_terminal_obeys(monkeypatch, capsys):
+    for columns in ("80", "5", "0"):
+        monkeypatch.setenv("COLUMNS", columns)
+        stream = io.StringIO()
+        stream.isatty = lambda: True  # type: ignore[method-assign]
+        with Terminal(stream=stream) as terminal:
+            terminal.say(ODD)
+            terminal.show(ODD)
+            terminal.progress(ODD, 1, 2)
+        own = stream.getvalue()
+        assert "owned" in own and not {"\x07", "\u202e", "\x9b", "\ud800"} & set(own)
+        assert "\x1b[2J" not in own and "\x1b]" not in own
+    assert "\x1b" not in said(capsys, "show", f"/nowhere/{ODD[:-1]}")
+
+
+def test_brackets_in_a_table_are_no_markup():
+    from rich.table import Table
+
+    table = Table("[/]")
+    table.add_row("[red]x[/blue]")
+    stream = io.StringIO()
+    Terminal(stream=stream).show(table)
+    assert "[red]x[/blue]" in stream.getvalue() and "[/]" in stream.getvalue()
+
+
+def process(*argv: str, script: str | None = None, **options) -> subprocess.Popen:
+    command = [sys.executable, *((ROOT / "main.py",) if script is None else ("-c", script)), *argv]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
+
+
+def test_a_reader_that_leaves_is_no_fault():
+    reads, writes = os.pipe()
+    os.close(reads)
+    running = process("--preset", "list", stdout=writes)
+    os.close(writes)
+    assert running.communicate(timeout=120)[1].startswith("error: nobody reads the output")
+    assert running.returncode == 141
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_reason_to_crash(closed):
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} main.py --preset list {closed}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_stream_that_knows_no_unicode_shows_the_help():
+    running = process("--help", env=os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "5"})
+    assert running.communicate(timeout=120)[1] == "" and running.returncode == 0
+
+
+# What the system refuses.
+
+
+@contextmanager
+def at_most(limit: int, value: int):
+    soft, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (value, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(limit, (soft, hard))
+
+
+def test_a_file_that_has_no_room_is_named(tmp_path):
+    with at_most(resource.RLIMIT_FSIZE, 100), pytest.raises(OSError) as caught:
+        write_atomically(tmp_path / "large.json", lambda file: file.write(bytes(1000)))
+    assert caught.value.filename == str(tmp_path / "large.json") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (errno.ENOSPC, "the disk is full ({}): what was done before stays; make room, and "),
+        (errno.EMFILE, "too many files are open for this system to open {}: allow more (ulimit -n 4096); "),
+        (errno.EACCES, "Permission denied: {}"),
+    ],
+)
+def test_advice_fits_the_command(number, words, tmp_path, monkeypatch, capsys):
+    error = OSError(number, os.strerror(number), str(tmp_path / "a file"))
+
+    def raised(argv):
+        raise error
+
+    monkeypatch.setattr(main, "main", raised)
+    expected = "error: " + words.format(tmp_path / "a file")
+    assert said(capsys, "report", "run", status=1).startswith(expected)
+    assert said(capsys, "--lr", "1", status=1).startswith(expected)
+    if number != errno.EACCES:
+        assert "--resume" in said(capsys, "--lr", "1", status=1)
+        assert "--resume" not in said(capsys, "report", "run", status=1)
+
+
+def test_a_disk_out_of_inodes_is_told_from_a_full_one(tmp_path, monkeypatch):
+    room = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([*room[:7], 0, *room[8:]]))
+    trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "a"))
+    assert "out of inodes" in main.os_trouble(trouble, "again")
+
+
+# Signals.
+
+SLOW = """
+import main, sys, time
+def work(argv):
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    finally:
+        print("leaving", flush=True)
+        time.sleep({leaving})
+main.main = work
+sys.exit(main.run_as_command(["report"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_a_word(number):
+    running = process(script=SLOW.format(leaving=0))
+    assert running.stdout.readline() == "working\n"
+    running.send_signal(number)
+    assert "the same command again begins again" in running.communicate(timeout=60)[1] and running.returncode == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_it_at_once_and_shows_nothing(number):
+    running = process(script=SLOW.format(leaving=60))
+    assert running.stdout.readline() == "working\n"
+    running.send_signal(number)
+    assert running.stdout.readline() == "leaving\n"
+    began = time.monotonic()
+    running.send_signal(number)
+    assert running.communicate(timeout=30)[1] == "" and time.monotonic() - began < 20
+    assert running.returncode == -number
