@@ -48,12 +48,12 @@ def needed(groups: Sequence[Group], config: TrainConfig, stored_bytes: int, devi
     held_N, working_N, batch_N = ([0] * devices for _ in range(3))
     for group, share in zip(groups, shares, strict=True):
         state, dense = state_bytes(group.signature), dense_bytes(group.signature, config)
-        for device in share.devices:
+        for n in share.devices:
             places = max(share.counts)
             at_once = 1 if on_host else places
-            held_N[device] += places * state
-            working_N[device] = max(working_N[device], at_once * WORKING_COPIES * state // 10)
-            batch_N[device] = max(batch_N[device], at_once * dense)
+            held_N[n] += places * state
+            working_N[n] = max(working_N[n], at_once * WORKING_COPIES * state // 10)
+            batch_N[n] = max(batch_N[n], at_once * dense)
     weights, widest = sum(map(weight_bytes, members)), max(members, key=lambda signature: signature.hidden_dim)
     host = {
         "libraries and compiled programs": LIBRARIES + PROGRAM * len(groups),
@@ -68,7 +68,7 @@ def needed(groups: Sequence[Group], config: TrainConfig, stored_bytes: int, devi
     on_device = {"weights and moments": held_N, "a step, by the width": working_N, "a step, by the batch": batch_N}
     if on_host:
         training |= {name: sum(of_N) for name, of_N in on_device.items()}
-        device = {}
+        device: dict[str, int] = {}
     else:
         busiest = max(range(devices), key=lambda n: sum(of_N[n] for of_N in on_device.values()))
         device = {name: of_N[busiest] for name, of_N in on_device.items()}

@@ -82,8 +82,9 @@ class State(struct.PyTreeNode):
 
     def to_export(self) -> State:
         """Only what an export needs: the weights, or their average, the settings, and whether it failed."""
-        needed = {"params": self.params if self.average is None else self.average, "settings": self.settings}
-        return State(**dict.fromkeys(State.__dataclass_fields__) | needed | {"failed": self.failed})
+        needed: dict[str, Any] = dict.fromkeys(State.__dataclass_fields__)
+        needed["params"] = self.params if self.average is None else self.average
+        return State(**needed | {"settings": self.settings, "failed": self.failed})
 
 
 def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple[Group, ...]:
@@ -189,7 +190,7 @@ def start_group(group: Group, hyper: Arrays, rows_of: Callable[[Member], jax.Arr
     Compiled once. Each member is copied to its place before the next one starts, so that none is held twice.
     """
     begin, members = jax.jit(start_member, static_argnums=0), len(group.members)
-    state = None
+    state: Any = None
     for p, member in enumerate(group.members):
         one = begin(group.signature, jax.tree.map(lambda leaf, p=p: leaf[p], hyper), rows_of(member))
         if state is None:
