@@ -169,7 +169,7 @@ class TrainedMember(Shape):
     sparsity_by: Literal["k", "target_l0", "sparsity"]
     failed: Failed | None
     metrics: Metrics | None
-    intervals: dict[str, tuple[float | None, float | None]] = {}
+    intervals: dict[str, tuple[float, float] | None] = {}
 
     @model_validator(mode="after")
     def says_how_sparse_and_how_good(self) -> TrainedMember:

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from command_line import BUNDLED, shared_cache, trained
-from safetensors.numpy import load_file, save_file
 
 from analysis.ablation import ablation_effect
 from analysis.contexts import place
 from analysis.feature_statistics import features_of
 from analysis.intervals import ratio_interval
 from harvest.steering import changing
+from sae_jax.formats import save_dictionary
 
 SILENT, RAISING, LOWERING = 3, 5, 7
 
@@ -26,13 +26,12 @@ def run(tmp_path_factory, cache):
     argv = [*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--layer", "1", "3", "--hook", "resid_post"]
     argv += ["--activation", "relu", "--hidden-dim", "48", "--target-l0", "8", "--epochs", "2"]
     run = trained(tmp_path_factory.mktemp("ablation") / "run", cache, *argv)
-    weights = run.path / "members" / member_at(run, 3) / "sae_weights.safetensors"
-    tensors = load_file(weights)
-    direction_D = token_direction(run.language_model, the(run))
+    dictionary = run.dictionary(member_at(run, 3))
+    tensors, direction_D = dictionary.tensors, token_direction(run.language_model, the(run))
     for feature, sign in ((SILENT, 0), (RAISING, 1), (LOWERING, -1)):  # fires on no row, or alike on all
         tensors["W_enc"][:, feature], tensors["b_enc"][feature] = 0, 1.0 if sign else -1.0
         tensors["W_dec"][feature] = 4 * sign * direction_D
-    save_file(tensors, weights)
+    save_dictionary(dictionary, run.path / "members" / dictionary.name)
     return run
 
 

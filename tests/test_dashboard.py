@@ -7,6 +7,7 @@ import shutil
 import socket
 import string
 import sys
+from itertools import islice
 
 import matplotlib.image
 import numpy as np
@@ -25,6 +26,8 @@ from analysis.feature_statistics import Features, features_of
 from analysis.figures import INK
 from analysis.run import FinishedRun
 from harvest.files import read_json, write_json
+from harvest.sources import BUNDLED_CORPUS
+from harvest.text import documents
 from harvest.tokenizer import load_tokenizer
 
 HOSTILE = "<script>window.ran=1</script> <img src=x onerror=window.ran=1> *loud* $x$ :smile: [a](http://evil.test/) "
@@ -43,7 +46,8 @@ def run(tmp_path_factory, cache):
         "The ships lay in the harbour. The sea was calm. ",
         "A child went home to read a book about the moon. ",
     )
-    texts = (f"{HOSTILE}{(ships + moon * (n % 2)) * 3}{n}" for n in range(150))
+    others = [" ".join(text.split())[:400] for text in islice(documents(str(BUNDLED_CORPUS)), 150)]
+    texts = (f"{HOSTILE}{ships + moon * (n % 2)}{other}" for n, other in enumerate(others))
     (folder / "hostile.txt").write_text("\n\n".join(texts))
     argv = list(THREE_KINDS)
     argv[argv.index("--dataset") + 1] = str(folder / "hostile.txt")
