@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harvest.errors import InputError
+from harvest.errors import InputError, is_out_of_memory
 
 OURS = ("harvest", "sae_jax", "analysis", "main")
 
@@ -19,13 +19,9 @@ def explained(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (InputError, MemoryError):
-        raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, on an accelerator
+        if isinstance(error, InputError) or is_out_of_memory(error):
             raise
-        if "can't allocate memory" in str(error):  # torch, on a CPU
-            raise MemoryError(str(error).splitlines()[0]) from error
         packages = [
             str(frame.f_globals.get("__name__")).partition(".")[0]
             for frame, _ in traceback.walk_tb(error.__traceback__)

@@ -15,10 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sae_jax.population import Group, State
 
 AXIS = "members"
+ONE_PROGRAM_BYTES = 256 << 20  # that empty places may take, so that all groups are one program
 
 
 class Share(NamedTuple):
-    """On which devices a group lies, by their numbers, and how many of its members on each: in order, none empty."""
+    """On which devices a group lies, by their numbers, and how many of its members on each, in order."""
 
     devices: tuple[int, ...]
     counts: tuple[int, ...]
@@ -94,14 +95,34 @@ def members_at(share: Share) -> np.ndarray:
     return members_NxS.ravel()
 
 
-def shares_of(groups: Sequence[Group], devices: int) -> list[Share]:
-    """The widest groups first, each on the devices that are least busy so far.
+def shares_of(groups: Sequence[Group], devices: int, most_empty: int | None = None) -> list[Share]:
+    """All groups on all devices, which is one program, unless the empty places would take more than `most_empty` bytes.
 
-    A group takes as many places on each of its devices. So it lies on no more devices than it has members, and on the
-    number of them that leaves the fewest places empty, unless the last device would finish later for it.
+    Then a group lies on fewer devices. A group takes as many places on each of its devices, so it lies on no more of
+    them than it has members, and on the number that leaves the fewest places empty, unless the last device would finish
+    later for it. The widest groups come first, each on the devices that are least busy so far.
     """
+    together = in_one_program(groups, devices)
+    empty = sum(
+        (max(share.counts) * devices - len(group.members)) * 24 * group.signature.hidden_dim * group.signature.d_model
+        for group, share in zip(groups, together, strict=True)
+    )
+    if empty <= (ONE_PROGRAM_BYTES if most_empty is None else most_empty):
+        return together
     compact, spread = (dealt(groups, devices, of_all) for of_all in (False, True))
     return min((compact, spread), key=lambda found: found[0])[1]
+
+
+def in_one_program(groups: Sequence[Group], devices: int) -> list[Share]:
+    """Every group on all devices; who is busiest so far gets one member fewer."""
+    load_N, shares = np.zeros(devices), []
+    for group in groups:
+        places = -(-len(group.members) // devices)
+        counts_N = np.full(devices, places)
+        counts_N[np.argsort(-load_N, kind="stable")[: places * devices - len(group.members)]] -= 1
+        load_N += counts_N * group.signature.hidden_dim
+        shares.append(Share(tuple(range(devices)), tuple(map(int, counts_N))))
+    return shares
 
 
 def dealt(groups: Sequence[Group], devices: int, of_all: bool) -> tuple[float, list[Share]]:

@@ -61,15 +61,10 @@ def finished_run(path: Path, config: TrainConfig, stores: Sequence[ActivationSto
     sites = [Site(store.manifest["layer"], store.manifest["hook"]) for store in stores]
     request = HarvestRequest(layer=tuple(site.layer for site in sites), hook=(sites[0].hook,))
     run, members = RunDirectory(path, asked_of(request, config)), members_of(config, tuple(sites))
-    facts = [store_facts(store) for store in stores]
-    for of, store in zip(facts, stores, strict=True):  # rows that no model was harvested for lack these
-        known = of["identity"]
-        known |= {"windows_hash": f"{known['rows_crc32']}", "dtype": "float16", "d_model": store.d_model}
-        known["model"] = dict.fromkeys(known["model"], "none")
     plan = {"total_steps": 100, "l0_asked": {member.id: member.l0_asked for member in members}, "snapshots": 0}
     figures = Evaluation(dict.fromkeys(("explained_variance", "l0"), 0.0), np.zeros(1))
     with run.held():
-        run.begin(facts, environment(), plan, resume=False)
+        run.begin([store_facts(store) for store in stores], environment(), plan, resume=False)
         run.finish(
             {
                 "model": {"name": "none", "fell_back": False},

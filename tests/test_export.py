@@ -13,14 +13,16 @@ import pytest
 import yaml
 from command_line import ROOT
 from hub_server import serving
-from populations import member_of
+from populations import SITES, finished_run
+from rows import make_store
 
 from analysis.commands.export import run as export
 from harvest.errors import InputError
-from harvest.files import write_arrays, write_json
+from harvest.files import read_json, write_arrays, write_json
+from sae_jax.config import TrainConfig
 from sae_jax.formats import load_dictionary, save_dictionary
 from sae_jax.formats.trained import trained_dictionary
-from sae_jax.train import result_of
+from sae_jax.grid import members_of
 
 METRICS = {"explained_variance": 0.8125, "mse": 1.5, "l0": 3.0, "l1": 2.0, "cosine": 0.9, "dead_fraction": 0.25}
 MANIFEST = {"model": {"location": "gpt2"}, "dataset": {"location": "org/text"}}
@@ -30,22 +32,24 @@ MANIFEST |= {"hook_name": "blocks.0.hook_resid_pre", "seq_len": 20}
 @pytest.fixture
 def run_directory(tmp_path):
     """A finished run, as `train` leaves it, with two members of which the second failed."""
-    members = [member_of(activation=kind, hidden_dim=8, k=3, target_l0=3) for kind in ("topk", "relu")]
+    config = TrainConfig(("topk", "relu"), 8, k=3, target_l0=3.0, epochs=2)
+    path = finished_run(tmp_path / "run", config, [make_store(tmp_path / "store")]).path
+    first, second = members_of(config, SITES)
     rng = np.random.default_rng(0)
     shapes = {"W_enc": (4, 8), "b_enc": 8, "W_dec": (8, 4), "b_dec": 4}
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    directory = tmp_path / "run" / "members" / members[0].id
-    save_dictionary(trained_dictionary(members[0], tensors, MANIFEST), directory)
-    write_arrays(directory / "stats.npz", {"density": np.linspace(0, 1, 8)})
-    store = {"hook_name": MANIFEST["hook_name"], "rows": 17100, **MANIFEST}
-    asked = {"harvest": {"seq_len": 20, "keep_first_position": False}}
-    asked["train"] = {"epochs": 2, "batch_size": 64, "unit_norm_decoder": True}
-    config = {"asked": asked, "stores": [store], "environment": {"sae-jax": "0.1.0"}}
-    write_json(tmp_path / "run" / "config.json", config)
-    results = [{**result_of(m, None, None), "metrics": METRICS} for m in members]
-    results[1] |= {"metrics": None, "failed": {"step": 7, "reason": "lost"}}
-    write_json(tmp_path / "run" / "results.json", {"members": results})
-    return tmp_path / "run"
+    save_dictionary(trained_dictionary(first, tensors, MANIFEST), path / "members" / first.id)
+    write_arrays(path / "members" / first.id / "stats.npz", {"density": np.linspace(0, 1, 8)})
+    record = read_json(path / "config.json", "")
+    for name in ("model", "dataset"):
+        record["stores"][0][name] |= {"asked": MANIFEST[name]["location"], **MANIFEST[name]}
+    record["stores"][0] |= {"rows": 17100, "hook_name": MANIFEST["hook_name"]}
+    write_json(path / "config.json", record)
+    results = read_json(path / "results.json", "")
+    results["members"][0] |= {"metrics": METRICS}
+    results["members"][1] |= {"metrics": None, "failed": {"step": 7, "reason": "lost"}}
+    write_json(path / "results.json", results)
+    return path
 
 
 def ids(run_directory) -> list[str]:

@@ -1,6 +1,7 @@
 """Find-feature: a planted feature is found and scored right, chance ones are not sold as a find, text to table."""
 
 import json
+import shutil
 from itertools import combinations
 from types import SimpleNamespace
 
@@ -281,9 +282,9 @@ def test_what_cannot_be_is_refused(run, tmp_path):
     config = read_json(path / "config.json", "")
     for store in config["stores"]:
         store["dataset"] |= {"asked": "mine.txt", "location": str(tmp_path / "moved.txt")}
-    write_json(tmp_path / "config.json", config)
-    (tmp_path / "results.json").write_bytes((path / "results.json").read_bytes())
-    assert "moved.txt any more: put it back there, or" in refused("a hurricane", of=tmp_path)
+    moved = shutil.copytree(path, tmp_path / "moved")
+    write_json(moved / "config.json", config)
+    assert "moved.txt any more: put it back there, or" in refused("a hurricane", of=moved)
     (tmp_path / "bad.jsonl").write_text("[]")
     with pytest.raises(InputError, match="--examples .*bad.jsonl, line 1"):
         texts_in(tmp_path / "bad.jsonl", "--examples")

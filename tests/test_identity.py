@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import ROOT, environment, shared_cache, trained
+from command_line import ROOT, shared_cache, trained
+from command_line import environment as variables
 from hub_server import files_of, hub
+from populations import finished_run
 from rows import make_store
 
 import main
@@ -19,14 +21,16 @@ from analysis.run import FinishedRun
 from harvest import capture, sources
 from harvest.capture import one_at_a_time
 from harvest.errors import InputError
+from harvest.files import read_json
 from harvest.identity import difference, distance, found, identity, rounding
 from harvest.language_model import LanguageModel
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, name_of, named_files, place_of
 from harvest.store import ActivationStore, StoreWriter
 from harvest.text import documents
+from sae_jax.config import TrainConfig
 from sae_jax.run_directory import RunDirectory, default_name
-from sae_jax.train import store_facts
+from sae_jax.train import environment, store_facts
 
 SIZES = ("--n-samples", "60", "--seq-len", "10", "--epochs", "1", "--hidden-dim", "48", "--target-l0", "8")
 TEXTS = list(islice(documents(str(BUNDLED_CORPUS)), 400))
@@ -40,7 +44,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def for_this_process(monkeypatch, cache):
-    for name, value in environment(cache).items():
+    for name, value in variables(cache).items():
         monkeypatch.setenv(name, value)
 
 
@@ -230,14 +234,13 @@ def test_a_run_is_resumed_on_rows_that_differ_by_rounding_and_says_so(tmp_path):
     store, rng = make_store(tmp_path / "a"), np.random.default_rng(0)
     near = rewritten(store, tmp_path / "b", lambda x: x * (1 + 3e-4 * rng.standard_normal(x.shape)))
     far = rewritten(store, tmp_path / "c", lambda x: x * 1.1)
-    run, plan = RunDirectory(tmp_path / "run", {"train": {}}), {"total_steps": 1}
-    run.path.mkdir()
-    assert run.begin([store_facts(store)], {"torch": "1"}, plan, resume=False) == ""
-    assert run.begin([store_facts(store)], {"torch": "1"}, plan, resume=True) == ""
-    said = run.begin([store_facts(near)], {"torch": "2"}, plan, resume=True)
-    assert "torch 1, not 2" in said and "the rows differ by rounding" in said
+    path = finished_run(tmp_path / "run", TrainConfig(), [store]).path
+    run, here = RunDirectory(path, read_json(path / "config.json", "")["asked"]), environment()
+    assert run.begin([store_facts(store)], here, {}, resume=True) == ""
+    said = run.begin([store_facts(near)], here | {"jax": "2"}, {}, resume=True)
+    assert f"jax {here['jax']}, not 2" in said and "the rows differ by rounding" in said
     with pytest.raises(InputError, match="another activation store .*the rows by .*% of a row's length.*--force"):
-        run.begin([store_facts(far)], {"torch": "1"}, plan, resume=True)
+        run.begin([store_facts(far)], here, {}, resume=True)
 
 
 # Locks.
@@ -313,7 +316,7 @@ def test_a_hub_out_of_reach_stops_nothing_whose_rows_are_here(tmp_path, cache):
         places = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(
             [sys.executable, "-c", OFFLINE, tmp_path, tmp_path / "cache", *SIZES],
-            env=kept | environment(cache) | places | {"HF_HUB_OFFLINE": "0"},
+            env=kept | variables(cache) | places | {"HF_HUB_OFFLINE": "0"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -365,7 +368,7 @@ def test_a_run_that_cannot_be_written_to_is_read(run, cache, tmp_path, all_comma
     script = READ_ONLY.replace("ALL", ALL if all_commands else "()")
     (member,) = run.members
     argv = (sys.executable, "-c", script, runs / "run", member, tmp_path / "cache", runs / "interrupted")
-    places = environment(cache) | {"PYTHONPATH": str(ROOT)}
+    places = variables(cache) | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*mount, *argv], capture_output=True, text=True, cwd=tmp_path, env=os.environ | places)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert "cannot be written to: what is computed of it is not kept" in done.stdout

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from command_line import ROOT, THREE_KINDS, files_of, shared_cache, trained
 from rows import make_store
-from safetensors.numpy import load_file, save_file
 
 import main
 from analysis import feature_values as feature_values_module
@@ -21,6 +20,7 @@ from analysis.feature_values import context_tokens, feature_values
 from analysis.neuronpedia import clean, export, rounded
 from harvest.errors import InputError
 from harvest.unembedding import logit_weights
+from sae_jax.formats import save_dictionary
 from sae_jax.sae import SAE
 
 PEERS = os.environ.get("SAE_PEERS_PYTHON")
@@ -36,10 +36,9 @@ def cache(tmp_path_factory):
 def run(tmp_path_factory, cache):
     """Three members; one feature of the first is made silent."""
     run = trained(tmp_path_factory.mktemp("neuronpedia") / "run", cache, *THREE_KINDS, "--epochs", "2")
-    weights = run.path / "members" / next(iter(run.members)) / "sae_weights.safetensors"
-    tensors = load_file(weights)
-    tensors["W_enc"][:, DEAD], tensors["b_enc"][DEAD] = 0, -1
-    save_file(tensors, weights)
+    dictionary = run.dictionary(next(iter(run.members)))
+    dictionary.tensors["W_enc"][:, DEAD], dictionary.tensors["b_enc"][DEAD] = 0, -1
+    save_dictionary(dictionary, run.path / "members" / dictionary.name)
     return run
 
 
@@ -191,7 +190,7 @@ def test_the_same_export_is_the_same_bytes_and_what_is_there_is_refused(
 def test_a_long_window_is_cut_around_the_row(tmp_path, monkeypatch, longest):
     """With values of either sign; windows of 9 tokens, the first of which has no row."""
     monkeypatch.setattr(feature_values_module, "LONGEST", longest)
-    monkeypatch.setattr(feature_values_module, "CHUNK_ROWS", 64)
+    monkeypatch.setattr(feature_values_module, "rows_at_once", lambda features: 64)
     store, rng = make_store(tmp_path, windows=60), np.random.default_rng(0)
     W_FxD = rng.standard_normal((5, store.d_model)).astype(np.float32)
     zeros = {"b_enc": np.zeros(5, np.float32), "b_dec": np.zeros(store.d_model, np.float32)}
