@@ -20,8 +20,8 @@ from sae_jax.feed import BLOCK_BYTES, ERA_BYTES
 from sae_jax.placement import shares_of
 from sae_jax.population import Group, Signature
 
-LIBRARIES = 480 << 20  # of a process with torch, JAX and a small language model
-PROGRAM = 140 << 20  # that compiling a group's program takes
+LIBRARIES = 910 << 20  # of a process with JAX, and torch with a small language model, which a harvest leaves behind
+PROGRAM = 100 << 20  # that compiling a group's program takes
 EXPORT_COPIES = 6  # of a member's weights, while they are scaled in float64
 EVALUATION_COPIES = 4  # of a chunk's features
 WORKING_COPIES = 27  # tenths of a member's state: itself, its gradients and what comes of them

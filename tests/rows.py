@@ -24,7 +24,9 @@ def make_store(
     shards: int = 3,
     seed: int = 0,
     layer: int = 0,
+    text: int | None = None,
 ) -> ActivationStore:
+    """Rows of known directions; those of one `text` (default: the seed) count as of the same token windows."""
     rng = np.random.default_rng(seed)
     directions_GxD = rng.standard_normal((2 * d_model, d_model))
     description = {
@@ -37,7 +39,7 @@ def make_store(
         "keep_first_position": False,
         "dtype": dtype,
         "d_model": d_model,
-        "windows_hash": f"{windows} windows, seed {seed}",
+        "windows_hash": f"{windows} windows of text {seed if text is None else text}",
         **dict.fromkeys(("weights_hash", "tokenizer_hash"), "none"),
     }
     writer = StoreWriter(directory, description)

@@ -200,6 +200,7 @@ def test_a_hub_that_answers_is_used(tmp_path, endpoint):
         "asked": "gpt2-small",
         "location": "gpt2",
         "fell_back": False,
+        "out_of_reach": "",
         "n_layers": 4,
         "fingerprint": f"gpt2@{COMMIT}",
         "n_positions": 128,

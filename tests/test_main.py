@@ -21,6 +21,7 @@ from safetensors.numpy import load_file
 import main
 from harvest.request import HarvestRequest
 from sae_jax.config import TrainConfig
+from sae_jax.run_directory import LOCK
 
 SMOKE = (*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--epochs", "2", "--activation", "relu")
 SMOKE_ID = "relu-f256-l32-lr1e-3-s0"
@@ -325,7 +326,7 @@ FLAGS = {
     "k over hidden_dim": (("--activation", "topk", "--k", "300"), "300", "1 to --hidden-dim (256)"),
     "a target of every feature": (("--target-l0", "256"), "256", "under --hidden-dim (256)"),
     "lr of zero": (("--lr", "0"), "0", "positive"),
-    "lr that is no number": (("--lr", "nan"), "nan", "positive"),
+    "lr that is no number": (("--lr", "nan"), "nan", "a number that float32 holds"),
     "lr in words": (("--lr", "small"), "small", "float"),
     "a negative penalty": (("--sparsity", "-1"), "-1", "0 or a positive number"),
     "an unknown hook": (("--hook", "resid_up"), "resid_up", "resid_pre, resid_mid, resid_post, mlp_out, attn_out"),
@@ -338,7 +339,7 @@ FLAGS = {
     "everything held out": (("--held-out", "1"), "1", "between 0 and 1"),
     "one window": (("--n-samples", "1"), "1", "at least 2"),
     "a number format unknown": (("--store-dtype", "int8"), "int8", "float16, float32"),
-    "a seed too large": (("--seed", "2147483648"), "2147483648", "0 to 2147483647"),
+    "a seed too large": (("--seed", "2147483648"), "2147483648", "must be below 2147483648"),
     "no time between checkpoints": (("--checkpoint-seconds", "0"), "0", "positive"),
     "a batch larger than any rows": (("--batch-size", "1001"), "1001", "at most 1,000 rows"),
     "a batch larger than the rows": (("--batch-size", "811"), "811", "only 810 training rows"),
@@ -357,7 +358,7 @@ def test_bad_input(flags, value, allowed, smoke, cache, tmp_path, capsys):
     stores = files_of(cache / "activations")
     error = refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", tmp_path / "run", *flags)
     assert value in error and allowed in error
-    assert not list(tmp_path.iterdir())
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] in ([], [tmp_path / "run" / LOCK])
     assert files_of(cache / "activations") == stores
 
 
@@ -424,7 +425,7 @@ def test_one_held_out_row_is_too_few(cache, tmp_path, capsys):
     """There is no variance to explain: said before training, not after it."""
     argv = (*TINY, "--n-samples", "8", "--seq-len", "2", "--batch-size", "4", "--cache-dir", cache)
     assert "longer text" in refused(capsys, *argv, "--run-dir", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
 # Without the cache of compiled programs: JAX would leave entries cut off at the limit for the tests that follow.

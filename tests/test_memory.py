@@ -100,7 +100,7 @@ def test_a_population_that_cannot_fit_is_refused_before_the_harvest(width, tmp_p
     ]
     assert main.run_as_command(argv) == 2
     said = capsys.readouterr().err
-    assert "GB of memory, and 17" in said and "--hidden-dim" in said
+    assert "GB are to be had" in said and "--hidden-dim" in said
     assert not list(tmp_path.iterdir())
 
 

@@ -57,11 +57,11 @@ def test_eight_widths_on_eight_devices_lie_on_one_each():
 
 
 def test_a_device_holds_its_share_of_the_bytes_and_all_learn_the_same(tmp_path):
-    """Eight widths, one member each: in a process with eight devices, and in one with one."""
+    """Four widths, one member each: in a process with four devices, and in one with one."""
     learned = {}
-    for devices in (1, 8):
+    for devices in (1, 4):
         process = subprocess.run(
-            [sys.executable, "-c", EIGHT_WIDTHS, str(tmp_path / f"{devices}.npz")],
+            [sys.executable, "-c", FOUR_WIDTHS, str(tmp_path / f"{devices}.npz")],
             env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": f"{TESTS}:{TESTS.parent}"},
             capture_output=True,
             text=True,
@@ -69,16 +69,16 @@ def test_a_device_holds_its_share_of_the_bytes_and_all_learn_the_same(tmp_path):
         )
         assert process.returncode == 0, process.stderr
         learned[devices] = np.load(tmp_path / f"{devices}.npz")
-    bytes_N, alone = learned[8]["bytes_N"], learned[1]["bytes_N"]
+    bytes_N, alone = learned[4]["bytes_N"], learned[1]["bytes_N"]
     assert bytes_N.sum() == alone.sum(), "nothing is held twice"
-    assert bytes_N.max() == learned[8]["widest"]
+    assert bytes_N.max() == learned[4]["widest"]
     for name in learned[1].files:
         if name.startswith("leaf"):
-            np.testing.assert_array_equal(learned[8][name], learned[1][name])
+            np.testing.assert_array_equal(learned[4][name], learned[1][name])
 
 
 TESTS = Path(__file__).parent
-EIGHT_WIDTHS = """
+FOUR_WIDTHS = """
 import sys
 import jax, numpy as np
 from populations import placed
@@ -88,7 +88,7 @@ from sae_jax.step import make_train_block
 
 sae_jax.placement.ONE_PROGRAM_BYTES = 0  # as if they were wide
 x_NxD = np.random.default_rng(0).standard_normal((320, 24)).astype(np.float32)
-config = TrainConfig("relu", tuple(16 + 8 * i for i in range(8)), target_l0=6.0, batch_size=32, warmup=0.0)
+config = TrainConfig("relu", tuple(16 + 8 * i for i in range(4)), target_l0=6.0, batch_size=32, warmup=0.0)
 placement, states, hypers, groups = placed(config, 40, x_NxD)
 train_block, rows = make_train_block(groups, 2, placement), placement.everywhere(x_NxD.reshape(1, 10, 32, 24))
 for _ in range(2):
@@ -97,7 +97,7 @@ held = {device: 0 for device in jax.devices()}
 for shard in (shard for leaf in jax.tree.leaves(states) for shard in leaf.addressable_shards):
     held[shard.device] += shard.data.nbytes
 leaves = jax.tree.leaves(placement.gather(states))
-widest = sum(leaf.nbytes for leaf in jax.tree.leaves(placement.gather_group(7, states[7])))
+widest = sum(leaf.nbytes for leaf in jax.tree.leaves(placement.gather_group(3, states[3])))
 kept = {f"leaf{number}": leaf for number, leaf in enumerate(leaves)}
 np.savez(sys.argv[1], bytes_N=list(held.values()), widest=widest, **kept)
 """

@@ -183,7 +183,7 @@ def test_a_member_that_diverges_is_frozen_and_the_others_are_as_without_it(block
 
 def test_every_kind_learns_in_one_program_and_is_what_it_exports(tmp_path, caplog):
     """Two layers, ten kinds: reconstruction on held-out rows, at the sparsity asked for, from the files themselves."""
-    stores = [make_store(tmp_path / f"store{layer}", windows=2000, seed=layer, layer=layer) for layer in (0, 3)]
+    stores = [make_store(tmp_path / f"store{layer}", windows=2000, seed=layer, layer=layer, text=0) for layer in (0, 3)]
     config = TrainConfig(activation=tuple(KINDS), hidden_dim=128, k=8, target_l0=8, epochs=6, lr=3e-3)
     with jax.log_compiles(), caplog.at_level("WARNING"):
         results = train(config, stores, RunDirectory(tmp_path / "run", {"train": config.to_json()}))

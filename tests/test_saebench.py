@@ -325,7 +325,7 @@ def test_what_cannot_be_is_refused(run, tmp_path, capsys, monkeypatch):
     assert "it has no config.json" in refused(str(tmp_path))
     for name in ("results.json", "config.json"):
         (tmp_path / name).write_text('{"members": []}')
-    assert "written by an earlier version" in refused(str(tmp_path))
+    assert "an earlier version wrote it" in refused(str(tmp_path))
     assert "--member nobody is not in" in refused(str(run), "--member", "nobody")
     assert "--metrics spelling: must be one of" in refused(str(run), "--metrics", "spelling")
     assert "--label: under which key" in refused(str(run), "--dataset", str(tmp_path / "a.jsonl"))
