@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -58,12 +59,14 @@ TEXT = {"model_name": "bundled", "dataset": "bundled", "n_samples": 700, "held_o
 
 
 def measure_population(kinds: int, features: int, seeds: int, directory: Path) -> dict:
-    """Of the whole command, loss recovered included."""
+    """Of the whole command in a fresh cache: harvest, training, loss recovered."""
     config = TrainConfig(KINDS[:kinds], features, seed=tuple(range(seeds)), epochs=1)
     request = HarvestRequest(**TEXT)
     asked = {**TEXT, "activation": config.activation, "hidden_dim": features, "seed": config.seed, "epochs": 1}
-    command = [sys.executable, "main.py", "--quiet", "--force", "--cache-dir", directory / "cache"]
-    command += ["--ce-windows", 16, "--run-dir", directory / f"{kinds}x{seeds}x{features}"]
+    place = directory / f"{kinds}x{seeds}x{features}"
+    shutil.rmtree(place, ignore_errors=True)
+    command = [sys.executable, "main.py", "--quiet", "--cache-dir", place / "cache", "--run-dir", place / "run"]
+    command += ["--ce-windows", 16]
     for name, value in asked.items():
         command += [f"--{name.replace('_', '-')}", *(value if isinstance(value, tuple) else (value,))]
     process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
