@@ -105,7 +105,7 @@ def test_its_features_have_pages_without_matches(studied, cache):
     [
         ("report",),
         ("show", "--pareto"),
-        ("saebench", "--documents", "800", "--metrics", "probing", "absorption"),
+        ("saebench", "--documents", "800", "--metrics", "probing"),
         ("export", "--member", DEAD, "--neuronpedia", "--to", "TO"),
         ("find-feature", "the sea"),
     ],
