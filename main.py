@@ -141,11 +141,17 @@ def main(argv: list[str]) -> None:
         model, _ = resolve(request)
         if model.d_model is None:
             raise InputError(f"--dry-run: the config of {model.location} does not say how wide the model is")
+        from sae_jax.memory import refuse_too_large
         from sae_jax.plan import plan
 
         with Terminal(quiet=options.quiet) as terminal:
             say_preset(preset, terminal)
-            terminal.plan(plan(config, request, model.d_model))
+            planned = plan(config, request, model.d_model)
+            terminal.plan(planned)
+            try:
+                refuse_too_large(planned.memory)
+            except InputError as error:
+                terminal.say(f"it would not be trained here: {error}")
         return
     asked = {"harvest": request.to_json(), "train": config.to_json(), "files": named_files(request)}
     asked |= {"preset": preset} if preset else {}

@@ -13,6 +13,8 @@ from harvest.errors import InputError
 from harvest.hub import Kind
 from harvest.request import HarvestRequest, Site
 from harvest.sources import model_fingerprint, name_of, place_of
+from sae_jax.config import LEVELS
+from sae_jax.grid import member_id
 from sae_jax.run_directory import WRITTEN_AGAIN
 
 if TYPE_CHECKING:
@@ -42,6 +44,10 @@ class FinishedRun:
         for member in results["members"]:
             if (name := Site(member["layer"], member["hook"]).hook_name) not in sites:
                 raise InputError(f"{path}: config.json has no store of {name}, where {member['id']} was trained")
+            if member["activation"] not in LEVELS or member_id(member, len(sites) > 1) != member["id"]:
+                raise InputError(
+                    f"{path / 'results.json'}: {member['id']} has other settings than its id says: {TRAIN_AGAIN}"
+                )
         return cls(path, config, results)
 
     def __repr__(self) -> str:
@@ -135,7 +141,11 @@ class FinishedRun:
     def dictionary(self, member: str) -> Dictionary:
         from sae_jax.formats import load_dictionary
 
-        return load_dictionary(self.path / "members" / member)
+        directory = self.path / "members" / member
+        dictionary = load_dictionary(directory)
+        if (written := dictionary.cfg["metadata"].get("member")) != member:
+            raise InputError(f"{directory} holds the weights of {written}: {WRITTEN_AGAIN}")
+        return dictionary
 
     @cached_property
     def language_model(self) -> LanguageModel:

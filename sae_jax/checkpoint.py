@@ -43,13 +43,15 @@ ocp.type_handlers.register_type_handler(  # what is saved is a copy already: Orb
 class Checkpoints:
     """The newest checkpoints of a run, written in the background, each whole or not there.
 
+    `asked` is the checksum of what the run was asked for: a checkpoint of another run is refused.
+
     `save` and `close` raise OSError where there is no room, also for what was being written since the last `save`.
     """
 
-    def __init__(self, directory: Path, every_seconds: float):
+    def __init__(self, directory: Path, every_seconds: float, asked: int = 0):
         self.every_seconds = every_seconds
         self.saved_at = time.monotonic()
-        self.directory = directory
+        self.directory, self.asked = directory, asked
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2, enable_async_checkpointing=True, cleanup_tmp_directories=True
         )
@@ -71,7 +73,7 @@ class Checkpoints:
             name: facts | {"crc32": array_checksum(np.asarray(leaf))}
             for name, (leaf, facts) in described(states).items()
         }
-        record = sealed({"leaves": leaves, "metrics": metrics})
+        record = sealed({"step": step, "asked": self.asked, "leaves": leaves, "metrics": metrics})
         with self._os_errors():
             self.manager.save(
                 step,
@@ -115,6 +117,9 @@ class Checkpoints:
             record = unsealed(self.manager.restore(step, args=parts)["record"], "", "")
         except InputError as error:
             raise ValueError("its record is damaged") from error
+        if (record["step"], record["asked"]) != (step, self.asked):
+            whose = "of another run" if record["asked"] != self.asked else f"of step {record['step']:,}"
+            raise InputError(f"{self.directory / str(step)} is a checkpoint {whose}, put there since: remove it")
         saved = {name: {"shape": of["shape"], "dtype": of["dtype"]} for name, of in record["leaves"].items()}
         needed = {name: facts for name, (_, facts) in described(start).items()}
         if different := sorted(name for name in saved | needed if saved.get(name) != needed.get(name)):

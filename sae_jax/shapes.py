@@ -143,8 +143,8 @@ class Failed(Shape):
 
 
 class Metrics(Shape):
-    explained_variance: float
-    l0: float = Field(ge=0)
+    explained_variance: float = Field(ge=-1e30, le=1)
+    l0: float = Field(ge=0, le=1e30)
     __pydantic_extra__: dict[str, float | None]
     model_config = ConfigDict(extra="allow")
 
@@ -194,6 +194,8 @@ class Timing(Shape):
 
 class LossRecovered(Shape):
     windows_asked: Count
+    windows: Count
+    documents: Count
 
 
 class Results(Shape):

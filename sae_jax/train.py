@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.files import write_arrays
+from harvest.files import record_checksum, write_arrays
 from harvest.identity import identity
 from harvest.request import Site
 from harvest.store import ActivationStore, compared_meanwhile
@@ -28,7 +28,7 @@ from sae_jax.memory import needed, refuse_too_large
 from sae_jax.placement import Placement
 from sae_jax.population import Group, Rows, State, abstract_group, groups_of, hyper_of, stack, start_group, steps_to_die
 from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
-from sae_jax.run_directory import METRICS, RunDirectory
+from sae_jax.run_directory import METRICS, RunDirectory, meant
 from sae_jax.sae import SAE
 from sae_jax.snapshots import snapshot_steps, write_snapshot
 from sae_jax.step import make_train_block
@@ -148,7 +148,7 @@ def learn(
     Nothing is saved before `rows_compared` comes back: no later process goes on from what damaged rows have taught.
     """
     config, total = population.config, feed.total_steps
-    checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds)
+    checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds, record_checksum(meant(run.asked)))
     abstract = [abstract_group(group, hyper) for group, hyper in zip(population.groups, population.hypers, strict=True)]
     first_step, restored, metrics_then = checkpoints.restore(abstract, say)
     step = first_step

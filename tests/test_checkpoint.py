@@ -38,8 +38,8 @@ def saved(tmp_path_factory) -> Path:
     return directory
 
 
-def restored(directory: Path, said: list[str], start=None):
-    checkpoints = Checkpoints(directory, 60)
+def restored(directory: Path, said: list[str], start=None, asked=0):
+    checkpoints = Checkpoints(directory, 60, asked)
     try:
         return checkpoints.restore(states_at(0) if start is None else start, said.append)
     finally:
@@ -174,3 +174,14 @@ def test_without_a_file_descriptor_left_nothing_is_moved(left, saved, tmp_path):
         checkpoints.close()
     assert outcome in (20, -errno.EMFILE) and (outcome < 0 or left)
     assert files_in(copy) == before
+
+
+def test_a_checkpoint_of_another_step_or_run_is_refused_and_stays(saved, tmp_path):
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    newest = max(METRICS)
+    os.rename(copy / str(newest), copy / "5000")
+    with pytest.raises(InputError, match=f"5000 is a checkpoint of step {newest}, put there since: remove it"):
+        restored(copy, [])
+    with pytest.raises(InputError, match="is a checkpoint of another run"):
+        restored(saved, [], asked=7)
+    assert (copy / "5000").is_dir() and (saved / str(newest)).is_dir()

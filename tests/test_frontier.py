@@ -14,6 +14,7 @@ import main
 from analysis.frontier import METRICS, compute, figure
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
+from sae_jax.grid import member_id
 
 GRID = ("--preset", "frontier", "--activation", "relu", "topk", "--target-l0", "4", "8", "--k", "4", "8")
 GRID += ("--seed", "0", "1", "--hidden-dim", "48", "--n-samples", "100", "--seq-len", "10", "--batch-size", "32")
@@ -42,6 +43,8 @@ def changed(run: Path, to: Path, change, name: str = "results.json") -> Path:
         shutil.copy(run / record, to)
     content = read_json(to / name, "")
     change(content)
+    for member in content.get("members", ()):
+        member["id"] = member_id(member, several_sites=False)
     write_json(to / name, content)
     return to
 
@@ -198,7 +201,6 @@ def test_what_gives_no_frontier_is_refused(run, tmp_path, capsys):
     (tmp_path / "unfinished").mkdir()
     shutil.copy(run / "config.json", tmp_path / "unfinished")
     refusals = {
-        (flat,): "two or more sparsities",
         (tmp_path / "nowhere",): "no such run directory",
         (tmp_path / "unfinished",): "has no results.json",
         (run, run): "twice",
@@ -208,6 +210,9 @@ def test_what_gives_no_frontier_is_refused(run, tmp_path, capsys):
         assert main.run_as_command(["frontier", *map(str, runs)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and reason in error
+    assert main.run_as_command(["frontier", str(flat)]) == 0
+    said = capsys.readouterr().out
+    assert "no figure: it needs one kind at two or more sparsities" in said and "relu" in said
     assert not (flat / "figures").exists() and not (flat / "analysis").exists()
     with pytest.raises(InputError, match=str(tmp_path / "nowhere")):
         compute(tmp_path / "nowhere")

@@ -72,6 +72,23 @@ def test_an_id_is_the_name_of_a_file(run, name, capsys):
     assert [path.name for path in run.with_name("outside").iterdir() if path.is_file()] == ["victim"]
 
 
+CONTRADICTIONS = {
+    "lr": (lambda results: results["members"][0].update(lr=-1.0), "has other settings than its id says"),
+    "activation": (lambda results: results["members"][0].update(activation="x"), "has other settings than its id says"),
+    "documents": (lambda results: results.update(loss_recovered={"windows_asked": 1, "windows": 1}), "loss_recovered"),
+    "variance": (lambda results: results["members"][0]["metrics"].update(explained_variance=1e308), "variance"),
+}
+
+
+@pytest.mark.parametrize("change, message", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_figures_that_cannot_be_are_named(run, change, message):
+    results = read_record(run / "results.json")
+    change(results)
+    write_record(run / "results.json", results)
+    with pytest.raises(InputError, match=message):
+        FinishedRun.open(run)
+
+
 @pytest.mark.parametrize("place", ["figures", "analysis", "analysis/features", "members", "members/*", ".lock"])
 def test_a_link_out_of_a_run_is_named(run, place):
     link_fault(place)(run)

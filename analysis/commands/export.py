@@ -50,7 +50,7 @@ def run(argv: list[str]) -> None:
     from sae_jax.formats import load_dictionary, save_dictionary
 
     facts = member_facts(source, options.member)
-    dictionary = load_dictionary(source / "members" / facts["member"]["id"] if facts else source)
+    dictionary = FinishedRun.open(source).dictionary(facts["member"]["id"]) if facts else load_dictionary(source)
     card = model_card(dictionary, facts, repo)
     save_dictionary(dictionary, options.to)
     write_atomically(options.to / "README.md", lambda f: f.write(card.encode()))

@@ -30,10 +30,11 @@ def run(argv: list[str]) -> None:
     frontier = compute(*runs)
     to = options.to or (runs[0] if len(runs) == 1 else Path("frontier"))
     with Terminal() as terminal:
-        figures = write(frontier, to) if options.to or can_be_kept(to, terminal.say) else []
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
         for member in frontier.failed:
             terminal.say(f"{member} has no figures: its training was stopped")
-        if figures:
-            terminal.say("figure: " + ", ".join(map(str, figures)))
+        if not frontier.has_curve:
+            terminal.say("no figure: it needs one kind at two or more sparsities, as of --target-l0 16 32 or --k 16 32")
+        elif options.to or can_be_kept(to, terminal.say):
+            terminal.say("figure: " + ", ".join(map(str, write(frontier, to))))

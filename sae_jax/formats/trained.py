@@ -28,6 +28,7 @@ def fold_normalization(tensors: dict, shift_D: np.ndarray, scale_D: np.ndarray) 
 def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest: dict) -> Dictionary:
     """A member trained on the store that `manifest` describes; `tensors` take raw activations."""
     metadata = {
+        "member": member.id,
         "model_name": name_of(manifest["model"]["location"]),
         "model_class_name": "HookedTransformer",
         "hook_name": manifest["hook_name"],
