@@ -224,12 +224,12 @@ def _all_text_files(path: Path) -> list[Path]:
             seen.add(place)
             subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
             starts += [link for name in subfolders if (link := Path(folder, name)).is_symlink()]
-            files += [file for name in names if _is_text_file(file := Path(folder, name)) and file.is_file()]
-    return sorted(files)
+            files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in files if _is_text_file(file) and file.is_file())
 
 
 def _is_text_file(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
+    return path.name.lower().endswith(SUFFIXES)
 
 
 def _split(file: Path) -> str | None:

@@ -144,6 +144,10 @@ def test_only_the_hub_caches_own_layout_is_a_hub_data_set(tmp_path, monkeypatch)
     assert read(tmp_path / "datasets--org--texts" / "snapshots" / "2026-11") == ["a row of the data set"]
 
 
+def test_a_hidden_file_is_read_where_it_is_named(tmp_path):
+    assert read(jsonl(tmp_path / ".a.jsonl", "one")) == ["one"]
+
+
 def test_jsonl_plain_and_zipped(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", "one\n\ntwo", "", "drei ß")
     zipped = tmp_path / "a.jsonl.gz"
