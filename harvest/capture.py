@@ -230,7 +230,7 @@ def _say_text(text: dict, say: Say) -> None:
         say(f"text column: {', '.join(text['columns'])}")
     if files := text["left_out"]:
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-        say(f"left out, being of a test or validation split: {', '.join(files[:3])}{more}")
+        say(f"left out, being empty or of a test or validation split: {', '.join(files[:3])}{more}")
     if text["near_copies"]:
         copies = f"near-copies: {text['near_copies']:,} of {text['documents']:,} documents read nearly equal one before"
         apart = "but are on both sides of training and held out, because nothing else would be left on one"

@@ -7,17 +7,20 @@ from typing import Any
 
 from harvest.errors import InputError
 
-TEXT, BYTES = "text", "bytes"
+TEXT, BYTES, NULL = "text", "bytes", "null"  # the last: nothing but missing values
 
 
 def text_column(location: str, kinds: Mapping[str, str]) -> str:
-    """The column named text, or else the only one that holds text, of {column: kind}. Raises InputError otherwise."""
-    if "text" in kinds and kinds["text"] not in (TEXT, BYTES):
+    """The column named text, or else the only one that holds text, of {column: kind}. Raises InputError otherwise.
+
+    Bytes are text in a column named text, and in a lone column. A column text of nulls alone holds empty texts.
+    """
+    if "text" in kinds and kinds["text"] not in (TEXT, BYTES, NULL):
         raise InputError(
             f"--dataset {location}: its column text holds no text but {kinds['text']}; the columns are "
             f"{', '.join(kinds)}: rename the one that is meant to text"
         )
-    texts = [name for name, kind in kinds.items() if name == "text" or kind == TEXT]
+    texts = [name for name, kind in kinds.items() if kind == TEXT or (kind == BYTES and len(kinds) == 1)]
     if "text" not in kinds and len(texts) != 1:
         raise InputError(
             f"--dataset {location}: which column is the text? None is named text, and {len(texts)} hold strings; "
@@ -26,8 +29,10 @@ def text_column(location: str, kinds: Mapping[str, str]) -> str:
     return "text" if "text" in kinds else texts[0]
 
 
-def kinds_of_schema(schema) -> dict[str, str]:
-    """The kind of each column of an Arrow schema: text, bytes, or Arrow's own name of it."""
+def kinds_of_schema(location: str, schema) -> dict[str, str]:
+    """The kind of each column of an Arrow schema: text, bytes, or Arrow's own name of it. Each name occurs once."""
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise InputError(f"--dataset {location}: several columns are named {', '.join(twice)}: rename or remove some")
     return {field.name: _kind_of_type(field.type) for field in schema}
 
 
@@ -51,7 +56,7 @@ def kinds_of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
             types.setdefault(name, set()).update(() if value is None else (type(value),))
     names = {"str": TEXT, "bytes": BYTES}
     return {
-        name: " and ".join(sorted(names.get(of.__name__, of.__name__) for of in seen)) or "null"
+        name: " and ".join(sorted(names.get(of.__name__, of.__name__) for of in seen)) or NULL
         for name, seen in types.items()
     }
 

@@ -2,12 +2,12 @@
 
 A text source is one of
 - a hub data set, `name` or `name:config`: its train split, streamed; column `text`, or its only column of strings
-- .jsonl, .jsonl.gz: one document a line, under the key `text`
+- .jsonl, .jsonl.gz: one document a line, under the key `text`, or under the only key of strings
 - .parquet: one document a row; the column as for a hub data set
 - .txt: documents are separated by <|endoftext|>; where there is none, a lone file is divided at its blank lines,
   and in a folder each file is one document
 - a folder of such files, also in folders within it, read in the order of their names; hidden files do not count, and
-  files of a test or validation split are left out where there are others
+  left out are empty files and, where others are of a train split, those of a test or validation split
 A text that is missing (null) is an empty document.
 
 Shapes: W windows, T tokens a window.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harvest.columns import kinds_of_rows, kinds_of_schema, text_column, text_in
+from harvest.columns import TEXT, kinds_of_rows, kinds_of_schema, text_column, text_in
 from harvest.errors import InputError
 from harvest.files import refuse_irregular
 from harvest.near_copies import NearCopies, number_of, signature
@@ -55,7 +56,7 @@ class Reading:
     """What comes to light while a text source is read."""
 
     columns: list[str] = field(default_factory=list)  # that the text was read from; none of .txt
-    left_out: list[str] = field(default_factory=list)  # files of other splits
+    left_out: list[str] = field(default_factory=list)  # files that are empty or of other splits
     documents: int = 0
     near_copies: int = 0  # of these, near-copies of one before
     copies_together: bool = True  # on one side of the split
@@ -177,13 +178,14 @@ def documents(location: str, reading: Reading | None = None) -> Iterator[str]:
     files = text_files(path)
     reading.left_out = [str(file.relative_to(path)) for file in _all_text_files(path) if file not in files]
     for file in files:
-        if file.suffix == ".parquet":
+        if file.suffix.lower() == ".parquet":
             yield from _parquet_documents(file, reading)
-        elif file.suffix == ".txt":
+        elif file.suffix.lower() == ".txt":
             yield from _txt_documents(file, alone=len(files) == 1)
         else:
-            _note(reading, "text")
-            yield from (record["text"] for _, record in jsonl_records(file))
+            column = _jsonl_column(file)
+            _note(reading, column)
+            yield from (record[column] for _, record in jsonl_records(file, column))
 
 
 def _note(reading: Reading, column: str) -> None:
@@ -192,36 +194,51 @@ def _note(reading: Reading, column: str) -> None:
 
 
 def text_files(path: Path) -> list[Path]:
-    """The text files that a local path means; raises InputError where there is none, or an empty one."""
+    """The text files that a local path means; raises InputError where there is none, or all are empty."""
     known = ", ".join(SUFFIXES)
     files = _all_text_files(path)
     if path.is_dir():
         if not files:
             raise InputError(f"--dataset {path}: there is no text file in this directory ({known})")
-        files = [file for file in files if not _is_of_other_split(file.relative_to(path))] or files
-    elif not path.name.endswith(SUFFIXES):
+        splits = [_split(file.relative_to(path)) for file in files]
+        if "train" in splits:
+            files = [file for file, split in zip(files, splits, strict=True) if split != "other"]
+    elif not _is_text_file(path):
         raise InputError(f"--dataset {path}: not a kind of text file that can be read ({known})")
     for file in files:
         refuse_irregular(file)
-        if not file.stat().st_size:
-            raise InputError(f"--dataset {file}: the file is empty")
-    return files
+    if filled := [file for file in files if file.stat().st_size]:
+        return filled
+    raise InputError(f"--dataset {path}: {'all its text files are' if path.is_dir() else 'the file is'} empty")
 
 
 def _all_text_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = (file for file in path.rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
-    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts))
+    files, starts, seen = list[Path](), [path], set(path.resolve().parents)
+    for start in starts:  # links to folders are added on the way, and a folder is read once
+        for folder, subfolders, names in os.walk(start):
+            if (place := Path(folder).resolve()) in seen:
+                subfolders.clear()
+                continue
+            seen.add(place)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
+            starts += [link for name in subfolders if (link := Path(folder, name)).is_symlink()]
+            files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in files if _is_text_file(file) and file.is_file())
 
 
-def _is_of_other_split(file: Path) -> bool:
-    """Whether its name, or else that of a folder, has the word test, validation or the like, and not train."""
+def _is_text_file(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def _split(file: Path) -> str | None:
+    """The split that its name, or else that of a folder, says: train, or another such as test or validation."""
     for part in reversed(file.parts):
         words = set(re.findall("[a-z]+", part.lower().replace("held_out", "heldout").replace("held-out", "heldout")))
         if words & (TRAIN | OTHER_SPLITS):
-            return not words & TRAIN
-    return False
+            return "train" if words & TRAIN else "other"
+    return None
 
 
 def _txt_documents(path: Path, alone: bool) -> Iterator[str]:
@@ -246,11 +263,30 @@ def _joined(lines: list[str]) -> Iterator[str]:
         yield text
 
 
-def jsonl_records(path: Path) -> Iterator[tuple[int, dict]]:
-    """The objects of a .jsonl file, plain or gzipped, with their line; each has a text under the key `text`.
+def _jsonl_column(path: Path) -> str:
+    """The key `text`, or else the only one of strings, if it is in every line of the first."""
+    head: list[dict] = []
+    for _, record in islice(_json_lines(path), HEAD):
+        if "text" in record:
+            return "text"
+        head.append(record)
+    texts = [name for name, kind in kinds_of_rows(head).items() if kind == TEXT]
+    return texts[0] if len(texts) == 1 and all(texts[0] in record for record in head) else "text"
+
+
+def jsonl_records(path: Path, column: str = "text") -> Iterator[tuple[int, dict]]:
+    """The objects of a .jsonl file, plain or gzipped, with their line; each has a text under the key `column`.
 
     A null there is an empty text.
     """
+    for number, record in _json_lines(path):
+        if column not in record:
+            keys = f"its keys are {', '.join(record)}"
+            raise InputError(f'--dataset {path}, line {number}: there is no text under the key "{column}" ({keys})')
+        yield number, {**record, column: text_in(record[column], column, f"{path}, line {number}")}
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -258,17 +294,16 @@ def jsonl_records(path: Path) -> Iterator[tuple[int, dict]]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InputError(f"--dataset {path}, line {number}: not JSON ({error})") from error
-        if not isinstance(record, dict) or "text" not in record:
-            keys = f"its keys are {', '.join(record)}" if isinstance(record, dict) else "it is no object"
-            raise InputError(f'--dataset {path}, line {number}: there is no text under the key "text" ({keys})')
-        yield number, {**record, "text": text_in(record["text"], "text", f"{path}, line {number}")}
+        if not isinstance(record, dict):
+            raise InputError(f"--dataset {path}, line {number}: there is no text in it (it is no object)")
+        yield number, record
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines of a text file, plain or gzipped, counted from 1."""
     number = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -284,7 +319,7 @@ def _parquet_documents(path: Path, reading: Reading) -> Iterator[str]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            column = text_column(str(path), kinds_of_schema(file.schema_arrow))
+            column = text_column(str(path), kinds_of_schema(str(path), file.schema_arrow))
             _note(reading, column)
             batches = file.iter_batches(PARQUET_ROWS, columns=[column])
             values = (value for batch in batches for value in batch.column(0).to_pylist())
@@ -302,7 +337,7 @@ def _hub_documents(location: str, reading: Reading) -> Iterator[str]:
         data = datasets.load_dataset(place, config or None, split="train", streaming=True)
         rows, head = iter(data), []
         if data.features:
-            kinds = kinds_of_schema(data.features.arrow_schema)
+            kinds = kinds_of_schema(location, data.features.arrow_schema)
         else:
             head = list(islice(rows, HEAD))
             kinds = kinds_of_rows(head)

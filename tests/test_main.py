@@ -366,7 +366,7 @@ TEXTS = {
     "an empty file": ("text.txt", b"", "is empty"),
     "no document": ("text.jsonl", b"\n\n", "no document"),
     "too short for one window": ("text.txt", b"Too short.\n\nThis one too.", "longest with"),
-    "no text under the key": ("text.jsonl", b'{"body": "..."}\n', '"text"'),
+    "no text under the key": ("text.jsonl", b'{"body": 3}\n', '"text"'),
     "a kind unknown": ("text.pdf", b"%PDF", ".txt, .jsonl"),
 }
 

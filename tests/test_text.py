@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from harvest.capture import _say_text
 from harvest.columns import kinds_of_rows, text_column
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
@@ -142,6 +144,10 @@ def test_only_the_hub_caches_own_layout_is_a_hub_data_set(tmp_path, monkeypatch)
     assert read(tmp_path / "datasets--org--texts" / "snapshots" / "2026-11") == ["a row of the data set"]
 
 
+def test_a_hidden_file_is_read_where_it_is_named(tmp_path):
+    assert read(jsonl(tmp_path / ".a.jsonl", "one")) == ["one"]
+
+
 def test_jsonl_plain_and_zipped(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", "one\n\ntwo", "", "drei ß")
     zipped = tmp_path / "a.jsonl.gz"
@@ -225,10 +231,113 @@ def test_a_downloaded_data_set_is_read_without_its_other_splits_and_hidden_files
 )
 def test_a_file_is_of_the_split_that_its_name_or_its_folders_says(tmp_path, name, is_read):
     (tmp_path / "others").mkdir()
-    jsonl(tmp_path / "others" / "a.jsonl", "always")
+    jsonl(tmp_path / "others" / "train.jsonl", "always")
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     jsonl(tmp_path / name, "perhaps")
     assert ("perhaps" in read(tmp_path)) == is_read
+
+
+@pytest.mark.parametrize("name", ["dev-notes.txt", "the-acid-test.txt", "validation/a.txt"])
+@pytest.mark.parametrize("beside", ["a.txt", "training/a.txt"])
+def test_files_of_other_splits_are_left_out_only_beside_a_train_split(tmp_path, name, beside):
+    for file in (name, beside):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(file)
+    found = list(documents(str(tmp_path), reading := Reading()))
+    if beside == "training/a.txt":
+        assert found == [beside] and reading.left_out == [name]
+    else:
+        assert found == sorted([name, beside]) and not reading.left_out
+
+
+@pytest.mark.parametrize("name", ["a.txt", "b/a.jsonl", "c.jsonl.gz", "d.parquet"])
+def test_an_empty_file_of_a_folder_is_left_out_and_told(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match="all its text files are empty"):
+        read(tmp_path)
+    (tmp_path / "text.txt").write_text("a text")
+    assert list(documents(str(tmp_path), reading := Reading())) == ["a text"] and reading.left_out == [name]
+    said: list[str] = []
+    _say_text(asdict(reading), said.append)
+    assert said == [f"left out, being empty or of a test or validation split: {name}"]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".jsonl.gz", ".parquet"])
+def test_a_suffix_may_be_in_capitals(tmp_path, suffix):
+    path = tmp_path / f"a{suffix.upper()}"
+    if suffix == ".txt":
+        path.write_text("one")
+    elif suffix == ".parquet":
+        pq.write_table(pa.table({"text": ["one"]}), path)
+    else:
+        line = b'{"text": "one"}'
+        path.write_bytes(gzip.compress(line) if suffix == ".jsonl.gz" else line)
+    assert read(path) == read(tmp_path) == ["one"]
+
+
+@pytest.mark.parametrize(
+    "link, target, found",
+    [
+        ("data/link", "elsewhere", ["here", "there"]),
+        ("data/link", "data", ["here"]),
+        ("data/link", ".", ["here"]),
+        ("data/a-link", "data/z", ["here"]),
+        ("elsewhere/link", "data", ["here"]),
+        ("data/link", "nowhere", ["here"]),
+        ("data/.link", "elsewhere", ["here"]),
+        ("data/__MACOSX", "elsewhere", ["here"]),
+    ],
+)
+def test_a_linked_folder_is_read_once_and_a_loop_ends(tmp_path, link, target, found):
+    for folder in ("data/z", "data/z/__MACOSX", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "data/z/a.txt").write_text("here")
+    (tmp_path / "data/z/__MACOSX/b.txt").write_text("of the archiver")
+    (tmp_path / "elsewhere/a.txt").write_text("there")
+    (tmp_path / link).symlink_to(tmp_path / target)
+    assert sorted(read(tmp_path / "data")) == found
+
+
+@pytest.mark.parametrize(
+    "lines, column",
+    [
+        ([{"content": "one", "id": 1}, {"id": 2, "content": None}], "content"),
+        ([{"content": "one", "url": "u"}, {"content": "two"}], None),
+        ([{"content": "one"}, {"id": 2}], None),
+        ([{"content": "one"}, {"content": 2}], None),
+        ([{"content": "one"}, {"content": "two", "text": "three"}], None),
+        ([{"content": "one", "text": None}, {"content": "two", "text": "three"}], "text"),
+    ],
+)
+def test_jsonl_is_read_by_its_only_key_of_strings(tmp_path, lines, column):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    if column is None:
+        with pytest.raises(InputError, match='line 1: there is no text under the key "text"'):
+            read(path)
+    else:
+        assert list(documents(str(path), reading := Reading())) == [line[column] or "" for line in lines]
+        assert reading.columns == [column]
+
+
+@pytest.mark.parametrize(
+    "table, found",
+    [
+        ({"url": ["a", "b"], "text": pa.nulls(2)}, ["", ""]),
+        ({"content": ["one ß".encode(), None]}, ["one ß", ""]),
+    ],
+)
+def test_a_column_of_nulls_and_a_lone_one_of_bytes_are_text(tmp_path, table, found):
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == found
+
+
+@pytest.mark.parametrize("names", [["text", "text"], ["body", "body"], ["text", "id", "id"]])
+def test_columns_of_one_name_are_refused(tmp_path, names):
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * len(names), names=names), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=f"a.parquet: several columns are named {names[-1]}: rename"):
+        read(tmp_path / "a.parquet")
 
 
 # What cannot be read
@@ -265,7 +374,6 @@ def test_bad_text_is_named_with_the_place(tokenizer, tmp_path, name, content, sa
     [
         ({"question": ["a"], "answer": ["b"], "n": [1]}, "None is named text, and 2 hold.*question, answer, n"),
         ({"n": [1], "image": [b"a"]}, "None is named text, and 0 hold.*n, image"),
-        ({"url": ["a"], "text": pa.nulls(1)}, "its column text holds no text but null.*url, text"),
         ({"url": ["a"], "text": [["a", "b"]]}, "its column text holds no text but list<.*url, text"),
         ({"text": [b"a\xff"]}, "row 1: not UTF-8 .byte 0xff"),
     ],
