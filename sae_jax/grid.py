@@ -75,15 +75,15 @@ def combinations(config: TrainConfig, sites: tuple[Site, ...], entry: dict[str, 
             settings: dict[str, Any] = dict.fromkeys(meaningless) | dict(zip(axes, values, strict=True))
             settings |= {"activation": activation, "layer": layer, "hook": hook}
             members.append(Member(id=member_id(settings, several_sites=len(sites) > 1), **settings))
-            refuse_impossible(members[-1])
+            refuse_impossible(members[-1], f"--members {config.members}: " if entry else "")
     return members
 
 
-def refuse_impossible(m: Member) -> None:
+def refuse_impossible(m: Member, where: str) -> None:
     if m.k is not None and m.k > m.hidden_dim:
-        raise InputError(f"--k {m.k}: must be 1 to --hidden-dim ({m.hidden_dim})")
+        raise InputError(f"{where}--k {m.k}: must be 1 to --hidden-dim ({m.hidden_dim})")
     if m.target_l0 is not None and m.target_l0 >= m.hidden_dim:
-        raise InputError(f"--target-l0 {m.target_l0:g}: must be over 0, under --hidden-dim ({m.hidden_dim})")
+        raise InputError(f"{where}--target-l0 {m.target_l0:g}: must be over 0, under --hidden-dim ({m.hidden_dim})")
 
 
 def member_id(settings: dict[str, Any], several_sites: bool) -> str:

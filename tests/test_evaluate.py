@@ -219,6 +219,18 @@ def test_what_a_dictionary_was_trained_on_and_is_not_measured_on_is_told(text, t
         assert sentence in said
 
 
+def test_members_that_failed_in_training_are_named(finished, tmp_path, cache, capsys):
+    lame = shutil.copytree(finished, tmp_path / "lame", ignore=shutil.ignore_patterns("checkpoints"))
+    results = read_json(lame / "results.json", "")
+    lost = results["members"][0]
+    lost |= {"metrics": None, "failed": {"step": 3, "reason": "its loss is not finite"}}
+    write_json(lame / "results.json", results)
+    shutil.rmtree(lame / "members" / lost["id"])
+    found = evaluated(tmp_path, cache, lame, "--ce-windows", "0")
+    assert set(found) == {member["id"] for member in results["members"][1:]}
+    assert f"no figures of {lost['id']}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_names_of_one_model_are_the_same_name():
     cached = "/home/me/hub/models--openai-community--gpt2/snapshots/607a30"
     assert {same_name(n) for n in ("gpt2", "gpt2-small", "openai-community/gpt2", cached)} == {"gpt2"}
