@@ -86,7 +86,7 @@ class TrainConfig:
                     check(name, one)
                 if len(set(values)) != len(values) or not (values or name == "sparsity"):
                     raise InputError(
-                        f"{named(name)} {' '.join(map(str, values))}: must be one or more different values"
+                        f"{named(name)} {shortened(' '.join(map(str, values)))}: must be one or more different values"
                     )
             elif name != "members":
                 object.__setattr__(self, name, value)
@@ -153,10 +153,7 @@ def check(name: str, value: Any, what: str = "") -> None:
 
 
 def read_members(path: Path) -> list[dict[str, Any]]:
-    """The entries of a members' file: a list of objects with the names of flags, null as not given.
-
-    Raises InputError.
-    """
+    """The entries of a members' file: objects with names of flags, null as not given. Raises InputError."""
     refuse_irregular(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=of_different_names)
@@ -184,7 +181,7 @@ def read_members(path: Path) -> list[dict[str, Any]]:
             if idle := ({"k", "target_l0", "sparsity", "aux_coefficient"} & set(entry)) - means:
                 raise InputError(f"--members {path}: {min(idle)} means nothing to {kind}: leave it out")
         if {"sparsity", "target_l0"} <= set(entry):
-            raise InputError(f"--members {path}: {entry}: sparsity or target_l0, not both")
+            raise InputError(f"--members {path}: {shortened(entry)}: sparsity or target_l0, not both")
     return entries
 
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from itertools import product
 from typing import Any
 
-from harvest.errors import InputError
+from harvest.errors import InputError, shortened
 from harvest.request import Site
 from sae_jax.config import AXES, LEVELS, TrainConfig
 
@@ -61,7 +61,9 @@ def combinations(config: TrainConfig, sites: tuple[Site, ...], entry: dict[str, 
     own = {name: (entry[name],) if name in entry else getattr(config, name) for name in AXES}
     chosen = [s for s in sites if entry.get("layer", s[0]) == s[0] and entry.get("hook", s[1]) == s[1]]
     if not chosen:
-        raise InputError(f"--members {config.members}: {entry} asks for a layer or hook that is not harvested")
+        raise InputError(
+            f"--members {config.members}: {shortened(entry)} asks for a layer or hook that is not harvested"
+        )
     members = []
     for activation in own["activation"]:
         level = LEVELS[activation][0]

@@ -160,8 +160,10 @@ def dictionaries_in(directory: Path) -> list[Path]:
     if not (directory / "members").is_dir():
         return [directory]
     members = sorted(path for path in (directory / "members").iterdir() if path.is_dir())
-    if not (directory / "results.json").exists() or not members:
+    if not (directory / "results.json").exists():
         raise InputError(f"{directory}: this run is not finished; --resume its command")
+    if not members:
+        raise InputError(f"{directory}: all its members failed in training, and none was written: give another run")
     return members
 
 
