@@ -23,6 +23,12 @@ class InputError(ValueError):
     """
 
 
+def shortened(value: object) -> str:
+    """A value for a message: on one line, and only its beginning where it is long."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether this error, or what caused it, is that there was no memory left, of the machine or of a device."""
     if error is None or isinstance(error, InputError):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harvest.errors import InputError
+import numpy as np
+
+from harvest.errors import InputError, shortened
 
 DEFAULT_MODEL = "gpt2-small"
 DEFAULT_DATASET = "NeelNanda/pile-10k"
@@ -22,10 +25,29 @@ def flag(default, help: str, **extra):
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy, JAX or torch as Python's own, and a path as its text; anything else as it is."""
+    """A number of numpy, JAX or torch as Python's own, and a path as its text; anything else as it is.
+
+    A float32 or float16 is the shortest decimal that means it: float32(1e-5) is 1e-5, not 9.999999747378752e-06.
+    """
     if isinstance(value, PathLike):
         return fspath(value)
-    return value.item() if getattr(value, "ndim", None) == 0 else value
+    if getattr(value, "ndim", None) != 0:
+        return value
+    narrow = {"float32": np.float32, "float16": np.float16}.get(str(value.dtype).removeprefix("torch."))
+    return float(str(narrow(value.item()))) if narrow else value.item()
+
+
+def several(name: str, value: Any) -> tuple[Any, ...]:
+    """The values of a field that spans the population: of a list, an array, a range, or the one that is given.
+
+    Raises InputError for a set or a dict, in whose order the members would come.
+    """
+    value = plain(value)
+    if isinstance(value, Set | Mapping):
+        raise InputError(
+            f"--{name.replace('_', '-')} {shortened(value)}: has no order of its own: give a list or a tuple"
+        )
+    return tuple(map(plain, value)) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else (value,)
 
 
 def default_cache_dir() -> Path:
@@ -77,11 +99,8 @@ class HarvestRequest:
 
     def __post_init__(self) -> None:
         for name in (part.name for part in fields(self)):
-            value = plain(getattr(self, name))
-            if name in ("layer", "hook"):  # from Python one will do
-                several = not isinstance(value, str) and hasattr(value, "__iter__")
-                value = tuple(map(plain, value)) if several else (value,)
-            object.__setattr__(self, name, value)
+            value = getattr(self, name)
+            object.__setattr__(self, name, several(name, value) if name in ("layer", "hook") else plain(value))
 
         def need(ok: bool, name: str, allowed: str) -> None:
             if not ok:

@@ -9,9 +9,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harvest.errors import InputError
+from harvest.errors import InputError, shortened
 from harvest.files import refuse_irregular
-from harvest.request import flag, plain
+from harvest.request import flag, plain, several
 
 LEVELS = {  # what may set a kind's sparsity, the default first
     "relu": ("target_l0", "sparsity"),
@@ -80,15 +80,14 @@ class TrainConfig:
         for field in fields(self):
             name, value = field.name, plain(getattr(self, field.name))
             if isinstance(field.default, tuple):
-                values = tuple(value) if isinstance(value, list | tuple) else (value,)  # from Python, one will do
-                values = tuple(map(plain, values))  # and numpy's numbers
+                values = several(name, value)
                 object.__setattr__(self, name, values)
-                if len(set(values)) != len(values) or not (values or name == "sparsity"):
-                    raise InputError(
-                        f"{named(name)} {' '.join(map(str, values))}: must be one or more different values"
-                    )
                 for one in values:
                     check(name, one)
+                if len(set(values)) != len(values) or not (values or name == "sparsity"):
+                    raise InputError(
+                        f"{named(name)} {shortened(' '.join(map(str, values)))}: must be one or more different values"
+                    )
             elif name != "members":
                 object.__setattr__(self, name, value)
                 if name in CHECKS and value is not None:
@@ -144,19 +143,20 @@ def named(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check(name: str, value: Any) -> None:
-    """Raises InputError unless the value is of its flag's type and range."""
+def check(name: str, value: Any, what: str = "") -> None:
+    """Raises InputError, which names the flag or `what`, unless the value is of the flag's type and range."""
     kind: type = str if name in WORDS else Integral if name in WHOLE else Real
     ok, allowed = CHECKS[name]
     if not isinstance(value, kind) or isinstance(value, bool) or not ok(value):
-        raise InputError(f"{named(name)} {value}: must be {allowed}")
+        allowed = f"a whole number, {allowed}" if name in WHOLE else allowed
+        raise InputError(f"{what or named(name)} {shortened(value)}: must be {allowed}")
 
 
 def read_members(path: Path) -> list[dict[str, Any]]:
-    """The entries of a members' file: a list of objects with the names of flags. Raises InputError."""
+    """The entries of a members' file: objects with names of flags, null as not given. Raises InputError."""
     refuse_irregular(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=of_different_names)
     except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"--members {path}: cannot be read: {e}") from e
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
@@ -164,16 +164,30 @@ def read_members(path: Path) -> list[dict[str, Any]]:
     for entry in entries:
         for name, value in entry.items():
             if name not in (*AXES, "layer", "hook"):
-                raise InputError(f"--members {path}: {name!r} is none of {', '.join((*AXES, 'layer', 'hook'))}")
+                raise InputError(
+                    f"--members {path}: {shortened(name)!r} is none of {', '.join((*AXES, 'layer', 'hook'))}"
+                )
+            if value is None:
+                continue
             if name in AXES:
-                check(name, value)
+                check(name, value, f"--members {path}: {name}")
             elif type(value) is not (int if name == "layer" else str):
-                raise InputError(f"--members {path}: {name} {value!r}: must be one of those harvested")
+                raise InputError(f"--members {path}: {name} {shortened(value)}: must be one of those harvested")
+    entries = [{name: value for name, value in entry.items() if value is not None} for entry in entries]
+    for entry in entries:
         if "activation" in entry:
             kind = entry["activation"]
             means = {*LEVELS[kind], "aux_coefficient"} if LEVELS[kind] == ("k",) else set(LEVELS[kind])
             if idle := ({"k", "target_l0", "sparsity", "aux_coefficient"} & set(entry)) - means:
                 raise InputError(f"--members {path}: {min(idle)} means nothing to {kind}: leave it out")
         if {"sparsity", "target_l0"} <= set(entry):
-            raise InputError(f"--members {path}: {entry}: sparsity or target_l0, not both")
+            raise InputError(f"--members {path}: {shortened(entry)}: sparsity or target_l0, not both")
     return entries
+
+
+def of_different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; ValueError where a name is in it twice, of which one value would be lost."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{shortened(twice[0])!r} is in one object twice")
+    return dict(pairs)

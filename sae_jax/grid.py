@@ -8,7 +8,7 @@ from decimal import Decimal
 from itertools import product
 from typing import Any
 
-from harvest.errors import InputError
+from harvest.errors import InputError, shortened
 from harvest.request import Site
 from sae_jax.config import AXES, LEVELS, TrainConfig
 
@@ -61,7 +61,9 @@ def combinations(config: TrainConfig, sites: tuple[Site, ...], entry: dict[str, 
     own = {name: (entry[name],) if name in entry else getattr(config, name) for name in AXES}
     chosen = [s for s in sites if entry.get("layer", s[0]) == s[0] and entry.get("hook", s[1]) == s[1]]
     if not chosen:
-        raise InputError(f"--members {config.members}: {entry} asks for a layer or hook that is not harvested")
+        raise InputError(
+            f"--members {config.members}: {shortened(entry)} asks for a layer or hook that is not harvested"
+        )
     members = []
     for activation in own["activation"]:
         level = LEVELS[activation][0]
@@ -75,15 +77,15 @@ def combinations(config: TrainConfig, sites: tuple[Site, ...], entry: dict[str, 
             settings: dict[str, Any] = dict.fromkeys(meaningless) | dict(zip(axes, values, strict=True))
             settings |= {"activation": activation, "layer": layer, "hook": hook}
             members.append(Member(id=member_id(settings, several_sites=len(sites) > 1), **settings))
-            refuse_impossible(members[-1])
+            refuse_impossible(members[-1], f"--members {config.members}: " if entry else "")
     return members
 
 
-def refuse_impossible(m: Member) -> None:
+def refuse_impossible(m: Member, where: str) -> None:
     if m.k is not None and m.k > m.hidden_dim:
-        raise InputError(f"--k {m.k}: must be 1 to --hidden-dim ({m.hidden_dim})")
+        raise InputError(f"{where}--k {m.k}: must be 1 to --hidden-dim ({m.hidden_dim})")
     if m.target_l0 is not None and m.target_l0 >= m.hidden_dim:
-        raise InputError(f"--target-l0 {m.target_l0:g}: must be over 0, under --hidden-dim ({m.hidden_dim})")
+        raise InputError(f"{where}--target-l0 {m.target_l0:g}: must be over 0, under --hidden-dim ({m.hidden_dim})")
 
 
 def member_id(settings: dict[str, Any], several_sites: bool) -> str:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
-from harvest.errors import InputError
+from harvest.errors import InputError, shortened
 from harvest.files import read_json
 from harvest.identity import SAMPLED
 from harvest.request import HarvestRequest
@@ -290,10 +290,6 @@ def check_arrays(
             need(array.dtype.kind in "iu", name, f"of {array.dtype}, not whole numbers")
             ends = (int(array.min()), int(array.max())) if array.size else (0, 0)
             need(ends[0] >= -1 and ends[1] < below[name], name, f"{ends[0]} to {ends[1]}, not below {below[name]}")
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def refuse_links(run: Path, written: Collection[str] = (".lock",)) -> None:

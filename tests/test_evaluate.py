@@ -13,7 +13,9 @@ from rows import make_store
 from safetensors.numpy import save_file
 
 import main
+from analysis.commands.evaluate import dictionaries_in
 from analysis.intervals import FEWEST_DOCUMENTS
+from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, same_name
 from harvest.text import documents
@@ -217,6 +219,29 @@ def test_what_a_dictionary_was_trained_on_and_is_not_measured_on_is_told(text, t
         "it was trained on windows of 16 tokens; here they have 12",
     ):
         assert sentence in said
+
+
+def test_members_that_failed_in_training_are_named(finished, tmp_path, cache, capsys):
+    lame = shutil.copytree(finished, tmp_path / "lame", ignore=shutil.ignore_patterns("checkpoints"))
+    results = read_json(lame / "results.json", "")
+    lost = results["members"][0]
+    lost |= {"metrics": None, "failed": {"step": 3, "reason": "its loss is not finite"}}
+    write_json(lame / "results.json", results)
+    shutil.rmtree(lame / "members" / lost["id"])
+    found = evaluated(tmp_path, cache, lame, "--ce-windows", "0")
+    assert set(found) == {member["id"] for member in results["members"][1:]}
+    assert f"no figures of {lost['id']}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"), [((), "not finished; --resume"), (("results.json",), "all its members")]
+)
+def test_a_run_without_members_is_refused_with_the_reason(written, reason, tmp_path):
+    (tmp_path / "members").mkdir()
+    for name in written:
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=reason):
+        dictionaries_in(tmp_path)
 
 
 def test_names_of_one_model_are_the_same_name():

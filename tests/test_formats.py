@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from populations import member_of
 
 from harvest.errors import InputError
+from harvest.files import write_arrays
 from harvest.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
@@ -322,8 +323,9 @@ DAMAGES = {
     "no cfg": (lambda d: (d / "cfg.json").unlink(), "holds no dictionary"),
     "no directory": (shutil.rmtree, "is no directory"),
     "width": (changed(d_sae=9), r"W_dec is \(16, 6\); its configuration says \(9, 6\)"),
-    "no width": (changed(d_in=None), "has d_in None; a number is needed"),
-    "no k": (changed(k=None), "has k None; a number is needed"),
+    "no width": (changed(d_in=None), "has d_in None; a whole number of 1 or more is needed"),
+    "no k": (changed(k=None), "has k None; a whole number of 1 or more is needed"),
+    "k of 0": (changed(k=0), "has k 0; a whole number of 1 or more is needed"),
     "k": (changed(k=17), "k 17 is over 16"),
     "architecture": (changed(architecture="transcoder"), "architecture 'transcoder' is not known; known are standard,"),
     "whitened": (changed(normalize_activations="covariance_whitening"), "is not in these files"),
@@ -390,6 +392,23 @@ def test_a_dictionary_of_saelens_own_has_no_checksum_but_a_member_of_a_run_must(
     (tmp_path / "run" / "config.json").touch()
     with pytest.raises(InputError, match="sae_weights.safetensors has no checksum: .* --resume writes it again"):
         load_dictionary(member)
+
+
+@pytest.mark.parametrize("content", [{"mean": np.zeros(2)}, {"density": np.array(["x"] * F)}], ids=str)
+def test_another_file_named_as_our_densities_is_no_part_of_a_foreign_dictionary(tmp_path, content):
+    save_dictionary(saelens_dictionary("topk"), tmp_path / "d")
+    without_checksums(tmp_path / "d")
+    np.savez(tmp_path / "d" / "stats.npz", **content)
+    assert load_dictionary(tmp_path / "d").log_sparsity_F is None
+    write_arrays(tmp_path / "d" / "stats.npz", {"density": np.full(F, 0.1)})
+    np.testing.assert_allclose(load_dictionary(tmp_path / "d").log_sparsity_F, -1, atol=1e-6)
+
+
+def test_a_configuration_may_begin_with_a_byte_order_mark(tmp_path):
+    save_dictionary(saelens_dictionary("topk"), tmp_path / "d")
+    path = tmp_path / "d" / "cfg.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert load_dictionary(tmp_path / "d").cfg["k"] == saelens_dictionary("topk").cfg["k"]
 
 
 def test_other_reasons_to_refuse(tmp_path):

@@ -80,15 +80,26 @@ def test_a_members_file_lists_just_those(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_null_in_a_members_file_is_not_given_and_its_encoding_may_be_marked(tmp_path, encoding):
+    path = tmp_path / "members.json"
+    entry = {"activation": "topk", "k": 8, "target_l0": None, "sparsity": None, "seed": None, "layer": None}
+    path.write_text(json.dumps([entry]), encoding=encoding)
+    assert ids(members=path, seed=(0, 1)) == ["topk-f256-k8-lr1e-3-s0", "topk-f256-k8-lr1e-3-s1"]
+
+
 @pytest.mark.parametrize(
     "content, named",
     [
         ("nonsense", "cannot be read"),
         ("{}", "must hold a list"),
         ('[{"colour": "red"}]', "'colour'"),
-        ('[{"lr": "fast"}]', "--lr fast"),
-        ('[{"k": 2.5, "activation": "topk"}]', "--k 2.5"),
-        ('[{"activation": "topk", "k": 300}]', "--k 300"),
+        ('[{"lr": "fast"}]', "^--members .*members.json: lr fast: must be a positive number"),
+        ('[{"lr": NaN}]', "^--members .*members.json: lr nan: must be"),
+        (json.dumps([{"lr": "9" * 5000}]), "lr 9{57}[.]{3}: must be"),
+        ('[{"k": 8, "k": 16}]', "'k' is in one object twice"),
+        ('[{"k": 2.5, "activation": "topk"}]', "k 2.5: must be a whole number, 1 or more"),
+        ('[{"activation": "topk", "k": 300}]', "^--members .*members.json: --k 300: must be 1 to"),
         ('[{"seed": 0}, {"seed": 0}]', "two members"),
         ('[{"layer": 7}]', "not harvested"),
         ('[{"layer": true}]', "layer True"),

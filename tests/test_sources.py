@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from harvest.errors import InputError
 from harvest.request import HOOKS, HarvestRequest
@@ -190,6 +193,7 @@ def test_nothing_heavy_is_imported():
             {"held_out": 0.25, "keep_first_position": True},
         ),
         ({"model_name": Path("models") / "one"}, {"model_name": "models/one"}),
+        ({"held_out": np.float32(0.1), "layer": range(2)}, {"held_out": 0.1, "layer": (0, 1)}),
     ],
     ids=str,
 )
@@ -203,6 +207,49 @@ def test_numbers_of_numpy_and_paths_mean_the_same_request(given, means):
 def test_what_is_no_whole_number_is_refused(value):
     with pytest.raises(InputError, match="--layer .*: must be a whole number"):
         HarvestRequest(layer=value)
+
+
+@pytest.mark.parametrize(
+    "given, means",
+    [
+        ({"seed": np.arange(3)}, {"seed": (0, 1, 2)}),
+        ({"seed": range(3)}, {"seed": (0, 1, 2)}),
+        ({"seed": (s for s in (2, 5))}, {"seed": (2, 5)}),
+        ({"lr": np.array([1e-5, 1e-4])}, {"lr": (1e-5, 1e-4)}),
+        ({"lr": np.array([1e-5, 1e-4], np.float32)}, {"lr": (1e-5, 1e-4)}),
+        ({"lr": np.float32(1e-5), "warmup": np.float16(0.1)}, {"lr": 1e-5, "warmup": 0.1}),
+        ({"lr": torch.tensor([1e-5, 3e-4])}, {"lr": (1e-5, 3e-4)}),
+        ({"decay": jnp.float32(0.1)}, {"decay": 0.1}),
+        ({"activation": np.array(["topk", "relu"])}, {"activation": ("topk", "relu")}),
+    ],
+    ids=str,
+)
+def test_values_in_any_order_of_their_own_span_a_population(given, means):
+    assert json.dumps(TrainConfig(**given).to_json()) == json.dumps(TrainConfig(**means).to_json())
+
+
+@pytest.mark.parametrize(
+    "values, reason",
+    [
+        ({"seed": {1, 2}}, "--seed {1, 2}: has no order"),
+        ({"lr": {1e-3: 1}}, "--lr {0.001: 1}: has no order"),
+        ({"lr": (1e-3, np.float32(1e-3))}, "--lr 0.001 0.001: must be one or more different values"),
+        ({"lr": np.ones((2, 2))}, "--lr [1. 1.]: must be a positive number"),
+        ({"hidden_dim": 64.0}, "--hidden-dim 64.0: must be a whole number, 1 or more, and below 2147483648"),
+        ({"seed": True}, "--seed True: must be a whole number, 0 to 2147483647"),
+        ({"epochs": 2.5}, "--epochs 2.5: must be a whole number, 1 or more"),
+        ({"lr": b"1"}, "--lr b'1': must be a positive number"),
+    ],
+    ids=str,
+)
+def test_values_that_cannot_be_trained_are_refused_with_what_is_needed(values, reason):
+    with pytest.raises(InputError, match=f"^{re.escape(reason)}"):
+        TrainConfig(**values)
+
+
+def test_the_layers_of_a_harvest_come_in_an_order():
+    with pytest.raises(InputError, match="^--layer {1, 2}: has no order of its own"):
+        HarvestRequest(layer={1, 2})
 
 
 def test_a_training_configuration_takes_numbers_of_numpy():

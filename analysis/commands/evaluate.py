@@ -69,7 +69,10 @@ def run(argv: list[str]) -> None:
     if twice := [path for path in paths if [p.resolve() for p in paths].count(path.resolve()) > 1]:
         raise InputError(f"{twice[0]} is given twice: give each dictionary once")
     opened = [open_dictionary(path) for path in paths]
+    failed = {given: ids for given in values["directories"] if (ids := failed_in(given))}
     with Terminal() as terminal:
+        for given, ids in failed.items():
+            terminal.say(f"{given}: no figures of {', '.join(ids)}: training was stopped, nothing was written")
         report = measure(opened, options, terminal)
         terminal.evaluation(report)
     if options.json:
@@ -157,9 +160,18 @@ def dictionaries_in(directory: Path) -> list[Path]:
     if not (directory / "members").is_dir():
         return [directory]
     members = sorted(path for path in (directory / "members").iterdir() if path.is_dir())
-    if not (directory / "results.json").exists() or not members:
+    if not (directory / "results.json").exists():
         raise InputError(f"{directory}: this run is not finished; --resume its command")
+    if not members:
+        raise InputError(f"{directory}: all its members failed in training, and none was written: give another run")
     return members
+
+
+def failed_in(directory: Path) -> list[str]:
+    """The ids of a run's members that failed in training, none of what is no run directory."""
+    if not (directory / "members").is_dir():
+        return []
+    return [member["id"] for member in read_record(directory, "results.json")["members"] if member["failed"]]
 
 
 def open_dictionary(directory: Path) -> Opened:

@@ -132,7 +132,10 @@ class Dictionary:
         counts = ("d_in", "d_sae", "k") if architecture in BY_K else ("d_in", "d_sae")
         for name in counts:
             value = cfg.get(name)
-            need(type(value) is int and value > 0, f"its configuration has {name} {value!r}; a number is needed")
+            need(
+                type(value) is int and value > 0,
+                f"its configuration has {name} {value!r}; a whole number of 1 or more is needed",
+            )
         need(cfg.get("k", 1) <= cfg["d_sae"] or architecture not in BY_K, f"k {cfg.get('k')} is over {cfg['d_sae']}")
         shapes = {"W_enc": (cfg["d_in"], cfg["d_sae"]), "W_dec": (cfg["d_sae"], cfg["d_in"]), "b_dec": (cfg["d_in"],)}
         shapes |= dict.fromkeys(PER_FEATURE.get(str(architecture), ("b_enc",)), (cfg["d_sae"],))

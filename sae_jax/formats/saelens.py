@@ -65,8 +65,12 @@ def read(directory: Path) -> Dictionary:
     sparsity = read_safetensors(directory / SPARSITY, advice)[0] if (directory / SPARSITY).exists() else {}
     log_sparsity_F = sparsity.get("sparsity")
     if log_sparsity_F is None and (directory / "stats.npz").exists():
-        density_F = read_arrays(directory / "stats.npz", advice)["density"]
-        log_sparsity_F = np.log10(density_F + 1e-10).astype(np.float32)
+        try:
+            density_F = read_arrays(directory / "stats.npz", advice)["density"]
+            log_sparsity_F = np.log10(density_F + 1e-10).astype(np.float32)
+        except (InputError, KeyError):
+            if checksums:  # then we wrote the weights, and it is ours; beside another's it is a file of that name
+                raise
     name, wrote = directory.resolve().name, "saelens" if is_new else "saelens before 6"
     return Dictionary(name, wrote, cfg, tensors, log_sparsity_F, scale)
 
@@ -125,7 +129,7 @@ def upgraded(cfg: dict, where: Path) -> dict:
 
 def read_json(path: Path) -> dict:
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path} cannot be read: {e}") from e
     if not isinstance(record, dict):
