@@ -229,6 +229,7 @@ def link_fault(place: str) -> Fault:
         if is_file := place in FILES:
             at.unlink(missing_ok=True)
         else:
+            at.mkdir(parents=True, exist_ok=True)
             outside = shutil.copytree(at, outside / "folder", dirs_exist_ok=True)
             shutil.rmtree(at)
         at.parent.mkdir(parents=True, exist_ok=True)
