@@ -33,7 +33,7 @@ from harvest.capture import DISK_FULL, harvest, say_stores
 from harvest.errors import InputError, is_out_of_memory
 from harvest.identity import found
 from harvest.request import HarvestRequest, Site, default_cache_dir, flag
-from harvest.sources import name_of, named_files, place_of, resolve
+from harvest.sources import Source, name_of, named_files, place_of, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.grid import members_of
@@ -164,12 +164,13 @@ def main(argv: list[str]) -> None:
             return
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # members train on all cores, each on its own
+        began, sources = time.perf_counter(), None
         if options.force or not (options.resume or run.results):
             from sae_jax.plan import refuse_before_harvest
 
-            refuse_before_harvest(config, request, options.cache_dir)
-        began = time.perf_counter()
-        stores = rows_of(run, request, options, terminal)
+            sources = resolve(request, options.cache_dir)  # here alone: a hub out of reach is waited for
+            refuse_before_harvest(config, request, sources[0])
+        stores = rows_of(run, request, options, terminal, sources)
         harvest_seconds = time.perf_counter() - began
         others.enter_context(run.held())
         if answered(run, request, options, terminal):  # another process may have finished it meanwhile
@@ -203,9 +204,16 @@ def answered(run: RunDirectory, request: HarvestRequest, options: Options, termi
 
 
 def rows_of(
-    run: RunDirectory, request: HarvestRequest, options: Options, terminal: Terminal
+    run: RunDirectory,
+    request: HarvestRequest,
+    options: Options,
+    terminal: Terminal,
+    sources: tuple[Source, Source] | None,
 ) -> dict[Site, ActivationStore]:
-    """The stores to train on. Those that the run was begun on, if the cache has them, and then no hub is asked."""
+    """The stores to train on. Those that the run was begun on, if the cache has them, and then no hub is asked.
+
+    `sources` are what `resolve` answered to the request of a run that begins.
+    """
     talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
     if run.results and not options.force:
         finished = FinishedRun.open(run.path)
@@ -219,7 +227,8 @@ def rows_of(
             return stores
         model, dataset = run.stores[0]["model"], run.stores[0]["dataset"]
         request = replace(request, model_name=name_of("model", model), dataset=name_of("dataset", dataset))
-    return harvest(request, options.cache_dir, **talk, loss_recovered=lacks_loss_recovered({}, request, options))
+    talk |= {"sources": sources, "loss_recovered": lacks_loss_recovered({}, request, options)}
+    return harvest(request, options.cache_dir, **talk)
 
 
 def wandb_log(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from joblib import cpu_count
 
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
-from harvest.sources import resolve
+from harvest.sources import Source
 from sae_jax.config import TrainConfig
 from sae_jax.grid import Member, members_of
 from sae_jax.memory import Needed, has_accelerator, needed, refuse_too_large
@@ -79,17 +78,13 @@ def memory(config: TrainConfig, request: HarvestRequest, d_model: int) -> Needed
     return needed(groups, config, stored, min(devices, len(members)), on_host=not has_accelerator())
 
 
-def refuse_before_harvest(config: TrainConfig, request: HarvestRequest, cache_dir: Path) -> None:
+def refuse_before_harvest(config: TrainConfig, request: HarvestRequest, model: Source) -> None:
     """Raises InputError for a population that this machine cannot train, if its model says how wide it is.
 
     `train` looks again, with the devices that JAX has found.
     """
-    try:
-        d_model = resolve(request, cache_dir)[0].d_model
-    except InputError:  # the harvest says it, unless it has all rows already
-        return
-    if d_model:
-        refuse_too_large(memory(config, request, d_model))
+    if model.d_model:
+        refuse_too_large(memory(config, request, model.d_model))
 
 
 def is_sparse(m: Member, signature: Signature) -> bool:

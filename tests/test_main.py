@@ -19,7 +19,10 @@ from command_line import BUNDLED, ROOT, THREE_KINDS, environment, files_of, shar
 from safetensors.numpy import load_file
 
 import main
+from harvest import capture
 from harvest.request import HarvestRequest
+from harvest.sources import resolve
+from sae_jax import plan
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import LOCK
 
@@ -509,3 +512,17 @@ def test_a_shard_damaged_within_is_named_where_it_costs_the_loss(smoke, cache, t
     done = typed(*argv, cache=tmp_path / "cache")
     assert done.returncode == 2
     assert "train/rows-00000.npy is damaged" in done.stderr and "harvest again" in done.stderr
+
+
+def test_a_run_that_begins_finds_out_once_which_model_and_text_are_meant(cache, tmp_path, monkeypatch):
+    asked = []
+
+    def counted(*arguments):
+        asked.append(arguments)
+        return resolve(*arguments)
+
+    for module in (main, capture, plan):
+        monkeypatch.setattr(module, "resolve", counted, raising=False)
+    argv = [*SMOKE, "--ce-windows", "0", "--run-dir", str(tmp_path / "run"), "--cache-dir", str(cache)]
+    assert main.run_as_command(list(map(str, argv))) == 0
+    assert len(asked) == 1
