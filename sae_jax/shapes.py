@@ -142,11 +142,16 @@ class Failed(Shape):
     reason: Text
 
 
-class Metrics(Shape):
-    explained_variance: float = Field(ge=-1e30, le=1)
-    l0: float = Field(ge=0, le=1e30)
+class Figures(Shape):
+    """Further keys are numbers, or null where there is none."""
+
     __pydantic_extra__: dict[str, float | None]
     model_config = ConfigDict(extra="allow")
+
+
+class Metrics(Figures):
+    explained_variance: float = Field(ge=-1e30, le=1)
+    l0: float = Field(ge=0, le=1e30)
 
 
 class TrainedMember(Shape):
@@ -185,11 +190,9 @@ class Model(Shape):
     fell_back: bool
 
 
-class Timing(Shape):
+class Timing(Figures):
     steps: Count
     training_seconds: float
-    __pydantic_extra__: dict[str, float | None]
-    model_config = ConfigDict(extra="allow")
 
 
 class LossRecovered(Shape):
