@@ -20,7 +20,7 @@ from flax import nnx
 from scipy import sparse
 
 from analysis.cofiring import CoFiring
-from analysis.hashes import MIX, context_hashes, mixed
+from analysis.hashes import MIX, context_hashes, hashed
 from analysis.near_copies import Originals, originals_in
 from harvest.store import ActivationStore
 from sae_jax.sae import SAE
@@ -246,7 +246,7 @@ class Firing:
             for total_FxL, of_N in zip(self.label_SxFxL[name], of_SxN, strict=True):
                 total_FxL += counted(feature_Z, of_N[row_Z], total_FxL.shape)
         for name, bucket_FxB in self.bucket_FxB.items():
-            bucket_N = (mixed(unit_N[name].astype(np.uint64)) % np.uint64(BUCKETS)).astype(int)
+            bucket_N = (hashed(unit_N[name].astype(np.uint64)) % np.uint64(BUCKETS)).astype(int)
             bucket_FxB += counted(feature_Z, bucket_N[row_Z], bucket_FxB.shape)
         ends = np.searchsorted(row_Z, np.arange(n + 1))
         self.together.add(sparse.csr_array((np.ones(len(at_Z), np.int32), feature_Z, ends), (n, features)))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from harvest.hashes import mixed
+
 MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
-def mixed(number_N: np.ndarray) -> np.ndarray:
-    """Of uint64, each a hash: all of its bits change with any of the number's (Stafford 2011, variant 13)."""
-    number_N = (number_N + MIX) ^ ((number_N + MIX) >> np.uint64(30))
-    number_N = number_N * np.uint64(0xBF58476D1CE4E5B9)
-    number_N = (number_N ^ (number_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return number_N ^ (number_N >> np.uint64(31))
+def hashed(number_N: np.ndarray) -> np.ndarray:
+    """A hash of each uint64, of 0 too (splitmix64)."""
+    return mixed(number_N + MIX)
 
 
 def context_hashes(tokens_WxT: np.ndarray, before: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.hashes import context_hashes, mixed
+from analysis.hashes import context_hashes, hashed
 from harvest.store import ActivationStore
 
 HASHES, LEAST_SHARED = 16, 0.5
@@ -50,8 +50,8 @@ def originals_in(store: ActivationStore) -> Originals:
 def signatures(tokens_WxT: np.ndarray) -> np.ndarray:
     """The least hashes, uint32 [W, H]."""
     runs_WxT = context_hashes(tokens_WxT, RUN - 1)[:, min(RUN, tokens_WxT.shape[1]) - 1 :]
-    keys_H = mixed(np.arange(HASHES, dtype=np.uint64))
-    return np.stack([(mixed(runs_WxT ^ key) >> np.uint64(32)).min(1) for key in keys_H], 1).astype(np.uint32)
+    keys_H = hashed(np.arange(HASHES, dtype=np.uint64))
+    return np.stack([(hashed(runs_WxT ^ key) >> np.uint64(32)).min(1) for key in keys_H], 1).astype(np.uint32)
 
 
 def originals(signature_UxH: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from hashlib import blake2b
 import numpy as np
 
 from harvest.folding import SPACELESS, folded
+from harvest.hashes import mixed
 
 BANDS, ROWS = 12, 4
 LEAST_SHARED = 0.5
@@ -63,7 +64,7 @@ def signature(text: str) -> np.ndarray:
         of_a_word = 1 if sum(map(len, words)) > 1.5 * len(words) else 2
         width = of_a_word * (SHORT_RUN if len(words) < SHORT * of_a_word else RUN)
         width = len(words) if len(words) < FEWEST_WORDS * of_a_word else width
-        run_M = _mixed(np.lib.stride_tricks.sliding_window_view(hash_W, width) @ FACTOR_H[:width])
+        run_M = mixed(np.lib.stride_tricks.sliding_window_view(hash_W, width) @ FACTOR_H[:width])
         lowest_H = np.minimum(lowest_H, (FACTOR_H[:, None] * run_M).min(1))
     return lowest_H
 
@@ -73,11 +74,4 @@ def number_of(content: bytes) -> int:
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "big")
 
 
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """Each bit of 64 depends on all of them (the end of splitmix64)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-FACTOR_H = _mixed(np.arange(1, BANDS * ROWS + 1, dtype=np.uint64)) | np.uint64(1)
+FACTOR_H = mixed(np.arange(1, BANDS * ROWS + 1, dtype=np.uint64)) | np.uint64(1)
