@@ -1,4 +1,4 @@
-"""Which features fire on the same rows, in bounded memory at any width.
+"""Pairs of features that fire on the same rows, found in bounded memory at any width.
 
 Up to MATRIX_BYTES all pairs are counted on all rows, in one matrix. For a wider dictionary (over 8192 features) whole
 rows of firings are kept, all of them or as many as MOST_FIRINGS allow, drawn at random, and pairs are counted at the

@@ -227,7 +227,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def read(folder: Path, members: Sequence[str]) -> Comparison | None:
-    """What `write` left of just these members, the dead among them; None where there is nothing of the kind."""
+    """The comparison that `write` left of just these members, dead ones included; None where there is none."""
     paths = folder / "comparison.json", folder / "comparison.npz"
     if not all(path.exists() for path in paths):
         return None

@@ -1,4 +1,4 @@
-"""Which members are alike, and what tells them apart: by their settings, never by the text of their ids.
+"""Groups of members that are alike, and what tells them apart: by their settings, never by the text of their ids.
 
 The settings are the fields of `Member` and of `TrainConfig`, so that one which is added later counts by itself, and
 the text and the model that the rows are from.
@@ -87,7 +87,7 @@ def name_of(setting: str) -> str:
 
 
 def labels(settings: Mapping[str, Settings], but_for: Collection[str] = ()) -> dict[str, str]:
-    """What tells each from the others, in words; the names themselves where words do not."""
+    """Words that tell each member from the others; the names themselves where no words do."""
     names = ["activation", *differing(settings.values(), {*but_for, "activation"})]
     found = {name: in_words(of, names) for name, of in settings.items()}
     return found if len(set(found.values())) == len(found) else {name: name for name in found}

@@ -256,7 +256,7 @@ def quantiles(value_FxR: np.ndarray, is_firing_FxR: np.ndarray) -> np.ndarray:
 
 
 def is_new(firing: Firing, positions: int, row_FxR: np.ndarray, alike_FxR: np.ndarray) -> np.ndarray:
-    """Which of the sample's firings may be shown after the strongest contexts: no window and no context twice."""
+    """Mark the sampled firings that may be shown after the strongest contexts: no window and no context twice."""
     strongest = firing.top.settle()
     entries = np.zeros(row_FxR.shape, ENTRY)
     entries["feature"], entries["row"], entries["alike"] = np.arange(len(row_FxR))[:, None], row_FxR, alike_FxR

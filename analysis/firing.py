@@ -49,7 +49,7 @@ class Labels:
     names: list[str]
 
     def units(self, of: Originals) -> np.ndarray:
-        """What the null deals as a whole: the number of each window's, each document's or each token's, [U]."""
+        """The number [U] of the group that the null keeps together, for each window, document or token."""
         if self.by == "position":
             return of.window_W
         if self.by == "token":
@@ -74,7 +74,7 @@ class Labels:
         return dealt_SxU[:, chunk.document_N if self.by == "document" else chunk.token_N]
 
     def units_of_rows(self, chunk: Chunk, unit_U: np.ndarray) -> np.ndarray:
-        """What of each row is dealt as a whole, [N]: of a window the stretch that has one label."""
+        """The number [N] of the group that the null keeps together, of each row; a window is split by label."""
         if self.by == "position":
             return unit_U[chunk.row_N // len(self.codes)] * len(self.names) + self.codes[chunk.position_N]
         return unit_U[chunk.document_N if self.by == "document" else chunk.token_N]
@@ -157,13 +157,13 @@ class Kept:
 
 
 def ranks(feature_N: np.ndarray, counts_N: np.ndarray) -> np.ndarray:
-    """How many of a feature's entries that count come before each one, where they are ordered by feature."""
+    """The number of counted entries of the same feature before each entry; entries are ordered by feature."""
     before_N = np.cumsum(counts_N) - counts_N
     return before_N - before_N[np.searchsorted(feature_N, feature_N)]
 
 
 def distinct(found_N: np.ndarray, positions: int) -> np.ndarray:
-    """Which of the entries, by feature and falling key, share window and context with none before that is distinct."""
+    """Mark the entries that share neither window nor context with an earlier marked one; ordered by feature and key."""
     feature_N, groups = found_N["feature"].astype(np.uint64) << np.uint64(40), []
     for what_N in (found_N["alike"], (found_N["row"] // positions).astype(np.uint64)):
         groups.append(np.unique((what_N * MIX) ^ feature_N, return_inverse=True)[1])

@@ -101,7 +101,7 @@ def compute(*runs: Path) -> Frontier:
 
 
 def penalty_of(member: dict[str, Any]) -> str | None:
-    """What an L0 and a coefficient, which are no points of one curve, are told by; None of a kind with a k."""
+    """The setting that fixes the sparsity, an L0 or a coefficient: they share no curve. None for a kind with a k."""
     return None if member["sparsity_by"] == "k" else member["sparsity_by"]
 
 

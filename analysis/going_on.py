@@ -37,7 +37,7 @@ class GoingOn:
 
     @property
     def being_trained(self) -> bool:
-        """Whether a process holds the directory, seen without writing to it.
+        """True while another process holds the directory; nothing is written to find out.
 
         The lock is shared for an instant, for which a training that begins waits.
         """

@@ -29,7 +29,7 @@ Interval = tuple[float, float]
 
 
 def ratio_interval(numerator_G: np.ndarray, denominator_G: np.ndarray) -> Interval | None:
-    """Of Σ numerator / Σ denominator over documents: bootstrap-t (Efron 1982), at no end narrower than Student's t.
+    """The interval of Σ numerator / Σ denominator over documents: bootstrap-t (Efron 1982), or Student's t if wider.
 
     The standard error is the linearized one, of each sample anew. Percentiles of the ratio, and BCa, are far too narrow
     for few skewed documents. None for fewer than FEWEST_DOCUMENTS, and where the denominator may as well be 0.
@@ -64,7 +64,7 @@ def _ratio_and_error(sums_SxM: np.ndarray, documents: int) -> tuple[np.ndarray, 
 
 @lru_cache(1)
 def resample(documents: int) -> np.ndarray:
-    """How often each document is drawn, in each bootstrap sample: int [S, G], the same for the same number."""
+    """Bootstrap samples: how many times each document is drawn, int [S, G]; the same for the same number."""
     drawn_SxG = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)
     drawn_SxG.setflags(write=False)  # kept
     return drawn_SxG

@@ -18,7 +18,7 @@ LOCAL_HEADER = struct.Struct("<26xHH")  # the lengths of name and extra field, b
 
 
 def mapped_arrays(path: Path, advice: str) -> dict[str, np.ndarray]:
-    """As `read_arrays`, but read-only. What is compressed, or has no dimension, is read at once."""
+    """The arrays of an .npz file as read-only memory maps; compressed ones and scalars are read at once."""
     stat = path.stat()
     compare_once(path, advice, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
     arrays: dict[str, np.ndarray] = {}

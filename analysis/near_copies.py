@@ -1,4 +1,4 @@
-"""Which windows, and which documents, are near-copies of others: what is dealt anew must be dealt to all of them alike.
+"""Near-copies among the windows and documents of a store: a null that shuffles labels must move them together.
 
 By MinHash (Broder 1997) of the runs of three tokens: two that share a share J of their runs agree on as many of their
 least hashes. Near-copies agree on half of them or more: one word changed in twenty leaves J = .75.
@@ -23,7 +23,7 @@ AT_ONCE = 1 << 18  # tokens
 
 
 class Originals(NamedTuple):
-    """Of each window and document of a store the number of the first that it is a near-copy of, or its own."""
+    """The number of the first window or document that each one is a near-copy of; its own where there is none."""
 
     window_W: np.ndarray  # training windows first
     document_G: np.ndarray

@@ -120,7 +120,7 @@ class FinishedRun:
 
     @property
     def model_location(self) -> str:
-        """Where the model lies on this machine: a path, or its name at the hub."""
+        """The place of the model on this machine: a path, or its name at the hub."""
         return self._place("model")
 
     @property
@@ -194,7 +194,7 @@ class FinishedRun:
 
 
 def can_be_kept(run: Path, say: Callable[[str], None]) -> bool:
-    """Whether what is computed of a run can be written to it; `say` is told where not: it may be another's."""
+    """True where results of an analysis can be written to the run's directory; `say` is told where they cannot."""
     folders = (run, run / "analysis", run / "analysis" / "features", run / "figures")
     if all(os.access(folder, os.W_OK) for folder in folders if folder.exists()):
         return True

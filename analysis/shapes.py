@@ -1,4 +1,4 @@
-"""What files under RUN/analysis must hold: checked as they are read, because a run may come from anybody."""
+"""The required content of files under RUN/analysis, checked as they are read: a run may come from anybody."""
 
 from __future__ import annotations
 
