@@ -73,10 +73,10 @@ def resample(documents: int) -> np.ndarray:
 def auroc_interval(wins_PxQ: np.ndarray) -> Interval | None:
     """From which passage of the concept has more than which other: 1, ½ where they tie, or 0.
 
-    The values whose distance from what was found is no more than t standard errors *there* (Newcombe 2006, method 5):
-    unlike those of DeLong (1988), which it is scaled by, these errors do not vanish near 1. The fewer passages are not
-    perfectly ranked, the less DeLong's estimate is worth, and the less it may narrow the interval. None for fewer than
-    FEWEST_SCORED passages of the concept.
+    The interval holds the values whose distance from the measured one is at most t standard errors *there* (Newcombe
+    2006, method 5). Unlike those of DeLong (1988), these errors do not vanish near 1. DeLong's variance scales them, and
+    counts for more the more passages are not perfectly ranked; its degrees of freedom come from the kurtosis of each
+    side. None for fewer than FEWEST_SCORED passages of the concept.
     """
     p, q = wins_PxQ.shape
     if p < FEWEST_SCORED:
@@ -87,21 +87,32 @@ def auroc_interval(wins_PxQ: np.ndarray) -> Interval | None:
     def variance(auroc: float) -> float:
         return auroc * (1 - auroc) * (1 + size * (1 - auroc) / (2 - auroc) + size * auroc / (1 + auroc)) / (p * q)
 
-    scale, freedom = 1.0, p - 1.0
-    if 0 < found < 1:
-        of_p, of_q = own_P.var(ddof=1) / p, own_Q.var(ddof=1) / q
+    def t_squared(freedom_p: float, freedom_q: float) -> float:
+        freedom = (of_p + of_q) ** 2 / (of_p**2 / freedom_p + of_q**2 / freedom_q)  # Welch and Satterthwaite
+        return float(stats.t.ppf(0.975, freedom)) ** 2
+
+    of_p, of_q = own_P.var(ddof=1) / p, own_Q.var(ddof=1) / q
+    if of_p + of_q == 0 or not 0 < found < 1:
+        width = float(stats.t.ppf(0.975, p - 1)) ** 2
+    else:
         events = min(int(side.sum()) for own in (own_P, own_Q) for side in (own < 1, own > 0))
         scale = (of_p + of_q) / variance(found)
-        scale = (scale * events + max(scale, 1.0) * EVENTS) / (events + EVENTS)
-        if of_p + of_q:
-            freedom = max(freedom, (of_p + of_q) ** 2 / (of_p**2 / (p - 1) + of_q**2 / (q - 1)))
-    t = float(stats.t.ppf(0.975, freedom))
+        measured = scale * t_squared(_freedom(own_P), _freedom(own_Q))
+        cautious = max(scale, 1.0) * t_squared(p - 1, q - 1)
+        width = (events * measured + EVENTS * cautious) / (events + EVENTS)
 
     def beyond(auroc: float) -> float:
-        return (found - auroc) ** 2 - t**2 * scale * variance(auroc)
+        return (found - auroc) ** 2 - width * variance(auroc)
 
     inside = min(max(found, 1e-9), 1 - 1e-9)  # at 0 and 1 themselves there is no error at all
     return (brentq(beyond, 0, inside) if found > 0 else 0.0), (brentq(beyond, inside, 1) if found < 1 else 1.0)
+
+
+def _freedom(values_N: np.ndarray) -> float:
+    """Degrees of freedom of a sample's variance: 2N / (kurtosis - 1), which few far-out values make few."""
+    constant = np.ptp(values_N) == 0
+    kurtosis = 3.0 if constant else float(stats.kurtosis(values_N, fisher=False))
+    return min(len(values_N) - 1, max(1.0, 2 * len(values_N) / max(kurtosis - 1, 1e-9)))
 
 
 @dataclass(frozen=True)
