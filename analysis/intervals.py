@@ -74,7 +74,7 @@ def auroc_interval(wins_PxQ: np.ndarray) -> Interval | None:
     """From which passage of the concept has more than which other: 1, ½ where they tie, or 0.
 
     The interval holds the values whose distance from the measured one is at most t standard errors *there* (Newcombe
-    2006, method 5). Unlike those of DeLong (1988), these errors do not vanish near 1. DeLong's variance scales them, and
+    2006, method 5). Unlike those of DeLong (1988), these errors do not vanish near 1. DeLong's variance scales them and
     counts for more the more passages are not perfectly ranked; its degrees of freedom come from the kurtosis of each
     side. None for fewer than FEWEST_SCORED passages of the concept.
     """
