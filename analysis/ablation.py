@@ -53,7 +53,7 @@ def ablation_effect(
 
     Raises InputError as FinishedRun.store does, and for a hook that the model lacks.
     """
-    from harvest.ablation import lost_without
+    from harvest.interventions.ablation import lost_without
 
     site = run.site(member)
     store = run.store(site, cache_dir, on_progress)

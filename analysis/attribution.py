@@ -28,8 +28,8 @@ import numpy as np
 from harvest.request import Site
 
 if TYPE_CHECKING:
-    from harvest.attribution import Output
-    from harvest.language_model import LanguageModel
+    from harvest.interventions.attribution import Output
+    from harvest.model.language_model import LanguageModel
     from sae_jax.sae import SAE
 
 PATH_POINTS, CANDIDATES = 2, 3
@@ -71,7 +71,7 @@ def compute(
     first_position: int = 1,
 ) -> Attribution:
     """Positions before `first_position`, which the dictionary was not trained on, stay as they are."""
-    from harvest.attribution import Output
+    from harvest.interventions.attribution import Output
 
     vocabulary = model.bridge.cfg.d_vocab
     contrast_V = np.full(vocabulary, 0.0 if against is not None else -1 / vocabulary)

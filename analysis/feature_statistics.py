@@ -29,7 +29,7 @@ from sae_jax.formats import Dictionary
 from sae_jax.shapes import check_arrays, read_as
 
 if TYPE_CHECKING:
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
 
 FORMAT = 3
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
@@ -62,7 +62,7 @@ class Features:
     neighbour_cosine_FxJ: np.ndarray
     together_FxJ: np.ndarray  # by phi, the correlation of firing; −1 and 0 where there are no more
     together_phi_FxJ: np.ndarray
-    promoted_FxT: np.ndarray  # tokens, by harvest.unembedding.logit_weights
+    promoted_FxT: np.ndarray  # tokens, by harvest.model.logit_weights.logit_weights
     promoted_weight_FxT: np.ndarray
     suppressed_FxT: np.ndarray
     suppressed_weight_FxT: np.ndarray
@@ -283,7 +283,7 @@ def best_others(features: int, against_all: Callable[[slice], np.ndarray]) -> tu
 
 
 def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:
-    from harvest.unembedding import logit_weights
+    from harvest.model.logit_weights import logit_weights
 
     if model.reads_both_ways:  # an encoder predicts no next token, so no feature promotes one
         none_FxT = np.zeros((len(W_dec_FxD), 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from harvest.hashes import mixed
+from harvest.text.hashes import mixed
 
 MIX = np.uint64(0x9E3779B97F4A7C15)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.firing import Labels
-from harvest.text import jsonl_records
+from harvest.text.windows import jsonl_records
 
 MOST_LABELS = 1000  # a field with more values is no label
 POSITIONS = 16  # as many stretches of a window

@@ -29,7 +29,7 @@ from sae_jax.run_directory import RunDirectory
 from sae_jax.sae import SAE
 
 if TYPE_CHECKING:
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
 
 ZERO, MEAN = "zero/", "mean/"  # ablations, named as no member and no path is
 
@@ -48,7 +48,7 @@ def loss_recovered(
     `windows_W` are numbers of held-out windows of the store, whose tokens it holds; its training rows' mean is what
     mean-ablation puts. A share of what zero ablation costs is None where it costs nothing. Raises InputError.
     """
-    from harvest.loss_recovered import losses
+    from harvest.interventions.loss_recovered import losses
 
     split, mean_D = store.held_out, store.mean.astype(np.float32)
     replacements: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -121,7 +121,7 @@ def complete_run(
     The windows come after those that calibrate. A member's `metrics` gain what `loss_recovered` tells, `intervals`
     stand beside them; members that failed have neither, and of an encoder's nothing is measured.
     """
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
 
     began, done = time.perf_counter(), 0
     with run.held():

@@ -18,8 +18,8 @@ from harvest.request import Site
 from sae_jax.sae import SAE
 
 if TYPE_CHECKING:
-    from harvest.concepts import ConceptPassages
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
+    from harvest.text.concepts import ConceptPassages
 
 
 class MaxPooled(NamedTuple):

@@ -37,7 +37,7 @@ from harvest.sources import is_bundled
 from harvest.store import ActivationStore
 
 if TYPE_CHECKING:
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
 
 BATCH = 128  # features a file
 INTERVALS, EACH = 5, 5  # of the firings by rank; contexts of each

@@ -14,12 +14,12 @@ from flax import nnx
 
 from analysis.ground_truth import unit
 from harvest.capture import BATCH_TOKENS
-from harvest.passages import Passages
 from harvest.request import Site
+from harvest.text.passages import Passages
 from sae_jax.sae import SAE
 
 if TYPE_CHECKING:
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
 
 
 class Pooled(NamedTuple):

@@ -18,7 +18,7 @@ from sae_jax.grid import member_id
 from sae_jax.run_directory import WRITTEN_AGAIN
 
 if TYPE_CHECKING:
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
     from harvest.store import ActivationStore
     from sae_jax.formats import Dictionary
 
@@ -150,7 +150,7 @@ class FinishedRun:
     @cached_property
     def language_model(self) -> LanguageModel:
         """Loaded once, whichever analyses ask for it. Raises InputError where it is not the one trained on."""
-        from harvest.language_model import LanguageModel
+        from harvest.model.language_model import LanguageModel
 
         trained, location = self.config["stores"][0]["identity"]["model"], self.model_location
         model = LanguageModel.load(location, control=self.request.control)

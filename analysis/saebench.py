@@ -85,7 +85,7 @@ def on_documents(
 
     from analysis import sparse_probing, spurious_correlation
     from analysis.pooling import pool
-    from harvest.passages import document_passages, labelled_text
+    from harvest.text.passages import document_passages, labelled_text
 
     probed = settings.label if "probing" in settings.metrics else ()
     paired = settings.concepts if "scr" in settings.metrics else ()
@@ -161,7 +161,7 @@ def concepts_of(texts: tuple[str, ...], labels: dict[str, np.ndarray]) -> tuple[
 def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: list[str]) -> dict[str, Any]:
     from analysis import absorption
     from analysis.pooling import pool
-    from harvest.passages import spelling
+    from harvest.text.passages import spelling
 
     model = run.language_model
     asked = spelling(

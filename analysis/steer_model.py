@@ -26,7 +26,7 @@ from harvest.request import Site, flag
 
 if TYPE_CHECKING:
     from analysis.feature_statistics import Features
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
     from harvest.store import ActivationStore
     from sae_jax.sae import SAE
 
@@ -139,7 +139,7 @@ def compute(
     Nothing before `first_position` of a text is steered: what a dictionary never saw there it cannot read. Raises
     InputError for a prompt without tokens, and for one too long.
     """
-    from harvest.steering import Change, surprise, write
+    from harvest.interventions.steering import Change, surprise, write
 
     def tokens(text: str) -> list[int]:
         return model.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -248,7 +248,7 @@ def difference_in_means(store: ActivationStore, tokenizer: Any, phrase: str) -> 
 
     As find-feature reads a phrase: whole words, in any case, without its article.
     """
-    from harvest.folding import Phrase
+    from harvest.text.folding import Phrase
 
     split, wanted = store.train, Phrase(phrase)
     sums_2xD, count_2, windows = np.zeros((2, store.d_model)), np.zeros(2, np.int64), max(1, ROWS // split.positions)
@@ -305,7 +305,7 @@ def output_scores(
     would win. They amplify to ten times the largest activation of all features: so far from any text, features that
     steer fluently score less than others.
     """
-    from harvest.steering import next_probabilities
+    from harvest.interventions.steering import next_probabilities
 
     prompt_T = model.tokenizer(NEUTRAL, add_special_tokens=False)["input_ids"]
     chosen_C = np.array(list(candidates), int)

@@ -128,9 +128,9 @@ def _fill(
     shard_bytes: int,
     loss_recovered: bool,
 ) -> None:
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
     from harvest.rehearsal import rehearse
-    from harvest.text import Reading, token_windows
+    from harvest.text.windows import Reading, token_windows
 
     language_model = LanguageModel.load(model.location, control=request.control)
     for note in language_model.notes:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.language_model import LanguageModel
-from harvest.loss_recovered import losses
+from harvest.interventions.loss_recovered import losses
+from harvest.model.language_model import LanguageModel
 from harvest.request import HOOKS, Site
 
 WINDOWS = 4

@@ -9,7 +9,7 @@ from analysis.ablation import ablation_effect
 from analysis.contexts import place
 from analysis.feature_statistics import features_of
 from analysis.intervals import ratio_interval
-from harvest.steering import changing
+from harvest.interventions.steering import changing
 from sae_jax.formats import save_dictionary
 
 SILENT, RAISING, LOWERING = 3, 5, 7

@@ -11,12 +11,12 @@ import main
 from analysis import attribution
 from analysis.commands import attribute
 from analysis.commands.attribute import METHODS
-from harvest.attribution import Output
 from harvest.errors import InputError
-from harvest.language_model import LanguageModel
+from harvest.interventions.attribution import Output
+from harvest.interventions.steering import changing
+from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
-from harvest.steering import changing
 from sae_jax.sae import SAE
 
 SITES = (Site(2, "resid_pre"), Site(1, "resid_mid"), Site(2, "mlp_out"), Site(1, "attn_out"), Site(0, "resid_pre"))

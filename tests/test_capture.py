@@ -22,7 +22,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from harvest import rehearsal
 from harvest.capture import harvest
 from harvest.errors import InputError
-from harvest.language_model import LanguageModel
+from harvest.model.language_model import LanguageModel
 from harvest.request import HOOKS, HarvestRequest, Site
 from harvest.sources import BUNDLED_MODEL
 from harvest.store import ActivationStore

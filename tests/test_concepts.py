@@ -6,12 +6,12 @@ from itertools import islice
 
 import pytest
 
-from harvest.concepts import NO_DOCUMENT, gather, sentences_of
 from harvest.errors import InputError
-from harvest.folding import Phrase
-from harvest.language_model import LanguageModel
+from harvest.model.language_model import LanguageModel
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
-from harvest.text import documents
+from harvest.text.concepts import NO_DOCUMENT, gather, sentences_of
+from harvest.text.folding import Phrase
+from harvest.text.windows import documents
 
 
 @pytest.fixture(scope="module")

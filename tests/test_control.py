@@ -12,8 +12,8 @@ import main
 from analysis.run import FinishedRun
 from harvest.capture import harvest, store_name
 from harvest.errors import InputError
-from harvest.language_model import LanguageModel
-from harvest.loading import shuffled
+from harvest.model.language_model import LanguageModel
+from harvest.model.loading import shuffled
 from harvest.request import HarvestRequest, Site
 from harvest.sources import BUNDLED_MODEL, Source
 

@@ -26,9 +26,9 @@ from analysis.feature_statistics import Features, features_of
 from analysis.figures import INK
 from analysis.run import FinishedRun
 from harvest.files import read_json, write_json
+from harvest.model.tokenizer import load_tokenizer
 from harvest.sources import BUNDLED_CORPUS
-from harvest.text import documents
-from harvest.tokenizer import load_tokenizer
+from harvest.text.windows import documents
 
 HOSTILE = "<script>window.ran=1</script> <img src=x onerror=window.ran=1> *loud* $x$ :smile: [a](http://evil.test/) "
 

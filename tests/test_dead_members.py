@@ -15,7 +15,7 @@ from analysis.faces.dashboard import opened
 from analysis.feature_statistics import Features
 from analysis.run import FinishedRun
 from harvest.files import read_json, write_json
-from harvest.tokenizer import load_tokenizer
+from harvest.model.tokenizer import load_tokenizer
 from sae_jax.formats import save_dictionary
 
 DEAD, SISTER = "relu-f48-l8-lr1e-3-s0", "relu-f48-l8-lr1e-3-s1"

@@ -10,8 +10,8 @@ from analysis.families import settings_of
 from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder
 from harvest.errors import InputError
-from harvest.tokenizer import load_tokenizer
-from harvest.unembedding import logit_weights
+from harvest.model.logit_weights import logit_weights
+from harvest.model.tokenizer import load_tokenizer
 from sae_jax.snapshots import read_snapshots
 
 

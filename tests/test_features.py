@@ -22,9 +22,9 @@ from analysis.hashes import context_hashes
 from analysis.run import FinishedRun
 from analysis.specialization import mutual_information, over_chance, p_values, specialization
 from harvest.files import write_arrays
-from harvest.language_model import LanguageModel
+from harvest.model.language_model import LanguageModel
+from harvest.model.logit_weights import logit_weights
 from harvest.sources import BUNDLED_MODEL
-from harvest.unembedding import logit_weights
 from sae_jax.sae import SAE
 
 F, D = 24, 32

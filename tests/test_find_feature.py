@@ -27,10 +27,10 @@ from analysis.find_feature import (
     permutation_test,
 )
 from analysis.max_pooling import MaxPooled, max_features, max_projection, mean_difference
-from harvest.concepts import texts_in
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
-from harvest.passages import Passages
+from harvest.text.concepts import texts_in
+from harvest.text.passages import Passages
 from sae_jax.sae import SAE
 
 

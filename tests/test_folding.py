@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from harvest.folding import Phrase, folded
+from harvest.text.folding import Phrase, folded
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from populations import member_of
 
 from harvest.errors import InputError
 from harvest.files import write_arrays
-from harvest.language_model import LanguageModel
+from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
 from harvest.torch_file import read_tensors

@@ -66,7 +66,7 @@ for request in sys.argv[1:]:
 READ = """
 import json, sys
 from harvest.errors import InputError
-from harvest.text import documents
+from harvest.text.windows import documents
 for location in sys.argv[1:]:
     try:
         print(json.dumps({"texts": list(documents(location))}))
@@ -78,7 +78,7 @@ WINDOWS = """
 import dataclasses, json, sys
 from harvest.request import HarvestRequest
 from harvest.sources import resolve
-from harvest.text import token_windows
+from harvest.text.windows import token_windows
 from transformers import AutoTokenizer
 request = HarvestRequest(model_name="some-org/tiny", dataset="some-org/texts", n_samples=40, seq_len=5)
 model, dataset = resolve(request)

@@ -23,11 +23,11 @@ from harvest.capture import one_at_a_time
 from harvest.errors import InputError
 from harvest.files import read_json
 from harvest.identity import difference, distance, found, identity, rounding
-from harvest.language_model import LanguageModel
+from harvest.model.language_model import LanguageModel
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, name_of, named_files, place_of
 from harvest.store import ActivationStore, StoreWriter
-from harvest.text import documents
+from harvest.text.windows import documents
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import RunDirectory, default_name
 from sae_jax.train import environment, store_facts

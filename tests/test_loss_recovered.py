@@ -11,12 +11,12 @@ from analysis.faces.wording import without_figure
 from analysis.intervals import SAMPLES, resample
 from analysis.loss_recovered import finite, loss_recovered, scores, spread_windows
 from harvest.errors import InputError
-from harvest.language_model import LanguageModel
-from harvest.loss_recovered import losses
+from harvest.interventions.loss_recovered import losses
+from harvest.model.language_model import LanguageModel
 from harvest.request import HOOKS, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.store import ActivationStore, StoreWriter
-from harvest.text import documents
+from harvest.text.windows import documents
 from sae_jax.sae import SAE
 
 TOKENS_WxT = np.random.default_rng(0).integers(0, 4096, (6, 12), dtype=np.int32)

@@ -12,19 +12,19 @@ from tiny_models import write_model
 
 import analysis
 import main
-from harvest.ablation import lost_without
-from harvest.attribution import Output
 from harvest.capture import harvest
 from harvest.errors import InputError
-from harvest.language_model import LanguageModel
-from harvest.library_errors import explained
-from harvest.loss_recovered import losses
+from harvest.interventions.ablation import lost_without
+from harvest.interventions.attribution import Output
+from harvest.interventions.loss_recovered import losses
+from harvest.interventions.steering import Change, next_probabilities, surprise, write
+from harvest.model.language_model import LanguageModel
+from harvest.model.library_errors import explained
+from harvest.model.logit_weights import logit_weights
+from harvest.model.tokenizer import load_tokenizer
 from harvest.rehearsal import rehearse
 from harvest.request import HOOKS, HarvestRequest, Site
 from harvest.sources import BUNDLED_MODEL
-from harvest.steering import Change, next_probabilities, surprise, write
-from harvest.tokenizer import load_tokenizer
-from harvest.unembedding import logit_weights
 
 TOKENS_WxT = np.random.default_rng(0).integers(5, 4096, (6, 12), dtype=np.int32)
 ADDED = "as in models that normalize after they add"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from harvest.near_copies import NearCopies
-from harvest.passages import labelled_text
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
-from harvest.text import Reading, documents, token_windows
+from harvest.text.near_copies import NearCopies
+from harvest.text.passages import labelled_text
+from harvest.text.windows import Reading, documents, token_windows
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from analysis.feature_statistics import features_of
 from analysis.feature_values import context_tokens, feature_values
 from analysis.neuronpedia import clean, export, rounded
 from harvest.errors import InputError
-from harvest.unembedding import logit_weights
+from harvest.model.logit_weights import logit_weights
 from sae_jax.formats import save_dictionary
 from sae_jax.sae import SAE
 

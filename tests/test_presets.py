@@ -8,7 +8,7 @@ from command_line import environment, shared_cache
 import main
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
-from harvest.text import token_windows
+from harvest.text.windows import token_windows
 from sae_jax.plan import plan
 from sae_jax.presets import BUNDLED_HELD_OUT, BUNDLED_WINDOWS, PRESETS, SHORT_RUN_STEPS
 

@@ -13,10 +13,10 @@ from analysis.pooling import Pooled, pool
 from analysis.run import FinishedRun
 from analysis.saebench import SAEBench, on_words
 from harvest.errors import InputError
-from harvest.language_model import LanguageModel
-from harvest.passages import LETTERS, document_passages, labelled_text, spelling
+from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
+from harvest.text.passages import LETTERS, document_passages, labelled_text, spelling
 from sae_jax.sae import SAE
 
 N = 800

@@ -14,10 +14,10 @@ from analysis import steer_model
 from analysis.commands import steer
 from analysis.steer_model import Sampling, Steered, Texts, compute, ways_of
 from harvest.errors import InputError
-from harvest.language_model import LanguageModel
+from harvest.interventions.steering import Change, changing, draw, next_probabilities, surprise, write
+from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
-from harvest.steering import Change, changing, draw, next_probabilities, surprise, write
 from sae_jax.sae import SAE
 
 SITE = Site(2, "resid_pre")

@@ -13,11 +13,11 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from harvest.capture import _say_text
-from harvest.columns import kinds_of_rows, text_column
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
-from harvest.text import Reading, documents, token_windows
+from harvest.text.columns import kinds_of_rows, text_column
+from harvest.text.windows import Reading, documents, token_windows
 
 CORPUS = str(BUNDLED_CORPUS)
 

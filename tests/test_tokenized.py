@@ -8,10 +8,10 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from harvest import tokenized as module
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
-from harvest.text import documents
-from harvest.tokenized import tokenized
+from harvest.text import tokenized as module
+from harvest.text.tokenized import tokenized
+from harvest.text.windows import documents
 
 TEXTS = list(documents(str(BUNDLED_CORPUS)))[:400]
 

@@ -86,7 +86,7 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
 
     from analysis.loss_recovered import loss_recovered, spread_windows
     from harvest.capture import harvest
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
     from harvest.sources import resolve
     from sae_jax.evaluate import calibration_rows, evaluate
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from analysis.find_feature import FindFeature
-    from harvest.concepts import ConceptPassages
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
+    from harvest.text.concepts import ConceptPassages
     from sae_jax.formats import Dictionary
 
 PROMOTED, CONTEXTS, CONTEXTS_SHOWN = 10, 10, 3
@@ -103,8 +103,8 @@ def run(argv: list[str]) -> None:
 
 def texts_of(phrase: str, finished: FinishedRun, options: Options) -> tuple[list[str], list[str]]:
     """The user's examples, and what they are held against. Raises InputError for what can be told without a model."""
-    from harvest.concepts import texts_in
-    from harvest.folding import Phrase
+    from harvest.text.concepts import texts_in
+    from harvest.text.folding import Phrase
 
     wanted = Phrase(phrase)
     examples = texts_in(options.examples, "--examples") if options.examples else []
@@ -126,7 +126,7 @@ def find(
     """One pass of the model over the passages, then one dictionary at a time."""
     from analysis.find_feature import CHOOSING, compute, deal
     from analysis.max_pooling import activations, max_features, max_projection, mean_difference
-    from harvest.concepts import gather
+    from harvest.text.concepts import gather
 
     first, seq_len, seed = finished.first_position, finished.request.seq_len, options.seed
     of = gather(phrase, finished.corpus, model.tokenizer, seq_len, first, examples, against, options.passages, seed)
@@ -173,7 +173,7 @@ def passages_record(of: ConceptPassages, trained_documents_W: np.ndarray, seed: 
     import numpy as np
 
     from analysis.find_feature import SCORING, deal
-    from harvest.concepts import NO_DOCUMENT
+    from harvest.text.concepts import NO_DOCUMENT
 
     is_new_N = ~np.isin(of.document_N, trained_documents_W)
     scored_N = deal(of.is_concept_N, seed) == SCORING

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from analysis.feature_statistics import Features
-    from harvest.language_model import LanguageModel
+    from harvest.model.language_model import LanguageModel
 
 SWEEP = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 RANDOM, MEANS = "random direction", "difference in means"

@@ -14,8 +14,8 @@ import numpy as np
 
 from analysis.commands.find_feature import Options, find
 from analysis.run import FinishedRun
-from harvest.concepts import sentences_of
-from harvest.text import documents
+from harvest.text.concepts import sentences_of
+from harvest.text.windows import documents
 
 SUBJECTS = (
     "the Golden Gate Bridge",

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModel
 
 from harvest.capture import BATCH_TOKENS
-from harvest.language_model import LanguageModel
+from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
 

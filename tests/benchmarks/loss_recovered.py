@@ -14,8 +14,8 @@ from statistics import median
 import numpy as np
 import torch
 
-from harvest.language_model import LanguageModel
-from harvest.loss_recovered import batch_windows, losses, measure
+from harvest.interventions.loss_recovered import batch_windows, losses, measure
+from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
 

@@ -49,10 +49,10 @@ def by_sae_lens(tmp_path, windows_WxT, site: Site, model_class: str, ignored: in
 )
 def test_sae_lens_measures_the_same(trained, tmp_path, hook, model_class, first_position):
     from analysis.loss_recovered import reconstruction_by
-    from harvest.language_model import LanguageModel
-    from harvest.loss_recovered import losses
+    from harvest.interventions.loss_recovered import losses
+    from harvest.model.language_model import LanguageModel
     from harvest.request import HarvestRequest
-    from harvest.text import token_windows
+    from harvest.text.windows import token_windows
     from sae_jax.formats import load_dictionary
 
     model, site = LanguageModel.load(str(BUNDLED_MODEL), device="cpu"), Site(2, hook)

@@ -111,7 +111,7 @@ def page(folder: Path) -> Callable[[], object]:
         from analysis import comparison, feature_list, feature_page
         from analysis.feature_statistics import Features
         from analysis.run import FinishedRun
-        from harvest.tokenizer import load_tokenizer
+        from harvest.model.tokenizer import load_tokenizer
 
         finished = FinishedRun.open(folder / "finished")
         features = Features.load(finished.path / "analysis" / "features" / f"{MEMBER}.npz", mapped=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-HEAVY = ("main", "torch", "transformers", "transformer_lens", "harvest.language_model", "harvest.synthetic")
+HEAVY = ("main", "torch", "transformers", "transformer_lens", "harvest.model.language_model", "harvest.synthetic")
 HEAVY += ("sae_jax.train", "analysis.feature_page", "analysis.study", "analysis.measures", "analysis.saebench")
 HEAVY += ("analysis.faces.report", "analysis.clustering", "analysis.find_feature", "umap")
 

@@ -158,7 +158,7 @@ def shown_in(bar: Any):
 
 @st.cache_resource(show_spinner=False)
 def tokenizer_at(location: str):
-    from harvest.tokenizer import load_tokenizer
+    from harvest.model.tokenizer import load_tokenizer
 
     return load_tokenizer(location)
 

@@ -16,8 +16,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from harvest.folding import SPACELESS, folded
-from harvest.hashes import mixed
+from harvest.text.folding import SPACELESS, folded
+from harvest.text.hashes import mixed
 
 BANDS, ROWS = 12, 4
 LEAST_SHARED = 0.5

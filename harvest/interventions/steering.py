@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from harvest.errors import InputError
-from harvest.language_model import LanguageModel
-from harvest.loss_recovered import SAME, FromSite, Replace
+from harvest.interventions.loss_recovered import SAME, FromSite, Replace
+from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 
 

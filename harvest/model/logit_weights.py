@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from harvest.language_model import LanguageModel
+from harvest.model.language_model import LanguageModel
 
 FAR = 1e3  # so long a direction makes the norm's epsilon nothing
 

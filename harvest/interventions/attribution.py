@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from harvest.language_model import LanguageModel
-from harvest.loss_recovered import BATCH_LOGITS, FromSite
+from harvest.interventions.loss_recovered import BATCH_LOGITS, FromSite
+from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.folding import Phrase, folded
-from harvest.near_copies import NearCopies
-from harvest.passages import Passages, filled_up
-from harvest.text import documents, jsonl_records
+from harvest.text.folding import Phrase, folded
+from harvest.text.near_copies import NearCopies
+from harvest.text.passages import Passages, filled_up
+from harvest.text.windows import documents, jsonl_records
 
 OTHERS, MIN_OTHERS = 4, 120  # for each passage, and at least, where the text has so many
 FEWEST = 3  # passages that can be split in three, on either side

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from harvest.language_model import LanguageModel
-from harvest.loss_recovered import FromSite, Replace, batch_windows
+from harvest.interventions.loss_recovered import FromSite, Replace, batch_windows
+from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 
 

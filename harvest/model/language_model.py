@@ -18,8 +18,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from harvest.errors import InputError
-from harvest.library_errors import explained
-from harvest.loading import listed, load_bridge
+from harvest.model.library_errors import explained
+from harvest.model.loading import listed, load_bridge
 from harvest.request import Site
 
 BOTH_WAYS, BOTH_WAYS_TOKENS = 1e-4, 8  # share of the largest logit that a later token changes; tokens to see it by

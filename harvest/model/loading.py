@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from harvest.errors import InputError
-from harvest.library_errors import explained
+from harvest.model.library_errors import explained
 from harvest.sources import official_name
 
 SHUFFLE_SEED = 0

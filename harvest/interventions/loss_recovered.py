@@ -17,7 +17,7 @@ import torch
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from harvest.errors import InputError
-from harvest.language_model import LanguageModel
+from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 
 BATCH_TOKENS, BATCH_LOGITS = 2048, 1 << 25  # at most, of a batch

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from harvest.library_errors import explained
+from harvest.model.library_errors import explained
 from harvest.sources import official_name
 
 

@@ -27,12 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
-from harvest.columns import TEXT, kinds_of_rows, kinds_of_schema, text_column, text_in
 from harvest.errors import InputError
 from harvest.files import refuse_irregular
-from harvest.near_copies import NearCopies, number_of, signature
 from harvest.request import HarvestRequest
-from harvest.tokenized import LONG, tokenized
+from harvest.text.columns import TEXT, kinds_of_rows, kinds_of_schema, text_column, text_in
+from harvest.text.near_copies import NearCopies, number_of, signature
+from harvest.text.tokenized import LONG, tokenized
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 SEPARATOR = "<|endoftext|>"
