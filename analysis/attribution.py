@@ -30,7 +30,7 @@ from harvest.request import Site
 if TYPE_CHECKING:
     from harvest.interventions.attribution import Output
     from harvest.model.language_model import LanguageModel
-    from sae_jax.sae import SAE
+    from sae_jax.models.base import SAE
 
 PATH_POINTS, CANDIDATES = 2, 3
 

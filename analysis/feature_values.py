@@ -17,7 +17,7 @@ from flax import nnx
 from analysis.contexts import place
 from analysis.firing import chunks, encode, rows_at_once
 from harvest.store import ActivationStore
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 LONGEST = 128  # tokens of a context: a longer window is cut around the row
 

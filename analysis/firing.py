@@ -23,7 +23,7 @@ from analysis.cofiring import CoFiring
 from analysis.hashes import MIX, context_hashes, hashed
 from analysis.near_copies import Originals, originals_in
 from harvest.store import ActivationStore
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 CHUNK_ROWS, CHUNK_VALUES = 4096, 1 << 27  # rows encoded at once, and activations at most
 CONTEXTS, SAMPLE = 20, 100  # kept of each feature: the strongest, and any

@@ -25,8 +25,8 @@ from harvest.request import Site
 from harvest.store import ActivationStore, Split
 from sae_jax.evaluate import calibration_rows
 from sae_jax.formats import load_dictionary
+from sae_jax.models.base import SAE
 from sae_jax.run_directory import RunDirectory
-from sae_jax.sae import SAE
 
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel

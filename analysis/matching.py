@@ -23,7 +23,7 @@ from harvest.errors import InputError
 
 if TYPE_CHECKING:
     from harvest.store import Split
-    from sae_jax.sae import SAE
+    from sae_jax.models.base import SAE
 
 FLOOR, STEP = 0.3, 0.1
 LARGEST = 6000  # features of a component on one side: 290 MB, and half a minute

@@ -15,7 +15,7 @@ from flax import nnx
 from analysis.firing import encode
 from harvest.capture import BATCH_TOKENS
 from harvest.request import Site
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel

@@ -16,7 +16,7 @@ from analysis.ground_truth import unit
 from harvest.capture import BATCH_TOKENS
 from harvest.request import Site
 from harvest.text.passages import Passages
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel

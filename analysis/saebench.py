@@ -15,7 +15,7 @@ from harvest.sources import BUNDLED_CORPUS
 if TYPE_CHECKING:
     import numpy as np
 
-    from sae_jax.sae import SAE
+    from sae_jax.models.base import SAE
 
 METRICS = {"probing": "sparse_probing", "absorption": "absorption", "scr": "spurious_correlation"}
 BUNDLED_LABELS = ("topic", "form")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from analysis.feature_statistics import Features
     from harvest.model.language_model import LanguageModel
     from harvest.store import ActivationStore
-    from sae_jax.sae import SAE
+    from sae_jax.models.base import SAE
 
 MODES, POSITIONS = ("add", "clamp", "ablate"), ("all", "generated")
 NEUTRAL = "From my experience,"  # Arad et al. 2025, arXiv 2505.20063

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sae_jax.kinds.kind import Arrays
-from sae_jax.sae import SAE, unit_rows
+from sae_jax.models.base import SAE, unit_rows
+from sae_jax.models.kind import Arrays
 
 
 def resample(

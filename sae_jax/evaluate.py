@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from harvest.store import Split
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 CHUNK_ROWS, PARTIAL_ROWS = 4096, 64  # read at a time; summed in float32
 CALIBRATION_ROWS, CALIBRATION_SHARE = 2048, 0.2  # that calibrate; of the held-out rows they are drawn from a fifth,

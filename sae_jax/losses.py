@@ -10,9 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sae_jax.kinds.auxk import auxk, mean_square
-from sae_jax.kinds.kind import Batch
-from sae_jax.sae import SAE
+from sae_jax.models.auxk import auxk, mean_square
+from sae_jax.models.base import SAE
+from sae_jax.models.kind import Batch
 
 
 class Terms(NamedTuple):

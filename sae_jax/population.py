@@ -17,9 +17,9 @@ from flax import nnx, struct
 
 from sae_jax.config import TrainConfig
 from sae_jax.grid import Member
-from sae_jax.kinds import KINDS
-from sae_jax.kinds.kind import Arrays, Kind
-from sae_jax.sae import SAE, Setting, unit_rows
+from sae_jax.models.base import SAE, Setting, unit_rows
+from sae_jax.models.kind import Arrays, Kind
+from sae_jax.models.registry import KINDS
 
 # Gradient clipping per member, then Adam; the learning rate is each member's own and is applied by the step.
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.999))

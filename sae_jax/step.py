@@ -16,8 +16,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from sae_jax.dead import resample
-from sae_jax.kinds.kind import Arrays, Batch, Measured
 from sae_jax.losses import member_loss
+from sae_jax.models.kind import Arrays, Batch, Measured
 from sae_jax.placement import AXIS, Placement, on_mesh
 from sae_jax.population import OPTIMIZER, Group, Signature, State
 from sae_jax.sparse import CHUNK, DENSEST, Candidates, largest, most_candidates

@@ -25,11 +25,11 @@ from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.grid import Member, members_of
 from sae_jax.memory import needed, refuse_too_large
+from sae_jax.models.base import SAE
 from sae_jax.placement import Placement
 from sae_jax.population import Group, Rows, State, abstract_group, groups_of, hyper_of, stack, start_group, steps_to_die
 from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
 from sae_jax.run_directory import METRICS, RunDirectory, meant
-from sae_jax.sae import SAE
 from sae_jax.snapshots import snapshot_steps, write_snapshot
 from sae_jax.step import make_train_block
 

@@ -17,7 +17,7 @@ from harvest.interventions.steering import changing
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 SITES = (Site(2, "resid_pre"), Site(1, "resid_mid"), Site(2, "mlp_out"), Site(1, "attn_out"), Site(0, "resid_pre"))
 LAST, F = Site(3, "resid_post"), 64

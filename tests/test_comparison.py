@@ -15,7 +15,7 @@ from analysis.figures import save
 from analysis.ground_truth import unit
 from analysis.matching import Decoder, correlations, cosines, match, random_like, sparse_activations, spread_rows
 from harvest.errors import InputError
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 F, D = 300, 96
 

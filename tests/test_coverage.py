@@ -15,7 +15,7 @@ from analysis.firing import SHUFFLES, Labels, firing_of
 from analysis.intervals import FEWEST, FEWEST_DOCUMENTS, FEWEST_SCORED, auroc_interval, over_seeds, ratio_interval
 from analysis.measures import MIN_FIRINGS, RATE
 from analysis.specialization import p_values, specialization
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 # What a document, or a seed, gives: (values of a shape, their mean).
 SKEWED = {

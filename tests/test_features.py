@@ -25,7 +25,7 @@ from harvest.files import write_arrays
 from harvest.model.language_model import LanguageModel
 from harvest.model.logit_weights import logit_weights
 from harvest.sources import BUNDLED_MODEL
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 F, D = 24, 32
 

@@ -31,7 +31,7 @@ from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from harvest.text.concepts import texts_in
 from harvest.text.passages import Passages
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from harvest.request import HOOKS, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.store import ActivationStore, StoreWriter
 from harvest.text.windows import documents
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 TOKENS_WxT = np.random.default_rng(0).integers(0, 4096, (6, 12), dtype=np.int32)
 

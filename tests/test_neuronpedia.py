@@ -21,7 +21,7 @@ from analysis.neuronpedia import clean, export, rounded
 from harvest.errors import InputError
 from harvest.model.logit_weights import logit_weights
 from sae_jax.formats import save_dictionary
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 PEERS = os.environ.get("SAE_PEERS_PYTHON")
 DEAD = 7

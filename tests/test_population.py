@@ -15,7 +15,7 @@ from harvest.request import Site
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.formats import load_dictionary
 from sae_jax.grid import members_of
-from sae_jax.kinds import KINDS
+from sae_jax.models.registry import KINDS
 from sae_jax.run_directory import RunDirectory
 from sae_jax.step import make_train_block
 from sae_jax.train import train

@@ -17,7 +17,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.text.passages import LETTERS, document_passages, labelled_text, spelling
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 N = 800
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from populations import one_member
 
 from sae_jax.config import TrainConfig
-from sae_jax.kinds import KINDS
+from sae_jax.models.registry import KINDS
 from sae_jax.population import start_member
 from sae_jax.sparse import Candidates, decode_at, fits, gather_dot, most_candidates, product_at, scatter_outer
 from sae_jax.step import make_gradients, sparse_pays

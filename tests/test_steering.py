@@ -18,7 +18,7 @@ from harvest.interventions.steering import Change, changing, draw, next_probabil
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
-from sae_jax.sae import SAE
+from sae_jax.models.base import SAE
 
 SITE = Site(2, "resid_pre")
 SITES = (SITE, Site(1, "resid_mid"), Site(2, "mlp_out"), Site(1, "attn_out"), Site(3, "resid_post"))

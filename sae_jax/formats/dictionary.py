@@ -17,7 +17,7 @@ import numpy as np
 
 from harvest.errors import InputError
 from sae_jax.formats.made_for import other_rows, settings_of
-from sae_jax.sae import CENTER, ROW_NORMS, SAE, RowNormalizedSAE
+from sae_jax.models.base import CENTER, ROW_NORMS, SAE, RowNormalizedSAE
 
 KIND_OF = {"standard": "relu", "jumprelu": "jump_relu", "topk": "topk", "abstopk": "abs_topk", "gated": "gated"}
 BY_K = ("topk", "abstopk")

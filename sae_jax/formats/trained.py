@@ -10,7 +10,7 @@ from harvest.sources import BUNDLED
 from sae_jax.formats.dictionary import Dictionary
 from sae_jax.formats.saelens import new_cfg
 from sae_jax.grid import Member
-from sae_jax.kinds import KINDS
+from sae_jax.models.registry import KINDS
 
 
 def fold_normalization(tensors: dict, shift_D: np.ndarray, scale_D: np.ndarray) -> dict[str, np.ndarray]:

@@ -27,17 +27,17 @@ import optax
 import pytest
 from flax import nnx
 
-import sae_jax.kinds.auxk
+import sae_jax.models.auxk
 import sae_jax.step
 from harvest.request import HarvestRequest, Site
 from sae_jax.config import TrainConfig
 from sae_jax.feed import Feed
 from sae_jax.grid import members_of
-from sae_jax.kinds import KINDS
-from sae_jax.kinds.auxk import mean_square
-from sae_jax.kinds.batch_topk import Matryoshka
-from sae_jax.kinds.gated import Gated
-from sae_jax.kinds.kind import start_quantile
+from sae_jax.models.auxk import mean_square
+from sae_jax.models.batch_topk import Matryoshka
+from sae_jax.models.gated import Gated
+from sae_jax.models.kind import start_quantile
+from sae_jax.models.registry import KINDS
 from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_member
 from sae_jax.step import make_gradients, make_train_block, normalized
 
@@ -111,12 +111,12 @@ def matryoshka_is_the_sum_of_its_prefixes(patch: pytest.MonkeyPatch) -> None:
 
 
 def auxk_is_not_relative_to_variances(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sae_jax.kinds.auxk, "variance", lambda x_BxD: jnp.float32(1))
+    patch.setattr(sae_jax.models.auxk, "variance", lambda x_BxD: jnp.float32(1))
 
 
 def auxk_is_without_relu(patch: pytest.MonkeyPatch) -> None:
     linear = SimpleNamespace(lax=jax.lax, nn=SimpleNamespace(relu=lambda z: z))
-    patch.setattr(sae_jax.kinds.auxk, "jax", linear)
+    patch.setattr(sae_jax.models.auxk, "jax", linear)
 
 
 def adam_corrects_its_bias_exactly(patch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from sae_jax.activations import is_above, jump_relu
-from sae_jax.kinds.kind import COEFFICIENT_RATE, Kind, Start, start_quantile
+from sae_jax.models.kind import COEFFICIENT_RATE, Kind, Start, start_quantile
 from sae_jax.sparse import pick
 
 THRESHOLD_RATE = 0.2  # of the straight-through kernel's width a step

@@ -1,11 +1,11 @@
 """The kinds of dictionaries, by their name on the command line."""
 
-from sae_jax.kinds.batch_topk import BatchTopK, Matryoshka
-from sae_jax.kinds.gated import Gated
-from sae_jax.kinds.jump_relu import JumpReLU
-from sae_jax.kinds.kind import Kind
-from sae_jax.kinds.relu import PAnneal, ReLU, TanhReLU
-from sae_jax.kinds.topk import AbsTopK, MultiTopK, TopK
+from sae_jax.models.batch_topk import BatchTopK, Matryoshka
+from sae_jax.models.gated import Gated
+from sae_jax.models.jump_relu import JumpReLU
+from sae_jax.models.kind import Kind
+from sae_jax.models.relu import PAnneal, ReLU, TanhReLU
+from sae_jax.models.topk import AbsTopK, MultiTopK, TopK
 
 KINDS: dict[str, type[Kind]] = {
     "relu": ReLU,

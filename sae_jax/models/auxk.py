@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sae_jax.activations import mask_of_largest
-from sae_jax.kinds.kind import Batch
+from sae_jax.models.kind import Batch
 from sae_jax.sparse import largest
 
 

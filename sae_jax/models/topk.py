@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from sae_jax.activations import mask_of_largest
-from sae_jax.kinds.auxk import mean_square
-from sae_jax.kinds.kind import Kind
+from sae_jax.models.auxk import mean_square
+from sae_jax.models.kind import Kind
 
 
 class TopK(Kind):

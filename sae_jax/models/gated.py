@@ -10,9 +10,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sae_jax.kinds.auxk import mean_square
-from sae_jax.kinds.kind import Start
-from sae_jax.kinds.relu import ReLU
+from sae_jax.models.auxk import mean_square
+from sae_jax.models.kind import Start
+from sae_jax.models.relu import ReLU
 from sae_jax.sparse import pick
 
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from sae_jax.activations import nth_largest
-from sae_jax.kinds.auxk import mean_square
-from sae_jax.kinds.kind import Kind, Start, start_quantile
+from sae_jax.models.auxk import mean_square
+from sae_jax.models.kind import Kind, Start, start_quantile
 
 LOOKED_AT = 0.9  # of the last batch's least: this batch's lies above that, or the step is computed densely
 AVERAGE_RATE = 0.01  # a step, of the threshold that is used in place of the batch's

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from sae_jax.sparse import Candidates, fits
 
 if TYPE_CHECKING:
-    from sae_jax.sae import SAE
+    from sae_jax.models.base import SAE
 
 Arrays = dict[str, jax.Array]
 
