@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 from populations import one_member
 
-from sae_jax.activations import is_above, jump_relu
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.losses import member_loss
 from sae_jax.models.base import SAE
 from sae_jax.models.kind import Batch
 from sae_jax.models.registry import KINDS
+from sae_jax.ops.activations import is_above, jump_relu
 from sae_jax.population import start_member
 from sae_jax.step import make_step
 

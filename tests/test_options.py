@@ -11,7 +11,7 @@ from rows import make_store, sparse_rows
 from harvest.errors import InputError
 from sae_jax.config import TrainConfig
 from sae_jax.formats import load_dictionary
-from sae_jax.matmul import matmul
+from sae_jax.ops.matmul import matmul
 from sae_jax.run_directory import RunDirectory
 from sae_jax.step import make_train_block
 from sae_jax.train import train

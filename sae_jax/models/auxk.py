@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sae_jax.activations import mask_of_largest
 from sae_jax.models.kind import Batch
-from sae_jax.sparse import largest
+from sae_jax.ops.activations import mask_of_largest
+from sae_jax.ops.sparse import largest
 
 
 def mean_square(error_BxD: jax.Array) -> jax.Array:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sae_jax.matmul import matmul
 from sae_jax.models.registry import KINDS
-from sae_jax.sparse import Candidates, decode_at, pick, product, product_at
+from sae_jax.ops.matmul import matmul
+from sae_jax.ops.sparse import Candidates, decode_at, pick, product, product_at
 
 
 class Setting(nnx.Variable):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sae_jax.activations import nth_largest
 from sae_jax.models.auxk import mean_square
 from sae_jax.models.kind import Kind, Start, start_quantile
+from sae_jax.ops.activations import nth_largest
 
 LOOKED_AT = 0.9  # of the last batch's least: this batch's lies above that, or the step is computed densely
 AVERAGE_RATE = 0.01  # a step, of the threshold that is used in place of the batch's

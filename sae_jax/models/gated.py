@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sae_jax.models.auxk import mean_square
 from sae_jax.models.kind import Start
 from sae_jax.models.relu import ReLU
-from sae_jax.sparse import pick
+from sae_jax.ops.sparse import pick
 
 
 class Gated(ReLU):

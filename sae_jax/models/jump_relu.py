@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from sae_jax.activations import is_above, jump_relu
 from sae_jax.models.kind import COEFFICIENT_RATE, Kind, Start, start_quantile
-from sae_jax.sparse import pick
+from sae_jax.ops.activations import is_above, jump_relu
+from sae_jax.ops.sparse import pick
 
 THRESHOLD_RATE = 0.2  # of the straight-through kernel's width a step
 KERNEL = 0.25  # its width, in standard deviations of the pre-activations: narrow, so that few features are near

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sae_jax.sparse import Candidates, fits
+from sae_jax.ops.sparse import Candidates, fits
 
 if TYPE_CHECKING:
     from sae_jax.models.base import SAE

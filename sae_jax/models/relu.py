@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from sae_jax.models.kind import Kind, Start, start_quantile
-from sae_jax.sparse import pick
+from sae_jax.ops.sparse import pick
 
 LAST_P, EPSILON = 0.2, 0.01
 

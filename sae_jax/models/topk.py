@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sae_jax.activations import mask_of_largest
 from sae_jax.models.auxk import mean_square
 from sae_jax.models.kind import Kind
+from sae_jax.ops.activations import mask_of_largest
 
 
 class TopK(Kind):

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sae_jax.matmul import matmul
+from sae_jax.ops.matmul import matmul
 
 CHUNK = 16
 MOST_CANDIDATES = 1024  # of a row; rows of large norm have many times the mean
