@@ -42,7 +42,7 @@ from sae_jax.run_directory import RunDirectory, default_name
 
 if TYPE_CHECKING:
     from analysis.faces.wandb_log import WandbLog
-    from sae_jax.progress import Progress
+    from sae_jax.training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def main(argv: list[str]) -> None:
         model, _ = resolve(request)
         if model.d_model is None:
             raise InputError(f"--dry-run: the config of {model.location} does not say how wide the model is")
-        from sae_jax.memory import refuse_too_large
         from sae_jax.plan import plan
+        from sae_jax.training.memory import refuse_too_large
 
         with Terminal(quiet=options.quiet) as terminal:
             say_preset(preset, terminal)
@@ -300,7 +300,7 @@ def work(
 
     import jax
 
-    from sae_jax.train import train
+    from sae_jax.training.loop import train
 
     def on_progress(progress: Progress) -> None:
         terminal.training_progress(progress)
@@ -380,7 +380,7 @@ def status_of(argv: list[str]) -> int:
     except OSError as e:
         return fail(os_trouble(e, again), 1)
     except RuntimeError as e:
-        from sae_jax.progress import Diverged, Interrupted
+        from sae_jax.training.progress import Diverged, Interrupted
 
         if isinstance(e, Interrupted):
             return fail(f"{e}; the same command with --resume goes on", 130)

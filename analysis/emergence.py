@@ -20,7 +20,7 @@ from analysis.feature_statistics import Features
 from analysis.figures import kind_colour, step_heatmap, styled, thinned
 from analysis.intervals import Estimate, over_seeds
 from harvest.errors import InputError
-from sae_jax.snapshots import Snapshot
+from sae_jax.training.snapshots import Snapshot
 
 RECOGNIZABLE = 0.7  # cosine; the field's threshold for "the same feature"
 PREDICTORS = {

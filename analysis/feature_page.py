@@ -26,7 +26,7 @@ from harvest.errors import InputError
 from harvest.store import ActivationStore
 from sae_jax.formats import Dictionary
 from sae_jax.formats.dictionary import BY_K
-from sae_jax.snapshots import ADVICE, DIRECTORY
+from sae_jax.training.snapshots import ADVICE, DIRECTORY
 
 PADDED = 256  # rows: pages of about as many share a compiled program
 NAMED = 5  # tokens that name a feature beside it

@@ -26,7 +26,7 @@ from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.sources import BUNDLED_CORPUS
 from sae_jax.shapes import read_shaped
-from sae_jax.snapshots import read_snapshots
+from sae_jax.training.snapshots import read_snapshots
 
 RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
 ONE_TOKEN = 0.9  # share of a feature's firings that makes it one of a single token

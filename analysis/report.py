@@ -28,7 +28,7 @@ from analysis.shapes import Study
 from analysis.study import named
 from harvest.errors import InputError
 from sae_jax.shapes import read_shaped
-from sae_jax.snapshots import read_snapshots
+from sae_jax.training.snapshots import read_snapshots
 
 SHOWN = 384  # features in all; of each member at least LEAST and at most MOST
 LEAST, MOST = 8, 24

@@ -15,10 +15,10 @@ from harvest.request import HarvestRequest
 from harvest.sources import Source
 from sae_jax.config import TrainConfig
 from sae_jax.grid import Member, members_of
-from sae_jax.memory import Needed, has_accelerator, needed, refuse_too_large
 from sae_jax.ops.sparse import DENSEST
-from sae_jax.population import Signature, groups_of
-from sae_jax.step import sparse_pays
+from sae_jax.training.memory import Needed, has_accelerator, needed, refuse_too_large
+from sae_jax.training.population import Signature, groups_of
+from sae_jax.training.step import sparse_pays
 
 MATMULS, SPARSE_MATMULS = 5, 1  # of B x D x F a step, the second where few features fire
 UPDATE_SECONDS = 4e-9  # of Adam, a parameter

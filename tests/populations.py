@@ -13,10 +13,10 @@ from harvest.store import ActivationStore
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation
 from sae_jax.grid import Member, members_of
-from sae_jax.placement import Placement
-from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_group
 from sae_jax.run_directory import RunDirectory
-from sae_jax.train import environment, result_of, store_facts
+from sae_jax.training.loop import environment, result_of, store_facts
+from sae_jax.training.mesh import Placement
+from sae_jax.training.population import Group, Rows, State, groups_of, hyper_of, stack, start_group
 
 SITES = (Site(0, "resid_pre"),)
 

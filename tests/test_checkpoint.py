@@ -14,8 +14,8 @@ import pytest
 from populations import prepare
 
 from harvest.errors import InputError
-from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
+from sae_jax.training.checkpoint import Checkpoints
 
 D = 12
 METRICS = {10: {"bytes": 7, "crc32": 1}, 20: {"bytes": 9, "crc32": 2}}

@@ -12,7 +12,7 @@ from analysis.matching import Decoder
 from harvest.errors import InputError
 from harvest.model.logit_weights import logit_weights
 from harvest.model.tokenizer import load_tokenizer
-from sae_jax.snapshots import read_snapshots
+from sae_jax.training.snapshots import read_snapshots
 
 
 @pytest.fixture(scope="module")

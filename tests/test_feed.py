@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from rows import make_store
 
 from harvest.errors import InputError
-from sae_jax import feed as feed_module
-from sae_jax.feed import Feed
+from sae_jax.training import batches as feed_module
+from sae_jax.training.batches import Feed
 
 
 class NumberedRows:

@@ -8,13 +8,13 @@ from flax import nnx
 from populations import one_member
 
 from sae_jax.config import LEVELS, TrainConfig
-from sae_jax.losses import member_loss
 from sae_jax.models.base import SAE
 from sae_jax.models.kind import Batch
 from sae_jax.models.registry import KINDS
 from sae_jax.ops.activations import is_above, jump_relu
-from sae_jax.population import start_member
-from sae_jax.step import make_step
+from sae_jax.training.loss import member_loss
+from sae_jax.training.population import start_member
+from sae_jax.training.step import make_step
 
 B, D, F, K, COEFFICIENT, ALPHA = 16, 6, 10, 3, 0.7, 0.5
 

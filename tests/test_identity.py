@@ -30,7 +30,7 @@ from harvest.store import ActivationStore, StoreWriter
 from harvest.text.windows import documents
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import RunDirectory, default_name
-from sae_jax.train import environment, store_facts
+from sae_jax.training.loop import environment, store_facts
 
 SIZES = ("--n-samples", "60", "--seq-len", "10", "--epochs", "1", "--hidden-dim", "48", "--target-l0", "8")
 TEXTS = list(islice(documents(str(BUNDLED_CORPUS)), 400))

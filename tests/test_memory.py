@@ -12,11 +12,11 @@ from populations import SITES
 
 import main
 from harvest.errors import InputError, is_out_of_memory
-from sae_jax import memory
 from sae_jax.config import TrainConfig
 from sae_jax.grid import members_of
-from sae_jax.memory import available, needed, refuse_too_large
-from sae_jax.population import groups_of
+from sae_jax.training import memory
+from sae_jax.training.memory import available, needed, refuse_too_large
+from sae_jax.training.population import groups_of
 
 HUGE = 1 << 50
 

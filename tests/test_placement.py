@@ -15,8 +15,8 @@ from populations import placed
 from rows import sparse_rows
 
 from sae_jax.config import TrainConfig
-from sae_jax.placement import members_at, shares_of
-from sae_jax.step import make_train_block
+from sae_jax.training.mesh import members_at, shares_of
+from sae_jax.training.step import make_train_block
 
 D, BATCH = 24, 32
 
@@ -82,11 +82,11 @@ FOUR_WIDTHS = """
 import sys
 import jax, numpy as np
 from populations import placed
-import sae_jax.placement
+import sae_jax.training.mesh
 from sae_jax.config import TrainConfig
-from sae_jax.step import make_train_block
+from sae_jax.training.step import make_train_block
 
-sae_jax.placement.ONE_PROGRAM_BYTES = 0  # as if they were wide
+sae_jax.training.mesh.ONE_PROGRAM_BYTES = 0  # as if they were wide
 x_NxD = np.random.default_rng(0).standard_normal((320, 24)).astype(np.float32)
 config = TrainConfig("relu", tuple(16 + 8 * i for i in range(4)), target_l0=6.0, batch_size=32, warmup=0.0)
 placement, states, hypers, groups = placed(config, 40, x_NxD)

@@ -27,7 +27,7 @@ from harvest.errors import InputError
 from harvest.files import write_arrays
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import RunDirectory
-from sae_jax.snapshots import Snapshot, read_snapshots
+from sae_jax.training.snapshots import Snapshot, read_snapshots
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from rows import SEQ_LEN, make_store
 
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
-from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
-from sae_jax.progress import Interrupted
 from sae_jax.run_directory import RunDirectory
-from sae_jax.train import train
+from sae_jax.training.checkpoint import Checkpoints
+from sae_jax.training.loop import train
+from sae_jax.training.progress import Interrupted
 
 EPOCHS, STEPS = "25", 25 * 12
 KINDS = ("relu", "jump_relu", "topk", "gated", "batch_topk", "matryoshka")

@@ -10,7 +10,7 @@ from analysis.run import FinishedRun
 from harvest.request import Site
 from sae_jax.evaluate import calibration_sample
 from sae_jax.formats import load_dictionary
-from sae_jax.snapshots import read_snapshots, snapshot_steps
+from sae_jax.training.snapshots import read_snapshots, snapshot_steps
 
 
 @given(st.integers(1, 10**6), st.integers(1, 256), st.integers(1, 30))

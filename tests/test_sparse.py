@@ -12,8 +12,8 @@ from populations import one_member
 from sae_jax.config import TrainConfig
 from sae_jax.models.registry import KINDS
 from sae_jax.ops.sparse import Candidates, decode_at, fits, gather_dot, most_candidates, product_at, scatter_outer
-from sae_jax.population import start_member
-from sae_jax.step import make_gradients, sparse_pays
+from sae_jax.training.population import start_member
+from sae_jax.training.step import make_gradients, sparse_pays
 
 B, D, F = 32, 32, 512
 

@@ -10,8 +10,8 @@ from populations import one_member, prepare
 from rows import sparse_rows
 
 from sae_jax.config import TrainConfig
-from sae_jax.population import Rows, start_member
-from sae_jax.step import look_for_dead, make_train_block
+from sae_jax.training.population import Rows, start_member
+from sae_jax.training.step import look_for_dead, make_train_block
 
 D, BATCH = 24, 32
 NOTHING = jnp.zeros((1, 0, D))  # no rows to calibrate on

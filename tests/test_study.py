@@ -21,7 +21,7 @@ from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from sae_jax.config import TrainConfig
 from sae_jax.grid import members_of
-from sae_jax.snapshots import Snapshot
+from sae_jax.training.snapshots import Snapshot
 
 STEPS = (0, 10, 30, 100, 300, 1000)
 F, D = 40, 64

@@ -22,8 +22,8 @@ from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, named_files
 from sae_jax.config import TrainConfig
-from sae_jax.progress import Progress
 from sae_jax.run_directory import RunDirectory
+from sae_jax.training.progress import Progress
 
 RUN = (*THREE_KINDS, "--epochs", "10", "--seed", "3", "--snapshots", "4", "--ce-windows", "0")
 LOGGED = ("--use-wandb", "--wandb-project", "toads", "--log-freq", "20", "--wandb-artifact")

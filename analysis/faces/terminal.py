@@ -56,7 +56,7 @@ from analysis.faces.wording import (
 
 if TYPE_CHECKING:
     from sae_jax.plan import Plan
-    from sae_jax.progress import Progress
+    from sae_jax.training.progress import Progress
 
 FRAME_SECONDS = 0.1  # a terminal is redrawn no more often
 LINE_SECONDS = 3.0  # a log gets a line no more often: n lines at once are followed by n times as long a silence

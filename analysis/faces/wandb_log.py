@@ -29,10 +29,10 @@ from analysis import densities, embedding
 from analysis.figures import png_of
 from harvest.files import read_arrays, read_json, write_json
 from sae_jax.run_directory import WRITTEN_AGAIN
-from sae_jax.snapshots import read_snapshots
+from sae_jax.training.snapshots import read_snapshots
 
 if TYPE_CHECKING:
-    from sae_jax.progress import Progress
+    from sae_jax.training.progress import Progress
 
 RECORD = "wandb.json"  # {"step": the last one logged, "runs": {member, or "population": W&B's id}}
 ALL = "population"

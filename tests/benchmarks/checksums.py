@@ -27,7 +27,7 @@ from sae_jax.config import TrainConfig
 from sae_jax.evaluate import evaluate
 from sae_jax.formats import load_dictionary
 from sae_jax.run_directory import RunDirectory
-from sae_jax.train import train
+from sae_jax.training.loop import train
 
 CONFIG = TrainConfig("topk", 1024, k=32, batch_size=256, epochs=2)
 

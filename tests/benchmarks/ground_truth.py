@@ -19,7 +19,7 @@ from harvest.synthetic import SyntheticRequest, Truth, synthesize
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.formats import load_dictionary
 from sae_jax.run_directory import RunDirectory, default_name
-from sae_jax.train import train
+from sae_jax.training.loop import train
 
 COLUMNS = ("mean_max_cosine", "mcc", "f1", "precision", "recall", "explained_variance", "l0", "dead_fraction")
 

@@ -26,7 +26,7 @@ from harvest.store import ActivationStore, StoreWriter
 from sae_jax.config import TrainConfig
 from sae_jax.plan import memory
 from sae_jax.run_directory import RunDirectory
-from sae_jax.train import train
+from sae_jax.training.loop import train
 
 D, SEQ_LEN, SHARD_ROWS = 768, 129, 128 * 512
 

@@ -18,7 +18,7 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 from harvest.store import ActivationStore
-from sae_jax.feed import Feed
+from sae_jax.training.batches import Feed
 
 KINDS = {
     "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),

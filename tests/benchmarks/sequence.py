@@ -18,7 +18,7 @@ import numpy as np
 from sparse_rows import sparse_rows
 
 from sae_jax.config import TrainConfig
-from sae_jax.step import make_train_block
+from sae_jax.training.step import make_train_block
 from tests.populations import placed
 
 

@@ -28,18 +28,18 @@ import pytest
 from flax import nnx
 
 import sae_jax.models.auxk
-import sae_jax.step
+import sae_jax.training.step
 from harvest.request import HarvestRequest, Site
 from sae_jax.config import TrainConfig
-from sae_jax.feed import Feed
 from sae_jax.grid import members_of
 from sae_jax.models.auxk import mean_square
 from sae_jax.models.batch_topk import Matryoshka
 from sae_jax.models.gated import Gated
 from sae_jax.models.kind import start_quantile
 from sae_jax.models.registry import KINDS
-from sae_jax.population import Group, Rows, State, groups_of, hyper_of, stack, start_member
-from sae_jax.step import make_gradients, make_train_block, normalized
+from sae_jax.training.batches import Feed
+from sae_jax.training.population import Group, Rows, State, groups_of, hyper_of, stack, start_member
+from sae_jax.training.step import make_gradients, make_train_block, normalized
 
 PEERS_PYTHON = os.environ.get("SAE_PEERS_PYTHON")
 pytestmark = [
@@ -209,7 +209,7 @@ def train_saelens(directory: Path, cases: dict[str, Case], starts: dict[str, Sta
 def train_ours(begun: Start, side_by_side: int = 1) -> tuple[State, np.ndarray, int]:
     """(state, loss_S, how many steps took the sparse path), in two blocks. Side by side: the same member twice."""
     sparse_steps: list[int] = []
-    largest = sae_jax.step.largest
+    largest = sae_jax.training.step.largest
 
     def counted(*args):
         jax.debug.callback(lambda: sparse_steps.append(1))
@@ -219,7 +219,7 @@ def train_ours(begun: Start, side_by_side: int = 1) -> tuple[State, np.ndarray, 
     train_block = make_train_block((begun.group,), side_by_side)
     no_rows_LxNxD, losses = jnp.zeros((1, 0, begun.raw_SxBxD.shape[-1])), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sae_jax.step, "largest", counted)
+        patch.setattr(sae_jax.training.step, "largest", counted)
         for raw_SxBxD in np.split(begun.raw_SxBxD, 2):
             states, (metrics,) = train_block(states, hypers, jnp.asarray(raw_SxBxD)[None], no_rows_LxNxD)
             losses.append(metrics["loss"][0])

@@ -242,7 +242,7 @@ def interrupted(argv: list[str]) -> Callable[[], object]:
         import signal
 
         import main
-        from sae_jax.checkpoint import Checkpoints
+        from sae_jax.training.checkpoint import Checkpoints
 
         looks = []
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sae_jax.population import Group, State
+from sae_jax.training.population import Group, State
 
 AXIS = "members"
 ONE_PROGRAM_BYTES = 256 << 20  # that empty places may take, so that all groups are one program

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sae_jax.grid import Member
-from sae_jax.population import Group
 from sae_jax.run_directory import RunDirectory
+from sae_jax.training.population import Group
 
 SMOOTHING = 0.9  # of the rate, a block
 

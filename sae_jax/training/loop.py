@@ -17,21 +17,31 @@ from harvest.files import record_checksum, write_arrays
 from harvest.identity import identity
 from harvest.request import Site
 from harvest.store import ActivationStore, compared_meanwhile
-from sae_jax.checkpoint import Checkpoints
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation, calibration_rows, calibration_sample, evaluate
-from sae_jax.feed import BLOCK_BYTES, Feed
 from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.grid import Member, members_of
-from sae_jax.memory import needed, refuse_too_large
 from sae_jax.models.base import SAE
-from sae_jax.placement import Placement
-from sae_jax.population import Group, Rows, State, abstract_group, groups_of, hyper_of, stack, start_group, steps_to_die
-from sae_jax.progress import Interrupted, Progress, Reporter, StopSignals, reason
 from sae_jax.run_directory import METRICS, RunDirectory, meant
-from sae_jax.snapshots import snapshot_steps, write_snapshot
-from sae_jax.step import make_train_block
+from sae_jax.training.batches import BLOCK_BYTES, Feed
+from sae_jax.training.checkpoint import Checkpoints
+from sae_jax.training.memory import needed, refuse_too_large
+from sae_jax.training.mesh import Placement
+from sae_jax.training.population import (
+    Group,
+    Rows,
+    State,
+    abstract_group,
+    groups_of,
+    hyper_of,
+    stack,
+    start_group,
+    steps_to_die,
+)
+from sae_jax.training.progress import Interrupted, Progress, Reporter, StopSignals, reason
+from sae_jax.training.snapshots import snapshot_steps, write_snapshot
+from sae_jax.training.step import make_train_block
 
 START_ROWS, START_VALUES = 4096, 1 << 22  # rows, and pre-activations, that a start's quantile is taken over
 MAX_BLOCK_STEPS = 256

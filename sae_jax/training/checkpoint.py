@@ -28,8 +28,8 @@ import orbax.checkpoint as ocp
 
 from harvest.errors import InputError, is_out_of_memory
 from harvest.files import array_checksum, sealed, unsealed
-from sae_jax.population import State
 from sae_jax.run_directory import DAMAGED, NO_METRICS
+from sae_jax.training.population import State
 
 METADATA_BYTES = 1 << 20  # about; of what Orbax writes beside the arrays
 LACKING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)  # what is said of a checkpoint that lost a file

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from sae_jax.dead import resample
-from sae_jax.losses import member_loss
 from sae_jax.models.kind import Arrays, Batch, Measured
 from sae_jax.ops.sparse import CHUNK, DENSEST, Candidates, largest, most_candidates
-from sae_jax.placement import AXIS, Placement, on_mesh
-from sae_jax.population import OPTIMIZER, Group, Signature, State
+from sae_jax.training.loss import member_loss
+from sae_jax.training.mesh import AXIS, Placement, on_mesh
+from sae_jax.training.population import OPTIMIZER, Group, Signature, State
+from sae_jax.training.resampling import resample
 
 AIM_STEP = 0.1  # at most, of log L0, in one correction
 POOL_ROWS = 1024  # of a block's last rows, from which dead features are revived

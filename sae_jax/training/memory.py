@@ -16,9 +16,9 @@ import psutil
 from harvest.errors import InputError
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import CALIBRATION_ROWS, CHUNK_ROWS
-from sae_jax.feed import BLOCK_BYTES, ERA_BYTES
-from sae_jax.placement import shares_of
-from sae_jax.population import Group, Signature
+from sae_jax.training.batches import BLOCK_BYTES, ERA_BYTES
+from sae_jax.training.mesh import shares_of
+from sae_jax.training.population import Group, Signature
 
 LIBRARIES = 910 << 20  # of a process with JAX, and torch with a small language model, which a harvest leaves behind
 PROGRAM = 100 << 20  # that compiling a group's program takes
