@@ -36,7 +36,7 @@ from harvest.request import HarvestRequest, Site, default_cache_dir, flag
 from harvest.sources import Source, name_of, named_files, place_of, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import LEVELS, TrainConfig
-from sae_jax.grid import members_of
+from sae_jax.members import members_of
 from sae_jax.presets import PRESETS, bundled_model, cost_of, preset_named, scale_down
 from sae_jax.run_directory import RunDirectory, default_name
 
@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
         model, _ = resolve(request)
         if model.d_model is None:
             raise InputError(f"--dry-run: the config of {model.location} does not say how wide the model is")
-        from sae_jax.plan import plan
+        from sae_jax.cost import plan
         from sae_jax.training.memory import refuse_too_large
 
         with Terminal(quiet=options.quiet) as terminal:
@@ -166,7 +166,7 @@ def main(argv: list[str]) -> None:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # members train on all cores, each on its own
         began, sources = time.perf_counter(), None
         if options.force or not (options.resume or run.results):
-            from sae_jax.plan import refuse_before_harvest
+            from sae_jax.cost import refuse_before_harvest
 
             sources = resolve(request, options.cache_dir)  # here alone: a hub out of reach is waited for
             refuse_before_harvest(config, request, sources[0])

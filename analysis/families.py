@@ -17,7 +17,7 @@ from harvest.identity import meaning
 from harvest.request import Site
 from harvest.sources import is_bundled
 from sae_jax.config import AXES, LEVELS, TrainConfig
-from sae_jax.grid import Member, exact
+from sae_jax.members import Member, exact
 
 Settings = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from harvest.hub import Kind
 from harvest.request import HarvestRequest, Site
 from harvest.sources import model_fingerprint, name_of, place_of
 from sae_jax.config import LEVELS
-from sae_jax.grid import member_id
+from sae_jax.members import member_id
 from sae_jax.run_directory import WRITTEN_AGAIN
 
 if TYPE_CHECKING:

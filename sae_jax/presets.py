@@ -184,7 +184,7 @@ class Cost:
 
 def cost_of(preset: Preset, bundled: Source | None = None) -> Cost:
     """On GPT-2 small, or scaled down to the bundled model."""
-    from sae_jax.plan import plan
+    from sae_jax.cost import plan
 
     defaults: dict[str, Any] = {
         field.name: field.default for cls in (HarvestRequest, TrainConfig) for field in fields(cls)

@@ -12,7 +12,7 @@ from harvest.request import HarvestRequest, Site
 from harvest.store import ActivationStore
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation
-from sae_jax.grid import Member, members_of
+from sae_jax.members import Member, members_of
 from sae_jax.run_directory import RunDirectory
 from sae_jax.training.loop import environment, result_of, store_facts
 from sae_jax.training.mesh import Placement

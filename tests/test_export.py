@@ -22,7 +22,7 @@ from harvest.files import read_json, write_arrays, write_json
 from sae_jax.config import TrainConfig
 from sae_jax.formats import load_dictionary, save_dictionary
 from sae_jax.formats.trained import trained_dictionary
-from sae_jax.grid import members_of
+from sae_jax.members import members_of
 
 METRICS = {"explained_variance": 0.8125, "mse": 1.5, "l0": 3.0, "l1": 2.0, "cosine": 0.9, "dead_fraction": 0.25}
 MANIFEST = {"model": {"location": "gpt2"}, "dataset": {"location": "org/text"}}

@@ -12,7 +12,7 @@ from analysis.matching import Decoder
 from analysis.measures import Gathered
 from harvest.errors import InputError
 from sae_jax.config import AXES, TrainConfig
-from sae_jax.grid import Member, member_id, members_of
+from sae_jax.members import Member, member_id, members_of
 from sae_jax.presets import preset_named
 
 SEEDS = (0, 1, 2)

@@ -14,7 +14,7 @@ import main
 from analysis.frontier import METRICS, compute, figure
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
-from sae_jax.grid import member_id
+from sae_jax.members import member_id
 
 GRID = ("--preset", "frontier", "--activation", "relu", "topk", "--target-l0", "4", "8", "--k", "4", "8")
 GRID += ("--seed", "0", "1", "--hidden-dim", "48", "--n-samples", "100", "--seq-len", "10", "--batch-size", "32")

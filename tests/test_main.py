@@ -22,7 +22,7 @@ import main
 from harvest import capture
 from harvest.request import HarvestRequest
 from harvest.sources import resolve
-from sae_jax import plan
+from sae_jax import cost as plan
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import LOCK
 

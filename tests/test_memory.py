@@ -13,7 +13,7 @@ from populations import SITES
 import main
 from harvest.errors import InputError, is_out_of_memory
 from sae_jax.config import TrainConfig
-from sae_jax.grid import members_of
+from sae_jax.members import members_of
 from sae_jax.training import memory
 from sae_jax.training.memory import available, needed, refuse_too_large
 from sae_jax.training.population import groups_of

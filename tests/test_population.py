@@ -14,7 +14,7 @@ from harvest.errors import InputError
 from harvest.request import Site
 from sae_jax.config import LEVELS, TrainConfig
 from sae_jax.formats import load_dictionary
-from sae_jax.grid import members_of
+from sae_jax.members import members_of
 from sae_jax.models.registry import KINDS
 from sae_jax.run_directory import RunDirectory
 from sae_jax.training.loop import train

@@ -9,7 +9,7 @@ import main
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.text.windows import token_windows
-from sae_jax.plan import plan
+from sae_jax.cost import plan
 from sae_jax.presets import BUNDLED_HELD_OUT, BUNDLED_WINDOWS, PRESETS, SHORT_RUN_STEPS
 
 HUB_NAME = ("--model-name", "gpt2")  # named, so that nothing is scaled down; parsing does not look for it

@@ -20,7 +20,7 @@ from analysis.study import behaviour_during_training, equal_l0, frequency_and_sp
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from sae_jax.config import TrainConfig
-from sae_jax.grid import members_of
+from sae_jax.members import members_of
 from sae_jax.training.snapshots import Snapshot
 
 STEPS = (0, 10, 30, 100, 300, 1000)

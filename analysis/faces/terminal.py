@@ -55,7 +55,7 @@ from analysis.faces.wording import (
 )
 
 if TYPE_CHECKING:
-    from sae_jax.plan import Plan
+    from sae_jax.cost import Plan
     from sae_jax.training.progress import Progress
 
 FRAME_SECONDS = 0.1  # a terminal is redrawn no more often

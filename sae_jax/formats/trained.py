@@ -9,7 +9,7 @@ import numpy as np
 from harvest.sources import BUNDLED
 from sae_jax.formats.dictionary import Dictionary
 from sae_jax.formats.saelens import new_cfg
-from sae_jax.grid import Member
+from sae_jax.members import Member
 from sae_jax.models.registry import KINDS
 
 

@@ -21,7 +21,7 @@ from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation, calibration_rows, calibration_sample, evaluate
 from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
-from sae_jax.grid import Member, members_of
+from sae_jax.members import Member, members_of
 from sae_jax.models.base import SAE
 from sae_jax.run_directory import METRICS, RunDirectory, meant
 from sae_jax.training.batches import BLOCK_BYTES, Feed

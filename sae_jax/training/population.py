@@ -16,7 +16,7 @@ import optax
 from flax import nnx, struct
 
 from sae_jax.config import TrainConfig
-from sae_jax.grid import Member
+from sae_jax.members import Member
 from sae_jax.models.base import SAE, Setting, unit_rows
 from sae_jax.models.kind import Arrays, Kind
 from sae_jax.models.registry import KINDS

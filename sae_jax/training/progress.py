@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_jax.grid import Member
+from sae_jax.members import Member
 from sae_jax.run_directory import RunDirectory
 from sae_jax.training.population import Group
 

@@ -24,7 +24,7 @@ from harvest.request import HarvestRequest
 from harvest.sources import resolve
 from harvest.store import ActivationStore, StoreWriter
 from sae_jax.config import TrainConfig
-from sae_jax.plan import memory
+from sae_jax.cost import memory
 from sae_jax.run_directory import RunDirectory
 from sae_jax.training.loop import train
 

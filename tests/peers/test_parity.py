@@ -31,7 +31,7 @@ import sae_jax.models.auxk
 import sae_jax.training.step
 from harvest.request import HarvestRequest, Site
 from sae_jax.config import TrainConfig
-from sae_jax.grid import members_of
+from sae_jax.members import members_of
 from sae_jax.models.auxk import mean_square
 from sae_jax.models.batch_topk import Matryoshka
 from sae_jax.models.gated import Gated

@@ -14,7 +14,7 @@ from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import Source
 from sae_jax.config import TrainConfig
-from sae_jax.grid import Member, members_of
+from sae_jax.members import Member, members_of
 from sae_jax.ops.sparse import DENSEST
 from sae_jax.training.memory import Needed, has_accelerator, needed, refuse_too_large
 from sae_jax.training.population import Signature, groups_of
