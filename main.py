@@ -28,7 +28,7 @@ from analysis.faces.tables import frontier_table, preset_table
 from analysis.faces.terminal import Terminal
 from analysis.faces.wording import visible
 from analysis.frontier import compute, write
-from analysis.run import FinishedRun, can_be_kept
+from analysis.runs.finished import FinishedRun, can_be_kept
 from harvest.capture import DISK_FULL, harvest, say_stores
 from harvest.errors import InputError, is_out_of_memory
 from harvest.identity import found

@@ -14,7 +14,7 @@ import numpy as np
 from analysis.contexts import place, token_texts
 from analysis.feature_statistics import Features, features_of
 from analysis.intervals import Interval, ratio_interval
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from analysis.steer_model import output_scores, reader
 
 TOKENS = 10  # that it raises, and that it lowers

@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis import shapes
 from analysis.figures import KIND_STYLES, printable, styled
 from analysis.ground_truth import unit
 from analysis.matching import random_like, slices_of
-from analysis.run import STUDY_AGAIN
+from analysis.runs import shapes
+from analysis.runs.finished import STUDY_AGAIN
 from harvest.errors import InputError
 from harvest.files import ARRAYS, read_arrays, write_arrays, write_json
 from sae_jax.shapes import check_arrays, read_as, read_shaped

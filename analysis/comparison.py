@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from analysis import families, shapes
 from analysis.figures import styled
 from analysis.frontier import Spread
 from analysis.ground_truth import unit
 from analysis.matching import Decoder, correlations, cosines, match, random_like
-from analysis.run import STUDY_AGAIN
+from analysis.runs import families, shapes
+from analysis.runs.finished import STUDY_AGAIN
 from harvest.errors import InputError
 from harvest.files import ARRAYS, read_arrays, write_arrays, write_json
 from sae_jax.shapes import check_arrays, read_as, read_shaped

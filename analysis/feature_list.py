@@ -18,8 +18,8 @@ from analysis.contexts import token_texts
 from analysis.feature_statistics import Features
 from analysis.figures import INK, printable, thinned
 from analysis.ground_truth import unit
-from analysis.run import STUDY_AGAIN
-from analysis.shapes import Clusters
+from analysis.runs.finished import STUDY_AGAIN
+from analysis.runs.shapes import Clusters
 from analysis.specialization import most_special
 from harvest.files import ARRAYS, read_arrays
 from sae_jax.shapes import check_arrays, read_shaped

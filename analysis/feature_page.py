@@ -20,7 +20,7 @@ from analysis.feature_statistics import Features
 from analysis.firing import encode
 from analysis.mapped import mapped_arrays
 from analysis.neuronpedia import Aligned, alignment, groups_of
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from analysis.specialization import over_chance
 from harvest.errors import InputError
 from harvest.store import ActivationStore

@@ -22,7 +22,7 @@ from analysis.firing import BARS, ENTRY, Firing, Labels, distinct, firing_of
 from analysis.ground_truth import unit
 from analysis.labels import labels_of
 from analysis.mapped import mapped_arrays
-from analysis.run import STUDY_AGAIN, FinishedRun, can_be_kept
+from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
 from analysis.specialization import mutual_information, specialization
 from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary

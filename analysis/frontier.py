@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis import families
 from analysis.figures import INK, KIND_STYLES, OTHER_STYLE, save, styled
-from analysis.run import FinishedRun
+from analysis.runs import families
+from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.files import write_json
 

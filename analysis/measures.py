@@ -14,12 +14,13 @@ import numpy as np
 from scipy import stats
 from scipy.sparse import csr_array
 
-from analysis import comparison, emergence, families, shapes
+from analysis import comparison, emergence
 from analysis.densities import FREQUENT, statistics
 from analysis.emergence import Trajectory
 from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder, sparse_activations, spread_rows
-from analysis.run import STUDY_AGAIN, FinishedRun, can_be_kept
+from analysis.runs import families, shapes
+from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
 from analysis.saebench import SAEBench, measure, plain
 from analysis.specialization import over_chance, p_values
 from harvest.errors import InputError

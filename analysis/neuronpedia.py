@@ -31,7 +31,7 @@ import numpy as np
 from analysis.contexts import token_texts
 from analysis.feature_statistics import Features, features_of
 from analysis.feature_values import FeatureValues, context_tokens, feature_values
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.files import refuse_taken
 from harvest.sources import is_bundled
 from harvest.store import ActivationStore

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis.faces.terminal import Terminal
 from analysis.feature_statistics import Features, features_of
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.request import default_cache_dir
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from analysis import families
-from analysis.best import best_of_results, l0_asked_of
 from analysis.figures import KIND_STYLES, OTHER_STYLE, kind_colour, styled
+from analysis.runs import families
+from analysis.runs.best_member import best_of_results, l0_asked_of
 
 METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered", "mse", "cosine")
 

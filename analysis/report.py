@@ -13,18 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from analysis import clustering, comparison, densities, emergence, families, frontier, population, training_curves
-from analysis.asked import command_of
-from analysis.best import best_of_results
+from analysis import clustering, comparison, densities, emergence, frontier, population, training_curves
 from analysis.contexts import token_texts
-from analysis.families import source_name
 from analysis.feature_statistics import Features, features_of
 from analysis.figures import printable
 from analysis.highlights import Highlight, highlights
 from analysis.intervals import Estimate, chart
 from analysis.matching import Decoder
-from analysis.run import STUDY_AGAIN, FinishedRun
-from analysis.shapes import Study
+from analysis.runs import families
+from analysis.runs.best_member import best_of_results
+from analysis.runs.families import source_name
+from analysis.runs.finished import STUDY_AGAIN, FinishedRun
+from analysis.runs.reproduce import command_of
+from analysis.runs.shapes import Study
 from analysis.study import named
 from harvest.errors import InputError
 from sae_jax.shapes import read_shaped

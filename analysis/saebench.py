@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.request import flag
 from harvest.sources import BUNDLED_CORPUS

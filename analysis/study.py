@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from math import comb
 from typing import Any
 
-from analysis import comparison, emergence, families
+from analysis import comparison, emergence
 from analysis.densities import figure as densities
 from analysis.intervals import Estimate, chart, over_seeds
 from analysis.measures import LABEL_MEASURES, MEASURES, MIN_FIRINGS, RATE, Gathered
+from analysis.runs import families
 
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
 LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.figures import kind_colour, styled
-from analysis.run import TRAIN_AGAIN, FinishedRun
+from analysis.runs.finished import TRAIN_AGAIN, FinishedRun
 from harvest.errors import InputError
 from harvest.files import read_lines
 from sae_jax.run_directory import METRICS, WITHOUT_LINE, RunDirectory

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from analysis.contexts import token_texts
 from analysis.firing import encode
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 
 PADDED = 64  # tokens: texts of about one length share a compiled program

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import main
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ("--model-name", "bundled", "--dataset", "bundled")

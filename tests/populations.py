@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.request import HarvestRequest, Site
 from harvest.store import ActivationStore
 from sae_jax.config import TrainConfig

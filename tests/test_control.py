@@ -9,7 +9,7 @@ import transformers
 from command_line import BUNDLED, environment, shared_cache
 
 import main
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.capture import harvest, store_name
 from harvest.errors import InputError
 from harvest.model.language_model import LanguageModel

@@ -24,7 +24,7 @@ from analysis.contexts import token_texts
 from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
 from analysis.feature_statistics import Features, features_of
 from analysis.figures import INK
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer
 from harvest.sources import BUNDLED_CORPUS

@@ -13,7 +13,7 @@ import main
 from analysis import comparison, feature_page
 from analysis.faces.dashboard import opened
 from analysis.feature_statistics import Features
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer
 from sae_jax.formats import save_dictionary

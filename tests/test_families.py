@@ -7,9 +7,10 @@ import pytest
 from populations import SITES, finished_run
 from rows import make_store
 
-from analysis import comparison, families, frontier, splitting, study
+from analysis import comparison, frontier, splitting, study
 from analysis.matching import Decoder
 from analysis.measures import Gathered
+from analysis.runs import families
 from harvest.errors import InputError
 from sae_jax.config import AXES, TrainConfig
 from sae_jax.members import Member, member_id, members_of

@@ -6,9 +6,9 @@ from command_line import THREE_KINDS, shared_cache, trained
 
 from analysis import comparison, feature_figures, feature_list, feature_page
 from analysis.contexts import token_texts
-from analysis.families import settings_of
 from analysis.feature_statistics import Features, features_of
 from analysis.matching import Decoder
+from analysis.runs.families import settings_of
 from harvest.errors import InputError
 from harvest.model.logit_weights import logit_weights
 from harvest.model.tokenizer import load_tokenizer

@@ -19,7 +19,7 @@ from analysis.contexts import context_text
 from analysis.feature_statistics import Features, features_of
 from analysis.firing import BARS, SHUFFLES, SMALLEST, Histogram, Labels, firing_of
 from analysis.hashes import context_hashes
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from analysis.specialization import mutual_information, over_chance, p_values, specialization
 from harvest.files import write_arrays
 from harvest.model.language_model import LanguageModel

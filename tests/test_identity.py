@@ -17,7 +17,7 @@ from populations import finished_run
 from rows import make_store
 
 import main
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest import capture, sources
 from harvest.capture import one_at_a_time
 from harvest.errors import InputError
@@ -287,7 +287,7 @@ OFFLINE = """
 import json, sys, shutil
 from pathlib import Path
 import main
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 
 path, cache = Path(sys.argv[1]), Path(sys.argv[2])

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 
 import analysis
 import sae_jax
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from sae_jax.formats import load_dictionary
 

@@ -20,9 +20,9 @@ from rows import make_store
 
 import main
 from analysis import clustering, comparison
-from analysis.going_on import GoingOn
 from analysis.matching import Decoder
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
+from analysis.runs.live import GoingOn
 from harvest.errors import InputError
 from harvest.files import write_arrays
 from sae_jax.config import TrainConfig

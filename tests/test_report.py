@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.asked import command_of
 from analysis.commands.report import run as report
 from analysis.report import compose
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
+from analysis.runs.reproduce import command_of
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from main import parse

@@ -10,7 +10,7 @@ from command_line import BUNDLED, environment, shared_cache
 import main
 from analysis import absorption, sparse_probing, spurious_correlation
 from analysis.pooling import Pooled, pool
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from analysis.saebench import SAEBench, on_words
 from harvest.errors import InputError
 from harvest.model.language_model import LanguageModel

@@ -12,11 +12,11 @@ import pytest
 from command_line import THREE_KINDS, shared_cache, start, trained, typed
 from filelock import FileLock
 
-from analysis.best import best_member
 from analysis.commands.show import follow
 from analysis.faces.scatter import scatter
 from analysis.faces.terminal import Terminal
-from analysis.going_on import GoingOn
+from analysis.runs.best_member import best_member
+from analysis.runs.live import GoingOn
 
 
 @pytest.fixture(scope="module")

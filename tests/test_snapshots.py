@@ -6,7 +6,7 @@ from command_line import THREE_KINDS, shared_cache, typed
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.request import Site
 from sae_jax.evaluate import calibration_sample
 from sae_jax.formats import load_dictionary

@@ -15,7 +15,7 @@ import main
 from analysis import emergence, measures
 from analysis.intervals import Estimate, over_seeds
 from analysis.measures import Gathered, values_of
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from analysis.study import behaviour_during_training, equal_l0, frequency_and_specialization, interpretability
 from harvest.errors import InputError
 from harvest.files import read_json, write_json

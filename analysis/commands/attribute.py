@@ -16,7 +16,7 @@ from typing import Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import flag

@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Thread
 
 from analysis.commands.flags import Parser, filled
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.request import default_cache_dir, flag
 

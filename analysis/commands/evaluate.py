@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
 from analysis.faces.wording import without_figure
-from analysis.run import read_record
+from analysis.runs.finished import read_record
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir, flag

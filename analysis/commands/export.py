@@ -13,7 +13,7 @@ from pathlib import Path
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.files import parse_json, refuse_taken
 from harvest.request import default_cache_dir, flag

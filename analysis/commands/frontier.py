@@ -12,7 +12,7 @@ from analysis.commands.flags import Parser, filled
 from analysis.faces.tables import frontier_table
 from analysis.faces.terminal import Terminal
 from analysis.frontier import compute, write
-from analysis.run import can_be_kept
+from analysis.runs.finished import can_be_kept
 from harvest.request import flag
 
 

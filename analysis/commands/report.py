@@ -35,7 +35,7 @@ def run(argv: list[str]) -> None:
     from analysis.faces.wording import size_text
     from analysis.figures import save
     from analysis.report import compose
-    from analysis.run import FinishedRun, can_be_kept
+    from analysis.runs.finished import FinishedRun, can_be_kept
     from harvest.files import write_atomically
 
     runs = [FinishedRun.open(path) for path in values["runs"]]

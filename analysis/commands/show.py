@@ -16,8 +16,8 @@ from analysis.commands.flags import Parser, filled
 from analysis.faces.tables import frontier_table
 from analysis.faces.terminal import Terminal
 from analysis.frontier import compute
-from analysis.going_on import GoingOn
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
+from analysis.runs.live import GoingOn
 from harvest.errors import InputError
 from harvest.request import flag
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
-from analysis.run import FinishedRun, can_be_kept
+from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.steer_model import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered, Texts
 from harvest.errors import InputError
 from harvest.files import write_json

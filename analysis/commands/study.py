@@ -15,7 +15,7 @@ from harvest.request import default_cache_dir, flag
 
 if TYPE_CHECKING:
     from analysis.measures import Gathered
-    from analysis.run import FinishedRun
+    from analysis.runs.finished import FinishedRun
     from analysis.study import Answer
 
 
@@ -37,7 +37,7 @@ def run(argv: list[str]) -> None:
     from analysis.faces.terminal import Terminal
     from analysis.maps import draw
     from analysis.measures import gather
-    from analysis.run import FinishedRun, can_be_kept
+    from analysis.runs.finished import FinishedRun, can_be_kept
     from analysis.study import kinds_of, study
 
     finished = FinishedRun.open(values["run"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from analysis.faces.wording import without_figure
-from analysis.families import MEMBER, TRAINING
+from analysis.runs.families import MEMBER, TRAINING
 from sae_jax.formats import Dictionary
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -17,11 +17,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis import families
 from analysis.faces.wording import failure_text, member_name, share_text, without_figure
 from analysis.highlights import RULE
 from analysis.intervals import FEWEST_DOCUMENTS, Estimate
 from analysis.report import Drawn, Part, Report
+from analysis.runs import families
 from analysis.study import words
 
 SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # of an SVG's marks: half of it, and an image has its alt text

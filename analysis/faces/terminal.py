@@ -31,7 +31,6 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from analysis.best import L0_TOLERANCE, best_member, best_of_results
 from analysis.faces.curve import LossCurve
 from analysis.faces.scatter import scatter
 from analysis.faces.wording import (
@@ -53,6 +52,7 @@ from analysis.faces.wording import (
     visible,
     without_figure,
 )
+from analysis.runs.best_member import L0_TOLERANCE, best_member, best_of_results
 
 if TYPE_CHECKING:
     from sae_jax.cost import Plan

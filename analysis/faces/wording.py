@@ -7,7 +7,7 @@ import re
 from itertools import zip_longest
 from typing import Any
 
-from analysis.best import l0_asked_of
+from analysis.runs.best_member import l0_asked_of
 
 HYPHEN = re.compile(r"(?<!\de)-")  # between the parts of an id, not in 1e-3
 # All but the end of a line; marks that turn the direction of writing round; halves of characters.

@@ -18,7 +18,7 @@ import numpy as np
 from dashboard_browser import serving, visiting
 
 from analysis.feature_statistics import Features
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.files import write_json
 from sae_jax.formats import save_dictionary
 from sae_jax.formats.dictionary import Dictionary

@@ -110,7 +110,7 @@ def page(folder: Path) -> Callable[[], object]:
     def compute() -> None:
         from analysis import comparison, feature_list, feature_page
         from analysis.feature_statistics import Features
-        from analysis.run import FinishedRun
+        from analysis.runs.finished import FinishedRun
         from harvest.model.tokenizer import load_tokenizer
 
         finished = FinishedRun.open(folder / "finished")

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from command_line import THREE_KINDS, environment, files_of
 
 import main
-from analysis.asked import command_of
+from analysis.runs.reproduce import command_of
 from harvest.files import ARRAYS, CHECKSUM, append_lines, read_lines, write_arrays
 
 Fault = Callable[[Path], None]

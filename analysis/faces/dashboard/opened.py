@@ -17,7 +17,7 @@ import streamlit as st
 from analysis import comparison, feature_list
 from analysis.faces.wording import visible
 from analysis.feature_statistics import Features, features_of
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 
 DICTIONARIES = 4  # kept in memory: one of 16,384 features has 100 MB and more

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.run import read_record, refuse_no_run
+from analysis.runs.finished import read_record, refuse_no_run
 from sae_jax.run_directory import LOCK, RunDirectory
 from sae_jax.shapes import MetricsLine, check, read_as
 from sae_jax.training.progress import Progress

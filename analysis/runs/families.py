@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from analysis.run import FinishedRun
+from analysis.runs.finished import FinishedRun
 from harvest.identity import meaning
 from harvest.request import Site
 from harvest.sources import is_bundled
