@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.contexts import place, token_texts
-from analysis.feature_statistics import Features, features_of
+from analysis.features.contexts import place, token_texts
+from analysis.features.statistics import Features, features_of
 from analysis.intervals import Interval, ratio_interval
 from analysis.runs.finished import FinishedRun
 from analysis.steer_model import output_scores, reader

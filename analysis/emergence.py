@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.feature_statistics import Features
+from analysis.features.statistics import Features
 from analysis.figures import kind_colour, step_heatmap, styled, thinned
 from analysis.intervals import Estimate, over_seeds
 from harvest.errors import InputError

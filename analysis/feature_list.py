@@ -14,13 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.clustering import pca_of
-from analysis.contexts import token_texts
-from analysis.feature_statistics import Features
+from analysis.features.contexts import token_texts
+from analysis.features.specialization import most_special
+from analysis.features.statistics import Features
 from analysis.figures import INK, printable, thinned
 from analysis.ground_truth import unit
 from analysis.runs.finished import STUDY_AGAIN
 from analysis.runs.shapes import Clusters
-from analysis.specialization import most_special
 from harvest.files import ARRAYS, read_arrays
 from sae_jax.shapes import check_arrays, read_shaped
 

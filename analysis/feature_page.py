@@ -15,13 +15,13 @@ import numpy as np
 from flax import nnx
 
 from analysis.comparison import Comparison
-from analysis.contexts import place, token_texts
-from analysis.feature_statistics import Features
-from analysis.firing import encode
-from analysis.mapped import mapped_arrays
+from analysis.features.contexts import place, token_texts
+from analysis.features.mapped import mapped_arrays
+from analysis.features.specialization import over_chance
+from analysis.features.statistics import Features
+from analysis.features.store_pass import encode
 from analysis.neuronpedia import Aligned, alignment, groups_of
 from analysis.runs.finished import FinishedRun
-from analysis.specialization import over_chance
 from harvest.errors import InputError
 from harvest.store import ActivationStore
 from sae_jax.formats import Dictionary

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.contexts import Context, context_text, token_texts
-from analysis.feature_statistics import Features
+from analysis.features.contexts import Context, context_text, token_texts
+from analysis.features.specialization import most_special
+from analysis.features.statistics import Features
 from analysis.measures import judged
-from analysis.specialization import most_special
 from harvest.store import ActivationStore
 
 RULE = "half by specialization over chance, half at evenly spaced ranks of density"

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from analysis import clustering, splitting
-from analysis.contexts import token_texts
+from analysis.features.contexts import token_texts
 from analysis.figures import save
 from analysis.measures import Gathered
 

@@ -155,7 +155,7 @@ def sparse_activations(chunks: Iterable[np.ndarray], saes: Mapping[str, SAE]) ->
     """
     from flax import nnx
 
-    from analysis.firing import encode
+    from analysis.features.store_pass import encode
 
     parts = {name: nnx.split(sae) for name, sae in saes.items()}
     fired: dict[str, list[csr_array]] = {name: [] for name in saes}

@@ -17,12 +17,12 @@ from scipy.sparse import csr_array
 from analysis import comparison, emergence
 from analysis.densities import FREQUENT, statistics
 from analysis.emergence import Trajectory
-from analysis.feature_statistics import Features, features_of
+from analysis.features.specialization import over_chance, p_values
+from analysis.features.statistics import Features, features_of
 from analysis.matching import Decoder, sparse_activations, spread_rows
 from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
 from analysis.saebench import SAEBench, measure, plain
-from analysis.specialization import over_chance, p_values
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.sources import BUNDLED_CORPUS

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from analysis.contexts import token_texts
-from analysis.feature_statistics import Features, features_of
-from analysis.feature_values import FeatureValues, context_tokens, feature_values
+from analysis.features.activations import FeatureValues, context_tokens, feature_values
+from analysis.features.contexts import token_texts
+from analysis.features.statistics import Features, features_of
 from analysis.runs.finished import FinishedRun
 from harvest.files import refuse_taken
 from harvest.sources import is_bundled

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.faces.terminal import Terminal
-from analysis.feature_statistics import Features, features_of
+from analysis.features.statistics import Features, features_of
 from analysis.runs.finished import FinishedRun
 from harvest.request import default_cache_dir
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from analysis import clustering, comparison, densities, emergence, frontier, population, training_curves
-from analysis.contexts import token_texts
-from analysis.feature_statistics import Features, features_of
+from analysis.features.contexts import token_texts
+from analysis.features.statistics import Features, features_of
 from analysis.figures import printable
 from analysis.highlights import Highlight, highlights
 from analysis.intervals import Estimate, chart

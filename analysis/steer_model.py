@@ -25,7 +25,7 @@ from harvest.errors import InputError
 from harvest.request import Site, flag
 
 if TYPE_CHECKING:
-    from analysis.feature_statistics import Features
+    from analysis.features.statistics import Features
     from harvest.model.language_model import LanguageModel
     from harvest.store import ActivationStore
     from sae_jax.models.base import SAE
@@ -233,7 +233,7 @@ def reader(sae: SAE, feature: int) -> Amounts:
     """f_i of rows."""
     from flax import nnx
 
-    from analysis.firing import encode
+    from analysis.features.store_pass import encode
 
     parts = nnx.split(sae)
     return lambda x_NxD: np.asarray(encode(*parts, x_NxD)[:, feature])

@@ -10,11 +10,11 @@ import pytest
 from rows import store_of
 from scipy import stats
 
+from analysis.features.specialization import p_values, specialization
+from analysis.features.store_pass import SHUFFLES, Labels, firing_of
 from analysis.find_feature import auroc
-from analysis.firing import SHUFFLES, Labels, firing_of
 from analysis.intervals import FEWEST, FEWEST_DOCUMENTS, FEWEST_SCORED, auroc_interval, over_seeds, ratio_interval
 from analysis.measures import MIN_FIRINGS, RATE
-from analysis.specialization import p_values, specialization
 from sae_jax.models.base import SAE
 
 # What a document, or a seed, gives: (values of a shape, their mean).

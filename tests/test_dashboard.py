@@ -20,9 +20,9 @@ from streamlit.testing.v1 import AppTest
 import main
 from analysis.commands.dashboard import APP, LOOPBACK, Options, hosts
 from analysis.commands.show import run as show
-from analysis.contexts import token_texts
 from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
-from analysis.feature_statistics import Features, features_of
+from analysis.features.contexts import token_texts
+from analysis.features.statistics import Features, features_of
 from analysis.figures import INK
 from analysis.runs.finished import FinishedRun
 from harvest.files import read_json, write_json

@@ -12,7 +12,7 @@ from command_line import THREE_KINDS, environment, shared_cache, trained
 import main
 from analysis import comparison, feature_page
 from analysis.faces.dashboard import opened
-from analysis.feature_statistics import Features
+from analysis.features.statistics import Features
 from analysis.runs.finished import FinishedRun
 from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer

@@ -5,8 +5,8 @@ import pytest
 from command_line import THREE_KINDS, shared_cache, trained
 
 from analysis import comparison, feature_figures, feature_list, feature_page
-from analysis.contexts import token_texts
-from analysis.feature_statistics import Features, features_of
+from analysis.features.contexts import token_texts
+from analysis.features.statistics import Features, features_of
 from analysis.matching import Decoder
 from analysis.runs.families import settings_of
 from harvest.errors import InputError

@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from rows import make_store
 from scipy import sparse, stats
 
-from analysis import cofiring, feature_statistics, firing
-from analysis import labels as labels_module
-from analysis.cofiring import CoFiring
-from analysis.contexts import context_text
-from analysis.feature_statistics import Features, features_of
-from analysis.firing import BARS, SHUFFLES, SMALLEST, Histogram, Labels, firing_of
-from analysis.hashes import context_hashes
+from analysis.features import cofiring
+from analysis.features import row_labels as labels_module
+from analysis.features import statistics as feature_statistics
+from analysis.features import store_pass as firing
+from analysis.features.cofiring import CoFiring
+from analysis.features.contexts import context_text
+from analysis.features.hashes import context_hashes
+from analysis.features.specialization import mutual_information, over_chance, p_values, specialization
+from analysis.features.statistics import Features, features_of
+from analysis.features.store_pass import BARS, SHUFFLES, SMALLEST, Histogram, Labels, firing_of
 from analysis.runs.finished import FinishedRun
-from analysis.specialization import mutual_information, over_chance, p_values, specialization
 from harvest.files import write_arrays
 from harvest.model.language_model import LanguageModel
 from harvest.model.logit_weights import logit_weights

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis import mapped
+from analysis.features import mapped
 from harvest.errors import InputError
 from harvest.files import write_arrays
 

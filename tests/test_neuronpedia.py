@@ -12,11 +12,11 @@ from command_line import ROOT, THREE_KINDS, files_of, shared_cache, trained
 from rows import make_store
 
 import main
-from analysis import feature_values as feature_values_module
 from analysis import neuronpedia
-from analysis.contexts import place
-from analysis.feature_statistics import features_of
-from analysis.feature_values import context_tokens, feature_values
+from analysis.features import activations as feature_values_module
+from analysis.features.activations import context_tokens, feature_values
+from analysis.features.contexts import place
+from analysis.features.statistics import features_of
 from analysis.neuronpedia import clean, export, rounded
 from harvest.errors import InputError
 from harvest.model.logit_weights import logit_weights

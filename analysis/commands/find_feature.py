@@ -143,8 +143,8 @@ def describe(
     finished: FinishedRun, result: FindFeature, model: LanguageModel, cache_dir: Path, **talk: Any
 ) -> dict[tuple[str, int], Description]:
     """What each feature that passes promotes, and where it is largest in the corpus."""
-    from analysis.contexts import context_text
-    from analysis.feature_statistics import features_of
+    from analysis.features.contexts import context_text
+    from analysis.features.statistics import features_of
 
     passing = [found for found in result.features if found.passes]
     members = list(dict.fromkeys(found.member for found in passing))

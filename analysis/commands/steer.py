@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from analysis.feature_statistics import Features
+    from analysis.features.statistics import Features
     from harvest.model.language_model import LanguageModel
 
 SWEEP = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
@@ -91,7 +91,7 @@ def run(argv: list[str]) -> None:
     member = finished.only(options.member)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
     from analysis import steer_model
-    from analysis.feature_statistics import features_of
+    from analysis.features.statistics import features_of
 
     with Terminal() as terminal:
         finished.language_model.need_next_token("Steering")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from dashboard_browser import serving, visiting
 
-from analysis.feature_statistics import Features
+from analysis.features.statistics import Features
 from analysis.runs.finished import FinishedRun
 from harvest.files import write_json
 from sae_jax.formats import save_dictionary

@@ -109,7 +109,7 @@ def page(folder: Path) -> Callable[[], object]:
 
     def compute() -> None:
         from analysis import comparison, feature_list, feature_page
-        from analysis.feature_statistics import Features
+        from analysis.features.statistics import Features
         from analysis.runs.finished import FinishedRun
         from harvest.model.tokenizer import load_tokenizer
 

@@ -16,7 +16,7 @@ import streamlit as st
 
 from analysis import comparison, feature_list
 from analysis.faces.wording import visible
-from analysis.feature_statistics import Features, features_of
+from analysis.features.statistics import Features, features_of
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 

@@ -1,7 +1,7 @@
 """On what the features of a dictionary fire: by one pass over all rows, in bounded memory.
 
-Memory: F times the contexts, positions, labels, bars and buckets, and what analysis.cofiring takes; nothing grows with
-the rows.
+Memory: F times the contexts, positions, labels, bars and buckets, and what `features/cofiring.py` takes; nothing grows
+with the rows.
 
 Shapes: W windows of a chunk, T tokens a window, P of them with a row, N = W·P rows, Z firings (row, feature) of a
 chunk, F features, K kept, L labels, S shuffles, G documents, V vocabulary, B bars or buckets.
@@ -19,9 +19,9 @@ import numpy as np
 from flax import nnx
 from scipy import sparse
 
-from analysis.cofiring import CoFiring
-from analysis.hashes import MIX, context_hashes, hashed
-from analysis.near_copies import Originals, originals_in
+from analysis.features.cofiring import CoFiring
+from analysis.features.hashes import MIX, context_hashes, hashed
+from analysis.features.near_copies import Originals, originals_in
 from harvest.store import ActivationStore
 from sae_jax.models.base import SAE
 

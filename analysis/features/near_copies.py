@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.hashes import context_hashes, hashed
+from analysis.features.hashes import context_hashes, hashed
 from harvest.store import ActivationStore
 
 HASHES, LEAST_SHARED = 16, 0.5

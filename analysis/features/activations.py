@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from flax import nnx
 
-from analysis.contexts import place
-from analysis.firing import chunks, encode, rows_at_once
+from analysis.features.contexts import place
+from analysis.features.store_pass import chunks, encode, rows_at_once
 from harvest.store import ActivationStore
 from sae_jax.models.base import SAE
 

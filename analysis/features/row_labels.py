@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.firing import Labels
+from analysis.features.store_pass import Labels
 from harvest.text.windows import jsonl_records
 
 MOST_LABELS = 1000  # a field with more values is no label

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from analysis.feature_statistics import Features
+    from analysis.features.statistics import Features
 
 NO_LABEL = "none"
 NEAREST, ALIKE = 100, 1000  # features that share the size of a null, and its shape

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.firing import BARS, ENTRY, Firing, Labels, distinct, firing_of
+from analysis.features.mapped import mapped_arrays
+from analysis.features.row_labels import labels_of
+from analysis.features.specialization import mutual_information, specialization
+from analysis.features.store_pass import BARS, ENTRY, Firing, Labels, distinct, firing_of
 from analysis.ground_truth import unit
-from analysis.labels import labels_of
-from analysis.mapped import mapped_arrays
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
-from analysis.specialization import mutual_information, specialization
 from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary
 from sae_jax.shapes import check_arrays, read_as
