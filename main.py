@@ -180,7 +180,7 @@ def main(argv: list[str]) -> None:
             log = others.enter_context(wandb_log(request, config, options, run, terminal))
         results = work(stores, harvest_seconds, config, options, run, terminal, log)
         if lacks_loss_recovered(results, request, options):
-            from analysis.loss_recovered import complete_run
+            from analysis.quality.loss_recovered import complete_run
 
             location = place_of("model", next(iter(stores.values())).manifest["model"])
             results = complete_run(run, stores, location, options.ce_windows, terminal.progress)

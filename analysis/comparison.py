@@ -21,8 +21,8 @@ from scipy.sparse import csr_array
 
 from analysis.figures import styled
 from analysis.frontier import Spread
-from analysis.ground_truth import unit
 from analysis.matching import Decoder, correlations, cosines, match, random_like
+from analysis.quality.ground_truth import unit
 from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN
 from harvest.errors import InputError

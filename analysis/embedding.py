@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis.clustering import pca_of, umap_of
 from analysis.figures import styled
-from analysis.ground_truth import unit
+from analysis.quality.ground_truth import unit
 
 FEWEST = 20  # living features that make a map
 

@@ -18,7 +18,7 @@ from analysis.features.contexts import token_texts
 from analysis.features.specialization import most_special
 from analysis.features.statistics import Features
 from analysis.figures import INK, printable, thinned
-from analysis.ground_truth import unit
+from analysis.quality.ground_truth import unit
 from analysis.runs.finished import STUDY_AGAIN
 from analysis.runs.shapes import Clusters
 from harvest.files import ARRAYS, read_arrays

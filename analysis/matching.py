@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import block_array, csc_array, csr_array, vstack
 from scipy.sparse.csgraph import connected_components
 
-from analysis.ground_truth import unit
+from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from analysis.emergence import Trajectory
 from analysis.features.specialization import over_chance, p_values
 from analysis.features.statistics import Features, features_of
 from analysis.matching import Decoder, sparse_activations, spread_rows
+from analysis.quality.saebench import SAEBench, measure, plain
 from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
-from analysis.saebench import SAEBench, measure, plain
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.sources import BUNDLED_CORPUS

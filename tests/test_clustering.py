@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from analysis import clustering
 from analysis.figures import save
-from analysis.ground_truth import unit
+from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
 
 F, D, GROUPS, SIZE = 600, 96, 10, 25

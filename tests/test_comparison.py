@@ -12,8 +12,8 @@ from scipy.sparse import csr_array
 
 from analysis import comparison, matching
 from analysis.figures import save
-from analysis.ground_truth import unit
 from analysis.matching import Decoder, correlations, cosines, match, random_like, sparse_activations, spread_rows
+from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
 from sae_jax.models.base import SAE
 

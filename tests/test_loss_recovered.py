@@ -9,7 +9,7 @@ import transformers
 
 from analysis.faces.wording import without_figure
 from analysis.intervals import SAMPLES, resample
-from analysis.loss_recovered import finite, loss_recovered, scores, spread_windows
+from analysis.quality.loss_recovered import finite, loss_recovered, scores, spread_windows
 from harvest.errors import InputError
 from harvest.interventions.loss_recovered import losses
 from harvest.model.language_model import LanguageModel
@@ -220,7 +220,7 @@ def test_dictionaries_whose_loss_is_known_beforehand(model, text_WxT, tmp_path, 
 
 
 def test_intervals_are_over_documents_and_ratios_are_of_sums(model, text_WxT, tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.loss_recovered.ratio_interval", lambda of_G, lost_G: (of_G, lost_G))
+    monkeypatch.setattr("analysis.quality.loss_recovered.ratio_interval", lambda of_G, lost_G: (of_G, lost_G))
     store = make_store(tmp_path, model, Site(2, "resid_post"), text_WxT)
     (sae,) = [sae for name, sae in known_dictionaries(store).items() if name == "mean"]
     found = loss_recovered(model, store, {"sae": sae}, np.arange(6))["sae"]

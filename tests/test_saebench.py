@@ -8,10 +8,10 @@ import pytest
 from command_line import BUNDLED, environment, shared_cache
 
 import main
-from analysis import absorption, sparse_probing, spurious_correlation
-from analysis.pooling import Pooled, pool
+from analysis.quality import absorption, sparse_probing, spurious_correlation
+from analysis.quality.pooling import Pooled, pool
+from analysis.quality.saebench import SAEBench, on_words
 from analysis.runs.finished import FinishedRun
-from analysis.saebench import SAEBench, on_words
 from harvest.errors import InputError
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
@@ -292,7 +292,7 @@ def test_from_a_run_to_the_table(run, capsys):
 
 
 def main_questions() -> tuple[str, ...]:
-    from analysis.saebench import METRICS
+    from analysis.quality.saebench import METRICS
 
     return tuple(METRICS.values())
 

@@ -8,8 +8,8 @@ from scipy.sparse import csr_array
 
 from analysis import splitting
 from analysis.figures import save
-from analysis.ground_truth import unit
 from analysis.matching import Decoder
+from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
 
 D = 96

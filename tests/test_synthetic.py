@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.ground_truth import compare
+from analysis.quality.ground_truth import compare
 from harvest.errors import InputError
 from harvest.store import ActivationStore
 from harvest.synthetic import (

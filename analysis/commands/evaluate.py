@@ -84,7 +84,7 @@ def measure(opened: list[Opened], options: Options, terminal: Terminal) -> dict:
     """Every dictionary on the same windows, with the code that measures a run after training."""
     import numpy as np
 
-    from analysis.loss_recovered import loss_recovered, spread_windows
+    from analysis.quality.loss_recovered import loss_recovered, spread_windows
     from harvest.capture import harvest
     from harvest.model.language_model import LanguageModel
     from harvest.sources import resolve

@@ -13,8 +13,8 @@ from typing import Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
+from analysis.quality.saebench import SAEBench, measure, write
 from analysis.runs.finished import FinishedRun, can_be_kept
-from analysis.saebench import SAEBench, measure, write
 from harvest.request import flag
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.ground_truth import compare
+from analysis.quality.ground_truth import compare
 from harvest.store import ActivationStore
 from harvest.synthetic import SyntheticRequest, Truth, synthesize
 from sae_jax.config import LEVELS, TrainConfig

@@ -48,7 +48,7 @@ def by_sae_lens(tmp_path, windows_WxT, site: Site, model_class: str, ignored: in
     ("hook", "model_class"), [("resid_pre", "HOOKED"), ("resid_mid", "HOOKED"), ("mlp_out", "BRIDGE")]
 )
 def test_sae_lens_measures_the_same(trained, tmp_path, hook, model_class, first_position):
-    from analysis.loss_recovered import reconstruction_by
+    from analysis.quality.loss_recovered import reconstruction_by
     from harvest.interventions.loss_recovered import losses
     from harvest.model.language_model import LanguageModel
     from harvest.request import HarvestRequest

@@ -19,7 +19,13 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 HEAVY = ("main", "torch", "transformers", "transformer_lens", "harvest.model.language_model", "harvest.synthetic")
-HEAVY += ("sae_jax.training.loop", "analysis.feature_page", "analysis.study", "analysis.measures", "analysis.saebench")
+HEAVY += (
+    "sae_jax.training.loop",
+    "analysis.feature_page",
+    "analysis.study",
+    "analysis.measures",
+    "analysis.quality.saebench",
+)
 HEAVY += ("analysis.faces.report", "analysis.clustering", "analysis.find_feature", "umap")
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.pooling import Pooled
-from analysis.probe import fit
+from analysis.quality.pooling import Pooled
+from analysis.quality.probe import fit
 
 SPLIT_GAIN = 0.03  # tau_fs: of F1, for one more feature to count as part of the concept
 MAX_SPLIT = 10

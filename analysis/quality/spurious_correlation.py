@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.pooling import Pooled
-from analysis.probe import Probe, fit
+from analysis.quality.pooling import Pooled
+from analysis.quality.probe import Probe, fit
 from harvest.errors import InputError
 
 MIN_DOCUMENTS = 10  # of each combination of labels, on either side

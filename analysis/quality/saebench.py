@@ -83,8 +83,8 @@ def on_documents(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     import numpy as np
 
-    from analysis import sparse_probing, spurious_correlation
-    from analysis.pooling import pool
+    from analysis.quality import sparse_probing, spurious_correlation
+    from analysis.quality.pooling import pool
     from harvest.text.passages import document_passages, labelled_text
 
     probed = settings.label if "probing" in settings.metrics else ()
@@ -159,8 +159,8 @@ def concepts_of(texts: tuple[str, ...], labels: dict[str, np.ndarray]) -> tuple[
 
 
 def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: list[str]) -> dict[str, Any]:
-    from analysis import absorption
-    from analysis.pooling import pool
+    from analysis.quality import absorption
+    from analysis.quality.pooling import pool
     from harvest.text.passages import spelling
 
     model = run.language_model

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.probe import fit
+from analysis.quality.probe import fit
 from harvest.errors import InputError
 
 MIN_TRAIN, MIN_HELD_OUT = 20, 5  # documents of a class
