@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 from joblib import cpu_count
 
 from analysis.commands.flags import Parser, filled
+from analysis.comparison.frontier import compute, write
 from analysis.faces.tables import frontier_table, preset_table
 from analysis.faces.terminal import Terminal
 from analysis.faces.wording import visible
-from analysis.frontier import compute, write
 from analysis.runs.finished import FinishedRun, can_be_kept
 from harvest.capture import DISK_FULL, harvest, say_stores
 from harvest.errors import InputError, is_out_of_memory

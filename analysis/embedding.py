@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.clustering import pca_of, umap_of
+from analysis.comparison.clusters import pca_of, umap_of
 from analysis.figures import styled
 from analysis.quality.ground_truth import unit
 

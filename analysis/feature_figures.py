@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from analysis.emergence import RECOGNIZABLE
+from analysis.comparison.emergence import RECOGNIZABLE
 from analysis.feature_page import Bars, FeaturePage
 from analysis.figures import printable, styled
 

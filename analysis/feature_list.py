@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.clustering import pca_of
+from analysis.comparison.clusters import pca_of
 from analysis.features.contexts import token_texts
 from analysis.features.specialization import most_special
 from analysis.features.statistics import Features

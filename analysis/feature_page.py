@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import nnx
 
-from analysis.comparison import Comparison
+from analysis.comparison.shared_features import Comparison
 from analysis.features.contexts import place, token_texts
 from analysis.features.mapped import mapped_arrays
 from analysis.features.specialization import over_chance

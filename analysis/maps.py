@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis import clustering, splitting
+from analysis.comparison import clusters as clustering
+from analysis.comparison import splitting
 from analysis.features.contexts import token_texts
 from analysis.figures import save
 from analysis.measures import Gathered

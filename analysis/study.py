@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from math import comb
 from typing import Any
 
-from analysis import comparison, emergence
+from analysis.comparison import emergence
+from analysis.comparison import shared_features as comparison
 from analysis.densities import figure as densities
 from analysis.intervals import Estimate, chart, over_seeds
 from analysis.measures import LABEL_MEASURES, MEASURES, MIN_FIRINGS, RATE, Gathered

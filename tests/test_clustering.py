@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from analysis import clustering
+from analysis.comparison import clusters as clustering
 from analysis.figures import save
 from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
@@ -96,7 +96,7 @@ def test_dead_features_are_left_out_and_counted():
 
 
 def test_neighbours_are_the_nearest_by_cosine(monkeypatch):
-    monkeypatch.setattr("analysis.matching.SLICE", 7)
+    monkeypatch.setattr("analysis.comparison.matching.SLICE", 7)
     x_NxD = unit(np.random.default_rng(0).standard_normal((50, 12)))
     x_NxD[9] = x_NxD[30]  # twins
     at_NxK, distance_NxK = clustering.neighbours(x_NxD, 6)

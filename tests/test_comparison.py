@@ -10,9 +10,18 @@ from rows import make_store
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 
-from analysis import comparison, matching
+from analysis.comparison import matching
+from analysis.comparison import shared_features as comparison
+from analysis.comparison.matching import (
+    Decoder,
+    correlations,
+    cosines,
+    match,
+    random_like,
+    sparse_activations,
+    spread_rows,
+)
 from analysis.figures import save
-from analysis.matching import Decoder, correlations, cosines, match, random_like, sparse_activations, spread_rows
 from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
 from sae_jax.models.base import SAE

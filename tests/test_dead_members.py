@@ -10,7 +10,8 @@ import pytest
 from command_line import THREE_KINDS, environment, shared_cache, trained
 
 import main
-from analysis import comparison, feature_page
+from analysis import feature_page
+from analysis.comparison import shared_features as comparison
 from analysis.faces.dashboard import opened
 from analysis.features.statistics import Features
 from analysis.runs.finished import FinishedRun

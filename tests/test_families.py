@@ -7,8 +7,10 @@ import pytest
 from populations import SITES, finished_run
 from rows import make_store
 
-from analysis import comparison, frontier, splitting, study
-from analysis.matching import Decoder
+from analysis import study
+from analysis.comparison import frontier, splitting
+from analysis.comparison import shared_features as comparison
+from analysis.comparison.matching import Decoder
 from analysis.measures import Gathered
 from analysis.runs import families
 from harvest.errors import InputError

@@ -11,7 +11,7 @@ import pytest
 from command_line import shared_cache, typed
 
 import main
-from analysis.frontier import METRICS, compute, figure
+from analysis.comparison.frontier import METRICS, compute, figure
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from sae_jax.members import member_id

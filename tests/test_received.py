@@ -19,8 +19,9 @@ from robustness.received import (
 from rows import make_store
 
 import main
-from analysis import clustering, comparison
-from analysis.matching import Decoder
+from analysis.comparison import clusters as clustering
+from analysis.comparison import shared_features as comparison
+from analysis.comparison.matching import Decoder
 from analysis.runs.finished import FinishedRun
 from analysis.runs.live import GoingOn
 from harvest.errors import InputError

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from analysis import splitting
+from analysis.comparison import splitting
+from analysis.comparison.matching import Decoder
 from analysis.figures import save
-from analysis.matching import Decoder
 from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
 

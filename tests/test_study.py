@@ -12,7 +12,8 @@ from populations import SITES
 from scipy import stats
 
 import main
-from analysis import emergence, measures
+from analysis import measures
+from analysis.comparison import emergence
 from analysis.intervals import Estimate, over_seeds
 from analysis.measures import Gathered, values_of
 from analysis.runs.finished import FinishedRun

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.commands.flags import Parser, filled
+from analysis.comparison.frontier import compute, write
 from analysis.faces.tables import frontier_table
 from analysis.faces.terminal import Terminal
-from analysis.frontier import compute, write
 from analysis.runs.finished import can_be_kept
 from harvest.request import flag
 

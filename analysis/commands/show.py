@@ -13,9 +13,9 @@ from pathlib import Path
 from shlex import quote
 
 from analysis.commands.flags import Parser, filled
+from analysis.comparison.frontier import compute
 from analysis.faces.tables import frontier_table
 from analysis.faces.terminal import Terminal
-from analysis.frontier import compute
 from analysis.runs.finished import FinishedRun
 from analysis.runs.live import GoingOn
 from harvest.errors import InputError

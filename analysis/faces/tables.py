@@ -13,7 +13,7 @@ from rich.text import Text
 from analysis.faces.wording import duration_text, size_text
 
 if TYPE_CHECKING:
-    from analysis.frontier import Frontier, Spread
+    from analysis.comparison.frontier import Frontier, Spread
     from analysis.intervals import Estimate
     from sae_jax.presets import Cost, Preset
 
@@ -39,7 +39,7 @@ def cost_text(cost: Cost) -> str:
 
 def frontier_table(frontier: Frontier) -> Group:
     """Of each panel a table, a line a point: means over seeds, their deviation in brackets."""
-    from analysis.frontier import METRICS
+    from analysis.comparison.frontier import METRICS
 
     metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.points)]
     tables: dict[str, Table] = {}

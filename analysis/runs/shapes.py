@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from analysis.frontier import Spread
+from analysis.comparison.frontier import Spread
 from analysis.intervals import Estimate
 from sae_jax.shapes import Count, Name, Shape, Share, Text
 

@@ -108,7 +108,8 @@ def page(folder: Path) -> Callable[[], object]:
     """A feature's page, as the dashboard asks for it."""
 
     def compute() -> None:
-        from analysis import comparison, feature_list, feature_page
+        from analysis import feature_list, feature_page
+        from analysis.comparison import shared_features as comparison
         from analysis.features.statistics import Features
         from analysis.runs.finished import FinishedRun
         from harvest.model.tokenizer import load_tokenizer

@@ -26,7 +26,7 @@ HEAVY += (
     "analysis.measures",
     "analysis.quality.saebench",
 )
-HEAVY += ("analysis.faces.report", "analysis.clustering", "analysis.find_feature", "umap")
+HEAVY += ("analysis.faces.report", "analysis.comparison.clusters", "analysis.find_feature", "umap")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from analysis import comparison, feature_list
+from analysis import feature_list
+from analysis.comparison import shared_features as comparison
 from analysis.faces.wording import visible
 from analysis.features.statistics import Features, features_of
 from analysis.runs.finished import FinishedRun

@@ -1,7 +1,7 @@
 """Which features do dictionaries of other kinds, widths and seeds have in common, and which does every seed find?
 
-Two features are the same where they are matched one-to-one (analysis/matching.py) at a similarity of THRESHOLD or more,
-by the cosine of their decoder rows or by the correlation of their activations. What chance would match is measured on
+Two features are the same if they are matched one-to-one (`matching.py`) at a similarity of THRESHOLD or more, by the
+cosine of their decoder rows or by the correlation of their activations. What chance would match is measured on
 random directions with the same covariance.
 
 Shapes: M members, F features of one, P pairs, N rows, D width of the model.
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
+from analysis.comparison.frontier import Spread
+from analysis.comparison.matching import Decoder, correlations, cosines, match, random_like
 from analysis.figures import styled
-from analysis.frontier import Spread
-from analysis.matching import Decoder, correlations, cosines, match, random_like
 from analysis.quality.ground_truth import unit
 from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN

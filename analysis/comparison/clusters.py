@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from analysis.comparison.matching import random_like, slices_of
 from analysis.figures import KIND_STYLES, printable, styled
-from analysis.matching import random_like, slices_of
 from analysis.quality.ground_truth import unit
 from analysis.runs import shapes
 from analysis.runs.finished import STUDY_AGAIN

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csc_array, csr_array
 
+from analysis.comparison.matching import FLOOR, Decoder, cosines, random_like
 from analysis.figures import styled
-from analysis.matching import FLOOR, Decoder, cosines, random_like
 from analysis.runs.families import alike
 from harvest.errors import InputError
 from harvest.files import write_arrays, write_json
