@@ -10,9 +10,9 @@ import pytest
 from rows import store_of
 from scipy import stats
 
+from analysis.concepts.detectors import auroc
 from analysis.features.specialization import p_values, specialization
 from analysis.features.store_pass import SHUFFLES, Labels, firing_of
-from analysis.find_feature import auroc
 from analysis.intervals import FEWEST, FEWEST_DOCUMENTS, FEWEST_SCORED, auroc_interval, over_seeds, ratio_interval
 from analysis.measures import MIN_FIRINGS, RATE
 from sae_jax.models.base import SAE

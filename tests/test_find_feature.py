@@ -15,8 +15,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_sco
 
 import main
 from analysis.commands.find_feature import run as find_feature
-from analysis.faces.found import Description, description_text, found_table
-from analysis.find_feature import (
+from analysis.concepts.detectors import (
     CHOOSING,
     SCORING,
     THRESHOLD,
@@ -26,7 +25,8 @@ from analysis.find_feature import (
     deal,
     permutation_test,
 )
-from analysis.max_pooling import MaxPooled, max_features, max_projection, mean_difference
+from analysis.concepts.max_pooling import MaxPooled, max_features, max_projection, mean_difference
+from analysis.faces.found import Description, description_text, found_table
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from harvest.text.concepts import texts_in
@@ -108,7 +108,7 @@ def test_a_feature_that_tells_the_choosing_set_alone_is_no_find(rng):
 
 def test_under_shuffled_labels_the_false_discovery_rate_is_kept(monkeypatch):
     """Nothing is true, so each repetition in which anything passes is one whose false discovery proportion is 1."""
-    monkeypatch.setattr("analysis.find_feature.PERMUTATIONS", 1000)
+    monkeypatch.setattr("analysis.concepts.detectors.PERMUTATIONS", 1000)
     repetitions, alarms = 200, 0
     for seed in range(repetitions):
         rng = np.random.default_rng(seed)
@@ -120,7 +120,7 @@ def test_under_shuffled_labels_the_false_discovery_rate_is_kept(monkeypatch):
 
 
 def test_among_true_features_the_share_of_false_ones_is_kept(monkeypatch):
-    monkeypatch.setattr("analysis.find_feature.PERMUTATIONS", 1000)
+    monkeypatch.setattr("analysis.concepts.detectors.PERMUTATIONS", 1000)
     shares = []
     for seed in range(30):
         rng = np.random.default_rng(seed)

@@ -25,7 +25,7 @@ from harvest.request import default_cache_dir, flag
 if TYPE_CHECKING:
     import numpy as np
 
-    from analysis.find_feature import FindFeature
+    from analysis.concepts.detectors import FindFeature
     from harvest.model.language_model import LanguageModel
     from harvest.text.concepts import ConceptPassages
     from sae_jax.formats import Dictionary
@@ -124,8 +124,8 @@ def find(
     against: list[str],
 ) -> tuple[ConceptPassages, FindFeature]:
     """One pass of the model over the passages, then one dictionary at a time."""
-    from analysis.find_feature import CHOOSING, compute, deal
-    from analysis.max_pooling import activations, max_features, max_projection, mean_difference
+    from analysis.concepts.detectors import CHOOSING, compute, deal
+    from analysis.concepts.max_pooling import activations, max_features, max_projection, mean_difference
     from harvest.text.concepts import gather
 
     first, seq_len, seed = finished.first_position, finished.request.seq_len, options.seed
@@ -172,7 +172,7 @@ def passages_record(of: ConceptPassages, trained_documents_W: np.ndarray, seed: 
     """What it was found by. A text of the user's counts among those not trained on."""
     import numpy as np
 
-    from analysis.find_feature import SCORING, deal
+    from analysis.concepts.detectors import SCORING, deal
     from harvest.text.concepts import NO_DOCUMENT
 
     is_new_N = ~np.isin(of.document_N, trained_documents_W)
@@ -194,7 +194,7 @@ def passages_record(of: ConceptPassages, trained_documents_W: np.ndarray, seed: 
 
 
 def summary(phrase: str, passages: dict[str, Any], result: FindFeature, fdr: float) -> list[str]:
-    from analysis.find_feature import ENOUGH
+    from analysis.concepts.detectors import ENOUGH
 
     p, passing = passages, sum(found.passes for found in result.features)
     lines = [

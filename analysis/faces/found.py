@@ -12,8 +12,8 @@ from rich.text import Text
 from analysis.intervals import FEWEST_SCORED
 
 if TYPE_CHECKING:
+    from analysis.concepts.detectors import Detector, FoundFeature
     from analysis.features.contexts import Context
-    from analysis.find_feature import Detector, FoundFeature
 
 HEADERS = ("AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
 LEGEND = (

@@ -26,7 +26,7 @@ HEAVY += (
     "analysis.measures",
     "analysis.quality.saebench",
 )
-HEAVY += ("analysis.faces.report", "analysis.comparison.clusters", "analysis.find_feature", "umap")
+HEAVY += ("analysis.faces.report", "analysis.comparison.clusters", "analysis.concepts.detectors", "umap")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import false_discovery_control, rankdata
 
+from analysis.concepts.max_pooling import MaxPooled
 from analysis.intervals import Interval, auroc_interval
-from analysis.max_pooling import MaxPooled
 
 CHOOSING, THRESHOLD, SCORING = range(3)
 DEAL = (CHOOSING, SCORING, THRESHOLD, CHOOSING, SCORING)  # passages to sets, in turn
