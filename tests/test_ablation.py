@@ -5,10 +5,10 @@ import pytest
 import torch
 from command_line import BUNDLED, shared_cache, trained
 
-from analysis.ablation import ablation_effect
 from analysis.features.contexts import place
 from analysis.features.statistics import features_of
 from analysis.intervals import ratio_interval
+from analysis.interventions.ablation import ablation_effect
 from harvest.interventions.steering import changing
 from sae_jax.formats import save_dictionary
 

@@ -8,9 +8,9 @@ import torch
 from command_line import BUNDLED, environment, shared_cache
 
 import main
-from analysis import attribution
 from analysis.commands import attribute
 from analysis.commands.attribute import METHODS
+from analysis.interventions import attribution
 from harvest.errors import InputError
 from harvest.interventions.attribution import Output
 from harvest.interventions.steering import changing

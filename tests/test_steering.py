@@ -10,9 +10,9 @@ from command_line import BUNDLED, environment, shared_cache
 from transformers import AutoModelForCausalLM
 
 import main
-from analysis import steer_model
 from analysis.commands import steer
-from analysis.steer_model import Sampling, Steered, Texts, compute, ways_of
+from analysis.interventions import steering as steer_model
+from analysis.interventions.steering import Sampling, Steered, Texts, compute, ways_of
 from harvest.errors import InputError
 from harvest.interventions.steering import Change, changing, draw, next_probabilities, surprise, write
 from harvest.model.language_model import LanguageModel

@@ -59,7 +59,7 @@ def run(argv: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from analysis.attribution import compute
+    from analysis.interventions.attribution import compute
 
     model = finished.language_model
     model.need_next_token("Attribution to a next token")

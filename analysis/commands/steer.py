@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
 from analysis.faces.terminal import Terminal
+from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered, Texts
 from analysis.runs.finished import FinishedRun, can_be_kept
-from analysis.steer_model import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered, Texts
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import default_cache_dir, flag
@@ -90,8 +90,8 @@ def run(argv: list[str]) -> None:
     finished = FinishedRun.open(values["run"])
     member = finished.only(options.member)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
-    from analysis import steer_model
     from analysis.features.statistics import features_of
+    from analysis.interventions import steering as steer_model
 
     with Terminal() as terminal:
         finished.language_model.need_next_token("Steering")
@@ -169,7 +169,7 @@ def candidates(features: Features, watched: Sequence[int], most: int) -> list[in
     """Features that promote one of the concept's words, by the largest logit weight of one, that fire on the corpus."""
     import numpy as np
 
-    from analysis import steer_model
+    from analysis.interventions import steering as steer_model
 
     token_FxT, weight_FxT = steer_model.pushed(features)
     logit_FxT = np.where(np.isin(token_FxT, watched), weight_FxT, -np.inf)
@@ -228,7 +228,7 @@ def tell_best(
     steered: Steered, again: dict[str, Steered], finished: FinishedRun, name: str, terminal: Terminal
 ) -> None:
     from analysis.figures import save
-    from analysis.steer_model import figure
+    from analysis.interventions.steering import figure
 
     for way in steered.ways:
         best = steered.best(way)

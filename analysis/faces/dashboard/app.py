@@ -14,7 +14,7 @@ def import_ahead() -> None:
     """While the first page is looked at: what the first click on a feature would wait for."""
 
     def imports() -> None:
-        for name in ("harvest.model.tokenizer", "analysis.feature_figures", "analysis.ablation"):
+        for name in ("harvest.model.tokenizer", "analysis.feature_figures", "analysis.interventions.ablation"):
             import_module(name)
         import_module("jax").numpy.zeros(1)  # its first computation takes longer than those that follow
 

@@ -2,11 +2,11 @@
 
 import streamlit as st
 
-from analysis import steer_model
 from analysis.faces.dashboard import opened
 from analysis.faces.dashboard.coloured_tokens import passage, visible
 from analysis.faces.dashboard.opened import chosen, errors_shown, plain
-from analysis.steer_model import MODES, UNSTEERED, Sampling
+from analysis.interventions import steering as steer_model
+from analysis.interventions.steering import MODES, UNSTEERED, Sampling
 
 at = chosen()
 features = opened.features()
