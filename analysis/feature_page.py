@@ -15,12 +15,12 @@ import numpy as np
 from flax import nnx
 
 from analysis.comparison.shared_features import Comparison
+from analysis.export.neuronpedia import Aligned, alignment, groups_of
 from analysis.features.contexts import place, token_texts
 from analysis.features.mapped import mapped_arrays
 from analysis.features.specialization import over_chance
 from analysis.features.statistics import Features
 from analysis.features.store_pass import encode
-from analysis.neuronpedia import Aligned, alignment, groups_of
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.store import ActivationStore

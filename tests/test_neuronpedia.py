@@ -12,12 +12,12 @@ from command_line import ROOT, THREE_KINDS, files_of, shared_cache, trained
 from rows import make_store
 
 import main
-from analysis import neuronpedia
+from analysis.export import neuronpedia
+from analysis.export.neuronpedia import clean, export, rounded
 from analysis.features import activations as feature_values_module
 from analysis.features.activations import context_tokens, feature_values
 from analysis.features.contexts import place
 from analysis.features.statistics import features_of
-from analysis.neuronpedia import clean, export, rounded
 from harvest.errors import InputError
 from harvest.model.logit_weights import logit_weights
 from sae_jax.formats import save_dictionary

@@ -45,7 +45,7 @@ def run(argv: list[str]) -> None:
     if repo := options.push_to_hub:
         refuse_no_hub(repo)
 
-    from analysis.faces.model_card import model_card
+    from analysis.export.model_card import model_card
     from harvest.files import write_atomically
     from sae_jax.formats import load_dictionary, save_dictionary
 
@@ -64,7 +64,7 @@ def run(argv: list[str]) -> None:
 
 
 def write_neuronpedia(source: Path, options: Options) -> None:
-    from analysis.neuronpedia import export
+    from analysis.export.neuronpedia import export
 
     run = FinishedRun.open(source)
     member = run.only(options.member)
