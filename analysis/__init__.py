@@ -3,7 +3,7 @@
 import analysis
 run = analysis.open_run("runs/first")
 found = analysis.features(run)  # {member: Features}
-analysis.figures.to_matplotlib(chart)
+analysis.plots.style.to_matplotlib(chart)
 """
 
 from importlib import import_module
@@ -16,5 +16,5 @@ def __getattr__(name: str) -> Any:
     if name in ("features", "open_run"):  # what they need is loaded where they are used
         return getattr(import_module("analysis.notebook"), name)
     if name == "figures":
-        return import_module("analysis.figures")
+        return import_module("analysis.plots.style")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

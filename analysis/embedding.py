@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from analysis.comparison.clusters import pca_of, umap_of
-from analysis.figures import styled
+from analysis.plots.style import styled
 from analysis.quality.ground_truth import unit
 
 FEWEST = 20  # living features that make a map

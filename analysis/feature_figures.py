@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.comparison.emergence import RECOGNIZABLE
 from analysis.feature_page import Bars, FeaturePage
-from analysis.figures import printable, styled
+from analysis.plots.style import printable, styled
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 HEIGHT = 240  # of a whole figure: Streamlit fits title, axes and legend into it

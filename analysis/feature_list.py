@@ -17,7 +17,7 @@ from analysis.comparison.clusters import pca_of
 from analysis.features.contexts import token_texts
 from analysis.features.specialization import most_special
 from analysis.features.statistics import Features
-from analysis.figures import INK, printable, thinned
+from analysis.plots.style import INK, printable, thinned
 from analysis.quality.ground_truth import unit
 from analysis.runs.finished import STUDY_AGAIN
 from analysis.runs.shapes import Clusters

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
 
-from analysis.figures import styled
+from analysis.plots.style import styled
 
 FEWEST = 3  # seeds for an interval: of two, Student's t is twelve times the standard error
 FEWEST_DOCUMENTS = 50  # with fewer, documents as skewed as a log-normal of sigma 1 are covered under 93% of the time

@@ -18,9 +18,9 @@ from analysis.comparison import emergence
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.emergence import Trajectory
 from analysis.comparison.matching import Decoder, sparse_activations, spread_rows
-from analysis.densities import FREQUENT, statistics
 from analysis.features.specialization import over_chance, p_values
 from analysis.features.statistics import Features, features_of
+from analysis.plots.densities import FREQUENT, statistics
 from analysis.quality.saebench import SAEBench, measure, plain
 from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept

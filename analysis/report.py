@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from analysis import densities, population, training_curves
 from analysis.comparison import clusters as clustering
 from analysis.comparison import emergence, frontier
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, features_of
-from analysis.figures import printable
 from analysis.highlights import Highlight, highlights
 from analysis.intervals import Estimate, chart
+from analysis.plots import densities, population, training_curves
+from analysis.plots.style import printable
 from analysis.runs import families
 from analysis.runs.best_member import best_of_results
 from analysis.runs.families import source_name

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from analysis.comparison import clusters as clustering
-from analysis.figures import save
+from analysis.plots.style import save
 from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
 

@@ -21,7 +21,7 @@ from analysis.comparison.matching import (
     sparse_activations,
     spread_rows,
 )
-from analysis.figures import save
+from analysis.plots.style import save
 from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
 from sae_jax.models.base import SAE

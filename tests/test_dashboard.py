@@ -23,7 +23,7 @@ from analysis.commands.show import run as show
 from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, features_of
-from analysis.figures import INK
+from analysis.plots.style import INK
 from analysis.runs.finished import FinishedRun
 from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer

@@ -3,7 +3,7 @@
 import altair as alt
 import pytest
 
-from analysis.figures import NOT_XML, save, styled
+from analysis.plots.style import NOT_XML, save, styled
 
 CHARACTERS = ["\x00", "\x07", "\x0b", "\x1b", "\ufffe", "\ud800", "\x7f", "\n", "🌊"]
 

@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 
 from analysis.comparison import splitting
 from analysis.comparison.matching import Decoder
-from analysis.figures import save
+from analysis.plots.style import save
 from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
 

@@ -33,7 +33,7 @@ def run(argv: list[str]) -> None:
     from analysis.faces.report import key, page
     from analysis.faces.terminal import Terminal
     from analysis.faces.wording import size_text
-    from analysis.figures import save
+    from analysis.plots.style import save
     from analysis.report import compose
     from analysis.runs.finished import FinishedRun, can_be_kept
     from harvest.files import write_atomically

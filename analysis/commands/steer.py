@@ -227,8 +227,8 @@ def figures_table(steered: Steered) -> Table:
 def tell_best(
     steered: Steered, again: dict[str, Steered], finished: FinishedRun, name: str, terminal: Terminal
 ) -> None:
-    from analysis.figures import save
     from analysis.interventions.steering import figure
+    from analysis.plots.style import save
 
     for way in steered.ways:
         best = steered.best(way)

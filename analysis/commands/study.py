@@ -68,7 +68,7 @@ def written(
     answers: list[Answer], finished: FinishedRun, shuffled: FinishedRun | None, gathered: Gathered
 ) -> list[Path]:
     """analysis/study.json and the figures, whose paths are returned with it."""
-    from analysis.figures import save
+    from analysis.plots.style import save
     from harvest.files import write_json
 
     paths, records = [], []

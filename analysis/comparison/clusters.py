@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from analysis.comparison.matching import random_like, slices_of
-from analysis.figures import KIND_STYLES, printable, styled
+from analysis.plots.style import KIND_STYLES, printable, styled
 from analysis.quality.ground_truth import unit
 from analysis.runs import shapes
 from analysis.runs.finished import STUDY_AGAIN

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.figures import INK, KIND_STYLES, OTHER_STYLE, save, styled
+from analysis.plots.style import INK, KIND_STYLES, OTHER_STYLE, save, styled
 from analysis.runs import families
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError

@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 
 from analysis.comparison.frontier import Spread
 from analysis.comparison.matching import Decoder, correlations, cosines, match, random_like
-from analysis.figures import styled
+from analysis.plots.style import styled
 from analysis.quality.ground_truth import unit
 from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN

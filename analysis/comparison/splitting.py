@@ -18,7 +18,7 @@ import numpy as np
 from scipy.sparse import csc_array, csr_array
 
 from analysis.comparison.matching import FLOOR, Decoder, cosines, random_like
-from analysis.figures import styled
+from analysis.plots.style import styled
 from analysis.runs.families import alike
 from harvest.errors import InputError
 from harvest.files import write_arrays, write_json

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from analysis.figures import KIND_STYLES, printable
+from analysis.plots.style import KIND_STYLES, printable
 from harvest.errors import InputError
 from harvest.request import Site, flag
 

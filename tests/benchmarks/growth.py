@@ -11,7 +11,7 @@ from pathlib import Path
 import altair as alt
 from step import measure
 
-from analysis.figures import save
+from analysis.plots.style import save
 from sae_jax.config import TrainConfig
 
 

@@ -4,7 +4,7 @@ import streamlit as st
 
 from analysis.faces.dashboard.opened import chosen, fitted, go, plain
 from analysis.faces.wording import failure_text
-from analysis.population import rows_of, scatter
+from analysis.plots.population import rows_of, scatter
 
 FORMATS = {"explained_variance": "%.3f", "l0": "%.1f", "dead_fraction": "%.3f", "ce_recovered": "%.3f"}
 FORMATS |= {"mse": "%.4g", "cosine": "%.3f", "lr": "%.1e"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.figures import kind_colour, step_heatmap, styled, thinned
+from analysis.plots.style import kind_colour, step_heatmap, styled, thinned
 
 EDGES = np.arange(-6, 0.01, 0.25)  # of log10 of the density
 FREQUENT = 0.1  # density

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.figures import kind_colour, styled
+from analysis.plots.style import kind_colour, styled
 from analysis.runs.finished import TRAIN_AGAIN, FinishedRun
 from harvest.errors import InputError
 from harvest.files import read_lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.figures import KIND_STYLES, OTHER_STYLE, kind_colour, styled
+from analysis.plots.style import KIND_STYLES, OTHER_STYLE, kind_colour, styled
 from analysis.runs import families
 from analysis.runs.best_member import best_of_results, l0_asked_of
 
