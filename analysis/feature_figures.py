@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from analysis.comparison.emergence import RECOGNIZABLE
-from analysis.feature_page import Bars, FeaturePage
+from analysis.pages.feature import Bars, FeaturePage
 from analysis.plots.style import printable, styled
 
 BLUE, ORANGE = "#0072B2", "#D55E00"

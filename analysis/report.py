@@ -19,8 +19,8 @@ from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, features_of
-from analysis.highlights import Highlight, highlights
 from analysis.intervals import Estimate, chart
+from analysis.pages.highlights import Highlight, highlights
 from analysis.plots import densities, population, training_curves
 from analysis.plots.style import printable
 from analysis.runs import families

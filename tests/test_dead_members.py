@@ -10,10 +10,10 @@ import pytest
 from command_line import THREE_KINDS, environment, shared_cache, trained
 
 import main
-from analysis import feature_page
 from analysis.comparison import shared_features as comparison
 from analysis.faces.dashboard import opened
 from analysis.features.statistics import Features
+from analysis.pages import feature as feature_page
 from analysis.runs.finished import FinishedRun
 from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer

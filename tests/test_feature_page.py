@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 from command_line import THREE_KINDS, shared_cache, trained
 
-from analysis import feature_figures, feature_list, feature_page
+from analysis import feature_figures
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, features_of
+from analysis.pages import feature as feature_page
+from analysis.pages import feature_table as feature_list
 from analysis.runs.families import settings_of
 from harvest.errors import InputError
 from harvest.model.logit_weights import logit_weights

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from command_line import THREE_KINDS, shared_cache, trained
 
-from analysis.typed_text import read_text
+from analysis.pages.typed_text import read_text
 from harvest.errors import InputError
 
 

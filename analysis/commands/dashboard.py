@@ -65,7 +65,7 @@ def need_free(options: Options) -> None:
 
 def warm() -> None:
     """Imports what the pages of features need and takes seconds, while the first page is looked at."""
-    for module in ("analysis.feature_page", "harvest.model.tokenizer"):
+    for module in ("analysis.pages.feature", "harvest.model.tokenizer"):
         import_module(module)
 
 

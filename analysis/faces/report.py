@@ -18,8 +18,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from analysis.faces.wording import failure_text, member_name, share_text, without_figure
-from analysis.highlights import RULE
 from analysis.intervals import FEWEST_DOCUMENTS, Estimate
+from analysis.pages.highlights import RULE
 from analysis.report import Drawn, Part, Report
 from analysis.runs import families
 from analysis.study import words

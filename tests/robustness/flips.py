@@ -108,9 +108,10 @@ def page(folder: Path) -> Callable[[], object]:
     """A feature's page, as the dashboard asks for it."""
 
     def compute() -> None:
-        from analysis import feature_list, feature_page
         from analysis.comparison import shared_features as comparison
         from analysis.features.statistics import Features
+        from analysis.pages import feature as feature_page
+        from analysis.pages import feature_table as feature_list
         from analysis.runs.finished import FinishedRun
         from harvest.model.tokenizer import load_tokenizer
 

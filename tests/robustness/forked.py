@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 HEAVY = ("main", "torch", "transformers", "transformer_lens", "harvest.model.language_model", "harvest.synthetic")
 HEAVY += (
     "sae_jax.training.loop",
-    "analysis.feature_page",
+    "analysis.pages.feature",
     "analysis.study",
     "analysis.measures",
     "analysis.quality.saebench",

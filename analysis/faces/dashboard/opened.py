@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from analysis import feature_list
 from analysis.comparison import shared_features as comparison
 from analysis.faces.wording import visible
 from analysis.features.statistics import Features, features_of
+from analysis.pages import feature_table as feature_list
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 

@@ -6,7 +6,7 @@ import streamlit as st
 from analysis.faces.dashboard import opened
 from analysis.faces.dashboard.coloured_tokens import coloured, passage
 from analysis.faces.dashboard.opened import chosen, errors_shown, go
-from analysis.typed_text import TypedText, ranked, read_text
+from analysis.pages.typed_text import TypedText, ranked, read_text
 
 MOST_ROWS = 100
 ANYWHERE = "anywhere"
