@@ -29,7 +29,7 @@ from analysis.runs.families import source_name
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun
 from analysis.runs.reproduce import command_of
 from analysis.runs.shapes import Study
-from analysis.study import named
+from analysis.study.questions import named
 from harvest.errors import InputError
 from sae_jax.shapes import read_shaped
 from sae_jax.training.snapshots import read_snapshots

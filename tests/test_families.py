@@ -7,12 +7,12 @@ import pytest
 from populations import SITES, finished_run
 from rows import make_store
 
-from analysis import study
 from analysis.comparison import frontier, splitting
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
-from analysis.measures import Gathered
 from analysis.runs import families
+from analysis.study import questions as study
+from analysis.study.measures import Gathered
 from harvest.errors import InputError
 from sae_jax.config import AXES, TrainConfig
 from sae_jax.members import Member, member_id, members_of

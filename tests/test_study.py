@@ -12,12 +12,12 @@ from populations import SITES
 from scipy import stats
 
 import main
-from analysis import measures
 from analysis.comparison import emergence
 from analysis.intervals import Estimate, over_seeds
-from analysis.measures import Gathered, values_of
 from analysis.runs.finished import FinishedRun
-from analysis.study import behaviour_during_training, equal_l0, frequency_and_specialization, interpretability
+from analysis.study import measures
+from analysis.study.measures import Gathered, values_of
+from analysis.study.questions import behaviour_during_training, equal_l0, frequency_and_specialization, interpretability
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from sae_jax.config import TrainConfig

@@ -14,9 +14,9 @@ from analysis.commands.flags import Parser, filled
 from harvest.request import default_cache_dir, flag
 
 if TYPE_CHECKING:
-    from analysis.measures import Gathered
     from analysis.runs.finished import FinishedRun
-    from analysis.study import Answer
+    from analysis.study.measures import Gathered
+    from analysis.study.questions import Answer
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ def run(argv: list[str]) -> None:
 
     from analysis.faces.tables import study_table
     from analysis.faces.terminal import Terminal
-    from analysis.maps import draw
-    from analysis.measures import gather
     from analysis.runs.finished import FinishedRun, can_be_kept
-    from analysis.study import kinds_of, study
+    from analysis.study.maps import draw
+    from analysis.study.measures import gather
+    from analysis.study.questions import kinds_of, study
 
     finished = FinishedRun.open(values["run"])
     shuffled = finished.opened_control(options.control) if options.control else None

@@ -22,7 +22,7 @@ from analysis.intervals import FEWEST_DOCUMENTS, Estimate
 from analysis.pages.highlights import RULE
 from analysis.report import Drawn, Part, Report
 from analysis.runs import families
-from analysis.study import words
+from analysis.study.questions import words
 
 SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # of an SVG's marks: half of it, and an image has its alt text
 SPEC_BYTES = 300_000  # a figure with more data is a picture only

@@ -65,7 +65,7 @@ def spread_text(spread: Spread | None, digits: int) -> str:
 
 def study_table(estimates: dict[str, dict[str, Estimate]]) -> Table:
     """A line a measure, a column a kind: means over seeds, and 95% intervals."""
-    from analysis.study import words
+    from analysis.study.questions import words
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")

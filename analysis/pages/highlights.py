@@ -13,7 +13,7 @@ import numpy as np
 from analysis.features.contexts import Context, context_text, token_texts
 from analysis.features.specialization import most_special
 from analysis.features.statistics import Features
-from analysis.measures import judged
+from analysis.study.measures import judged
 from harvest.store import ActivationStore
 
 RULE = "half by specialization over chance, half at evenly spaced ranks of density"

@@ -22,8 +22,8 @@ HEAVY = ("main", "torch", "transformers", "transformer_lens", "harvest.model.lan
 HEAVY += (
     "sae_jax.training.loop",
     "analysis.pages.feature",
-    "analysis.study",
-    "analysis.measures",
+    "analysis.study.questions",
+    "analysis.study.measures",
     "analysis.quality.saebench",
 )
 HEAVY += ("analysis.faces.report", "analysis.comparison.clusters", "analysis.concepts.detectors", "umap")

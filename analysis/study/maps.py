@@ -10,8 +10,8 @@ from collections.abc import Callable
 from analysis.comparison import clusters as clustering
 from analysis.comparison import splitting
 from analysis.features.contexts import token_texts
-from analysis.measures import Gathered
 from analysis.plots.style import save
+from analysis.study.measures import Gathered
 
 
 def draw(gathered: Gathered, members: list[str], say: Callable[[str], None]) -> list[str]:
