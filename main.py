@@ -25,10 +25,10 @@ from joblib import cpu_count
 
 from analysis.commands.flags import Parser, filled
 from analysis.comparison.frontier import compute, write
-from analysis.faces.tables import frontier_table, preset_table
-from analysis.faces.terminal import Terminal
-from analysis.faces.wording import visible
 from analysis.runs.finished import FinishedRun, can_be_kept
+from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.tables import frontier_table, preset_table
+from analysis.ui.terminal.wording import visible
 from harvest.capture import DISK_FULL, harvest, say_stores
 from harvest.errors import InputError, is_out_of_memory
 from harvest.identity import found
@@ -41,7 +41,7 @@ from sae_jax.presets import PRESETS, bundled_model, cost_of, preset_named, scale
 from sae_jax.run_directory import RunDirectory, default_name
 
 if TYPE_CHECKING:
-    from analysis.faces.wandb_log import WandbLog
+    from analysis.ui.wandb_log import WandbLog
     from sae_jax.training.progress import Progress
 
 
@@ -234,7 +234,7 @@ def rows_of(
 def wandb_log(
     request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal
 ) -> WandbLog:
-    from analysis.faces.wandb_log import WandbLog, WandbOptions
+    from analysis.ui.wandb_log import WandbLog, WandbOptions
 
     members = {member.id: asdict(member) for member in members_of(config, request.sites)}
     others = {part: of for part, of in run.asked.items() if part not in ("harvest", "train")}

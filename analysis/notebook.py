@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.faces.terminal import Terminal
 from analysis.features.statistics import Features, features_of
 from analysis.runs.finished import FinishedRun
+from analysis.ui.terminal.live import Terminal
 from harvest.request import default_cache_dir
 
 

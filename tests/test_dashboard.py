@@ -20,11 +20,11 @@ from streamlit.testing.v1 import AppTest
 import main
 from analysis.commands.dashboard import APP, LOOPBACK, Options, hosts
 from analysis.commands.show import run as show
-from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, features_of
 from analysis.plots.style import INK
 from analysis.runs.finished import FinishedRun
+from analysis.ui.dashboard.token_html import bars, coloured, passage
 from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer
 from harvest.sources import BUNDLED_CORPUS

@@ -11,10 +11,10 @@ from command_line import THREE_KINDS, environment, shared_cache, trained
 
 import main
 from analysis.comparison import shared_features as comparison
-from analysis.faces.dashboard import opened
 from analysis.features.statistics import Features
 from analysis.pages import feature as feature_page
 from analysis.runs.finished import FinishedRun
+from analysis.ui.dashboard import state as opened
 from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer
 from sae_jax.formats import save_dictionary

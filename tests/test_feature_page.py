@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from command_line import THREE_KINDS, shared_cache, trained
 
-from analysis import feature_figures
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
 from analysis.features.contexts import token_texts
@@ -12,6 +11,7 @@ from analysis.features.statistics import Features, features_of
 from analysis.pages import feature as feature_page
 from analysis.pages import feature_table as feature_list
 from analysis.runs.families import settings_of
+from analysis.ui.dashboard import feature_figures
 from harvest.errors import InputError
 from harvest.model.logit_weights import logit_weights
 from harvest.model.tokenizer import load_tokenizer

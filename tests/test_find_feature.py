@@ -26,7 +26,7 @@ from analysis.concepts.detectors import (
     permutation_test,
 )
 from analysis.concepts.max_pooling import MaxPooled, max_features, max_projection, mean_difference
-from analysis.faces.found import Description, description_text, found_table
+from analysis.ui.terminal.detectors import Description, description_text, found_table
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from harvest.text.concepts import texts_in

@@ -86,7 +86,7 @@ def test_every_command_has_a_name():
 
 
 def test_importing_loads_nothing_heavy(cache):
-    imports = "main, harvest, harvest.request, sae_jax, sae_jax.config, analysis, analysis.faces.terminal"
+    imports = "main, harvest, harvest.request, sae_jax, sae_jax.config, analysis, analysis.ui.terminal.live"
     script = f"import sys, {imports}; print([m for m in {HEAVY} if m in sys.modules])"
     assert typed(script=script, cache=cache, cwd=ROOT).stdout == "[]\n"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from analysis.commands.report import run as report
-from analysis.report import compose
 from analysis.runs.finished import FinishedRun
 from analysis.runs.reproduce import command_of
+from analysis.ui.report.contents import compose
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from main import parse

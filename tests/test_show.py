@@ -13,10 +13,10 @@ from command_line import THREE_KINDS, shared_cache, start, trained, typed
 from filelock import FileLock
 
 from analysis.commands.show import follow
-from analysis.faces.scatter import scatter
-from analysis.faces.terminal import Terminal
 from analysis.runs.best_member import best_member
 from analysis.runs.live import GoingOn
+from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.scatter import scatter
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from command_line import ROOT
 import main
 from analysis.commands.flags import Parser, filled
 from analysis.commands.steer import Options as SteerOptions
-from analysis.faces.terminal import Terminal
+from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
 from harvest.files import write_atomically, write_json
 from sae_jax.config import TrainConfig

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis.faces.curve import CURVE_POINTS, LossCurve
-from analysis.faces.terminal import LINE_SECONDS, LOG_COLUMNS, Terminal
-from analysis.faces.wording import told_apart
+from analysis.ui.terminal.live import LINE_SECONDS, LOG_COLUMNS, Terminal
+from analysis.ui.terminal.sparkline import CURVE_POINTS, LossCurve
+from analysis.ui.terminal.wording import told_apart
 
 ROOT = Path(__file__).parents[1]
 ACTIVATIONS = ("relu", "jump_relu", "topk")
@@ -399,6 +399,6 @@ def test_a_curve_of_a_long_run_stays_small_and_keeps_its_shape():
 
 
 def test_importing_it_is_light():
-    code = "import sys, analysis.faces.terminal; print(*sys.modules)"
+    code = "import sys, analysis.ui.terminal.live; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "jax", "numpy", "harvest", "sae_jax", "transformers"} & set(modules.split())

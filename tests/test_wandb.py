@@ -16,8 +16,8 @@ from PIL import Image
 from wandb_files import records
 
 import main
-from analysis.faces.terminal import Terminal
-from analysis.faces.wandb_log import WandbLog, WandbOptions
+from analysis.ui.terminal.live import Terminal
+from analysis.ui.wandb_log import WandbLog, WandbOptions
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, named_files
@@ -306,7 +306,7 @@ def test_log_freq_is_a_number_of_steps():
 
 STUCK = """
 import sys, time, wandb
-from analysis.faces import wandb_log
+from analysis.ui import wandb_log
 wandb_log.DRAW_SECONDS = 1
 wandb.init = lambda **_: time.sleep(1000)
 import runpy

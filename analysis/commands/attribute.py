@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.commands.flags import Parser, filled
-from analysis.faces.terminal import Terminal
 from analysis.runs.finished import FinishedRun
+from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import flag

@@ -20,7 +20,7 @@ from harvest.errors import InputError
 from harvest.request import default_cache_dir, flag
 
 LOOPBACK = ["127.0.0.1", "localhost", "::1"]
-APP = Path(__file__).parents[1] / "faces" / "dashboard" / "app.py"
+APP = Path(__file__).parents[1] / "ui" / "dashboard" / "app.py"
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
-from analysis.faces.terminal import Terminal
-from analysis.faces.wording import without_figure
 from analysis.runs.finished import read_record
+from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.wording import without_figure
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir, flag

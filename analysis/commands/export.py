@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.commands.flags import Parser, filled
-from analysis.faces.terminal import Terminal
 from analysis.runs.finished import FinishedRun
+from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
 from harvest.files import parse_json, refuse_taken
 from harvest.request import default_cache_dir, flag

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
-from analysis.faces.found import LEGEND, Description, description_text, found_table
-from analysis.faces.terminal import Terminal
 from analysis.runs.finished import FinishedRun, can_be_kept
+from analysis.ui.terminal.detectors import LEGEND, Description, description_text, found_table
+from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import default_cache_dir, flag

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from analysis.commands.flags import Parser, filled
 from analysis.comparison.frontier import compute, write
-from analysis.faces.tables import frontier_table
-from analysis.faces.terminal import Terminal
 from analysis.runs.finished import can_be_kept
+from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.tables import frontier_table
 from harvest.request import flag
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.commands.flags import Parser, filled
-from analysis.faces.terminal import Terminal
 from analysis.quality.saebench import SAEBench, measure, write
 from analysis.runs.finished import FinishedRun, can_be_kept
+from analysis.ui.terminal.live import Terminal
 from harvest.request import flag
 
 

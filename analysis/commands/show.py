@@ -14,10 +14,10 @@ from shlex import quote
 
 from analysis.commands.flags import Parser, filled
 from analysis.comparison.frontier import compute
-from analysis.faces.tables import frontier_table
-from analysis.faces.terminal import Terminal
 from analysis.runs.finished import FinishedRun
 from analysis.runs.live import GoingOn
+from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.tables import frontier_table
 from harvest.errors import InputError
 from harvest.request import flag
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.commands.flags import Parser, filled
-from analysis.faces.terminal import Terminal
 from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered, Texts
 from analysis.runs.finished import FinishedRun, can_be_kept
+from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import default_cache_dir, flag

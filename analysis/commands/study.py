@@ -33,12 +33,12 @@ def run(argv: list[str]) -> None:
     values = vars(parser.parse_args(argv))
     options = filled(Options, values)
 
-    from analysis.faces.tables import study_table
-    from analysis.faces.terminal import Terminal
     from analysis.runs.finished import FinishedRun, can_be_kept
     from analysis.study.maps import draw
     from analysis.study.measures import gather
     from analysis.study.questions import kinds_of, study
+    from analysis.ui.terminal.live import Terminal
+    from analysis.ui.terminal.tables import study_table
 
     finished = FinishedRun.open(values["run"])
     shuffled = finished.opened_control(options.control) if options.control else None

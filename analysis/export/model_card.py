@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from analysis.faces.wording import without_figure
 from analysis.runs.families import MEMBER, TRAINING
+from analysis.ui.terminal.wording import without_figure
 from sae_jax.formats import Dictionary
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -51,12 +51,12 @@ class FinishedRun:
         return cls(path, config, results)
 
     def __repr__(self) -> str:
-        from analysis.faces.notebook import run_text
+        from analysis.ui.notebook import run_text
 
         return run_text(self.results, str(self.path))
 
     def _repr_html_(self) -> str:
-        from analysis.faces.notebook import run_html
+        from analysis.ui.notebook import run_html
 
         return run_html(self.results, str(self.path))
 

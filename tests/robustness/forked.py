@@ -26,7 +26,7 @@ HEAVY += (
     "analysis.study.measures",
     "analysis.quality.saebench",
 )
-HEAVY += ("analysis.faces.report", "analysis.comparison.clusters", "analysis.concepts.detectors", "umap")
+HEAVY += ("analysis.ui.report.html", "analysis.comparison.clusters", "analysis.concepts.detectors", "umap")
 
 
 @dataclass(frozen=True)

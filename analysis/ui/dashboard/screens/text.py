@@ -3,10 +3,10 @@
 import numpy as np
 import streamlit as st
 
-from analysis.faces.dashboard import opened
-from analysis.faces.dashboard.coloured_tokens import coloured, passage
-from analysis.faces.dashboard.opened import chosen, errors_shown, go
 from analysis.pages.typed_text import TypedText, ranked, read_text
+from analysis.ui.dashboard import state as opened
+from analysis.ui.dashboard.state import chosen, errors_shown, go
+from analysis.ui.dashboard.token_html import coloured, passage
 
 MOST_ROWS = 100
 ANYWHERE = "anywhere"

@@ -3,9 +3,9 @@
 import streamlit as st
 
 from analysis.commands.find_feature import Options, find, passages_record, summary, texts_of
-from analysis.faces.dashboard import opened
-from analysis.faces.dashboard.opened import chosen, errors_shown, go, plain, without_flags
 from analysis.intervals import FEWEST_SCORED
+from analysis.ui.dashboard import state as opened
+from analysis.ui.dashboard.state import chosen, errors_shown, go, plain, without_flags
 
 at = chosen()
 

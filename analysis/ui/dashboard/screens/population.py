@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from analysis.faces.dashboard.opened import chosen, fitted, go, plain
-from analysis.faces.wording import failure_text
 from analysis.plots.population import rows_of, scatter
+from analysis.ui.dashboard.state import chosen, fitted, go, plain
+from analysis.ui.terminal.wording import failure_text
 
 FORMATS = {"explained_variance": "%.3f", "l0": "%.1f", "dead_fraction": "%.3f", "ce_recovered": "%.3f"}
 FORMATS |= {"mse": "%.4g", "cosine": "%.3f", "lr": "%.1e"}

@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from analysis.faces.dashboard.opened import chosen, fitted, go, places, plain, the_list
 from analysis.pages.feature_table import ORDERS, choose, figure
+from analysis.ui.dashboard.state import chosen, fitted, go, places, plain, the_list
 
 MOST_ROWS = 500
 DENSITIES = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]

@@ -2,13 +2,13 @@
 
 import streamlit as st
 
-from analysis import feature_figures
-from analysis.faces.dashboard import opened
-from analysis.faces.dashboard.coloured_tokens import bars, coloured, passage
-from analysis.faces.dashboard.opened import chosen, errors_shown, fitted, go, plain
 from analysis.intervals import FEWEST_DOCUMENTS
 from analysis.interventions.ablation import WINDOWS, ablation_effect, output_score
 from analysis.pages import feature as feature_page
+from analysis.ui.dashboard import feature_figures
+from analysis.ui.dashboard import state as opened
+from analysis.ui.dashboard.state import chosen, errors_shown, fitted, go, plain
+from analysis.ui.dashboard.token_html import bars, coloured, passage
 
 SPECIAL = 0.05  # over chance: what is less is not worth a badge
 

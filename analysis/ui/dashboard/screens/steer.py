@@ -2,11 +2,11 @@
 
 import streamlit as st
 
-from analysis.faces.dashboard import opened
-from analysis.faces.dashboard.coloured_tokens import passage, visible
-from analysis.faces.dashboard.opened import chosen, errors_shown, plain
 from analysis.interventions import steering as steer_model
 from analysis.interventions.steering import MODES, UNSTEERED, Sampling
+from analysis.ui.dashboard import state as opened
+from analysis.ui.dashboard.state import chosen, errors_shown, plain
+from analysis.ui.dashboard.token_html import passage, visible
 
 at = chosen()
 features = opened.features()

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from analysis.comparison import shared_features as comparison
-from analysis.faces.wording import visible
 from analysis.features.statistics import Features, features_of
 from analysis.pages import feature_table as feature_list
 from analysis.runs.finished import FinishedRun
+from analysis.ui.terminal.wording import visible
 from harvest.errors import InputError
 
 DICTIONARIES = 4  # kept in memory: one of 16,384 features has 100 MB and more

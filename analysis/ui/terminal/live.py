@@ -31,9 +31,10 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from analysis.faces.curve import LossCurve
-from analysis.faces.scatter import scatter
-from analysis.faces.wording import (
+from analysis.runs.best_member import L0_TOLERANCE, best_member, best_of_results
+from analysis.ui.terminal.scatter import scatter
+from analysis.ui.terminal.sparkline import LossCurve
+from analysis.ui.terminal.wording import (
     duration_text,
     failure_text,
     head_line,
@@ -52,7 +53,6 @@ from analysis.faces.wording import (
     visible,
     without_figure,
 )
-from analysis.runs.best_member import L0_TOLERANCE, best_member, best_of_results
 
 if TYPE_CHECKING:
     from sae_jax.cost import Plan

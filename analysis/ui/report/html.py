@@ -1,4 +1,4 @@
-"""The report face: one HTML file that opens from disk and asks for nothing, drawn from what analysis/report.py gives.
+"""The report as one HTML file that opens from disk and asks for nothing; `contents.py` gives what it shows.
 
 Vega is inlined once, every figure is its JSON beside a picture of it (for print, and where no script runs). The page's
 Content-Security-Policy allows just the two scripts of its own, by their hash, and no address at all.
@@ -17,12 +17,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.faces.wording import failure_text, member_name, share_text, without_figure
 from analysis.intervals import FEWEST_DOCUMENTS, Estimate
 from analysis.pages.highlights import RULE
-from analysis.report import Drawn, Part, Report
 from analysis.runs import families
 from analysis.study.questions import words
+from analysis.ui.report.contents import Drawn, Part, Report
+from analysis.ui.terminal.wording import failure_text, member_name, share_text, without_figure
 
 SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # of an SVG's marks: half of it, and an image has its alt text
 SPEC_BYTES = 300_000  # a figure with more data is a picture only
@@ -57,7 +57,7 @@ def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
     import vl_convert
 
     environment = Environment(
-        loader=PackageLoader("analysis.faces"),
+        loader=PackageLoader("analysis.ui.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

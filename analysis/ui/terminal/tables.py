@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from analysis.faces.wording import duration_text, size_text
+from analysis.ui.terminal.wording import duration_text, size_text
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier, Spread

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis import embedding
 from analysis.plots import densities
 from analysis.plots.style import png_of
+from analysis.ui import feature_map as embedding
 from harvest.files import read_arrays, read_json, write_json
 from sae_jax.run_directory import WRITTEN_AGAIN
 from sae_jax.training.snapshots import read_snapshots

@@ -5,7 +5,7 @@ from threading import Thread
 
 import streamlit as st
 
-from analysis.faces.dashboard.opened import Chosen, arguments, errors_shown, follow, run_at
+from analysis.ui.dashboard.state import Chosen, arguments, errors_shown, follow, run_at
 from harvest.errors import InputError
 
 
@@ -14,7 +14,11 @@ def import_ahead() -> None:
     """While the first page is looked at: what the first click on a feature would wait for."""
 
     def imports() -> None:
-        for name in ("harvest.model.tokenizer", "analysis.feature_figures", "analysis.interventions.ablation"):
+        for name in (
+            "harvest.model.tokenizer",
+            "analysis.ui.dashboard.feature_figures",
+            "analysis.interventions.ablation",
+        ):
             import_module(name)
         import_module("jax").numpy.zeros(1)  # its first computation takes longer than those that follow
 

@@ -6,9 +6,9 @@ from html import escape
 from io import StringIO
 from typing import Any
 
-from analysis.faces.terminal import BEST, Terminal
-from analysis.faces.wording import failure_text, member_name, model_text, results_cells, without_figure
 from analysis.runs.best_member import best_of_results
+from analysis.ui.terminal.live import BEST, Terminal
+from analysis.ui.terminal.wording import failure_text, member_name, model_text, results_cells, without_figure
 
 HIGHEST = "30em"  # a table with more members scrolls
 
