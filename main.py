@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from joblib import cpu_count
 
-from analysis.commands.flags import Parser, filled
+from analysis.cli.flags import Parser, filled
 from analysis.comparison.frontier import compute, write
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
@@ -74,7 +74,7 @@ def build_parser() -> Parser:
     return parser
 
 
-COMMANDS = (  # `run(argv)` of analysis/commands/NAME.py
+COMMANDS = (  # `run(argv)` of analysis/cli/NAME.py
     "attribute",
     "dashboard",
     "evaluate",
@@ -131,7 +131,7 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
 
 def main(argv: list[str]) -> None:
     if argv and argv[0] in COMMANDS:
-        import_module(f"analysis.commands.{argv[0].replace('-', '_')}").run(argv[1:])
+        import_module(f"analysis.cli.{argv[0].replace('-', '_')}").run(argv[1:])
         return
     if build_parser().parse_args(argv).preset == "list":
         list_presets()

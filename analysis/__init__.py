@@ -14,7 +14,7 @@ __all__ = ["features", "figures", "open_run"]
 
 def __getattr__(name: str) -> Any:
     if name in ("features", "open_run"):  # what they need is loaded where they are used
-        return getattr(import_module("analysis.notebook"), name)
+        return getattr(import_module("analysis.api"), name)
     if name == "figures":
         return import_module("analysis.plots.style")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,8 @@ from command_line import BUNDLED, shared_cache, trained
 
 from analysis.features.contexts import place
 from analysis.features.statistics import features_of
-from analysis.intervals import ratio_interval
 from analysis.interventions.ablation import ablation_effect
+from analysis.stats import ratio_interval
 from harvest.interventions.steering import changing
 from sae_jax.formats import save_dictionary
 
@@ -57,7 +57,7 @@ def log_probabilities(model, tokens_WxT, site, change):
 
 
 def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache, monkeypatch):
-    monkeypatch.setattr("analysis.intervals.FEWEST_DOCUMENTS", 3)
+    monkeypatch.setattr("analysis.stats.FEWEST_DOCUMENTS", 3)
     name, model = member_at(run, 1), run.language_model
     site, tensors = run.site(name), run.dictionary(name).tensors
     of, store = features_of(run, [name], cache)[name], run.store(run.site(name), cache)

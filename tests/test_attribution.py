@@ -8,8 +8,8 @@ import torch
 from command_line import BUNDLED, environment, shared_cache
 
 import main
-from analysis.commands import attribute
-from analysis.commands.attribute import METHODS
+from analysis.cli import attribute
+from analysis.cli.attribute import METHODS
 from analysis.interventions import attribution
 from harvest.errors import InputError
 from harvest.interventions.attribution import Output

@@ -13,7 +13,7 @@ from scipy import stats
 from analysis.concepts.detectors import auroc
 from analysis.features.specialization import p_values, specialization
 from analysis.features.store_pass import SHUFFLES, Labels, firing_of
-from analysis.intervals import FEWEST, FEWEST_DOCUMENTS, FEWEST_SCORED, auroc_interval, over_seeds, ratio_interval
+from analysis.stats import FEWEST, FEWEST_DOCUMENTS, FEWEST_SCORED, auroc_interval, over_seeds, ratio_interval
 from analysis.study.measures import MIN_FIRINGS, RATE
 from sae_jax.models.base import SAE
 

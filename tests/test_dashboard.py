@@ -18,8 +18,8 @@ from scipy.ndimage import binary_erosion
 from streamlit.testing.v1 import AppTest
 
 import main
-from analysis.commands.dashboard import APP, LOOPBACK, Options, hosts
-from analysis.commands.show import run as show
+from analysis.cli.dashboard import APP, LOOPBACK, Options, hosts
+from analysis.cli.show import run as show
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, features_of
 from analysis.plots.style import INK
@@ -238,7 +238,7 @@ def test_a_port_that_is_taken_is_said(run, cache, capsys):
 
 def test_what_is_missing_is_said(run, cache):
     hidden = "import sys; sys.modules['streamlit'] = None; import importlib.util as u; f = u.find_spec\n"
-    hidden += "import analysis.commands.dashboard as d; d.find_spec = lambda n: None if n == 'streamlit' else f(n)\n"
+    hidden += "import analysis.cli.dashboard as d; d.find_spec = lambda n: None if n == 'streamlit' else f(n)\n"
     hidden += "import main; sys.exit(main.run_as_command(sys.argv[1:]))"
     done = typed("dashboard", run.path, "--port", free_port(), cache=cache, script=hidden)
     assert done.returncode == 2 and "pip install 'sae-jax[dashboard]'" in done.stderr

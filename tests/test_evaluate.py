@@ -13,8 +13,8 @@ from rows import make_store
 from safetensors.numpy import save_file
 
 import main
-from analysis.commands.evaluate import dictionaries_in
-from analysis.intervals import FEWEST_DOCUMENTS
+from analysis.cli.evaluate import dictionaries_in
+from analysis.stats import FEWEST_DOCUMENTS
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, same_name

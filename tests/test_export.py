@@ -16,7 +16,7 @@ from hub_server import serving
 from populations import SITES, finished_run
 from rows import make_store
 
-from analysis.commands.export import run as export
+from analysis.cli.export import run as export
 from harvest.errors import InputError
 from harvest.files import read_json, write_arrays, write_json
 from sae_jax.config import TrainConfig

@@ -14,7 +14,7 @@ from scipy.stats import mannwhitneyu, rankdata
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
 import main
-from analysis.commands.find_feature import run as find_feature
+from analysis.cli.find_feature import run as find_feature
 from analysis.concepts.detectors import (
     CHOOSING,
     SCORING,

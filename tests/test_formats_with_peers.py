@@ -10,7 +10,7 @@ from command_line import BUNDLED, ROOT, shared_cache, typed
 from peers.peers_formats import OLDER, VARIANTS
 from safetensors.numpy import load_file
 
-from analysis.commands.export import run as export
+from analysis.cli.export import run as export
 from harvest.store import ActivationStore
 from sae_jax.config import LEVELS
 from sae_jax.evaluate import calibration_rows

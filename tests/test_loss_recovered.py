@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
-from analysis.intervals import SAMPLES, resample
 from analysis.quality.loss_recovered import finite, loss_recovered, scores, spread_windows
+from analysis.stats import SAMPLES, resample
 from analysis.ui.terminal.wording import without_figure
 from harvest.errors import InputError
 from harvest.interventions.loss_recovered import losses

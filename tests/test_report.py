@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.commands.report import run as report
+from analysis.cli.report import run as report
 from analysis.runs.finished import FinishedRun
 from analysis.runs.reproduce import command_of
 from analysis.ui.report.contents import compose

@@ -12,7 +12,7 @@ import pytest
 from command_line import THREE_KINDS, shared_cache, start, trained, typed
 from filelock import FileLock
 
-from analysis.commands.show import follow
+from analysis.cli.show import follow
 from analysis.runs.best_member import best_member
 from analysis.runs.live import GoingOn
 from analysis.ui.terminal.live import Terminal
@@ -85,7 +85,7 @@ def test_a_block_is_drawn_once_however_long_it_takes(going_on, tmp_path, monkeyp
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]))
-    monkeypatch.setattr("analysis.commands.show.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("analysis.cli.show.POLL_SECONDS", 0.02)
     drawn = []
 
     class Recorder(Terminal):

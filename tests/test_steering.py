@@ -10,7 +10,7 @@ from command_line import BUNDLED, environment, shared_cache
 from transformers import AutoModelForCausalLM
 
 import main
-from analysis.commands import steer
+from analysis.cli import steer
 from analysis.interventions import steering as steer_model
 from analysis.interventions.steering import Sampling, Steered, Texts, compute, ways_of
 from harvest.errors import InputError

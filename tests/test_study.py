@@ -13,8 +13,8 @@ from scipy import stats
 
 import main
 from analysis.comparison import emergence
-from analysis.intervals import Estimate, over_seeds
 from analysis.runs.finished import FinishedRun
+from analysis.stats import Estimate, over_seeds
 from analysis.study import measures
 from analysis.study.measures import Gathered, values_of
 from analysis.study.questions import behaviour_during_training, equal_l0, frequency_and_specialization, interpretability

@@ -15,8 +15,8 @@ import pytest
 from command_line import ROOT
 
 import main
-from analysis.commands.flags import Parser, filled
-from analysis.commands.steer import Options as SteerOptions
+from analysis.cli.flags import Parser, filled
+from analysis.cli.steer import Options as SteerOptions
 from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
 from harvest.files import write_atomically, write_json

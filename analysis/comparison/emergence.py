@@ -17,8 +17,8 @@ import numpy as np
 from scipy import stats
 
 from analysis.features.statistics import Features
-from analysis.intervals import Estimate, over_seeds
 from analysis.plots.style import kind_colour, step_heatmap, styled, thinned
+from analysis.stats import Estimate, over_seeds
 from harvest.errors import InputError
 from sae_jax.training.snapshots import Snapshot
 

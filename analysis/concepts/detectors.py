@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import false_discovery_control, rankdata
 
 from analysis.concepts.max_pooling import MaxPooled
-from analysis.intervals import Interval, auroc_interval
+from analysis.stats import Interval, auroc_interval
 
 CHOOSING, THRESHOLD, SCORING = range(3)
 DEAL = (CHOOSING, SCORING, THRESHOLD, CHOOSING, SCORING)  # passages to sets, in turn

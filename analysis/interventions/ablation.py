@@ -13,9 +13,9 @@ import numpy as np
 
 from analysis.features.contexts import place, token_texts
 from analysis.features.statistics import Features, features_of
-from analysis.intervals import Interval, ratio_interval
 from analysis.interventions.steering import output_scores, reader
 from analysis.runs.finished import FinishedRun
+from analysis.stats import Interval, ratio_interval
 
 TOKENS = 10  # that it raises, and that it lowers
 WINDOWS = 64  # enough that most features have FEWEST_DOCUMENTS among them

@@ -5,7 +5,7 @@ By SAELens' definitions (sae_lens/evals.py), means over tokens of all windows:
     ce_recovered = (ce_zero − ce_sae) / (ce_zero − ce_clean)      kl_recovered = (kl_zero − kl_sae) / kl_zero
 
 Zero- and mean-ablation replace the same positions as the dictionary: those in the store. Intervals are over documents,
-whose windows are alike, by `analysis.intervals.ratio_interval`: of few documents there are none.
+whose windows are alike, by `analysis.stats.ratio_interval`: of few documents there are none.
 
 Shapes: W windows, G documents, N rows, D width of the model.
 """
@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from analysis.intervals import ratio_interval
+from analysis.stats import ratio_interval
 from harvest.request import Site
 from harvest.store import ActivationStore, Split
 from sae_jax.evaluate import calibration_rows

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from analysis.comparison.frontier import Spread
-from analysis.intervals import Estimate
+from analysis.stats import Estimate
 from sae_jax.shapes import Count, Name, Shape, Share, Text
 
 

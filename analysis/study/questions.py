@@ -18,9 +18,9 @@ from typing import Any
 
 from analysis.comparison import emergence
 from analysis.comparison import shared_features as comparison
-from analysis.intervals import Estimate, chart, over_seeds
 from analysis.plots.densities import figure as densities
 from analysis.runs import families
+from analysis.stats import Estimate, chart, over_seeds
 from analysis.study.measures import LABEL_MEASURES, MEASURES, MIN_FIRINGS, RATE, Gathered
 
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.commands.find_feature import Options, find
+from analysis.cli.find_feature import Options, find
 from analysis.runs.finished import FinishedRun
 from harvest.text.concepts import sentences_of
 from harvest.text.windows import documents

@@ -297,8 +297,8 @@ def outcome(argv: list[str]) -> tuple[int | str, str]:
     with (
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(said),
-        mock.patch("analysis.commands.dashboard.serve"),
-        mock.patch("analysis.commands.dashboard.need_free"),
+        mock.patch("analysis.cli.dashboard.serve"),
+        mock.patch("analysis.cli.dashboard.need_free"),
     ):
         try:
             status = main.run_as_command(argv)

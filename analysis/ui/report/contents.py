@@ -19,7 +19,6 @@ from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, features_of
-from analysis.intervals import Estimate, chart
 from analysis.pages.highlights import Highlight, highlights
 from analysis.plots import densities, population, training_curves
 from analysis.plots.style import printable
@@ -29,6 +28,7 @@ from analysis.runs.families import source_name
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun
 from analysis.runs.reproduce import command_of
 from analysis.runs.shapes import Study
+from analysis.stats import Estimate, chart
 from analysis.study.questions import named
 from harvest.errors import InputError
 from sae_jax.shapes import read_shaped

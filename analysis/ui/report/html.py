@@ -17,9 +17,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from analysis.intervals import FEWEST_DOCUMENTS, Estimate
 from analysis.pages.highlights import RULE
 from analysis.runs import families
+from analysis.stats import FEWEST_DOCUMENTS, Estimate
 from analysis.study.questions import words
 from analysis.ui.report.contents import Drawn, Part, Report
 from analysis.ui.terminal.wording import failure_text, member_name, share_text, without_figure

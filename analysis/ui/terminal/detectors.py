@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from analysis.intervals import FEWEST_SCORED
+from analysis.stats import FEWEST_SCORED
 
 if TYPE_CHECKING:
     from analysis.concepts.detectors import Detector, FoundFeature

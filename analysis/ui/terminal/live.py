@@ -244,7 +244,7 @@ class Terminal:
 
     def evaluation(self, report: dict[str, Any]) -> None:
         """The table of `python main.py evaluate`: one line a dictionary, intervals in parentheses."""
-        from analysis.intervals import FEWEST_DOCUMENTS
+        from analysis.stats import FEWEST_DOCUMENTS
 
         self.leave_phase()
         header = ["dictionary", "expl. var.", "L0", "dead", "CE clean", "CE", "CE rec.", "KL rec."]

@@ -14,7 +14,7 @@ from analysis.ui.terminal.wording import duration_text, size_text
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier, Spread
-    from analysis.intervals import Estimate
+    from analysis.stats import Estimate
     from sae_jax.presets import Cost, Preset
 
 

@@ -2,8 +2,8 @@
 
 import streamlit as st
 
-from analysis.commands.find_feature import Options, find, passages_record, summary, texts_of
-from analysis.intervals import FEWEST_SCORED
+from analysis.cli.find_feature import Options, find, passages_record, summary, texts_of
+from analysis.stats import FEWEST_SCORED
 from analysis.ui.dashboard import state as opened
 from analysis.ui.dashboard.state import chosen, errors_shown, go, plain, without_flags
 

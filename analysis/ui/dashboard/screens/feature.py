@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from analysis.intervals import FEWEST_DOCUMENTS
 from analysis.interventions.ablation import WINDOWS, ablation_effect, output_score
 from analysis.pages import feature as feature_page
+from analysis.stats import FEWEST_DOCUMENTS
 from analysis.ui.dashboard import feature_figures
 from analysis.ui.dashboard import state as opened
 from analysis.ui.dashboard.state import chosen, errors_shown, fitted, go, plain

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.commands.flags import Parser, filled
+from analysis.cli.flags import Parser, filled
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError

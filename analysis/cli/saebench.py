@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.commands.flags import Parser, filled
+from analysis.cli.flags import Parser, filled
 from analysis.quality.saebench import SAEBench, measure, write
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal

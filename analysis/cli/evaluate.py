@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.commands.flags import Parser, filled
+from analysis.cli.flags import Parser, filled
 from analysis.runs.finished import read_record
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.wording import without_figure

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.commands.flags import Parser, filled
+from analysis.cli.flags import Parser, filled
 from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered, Texts
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
@@ -155,7 +155,7 @@ def run(argv: list[str]) -> None:
 
 def detected(options: Options, finished: FinishedRun, member: str, model: LanguageModel) -> list[int]:
     """Features that find-feature finds for the concept."""
-    from analysis.commands import find_feature
+    from analysis.cli import find_feature
 
     assert options.concept is not None
     how = find_feature.Options(member=(member,), examples=options.examples, top=options.candidates)

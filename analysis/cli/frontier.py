@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.commands.flags import Parser, filled
+from analysis.cli.flags import Parser, filled
 from analysis.comparison.frontier import compute, write
 from analysis.runs.finished import can_be_kept
 from analysis.ui.terminal.live import Terminal

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.commands.flags import Parser, filled
+from analysis.cli.flags import Parser, filled
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.detectors import LEGEND, Description, description_text, found_table
 from analysis.ui.terminal.live import Terminal

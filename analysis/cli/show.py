@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from analysis.commands.flags import Parser, filled
+from analysis.cli.flags import Parser, filled
 from analysis.comparison.frontier import compute
 from analysis.runs.finished import FinishedRun
 from analysis.runs.live import GoingOn

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 
-from analysis.commands.flags import Parser, filled
+from analysis.cli.flags import Parser, filled
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.request import default_cache_dir, flag

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.commands.flags import Parser, filled
+from analysis.cli.flags import Parser, filled
 from harvest.request import default_cache_dir, flag
 
 if TYPE_CHECKING:

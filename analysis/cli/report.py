@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from analysis.commands.flags import Parser, filled
+from analysis.cli.flags import Parser, filled
 from harvest.errors import InputError
 from harvest.request import default_cache_dir, flag
 
