@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from joblib import cpu_count
 
 from analysis.cli.flags import Parser, filled
-from analysis.comparison.frontier import compute, write
+from analysis.comparison.frontier import compute
+from analysis.plots.frontier import write_frontier
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table, preset_table
@@ -268,7 +269,7 @@ def show(run: RunDirectory, results: dict, terminal: Terminal, anew: bool = Fals
     if frontier.has_curve:
         drawn = not anew and (run.path / "figures" / "frontier.svg").exists()
         if not drawn and can_be_kept(run.path, terminal.say):
-            write(frontier, run.path)
+            write_frontier(frontier, run.path)
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
         if (run.path / "figures" / "frontier.svg").exists():

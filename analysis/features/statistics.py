@@ -22,7 +22,7 @@ from analysis.features.mapped import mapped_arrays
 from analysis.features.row_labels import labels_of
 from analysis.features.specialization import mutual_information, specialization
 from analysis.features.store_pass import BARS, ENTRY, Firing, Labels, distinct, firing_of
-from analysis.quality.ground_truth import unit
+from analysis.geometry import unit
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
 from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary

@@ -18,9 +18,9 @@ from analysis.comparison import emergence
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.emergence import Trajectory
 from analysis.comparison.matching import Decoder, sparse_activations, spread_rows
+from analysis.features.density import FREQUENT, density_statistics
 from analysis.features.specialization import over_chance, p_values
 from analysis.features.statistics import Features, features_of
-from analysis.plots.densities import FREQUENT, statistics
 from analysis.quality.saebench import SAEBench, measure, plain
 from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
@@ -168,7 +168,7 @@ def values_of(
         "l0": metrics["l0"],
         "dead": float(1 - alive_F.mean()),
         "rare": share(features.density_F[alive_F] < RARE),
-        **statistics(features.density_F),
+        **density_statistics(features.density_F),
         "found_again": again,
         "probing": float(np.mean([probe["accuracy"]["1"] for probe in probes])),
         "absorption": bench["absorption"].get(name, {}).get("fraction"),
