@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from analysis.features.contexts import printable
 from analysis.geometry import pca_of, random_like, umap_of, unit
-from analysis.plots.style import printable
 from analysis.runs import shapes
 from analysis.runs.finished import STUDY_AGAIN
 from harvest.errors import InputError

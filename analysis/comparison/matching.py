@@ -144,7 +144,7 @@ def sparse_activations(chunks: Iterable[np.ndarray], saes: Mapping[str, SAE]) ->
     """
     from flax import nnx
 
-    from analysis.features.store_pass import encode
+    from analysis.features.activations import encode
 
     parts = {name: nnx.split(sae) for name, sae in saes.items()}
     fired: dict[str, list[csr_array]] = {name: [] for name in saes}

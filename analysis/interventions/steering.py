@@ -232,7 +232,7 @@ def reader(sae: SAE, feature: int) -> Amounts:
     """f_i of rows."""
     from flax import nnx
 
-    from analysis.features.store_pass import encode
+    from analysis.features.activations import encode
 
     parts = nnx.split(sae)
     return lambda x_NxD: np.asarray(encode(*parts, x_NxD)[:, feature])

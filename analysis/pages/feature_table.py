@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.features.contexts import token_texts
-from analysis.features.specialization import most_special
-from analysis.features.statistics import Features
+from analysis.features.contexts import printable, token_texts
+from analysis.features.statistics import Features, most_special
 from analysis.geometry import pca_of, unit
-from analysis.plots.style import printable
 from analysis.runs.finished import STUDY_AGAIN
 from analysis.runs.shapes import Clusters
 from harvest.files import ARRAYS, read_arrays

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from analysis.features.contexts import printable
 from analysis.interventions.steering import UNSTEERED, Steered
-from analysis.plots.style import KIND_STYLES, printable
+from analysis.plots.style import KIND_STYLES
 
 
 def steering_chart(steered: Steered) -> Any:

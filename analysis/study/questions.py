@@ -17,13 +17,14 @@ from math import comb
 from typing import Any
 
 from analysis.comparison import emergence
+from analysis.features.specialization import MIN_FIRINGS, RATE
 from analysis.plots.densities import figure as densities
 from analysis.plots.emergence import emergence_curves, emergence_heatmap
 from analysis.plots.estimates import estimates_chart
 from analysis.plots.shared_features import shared_features_chart
 from analysis.runs import families
 from analysis.stats import Estimate, over_seeds
-from analysis.study.measures import LABEL_MEASURES, MEASURES, MIN_FIRINGS, RATE, Gathered
+from analysis.study.measures import LABEL_MEASURES, MEASURES, Gathered
 
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
 LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")

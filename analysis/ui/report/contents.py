@@ -17,7 +17,7 @@ from analysis.comparison import clusters as clustering
 from analysis.comparison import emergence, frontier
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
-from analysis.features.contexts import token_texts
+from analysis.features.contexts import printable, token_texts
 from analysis.features.statistics import Features, features_of
 from analysis.pages.highlights import Highlight, highlights
 from analysis.plots import densities, population, training_curves
@@ -26,9 +26,9 @@ from analysis.plots.emergence import emergence_curves, emergence_heatmap
 from analysis.plots.estimates import estimates_chart
 from analysis.plots.frontier import frontier_chart
 from analysis.plots.shared_features import shared_features_chart
-from analysis.plots.style import printable
 from analysis.runs import families
 from analysis.runs.best_member import best_of_results
+from analysis.runs.curves import read_curves
 from analysis.runs.families import source_name
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun
 from analysis.runs.reproduce import command_of
@@ -152,7 +152,7 @@ def part_of(
     for number, answer in enumerate(answers, 1):
         part.figures[f"study-{number}"] = answered(number, answer)
     try:
-        curves = training_curves.read(run)
+        curves = read_curves(run)
         if unknown := curves.keys() - kinds.keys():
             raise InputError(f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, which is not in results.json")
         part.figures["training"] = [training(curves, kinds)]
