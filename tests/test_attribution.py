@@ -17,7 +17,7 @@ from harvest.interventions.steering import changing
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
-from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
 
 SITES = (Site(2, "resid_pre"), Site(1, "resid_mid"), Site(2, "mlp_out"), Site(1, "attn_out"), Site(0, "resid_pre"))
 LAST, F = Site(3, "resid_post"), 64
@@ -37,7 +37,7 @@ def prompt_T(model):
 def sae():
     W_FxD = np.random.default_rng(0).standard_normal((F, 256)).astype(np.float32) / 16
     zeros = {"b_enc": np.zeros(F, np.float32), "b_dec": np.full(256, 0.1, np.float32)}
-    return SAE("relu", {"W_encT": W_FxD, "W_dec": W_FxD, **zeros})
+    return KINDS["relu"]({"W_encT": W_FxD, "W_dec": W_FxD, **zeros})
 
 
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.hook_name)

@@ -18,7 +18,7 @@ from analysis.geometry import random_like, unit
 from analysis.plots.shared_features import shared_features_chart
 from analysis.plots.style import save
 from harvest.errors import InputError
-from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
 
 F, D = 300, 96
 
@@ -108,7 +108,7 @@ def test_activations_of_a_store_are_those_of_its_rows(tmp_path, rng):
     store = make_store(tmp_path / "store")
     params = {"W_encT": directions(rng, 40, 32), "W_dec": directions(rng, 40, 32)}
     params |= {"b_enc": np.zeros(40, np.float32), "b_dec": np.zeros(32, np.float32)}
-    sae = SAE("relu", params)
+    sae = KINDS["relu"](params)
     found = sparse_activations(spread_rows(store.train), {"a": sae, "b": sae})
     rows_NxD = store.train.read(0, len(store.train)).astype(np.float32)
     np.testing.assert_allclose(found["b"].toarray(), np.maximum(rows_NxD @ params["W_encT"].T, 0), atol=1e-4)

@@ -16,7 +16,7 @@ from analysis.features.specialists import MIN_FIRINGS, RATE
 from analysis.features.specialization import p_values, specialization
 from analysis.features.store_pass import firing_of
 from analysis.stats import FEWEST, FEWEST_DOCUMENTS, FEWEST_SCORED, auroc_interval, over_seeds, ratio_interval
-from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
 
 # What a document, or a seed, gives: (values of a shape, their mean).
 SKEWED = {
@@ -172,7 +172,7 @@ def test_an_interval_of_a_ratio_is_that_of_its_definition():
 def planted_sae():
     """Its features are the columns of a row, over one half."""
     W, half = np.eye(PLANTED, dtype=np.float32), np.full(PLANTED, -0.5, np.float32)
-    return SAE("relu", {"W_encT": W, "b_enc": half, "W_dec": W, "b_dec": 0 * half}, {}, "")
+    return KINDS["relu"]({"W_encT": W, "b_enc": half, "W_dec": W, "b_dec": 0 * half}, {}, "")
 
 
 PLANTED, WINDOWS, POSITIONS = 120, 300, 48

@@ -29,7 +29,7 @@ from harvest.files import write_arrays
 from harvest.model.language_model import LanguageModel
 from harvest.model.logit_weights import logit_weights
 from harvest.sources import BUNDLED_MODEL
-from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
 
 F, D = 24, 32
 
@@ -45,7 +45,7 @@ def sae():
     W = rng.standard_normal((F, D)).astype(np.float32)
     b_enc = np.full(F, -8, np.float32)
     b_enc[3] = -1e6  # never fires
-    return SAE("relu", {"W_encT": W, "b_enc": b_enc, "W_dec": W, "b_dec": np.zeros(D, np.float32)}, {}, "")
+    return KINDS["relu"]({"W_encT": W, "b_enc": b_enc, "W_dec": W, "b_dec": np.zeros(D, np.float32)}, {}, "")
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from harvest.text.concepts import texts_in
 from harvest.text.passages import Passages
-from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_pooling_takes_the_largest_over_what_counts(rng):
     params = {"W_encT": rng.standard_normal((features, d)), "b_enc": rng.standard_normal(features)}
     params |= {"W_dec": rng.standard_normal((features, d)), "b_dec": rng.standard_normal(d)}
     x_WxTxD = rng.standard_normal((4, tokens, d)).astype(np.float32)
-    pooled = max_features(SAE("relu", {name: jnp.float32(v) for name, v in params.items()}), x_WxTxD, of)
+    pooled = max_features(KINDS["relu"]({name: jnp.float32(v) for name, v in params.items()}), x_WxTxD, of)
     f_WxTxF = np.maximum((x_WxTxD - params["b_dec"]) @ params["W_encT"].T + params["b_enc"], 0)
     for mask_WxT, got_NxF in ((counts_WxT, pooled.whole_NxF), (counts_WxT & ~phrase_WxT, pooled.rest_NxF)):
         for n in range(3):

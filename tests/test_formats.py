@@ -30,6 +30,7 @@ from sae_jax.formats.made_for import other_weights
 from sae_jax.formats.saelens import new_cfg
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
 
 MANIFEST = {
     "model": {"location": "gpt2"},
@@ -59,7 +60,7 @@ def exported(kind: str, d: int, f: int, seed: int) -> dict[str, np.ndarray]:
 def module(kind: str, tensors: dict, k: int) -> SAE:
     params = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
     settings = {"topk": {"k": jnp.int32(k)}, "jump_relu": {"bandwidth": jnp.float32(1)}}.get(kind, {})
-    return SAE(kind, params, settings, k_max=k)
+    return KINDS[kind](params, settings, k_max=k)
 
 
 @given(

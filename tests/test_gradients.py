@@ -8,8 +8,7 @@ from flax import nnx
 from populations import one_member
 
 from sae_jax.config import LEVELS, TrainConfig
-from sae_jax.models.base import SAE
-from sae_jax.models.kind import Batch
+from sae_jax.models.base import Batch
 from sae_jax.models.registry import KINDS
 from sae_jax.ops.activations import is_above, jump_relu
 from sae_jax.training.loss import member_loss
@@ -104,7 +103,7 @@ def sae_of(kind, params, threshold):
     if LEVELS[kind] == ("k",):
         settings = {"k": jnp.int32(K), "threshold": jnp.float32(0)}
     tensors = {name: jnp.asarray(value, jnp.float32) for name, value in (params | extra).items()}
-    return SAE(kind, tensors, settings, k_max=K)
+    return KINDS[kind](tensors, settings, k_max=K)
 
 
 def batch_of(x, dead, alpha=None):
@@ -184,8 +183,8 @@ def test_a_feature_at_its_threshold_does_not_fire():
 
 def test_topk_never_keeps_more_than_k_and_none_below_zero():
     z = jnp.array([[1.0, 1.0, 1.0, 1.0], [3.0, -1.0, -2.0, -3.0]])
-    sae = SAE("topk", {}, {"k": jnp.int32(2)}, k_max=3)
-    np.testing.assert_array_equal(sae.kind.activate(sae, z), [[1, 1, 0, 0], [3, 0, 0, 0]])
+    sae = KINDS["topk"]({}, {"k": jnp.int32(2)}, k_max=3)
+    np.testing.assert_array_equal(sae.activate_training(z), [[1, 1, 0, 0], [3, 0, 0, 0]])
 
 
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])

@@ -18,6 +18,7 @@ from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.store import ActivationStore, StoreWriter
 from harvest.text.windows import documents
 from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
 
 TOKENS_WxT = np.random.default_rng(0).integers(0, 4096, (6, 12), dtype=np.int32)
 
@@ -202,7 +203,7 @@ def known_dictionaries(store: ActivationStore) -> dict[str, SAE]:
         "identity": (plus_minus_FxD, np.zeros(d)),
     }
     return {
-        name: SAE("relu", {"W_encT": W, "W_dec": W, "b_enc": zeros_F, "b_dec": b}) for name, (W, b) in tensors.items()
+        name: KINDS["relu"]({"W_encT": W, "W_dec": W, "b_enc": zeros_F, "b_dec": b}) for name, (W, b) in tensors.items()
     }
 
 

@@ -21,7 +21,7 @@ from analysis.features.statistics import features_of
 from harvest.errors import InputError
 from harvest.model.logit_weights import logit_weights
 from sae_jax.formats import save_dictionary
-from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
 
 PEERS = os.environ.get("SAE_PEERS_PYTHON")
 DEAD = 7
@@ -194,7 +194,7 @@ def test_a_long_window_is_cut_around_the_row(tmp_path, monkeypatch, longest):
     store, rng = make_store(tmp_path, windows=60), np.random.default_rng(0)
     W_FxD = rng.standard_normal((5, store.d_model)).astype(np.float32)
     zeros = {"b_enc": np.zeros(5, np.float32), "b_dec": np.zeros(store.d_model, np.float32)}
-    sae = SAE("abs_topk", {"W_encT": W_FxD, "W_dec": W_FxD, **zeros}, {"k": np.int32(2)}, "k", 2)
+    sae = KINDS["abs_topk"]({"W_encT": W_FxD, "W_dec": W_FxD, **zeros}, {"k": np.int32(2)}, "k", 2)
     splits = (store.train, store.held_out)
     f_NxF = np.concatenate([np.asarray(sae.encode(split.read(0, len(split)).astype(np.float32))) for split in splits])
     assert (f_NxF < 0).any() and (f_NxF > 0).any()

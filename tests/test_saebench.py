@@ -18,6 +18,7 @@ from harvest.request import Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.text.passages import LETTERS, document_passages, labelled_text, spelling
 from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
 
 N = 800
 
@@ -192,7 +193,7 @@ def identity(d: int) -> SAE:
     """Two dictionaries' worth: f = relu(±x), with a decoder of norm 2 and an encoder of norm ½."""
     both = np.concatenate([np.eye(d), -np.eye(d)]).astype(np.float32)
     zeros = {"b_enc": np.zeros(2 * d, np.float32), "b_dec": np.zeros(d, np.float32)}
-    return SAE("relu", {"W_encT": both / 2, "W_dec": both * 2, **zeros})
+    return KINDS["relu"]({"W_encT": both / 2, "W_dec": both * 2, **zeros})
 
 
 def test_a_document_is_the_mean_of_its_windows_rows_without_first_positions(model):

@@ -50,8 +50,8 @@ def member(kind: str, target: int = 8, **changes):
 
 def sparse_path_was_taken(signature, state, x) -> bool:
     sae = nnx.merge(signature.graphdef(), state.params, state.settings)
-    score = signature.kind.score(sae, sae.pre_activations(jnp.asarray(x)))
-    return signature.kind.by_rank or bool(signature.kind.fits(sae, jnp.isfinite(score).sum(1), F))
+    score = sae.score(sae.pre_activations(jnp.asarray(x)))
+    return signature.kind.by_rank or bool(sae.fits(jnp.isfinite(score).sum(1), F))
 
 
 def compare(signature, hyper, state, x):

@@ -18,7 +18,7 @@ from harvest.interventions.steering import Change, changing, draw, next_probabil
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
-from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
 
 SITE = Site(2, "resid_pre")
 SITES = (SITE, Site(1, "resid_mid"), Site(2, "mlp_out"), Site(1, "attn_out"), Site(3, "resid_post"))
@@ -43,9 +43,9 @@ def saes():
     b_enc = np.where(np.arange(F) == SILENT, -1e6, 0).astype(np.float32)
     params = {"W_encT": W_FxD, "W_dec": W_FxD, "b_enc": b_enc, "b_dec": np.full(256, 0.1, np.float32)}
     return {
-        "relu": SAE("relu", params),
-        "topk": SAE("topk", params, {"k": np.int32(5)}, "k", 5),
-        "jump_relu": SAE("jump_relu", params | {"threshold": np.full(F, 0.3, np.float32)}),
+        "relu": KINDS["relu"](params),
+        "topk": KINDS["topk"](params, {"k": np.int32(5)}, "k", 5),
+        "jump_relu": KINDS["jump_relu"](params | {"threshold": np.full(F, 0.3, np.float32)}),
     }
 
 

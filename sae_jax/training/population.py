@@ -17,8 +17,7 @@ from flax import nnx, struct
 
 from sae_jax.config import TrainConfig
 from sae_jax.members import Member
-from sae_jax.models.base import SAE, Setting, unit_rows
-from sae_jax.models.kind import Arrays, Kind
+from sae_jax.models.base import SAE, Arrays, Setting, unit_rows
 from sae_jax.models.registry import KINDS
 
 # Gradient clipping per member, then Adam; the learning rate is each member's own and is applied by the step.
@@ -50,8 +49,8 @@ class Signature:
     averages: bool
 
     @property
-    def kind(self) -> Kind:
-        return KINDS[self.activation](self.level)
+    def kind(self) -> type[SAE]:
+        return KINDS[self.activation]
 
     def graphdef(self) -> nnx.GraphDef:
         return nnx.split(nnx.eval_shape(lambda: new_sae(self, jax.random.key(0), self.k_max)))[0]
@@ -156,7 +155,7 @@ def new_sae(signature: Signature, key: jax.Array, k: jax.Array | int) -> SAE:
     params = {"W_encT": W_dec_FxD, "b_enc": jnp.zeros(F), "W_dec": W_dec_FxD, "b_dec": jnp.zeros(D)}
     settings = signature.kind.extra_settings() | ({"k": jnp.int32(k)} if signature.level == "k" else {})
     params |= signature.kind.extra_params(F)
-    return SAE(signature.activation, params, settings, signature.level, signature.k_max, signature.dtype)
+    return signature.kind(params, settings, signature.level, signature.k_max, signature.dtype)
 
 
 def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State:
@@ -165,7 +164,7 @@ def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State
     sae = new_sae(signature, weights_key, hyper["k"])
     sae.b_dec[...] = x_NxD.mean(0)
     params, settings = (nnx.to_pure_dict(nnx.state(sae, kind)) for kind in (nnx.Param, Setting))
-    start = signature.kind.start(params, settings, sae.pre_activations(x_NxD), hyper)
+    start = sae.start(params, settings, sae.pre_activations(x_NxD), hyper)
     state = State(
         params=start.params,
         average=start.params if signature.averages else None,

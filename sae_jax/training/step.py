@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from sae_jax.models.kind import Arrays, Batch, Measured
+from sae_jax.models.base import Arrays, Batch, Measured
 from sae_jax.ops.sparse import CHUNK, DENSEST, Candidates, largest, most_candidates
 from sae_jax.training.loss import member_loss
 from sae_jax.training.mesh import AXIS, Placement, on_mesh
@@ -75,13 +75,13 @@ def make_gradients(signature: Signature, in_turn: bool) -> Callable:
             return reviving_if_dead(None, None)
         sae = nnx.merge(graphdef, state.params, state.settings)
         known_BxF = sae.encoder_product(x_BxD)
-        score_BxF = kind.score(sae, sae.pre_activations(x_BxD, known_BxF))
+        score_BxF = sae.score(sae.pre_activations(x_BxD, known_BxF))
         if kind.by_rank:
             count_B = jnp.full(len(x_BxD), kind.ranks_per_k * sae.k)
             return reviving_if_dead(known_BxF, largest(score_BxF, count_B, kind.ranks_per_k * signature.k_max))
         count_B = jnp.isfinite(score_BxF).sum(1, dtype=jnp.float32).astype(jnp.int32)
         return jax.lax.cond(
-            kind.fits(sae, count_B, F),
+            sae.fits(count_B, F),
             lambda: reviving_if_dead(known_BxF, largest(score_BxF, count_B, most_candidates(F))),
             lambda: reviving_if_dead(known_BxF, None),
         )
@@ -114,7 +114,7 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
 
     A member whose loss (or error, in raw units) is not finite stays as it was before that step, for good.
     """
-    gradients, kind = make_gradients(signature, in_turn), signature.kind
+    gradients, graphdef = make_gradients(signature, in_turn), signature.graphdef()
 
     def step(hyper: Arrays, state: State, raw_BxD: jax.Array):
         (loss, terms), grads = gradients(state, normalized(raw_BxD, hyper), hyper)
@@ -130,8 +130,11 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
             if signature.unit_norm_decoder:
                 params["W_dec"] /= jnp.linalg.norm(params["W_dec"], axis=1, keepdims=True)
             excess = jnp.clip(jnp.log(jnp.maximum(l0, 1e-6) / hyper["target_l0"]) - state.aim, -1.0, 1.0)
-            measured = Measured(state.step, s, excess, terms.observed)
-            params, settings, coefficient = kind.adjust(params, state.settings, state.coefficient, measured, hyper)
+            measured = Measured(state.step, s, excess, terms.statistics)
+            sae = nnx.merge(graphdef, params, state.settings)
+            params, settings, coefficient = sae.update_controller(
+                params, state.settings, state.coefficient, measured, hyper
+            )
             average = state.average
             if average is not None:  # the plain mean of the first steps, so that the start does not linger
                 rate = jnp.maximum(1 - hyper["ema"], 1 / (state.step + 1))
