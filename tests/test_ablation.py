@@ -6,7 +6,7 @@ import torch
 from command_line import BUNDLED, shared_cache, trained
 
 from analysis.features.contexts import place
-from analysis.features.statistics import features_of
+from analysis.features.statistics import load_or_compute_features
 from analysis.interventions.ablation import ablation_effect
 from analysis.stats import ratio_interval
 from harvest.interventions.steering import changing
@@ -60,7 +60,7 @@ def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache, mo
     monkeypatch.setattr("analysis.stats.FEWEST_DOCUMENTS", 3)
     name, model = member_at(run, 1), run.language_model
     site, tensors = run.site(name), run.dictionary(name).tensors
-    of, store = features_of(run, [name], cache)[name], run.store(run.site(name), cache)
+    of, store = load_or_compute_features(run, [name], cache)[name], run.store(run.site(name), cache)
     feature = int(np.abs(of.density_F - 0.2).argmin())
     found = ablation_effect(run, name, feature, cache, windows=1000)
 

@@ -68,7 +68,7 @@ def test_where_the_rest_is_linear_it_is_exact(model, prompt_T, sae, method):
     gain_D = dict(norm.named_parameters())["_original_component.weight"].detach()
     frozen = norm.register_forward_hook(lambda part, inputs, output: inputs[0] * gain_D / 1.7)
     try:
-        found = attribution.compute(model, prompt_T, LAST, sae, 11, 12, method, top=F)
+        found = attribution.compute_attribution(model, prompt_T, LAST, sae, 11, 12, method, top=F)
         x_TxD = Output(model, prompt_T, LAST, np.zeros(4096)).activation_TxD
     finally:
         frozen.remove()
@@ -87,7 +87,7 @@ def test_where_the_rest_is_linear_it_is_exact(model, prompt_T, sae, method):
 
 @pytest.mark.parametrize("site", SITES[:3], ids=lambda site: site.hook_name)
 def test_integrated_attributions_add_up_to_what_the_features_give(model, prompt_T, sae, site):
-    found = attribution.compute(model, prompt_T, site, sae, 11, None, "integrated", steps=12)
+    found = attribution.compute_attribution(model, prompt_T, site, sae, 11, None, "integrated", steps=12)
     contrast_V = np.full(4096, -1 / 4096)
     contrast_V[11] += 1
     output = Output(model, prompt_T, site, contrast_V)
@@ -100,7 +100,7 @@ def test_integrated_attributions_add_up_to_what_the_features_give(model, prompt_
 
 
 def test_a_features_own_path_adds_up_to_its_ablation(model, prompt_T, sae):
-    found = attribution.compute(model, prompt_T, SITES[0], sae, 11, 12, "path", top=15)
+    found = attribution.compute_attribution(model, prompt_T, SITES[0], sae, 11, 12, "path", top=15)
     largest = max(abs(effect.ablation) for effect in found.effects)
     assert len(found.effects) == 15 and found.correlation > 0.99
     for effect in found.effects:
@@ -110,7 +110,7 @@ def test_a_features_own_path_adds_up_to_its_ablation(model, prompt_T, sae):
 
 
 def test_an_ablation_is_a_whole_run_without_the_feature(model, prompt_T, sae):
-    found = attribution.compute(model, prompt_T, SITES[0], sae, 11, 12, "gradient", top=3)
+    found = attribution.compute_attribution(model, prompt_T, SITES[0], sae, 11, 12, "gradient", top=3)
     ids, W_FxD = model.token_ids(np.array([prompt_T])), np.asarray(sae.W_dec[...])
 
     def output(change) -> float:

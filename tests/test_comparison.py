@@ -139,7 +139,7 @@ def population(rng) -> dict[str, Decoder]:
 
 
 def test_shares_of_a_population_and_its_groups(rng):
-    found = comparison.compute(population(rng))
+    found = comparison.compute_shared_features(population(rng))
     np.testing.assert_allclose(found.shared_MxM[0], [1, 240 / F, 200 / F, 0.5], atol=1e-9)
     assert found.shared_MxM[3, 0] == 1 and found.shared_MxM[0, 3] == 0.5
     assert found.chance_MxM.max() == 0 and found.rows == 0 and found.shared_by_activation_MxM is None
@@ -158,7 +158,7 @@ def test_shares_of_a_population_and_its_groups(rng):
 def test_dead_features_are_neither_counted_nor_found(rng):
     a_FxD = directions(rng)
     members = {"a": decoder(a_FxD, dead=(0, 1, 2)), "b": decoder(a_FxD, dead=(2, 3), seed=1)}
-    found = comparison.compute(members)
+    found = comparison.compute_shared_features(members)
     assert found.alive == (F - 3, F - 2)
     assert found.shared_MxM[0, 1] == (F - 4) / (F - 3) and found.shared_MxM[1, 0] == (F - 4) / (F - 2)
     assert found.partner_FxM["a"][:6, 1].tolist() == [-1, -1, -1, -1, 4, 5]
@@ -182,35 +182,39 @@ def test_activations_match_what_directions_cannot_and_confirm_what_they_do(rng):
     b_FxD = a_FxD[::-1].copy()
     b_FxD[40:] = directions(rng, 20)  # of 0..19 the directions are shared, of 20..59 the activations
     members = {"a": decoder(a_FxD), "b": decoder(b_FxD, seed=1)}
-    found = comparison.compute(members, {"a": csr_array(a_NxF), "b": csr_array(b_NxF)})
+    found = comparison.compute_shared_features(members, {"a": csr_array(a_NxF), "b": csr_array(b_NxF)})
     assert found.shared_MxM[0, 1] == pytest.approx(40 / 60) == found.shared_by_activation_MxM[0, 1]
     assert found.confirmed_MxM[0, 1] == 0.5 and found.rows == 2000
     with pytest.raises(InputError, match="3 and 2000 rows"):
-        comparison.compute(members, {"a": csr_array(a_NxF), "b": csr_array(b_NxF[:3])})
+        comparison.compute_shared_features(members, {"a": csr_array(a_NxF), "b": csr_array(b_NxF[:3])})
     with pytest.raises(InputError, match="no activations of b"):
-        comparison.compute(members, {"a": csr_array(a_NxF)})
+        comparison.compute_shared_features(members, {"a": csr_array(a_NxF)})
 
 
 def test_members_that_share_nothing_by_direction_have_nothing_to_confirm(rng):
     fired = {name: csr_array(rng.random((50, F)) < 0.1, dtype=np.float32) for name in "ab"}
-    found = comparison.compute({name: decoder(directions(rng), seed=s) for s, name in enumerate("ab")}, fired)
+    found = comparison.compute_shared_features(
+        {name: decoder(directions(rng), seed=s) for s, name in enumerate("ab")}, fired
+    )
     assert found.shared_MxM[0, 1] == 0 and np.isnan(found.confirmed_MxM[0, 1]) and found.confirmed_MxM[0, 0] == 1
 
 
 def test_what_is_written_and_drawn(rng, tmp_path):
-    found = comparison.compute(population(rng))
-    comparison.write(found, tmp_path)
+    found = comparison.compute_shared_features(population(rng))
+    comparison.write_shared_features(found, tmp_path)
     record = json.loads((tmp_path / "comparison.json").read_text())
     assert record["shared_MxM"] == found.shared_MxM.tolist() and record["groups"][0]["differ"] == "other kind"
     with np.load(tmp_path / "comparison.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["topk-0/partner"], found.partner_FxM["topk-0"])
-    again = comparison.read(tmp_path, found.members)
+    again = comparison.read_shared_features(tmp_path, found.members)
     for name, value in vars(found).items():
         np.testing.assert_equal(getattr(again, name), value)
-    assert comparison.read(tmp_path, found.members[1:]) is None, "of other members it tells nothing"
-    comparison.write(dataclasses.replace(found, dead=("topk-9",)), tmp_path)
-    assert comparison.read(tmp_path, found.members) is None, "one of which nothing fires is a member, too"
-    assert comparison.read(tmp_path, ["topk-9", *found.members]).dead == ("topk-9",)
+    assert comparison.read_shared_features(tmp_path, found.members[1:]) is None, "of other members it tells nothing"
+    comparison.write_shared_features(dataclasses.replace(found, dead=("topk-9",)), tmp_path)
+    assert comparison.read_shared_features(tmp_path, found.members) is None, (
+        "one of which nothing fires is a member, too"
+    )
+    assert comparison.read_shared_features(tmp_path, ["topk-9", *found.members]).dead == ("topk-9",)
     for path in save(shared_features_chart(found), tmp_path / "shared"):
         assert path.stat().st_size > 1000
     assert ">80<" in Path(tmp_path / "shared.svg").read_text()  # 240 of 300, in its cell
@@ -218,8 +222,8 @@ def test_what_is_written_and_drawn(rng, tmp_path):
 
 def test_what_cannot_be_compared_is_refused(rng):
     with pytest.raises(InputError, match="two or more members"):
-        comparison.compute({"a": decoder(directions(rng))})
+        comparison.compute_shared_features({"a": decoder(directions(rng))})
     with pytest.raises(InputError, match="96 and 50 dimensions"):
-        comparison.compute({"a": decoder(directions(rng)), "b": decoder(directions(rng, d=50), seed=1)})
+        comparison.compute_shared_features({"a": decoder(directions(rng)), "b": decoder(directions(rng, d=50), seed=1)})
     with pytest.raises(InputError, match="ever fires"):
         decoder(directions(rng, 3), dead=(0, 1, 2))

@@ -14,7 +14,7 @@ from analysis.concepts.detectors import auroc
 from analysis.features.row_labels import SHUFFLES, Labels
 from analysis.features.specialists import MIN_FIRINGS, RATE
 from analysis.features.specialization import p_values, specialization
-from analysis.features.store_pass import firing_of
+from analysis.features.store_pass import accumulate_firings
 from analysis.stats import FEWEST, FEWEST_DOCUMENTS, FEWEST_SCORED, auroc_interval, over_seeds, ratio_interval
 from sae_jax.models.registry import KINDS
 
@@ -193,7 +193,7 @@ def found_by(fires_WxPxF, tokens_WxT, sae, directory, by: str, label_G=None) -> 
         "position": Labels("position", np.arange(POSITIONS) // 3, list("abcdefghijklmnop")),
         "document": Labels("document", np.arange(4) if label_G is None else label_G, list("abcd")),
     }
-    firing, rows_SxL = firing_of(sae, store, {by: labels[by]}, 0)
+    firing, rows_SxL = accumulate_firings(sae, store, {by: labels[by]}, 0)
     score_SxF = np.stack([specialization(*of) for of in zip(firing.label_SxFxL[by], rows_SxL[by], strict=True)])
     asked, found_F = np.flatnonzero(firing.count_F >= MIN_FIRINGS), np.zeros(PLANTED, bool)
     p_A = p_values(score_SxF[:, asked], firing.effective(by)[asked])

@@ -21,7 +21,7 @@ import main
 from analysis.cli.dashboard import APP, LOOPBACK, Options, hosts
 from analysis.cli.show import run as show
 from analysis.features.contexts import token_texts
-from analysis.features.statistics import Features, features_of
+from analysis.features.statistics import Features, load_or_compute_features
 from analysis.plots.style import INK
 from analysis.runs.finished import FinishedRun
 from analysis.ui.dashboard.token_html import bars, coloured, passage
@@ -52,7 +52,7 @@ def run(tmp_path_factory, cache):
     argv = list(THREE_KINDS)
     argv[argv.index("--dataset") + 1] = str(folder / "hostile.txt")
     run = trained(folder / "run", cache, *argv, "--epochs", "2")
-    features_of(run, list(run.members), cache)
+    load_or_compute_features(run, list(run.members), cache)
     return run
 
 

@@ -77,7 +77,7 @@ def test_its_family_is_mapped_by_a_member_that_lives(studied):
 
 def test_the_comparison_is_read_again_and_names_it(studied):
     run, _ = studied
-    compared = comparison.read(run.path / "analysis", list(run.members))
+    compared = comparison.read_shared_features(run.path / "analysis", list(run.members))
     assert compared.dead == (DEAD,) and set(compared.members) == set(run.members) - {DEAD}
     assert DEAD in json.dumps(shared_features_chart(compared).to_dict())
 
@@ -94,10 +94,10 @@ def test_the_dashboard_finds_a_comparison_that_was_made_after_it_looked(run, stu
 
 def test_its_features_have_pages_without_matches(studied, cache):
     run, _ = studied
-    compared = comparison.read(run.path / "analysis", list(run.members))
+    compared = comparison.read_shared_features(run.path / "analysis", list(run.members))
     of = Features.load(run.path / "analysis" / "features" / f"{DEAD}.npz")
     tokenizer, store = load_tokenizer(run.model_location), run.store(run.site(DEAD), cache)
-    page = feature_page.compute(run, DEAD, 3, of, run.dictionary(DEAD), store, tokenizer, compared)
+    page = feature_page.compute_feature_page(run, DEAD, 3, of, run.dictionary(DEAD), store, tokenizer, compared)
     assert not page.fires and page.twins == [] and page.found_again is None
 
 

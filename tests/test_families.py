@@ -12,7 +12,7 @@ from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
 from analysis.runs import families
 from analysis.study import questions as study
-from analysis.study.measures import Gathered
+from analysis.study.measures import PopulationMeasures
 from harvest.errors import InputError
 from sae_jax.config import AXES, TrainConfig
 from sae_jax.members import Member, member_id, members_of
@@ -44,8 +44,8 @@ def settings(run) -> dict[str, dict]:
     return {name: families.settings_of(run, member) for name, member in run.members.items()}
 
 
-def gathered_of(run) -> Gathered:
-    return Gathered(run, settings(run), {}, {}, {}, {}, {}, None, [])
+def gathered_of(run) -> PopulationMeasures:
+    return PopulationMeasures(run, settings(run), {}, {}, {}, {}, {}, None, [])
 
 
 def decoders_of(run) -> dict[str, Decoder]:
@@ -85,7 +85,10 @@ def test_every_field_of_a_member_is_in_its_id_and_all_but_the_seed_change_its_fa
     other = replace(member, **levels | {name: another(getattr(member, name))})
     assert member_id(asdict(other), several_sites=True) != member_id(asdict(member), several_sites=True)
     assert other != member and replace(member, id="another") == member
-    changed = {**result, **asdict(other), "sparsity_by": other.level} | {"layer": 0, "hook": "resid_pre"}
+    changed = {**result, **asdict(other), "sparsity_control": other.sparsity_control} | {
+        "layer": 0,
+        "hook": "resid_pre",
+    }
     both = {"a": families.settings_of(run, result), "b": families.settings_of(run, changed)}
     both["b"] |= {site: getattr(other, site) for site in ("layer", "hook")}  # of no store, so set here
     assert families.alike(both, but_for="seed") == ([["a", "b"]] if name == "seed" else [["a"], ["b"]])
@@ -99,8 +102,10 @@ def test_every_setting_of_the_training_makes_another_family_and_another_curve(ru
     both = {(run.path.name, member): of for run in (one, other) for member, of in settings(run).items()}
     assert families.differing(list(both.values())) == ["sparsity", name]
     assert all(len(names) == 1 for names in families.alike(both, but_for="seed"))
-    assert len(frontier.compute(one.path, other.path).panels) == 0  # no feature fires: nothing is drawn,
-    assert len({point.panel for point in frontier.compute(one.path, other.path).points}) == 2  # but all is there
+    assert len(frontier.compute_frontier(one.path, other.path).panels) == 0  # no feature fires: nothing is drawn,
+    assert (
+        len({point.panel for point in frontier.compute_frontier(one.path, other.path).points}) == 2
+    )  # but all is there
 
 
 @pytest.mark.parametrize("values", UNUSUAL.values(), ids=UNUSUAL)
@@ -111,10 +116,10 @@ def test_seeds_are_one_kind_and_one_family_whatever_their_ids_end_in(run_of, val
     assert list(kinds) == [f"{kind}, {width} features" for kind in ("relu", "topk") for width in (8, 16)]
     assert all([run.members[name]["seed"] for name in names] == list(SEEDS) for names in kinds.values())
     decoders = decoders_of(run)
-    compared = comparison.compute(decoders)
+    compared = comparison.compute_shared_features(decoders)
     assert compared.other_seeds == dict.fromkeys(run.members, 2) and set(compared.found_again_F) == set(run.members)
     assert [len(family) for family in splitting.families(decoders)] == [2] * 6
-    assert {point.seeds for point in frontier.compute(run.path).points} == {SEEDS}
+    assert {point.seeds for point in frontier.compute_frontier(run.path).points} == {SEEDS}
 
 
 def test_the_frontier_preset_has_fifteen_kinds_of_three_seeds(run_of):
@@ -127,7 +132,7 @@ def test_the_frontier_preset_has_fifteen_kinds_of_three_seeds(run_of):
 
 def test_two_settings_of_auxk_are_two_families_of_which_none_loses_a_member(run_of):
     run = run_of(activation="topk", hidden_dim=8, k=4, aux_coefficient=(0.0, 0.5), seed=SEEDS)
-    compared = comparison.compute(decoders_of(run))
+    compared = comparison.compute_shared_features(decoders_of(run))
     assert compared.other_seeds == dict.fromkeys(run.members, 2)
     kinds = study.kinds_of(gathered_of(run))
     assert list(kinds) == ["topk, aux coefficient 0.0", "topk, aux coefficient 0.5"]
@@ -143,7 +148,7 @@ def test_an_l0_is_no_coefficient_though_the_number_is_the_same(run_of, tmp_path)
     path.write_text('[{"target_l0": 8}, {"sparsity": 8}]')
     run = run_of(members=path, seed=SEEDS)
     assert list(study.kinds_of(gathered_of(run))) == ["relu, L0 8", "relu, coefficient 8"]
-    assert [(p.seeds, p.panel) for p in frontier.compute(run.path).points] == [
+    assert [(p.seeds, p.panel) for p in frontier.compute_frontier(run.path).points] == [
         (SEEDS, "by target_l0"),
         (SEEDS, "by sparsity"),
     ]
@@ -170,7 +175,7 @@ def test_layers_differ_by_their_layer_and_not_by_their_store_too(run_of, tmp_pat
     other = make_store(tmp_path / "other", windows=60, layer=1, seed=1)
     run = run_of("two layers", store, other, seed=(0, 1))
     assert list(study.kinds_of(gathered_of(run))) == ["relu, layer 0", "relu, layer 1"]
-    assert {g.differ for g in comparison.compute(decoders_of(run)).groups} == {
+    assert {g.differ for g in comparison.compute_shared_features(decoders_of(run)).groups} == {
         "other layer",
         "other seed",
         "other layer and seed",
@@ -181,9 +186,9 @@ def test_other_seeds_on_another_text_are_no_further_seeds(run_of, tmp_path, stor
     """Everything that has a name is the same; the rows are not."""
     other = make_store(tmp_path / "other", windows=60, seed=7)
     one, more = run_of("one", seed=(0, 1)), run_of("more", other, seed=(2, 3))
-    points = frontier.compute(one.path, more.path).points
+    points = frontier.compute_frontier(one.path, more.path).points
     assert [point.seeds for point in points] == [(0, 1), (2, 3)] and all("store" in p.panel for p in points)
-    same = frontier.compute(one.path, run_of("same", seed=(2, 3)).path).points
+    same = frontier.compute_frontier(one.path, run_of("same", seed=(2, 3)).path).points
     assert [(point.seeds, point.panel) for point in same] == [((0, 1, 2, 3), "")]
 
 
@@ -201,4 +206,4 @@ def test_the_same_member_is_not_compared_with_itself(run_of):
     run = run_of(hidden_dim=8, target_l0=4.0)
     (decoder,) = decoders_of(run).values()
     with pytest.raises(InputError, match="a and b have the same settings and the same seed"):
-        comparison.compute({"a": decoder, "b": decoder})
+        comparison.compute_shared_features({"a": decoder, "b": decoder})

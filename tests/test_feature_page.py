@@ -7,7 +7,7 @@ from command_line import THREE_KINDS, shared_cache, trained
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
 from analysis.features.contexts import token_texts
-from analysis.features.statistics import Features, features_of
+from analysis.features.statistics import Features, load_or_compute_features
 from analysis.pages import feature as feature_page
 from analysis.pages import feature_table as feature_list
 from analysis.runs.families import settings_of
@@ -26,7 +26,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache):
     run = trained(tmp_path_factory.mktemp("page") / "run", cache, *THREE_KINDS, "--epochs", "2", "--seed", "0", "1")
-    features_of(run, list(run.members), cache)
+    load_or_compute_features(run, list(run.members), cache)
     return run
 
 
@@ -37,7 +37,7 @@ def compared(run):
         name: Decoder(settings_of(run, run.members[name]), run.dictionary(name).tensors["W_dec"], of.alive_F)
         for name, of in features.items()
     }
-    return comparison.compute(decoders)
+    return comparison.compute_shared_features(decoders)
 
 
 def saved(run, name) -> Features:
@@ -48,7 +48,9 @@ def saved(run, name) -> Features:
 
 def page_of(run, cache, name, feature, compared=None):
     tokenizer, store = load_tokenizer(run.model_location), run.store(run.site(name), cache)
-    return feature_page.compute(run, name, feature, saved(run, name), run.dictionary(name), store, tokenizer, compared)
+    return feature_page.compute_feature_page(
+        run, name, feature, saved(run, name), run.dictionary(name), store, tokenizer, compared
+    )
 
 
 def frequent(of: Features) -> int:
@@ -175,15 +177,15 @@ def test_a_feature_that_is_not_there_is_an_error_that_says_which_are(run, cache)
 def test_a_list_is_searched_filtered_and_sorted(run):
     name = next(iter(run.members))
     of, tokenizer = saved(run, name), load_tokenizer(run.model_location)
-    listed = feature_list.compute(of, tokenizer)
+    listed = feature_list.compute_feature_table(of, tokenizer)
     every = (0.0, 1.0)
-    assert feature_list.choose(listed, "", every, -np.inf).tolist() == list(range(48))
+    assert feature_list.choose_features(listed, "", every, -np.inf).tolist() == list(range(48))
     token = token_texts(tokenizer, [of.promoted_FxT[5, 0]])[0].strip()
-    assert 5 in feature_list.choose(listed, token.upper(), every, -np.inf)
-    assert not len(feature_list.choose(listed, "no token is like this", every, -np.inf))
-    by_density = feature_list.choose(listed, "", (0.05, 0.5), -np.inf, "most frequent")
+    assert 5 in feature_list.choose_features(listed, token.upper(), every, -np.inf)
+    assert not len(feature_list.choose_features(listed, "no token is like this", every, -np.inf))
+    by_density = feature_list.choose_features(listed, "", (0.05, 0.5), -np.inf, "most frequent")
     densities = of.density_F[by_density]
     assert (np.diff(densities) <= 0).all() and ((densities >= 0.05) & (densities <= 0.5)).all()
     assert len(by_density) == ((of.density_F >= 0.05) & (of.density_F <= 0.5)).sum() > 3
-    special = feature_list.choose(listed, "", every, 0.1)
+    special = feature_list.choose_features(listed, "", every, 0.1)
     assert (listed.specialization_F[special] >= 0.1).all()

@@ -21,8 +21,8 @@ from analysis.features.contexts import context_text
 from analysis.features.hashes import context_hashes
 from analysis.features.row_labels import SHUFFLES, Labels
 from analysis.features.specialization import mutual_information, over_chance, p_values, specialization
-from analysis.features.statistics import Features, features_of
-from analysis.features.store_pass import firing_of
+from analysis.features.statistics import Features, load_or_compute_features
+from analysis.features.store_pass import accumulate_firings
 from analysis.features.streaming import BARS, ENTRY, SMALLEST, Histogram, TopKPerFeature
 from analysis.runs.finished import FinishedRun
 from harvest.files import write_arrays
@@ -94,7 +94,7 @@ def test_a_histogram_needs_to_know_nothing_of_the_values_to_come(chunks):
 def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, labels, monkeypatch, chunk_rows, pending):
     monkeypatch.setattr(activations, "CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr(streaming, "PENDING", pending)
-    of, rows_SxL = firing_of(sae, store, labels, 0)
+    of, rows_SxL = accumulate_firings(sae, store, labels, 0)
     f_NxF, token_N, position_N, document_N = everything(store, sae)
     fires_NxF = f_NxF != 0
     assert 0.02 < fires_NxF.mean() < 0.5 and not fires_NxF[:, 3].any()
@@ -124,7 +124,7 @@ def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, label
 
 
 def test_the_sample_is_drawn_alike_from_all_windows(store, sae, labels):
-    of = firing_of(sae, store, labels, 0)[0]
+    of = accumulate_firings(sae, store, labels, 0)[0]
     feature = int(of.count_F.argmax())
     rows = of.sample.table("row", -1)[feature]
     assert (rows >= 0).all()
@@ -346,11 +346,11 @@ def run(tmp_path_factory):
 def test_a_run_is_described_once_and_read_again(run, monkeypatch):
     run, cache = run
     members = list(run.members)
-    found = features_of(run, members, cache)
+    found = load_or_compute_features(run, members, cache)
     files = {path: path.stat().st_mtime_ns for path in (run.path / "analysis" / "features").iterdir()}
     assert sorted(path.stem for path in files) == sorted(members)
-    monkeypatch.setattr(feature_statistics, "firing_of", None)  # whatever calls it fails
-    again = features_of(run, members, cache)
+    monkeypatch.setattr(feature_statistics, "accumulate_firings", None)  # whatever calls it fails
+    again = load_or_compute_features(run, members, cache)
     assert {path: path.stat().st_mtime_ns for path in files} == files
     for name in members:
         for field, value in vars(found[name]).items():
@@ -368,13 +368,15 @@ def test_what_was_computed_before_a_stop_is_kept(run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        features_of(copied, list(copied.members), cache, stop)
+        load_or_compute_features(copied, list(copied.members), cache, stop)
     assert [path.stem for path in (copied.path / "analysis" / "features").iterdir()] == [first]
     passes = []
-    monkeypatch.setattr(feature_statistics, "firing_of", lambda *given: passes.append(given) or firing_of(*given))
-    found = features_of(copied, list(copied.members), cache)
+    monkeypatch.setattr(
+        feature_statistics, "firing_of", lambda *given: passes.append(given) or accumulate_firings(*given)
+    )
+    found = load_or_compute_features(copied, list(copied.members), cache)
     assert len(passes) == len(others)
-    alone = features_of(run, list(run.members), cache)
+    alone = load_or_compute_features(run, list(run.members), cache)
     for name in found:
         np.testing.assert_equal(vars(found[name]), vars(alone[name]))
 
@@ -382,7 +384,7 @@ def test_what_was_computed_before_a_stop_is_kept(run, tmp_path, monkeypatch):
 def test_a_feature_fires_at_the_token_that_its_context_marks(run):
     run, cache = run
     name = next(name for name in run.members if name.startswith("topk"))
-    of = features_of(run, [name], cache)[name]
+    of = load_or_compute_features(run, [name], cache)[name]
     store, sae, tokenizer = run.store(run.site(name), cache), run.dictionary(name).sae, run.language_model.tokenizer
     assert set(of.labels) == {"topic", "subject", "form", "token class", "position"}
     feature = int(of.density_F.argmax())

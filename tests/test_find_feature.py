@@ -21,8 +21,8 @@ from analysis.concepts.detectors import (
     THRESHOLD,
     auroc,
     best_threshold,
-    compute,
     deal,
+    find_detectors,
     permutation_test,
 )
 from analysis.concepts.max_pooling import MaxPooled, max_features, max_projection, mean_difference
@@ -65,7 +65,7 @@ def test_a_planted_feature_is_found_and_its_figures_are_sklearns(rng):
     values["a"][:, 3] = np.where(is_concept_N, rng.random(300) < 0.6, rng.random(300) < 0.05) * rng.uniform(2, 3, 300)
     pooled = {name: MaxPooled(v, np.where(np.arange(400) == 7, 1.0, v)) for name, v in values.items()}
     direction_N = values["b"][:, 7] + rng.standard_normal(300)
-    result = compute(pooled.items(), {"x": both(direction_N[:, None])}, is_concept_N, set_N, top=4)
+    result = find_detectors(pooled.items(), {"x": both(direction_N[:, None])}, is_concept_N, set_N, top=4)
 
     best = result.features[0]
     assert (best.member, best.feature, best.passes) == ("b", 7, True) and result.tried == {"a": 400, "b": 400}
@@ -89,7 +89,7 @@ def test_a_planted_feature_is_found_and_its_figures_are_sklearns(rng):
 def test_of_few_passages_an_auroc_has_no_interval_and_the_table_a_dash(rng, concept, has_interval):
     is_concept_N = sides(concept, 120)
     values = both(sparse(rng, len(is_concept_N), 3))
-    result = compute([("a", values)], {}, is_concept_N, deal(is_concept_N))
+    result = find_detectors([("a", values)], {}, is_concept_N, deal(is_concept_N))
     assert all((found.detector.auroc_interval is not None) is has_interval for found in result.features)
     densities = {("a", feature): 0.1 for feature in range(3)}
     console = Console(width=100, record=True)
@@ -102,7 +102,7 @@ def test_a_feature_that_tells_the_choosing_set_alone_is_no_find(rng):
     set_N, values_NxF = deal(is_concept_N), sparse(rng, 300, 50)
     values_NxF[set_N == CHOOSING, 5] = is_concept_N[set_N == CHOOSING]
     values_NxF[set_N == THRESHOLD, 5] = is_concept_N[set_N == THRESHOLD]
-    best = compute([("a", both(values_NxF))], {}, is_concept_N, set_N).features[0]
+    best = find_detectors([("a", both(values_NxF))], {}, is_concept_N, set_N).features[0]
     assert (best.feature, best.chosen_by, best.passes) == (5, 1.0, False)
     assert abs(best.detector.auroc - 0.5) < 0.15 < best.q_value
 
@@ -115,7 +115,7 @@ def test_under_shuffled_labels_the_false_discovery_rate_is_kept(monkeypatch):
         rng = np.random.default_rng(seed)
         is_concept_N = rng.permutation(sides(25, 100))
         members = [(name, both(sparse(rng, 125, 100))) for name in ("a", "b", "c")]
-        result = compute(members, {}, is_concept_N, deal(is_concept_N, seed), top=5, fdr=0.2)
+        result = find_detectors(members, {}, is_concept_N, deal(is_concept_N, seed), top=5, fdr=0.2)
         alarms += any(found.passes for found in result.features)
     assert alarms / repetitions < 0.2 + 2 * (0.2 * 0.8 / repetitions) ** 0.5
 
@@ -128,7 +128,7 @@ def test_among_true_features_the_share_of_false_ones_is_kept(monkeypatch):
         is_concept_N = sides(25, 100)
         values_NxF = sparse(rng, 125, 300)
         values_NxF[:, :4] += is_concept_N[:, None]
-        result = compute([("a", both(values_NxF))], {}, is_concept_N, deal(is_concept_N, seed), top=10, fdr=0.2)
+        result = find_detectors([("a", both(values_NxF))], {}, is_concept_N, deal(is_concept_N, seed), top=10, fdr=0.2)
         passing = [found.feature for found in result.features if found.passes]
         assert set(range(4)) <= set(passing)
         shares.append(np.mean([feature >= 4 for feature in passing]))
@@ -159,7 +159,7 @@ def test_the_threshold_has_the_best_f1_and_lets_some_pass_not(rng):
 def test_with_few_passages_nothing_is_found():
     for concept, passes in ((5, False), (6, True)):
         is_concept_N = sides(concept, 120)
-        result = compute([("a", both(is_concept_N[:, None] * 1.0))], {}, is_concept_N, deal(is_concept_N))
+        result = find_detectors([("a", both(is_concept_N[:, None] * 1.0))], {}, is_concept_N, deal(is_concept_N))
         assert result.features[0].detector.auroc == 1 and result.features[0].passes is passes
 
 
@@ -243,7 +243,7 @@ def test_from_a_phrase_to_the_table(run, capsys, tmp_path):
 def test_the_table_fits_into_80_columns_and_a_description_marks_the_token(rng):
     is_concept_N = sides(20, 60)
     member = "jump_relu-f512-l32-lr1e-3-s0"
-    result = compute([(member, both(sparse(rng, 80, 4)))], {}, is_concept_N, deal(is_concept_N))
+    result = find_detectors([(member, both(sparse(rng, 80, 4)))], {}, is_concept_N, deal(is_concept_N))
     console = Console(width=80, record=True)
     console.print(found_table("Best", result.features, {(member, 0): 0.123}, {}))
     mark = SimpleNamespace(before="over the\nGolden", token=" Gate", after=" Bridge")

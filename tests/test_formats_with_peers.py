@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from analysis.cli.export import run as export
 from harvest.store import ActivationStore
-from sae_jax.config import LEVELS
+from sae_jax.config import SPARSITY_CONTROLS
 from sae_jax.evaluate import calibration_rows
 from sae_jax.formats import load_dictionary, save_dictionary
 
@@ -80,7 +80,7 @@ def test_saelens_measures_every_exported_kind_as_we_do(tmp_path, tmp_path_factor
     cache, run = shared_cache(tmp_path_factory), tmp_path / "run"
     sizes = ("--hidden-dim", 96, "--k", 8, "--target-l0", 8, "--epochs", 3, "--layer", 1)
     text = (*BUNDLED, "--n-samples", 300, "--seq-len", 12, "--held-out", 0.3)
-    done = typed(*text, "--activation", *LEVELS, *sizes, "--run-dir", run, cache=cache)
+    done = typed(*text, "--activation", *SPARSITY_CONTROLS, *sizes, "--run-dir", run, cache=cache)
     assert done.returncode == 0, done.stderr
     members = json.loads((run / "results.json").read_text())["members"]
     name = json.loads((run / "config.json").read_text())["stores"][0]["directory"]

@@ -11,7 +11,7 @@ import pytest
 from command_line import shared_cache, typed
 
 import main
-from analysis.comparison.frontier import METRICS, compute
+from analysis.comparison.frontier import METRICS, compute_frontier
 from analysis.plots.frontier import frontier_chart
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
@@ -56,7 +56,7 @@ def test_training_ends_in_table_and_picture(trained):
     assert "bundled model, layer 2 resid_pre, 48 features, 810 rows" in done.stdout
     assert f"figure: {run}/figures/frontier.png, and .svg" in done.stdout and "EXPERIMENT RESULTS" in done.stdout
     cells = [line.split() for line in done.stdout.splitlines()]
-    for point in compute(run).points:
+    for point in compute_frontier(run).points:
         l0, variance = point.metrics["l0"], point.metrics["explained_variance"]
         recovered = point.metrics["ce_recovered"]
         figures = [f"{l0.mean:.1f}", f"({l0.deviation:.1f})", f"{variance.mean:.3f}", f"({variance.deviation:.3f})"]
@@ -77,7 +77,7 @@ def test_the_preset_and_what_became_of_it_are_recorded(trained):
 
 def test_means_and_deviations_are_those_of_the_seeds(run):
     members = results_of(run)["members"]
-    points = compute(run).points
+    points = compute_frontier(run).points
     assert [(p.kind, p.asked) for p in points] == [("relu", 4), ("relu", 8), ("topk", 4), ("topk", 8)]
     for point in points:
         same = [m for m in members if m["activation"] == point.kind and point.asked in (m["k"], m["target_l0"])]
@@ -90,7 +90,7 @@ def test_means_and_deviations_are_those_of_the_seeds(run):
 
 
 def test_what_was_computed_is_saved(run):
-    saved, frontier = json.loads((run / "analysis" / "frontier.json").read_text()), compute(run)
+    saved, frontier = json.loads((run / "analysis" / "frontier.json").read_text()), compute_frontier(run)
     assert saved["points"][0]["metrics"]["l0"]["mean"] == frontier.points[0].metrics["l0"].mean
     assert len(saved["points"]) == 4 and saved["failed"] == []
     expected = {"model": "bundled model", "layer": 2, "hook": "resid_pre", "hidden_dim": 48, "rows": 810, "epochs": 1}
@@ -112,7 +112,7 @@ def test_the_figure_is_a_picture(run):
 
 
 def test_error_bars_are_one_deviation(run):
-    frontier = compute(run)
+    frontier = compute_frontier(run)
     for metric, chart in zip(METRICS, frontier_chart(frontier).to_dict()["hconcat"], strict=True):
         for point, row in zip(frontier.points, chart["data"]["values"], strict=True):
             spread = point.metrics[metric]
@@ -151,7 +151,7 @@ def test_finished_runs_are_put_together(run, tmp_path, capsys):
 
 def test_other_training_is_another_curve(run, tmp_path):
     longer = changed(run, tmp_path / "longer", lambda c: c["asked"]["train"].update(epochs=9), "config.json")
-    assert [p.panel for p in compute(run, longer).points] == ["1 epochs"] * 4 + ["9 epochs"] * 4
+    assert [p.panel for p in compute_frontier(run, longer).points] == ["1 epochs"] * 4 + ["9 epochs"] * 4
 
 
 def test_cross_entropy_where_it_was_measured(run, tmp_path):
@@ -159,9 +159,9 @@ def test_cross_entropy_where_it_was_measured(run, tmp_path):
         for member in results["members"]:
             del member["metrics"]["ce_recovered"]
 
-    assert all("ce_recovered" in point.metrics for point in compute(run).points)
-    assert "cross-entropy recovered" in json.dumps(frontier_chart(compute(run)).to_dict())
-    unmeasured = compute(changed(run, tmp_path / "run", forget))
+    assert all("ce_recovered" in point.metrics for point in compute_frontier(run).points)
+    assert "cross-entropy recovered" in json.dumps(frontier_chart(compute_frontier(run)).to_dict())
+    unmeasured = compute_frontier(changed(run, tmp_path / "run", forget))
     assert not any("ce_recovered" in point.metrics for point in unmeasured.points)
     assert "cross-entropy recovered" not in json.dumps(frontier_chart(unmeasured).to_dict())
 
@@ -172,7 +172,7 @@ def test_a_member_that_failed_is_named_and_left_out(run, tmp_path, capsys):
 
     lame = changed(run, tmp_path / "run", fail)
     lost = results_of(lame)["members"][0]
-    point = compute(lame).points[0]
+    point = compute_frontier(lame).points[0]
     assert point.seeds == (1 - lost["seed"],) and point.metrics["l0"].deviation is None
     assert main.run_as_command(["frontier", str(lame)]) == 0
     assert f"{lost['id']} has no figures" in capsys.readouterr().out
@@ -188,7 +188,7 @@ def test_a_point_where_nothing_fires_is_said_and_the_others_are_drawn(run, tmp_p
 
     silent = changed(run, tmp_path / "run", silence)
     assert main.run_as_command(["frontier", str(silent)]) == 0
-    table, drawn = capsys.readouterr().out, frontier_chart(compute(silent)).to_dict()
+    table, drawn = capsys.readouterr().out, frontier_chart(compute_frontier(silent)).to_dict()
     assert ["relu", "4", "2", "0.0", "(0.0)"] in [line.split()[:5] for line in table.splitlines()]
     assert "not drawn: 1 at L0 0, where no feature fires" in drawn["title"]["subtitle"]
     assert [len(chart["data"]["values"]) for chart in drawn["hconcat"]] == [3, 3]
@@ -216,4 +216,4 @@ def test_what_gives_no_frontier_is_refused(run, tmp_path, capsys):
     assert "no frontier_chart: it needs one kind at two or more sparsities" in said and "relu" in said
     assert not (flat / "figures").exists() and not (flat / "analysis").exists()
     with pytest.raises(InputError, match=str(tmp_path / "nowhere")):
-        compute(tmp_path / "nowhere")
+        compute_frontier(tmp_path / "nowhere")

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from populations import one_member
 
-from sae_jax.config import LEVELS, TrainConfig
+from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
 from sae_jax.models.base import Batch
 from sae_jax.models.registry import KINDS
 from sae_jax.ops.activations import is_above, jump_relu
@@ -100,7 +100,7 @@ def sae_of(kind, params, threshold):
     extra, settings = {}, {}
     if kind == "jump_relu":
         extra, settings = {"threshold": threshold}, {"bandwidth": jnp.float32(0.8)}
-    if LEVELS[kind] == ("k",):
+    if SPARSITY_CONTROLS[kind] == ("k",):
         settings = {"k": jnp.int32(K), "threshold": jnp.float32(0)}
     tensors = {name: jnp.asarray(value, jnp.float32) for name, value in (params | extra).items()}
     return KINDS[kind](tensors, settings, k_max=K)

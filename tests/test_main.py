@@ -107,7 +107,14 @@ def test_the_smoke_test_from_text_to_results(smoke):
     assert results["schema"] == 1 and results["model"]["fell_back"] is False and results["backend"]
     (member,) = results["members"]
     expected = {"id": SMOKE_ID, "activation": "relu", "hidden_dim": 256, "layer": 0, "hook": "resid_pre", "lr": 1e-3}
-    expected |= {"sparsity": None, "target_l0": 32, "k": None, "seed": 0, "failed": None, "sparsity_by": "target_l0"}
+    expected |= {
+        "sparsity": None,
+        "target_l0": 32,
+        "k": None,
+        "seed": 0,
+        "failed": None,
+        "sparsity_control": "target_l0",
+    }
     assert expected.items() <= member.items()
     assert sorted(member["metrics"]) == sorted(METRICS)
     assert all(math.isfinite(value) for value in member["metrics"].values())

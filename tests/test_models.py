@@ -17,7 +17,7 @@ from harvest.errors import InputError
 from harvest.interventions.ablation import lost_without
 from harvest.interventions.attribution import Output
 from harvest.interventions.loss_recovered import losses
-from harvest.interventions.steering import Change, next_probabilities, surprise, write
+from harvest.interventions.steering import Change, next_probabilities, surprise, write_texts
 from harvest.model.language_model import LanguageModel
 from harvest.model.library_errors import explained
 from harvest.model.logit_weights import logit_weights
@@ -123,7 +123,7 @@ def unchanged(x_NxD):
 
 NEXT_TOKEN = {
     "losses": lambda model, site: losses(model, TOKENS_WxT, site, {"same": unchanged}),
-    "write": lambda model, site: write(model, [7, 8, 9], Change(site, unchanged, 1), 3),
+    "write": lambda model, site: write_texts(model, [7, 8, 9], Change(site, unchanged, 1), 3),
     "surprise": lambda model, site: surprise(model, [7, 8], np.array([[9, 10]])),
     "next_probabilities": lambda model, site: next_probabilities(model, [7, 8], site, np.zeros((1, 32), "f"), 1),
     "Output": lambda model, site: Output(model, [7, 8, 9], site, np.zeros(4096)),
@@ -290,4 +290,4 @@ def test_a_lack_of_memory_on_a_cpu_is_one():
 def test_what_our_own_code_raises_inside_of_the_model_is_not_blamed_on_it(model):
     defect = raised_in("analysis", KeyError("a defect of ours"))
     with pytest.raises(KeyError, match="a defect of ours"):
-        write(model("bundled"), [7, 8, 9], Change(Site(1, "resid_pre"), defect, 1), 2)
+        write_texts(model("bundled"), [7, 8, 9], Change(Site(1, "resid_pre"), defect, 1), 2)

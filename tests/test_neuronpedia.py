@@ -17,7 +17,7 @@ from analysis.export.neuronpedia import clean, export, rounded
 from analysis.features import activations as feature_values_module
 from analysis.features.activations import context_tokens, feature_values
 from analysis.features.contexts import place
-from analysis.features.statistics import features_of
+from analysis.features.statistics import load_or_compute_features
 from harvest.errors import InputError
 from harvest.model.logit_weights import logit_weights
 from sae_jax.formats import save_dictionary
@@ -114,7 +114,7 @@ def test_figures_are_those_of_the_weights_and_of_all_rows(run, member, cache, pa
 
 
 def test_contexts_have_the_features_own_value_at_every_token(run, member, cache, pages):
-    store, of = run.store(run.site(member), cache), features_of(run, [member], cache)[member]
+    store, of = run.store(run.site(member), cache), load_or_compute_features(run, [member], cache)[member]
     sae, tokenizer = run.dictionary(member).sae, run.language_model.tokenizer
     for feature in (0, 20, 47):
         activations = pages[feature]["activations"]

@@ -12,7 +12,7 @@ from rows import make_store, sparse_rows
 
 from harvest.errors import InputError
 from harvest.request import Site
-from sae_jax.config import LEVELS, TrainConfig
+from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
 from sae_jax.formats import load_dictionary
 from sae_jax.members import members_of
 from sae_jax.models.registry import KINDS
@@ -56,7 +56,7 @@ def test_an_id_names_what_is_not_usual():
 
 
 @given(
-    kinds=st.lists(st.sampled_from(sorted(LEVELS)), min_size=1, max_size=4, unique=True),
+    kinds=st.lists(st.sampled_from(sorted(SPARSITY_CONTROLS)), min_size=1, max_size=4, unique=True),
     lrs=st.lists(st.floats(1e-6, 1), min_size=1, max_size=3, unique_by=lambda lr: f"{lr:.6e}"),
     seeds=st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True),
     levels=st.lists(st.integers(1, 64), min_size=1, max_size=3, unique=True),
@@ -117,7 +117,7 @@ def test_a_members_file_that_cannot_be_is_refused(tmp_path, content, named):
 
 
 def test_kinds_and_what_sets_their_sparsity_go_together():
-    assert list(KINDS) == list(LEVELS)
+    assert list(KINDS) == list(SPARSITY_CONTROLS)
 
 
 # Training them.

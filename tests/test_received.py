@@ -23,7 +23,7 @@ from analysis.comparison import clusters as clustering
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
 from analysis.runs.finished import FinishedRun
-from analysis.runs.live import GoingOn
+from analysis.runs.live import LiveRun
 from harvest.errors import InputError
 from harvest.files import write_arrays
 from sae_jax.config import TrainConfig
@@ -52,7 +52,7 @@ def run(tmp_path, store):
 
 def test_a_run_as_it_was_written_is_opened(run):
     assert FinishedRun.open(run).config["total_steps"] == 100
-    assert GoingOn.open(run).progress().step == 4
+    assert LiveRun.open(run).progress().step == 4
 
 
 @pytest.mark.parametrize("name", IDS, ids=repr)
@@ -93,7 +93,7 @@ def test_figures_that_cannot_be_are_named(run, change, message):
 @pytest.mark.parametrize("place", ["figures", "analysis", "analysis/features", "members", "members/*", ".lock"])
 def test_a_link_out_of_a_run_is_named(run, place):
     link_fault(place)(run)
-    for opened in (FinishedRun, GoingOn):
+    for opened in (FinishedRun, LiveRun):
         with pytest.raises(InputError, match="is a link to .*outside"):
             opened.open(run)
 
@@ -103,7 +103,7 @@ def test_files_that_are_links_are_read_as_in_the_cache_of_a_hub(run):
         (run / name).rename(run.with_name(name))
         (run / name).symlink_to(run.with_name(name))
     FinishedRun.open(run)
-    with pytest.raises(InputError, match="is a link to"), RunDirectory(run, GoingOn.open(run).config["asked"]).held():
+    with pytest.raises(InputError, match="is a link to"), RunDirectory(run, LiveRun.open(run).config["asked"]).held():
         pass  # where training would add to it
 
 
@@ -112,7 +112,10 @@ WRONG = [
     *(("config.json", place) for place in ("stores", "stores.0.directory", "stores.0.model", "environment.device")),
     *(("config.json", place) for place in ("total_steps", "l0_asked", "snapshots", "asked.harvest.hook")),
     *(("results.json", place) for place in ("members", "members.0.id", "members.0.lr", "members.0.hook")),
-    *(("results.json", place) for place in ("members.0.sparsity_by", "members.0.metrics.l0", "timing.steps", "model")),
+    *(
+        ("results.json", place)
+        for place in ("members.0.sparsity_control", "members.0.metrics.l0", "timing.steps", "model")
+    ),
     *(("results.json", place) for place in ("members.0.metrics.explained_variance", "members.0.seed", "backend")),
 ]
 
@@ -140,7 +143,7 @@ def test_a_member_of_no_store_is_named(run):
 def test_a_line_of_metrics_of_another_shape_is_named(run, line):
     RunDirectory(run, {}).append_metrics([line])
     with pytest.raises(InputError, match="metrics.jsonl"):
-        GoingOn.open(run).progress()
+        LiveRun.open(run).progress()
 
 
 def broken(folder, name, change):
@@ -171,12 +174,12 @@ def test_a_malformed_comparison_is_named(tmp_path, file, change):
         name: Decoder(asdict(member_of(seed=seed)), rng.standard_normal((8, 4)), np.ones(8, bool))
         for seed, name in enumerate("ab")
     }
-    found = comparison.compute(decoders)
-    comparison.write(found, tmp_path)
-    assert comparison.read(tmp_path, ["a", "b"]).shared_MxM.tolist() == found.shared_MxM.tolist()
+    found = comparison.compute_shared_features(decoders)
+    comparison.write_shared_features(found, tmp_path)
+    assert comparison.read_shared_features(tmp_path, ["a", "b"]).shared_MxM.tolist() == found.shared_MxM.tolist()
     broken(tmp_path, file, change)
     with pytest.raises(InputError, match=f"{file} is malformed"):
-        comparison.read(tmp_path, ["a", "b"])
+        comparison.read_shared_features(tmp_path, ["a", "b"])
 
 
 MAPS = [
@@ -195,11 +198,11 @@ def test_a_malformed_map_is_named(tmp_path, file, change):
     clusters = clustering.Clusters(
         xy_Fx2, xy_Fx2, np.full(6, -1), ("a",) * 6, (), (), (0.5, 0.5), "PCA", 1.0, 0.1, 0.1, 6, 0
     )
-    clustering.write(clusters, tmp_path, "a")
-    assert clustering.read(tmp_path, "a", promoted) is not None
+    clustering.write_clusters(clusters, tmp_path, "a")
+    assert clustering.read_clusters(tmp_path, "a", promoted) is not None
     broken(tmp_path, file, change)
     with pytest.raises(InputError, match=f"{file} is malformed"):
-        clustering.read(tmp_path, "a", promoted)
+        clustering.read_clusters(tmp_path, "a", promoted)
 
 
 def test_malformed_snapshots_are_named(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from analysis.cli.report import run as report
 from analysis.cli.train import parse
 from analysis.runs.finished import FinishedRun
-from analysis.runs.reproduce import command_of
+from analysis.runs.reproduce import reproduction_command
 from analysis.ui.report.contents import compose
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
@@ -143,7 +143,7 @@ def test_of_a_run_that_failed_it_says_so_and_shows_what_is_left(run, cache, tmp_
 def test_the_command_that_it_gives_trains_the_same_run(run):
     config = json.loads((run / "config.json").read_text())
     results = json.loads((run / "results.json").read_text())
-    words = command_of(config, results).split()
+    words = reproduction_command(config, results).split()
     request, train, options, _ = parse(words[2:])
     assert json.loads(json.dumps(request.to_json())) == config["asked"]["harvest"]
     assert json.loads(json.dumps(train.to_json())) == config["asked"]["train"]

@@ -38,10 +38,10 @@ def is_train(n: int = N) -> np.ndarray:
 def test_a_feature_that_is_the_class_is_found_by_one_and_random_ones_by_none(rng):
     labels_N = rng.choice(["law", "sea", "war", "space"], N)
     f_NxF = rng.random((N, 50)) * 0.1
-    random = sparse_probing.compute(f_NxF, labels_N, is_train(), ks=(1, 5))
+    random = sparse_probing.compute_sparse_probing(f_NxF, labels_N, is_train(), ks=(1, 5))
     for column, name in ((7, "law"), (8, "sea"), (20, "war"), (31, "space")):
         f_NxF[:, column] += labels_N == name
-    found = sparse_probing.compute(f_NxF, labels_N, is_train(), ks=(1, 5))
+    found = sparse_probing.compute_sparse_probing(f_NxF, labels_N, is_train(), ks=(1, 5))
     assert found.accuracy["1"] == 1.0
     assert {name: of[0] for name, of in found.columns.items()} == {"law": 7, "sea": 8, "war": 20, "space": 31}
     assert all(0.4 < accuracy < 0.6 for accuracy in random.accuracy.values())
@@ -49,7 +49,7 @@ def test_a_feature_that_is_the_class_is_found_by_one_and_random_ones_by_none(rng
 
 def test_what_takes_two_features_is_not_told_by_one(rng):
     a_N, b_N = rng.random(N) < 0.5, rng.random(N) < 0.5  # "both" is a quarter: one feature is right on 5 of 6
-    found = sparse_probing.compute(
+    found = sparse_probing.compute_sparse_probing(
         np.stack([a_N, b_N], 1).astype(float), np.where(a_N & b_N, "both", "not"), is_train(), ks=(1, 2)
     )
     assert found.classes["both"]["1"] == pytest.approx(5 / 6, abs=0.08)
@@ -60,17 +60,17 @@ def test_the_held_out_documents_are_seen_by_neither_choice_nor_probe(rng):
     labels_N = rng.choice(["law", "sea"], N)
     f_NxF = rng.random((N, 20))
     f_NxF[~is_train(), 3] += 10 * (labels_N[~is_train()] == "law")  # tells the classes apart there alone
-    assert sparse_probing.compute(f_NxF, labels_N, is_train(), ks=(1,)).columns["law"] != [3]
+    assert sparse_probing.compute_sparse_probing(f_NxF, labels_N, is_train(), ks=(1,)).columns["law"] != [3]
 
 
 def test_small_classes_are_named_and_the_rest_is_drawn_from_all_classes_alike(rng):
     labels_N = np.array(["a"] * 100 + ["b"] * 500 + ["c"] * 190 + ["d"] * 10)
-    found = sparse_probing.compute(rng.random((N, 9)), labels_N, is_train(), ks=(1,))
+    found = sparse_probing.compute_sparse_probing(rng.random((N, 9)), labels_N, is_train(), ks=(1,))
     assert found.left_out == {"d": 10} and set(found.classes) == {"a", "b", "c"}
     rows = sparse_probing.balanced(labels_N, "a", labels_N != "d", rng)
     assert dict(zip(*np.unique(labels_N[rows], return_counts=True), strict=True)) == {"a": 100, "b": 50, "c": 50}
     with pytest.raises(InputError, match="no two labels"):
-        sparse_probing.compute(rng.random((N, 9)), np.full(N, "a"), is_train())
+        sparse_probing.compute_sparse_probing(rng.random((N, 9)), np.full(N, "a"), is_train())
 
 
 # Absorption.
@@ -100,10 +100,10 @@ def words_on(own_token: int | None, rng) -> tuple[Pooled, list[str], np.ndarray,
 
 
 def test_words_that_another_feature_has_taken_over_are_counted(rng):
-    clean = absorption.compute(*words_on(None, rng))
+    clean = absorption.compute_absorption(*words_on(None, rng))
     assert (clean.full, clean.fraction, clean.split_features) == (0.0, 0.0, 1.0)
     assert clean.split_f1 == clean.probe_f1 == 1.0
-    found = absorption.compute(*words_on(20, rng))  # 5 of the 10 held-out words of letter a
+    found = absorption.compute_absorption(*words_on(20, rng))  # 5 of the 10 held-out words of letter a
     assert found.letters["a"].words == 10 and found.letters["a"].split_features == [0]
     assert found.letters["a"].full == found.letters["a"].fraction == 0.5
     assert found.letters["a"].absorbed == [(f"a{i}", 5) for i in range(0, 20, 4)]
@@ -131,7 +131,7 @@ def test_how_much_is_absorbed_by_the_formula():
 
 def test_a_dictionary_that_never_fires_has_no_absorption_and_stops_nobody(rng):
     pooled, words, letters_N, train_N = words_on(None, rng)
-    found = absorption.compute(pooled._replace(f_NxF=np.zeros_like(pooled.f_NxF)), words, letters_N, train_N)
+    found = absorption.compute_absorption(pooled._replace(f_NxF=np.zeros_like(pooled.f_NxF)), words, letters_N, train_N)
     assert found.fraction is None and found.full is None and found.letters == {}
     assert set(found.left_out) == set(letters_N) and "no feature" in found.left_out["a"]
 
@@ -139,7 +139,7 @@ def test_a_dictionary_that_never_fires_has_no_absorption_and_stops_nobody(rng):
 def test_a_letter_that_the_model_does_not_show_is_not_judged(rng):
     pooled, words, letters_N, train_N = words_on(20, rng)
     shuffled = pooled._replace(x_NxD=rng.permutation(pooled.x_NxD))
-    found = absorption.compute(shuffled, words, letters_N, train_N)
+    found = absorption.compute_absorption(shuffled, words, letters_N, train_N)
     assert found.full is None and set(found.left_out) == set("abcde")
 
 
@@ -158,7 +158,7 @@ def concepts_in(x_has_b: bool, rng) -> tuple[Pooled, dict[str, np.ndarray]]:
 
 def test_a_bias_of_one_latent_is_removed_with_it(rng):
     pooled, concepts = concepts_in(True, rng)
-    found = spurious_correlation.compute(pooled, concepts, is_train(), ns=(1,))
+    found = spurious_correlation.compute_spurious_correlation(pooled, concepts, is_train(), ns=(1,))
     loud = found.directions[0]
     assert (loud.wanted, loud.spurious, loud.features) == ("a", "b", [3])
     assert loud.base < 0.6 and loud.oracle > 0.95
@@ -168,17 +168,21 @@ def test_a_bias_of_one_latent_is_removed_with_it(rng):
 
 def test_where_no_feature_has_the_bias_nothing_is_removed(rng):
     pooled, concepts = concepts_in(False, rng)
-    score = spurious_correlation.compute(pooled, concepts, is_train(), ns=(1,)).score["1"]
+    score = spurious_correlation.compute_spurious_correlation(pooled, concepts, is_train(), ns=(1,)).score["1"]
     assert score == pytest.approx(0, abs=0.1)
 
 
 def test_without_a_bias_there_is_no_score(rng):
     pooled, concepts = concepts_in(True, rng)
     loud_a_NxD = pooled.x_NxD + 20 * concepts["a"][:, None] * pooled.decoder_FxD[0]
-    quiet = spurious_correlation.compute(pooled._replace(x_NxD=loud_a_NxD), concepts, is_train(), ns=(1,))
+    quiet = spurious_correlation.compute_spurious_correlation(
+        pooled._replace(x_NxD=loud_a_NxD), concepts, is_train(), ns=(1,)
+    )
     assert quiet.directions[0].base == quiet.directions[0].oracle == 1 and quiet.directions[0].score == {"1": None}
     with pytest.raises(InputError, match="combination"):
-        spurious_correlation.compute(pooled, {"a": concepts["a"], "b": concepts["a"]}, is_train(), ns=(1,))
+        spurious_correlation.compute_spurious_correlation(
+            pooled, {"a": concepts["a"], "b": concepts["a"]}, is_train(), ns=(1,)
+        )
 
 
 # What is read of texts and words.

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from analysis.cli.show import follow
 from analysis.runs.best_member import best_member
-from analysis.runs.live import GoingOn
+from analysis.runs.live import LiveRun
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.scatter import scatter
 
@@ -31,7 +31,7 @@ def show(path, *argv):
 
 
 @pytest.fixture(scope="module")
-def going_on(cache, tmp_path_factory):
+def live_run(cache, tmp_path_factory):
     """A training that takes longer than the tests; stopped after them."""
     run = tmp_path_factory.mktemp("runs") / "long"
     process = start(*THREE_KINDS, "--epochs", "100000", "--run-dir", run, cache=cache)
@@ -43,8 +43,8 @@ def going_on(cache, tmp_path_factory):
     process.wait()
 
 
-def test_a_run_that_another_process_trains(going_on):
-    run, _ = going_on
+def test_a_run_that_another_process_trains(live_run):
+    run, _ = live_run
     shown = show(run)
     assert shown.returncode == 0 and "\x1b" not in shown.stdout
     total = json.loads((run / "config.json").read_text())["total_steps"]
@@ -58,8 +58,8 @@ def test_a_run_that_another_process_trains(going_on):
     assert pareto.returncode == 2 and "is not finished" in pareto.stderr
 
 
-def test_watching_ends_with_a_word_and_leaves_the_training_alone(going_on):
-    run, process = going_on
+def test_watching_ends_with_a_word_and_leaves_the_training_alone(live_run):
+    run, process = live_run
     script = "import sys, main; sys.exit(main.run_as_command(['show', *sys.argv[1:-2]]))"
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not, nor theirs
     watching = start(run, "--watch", cache=run, script=script, preexec_fn=heeds)
@@ -71,17 +71,17 @@ def test_watching_ends_with_a_word_and_leaves_the_training_alone(going_on):
     assert process.poll() is None
 
 
-def test_a_stopped_run_says_how_it_goes_on(going_on):
-    run, process = going_on
+def test_a_stopped_run_says_how_it_goes_on(live_run):
+    run, process = live_run
     os.kill(process.pid, signal.SIGINT)
     process.wait(timeout=120)
     shown = show(run)
     assert shown.returncode == 0 and "was interrupted" in shown.stdout and "--resume" in shown.stdout
 
 
-def test_a_block_is_drawn_once_however_long_it_takes(going_on, tmp_path, monkeypatch):
+def test_a_block_is_drawn_once_however_long_it_takes(live_run, tmp_path, monkeypatch):
     """What is watched here is a copy, of which this process is the trainer."""
-    run, _ = going_on
+    run, _ = live_run
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]))
@@ -93,7 +93,7 @@ def test_a_block_is_drawn_once_however_long_it_takes(going_on, tmp_path, monkeyp
             drawn.append(progress.step)
 
     with FileLock(tmp_path / ".lock"):
-        watching = threading.Thread(target=follow, args=(GoingOn.open(tmp_path), Recorder(quiet=True), True))
+        watching = threading.Thread(target=follow, args=(LiveRun.open(tmp_path), Recorder(quiet=True), True))
         watching.start()
         time.sleep(0.5)
         with open(tmp_path / "metrics.jsonl", "a") as file:

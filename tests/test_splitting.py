@@ -46,7 +46,7 @@ def planted(rng) -> tuple[dict[str, Decoder], np.ndarray, np.ndarray]:
 
 def test_a_planted_tree_is_recovered(rng):
     decoders, parent_F, grandparent_F = planted(rng)
-    found = splitting.compute(decoders)
+    found = splitting.compute_splitting(decoders)
     np.testing.assert_array_equal(found.parent_F[1], parent_F)
     np.testing.assert_array_equal(found.parent_F[2], grandparent_F)
     first, second = found.steps
@@ -63,7 +63,7 @@ def test_dead_features_have_neither_parents_nor_children(rng):
     decoders, parent_F, _ = planted(rng)
     narrow, middle, _ = decoders.values()
     narrow.alive_F[0] = middle.alive_F[np.flatnonzero(parent_F == 1)[0]] = False
-    first = splitting.compute({"a": narrow, "b": middle}).steps[0]
+    first = splitting.compute_splitting({"a": narrow, "b": middle}).steps[0]
     assert first.children == {0: 5, 1: 20, 2: 6, 3: 8} and first.new == 20 + 3
 
 
@@ -76,11 +76,11 @@ def test_a_parent_is_checked_by_firing_with_its_child(rng):
     child_Nx4[:20, 0] = 1.5  # always with its parent
     child_Nx4[30:50, 1] = 1.5  # on half of its 20 firings
     child_Nx4[45:55, 2], child_Nx4[45:46, 2] = 1.0, 0.0  # on 5 of 9
-    found = splitting.compute(members, {"a": csr_array(parent_Nx2), "b": csr_array(child_Nx4)})
+    found = splitting.compute_splitting(members, {"a": csr_array(parent_Nx2), "b": csr_array(child_Nx4)})
     np.testing.assert_allclose(found.cofiring_F[1], [1, 0.5, 5 / 9, np.nan])
     assert found.steps[0].confirmed == 1 and found.steps[0].cofiring == pytest.approx((1 + 0.5 + 5 / 9) / 3)
     silent = csr_array(np.zeros((100, 2)))
-    assert splitting.compute(members, {"a": silent, "b": csr_array(child_Nx4)}).steps[0].confirmed == 0
+    assert splitting.compute_splitting(members, {"a": silent, "b": csr_array(child_Nx4)}).steps[0].confirmed == 0
 
 
 def test_families_are_of_one_kind_and_seed(rng):
@@ -92,8 +92,8 @@ def test_families_are_of_one_kind_and_seed(rng):
 
 def test_what_is_written_and_drawn(rng, tmp_path):
     decoders, parent_F, _ = planted(rng)
-    found = splitting.compute(decoders)
-    splitting.write(found, tmp_path)
+    found = splitting.compute_splitting(decoders)
+    splitting.write_splitting(found, tmp_path)
     record = json.loads((tmp_path / "splitting-F89.json").read_text())
     assert record["steps"][0]["children"] == {"0": 5, "1": 20, "2": 5, "3": 10} and record["trees"][0] == [0, 0, 12]
     with np.load(tmp_path / "splitting-F89.npz", allow_pickle=False) as arrays:
@@ -105,7 +105,7 @@ def test_what_is_written_and_drawn(rng, tmp_path):
 
 
 def test_boxes_stand_beside_their_children_without_overlap(rng):
-    found = splitting.compute(planted(rng)[0])
+    found = splitting.compute_splitting(planted(rng)[0])
     boxes = boxes_of(found, {}, trees=3)
     for level in range(3):
         ends = sorted((box["y"], box["y2"]) for box in boxes if box["x"] == level)
@@ -115,7 +115,7 @@ def test_boxes_stand_beside_their_children_without_overlap(rng):
 
 def test_many_children_are_cut_aloud(rng):
     narrow_FxD = unit(rng.standard_normal((1, D)))
-    found = splitting.compute({"a": decoder(narrow_FxD), "b": decoder(near(rng, narrow_FxD[[0] * 30]))})
+    found = splitting.compute_splitting({"a": decoder(narrow_FxD), "b": decoder(near(rng, narrow_FxD[[0] * 30]))})
     labels = [box["label"] for box in boxes_of(found, {}, trees=1)]
     assert "and 22 more" in labels and len(labels) == 1 + CHILDREN_SHOWN + 1
 
@@ -123,6 +123,6 @@ def test_many_children_are_cut_aloud(rng):
 def test_what_cannot_split_is_refused(rng):
     x_FxD = unit(rng.standard_normal((4, D)))
     with pytest.raises(InputError, match="two or more widths"):
-        splitting.compute({"a": decoder(x_FxD)})
+        splitting.compute_splitting({"a": decoder(x_FxD)})
     with pytest.raises(InputError, match="threshold 0.1"):
-        splitting.compute({"a": decoder(x_FxD), "b": decoder(x_FxD)}, threshold=0.1)
+        splitting.compute_splitting({"a": decoder(x_FxD), "b": decoder(x_FxD)}, threshold=0.1)

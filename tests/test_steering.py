@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 import main
 from analysis.cli import steer
 from analysis.interventions import steering as steer_model
-from analysis.interventions.steering import Sampling, Steered, Texts, compute, ways_of
+from analysis.interventions.steering import Sampling, Steered, Texts, compute_steering, directions_for
 from harvest.errors import InputError
-from harvest.interventions.steering import Change, changing, draw, next_probabilities, surprise, write
+from harvest.interventions.steering import Change, changing, draw, next_probabilities, surprise, write_texts
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
@@ -59,7 +59,7 @@ def itself(site: Site) -> Change:
 
 
 def test_unsteered_it_writes_what_the_model_writes(model, prompt_T):
-    written = write(model, prompt_T, itself(SITE), 30)
+    written = write_texts(model, prompt_T, itself(SITE), 30)
     expected = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).generate(
         torch.tensor([prompt_T]), max_new_tokens=30, do_sample=False, pad_token_id=0, suppress_tokens=[0]
     )
@@ -70,11 +70,11 @@ def test_unsteered_it_writes_what_the_model_writes(model, prompt_T):
 @pytest.mark.parametrize("written_only", [False, True])
 def test_with_a_cache_it_writes_the_same_as_without(model, prompt_T, site, written_only):
     change = pushed(site, 0.5, len(prompt_T) if written_only else 1)
-    cached = write(model, prompt_T, change, 25, watched=[5, 6])
-    whole = write(model, prompt_T, change, 25, watched=[5, 6], cached=False)
+    cached = write_texts(model, prompt_T, change, 25, watched=[5, 6])
+    whole = write_texts(model, prompt_T, change, 25, watched=[5, 6], cached=False)
     assert np.array_equal(cached.tokens_SxN, whole.tokens_SxN)
     np.testing.assert_allclose(cached.watched_SxN, whole.watched_SxN, rtol=1e-3, atol=1e-7)
-    assert not np.array_equal(cached.tokens_SxN, write(model, prompt_T, itself(site), 25).tokens_SxN)
+    assert not np.array_equal(cached.tokens_SxN, write_texts(model, prompt_T, itself(site), 25).tokens_SxN)
 
 
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.hook_name)
@@ -86,7 +86,7 @@ def test_every_token_that_it_writes_is_steered(model, prompt_T, site):
         seen.append(x_NxD.copy())
         return x_NxD + 1
 
-    written = write(model, prompt_T, Change(site, replace, len(prompt_T)), 6)
+    written = write_texts(model, prompt_T, Change(site, replace, len(prompt_T)), 6)
     seen.pop(1)  # of the check that the cache is used
     assert [len(x_NxD) for x_NxD in seen] == [1] * 5  # the sixth is never read
     read = []
@@ -120,11 +120,11 @@ def test_at_resid_mid_the_residual_stream_itself_is_changed(model, prompt_T):
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.hook_name)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_strength_0_is_the_unsteered_model_token_for_token(model, prompt_T, saes, site, temperature):
-    ways = ways_of(saes["topk"], 3, 2.5, "add", {"random": np.ones(256)})
+    ways = directions_for(saes["topk"], 3, 2.5, "add", {"random": np.ones(256)})
     how = {"samples": 3, "temperature": temperature, "top_p": 0.9, "seed": 4, "watched": [9]}
-    plain = write(model, prompt_T, itself(site), 30, **how)
+    plain = write_texts(model, prompt_T, itself(site), 30, **how)
     for way in ways.values():
-        zero = write(model, prompt_T, Change(site, way(0.0).replace, 1), 30, **how)
+        zero = write_texts(model, prompt_T, Change(site, way(0.0).replace, 1), 30, **how)
         assert np.array_equal(zero.tokens_SxN, plain.tokens_SxN)
         assert np.array_equal(zero.watched_SxN, plain.watched_SxN)
     assert (len({tuple(row) for row in plain.tokens_SxN}) == 3) == (temperature > 0)
@@ -140,13 +140,13 @@ def test_changes_are_decode_and_error_exactly(saes, kind):
         steered_NxF = f_NxF.copy()
         steered_NxF[:, i] = values_N
         expected_NxD = steered_NxF @ W_FxD + b_D + error_NxD
-        direction = ways_of(sae, i, maximum, mode, {})["feature 3"](2.0)
+        direction = directions_for(sae, i, maximum, mode, {})["feature 3"](2.0)
         np.testing.assert_allclose(direction.replace(x_NxD), expected_NxD, atol=1e-5)
 
 
 def test_ablating_a_feature_that_never_fires_changes_nothing(model, prompt_T, saes):
     for sae in saes.values():
-        ablated = ways_of(sae, SILENT, 0.0, "ablate", {})[f"feature {SILENT}"](0.0)
+        ablated = directions_for(sae, SILENT, 0.0, "ablate", {})[f"feature {SILENT}"](0.0)
         tokens, rows = model.token_ids(np.array([prompt_T])), []
 
         def replace(x, ablated=ablated, rows=rows):
@@ -160,12 +160,12 @@ def test_ablating_a_feature_that_never_fires_changes_nothing(model, prompt_T, sa
                 assert torch.equal(model.bridge(tokens, return_type="logits", use_cache=False), plain)
         assert rows
     with pytest.raises(InputError, match="never fires"):
-        ways_of(saes["relu"], SILENT, 0.0, "add", {})
+        directions_for(saes["relu"], SILENT, 0.0, "add", {})
 
 
 def test_other_directions_are_of_the_features_norm(saes):
     others = {"random direction": steer_model.random_direction(256, 0), "means": np.full(256, 40.0)}
-    ways = ways_of(saes["relu"], 3, 2.5, "add", others)
+    ways = directions_for(saes["relu"], 3, 2.5, "add", others)
     x_NxD = np.zeros((1, 256), np.float32)
     norms = [np.linalg.norm(way(2.0).replace(x_NxD)) for way in ways.values()]
     assert len(norms) == 3 and norms == pytest.approx([5 * np.linalg.norm(saes["relu"].W_dec[3])] * 3, rel=1e-5)
@@ -179,7 +179,7 @@ def test_the_nucleus_is_the_fewest_likeliest_tokens():
 
 
 def test_surprise_is_the_models_own_loss(model, prompt_T):
-    tokens_SxN = write(model, prompt_T, pushed(SITE, 0.5), 12, samples=2, temperature=1.0).tokens_SxN
+    tokens_SxN = write_texts(model, prompt_T, pushed(SITE, 0.5), 12, samples=2, temperature=1.0).tokens_SxN
     for tokens_N, found_N in zip(tokens_SxN, surprise(model, prompt_T, tokens_SxN), strict=True):
         ids = torch.tensor([prompt_T + tokens_N.tolist()])
         labels = ids.clone()
@@ -220,7 +220,7 @@ def test_the_tokens_of_a_concept(model):
 
 def test_a_feature_whose_largest_firing_is_below_zero_is_steered_by_it(saes):
     sae = saes["relu"]
-    way = steer_model.ways_of(sae, 5, -3.0, "add", {})["feature 5"]
+    way = steer_model.directions_for(sae, 5, -3.0, "add", {})["feature 5"]
     x_NxD = np.zeros((2, sae.W_dec.shape[1]), np.float32)
     np.testing.assert_allclose(way(2.0).replace(x_NxD), np.tile(-6 * np.asarray(sae.W_dec[5]), (2, 1)), rtol=1e-6)
     of = SimpleNamespace(
@@ -230,7 +230,7 @@ def test_a_feature_whose_largest_firing_is_below_zero_is_steered_by_it(saes):
         promoted_weight_FxT=np.array([[0.5], [0.6]]),
         suppressed_weight_FxT=np.array([[-0.7], [-0.8]]),
     )
-    tokens, weights = steer_model.pushed(of)
+    tokens, weights = steer_model.promoted_tokens(of)
     assert (tokens.tolist(), weights.tolist()) == ([[1], [4]], [[0.5], [0.8]])
 
 
@@ -343,8 +343,8 @@ def test_what_cannot_be_is_refused(run, argv, message):
 
 def test_a_text_is_judged_after_the_plain_prompt(model):
     sampling = Sampling(prompt=("A man came", "The ship"), max_new_tokens=8, temperature=0)
-    found = compute(model, SITE, {}, "add", (), [7], sampling, 1, "the sea")
+    found = compute_steering(model, SITE, {}, "add", (), [7], sampling, 1, "the sea")
     assert found.plain["unsteered"].texts != found.plain["named in the prompt"].texts
     ids = [model.tokenizer(p, add_special_tokens=False)["input_ids"] for p in sampling.prompt]
-    losses = [surprise(model, p_T, write(model, p_T, itself(SITE), 8).tokens_SxN) for p_T in ids]
+    losses = [surprise(model, p_T, write_texts(model, p_T, itself(SITE), 8).tokens_SxN) for p_T in ids]
     assert found.plain["unsteered"].perplexity == pytest.approx(np.exp(np.mean(losses)))

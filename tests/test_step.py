@@ -126,7 +126,7 @@ def test_dead_features_take_the_direction_of_badly_reconstructed_rows(blocks_SxB
     new = np.asarray(after.params["W_dec"])[dead]
     np.testing.assert_allclose(np.linalg.norm(new, axis=1), 1, rtol=1e-5)
     assert np.abs(new @ new.T - np.eye(3)).max() < 0.99, "each from a row of its own"
-    assert (np.asarray(after.firings_F) == 0).all() and int(after.looked) == 500
+    assert (np.asarray(after.firings_F) == 0).all() and int(after.last_dead_check) == 500
 
     from flax import nnx
 

@@ -16,7 +16,7 @@ from analysis.comparison import emergence
 from analysis.runs.finished import FinishedRun
 from analysis.stats import Estimate, over_seeds
 from analysis.study import measures
-from analysis.study.measures import Gathered, values_of
+from analysis.study.measures import PopulationMeasures, values_of
 from analysis.study.questions import behaviour_during_training, equal_l0, frequency_and_specialization, interpretability
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
@@ -55,7 +55,7 @@ def features_with(density_F, rng):
 
 def test_a_feature_emerges_where_it_was_planted(planted):
     snapshots, emerged_F = planted
-    found = emergence.compute(snapshots, features_with(snapshots[1000].density, np.random.default_rng(1)))
+    found = emergence.compute_emergence(snapshots, features_with(snapshots[1000].density, np.random.default_rng(1)))
     np.testing.assert_array_equal(found.emerged_F, emerged_F)
     np.testing.assert_allclose(found.recognizable_S, [(emerged_F <= step).mean() for step in STEPS])
     assert found.births_S.tolist() == [0, *((emerged_F == step).sum() for step in STEPS[1:])]
@@ -72,7 +72,7 @@ def test_a_direction_that_two_features_come_from_is_a_split(planted):
     early[0] = parent_D
     snapshots[0] = snapshots[0]._replace(direction=early)
     alive = features_with(np.full(F, 0.1), np.random.default_rng(1))
-    assert emergence.compute(snapshots, alive).splits_S[0] == 1
+    assert emergence.compute_emergence(snapshots, alive).splits_S[0] == 1
 
 
 def test_what_is_lost_again_has_not_emerged_yet(planted):
@@ -82,13 +82,13 @@ def test_what_is_lost_again_has_not_emerged_yet(planted):
     lost[feature] = unit(np.random.default_rng(5).standard_normal((1, D)))[0]
     snapshots[100] = snapshots[100]._replace(direction=lost)
     alive = features_with(np.full(F, 0.1), np.random.default_rng(1))
-    assert emergence.compute(snapshots, alive).emerged_F[feature] == 300
+    assert emergence.compute_emergence(snapshots, alive).emerged_F[feature] == 300
 
 
 def test_emergence_needs_snapshots(planted):
     snapshots, _ = planted
     with pytest.raises(InputError, match="--snapshots"):
-        emergence.compute({0: snapshots[0], 1000: snapshots[1000]}, None)
+        emergence.compute_emergence({0: snapshots[0], 1000: snapshots[1000]}, None)
 
 
 def test_an_interval_is_students():
@@ -112,7 +112,7 @@ def gathered_of(values, frequency=(None, None)):
     members = {member.id: asdict(replace(member, id="")) for member in members_of(config, SITES)}
     names = list(members)
     every = [*measures.MEASURES, *(f"{family}: form" for family in measures.LABEL_MEASURES)]
-    return Gathered(
+    return PopulationMeasures(
         run=None,
         settings=members,
         features={name: SimpleNamespace(labels={"form": ["a", "b"]}) for name in names},
@@ -242,7 +242,7 @@ def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypa
             raise InputError("--icl-examples 0: at most 0")
         yield "sparse_probing", {}
 
-    monkeypatch.setattr(measures, "measure", measure)
+    monkeypatch.setattr(measures, "run_benchmarks", measure)
     monkeypatch.setattr(measures, "write_json", lambda *_: None)
     answers, notes = measures.benchmarks(FinishedRun.open(run[0]), [], 77, lambda text: None)
     assert answers == {"sparse_probing": {}, "absorption": {}} and "not measured: --icl-examples 0" in notes[0]
