@@ -81,7 +81,7 @@ def other_value(name: str) -> object:
 def test_every_field_of_a_member_is_in_its_id_and_all_but_the_seed_change_its_family(run_of, kind, name):
     run = run_of(activation=kind)
     (result,), (member,) = run.members.values(), members_of(TrainConfig(activation=kind), SITES)
-    levels = dict.fromkeys(families.LEVEL) if name in families.LEVEL else {}  # a member has one of them
+    levels = dict.fromkeys(families.CONTROLS) if name in families.CONTROLS else {}  # a member has one of them
     other = replace(member, **levels | {name: another(getattr(member, name))})
     assert member_id(asdict(other), several_sites=True) != member_id(asdict(member), several_sites=True)
     assert other != member and replace(member, id="another") == member

@@ -372,7 +372,7 @@ def test_what_was_computed_before_a_stop_is_kept(run, tmp_path, monkeypatch):
     assert [path.stem for path in (copied.path / "analysis" / "features").iterdir()] == [first]
     passes = []
     monkeypatch.setattr(
-        feature_statistics, "firing_of", lambda *given: passes.append(given) or accumulate_firings(*given)
+        feature_statistics, "accumulate_firings", lambda *given: passes.append(given) or accumulate_firings(*given)
     )
     found = load_or_compute_features(copied, list(copied.members), cache)
     assert len(passes) == len(others)

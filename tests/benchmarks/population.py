@@ -14,7 +14,7 @@ from step import measure
 
 from sae_jax.config import TrainConfig
 
-KINDS, SPARSITY_CONTROLS, RATES = ("relu", "jump_relu", "topk", "batch_topk"), (16, 32, 64), (1e-3, 3e-4)
+KINDS, L0S, RATES = ("relu", "jump_relu", "topk", "batch_topk"), (16, 32, 64), (1e-3, 3e-4)
 
 
 def main() -> None:
@@ -27,13 +27,13 @@ def main() -> None:
         KINDS,
         args.f,
         lr=RATES,
-        target_l0=tuple(map(float, SPARSITY_CONTROLS)),
-        k=SPARSITY_CONTROLS,
+        target_l0=tuple(map(float, L0S)),
+        k=L0S,
         batch_size=args.batch,
         warmup=0.0,
     )
     figures = measure(config, args.d, args.block_steps, args.blocks, args.first_steps)
-    print(json.dumps({"name": "population", "members": len(KINDS) * len(SPARSITY_CONTROLS) * len(RATES), **figures}))
+    print(json.dumps({"name": "population", "members": len(KINDS) * len(L0S) * len(RATES), **figures}))
 
 
 if __name__ == "__main__":
