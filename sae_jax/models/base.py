@@ -61,8 +61,8 @@ class SAE(nnx.Module):
 
     `params`: W_encT [F, D] (the encoder with a row for each feature, like the decoder: its gradient is written by rows,
     which saves a sixth of a step), b_enc [F], W_dec [F, D], b_dec [D], and what the kind adds. `settings`: k and the
-    like. `sparsity_control` names the setting that fixes the sparsity. `k_max` is the static bound of k, `dtype` that of
-    the large products. The defaults below are those of a ReLU without a penalty.
+    like. `sparsity_control` names the setting that fixes the sparsity. `k_max` is the static bound of k, `dtype` is
+    that of the large products. The defaults below are those of a ReLU without a penalty.
     """
 
     activation: str  # the kind's name on the command line

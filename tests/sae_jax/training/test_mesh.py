@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from command_line import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from populations import placed
@@ -77,7 +77,7 @@ def test_a_device_holds_its_share_of_the_bytes_and_all_learn_the_same(tmp_path):
             np.testing.assert_array_equal(learned[4][name], learned[1][name])
 
 
-TESTS = Path(__file__).parent
+TESTS = ROOT / "tests"
 FOUR_WIDTHS = """
 import sys
 import jax, numpy as np

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from command_line import THREE_KINDS, shared_cache, trained
+from command_line import ROOT, THREE_KINDS, shared_cache, trained
 from matplotlib.image import imread
 
 import analysis
@@ -36,8 +36,7 @@ def run(cache, tmp_path_factory) -> FinishedRun:
 @pytest.mark.parametrize("package", ["sae_jax", "analysis"])
 def test_importing_it_is_light(package):
     code = f"import sys, {package}; dir({package}); print(*sys.modules)"
-    root = Path(__file__).parents[1]
-    modules = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+    modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "jax", "numpy", "flax", "altair"} & set(modules.split())
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         sys.modules[package].lode  # noqa: B018

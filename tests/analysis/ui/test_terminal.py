@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import ROOT
 
 from analysis.ui.terminal.live import LINE_SECONDS, LOG_COLUMNS, Terminal
 from analysis.ui.terminal.sparkline import CURVE_POINTS, LossCurve
 from analysis.ui.terminal.wording import told_apart
 
-ROOT = Path(__file__).parents[1]
 ACTIVATIONS = ("relu", "jump_relu", "topk")
 TICKS = "▁▂▃▄▅▆▇█"
 
@@ -118,7 +118,7 @@ def on_a_terminal(call: str, columns: int, rows: int = 60, **environment: str) -
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")}
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
     child = subprocess.Popen(
         [sys.executable, "-c", f"import test_terminal as t; t.{call}"],
         stdin=theirs, stdout=theirs, stderr=theirs,

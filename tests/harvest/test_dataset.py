@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import ROOT
 from torch.utils.data import DataLoader
 
 from harvest import TransformerActivationDataset
@@ -80,4 +81,4 @@ def test_importing_the_package_does_not_load_torch():
     code = (
         "import sys, harvest, harvest.capture; assert 'torch' not in sys.modules; harvest.TransformerActivationDataset"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

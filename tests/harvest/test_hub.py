@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import ROOT
 from hub_server import COMMIT, GATED, TORN, broken_hub, files_of, hub, silent_hub
 
-ROOT = Path(__file__).parent.parent
 MODEL = files_of(ROOT / "harvest" / "bundled" / "model")
 TEXTS = [f"The rain fell on hill number {i} and the river rose for the whole night." for i in range(200)]
 CONFIGS = b"configs:\n- config_name: a\n  data_files: a.jsonl\n- config_name: b\n  data_files: b.jsonl\n"
@@ -50,6 +50,8 @@ DATASETS = {
 
 RESOLVE = """
 import dataclasses, json, sys, time
+from command_line import ROOT
+
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import resolve

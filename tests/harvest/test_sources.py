@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from command_line import ROOT
 
 from harvest.errors import InputError
 from harvest.request import HOOKS, HarvestRequest
@@ -178,7 +179,7 @@ def test_nothing_heavy_is_imported():
         "resolve(HarvestRequest(model_name='bundled', dataset='bundled'))\n"
         "assert not {'torch', 'transformers', 'transformer_lens', 'datasets', 'pyarrow', 'jax'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=True)
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from command_line import ROOT
 from filelock import FileLock
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
@@ -422,7 +423,7 @@ def start_harvest(cache_dir: Path, code: str = HARVEST_IN_ITS_OWN_PROCESS, layer
     request = json.dumps({**BUNDLED, "layer": layer, "n_samples": 800})
     command = [sys.executable, "-c", code, request, str(cache_dir)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=Path(__file__).parents[1], **pipes)
+    return subprocess.Popen(command, cwd=ROOT, **pipes)
 
 
 def run_harvest(cache_dir: Path, code: str, layer: object = 2) -> subprocess.CompletedProcess:
