@@ -3,7 +3,7 @@
 import analysis
 run = analysis.open_run("runs/first")
 found = analysis.features(run)  # {member: Features}
-analysis.plots.style.to_matplotlib(chart)
+analysis.figures.to_matplotlib(chart)
 """
 
 from importlib import import_module

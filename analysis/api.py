@@ -7,13 +7,14 @@ from pathlib import Path
 
 from analysis.features.statistics import Features, features_of
 from analysis.runs.finished import FinishedRun
+from analysis.ui.notebook import ShownRun
 from analysis.ui.terminal.live import Terminal
 from harvest.request import default_cache_dir
 
 
 def open_run(path: Path | str) -> FinishedRun:
     """Raises InputError, with the reason, where there is no finished run."""
-    return FinishedRun.open(Path(path))
+    return ShownRun.open(Path(path))
 
 
 def features(

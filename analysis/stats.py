@@ -11,13 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
-
-from analysis.plots.style import styled
 
 FEWEST = 3  # seeds for an interval: of two, Student's t is twelve times the standard error
 FEWEST_DOCUMENTS = 50  # with fewer, documents as skewed as a log-normal of sigma 1 are covered under 93% of the time
@@ -156,25 +153,9 @@ def over_seeds(values: Sequence[float | None], tried: int = 1) -> Estimate:
     return Estimate(mean, mean - half, mean + half, len(known))
 
 
-def chart(title: str, table: dict[str, dict[str, Estimate]], columns: int = 3) -> Any:
-    """An Altair figure: a panel a column, a point a row with its interval."""
-    import altair as alt
+@dataclass(frozen=True)
+class Spread:
+    """Over seeds; the deviation is that of a sample (n - 1), None of a single seed."""
 
-    rows = [
-        {"row": row, "column": column, "mean": of.mean, "low": of.low, "high": of.high}
-        for row, estimates in table.items()
-        for column, of in estimates.items()
-        if of.mean is not None
-    ]
-    y = alt.Y("row:N", title=None, sort=list(table)).axis(labelLimit=220)
-    base = alt.Chart().encode(y=y, color=alt.value("#0072B2"))
-    x = alt.X("mean:Q", title=None).scale(zero=False, nice=True).axis(tickCount=4)
-    layers = alt.layer(
-        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=None), x2="high:Q"),
-        base.mark_point(filled=True, size=60, opacity=1).encode(x=x),
-        data=alt.Data(values=rows),
-    )
-    facets = layers.properties(width=190, height=22 * len(table)).facet(
-        facet=alt.Facet("column:N", title=None, sort=list(next(iter(table.values())))), columns=columns
-    )
-    return styled(facets.resolve_scale(x="independent"), title, "mean over seeds and 95% interval")
+    mean: float
+    deviation: float | None

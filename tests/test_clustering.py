@@ -9,8 +9,9 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from analysis.comparison import clusters as clustering
+from analysis.geometry import neighbours, pca_of, unit
+from analysis.plots.clusters import clusters_chart
 from analysis.plots.style import save
-from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
 
 F, D, GROUPS, SIZE = 600, 96, 10, 25
@@ -96,10 +97,10 @@ def test_dead_features_are_left_out_and_counted():
 
 
 def test_neighbours_are_the_nearest_by_cosine(monkeypatch):
-    monkeypatch.setattr("analysis.comparison.matching.SLICE", 7)
+    monkeypatch.setattr("analysis.geometry.SLICE", 7)
     x_NxD = unit(np.random.default_rng(0).standard_normal((50, 12)))
     x_NxD[9] = x_NxD[30]  # twins
-    at_NxK, distance_NxK = clustering.neighbours(x_NxD, 6)
+    at_NxK, distance_NxK = neighbours(x_NxD, 6)
     expected_NxN = 1 - x_NxD.astype(np.float64) @ x_NxD.T
     np.testing.assert_array_equal(at_NxK[:, 0], np.arange(50))
     np.testing.assert_allclose(distance_NxK, np.sort(expected_NxN, axis=1)[:, :6], atol=1e-6)
@@ -108,7 +109,7 @@ def test_neighbours_are_the_nearest_by_cosine(monkeypatch):
 
 def test_components_are_those_of_a_singular_value_decomposition():
     x_NxD = np.random.default_rng(0).standard_normal((80, 9)) * np.arange(1, 10) + 4
-    xy_Nx2, variance = clustering.pca_of(x_NxD, 2)
+    xy_Nx2, variance = pca_of(x_NxD, 2)
     u_Nx9, s_9, _ = np.linalg.svd(x_NxD - x_NxD.mean(0), full_matrices=False)
     np.testing.assert_allclose(np.abs(xy_Nx2), np.abs(u_Nx9[:, :2] * s_9[:2]), atol=1e-9)
     np.testing.assert_allclose(variance, s_9[:2] ** 2 / (s_9**2).sum())
@@ -133,7 +134,7 @@ def test_what_is_written_and_drawn(use_umap, tmp_path):
     assert record["names"] == list(found.names) and record["dead"] == 1
     with np.load(tmp_path / "clusters-member.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["label_F"], found.label_F)
-    save(clustering.figure(found, shown=4), tmp_path / "map")
+    save(clusters_chart(found, shown=4), tmp_path / "map")
     svg = (tmp_path / "map.svg").read_text()
     assert f"1  {found.names[0]} ({found.sizes[0]})" in svg
     assert f"5  {found.names[4]}" not in svg
@@ -145,7 +146,7 @@ def test_control_characters_of_tokens_can_be_drawn(tmp_path):
     x_FxD, _ = planted(0.75)
     found = clustering.compute(x_FxD[:40], np.ones(40, bool), [["\x16", " a\x00"]] * 40, use_umap=False)
     assert found.tokens_F[0] == "\N{REPLACEMENT CHARACTER} · a\N{REPLACEMENT CHARACTER}"
-    save(clustering.figure(found), tmp_path / "c")
+    save(clusters_chart(found), tmp_path / "c")
     assert (tmp_path / "c.svg").stat().st_size > 1000
 
 

@@ -12,17 +12,10 @@ from scipy.sparse import csr_array
 
 from analysis.comparison import matching
 from analysis.comparison import shared_features as comparison
-from analysis.comparison.matching import (
-    Decoder,
-    correlations,
-    cosines,
-    match,
-    random_like,
-    sparse_activations,
-    spread_rows,
-)
+from analysis.comparison.matching import Decoder, correlations, cosines, match, sparse_activations, spread_rows
+from analysis.geometry import random_like, unit
+from analysis.plots.shared_features import shared_features_chart
 from analysis.plots.style import save
-from analysis.quality.ground_truth import unit
 from harvest.errors import InputError
 from sae_jax.models.base import SAE
 
@@ -217,7 +210,7 @@ def test_what_is_written_and_drawn(rng, tmp_path):
     comparison.write(dataclasses.replace(found, dead=("topk-9",)), tmp_path)
     assert comparison.read(tmp_path, found.members) is None, "one of which nothing fires is a member, too"
     assert comparison.read(tmp_path, ["topk-9", *found.members]).dead == ("topk-9",)
-    for path in save(comparison.figure(found), tmp_path / "shared"):
+    for path in save(shared_features_chart(found), tmp_path / "shared"):
         assert path.stat().st_size > 1000
     assert ">80<" in Path(tmp_path / "shared.svg").read_text()  # 240 of 300, in its cell
 

@@ -11,10 +11,10 @@ from rows import store_of
 from scipy import stats
 
 from analysis.concepts.detectors import auroc
-from analysis.features.specialization import p_values, specialization
-from analysis.features.store_pass import SHUFFLES, Labels, firing_of
+from analysis.features.row_labels import SHUFFLES, Labels
+from analysis.features.specialization import MIN_FIRINGS, RATE, p_values, specialization
+from analysis.features.store_pass import firing_of
 from analysis.stats import FEWEST, FEWEST_DOCUMENTS, FEWEST_SCORED, auroc_interval, over_seeds, ratio_interval
-from analysis.study.measures import MIN_FIRINGS, RATE
 from sae_jax.models.base import SAE
 
 # What a document, or a seed, gives: (values of a shape, their mean).

@@ -13,6 +13,7 @@ import main
 from analysis.comparison import shared_features as comparison
 from analysis.features.statistics import Features
 from analysis.pages import feature as feature_page
+from analysis.plots.shared_features import shared_features_chart
 from analysis.runs.finished import FinishedRun
 from analysis.ui.dashboard import state as opened
 from harvest.files import read_json, write_json
@@ -78,7 +79,7 @@ def test_the_comparison_is_read_again_and_names_it(studied):
     run, _ = studied
     compared = comparison.read(run.path / "analysis", list(run.members))
     assert compared.dead == (DEAD,) and set(compared.members) == set(run.members) - {DEAD}
-    assert DEAD in json.dumps(comparison.figure(compared).to_dict())
+    assert DEAD in json.dumps(shared_features_chart(compared).to_dict())
 
 
 def test_the_dashboard_finds_a_comparison_that_was_made_after_it_looked(run, studied, tmp_path):

@@ -19,9 +19,11 @@ from analysis.features import store_pass as firing
 from analysis.features.cofiring import CoFiring
 from analysis.features.contexts import context_text
 from analysis.features.hashes import context_hashes
+from analysis.features.row_labels import SHUFFLES, Labels
 from analysis.features.specialization import mutual_information, over_chance, p_values, specialization
 from analysis.features.statistics import Features, features_of
-from analysis.features.store_pass import BARS, SHUFFLES, SMALLEST, Histogram, Labels, firing_of
+from analysis.features.store_pass import SMALLEST, firing_of
+from analysis.features.streaming import BARS, CONTEXT_TOKENS, ENTRY, Histogram, TopKPerFeature
 from analysis.runs.finished import FinishedRun
 from harvest.files import write_arrays
 from harvest.model.language_model import LanguageModel
@@ -132,13 +134,13 @@ def test_the_sample_is_drawn_alike_from_all_windows(store, sae, labels):
 
 def entries_of(*entries: tuple[float, int, int]) -> np.ndarray:
     """Of one feature: key, row, and what its context is."""
-    found = np.zeros(len(entries), firing.ENTRY)
+    found = np.zeros(len(entries), ENTRY)
     found["key"], found["row"], found["alike"] = np.transpose(entries)
     return found
 
 
 def test_equal_contexts_are_shown_once():
-    kept = firing.Kept(features=2, size=5, positions=4)
+    kept = TopKPerFeature(features=2, size=5, positions=4)
     entries = entries_of((3, 0, 7), (2, 40, 7), (1, 80, 8), (5, 120, 7))
     entries["feature"] = [0, 0, 0, 1]
     kept.add(entries)
@@ -146,14 +148,14 @@ def test_equal_contexts_are_shown_once():
 
 
 def test_what_is_left_out_hides_nothing():
-    kept = firing.Kept(features=1, size=5, positions=4)
+    kept = TopKPerFeature(features=1, size=5, positions=4)
     kept.add(entries_of((9, 0, 7), (8, 40, 7), (7, 41, 8), (6, 1, 9), (5, 80, 9)))
     assert kept.table("row", -1).tolist() == [[0, 41, 80, -1, -1]]
 
 
 def test_what_comes_later_sets_free_what_was_hidden(monkeypatch):
     monkeypatch.setattr(firing, "PENDING", 0)
-    kept = firing.Kept(features=1, size=2, positions=4)
+    kept = TopKPerFeature(features=1, size=2, positions=4)
     kept.add(entries_of((5, 0, 7), (4, 1, 8)))
     kept.add(entries_of((9, 40, 7)))
     assert kept.table("row", -1).tolist() == [[40, 1]]
@@ -163,7 +165,7 @@ def test_what_comes_later_sets_free_what_was_hidden(monkeypatch):
 def bursty():
     """A rare feature of 937 firings on one token, a dozen contexts in long runs, and 63 on others, each of its own."""
     rng = np.random.default_rng(0)
-    entries = np.zeros(1000, firing.ENTRY)
+    entries = np.zeros(1000, ENTRY)
     entries["row"] = np.concatenate([np.arange(937), 10_000 + 50 * np.arange(63)])
     entries["alike"] = np.concatenate([np.arange(937) % 12, 100 + np.arange(63)])
     entries["token"] = np.concatenate([np.full(937, 5), 100 + np.arange(63)])
@@ -172,7 +174,7 @@ def bursty():
 
 
 def test_the_sample_is_plain_and_only_what_is_shown_is_distinct(bursty):
-    rng, of = np.random.default_rng(1), SimpleNamespace(top=firing.Kept(1, 20, 50), sample=firing.Kept(1, 100))
+    rng, of = np.random.default_rng(1), SimpleNamespace(top=TopKPerFeature(1, 20, 50), sample=TopKPerFeature(1, 100))
     for kept, keys in ((of.top, bursty["value"]), (of.sample, rng.random(len(bursty)))):
         bursty["key"] = keys
         kept.add(bursty)
@@ -190,7 +192,7 @@ def test_the_sample_is_plain_and_only_what_is_shown_is_distinct(bursty):
 
 def test_contexts_are_equal_where_the_token_and_those_before_are():
     tokens_WxT = np.array([[5, 6, 7, 8], [5, 6, 7, 9], [6, 5, 7, 8]])
-    hash_WxT = context_hashes(tokens_WxT, firing.CONTEXT_TOKENS)
+    hash_WxT = context_hashes(tokens_WxT, CONTEXT_TOKENS)
     np.testing.assert_array_equal(hash_WxT[0, :3], hash_WxT[1, :3])
     assert hash_WxT[0, 3] != hash_WxT[1, 3] and hash_WxT[0, 2] != hash_WxT[2, 2]
     assert len(set(hash_WxT[0])) == 4

@@ -11,7 +11,8 @@ import pytest
 from command_line import shared_cache, typed
 
 import main
-from analysis.comparison.frontier import METRICS, compute, figure
+from analysis.comparison.frontier import METRICS, compute
+from analysis.plots.frontier import frontier_chart
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from sae_jax.members import member_id
@@ -112,7 +113,7 @@ def test_the_figure_is_a_picture(run):
 
 def test_error_bars_are_one_deviation(run):
     frontier = compute(run)
-    for metric, chart in zip(METRICS, figure(frontier).to_dict()["hconcat"], strict=True):
+    for metric, chart in zip(METRICS, frontier_chart(frontier).to_dict()["hconcat"], strict=True):
         for point, row in zip(frontier.points, chart["data"]["values"], strict=True):
             spread = point.metrics[metric]
             assert (row["low"], row["high"]) == (spread.mean - spread.deviation, spread.mean + spread.deviation)
@@ -159,10 +160,10 @@ def test_cross_entropy_where_it_was_measured(run, tmp_path):
             del member["metrics"]["ce_recovered"]
 
     assert all("ce_recovered" in point.metrics for point in compute(run).points)
-    assert "cross-entropy recovered" in json.dumps(figure(compute(run)).to_dict())
+    assert "cross-entropy recovered" in json.dumps(frontier_chart(compute(run)).to_dict())
     unmeasured = compute(changed(run, tmp_path / "run", forget))
     assert not any("ce_recovered" in point.metrics for point in unmeasured.points)
-    assert "cross-entropy recovered" not in json.dumps(figure(unmeasured).to_dict())
+    assert "cross-entropy recovered" not in json.dumps(frontier_chart(unmeasured).to_dict())
 
 
 def test_a_member_that_failed_is_named_and_left_out(run, tmp_path, capsys):
@@ -187,7 +188,7 @@ def test_a_point_where_nothing_fires_is_said_and_the_others_are_drawn(run, tmp_p
 
     silent = changed(run, tmp_path / "run", silence)
     assert main.run_as_command(["frontier", str(silent)]) == 0
-    table, drawn = capsys.readouterr().out, figure(compute(silent)).to_dict()
+    table, drawn = capsys.readouterr().out, frontier_chart(compute(silent)).to_dict()
     assert ["relu", "4", "2", "0.0", "(0.0)"] in [line.split()[:5] for line in table.splitlines()]
     assert "not drawn: 1 at L0 0, where no feature fires" in drawn["title"]["subtitle"]
     assert [len(chart["data"]["values"]) for chart in drawn["hconcat"]] == [3, 3]
@@ -212,7 +213,7 @@ def test_what_gives_no_frontier_is_refused(run, tmp_path, capsys):
         assert error.startswith("error: ") and reason in error
     assert main.run_as_command(["frontier", str(flat)]) == 0
     said = capsys.readouterr().out
-    assert "no figure: it needs one kind at two or more sparsities" in said and "relu" in said
+    assert "no frontier_chart: it needs one kind at two or more sparsities" in said and "relu" in said
     assert not (flat / "figures").exists() and not (flat / "analysis").exists()
     with pytest.raises(InputError, match=str(tmp_path / "nowhere")):
         compute(tmp_path / "nowhere")

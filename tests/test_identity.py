@@ -17,6 +17,7 @@ from populations import finished_run
 from rows import make_store
 
 import main
+from analysis.cli import train as train_command
 from analysis.runs.finished import FinishedRun
 from harvest import capture, sources
 from harvest.capture import one_at_a_time
@@ -256,14 +257,14 @@ def test_a_lock_that_others_may_wait_for_stays(tmp_path):
 
 def test_results_are_looked_at_once_more_under_the_lock(run, tmp_path, monkeypatch, capsys):
     """Another process finishes the run while this one harvests: it is answered, not trained again."""
-    path, plain = tmp_path / "run", main.rows_of
+    path, plain = tmp_path / "run", train_command.rows_of
 
     def meanwhile(*arguments):
         stores = plain(*arguments)
         shutil.copytree(run.path, path)
         return stores
 
-    monkeypatch.setattr(main, "rows_of", meanwhile)
+    monkeypatch.setattr(train_command, "rows_of", meanwhile)
     argv = (*home_of(run.path.parent / "alice"), *SIZES, "--ce-windows", "0", "--run-dir", path)
     assert main.run_as_command([*map(str, (*argv, "--cache-dir", run.path.parent / "cache"))]) == 0
     assert "is finished" in capsys.readouterr().out

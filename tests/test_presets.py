@@ -6,6 +6,7 @@ import pytest
 from command_line import environment, shared_cache
 
 import main
+from analysis.cli import train
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.text.windows import token_windows
@@ -23,11 +24,11 @@ def no_hub(monkeypatch, tmp_path_factory):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_what_its_record_says(name):
-    request, config, _, record = main.parse(["--preset", name, *HUB_NAME])
+    request, config, _, record = train.parse(["--preset", name, *HUB_NAME])
     asked = {**vars(request), **vars(config)}
     assert PRESETS[name].flags.items() <= asked.items()
     assert record == {"name": name, "not_followed": PRESETS[name].not_followed, "scaled_down": []}
-    untouched = {**vars(HarvestRequest(model_name="gpt2")), **vars(main.TrainConfig())}
+    untouched = {**vars(HarvestRequest(model_name="gpt2")), **vars(train.TrainConfig())}
     assert {k: v for k, v in asked.items() if k not in PRESETS[name].flags} == {
         k: v for k, v in untouched.items() if k not in PRESETS[name].flags
     }
@@ -35,7 +36,7 @@ def test_a_preset_is_what_its_record_says(name):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_scaled_down_it_fits_the_bundled_model(name):
-    request, config, _, record = main.parse(["--preset", name])
+    request, config, _, record = train.parse(["--preset", name])
     flags = PRESETS[name].flags
     assert max(request.layer) < 4 and request.dataset == "bundled" and request.model_name is None
     assert config.hidden_dim == tuple(width // 3 // 16 * 16 for width in flags["hidden_dim"])  # 256 of 768 dimensions
@@ -60,7 +61,7 @@ def test_a_dry_run_of_each(name, tmp_path, capsys):
 
 
 def test_flags_win():
-    request, config, _, _ = main.parse(
+    request, config, _, _ = train.parse(
         ["--preset", "openai-v5-32k", *HUB_NAME, "--k=8", "--layer", "3", "--decay", "0"]
     )
     assert (config.k, request.layer, config.decay) == ((8,), (3,), 0.0)
@@ -69,14 +70,14 @@ def test_flags_win():
 
 def test_flags_win_over_scaling_down():
     own = ["--layer", "3", "--hidden-dim", "100", "--lr", "5e-4", "--batch-size", "4096", "--seq-len=20"]
-    request, config, _, record = main.parse(["--preset", "res-jb", *own])
+    request, config, _, record = train.parse(["--preset", "res-jb", *own])
     assert (request.layer, config.hidden_dim, config.lr, request.seq_len) == ((3,), (100,), (5e-4,), 20)
     assert config.batch_size == 4096
     assert [change.split()[0] for change in record["scaled_down"]] == ["--dataset", "--n-samples", "--held-out"]
 
 
 def test_a_text_of_ones_own_is_not_cut():
-    request, config, _, _ = main.parse(["--preset", "res-jb", "--dataset", "my.txt"])
+    request, config, _, _ = train.parse(["--preset", "res-jb", "--dataset", "my.txt"])
     assert (request.dataset, request.n_samples, request.layer) == ("my.txt", 300_000_000 // 128, (2,))
     assert config.batch_size == 4096
 
@@ -107,5 +108,5 @@ def test_all_windows_of_the_bundled_text_are_counted():
 
 
 def test_the_record_can_be_written():
-    _, _, _, record = main.parse(["--preset", "frontier"])
+    _, _, _, record = train.parse(["--preset", "frontier"])
     assert json.loads(json.dumps(record))["scaled_down"][0].startswith("--layer 8 -> 2 (")

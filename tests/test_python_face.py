@@ -146,8 +146,8 @@ def test_features_of_the_members_asked_for(run, cache, capsys):
 def test_a_figure_in_matplotlib_is_the_one_that_is_saved(tmp_path):
     values = alt.Data(values=[{"x": 0, "y": 1}, {"x": 1, "y": 3}])
     chart = alt.Chart(values).mark_line().encode(x="x:Q", y="y:Q").properties(background="white")
-    saved, _ = analysis.plots.style.save(chart, tmp_path / "saved")
-    drawn = analysis.plots.style.to_matplotlib(chart)
+    saved, _ = analysis.figures.save(chart, tmp_path / "saved")
+    drawn = analysis.figures.to_matplotlib(chart)
     drawn.savefig(tmp_path / "drawn.png")
     np.testing.assert_allclose(imread(tmp_path / "drawn.png"), imread(saved), atol=1 / 254)
     drawn.savefig(tmp_path / "half.png", dpi=drawn.dpi / 2)  # all of it, smaller

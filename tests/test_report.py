@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from analysis.cli.report import run as report
+from analysis.cli.train import parse
 from analysis.runs.finished import FinishedRun
 from analysis.runs.reproduce import command_of
 from analysis.ui.report.contents import compose
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
-from main import parse
 from tests.command_line import THREE_KINDS, shared_cache, typed
 
 SCRIPT = "</script><script>document.title='owned';alert(1)</script>"

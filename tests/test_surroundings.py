@@ -15,6 +15,7 @@ import pytest
 from command_line import ROOT
 
 import main
+from analysis.cli.exit_status import os_trouble
 from analysis.cli.flags import Parser, filled
 from analysis.cli.steer import Options as SteerOptions
 from analysis.ui.terminal.live import Terminal
@@ -207,7 +208,7 @@ def test_a_disk_out_of_inodes_is_told_from_a_full_one(tmp_path, monkeypatch):
     room = os.statvfs(tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([*room[:7], 0, *room[8:]]))
     trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "a"))
-    assert "out of inodes" in main.os_trouble(trouble, "again")
+    assert "out of inodes" in os_trouble(trouble, "again")
 
 
 # Signals.

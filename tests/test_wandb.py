@@ -15,7 +15,7 @@ from command_line import ROOT, THREE_KINDS, shared_cache, start, typed
 from PIL import Image
 from wandb_files import records
 
-import main
+from analysis.cli import train as train_command
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.wandb_log import WandbLog, WandbOptions
 from harvest.errors import InputError
@@ -295,13 +295,13 @@ def test_force_begins_another_run_and_forgets_the_first(logged, tmp_path):
 @pytest.mark.parametrize("name", [("--wandb-project", "x"), ("--log-freq", "5"), ("--wandb-per-member",)])
 def test_its_flags_are_refused_without_it(name):
     with pytest.raises(InputError, match=f"{name[0]} means nothing without --use-wandb"):
-        main.parse([*THREE_KINDS, *name])
-    main.parse([*THREE_KINDS, "--use-wandb", *name])
+        train_command.parse([*THREE_KINDS, *name])
+    train_command.parse([*THREE_KINDS, "--use-wandb", *name])
 
 
 def test_log_freq_is_a_number_of_steps():
     with pytest.raises(InputError, match="--log-freq 0: must be 1 or more"):
-        main.parse([*THREE_KINDS, "--use-wandb", "--log-freq", "0"])
+        train_command.parse([*THREE_KINDS, "--use-wandb", "--log-freq", "0"])
 
 
 STUCK = """
@@ -323,5 +323,7 @@ def test_a_call_that_is_stuck_does_not_keep_the_program_from_its_end(cache, tmp_
 def test_a_local_model_is_named_in_its_config(tmp_path):
     request = HarvestRequest(model_name=str(BUNDLED_MODEL), dataset=str(BUNDLED_CORPUS))
     asked = {"harvest": request.to_json(), "train": TrainConfig().to_json(), "files": named_files(request)}
-    log = main.wandb_log(request, TrainConfig(), main.Options(), RunDirectory(tmp_path, asked), Terminal())
+    log = train_command.wandb_log(
+        request, TrainConfig(), train_command.Options(), RunDirectory(tmp_path, asked), Terminal()
+    )
     assert log._config["model_name"] == str(BUNDLED_MODEL) and log._config["files"] == named_files(request)

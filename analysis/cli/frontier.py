@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.cli.flags import Parser, filled
-from analysis.comparison.frontier import compute, write
+from analysis.comparison.frontier import compute
+from analysis.plots.frontier import write_frontier
 from analysis.runs.finished import can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table
@@ -37,4 +38,4 @@ def run(argv: list[str]) -> None:
         if not frontier.has_curve:
             terminal.say("no figure: it needs one kind at two or more sparsities, as of --target-l0 16 32 or --k 16 32")
         elif options.to or can_be_kept(to, terminal.say):
-            terminal.say("figure: " + ", ".join(map(str, write(frontier, to))))
+            terminal.say("figure: " + ", ".join(map(str, write_frontier(frontier, to))))

@@ -227,7 +227,7 @@ def figures_table(steered: Steered) -> Table:
 def tell_best(
     steered: Steered, again: dict[str, Steered], finished: FinishedRun, name: str, terminal: Terminal
 ) -> None:
-    from analysis.interventions.steering import figure
+    from analysis.plots.steering import steering_chart
     from analysis.plots.style import save
 
     for way in steered.ways:
@@ -244,4 +244,4 @@ def tell_best(
     if IN_PROMPT in steered.plain:
         terminal.say(f"{IN_PROMPT}: {steered.plain[IN_PROMPT].probability:.5f} without steering")
     if can_be_kept(finished.path, terminal.say):
-        terminal.say("figure: " + ", ".join(map(str, save(figure(steered), finished.path / "figures" / name))))
+        terminal.say("figure: " + ", ".join(map(str, save(steering_chart(steered), finished.path / "figures" / name))))

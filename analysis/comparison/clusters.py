@@ -10,9 +10,8 @@ Shapes: F features, N of them alive, D width of the model, K neighbours.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,16 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from analysis.comparison.matching import random_like, slices_of
-from analysis.plots.style import KIND_STYLES, printable, styled
-from analysis.quality.ground_truth import unit
+from analysis.features.contexts import printable
+from analysis.geometry import pca_of, random_like, umap_of, unit
 from analysis.runs import shapes
 from analysis.runs.finished import STUDY_AGAIN
 from harvest.errors import InputError
 from harvest.files import ARRAYS, read_arrays, write_arrays, write_json
 from sae_jax.shapes import check_arrays, read_as, read_shaped
 
-NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with 0.1, or 200 epochs, small planted clusters run together
 MIN_CLUSTER = 10  # features
 COMPONENTS = 100  # clustered on, where there is no UMAP
 QUANTILE, MOST_DRAWS = 0.95, 5
@@ -112,53 +109,6 @@ def compute(
         alive=len(living_N),
         dead=len(alive_F) - len(living_N),
     )
-
-
-def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
-    """Two dimensions. Neighbours are exact and the layout has one thread, so that a seed says everything."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", category=UserWarning, module="umap"
-        )  # it cannot place further points: none come
-        from umap import UMAP
-
-        at_NxK, distance_NxK = neighbours(x_NxD, min(NEIGHBOURS, len(x_NxD) - 1))
-        layout = UMAP(
-            n_neighbors=at_NxK.shape[1],
-            min_dist=MIN_DISTANCE,
-            n_epochs=EPOCHS,
-            metric="cosine",
-            random_state=seed,
-            n_jobs=1,
-            precomputed_knn=(at_NxK, distance_NxK),
-            force_approximation_algorithm=True,  # else it computes all distances of small sets anew
-        )
-        return layout.fit_transform(x_NxD)
-
-
-def neighbours(x_NxD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, 1 − cosine) of the nearest, itself first, as UMAP expects."""
-
-    def sliced() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for s in slices_of(len(x_NxD)):
-            cosine_SxN = x_NxD[s] @ x_NxD.T
-            cosine_SxN[np.arange(len(cosine_SxN)), np.arange(s.start, s.stop)] = 2  # first, whatever its twins have
-            at_SxK = np.argpartition(-cosine_SxN, count - 1, axis=1)[:, :count]
-            nearest = np.argsort(-np.take_along_axis(cosine_SxN, at_SxK, 1), axis=1, kind="stable")
-            at_SxK = np.take_along_axis(at_SxK, nearest, 1)
-            yield at_SxK, np.maximum(1 - np.minimum(np.take_along_axis(cosine_SxN, at_SxK, 1), 1), 0)
-
-    at, distance = zip(*sliced(), strict=True)
-    return np.concatenate(at), np.concatenate(distance).astype(np.float32)
-
-
-def pca_of(x_NxD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(coordinates, shares of the variance) of principal components, each signed so that its largest weight is > 0."""
-    x_NxD = x_NxD - x_NxD.mean(0)
-    variance_D, axes_DxD = np.linalg.eigh(x_NxD.T @ x_NxD)
-    axes_DxC = axes_DxD[:, ::-1][:, :count]
-    axes_DxC = axes_DxC * np.sign(axes_DxC[np.abs(axes_DxC).argmax(0), np.arange(axes_DxC.shape[1])])
-    return x_NxD @ axes_DxC, variance_D[::-1][:count] / variance_D.sum()
 
 
 def dense(placed_NxC: np.ndarray, min_cluster: int) -> np.ndarray:
@@ -267,54 +217,3 @@ def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters
 
 def tooltips(promoted: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(" · ".join(printable(token.strip()) for token in own[:TOOLTIP_TOKENS]) for own in promoted)
-
-
-def figure(clusters: Clusters, shown: int = 10) -> Any:
-    """An Altair scatter, the largest clusters (10 at most) coloured, numbered and named, the others grey."""
-    import altair as alt
-
-    colours = [colour for colour, _ in KIND_STYLES.values()][:shown]
-    legend = [
-        f"{i + 1}  {name} ({size})" for i, (name, size) in enumerate(zip(clusters.names, clusters.sizes, strict=True))
-    ]
-    legend = legend[: len(colours)]
-    rest = [size for size in clusters.sizes[len(legend) :]]
-    others = [f"{len(rest)} smaller clusters ({sum(rest)})"] if rest else []
-    none = f"in no cluster ({round(clusters.noise * clusters.alive)})"
-    domain = [*legend, *others, none]
-    rows = [
-        {
-            "x": float(clusters.xy_Fx2[f, 0]),
-            "y": float(clusters.xy_Fx2[f, 1]),
-            "feature": int(f),
-            "promotes": clusters.tokens_F[f],
-            "cluster": none if label < 0 else (legend[label] if label < len(legend) else others[0]),
-            "rank": -1 if label < 0 else 1 if label < len(legend) else 0,
-        }
-        for f, label in enumerate(clusters.label_F)
-        if not np.isnan(clusters.xy_Fx2[f, 0])
-    ]
-    rows.sort(key=lambda row: row["rank"])  # what is coloured is drawn last, on top
-    middles = [
-        {"x": float(x), "y": float(y), "number": str(label + 1)}
-        for label in range(len(legend))
-        for x, y in [np.median(clusters.xy_Fx2[clusters.label_F == label], axis=0)]
-    ]
-    colour = alt.Color("cluster:N", title=None).scale(
-        domain=domain, range=[*colours[: len(legend)], *["#9a9a9a"] * len(others), "#dcdcdc"]
-    )
-    colour = colour.legend(orient="bottom", columns=2, labelLimit=300, symbolSize=90, symbolOpacity=1)
-    axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
-    tooltip = [alt.Tooltip(f"{name}:N") for name in ("feature", "promotes", "cluster")]
-    points = alt.Chart(alt.Data(values=rows)).mark_circle(size=28 if len(rows) < 5000 else 12, opacity=0.85)
-    points = points.encode(*axes, color=colour, tooltip=tooltip)
-    numbers = alt.Chart(alt.Data(values=middles)).encode(x="x:Q", y="y:Q", text="number:N")
-    halo = numbers.mark_text(fontSize=14, fontWeight="bold", stroke="white", strokeWidth=4, strokeJoin="round")
-    ink = numbers.mark_text(fontSize=14, fontWeight="bold", color="#111111")
-    alive = f"{clusters.alive:,} living features" + (
-        f", {clusters.dead:,} that never fire left out" if clusters.dead else ""
-    )
-    counted = "1 cluster" if len(clusters.names) == 1 else f"{len(clusters.names)} clusters"
-    how = "UMAP by cosine" if clusters.method == "UMAP" else WITHOUT_UMAP
-    subtitle = [f"{alive}; {counted}; named by the tokens that they promote", how]
-    return styled(alt.layer(points, halo, ink).properties(width=640, height=460), "Directions of features", subtitle)

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
 from analysis.features.statistics import Features
-from analysis.plots.style import kind_colour, step_heatmap, styled, thinned
 from analysis.stats import Estimate, over_seeds
 from harvest.errors import InputError
 from sae_jax.training.snapshots import Snapshot
@@ -106,52 +104,3 @@ def predictors_of(emerged_A: np.ndarray, features: Features, norm_F: np.ndarray)
 def predictors_over_seeds(trajectories: Mapping[str, Trajectory]) -> dict[str, Estimate]:
     """Each predictor's mean correlation over dictionaries that differ by their seed, and its interval."""
     return {name: over_seeds([of.predictors[name] for of in trajectories.values()]) for name in PREDICTORS}
-
-
-def curves(trajectories: Mapping[str, Trajectory], kinds: Mapping[str, str]) -> Any:
-    """An Altair figure: the share of final features that are recognizable, over the steps, a line a dictionary."""
-    import altair as alt
-
-    rows = [
-        {"member": name, "kind": kinds[name], "step": max(step, of.steps[1] / 2), "share": float(share)}
-        for name, of in trajectories.items()
-        for step, share in zip(of.steps, of.recognizable_S, strict=True)
-    ]
-    present = list(dict.fromkeys(kinds[name] for name in trajectories))
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_line(point=True, opacity=0.8)
-        .encode(
-            x=alt.X("step:Q", title="training step (log scale; the start is drawn at the left)").scale(type="log"),
-            y=alt.Y("share:Q", title=f"features recognizable (cosine ≥ {RECOGNIZABLE})").scale(domain=[0, 1]),
-            color=kind_colour(present).sort(present),
-            detail="member:N",
-            tooltip=["member:N", "step:Q", alt.Tooltip("share:Q", format=".3f")],
-        )
-        .properties(width=380, height=240)
-    )
-    return styled(chart, "When features emerge", "share of the final features that a snapshot has, a line a seed")
-
-
-def heatmap(name: str, trajectory: Trajectory) -> Any:
-    """An Altair figure: each feature's cosine to its final direction, features ordered by when they emerged."""
-    import altair as alt
-
-    alive = np.flatnonzero(trajectory.alive_F)
-    mean_A = trajectory.best_cosine_SxF[:, alive].mean(0)
-    ordered = alive[np.lexsort((-mean_A, trajectory.emerged_F[alive]))]
-    shown = thinned(ordered, 256)
-    rows = [
-        {
-            "rank": rank,
-            "feature": int(feature),
-            "step": str(step),
-            "cosine": float(trajectory.best_cosine_SxF[s, feature]),
-        }
-        for rank, feature in enumerate(shown)
-        for s, step in enumerate(trajectory.steps)
-    ]
-    colour = alt.Color("cosine:Q", title="cosine to its final direction")
-    colour = colour.scale(scheme="viridis", domain=[0.0, 1.0])
-    chart = step_heatmap(rows, trajectory.steps, "earliest", "cosine", colour)
-    return styled(chart, "Each feature's way to its final direction", name)

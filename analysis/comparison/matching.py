@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import block_array, csc_array, csr_array, vstack
 from scipy.sparse.csgraph import connected_components
 
-from analysis.quality.ground_truth import unit
+from analysis.geometry import slices_of, unit
 from harvest.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 FLOOR, STEP = 0.3, 0.1
 LARGEST = 6000  # features of a component on one side: 290 MB, and half a minute
-SLICE = 1024  # features at a time
 CHUNK_ROWS, ROWS = 4096, 65_536
 
 
@@ -93,10 +92,6 @@ def moments(a_NxF: csr_array) -> tuple[np.ndarray, np.ndarray]:
     return mean_F, np.where(varies_F, 1 / np.sqrt(np.where(varies_F, variance_F, 1)), 0)
 
 
-def slices_of(count: int) -> Iterator[slice]:
-    return (slice(start, min(start + SLICE, count)) for start in range(0, count, SLICE))
-
-
 def gathered(slices: Iterable[np.ndarray]) -> Similarity:
     pairs, best, best_G = [], [], np.array(-np.inf)
     for similarity_SxG in slices:
@@ -135,12 +130,6 @@ def match(pairs_FxG: csr_array, floor: float = FLOOR) -> tuple[np.ndarray, np.nd
     return f_P, g_P, value_P
 
 
-def random_like(directions_FxD: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian directions with the same second moments, mean direction included, of norm 1: [count, D]."""
-    root = np.linalg.qr(directions_FxD, mode="r") / np.sqrt(len(directions_FxD))
-    return unit(rng.standard_normal((count, len(root)), np.float32) @ root)
-
-
 def spread_rows(split: Split, rows: int = ROWS) -> Iterator[np.ndarray]:
     """Up to so many rows of a split, in chunks that lie evenly over it."""
     chunks = -(-len(split) // CHUNK_ROWS)
@@ -155,7 +144,7 @@ def sparse_activations(chunks: Iterable[np.ndarray], saes: Mapping[str, SAE]) ->
     """
     from flax import nnx
 
-    from analysis.features.store_pass import encode
+    from analysis.features.activations import encode
 
     parts = {name: nnx.split(sae) for name, sae in saes.items()}
     fired: dict[str, list[csr_array]] = {name: [] for name in saes}

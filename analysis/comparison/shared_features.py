@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from analysis.comparison.frontier import Spread
-from analysis.comparison.matching import Decoder, correlations, cosines, match, random_like
-from analysis.plots.style import styled
-from analysis.quality.ground_truth import unit
+from analysis.comparison.matching import Decoder, correlations, cosines, match
+from analysis.geometry import random_like, unit
 from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN
+from analysis.stats import Spread
 from harvest.errors import InputError
 from harvest.files import ARRAYS, read_arrays, write_arrays, write_json
 from sae_jax.shapes import check_arrays, read_as, read_shaped
@@ -264,42 +263,3 @@ def plain(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     return [[None if np.isnan(x) else x for x in row] for row in value.tolist()]
-
-
-def figure(comparison: Comparison) -> Any:
-    """An Altair heatmap of what each member shares with each other, by direction and, where given, by activation."""
-    import altair as alt
-
-    matrices = {"by direction (cosine)": comparison.shared_MxM}
-    if comparison.shared_by_activation_MxM is not None:
-        matrices["by activation (correlation)"] = comparison.shared_by_activation_MxM
-    labels, m = comparison.labels, len(comparison.labels)
-    side = min(52, max(26, 620 // m))
-    panels = []
-    for index, (title, matrix) in enumerate(matrices.items()):
-        rows = [
-            {"of": labels[i], "in": labels[j], "share": matrix[i, j], "text": f"{100 * matrix[i, j]:.0f}"}
-            for i in range(m)
-            for j in range(m)
-            if i != j
-        ]
-        base = alt.Chart(alt.Data(values=rows)).encode(
-            x=alt.X("in:N", title="are also in").sort(labels).axis(labelAngle=-40, labelLimit=260),
-            y=alt.Y("of:N", title="of the features of" if index == 0 else None).sort(labels).axis(labelLimit=260),
-        )
-        colour = alt.Color("share:Q", title=["share of", "features"]).scale(scheme="viridis", domain=[0, 1])
-        colour = colour.legend(format=".0%", gradientLength=180)
-        light = alt.condition("datum.share > 0.6", alt.value("#111111"), alt.value("#ffffff"))
-        tooltip = [alt.Tooltip("of:N"), alt.Tooltip("in:N"), alt.Tooltip("share:Q", format=".1%")]
-        cells = base.mark_rect(stroke="white", strokeWidth=1.5).encode(color=colour, tooltip=tooltip)
-        words = base.mark_text(fontSize=min(13, side // 2.4)).encode(text="text:N", color=light)
-        panels.append((cells + words).properties(width=side * m, height=side * m, title=title))
-    chance = comparison.chance_MxM[~np.eye(m, dtype=bool)].mean()
-    subtitle = [
-        f"% of living features matched one-to-one at {comparison.threshold:g} or more; "
-        f"random directions with the same covariance: {100 * chance:.1f}%"
-    ]
-    if comparison.dead:
-        subtitle.append(f"left out, as none of their features fires: {', '.join(comparison.dead)}")
-    drawn = (alt.hconcat if m <= 10 else alt.vconcat)(*panels, spacing=36)
-    return styled(drawn, "Features in common", subtitle)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from analysis.features.store_pass import encode
+from analysis.features.activations import encode
 from harvest.capture import BATCH_TOKENS
 from harvest.request import Site
 from sae_jax.models.base import SAE

@@ -24,11 +24,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from analysis.features.activations import FeatureValues, context_tokens, feature_values
+from analysis.features.bands import ALIGNED, alignment, firing_cosine, groups_of
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, features_of
 from analysis.runs.finished import FinishedRun
@@ -40,22 +41,12 @@ if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel
 
 BATCH = 128  # features a file
-INTERVALS, EACH = 5, 5  # of the firings by rank; contexts of each
-ROWS, ALIGNED = 10, 3  # tokens promoted and suppressed; neurons and features beside it
+ROWS = 10  # tokens promoted and suppressed
 CREATOR = "clkht01d40000jv08hvalcvly"  # whom Neuronpedia's own exporter names where no user is
 NOTES = (
     "Logits: decoder row through the final norm's gain (centered, where it is a LayerNorm) and the unembedding. "
     "Intervals hold equal shares of the firings, by rank. Correlated features: correlation and cosine of firing."
 )
-
-
-class Group(NamedTuple):
-    """Contexts of about one strength; `bin_min` and `bin_contains` of the strongest are −1."""
-
-    bin_min: float
-    bin_max: float
-    bin_contains: float  # share of all rows
-    rows: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -131,21 +122,6 @@ def source_of(run: FinishedRun, member: str) -> Source:
 def slug(name: str) -> str:
     """Letters, digits and dashes, as Neuronpedia has its ids."""
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-class Aligned(NamedTuple):
-    """A neuron that a decoder row points along: its entry there, and the share of the row's L1 norm."""
-
-    neuron: int
-    value: float
-    share: float
-
-
-def alignment(decoder_D: np.ndarray) -> list[Aligned]:
-    """The neurons with the largest entries."""
-    size = max(float(np.abs(decoder_D).sum()), 1e-30)
-    largest = np.argsort(-decoder_D, kind="stable")[:ALIGNED].tolist()
-    return [Aligned(d, float(decoder_D[d]), abs(float(decoder_D[d])) / size) for d in largest]
 
 
 class Pages:
@@ -237,32 +213,6 @@ class Pages:
 
 def vocabulary(model: LanguageModel) -> list[str]:
     return token_texts(model.tokenizer, range(max(model.bridge.cfg.d_vocab, len(model.tokenizer))))
-
-
-def groups_of(features: Features, feature: int) -> list[Group]:
-    """The strongest contexts, then some of each stretch of ranks, strongest first; no window and no context twice."""
-    top_K, row_R = (of_FxN[feature][of_FxN[feature] >= 0] for of_FxN in (features.top_row_FxK, features.sample_row_FxR))
-    if not len(top_K):
-        return []
-    value_R = features.sample_value_FxR[feature, : len(row_R)]
-    groups = [Group(-1.0, float(features.max_F[feature]), -1.0, top_K)]
-    is_new_R = features.sample_new_FxR[feature, : len(row_R)]
-    for rank_N in np.array_split(np.arange(len(row_R)), INTERVALS):
-        new_N = rank_N[is_new_R[rank_N]]
-        if len(new_N):
-            chosen = np.unique(np.linspace(0, len(new_N) - 1, min(EACH, len(new_N))).round().astype(int))
-            low, high = float(value_R[rank_N].min()), float(value_R[rank_N].max())
-            share = float(features.density_F[feature] * len(rank_N) / len(row_R))
-            groups.append(Group(low, high, share, row_R[new_N[chosen]]))
-    return groups
-
-
-def firing_cosine(features: Features, feature: int, others_A: np.ndarray) -> np.ndarray:
-    """Of the rows on which each fires, as 0 and 1: from the correlation that is kept."""
-    share, share_A = features.density_F[feature], features.density_F[others_A]
-    phi_A = features.together_phi_FxJ[feature, : len(others_A)]
-    both_A = phi_A * np.sqrt(share * (1 - share) * share_A * (1 - share_A)) + share * share_A
-    return both_A / np.sqrt(share * share_A)
 
 
 def metadata(run: FinishedRun, source: Source, store: ActivationStore) -> dict[str, dict[str, Any]]:

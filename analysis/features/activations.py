@@ -8,17 +8,25 @@ Shapes: C contexts, L tokens of a context, P positions of a window with a row, N
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 
 from analysis.features.contexts import place
-from analysis.features.store_pass import chunks, encode, rows_at_once
+from analysis.features.hashes import context_hashes
 from harvest.store import ActivationStore
+from sae_jax.formats import Dictionary
+from sae_jax.formats.dictionary import BY_K
 from sae_jax.models.base import SAE
 
+PADDED = 256  # rows: pages of about as many share a compiled program
+CONTEXT_TOKENS = 10  # rows with the same token and as many the same before it are one context
+CHUNK_ROWS, CHUNK_VALUES = 4096, 1 << 27  # rows encoded at once, and activations at most
 LONGEST = 128  # tokens of a context: a longer window is cut around the row
 
 
@@ -70,3 +78,57 @@ def context_tokens(store: ActivationStore, values: FeatureValues, number: int, r
     tokens_T, position, _ = place(store, row)
     start, length = int(values.start_C[number]), values.value_CxL.shape[1]
     return tokens_T[start : start + length], position - start
+
+
+def values_of_feature(dictionary: Dictionary, feature: int, x_NxD: np.ndarray) -> np.ndarray:
+    """One feature's activation on raw rows, [N]: of kinds whose features do not compete nothing else is encoded."""
+    if dictionary.cfg["architecture"] in BY_K:
+        sae, column = dictionary.sae, feature
+    else:
+        own, column = slice(feature, feature + 1), 0
+        tensors = {name: t if name == "b_dec" else t[own] for name, t in dictionary.tensors.items() if name != "W_enc"}
+        tensors["W_enc"] = dictionary.tensors["W_enc"][:, own]
+        sae = replace(dictionary, cfg={**dictionary.cfg, "d_sae": 1}, tensors=tensors).sae
+    padded_NxD = np.pad(x_NxD, ((0, -len(x_NxD) % PADDED), (0, 0)))
+    return np.asarray(encode(*nnx.split(sae), padded_NxD)[:, column])[: len(x_NxD)]
+
+
+class Chunk(NamedTuple):
+    """Rows that follow each other, and where they stand; `row_N` counts on from training rows to held-out ones."""
+
+    x_NxD: np.ndarray
+    row_N: np.ndarray
+    token_N: np.ndarray
+    position_N: np.ndarray
+    document_N: np.ndarray
+    alike_N: np.ndarray  # a hash of the token and of those before it
+
+
+def chunks(store: ActivationStore, rows_at_once: int) -> Iterator[Chunk]:
+    """All rows, training rows first; whole windows, of about so many rows."""
+    before = 0
+    for split in (store.train, store.held_out):
+        positions = split.positions
+        step = max(1, rows_at_once // positions)
+        for start in range(0, len(split) // positions, step):
+            rows = slice(start * positions, min((start + step) * positions, len(split)))
+            tokens_WxT, document_W = split.read_windows(start, start + step)
+            alike_WxT = context_hashes(tokens_WxT, CONTEXT_TOKENS)
+            yield Chunk(
+                split.read(rows.start, rows.stop).astype(np.float32),
+                np.arange(rows.start, rows.stop) + before,
+                tokens_WxT[:, split.first_position :].ravel(),
+                np.tile(np.arange(positions), len(tokens_WxT)),
+                np.repeat(document_W, positions),
+                alike_WxT[:, split.first_position :].ravel(),
+            )
+        before += len(split)
+
+
+def rows_at_once(features: int) -> int:
+    return max(1, min(CHUNK_ROWS, CHUNK_VALUES // features))
+
+
+@partial(jax.jit, static_argnums=0)
+def encode(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, weights).encode(x_NxD)

@@ -49,3 +49,8 @@ def token_texts(tokenizer, tokens: Iterable[int]) -> list[str]:
         f" {text}" if (piece or "").startswith("▁") and not text.startswith(" ") else text  # decoding takes it away
         for text, piece in zip(texts, pieces, strict=True)
     ]
+
+
+def printable(text: str) -> str:
+    """A token's text as a figure can hold it: an .svg has no control characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -5,11 +5,13 @@ Shapes: G documents, V vocabulary, P positions of a window with a row.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from analysis.features.store_pass import Labels
+from analysis.features.activations import Chunk
+from analysis.features.near_copies import Originals
 from harvest.text.windows import jsonl_records
 
 MOST_LABELS = 1000  # a field with more values is no label
@@ -70,3 +72,51 @@ def token_classes(tokenizer) -> np.ndarray:
             name = "start of a capitalized word" if word[0].isupper() else "start of a word"
         classes_V[number] = TOKEN_CLASSES.index(name)
     return classes_V
+
+
+SHUFFLES = 5
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of rows by their document, their token or their position; `codes` are indices into `names`.
+
+    Firings come in runs, on few documents and on few token types: labels dealt to rows anew would find specialization
+    in every feature. So the null deals codes anew to documents, or to token types, and shifts the positions of a
+    window, all by as many and around its end. Near-copies of documents with one label, and of windows, are one.
+    """
+
+    by: str  # "document", "token", "position"
+    codes: np.ndarray  # [G], [V] or [P]
+    names: list[str]
+
+    def units(self, of: Originals) -> np.ndarray:
+        """The number [U] of the group that the null keeps together, for each window, document or token."""
+        if self.by == "position":
+            return of.window_W
+        if self.by == "token":
+            return np.arange(len(self.codes))
+        alone_G = np.arange(len(self.codes))
+        alone_G[: len(of.document_G)] = of.document_G[: len(alone_G)]
+        return alone_G * len(self.names) + self.codes
+
+    def dealt(self, unit_U: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Codes of documents or tokens, or shifts of windows: as they are, and SHUFFLES times anew, [1 + S, U]."""
+        _, first, unit_U = np.unique(unit_U, return_index=True, return_inverse=True)
+        if self.by == "position":
+            drawn_SxU = rng.integers(0, len(self.codes), (SHUFFLES, len(first)))
+            return np.stack([np.zeros(len(unit_U), int), *drawn_SxU[:, unit_U]])
+        return np.stack([self.codes, *(rng.permutation(self.codes[first])[unit_U] for _ in range(SHUFFLES))])
+
+    def of_rows(self, chunk: Chunk, dealt_SxU: np.ndarray) -> np.ndarray:
+        """The labels of a chunk's rows, and of the null: [1 + S, N]."""
+        if self.by == "position":
+            positions = len(self.codes)
+            return self.codes[(chunk.position_N + dealt_SxU[:, chunk.row_N // positions]) % positions]
+        return dealt_SxU[:, chunk.document_N if self.by == "document" else chunk.token_N]
+
+    def units_of_rows(self, chunk: Chunk, unit_U: np.ndarray) -> np.ndarray:
+        """The number [N] of the group that the null keeps together, of each row; a window is split by label."""
+        if self.by == "position":
+            return unit_U[chunk.row_N // len(self.codes)] * len(self.names) + self.codes[chunk.position_N]
+        return unit_U[chunk.document_N if self.by == "document" else chunk.token_N]

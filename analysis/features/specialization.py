@@ -48,19 +48,6 @@ def over_chance(score_SxF: np.ndarray) -> np.ndarray:
     return score_SxF[0] - score_SxF[1:].mean(0)
 
 
-def most_special(features: Features) -> tuple[list[str], np.ndarray]:
-    """(the label, the specialization) [F], of that set of labels on which a feature is most specialized."""
-    names = list(features.labels)
-    score_SxF = np.stack([over_chance(np.array(features.label_score[name][1])) for name in names])
-    score_SxF = np.where(np.isnan(score_SxF), -np.inf, score_SxF)
-    best_F, label_F = score_SxF.argmax(0), np.full(score_SxF.shape[1], NO_LABEL, object)
-    for number, name in enumerate(names):
-        own_N = np.flatnonzero((best_F == number) & features.alive_F)
-        rate_NxL = features.label_count[name][own_N] / np.maximum(features.label_rows[name], 1)
-        label_F[own_N] = np.array([f"{name}: {label}" for label in features.labels[name]], object)[rate_NxL.argmax(1)]
-    return label_F.tolist(), np.where(features.alive_F, score_SxF.max(0), 0.0)
-
-
 def p_values(score_SxF: np.ndarray, effective_F: np.ndarray) -> np.ndarray:
     """Of each feature, [F]: how often labels dealt anew give so high a score over the feature's own mean.
 
@@ -91,3 +78,14 @@ def p_values(score_SxF: np.ndarray, effective_F: np.ndarray) -> np.ndarray:
         null = null_SxF[:, first : first + width]
         p_F[order_F[rank]] = (1 + (null >= found_F[rank]).sum()) / (1 + null.size)
     return p_F
+
+
+RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
+
+
+MIN_FIRINGS = 100  # of a feature that is asked what it is specialized on, or whether it is one of a single token
+
+
+def judged(features: Features) -> np.ndarray:
+    """Numbers of the features that fire often enough to be asked what they are specialized on."""
+    return np.flatnonzero(features.density_F * features.rows >= MIN_FIRINGS)

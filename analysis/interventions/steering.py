@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from analysis.plots.style import KIND_STYLES, printable
 from harvest.errors import InputError
 from harvest.request import Site, flag
 
@@ -233,7 +232,7 @@ def reader(sae: SAE, feature: int) -> Amounts:
     """f_i of rows."""
     from flax import nnx
 
-    from analysis.features.store_pass import encode
+    from analysis.features.activations import encode
 
     parts = nnx.split(sae)
     return lambda x_NxD: np.asarray(encode(*parts, x_NxD)[:, feature])
@@ -317,37 +316,3 @@ def output_scores(
         rank_C = (p_CxV > best_C[:, None]).sum(1)
         score_C = np.maximum(score_C, (1 - rank_C / p_CxV.shape[1]) * best_C)
     return {int(chosen_C[c]): float(score_C[c]) for c in np.argsort(-score_C, kind="stable")}
-
-
-def figure(steered: Steered) -> Any:
-    """An Altair figure: probability of the watched tokens, and perplexity, against strength, a curve a direction."""
-    import altair as alt
-
-    plain = steered.plain[UNSTEERED]
-    rows = [
-        {"strength": t.strength, "direction": way, "probability": t.probability, "perplexity": t.perplexity}
-        for way, curve in steered.ways.items()
-        for t in curve
-    ]
-    colours = alt.Scale(domain=list(steered.ways), range=[colour for colour, _ in KIND_STYLES.values()])
-    charts = []
-    for name, axis, of_plain in (
-        ("probability", "probability of the concept's tokens", plain.probability),
-        ("perplexity", "perplexity, unsteered model", plain.perplexity),
-    ):
-        base = alt.Chart(alt.Data(values=rows)).encode(
-            x=alt.X("strength:Q", scale=alt.Scale(type="symlog"), title="strength (× the feature's maximum)"),
-            y=alt.Y(f"{name}:Q", scale=alt.Scale(type="log" if name == "perplexity" else "linear"), title=axis),
-            color=alt.Color("direction:N", scale=colours, title=None),
-            shape=alt.Shape("direction:N", scale=alt.Scale(domain=list(steered.ways)), title=None),
-        )
-        rule = alt.Chart(alt.Data(values=[{name: of_plain}])).mark_rule(strokeDash=[4, 3]).encode(y=f"{name}:Q")
-        charts.append(alt.layer(rule, base.mark_line(), base.mark_point(filled=True, size=60)).properties(width=300))
-    subtitle = (
-        f"prompts: {len(steered.prompts)}; dashed: unsteered. Watched: {printable(', '.join(steered.watched[:8]))}"
-    )
-    title = alt.TitleParams(
-        f"steering by {next(iter(steered.ways))} ({steered.mode})", subtitle=subtitle, anchor="start"
-    )
-    chart = alt.hconcat(*charts, spacing=36).properties(title=title, background="white", padding=16)
-    return chart.configure_view(stroke=None)

@@ -8,27 +8,24 @@ Shapes: F features, T tokens of a window, P positions of a window with a row, D 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax import nnx
 
 from analysis.comparison.shared_features import Comparison
-from analysis.export.neuronpedia import Aligned, alignment, groups_of
+from analysis.features.activations import values_of_feature
+from analysis.features.bands import Aligned, alignment, groups_of
 from analysis.features.contexts import place, token_texts
 from analysis.features.mapped import mapped_arrays
 from analysis.features.specialization import over_chance
 from analysis.features.statistics import Features
-from analysis.features.store_pass import encode
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.store import ActivationStore
 from sae_jax.formats import Dictionary
-from sae_jax.formats.dictionary import BY_K
 from sae_jax.training.snapshots import ADVICE, DIRECTORY
 
-PADDED = 256  # rows: pages of about as many share a compiled program
 NAMED = 5  # tokens that name a feature beside it
 
 
@@ -224,7 +221,7 @@ def shown_contexts(
             for s in start_C.tolist()
         ]
     )
-    value_N = feature_values(dictionary, feature, x_CxPxD.reshape(-1, x_CxPxD.shape[-1]).astype(np.float32))
+    value_N = values_of_feature(dictionary, feature, x_CxPxD.reshape(-1, x_CxPxD.shape[-1]).astype(np.float32))
     value_CxT = np.pad(value_N.reshape(-1, positions), ((0, 0), (first, 0)))
     places = [place(store, row) for row in rows_C.tolist()]
     texts = iter(token_texts(tokenizer, np.concatenate([tokens_T for tokens_T, _, _ in places])))
@@ -232,19 +229,6 @@ def shown_contexts(
         ShownContext([next(texts) for _ in tokens_T], value_T, position, document, row >= trained)
         for (tokens_T, position, document), value_T, row in zip(places, value_CxT, rows_C.tolist(), strict=True)
     ]
-
-
-def feature_values(dictionary: Dictionary, feature: int, x_NxD: np.ndarray) -> np.ndarray:
-    """One feature's activation on raw rows, [N]: of kinds whose features do not compete nothing else is encoded."""
-    if dictionary.cfg["architecture"] in BY_K:
-        sae, column = dictionary.sae, feature
-    else:
-        own, column = slice(feature, feature + 1), 0
-        tensors = {name: t if name == "b_dec" else t[own] for name, t in dictionary.tensors.items() if name != "W_enc"}
-        tensors["W_enc"] = dictionary.tensors["W_enc"][:, own]
-        sae = replace(dictionary, cfg={**dictionary.cfg, "d_sae": 1}, tensors=tensors).sae
-    padded_NxD = np.pad(x_NxD, ((0, -len(x_NxD) % PADDED), (0, 0)))
-    return np.asarray(encode(*nnx.split(sae), padded_NxD)[:, column])[: len(x_NxD)]
 
 
 def beside(

@@ -5,27 +5,22 @@ Shapes: F features, N of them chosen, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from analysis.comparison.clusters import pca_of
-from analysis.features.contexts import token_texts
-from analysis.features.specialization import most_special
-from analysis.features.statistics import Features
-from analysis.plots.style import INK, printable, thinned
-from analysis.quality.ground_truth import unit
+from analysis.features.contexts import printable, token_texts
+from analysis.features.statistics import Features, most_special
+from analysis.geometry import pca_of, unit
 from analysis.runs.finished import STUDY_AGAIN
 from analysis.runs.shapes import Clusters
 from harvest.files import ARRAYS, read_arrays
 from sae_jax.shapes import check_arrays, read_shaped
 
 SHOWN_TOKENS, SEARCHED_TOKENS = 5, 20
-MOST_POINTS = 3000  # of a map: a browser draws no more at once
 
 
 @dataclass(frozen=True)
@@ -92,38 +87,3 @@ def places(folder: Path, member: str, W_dec_FxD: np.ndarray) -> tuple[np.ndarray
         return arrays["xy_Fx2"], f"{record['method']}, by the study"
     advice = "`python main.py study` makes a map by UMAP, of one member a kind"
     return pca_of(unit(W_dec_FxD), 2)[0], f"two principal components; {advice}"
-
-
-def figure(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:
-    """An Altair figure: the chosen features on the map, evenly thinned to MOST_POINTS; a click selects `feature`."""
-    import altair as alt
-
-    chosen_N = np.asarray(chosen_N, int)
-    placed_N = chosen_N[np.isfinite(xy_Fx2[chosen_N]).all(1)]
-    shown_N = thinned(placed_N, MOST_POINTS)
-    rows = [
-        {
-            "x": float(xy_Fx2[feature, 0]),
-            "y": float(xy_Fx2[feature, 1]),
-            "feature": feature,
-            "promotes": of.promotes_F[feature],
-            "density": float(max(of.density_F[feature], 1e-6)),
-            "label": of.label_F[feature],
-        }
-        for feature in shown_N.tolist()
-    ]
-    axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
-    colour = alt.Color("density:Q", title="density").scale(type="log", scheme="viridis")
-    return (
-        alt.Chart(pa.Table.from_pylist(rows))  # as a table, which Altair need not check value by value
-        .mark_circle(size=60 if len(rows) < 1000 else 25, opacity=0.9)
-        .encode(
-            *axes,
-            color=colour.legend(orient="bottom", gradientLength=160, format="~g"),
-            tooltip=["feature:Q", "promotes:N", "label:N", alt.Tooltip("density:Q", format=".2g")],
-        )
-        .add_params(alt.selection_point(name=selection, fields=["feature"]))
-        .properties(width="container", height=340, background="white")
-        .configure_view(stroke=None)
-        .configure_legend(labelColor=INK, titleColor=INK)  # else a dark page puts its own ink on it
-    )

@@ -11,8 +11,8 @@ import numpy as np
 from flax import nnx
 from scipy import sparse
 
+from analysis.features.activations import encode
 from analysis.features.contexts import token_texts
-from analysis.features.store_pass import encode
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 

@@ -10,24 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from analysis.features.density import EDGES, density_histogram
 from analysis.plots.style import kind_colour, step_heatmap, styled, thinned
 
-EDGES = np.arange(-6, 0.01, 0.25)  # of log10 of the density
-FREQUENT = 0.1  # density
 MOST_ROWS = 256  # of a heatmap
-
-
-def statistics(density_F: np.ndarray) -> dict[str, float]:
-    """mean_activation_rate, the mean density, and high_freq_neurons, how many features are FREQUENT."""
-    return {
-        "mean_activation_rate": float(density_F.mean()),
-        "high_freq_neurons": float((density_F > FREQUENT).sum()),
-    }
-
-
-def histogram(density_F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(counts, EDGES): how many of the features that fire have which log10 of the density."""
-    return np.histogram(np.log10(density_F[density_F > 0]), EDGES)
 
 
 def figure(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> Any:
@@ -37,7 +23,7 @@ def figure(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> Any
     rows = [
         {"kind": kinds[name], "member": name, "density": float(edge + 0.125), "features": int(count)}
         for name, own_F in density_F.items()
-        for edge, count in zip(EDGES, histogram(own_F)[0], strict=False)
+        for edge, count in zip(EDGES, density_histogram(own_F)[0], strict=False)
     ]
     dead = sum(int((own_F == 0).sum()) for own_F in density_F.values())
     present = list(dict.fromkeys(kinds[name] for name in density_F))

@@ -6,35 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.plots.style import KIND_STYLES, OTHER_STYLE, kind_colour, styled
-from analysis.runs import families
-from analysis.runs.best_member import best_of_results, l0_asked_of
-
-METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered", "mse", "cosine")
-
-
-def rows_of(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row a member of results.json, by name: what was measured, and asked for, then what it was trained with.
-
-    The best one has a star.
-    """
-    best = best_of_results([{"id": name, **member} for name, member in members.items()])
-    return [
-        {
-            "member": name,
-            "best": "★" if best and best["id"] == name else "",
-            "L0 asked": l0_asked_of(dict(member)),
-            **{metric: member["metrics"][metric] for metric in METRICS if metric in member["metrics"]},
-            **{setting: member.get(setting) for setting in families.MEMBER},
-        }
-        for name, member in members.items()
-    ]
+from analysis.runs.best_member import member_rows
 
 
 def scatter(members: Mapping[str, Mapping[str, Any]], selection: str | None = None) -> Any:
     """An Altair figure: explained variance against L0, a point a member; where it is named, a click is a selection."""
     import altair as alt
 
-    rows = rows_of(members)
+    rows = member_rows(members)
     present = list(dict.fromkeys(row["activation"] for row in rows))
     colours, shapes = zip(*(KIND_STYLES.get(kind, OTHER_STYLE) for kind in present), strict=True)
     chart = (

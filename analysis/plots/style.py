@@ -33,11 +33,6 @@ NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 PIXELS_PER_INCH, SHOWN_PER_INCH = 200, 100
 
 
-def printable(text: str) -> str:
-    """A token's text as a figure can hold it: an .svg has no control characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def kind_colour(kinds: Sequence[str]) -> Any:
     """The encoding of `kind` by each kind's own colour, and a legend of these."""
     import altair as alt

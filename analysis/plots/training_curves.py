@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 from analysis.plots.style import kind_colour, styled
-from analysis.runs.finished import TRAIN_AGAIN, FinishedRun
-from harvest.errors import InputError
-from harvest.files import read_lines
-from sae_jax.run_directory import METRICS, WITHOUT_LINE, RunDirectory
-from sae_jax.shapes import MetricsLine, check
 
 MOST_POINTS = 80  # of one curve, drawn
 CURVES = {"loss": "loss (log scale)", "explained_variance": "explained variance"}
-
-
-def read(run: FinishedRun) -> dict[str, list[dict[str, float]]]:
-    """{member: its lines, in the order of their steps}. Raises InputError where the file is missing or damaged."""
-    path, found = run.path / METRICS, defaultdict(list)
-    if not path.exists():
-        raise InputError(f"{run.path}: it has no {METRICS}, which training writes")
-    for line in read_lines(path, TRAIN_AGAIN):
-        check(line, MetricsLine, path, WITHOUT_LINE)
-        found[line["member"]].append(line)
-    if run.results.get(METRICS) != RunDirectory(run.path, {}).metrics_written():
-        raise InputError(f"{path} is damaged (lines are missing or changed): {TRAIN_AGAIN}")
-    return dict(found)
 
 
 def thinned(lines: list[dict[str, float]]) -> list[dict[str, float]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from analysis.geometry import unit
 from harvest.errors import InputError
 from harvest.synthetic import Truth
 
@@ -69,9 +70,3 @@ def compare(decoder_FxD: np.ndarray, features_held_out_NxF: np.ndarray, truth: T
         recall=mean_share(both_P, fires_P),
         pairs=len(true_P),
     )
-
-
-def unit(x_NxD: np.ndarray) -> np.ndarray:
-    """Rows of norm 1 in float32; a row of zeros stays one."""
-    x_NxD = np.asarray(x_NxD, np.float32)
-    return x_NxD / np.maximum(np.linalg.norm(x_NxD, axis=1, keepdims=True), 1e-30)

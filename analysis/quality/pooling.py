@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from analysis.quality.ground_truth import unit
+from analysis.geometry import unit
 from harvest.capture import BATCH_TOKENS
 from harvest.request import Site
 from harvest.text.passages import Passages

@@ -26,9 +26,9 @@ TRAIN_AGAIN, STUDY_AGAIN = "--force trains it again", "delete it, and run `study
 SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position")  # of a run and its control
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class FinishedRun:
-    """`config` and `results` are config.json and results.json. Shown in a notebook, it is the table of its members."""
+    """`config` and `results` are config.json and results.json."""
 
     path: Path
     config: dict[str, Any]
@@ -49,16 +49,6 @@ class FinishedRun:
                     f"{path / 'results.json'}: {member['id']} has other settings than its id says: {TRAIN_AGAIN}"
                 )
         return cls(path, config, results)
-
-    def __repr__(self) -> str:
-        from analysis.ui.notebook import run_text
-
-        return run_text(self.results, str(self.path))
-
-    def _repr_html_(self) -> str:
-        from analysis.ui.notebook import run_html
-
-        return run_html(self.results, str(self.path))
 
     def opened_control(self, path: Path) -> FinishedRun:
         """The same with shuffled weights. Raises InputError where it is not harvested like this run, but for them.

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from analysis.comparison.frontier import Spread
-from analysis.stats import Estimate
+from analysis.stats import Estimate, Spread
 from sae_jax.shapes import Count, Name, Shape, Share, Text
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from analysis.comparison import clusters as clustering
 from analysis.comparison import splitting
 from analysis.features.contexts import token_texts
+from analysis.plots.clusters import clusters_chart
+from analysis.plots.splitting import splitting_chart
 from analysis.plots.style import save
 from analysis.study.measures import Gathered
 
@@ -30,12 +32,12 @@ def draw(gathered: Gathered, members: list[str], say: Callable[[str], None]) -> 
             promoted = [token_texts(tokenizer, tokens) for tokens in gathered.features[name].promoted_FxT]
             clusters = clustering.compute(decoder.W_dec_FxD, decoder.alive_F, promoted)
             clustering.write(clusters, run / "analysis", name)
-            save(clustering.figure(clusters), stem)
+            save(clusters_chart(clusters), stem)
     for family in splitting.families(gathered.decoders):
         stem = run / "figures" / f"splitting-{family[-1]}"
         drawn.append(stem.name)
         if not stem.with_suffix(".svg").exists():
             split = splitting.compute({name: gathered.decoders[name] for name in family})
             splitting.write(split, run / "analysis")
-            save(splitting.figure(split), stem)
+            save(splitting_chart(split), stem)
     return drawn

@@ -18,9 +18,9 @@ from analysis.comparison import emergence
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.emergence import Trajectory
 from analysis.comparison.matching import Decoder, sparse_activations, spread_rows
-from analysis.features.specialization import over_chance, p_values
+from analysis.features.density import FREQUENT, density_statistics
+from analysis.features.specialization import MIN_FIRINGS, RATE, judged, over_chance, p_values
 from analysis.features.statistics import Features, features_of
-from analysis.plots.densities import FREQUENT, statistics
 from analysis.quality.saebench import SAEBench, measure, plain
 from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
@@ -30,9 +30,7 @@ from harvest.sources import BUNDLED_CORPUS
 from sae_jax.shapes import read_shaped
 from sae_jax.training.snapshots import read_snapshots
 
-RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
 ONE_TOKEN = 0.9  # share of a feature's firings that makes it one of a single token
-MIN_FIRINGS = 100  # of a feature that is asked what it is specialized on, or whether it is one of a single token
 RARE = 1e-4  # density
 
 MEASURES = {
@@ -168,7 +166,7 @@ def values_of(
         "l0": metrics["l0"],
         "dead": float(1 - alive_F.mean()),
         "rare": share(features.density_F[alive_F] < RARE),
-        **statistics(features.density_F),
+        **density_statistics(features.density_F),
         "found_again": again,
         "probing": float(np.mean([probe["accuracy"]["1"] for probe in probes])),
         "absorption": bench["absorption"].get(name, {}).get("fraction"),
@@ -181,11 +179,6 @@ def values_of(
 
 def share(is_one_A: np.ndarray) -> float | None:
     return float(is_one_A.mean()) if len(is_one_A) else None
-
-
-def judged(features: Features) -> np.ndarray:
-    """Numbers of the features that fire often enough to be asked what they are specialized on."""
-    return np.flatnonzero(features.density_F * features.rows >= MIN_FIRINGS)
 
 
 def specialized(features: Features, label: str) -> float | None:

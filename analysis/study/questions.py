@@ -17,11 +17,14 @@ from math import comb
 from typing import Any
 
 from analysis.comparison import emergence
-from analysis.comparison import shared_features as comparison
+from analysis.features.specialization import MIN_FIRINGS, RATE
 from analysis.plots.densities import figure as densities
+from analysis.plots.emergence import emergence_curves, emergence_heatmap
+from analysis.plots.estimates import estimates_chart
+from analysis.plots.shared_features import shared_features_chart
 from analysis.runs import families
-from analysis.stats import Estimate, chart, over_seeds
-from analysis.study.measures import LABEL_MEASURES, MEASURES, MIN_FIRINGS, RATE, Gathered
+from analysis.stats import Estimate, over_seeds
+from analysis.study.measures import LABEL_MEASURES, MEASURES, Gathered
 
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
 LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")
@@ -155,11 +158,11 @@ def feature_learning(gathered: Gathered, control: Gathered | None) -> Answer:
             "of one seed begin with the same weights: what they have in common beyond members of two is no find."
         ),
         figures={
-            "learning": chart("Activation functions", named(table)),
+            "learning": estimates_chart("Activation functions", named(table)),
             "densities": densities(
                 {name: of.density_F for name, of in gathered.features.items()}, activations(gathered)
             ),
-            **({"comparison": comparison.figure(gathered.compared)} if gathered.compared else {}),
+            **({"comparison": shared_features_chart(gathered.compared)} if gathered.compared else {}),
         },
     )
 
@@ -192,7 +195,9 @@ def what_drives_emergence(gathered: Gathered, control: Gathered | None) -> Answe
             "What correlates need not drive: frequency, norm and co-occurrence depend on each other and are those of "
             "the finished dictionary. Steps between two snapshots are not told apart."
         ),
-        figures={"emergence-predictors": chart("What tells the step at which a feature emerges", named(table))},
+        figures={
+            "emergence-predictors": estimates_chart("What tells the step at which a feature emerges", named(table))
+        },
     )
 
 
@@ -222,7 +227,9 @@ def frequency_and_specialization(gathered: Gathered, control: Gathered | None) -
         f"{max(means):.2f}). {'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
         not_shown=f"Specialization on what is not labelled. Features with under {MIN_FIRINGS} firings are not asked.",
-        figures={"frequency": chart("Frequency and specialization: rank correlation", named(table), columns=2)},
+        figures={
+            "frequency": estimates_chart("Frequency and specialization: rank correlation", named(table), columns=2)
+        },
     )
 
 
@@ -249,9 +256,9 @@ def behaviour_during_training(gathered: Gathered, control: Gathered | None) -> A
             f"and {table[kind]['deaths']} deaths between snapshots"
         )
     first = next(iter(gathered.trajectories), None)
-    figures = {"emergence": emergence.curves(gathered.trajectories, activations(gathered))} if first else {}
+    figures = {"emergence": emergence_curves(gathered.trajectories, activations(gathered))} if first else {}
     if first:
-        figures |= {f"emergence-{first}": emergence.heatmap(first, gathered.trajectories[first])}
+        figures |= {f"emergence-{first}": emergence_heatmap(first, gathered.trajectories[first])}
     return Answer(
         question="Can neuron behaviour during training be quantified and seen?",
         measured="Snapshots of decoders and densities at log-spaced steps: cosine of rows to the final directions.",
@@ -292,7 +299,7 @@ def interpretability(gathered: Gathered, control: Gathered | None) -> Answer:
         answer=f"{equal_l0(gathered)}: {'; '.join(sentences)}. {verdict}",
         uncertainty=seeds_of(gathered),
         not_shown="Whether people find the features meaningful; absorption needs a model that spells.",
-        figures={"interpretability": chart("Interpretability", named(table))},
+        figures={"interpretability": estimates_chart("Interpretability", named(table))},
     )
 
 

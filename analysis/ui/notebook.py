@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from typing import Any
 
 from analysis.runs.best_member import best_of_results
+from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.live import BEST, Terminal
 from analysis.ui.terminal.wording import failure_text, member_name, model_text, results_cells, without_figure
 
 HIGHEST = "30em"  # a table with more members scrolls
 
 
-def run_text(results: dict[str, Any], path: str) -> str:
-    """The box of results, without colours."""
-    stream = StringIO()
-    Terminal(stream=stream).results(results, path)
-    return stream.getvalue().rstrip()
+@dataclass(frozen=True, repr=False)
+class ShownRun(FinishedRun):
+    """A finished run that prints as the box of its results, and that a notebook shows as the table of its members."""
+
+    def __repr__(self) -> str:
+        stream = StringIO()
+        Terminal(stream=stream).results(self.results, str(self.path))
+        return stream.getvalue().rstrip()
+
+    def _repr_html_(self) -> str:
+        return run_html(self.results, str(self.path))
 
 
 def run_html(results: dict[str, Any], path: str) -> str:

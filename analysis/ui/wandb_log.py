@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.features.density import density_histogram, density_statistics
+from analysis.geometry import FEWEST, embed
 from analysis.plots import densities
+from analysis.plots.feature_map import density_map
 from analysis.plots.style import png_of
-from analysis.ui import feature_map as embedding
 from harvest.files import read_arrays, read_json, write_json
 from sae_jax.run_directory import WRITTEN_AGAIN
 from sae_jax.training.snapshots import read_snapshots
@@ -207,7 +209,7 @@ class WandbLog:
             own = {name: density[name] for name in names}
             run.log(dict(self._pictures(run_dir, members, own, label)))
             for name in names:
-                measured = {**members[name]["metrics"], **densities.statistics(density[name])}
+                measured = {**members[name]["metrics"], **density_statistics(density[name])}
                 run.summary.update({label(f"final/{key}", name): value for key, value in measured.items()})
             run.summary.update({f"timing/{key}": value for key, value in results["timing"].items()})
             run.log({"results": table({name: members[name] for name in names}, own)})
@@ -236,16 +238,16 @@ class WandbLog:
 
         kinds = {name: members[name]["activation"] for name in density}
         yield "figures/densities", image(densities.figure(density, kinds))
-        living = [name for name, density_F in density.items() if (density_F > 0).sum() >= embedding.FEWEST]
+        living = [name for name, density_F in density.items() if (density_F > 0).sum() >= FEWEST]
         first_of_kind = {kinds[name]: name for name in reversed(living)}
         for name, density_F in density.items():
-            yield label("density", name), wandb.Histogram(np_histogram=densities.histogram(density_F))
+            yield label("density", name), wandb.Histogram(np_histogram=density_histogram(density_F))
             if snapshots := read_snapshots(run_dir, name):
                 heat = densities.heatmap(name, {step: of.density for step, of in snapshots.items()})
                 yield label("figures/activation_heatmap", name), image(heat)
             if name in first_of_kind.values():
                 W_dec_FxD = load_dictionary(run_dir / "members" / name).tensors["W_dec"]
-                feature_map = embedding.figure(name, embedding.compute(W_dec_FxD, density_F))
+                feature_map = density_map(name, embed(W_dec_FxD, density_F))
                 yield label("figures/feature_map", name), image(feature_map)
 
 
@@ -255,7 +257,7 @@ def table(members: dict[str, dict[str, Any]], density: dict[str, np.ndarray]) ->
 
     records = [
         {**{k: v for k, v in member.items() if not isinstance(v, dict | list)}, **member["metrics"]}
-        | densities.statistics(density[name])
+        | density_statistics(density[name])
         for name, member in members.items()
     ]
     columns = list(dict.fromkeys(key for record in records for key in record))

@@ -18,8 +18,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-HEAVY = ("main", "torch", "transformers", "transformer_lens", "harvest.model.language_model", "harvest.synthetic")
+HEAVY = (
+    "analysis.cli.train",
+    "torch",
+    "transformers",
+    "transformer_lens",
+    "harvest.model.language_model",
+    "harvest.synthetic",
+)
 HEAVY += (
+    "analysis.cli.train",
     "sae_jax.training.loop",
     "analysis.pages.feature",
     "analysis.study.questions",

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from analysis.comparison.emergence import RECOGNIZABLE
+from analysis.features.contexts import printable
 from analysis.pages.feature import Bars, FeaturePage
-from analysis.plots.style import printable, styled
+from analysis.plots.style import styled
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 HEIGHT = 240  # of a whole figure: Streamlit fits title, axes and legend into it

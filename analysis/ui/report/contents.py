@@ -17,18 +17,23 @@ from analysis.comparison import clusters as clustering
 from analysis.comparison import emergence, frontier
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
-from analysis.features.contexts import token_texts
+from analysis.features.contexts import printable, token_texts
 from analysis.features.statistics import Features, features_of
 from analysis.pages.highlights import Highlight, highlights
 from analysis.plots import densities, population, training_curves
-from analysis.plots.style import printable
+from analysis.plots.clusters import clusters_chart
+from analysis.plots.emergence import emergence_curves, emergence_heatmap
+from analysis.plots.estimates import estimates_chart
+from analysis.plots.frontier import frontier_chart
+from analysis.plots.shared_features import shared_features_chart
 from analysis.runs import families
 from analysis.runs.best_member import best_of_results
+from analysis.runs.curves import read_curves
 from analysis.runs.families import source_name
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun
 from analysis.runs.reproduce import command_of
 from analysis.runs.shapes import Study
-from analysis.stats import Estimate, chart
+from analysis.stats import Estimate
 from analysis.study.questions import named
 from harvest.errors import InputError
 from sae_jax.shapes import read_shaped
@@ -95,7 +100,7 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
     if not members:
         return None
     of_grid = frontier.compute(*(run.path for run in runs))
-    drawn = frontier.figure(of_grid) if of_grid.has_curve else population.scatter(members)
+    drawn = frontier_chart(of_grid) if of_grid.has_curve else population.scatter(members)
     ranges = {name: [member["metrics"][name] for member in members.values()] for name in ("explained_variance", "l0")}
     best = best_of_results([member | {"id": name} for name, member in members.items()])
     alt = (
@@ -147,7 +152,7 @@ def part_of(
     for number, answer in enumerate(answers, 1):
         part.figures[f"study-{number}"] = answered(number, answer)
     try:
-        curves = training_curves.read(run)
+        curves = read_curves(run)
         if unknown := curves.keys() - kinds.keys():
             raise InputError(f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, which is not in results.json")
         part.figures["training"] = [training(curves, kinds)]
@@ -233,7 +238,7 @@ def in_common(part: Part, study: str) -> list[Drawn]:
         f"another, {shared.mean():.1%} in the mean; chance {chance.mean():.1%}. "
         + "; ".join(f"{of.differ}: {of.shared.mean:.1%} over {of.pairs} pairs" for of in compared.groups)
     )
-    return [Drawn("report-comparison", comparison.figure(compared), f"{alt}.")]
+    return [Drawn("report-comparison", shared_features_chart(compared), f"{alt}.")]
 
 
 def emerged(part: Part, kinds: dict[str, str]) -> list[Drawn]:
@@ -256,8 +261,8 @@ def emerged(part: Part, kinds: dict[str, str]) -> list[Drawn]:
     half = int(np.median(way.emerged_F[way.alive_F]))
     ways = f"Cosine of the features of {first} to their final directions; half emerged by step {half:,}."
     return [
-        Drawn("report-emergence", emergence.curves(trajectories, kinds), alt),
-        Drawn(f"report-emergence-{first}", emergence.heatmap(first, way), ways),
+        Drawn("report-emergence", emergence_curves(trajectories, kinds), alt),
+        Drawn(f"report-emergence-{first}", emergence_heatmap(first, way), ways),
     ]
 
 
@@ -276,7 +281,7 @@ def mapped(part: Part, study: str) -> list[Drawn]:
             counted = "1 cluster" if len(clusters.sizes) == 1 else f"{len(clusters.sizes)} clusters"
             alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}{largest}; "
             alt += f"{clusters.noise:.0%} of the features are in none."
-            drawn.append(Drawn(f"report-clusters-{name}", clustering.figure(clusters), alt))
+            drawn.append(Drawn(f"report-clusters-{name}", clusters_chart(clusters), alt))
     if not drawn:
         part.missing["clusters"] = f"There is no map of clusters yet: {study}"
     return drawn
@@ -289,7 +294,7 @@ def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
     table = {row: {name: Estimate(**of) for name, of in cells.items()} for row, cells in answer["table"].items()}
     measures = len(dict.fromkeys(name for cells in table.values() for name in cells))
     alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the figures of the table."
-    return [Drawn(f"report-question-{number}", chart(f"Question {number}", named(table)), alt)]
+    return [Drawn(f"report-question-{number}", estimates_chart(f"Question {number}", named(table)), alt)]
 
 
 def span(values: Sequence[float], form: str) -> str:

@@ -13,8 +13,8 @@ from rich.text import Text
 from analysis.ui.terminal.wording import duration_text, size_text
 
 if TYPE_CHECKING:
-    from analysis.comparison.frontier import Frontier, Spread
-    from analysis.stats import Estimate
+    from analysis.comparison.frontier import Frontier
+    from analysis.stats import Estimate, Spread
     from sae_jax.presets import Cost, Preset
 
 

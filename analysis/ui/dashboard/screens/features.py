@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from analysis.pages.feature_table import ORDERS, choose, figure
+from analysis.pages.feature_table import ORDERS, choose
+from analysis.plots.feature_map import feature_map
 from analysis.ui.dashboard.state import chosen, fitted, go, places, plain, the_list
 
 MOST_ROWS = 500
@@ -27,7 +28,7 @@ if not len(chosen_N):
 if st.segmented_control("View", ["Table", "Map"], default="Table", label_visibility="collapsed") == "Map":
     xy_Fx2, what = places(*at)
     st.caption(f"Decoder directions: {plain(what)}")
-    chart = fitted(figure(of, chosen_N, xy_Fx2, "picked"))
+    chart = fitted(feature_map(of, chosen_N, xy_Fx2, "picked"))
     picked = st.altair_chart(chart, theme=None, on_select="rerun", key="map")
     if points := picked["selection"].get("picked"):
         go("feature", feature=points[0]["feature"])

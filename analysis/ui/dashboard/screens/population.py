@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from analysis.plots.population import rows_of, scatter
+from analysis.plots.population import scatter
+from analysis.runs.best_member import member_rows
 from analysis.ui.dashboard.state import chosen, fitted, go, plain
 from analysis.ui.terminal.wording import failure_text
 
@@ -16,7 +17,7 @@ st.caption(
 )
 for failed in (member for member in at.run.results["members"] if member["failed"]):
     st.error(plain(f"{failed['id']} failed: {failure_text(failed)}"))
-rows = rows_of(at.run.members)
+rows = member_rows(at.run.members)
 picked = st.altair_chart(fitted(scatter(at.run.members, "picked")), theme=None, on_select="rerun", key="pareto")
 table = st.dataframe(
     rows,

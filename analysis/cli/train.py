@@ -1,0 +1,305 @@
+"""Text in, trained and evaluated sparse autoencoders out, in one command.
+
+python main.py --activation jump_relu                   # one dictionary, by default settings
+python main.py --activation relu jump_relu topk         # three in one jit, on the same batches
+python main.py --n-samples 100 --seq-len 10 --epochs 2  # a smoke test, in seconds
+python main.py --preset frontier                        # kinds x sparsities x seeds, and the Pareto plot
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from joblib import cpu_count
+
+from analysis.cli.flags import Parser, filled
+from analysis.comparison.frontier import compute
+from analysis.plots.frontier import write_frontier
+from analysis.runs.finished import FinishedRun, can_be_kept
+from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.tables import frontier_table, preset_table
+from harvest.capture import harvest, say_stores
+from harvest.errors import InputError
+from harvest.identity import found
+from harvest.request import HarvestRequest, Site, default_cache_dir, flag
+from harvest.sources import Source, name_of, named_files, place_of, resolve
+from harvest.store import ActivationStore
+from sae_jax.config import LEVELS, TrainConfig
+from sae_jax.members import members_of
+from sae_jax.presets import PRESETS, bundled_model, cost_of, preset_named, scale_down
+from sae_jax.run_directory import RunDirectory, default_name
+
+if TYPE_CHECKING:
+    from analysis.ui.wandb_log import WandbLog
+    from sae_jax.training.progress import Progress
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run it; nothing here changes what is trained."""
+
+    run_dir: Path | None = flag(None, "where the run lies (default: runs/, named by what was asked for)")
+    cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
+    ce_windows: int = flag(256, "held-out windows on which loss recovered is measured at the end; 0: not at all")
+    checkpoint_seconds: float = flag(60.0, "seconds between checkpoints")
+    snapshots: int = flag(10, "how often decoders are kept on the way, at log-spaced steps (for `study`); 0: never")
+    resume: bool = flag(False, "go on with an interrupted run from its last checkpoint")
+    force: bool = flag(False, "start again, also where the run is finished or interrupted")
+    quiet: bool = flag(False, "print nothing but where the results lie")
+    dry_run: bool = flag(False, "print what would be trained, and about what it costs, and train nothing")
+    use_wandb: bool = flag(False, "log to Weights & Biases; offline where there is no login")
+    wandb_project: str = flag("sae-interpretability", "the project there")
+    log_freq: int = flag(100, "steps from one point logged there to the next, at least")
+    wandb_per_member: bool = flag(False, "a run there for each member, in one group, in place of one with all")
+    wandb_artifact: bool = flag(False, "keep the finished run directory there, as an artifact")
+
+
+def build_parser() -> Parser:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--preset", metavar="NAME", help="defaults of a published set-up, or list (flags win over it)")
+    parser.add_flags("activations", HarvestRequest)
+    parser.add_flags("training", TrainConfig)
+    parser.add_flags("running", Options)
+    return parser
+
+
+WANDB_FLAGS = ("--wandb-project", "--log-freq", "--wandb-per-member", "--wandb-artifact")
+LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
+
+
+def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[str, Any] | None]:
+    """The flags, checked, and the record of a preset. Raises InputError."""
+    parser = build_parser()
+    values, record = vars(parser.parse_args(argv)), None
+    changes: list[str] = []
+    given = {argument.partition("=")[0] for argument in argv}
+    if name := values["preset"]:
+        preset = preset_named(name)
+        parser.set_defaults(**preset.flags)
+        values = vars(parser.parse_args(argv))
+        if bundled := bundled_model(values["model_name"]):
+            values, changes = scale_down(values, {flag[2:].replace("-", "_") for flag in given}, bundled)
+        record = {"name": name, "not_followed": preset.not_followed, "scaled_down": changes}
+    request, config, options = filled(HarvestRequest, values), filled(TrainConfig, values), filled(Options, values)
+    for name, level in LEVEL_OF_FLAG.items():
+        if name in given and not any(level in LEVELS[kind] for kind in config.activation) and not config.members:
+            raise InputError(f"{name} means nothing to --activation {' '.join(config.activation)}: leave it out")
+    if {"--target-l0", "--sparsity"} <= given:
+        raise InputError("--target-l0 and --sparsity: steer to an L0, or fix the coefficient? Give one of them")
+    if options.resume and options.force:
+        raise InputError("--resume and --force: go on, or start again? Give one of them")
+    if not options.use_wandb and (idle := [name for name in WANDB_FLAGS if name in given]):
+        raise InputError(f"{idle[0]} means nothing without --use-wandb: add that, or leave it out")
+    if options.log_freq < 1:
+        raise InputError(f"--log-freq {options.log_freq}: must be 1 or more")
+    members_of(config, request.sites)
+    if request.held_out == 1:
+        raise InputError("--held-out 1: leaves nothing to train on; must be between 0 and 1")
+    if config.batch_size > (most := request.n_samples * request.seq_len):
+        raise InputError(f"--batch-size {config.batch_size}: --n-samples times --seq-len are at most {most:,} rows")
+    if not options.checkpoint_seconds > 0:
+        raise InputError(f"--checkpoint-seconds {options.checkpoint_seconds}: must be a positive number")
+    for name in ("ce_windows", "snapshots"):
+        if (value := getattr(options, name)) < 0:
+            raise InputError(f"--{name.replace('_', '-')} {value}: must be 0 or more")
+    return request, config, options, record
+
+
+def run(argv: list[str]) -> None:
+    if build_parser().parse_args(argv).preset == "list":
+        list_presets()
+        return
+    request, config, options, preset = parse(argv)
+    if options.dry_run:
+        print_plan(request, config, options, preset)
+        return
+    asked = {"harvest": request.to_json(), "train": config.to_json(), "files": named_files(request)}
+    asked |= {"preset": preset} if preset else {}
+    run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
+    run.refuse_another_run()
+    run.note_places()
+    with Terminal(quiet=options.quiet) as terminal, ExitStack() as others:
+        say_preset(preset, terminal)
+        if answered(run, request, options, terminal):
+            return
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # members train on all cores, each on its own
+        began, sources = time.perf_counter(), None
+        if options.force or not (options.resume or run.results):
+            from sae_jax.cost import refuse_before_harvest
+
+            sources = resolve(request, options.cache_dir)  # here alone: a hub out of reach is waited for
+            refuse_before_harvest(config, request, sources[0])
+        stores = rows_of(run, request, options, terminal, sources)
+        harvest_seconds = time.perf_counter() - began
+        others.enter_context(run.held())
+        if answered(run, request, options, terminal):  # another process may have finished it meanwhile
+            return
+        log = None
+        if options.use_wandb:
+            log = others.enter_context(wandb_log(request, config, options, run, terminal))
+        results = work(stores, harvest_seconds, config, options, run, terminal, log)
+        if lacks_loss_recovered(results, request, options):
+            from analysis.quality.loss_recovered import complete_run
+
+            location = place_of("model", next(iter(stores.values())).manifest["model"])
+            results = complete_run(run, stores, location, options.ce_windows, terminal.progress)
+        elif options.ce_windows and "loss_recovered" not in results:
+            terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens leave none to predict")
+        show(run, results, terminal, anew=True)
+        if log:
+            log.results(results, run.path)
+
+
+def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, preset: dict[str, Any] | None) -> None:
+    """What would be trained, and about what it costs."""
+    from sae_jax.cost import plan
+    from sae_jax.training.memory import refuse_too_large
+
+    model, _ = resolve(request)
+    if model.d_model is None:
+        raise InputError(f"--dry-run: the config of {model.location} does not say how wide the model is")
+    with Terminal(quiet=options.quiet) as terminal:
+        say_preset(preset, terminal)
+        planned = plan(config, request, model.d_model)
+        terminal.plan(planned)
+        try:
+            refuse_too_large(planned.memory)
+        except InputError as error:
+            terminal.say(f"it would not be trained here: {error}")
+
+
+def answered(run: RunDirectory, request: HarvestRequest, options: Options, terminal: Terminal) -> bool:
+    """Whether there is nothing left to do, and the results are shown. Raises InputError for an interrupted run."""
+    if run.interrupted and not (options.resume or options.force):
+        raise InputError(f"{run.path} was interrupted: add --resume to go on, or --force to start again")
+    results = run.results
+    if not results or options.force or lacks_loss_recovered(results, request, options):
+        return False
+    terminal.say(f"{run.path} is finished; --force does it again")
+    show(run, results, terminal)
+    return True
+
+
+def rows_of(
+    run: RunDirectory,
+    request: HarvestRequest,
+    options: Options,
+    terminal: Terminal,
+    sources: tuple[Source, Source] | None,
+) -> dict[Site, ActivationStore]:
+    """The stores to train on. Those that the run was begun on, if the cache has them, and then no hub is asked.
+
+    `sources` are what `resolve` answered to the request of a run that begins.
+    """
+    talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
+    if run.results and not options.force:
+        finished = FinishedRun.open(run.path)
+        return {site: finished.store(site, options.cache_dir, **talk) for site in request.sites}
+    if options.resume and run.stores:
+        facts = {site: of for site in request.sites for of in run.stores if of["hook_name"] == site.hook_name}
+        places = {site: options.cache_dir / "activations" / of["directory"] for site, of in facts.items()}
+        stores = {site: store for site, of in facts.items() if (store := found(of["identity"], places[site]))}
+        if len(stores) == len(request.sites):
+            say_stores(stores, terminal.say)
+            return stores
+        model, dataset = run.stores[0]["model"], run.stores[0]["dataset"]
+        request = replace(request, model_name=name_of("model", model), dataset=name_of("dataset", dataset))
+    talk |= {"sources": sources, "loss_recovered": lacks_loss_recovered({}, request, options)}
+    return harvest(request, options.cache_dir, **talk)
+
+
+def wandb_log(
+    request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal
+) -> WandbLog:
+    from analysis.ui.wandb_log import WandbLog, WandbOptions
+
+    members = {member.id: asdict(member) for member in members_of(config, request.sites)}
+    others = {part: of for part, of in run.asked.items() if part not in ("harvest", "train")}
+    asked = run.asked["harvest"] | run.asked["train"] | others
+    chosen = WandbOptions(
+        project=options.wandb_project,
+        log_freq=options.log_freq,
+        per_member=options.wandb_per_member,
+        artifact=options.wandb_artifact,
+    )
+    return WandbLog(chosen, run.path, asked, members, terminal.say)
+
+
+def list_presets() -> None:
+    bundled = bundled_model("bundled")
+    with Terminal() as terminal:
+        costs = {name: (preset, cost_of(preset), cost_of(preset, bundled)) for name, preset in PRESETS.items()}
+        terminal.show(preset_table(costs))
+
+
+def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:
+    if preset and preset["scaled_down"]:
+        terminal.say(f"--preset {preset['name']} scaled down to the bundled model: {', '.join(preset['scaled_down'])}")
+    if preset and preset["not_followed"]:
+        terminal.say(f"--preset {preset['name']} does not follow: {'; '.join(preset['not_followed'])}")
+
+
+def show(run: RunDirectory, results: dict, terminal: Terminal, anew: bool = False) -> None:
+    """The box of results and, where a kind was trained at several sparsities, the frontier."""
+    frontier = compute(run.path)
+    if frontier.has_curve:
+        drawn = not anew and (run.path / "figures" / "frontier.svg").exists()
+        if not drawn and can_be_kept(run.path, terminal.say):
+            write_frontier(frontier, run.path)
+        terminal.say(frontier.title)
+        terminal.show(frontier_table(frontier))
+        if (run.path / "figures" / "frontier.svg").exists():
+            terminal.say(f"figure: {run.path / 'figures' / 'frontier.png'}, and .svg")
+    terminal.results(results, str(run.path))
+
+
+def lacks_loss_recovered(results: dict, request: HarvestRequest, options: Options) -> bool:
+    """Whether it can, and is yet to be measured, on as many windows as are asked for."""
+    if request.seq_len - (not request.keep_first_position) < 2:
+        return False
+    return options.ce_windows not in (0, results.get("loss_recovered", {}).get("windows_asked"))
+
+
+def work(
+    stores: dict[Site, ActivationStore],
+    harvest_seconds: float,
+    config: TrainConfig,
+    options: Options,
+    run: RunDirectory,
+    terminal: Terminal,
+    log: WandbLog | None,
+) -> dict:
+    """The content of results.json; of a run finished before, that of then."""
+    results = run.results
+    if results and not options.force:
+        terminal.say(f"{run.path} is trained, but its loss recovered is to be measured")
+        return results
+
+    import jax
+
+    from sae_jax.training.loop import train
+
+    def on_progress(progress: Progress) -> None:
+        terminal.training_progress(progress)
+        if log:
+            log.training_progress(progress)
+
+    terminal.say(f"training on {jax.default_backend()}")
+    return train(
+        config,
+        list(stores.values()),
+        run,
+        resume=options.resume,
+        force=options.force,
+        checkpoint_seconds=options.checkpoint_seconds,
+        snapshots=options.snapshots,
+        harvest_seconds=harvest_seconds,
+        on_progress=on_progress,
+        say=terminal.say,
+    )

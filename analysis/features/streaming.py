@@ -1,0 +1,113 @@
+"""The strongest and a random sample of firings for each feature, gathered in bounded memory as rows stream by.
+
+Shapes: N firings, F features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from analysis.features.hashes import MIX
+
+BARS, SMALLEST = 128, 2.0**-20  # of a histogram, half of them below 0; where a feature's first ones end
+PENDING = 1 << 20  # firings that wait to be sorted in
+
+
+ENTRY = np.dtype([("feature", "i4"), ("key", "f4"), ("value", "f4"), ("row", "i8"), ("token", "i4"), ("alike", "u8")])
+
+
+@dataclass
+class TopKPerFeature:
+    """A streaming top-k: of each feature the firings of the largest keys.
+
+    With `positions`, those of a window, no two are of one window or of equal contexts: from the largest key on, each
+    firing is left out that shares its window or context with one that is not. As many of those left out are kept at
+    hand, for the one that hides them may itself be hidden by what comes later.
+    """
+
+    features: int
+    size: int
+    positions: int = 0
+    entries: np.ndarray = field(default_factory=lambda: np.empty(0, ENTRY))
+    pending: list[np.ndarray] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.floor_F = np.full(self.features, -np.inf, np.float32)
+
+    def add(self, firings_Z: np.ndarray) -> None:
+        self.pending.append(firings_Z[firings_Z["key"] > self.floor_F[firings_Z["feature"]]])
+        if sum(map(len, self.pending)) > PENDING:
+            self.settle()
+
+    def settle(self) -> np.ndarray:
+        """All that were seen, merged: the entries kept, ordered by feature and falling key."""
+        found = np.concatenate([self.entries, *self.pending])
+        found = found[np.lexsort((found["row"], -found["key"], found["feature"]))]
+        counts = distinct(found, self.positions) if self.positions else np.ones(len(found), bool)
+        rank, hidden = ranks(found["feature"], counts), ranks(found["feature"], ~counts)
+        last = counts & (rank == self.size - 1)
+        self.floor_F[found["feature"][last]] = found["key"][last]
+        stays = (rank < self.size) & (counts | (hidden < self.size))
+        self.entries, self.pending = found[stays], []
+        return found[stays & counts]
+
+    def table(self, name: str, none: float) -> np.ndarray:
+        """One field of the entries as [F, K], filled up with `none`."""
+        entries = self.settle()
+        rank = ranks(entries["feature"], np.ones(len(entries), bool))
+        table_FxK = np.full((self.features, self.size), none, ENTRY[name])
+        table_FxK[entries["feature"], rank] = entries[name]
+        return table_FxK
+
+
+def ranks(feature_N: np.ndarray, counts_N: np.ndarray) -> np.ndarray:
+    """The number of counted entries of the same feature before each entry; entries are ordered by feature."""
+    before_N = np.cumsum(counts_N) - counts_N
+    return before_N - before_N[np.searchsorted(feature_N, feature_N)]
+
+
+def distinct(found_N: np.ndarray, positions: int) -> np.ndarray:
+    """Mark the entries that share neither window nor context with an earlier marked one; ordered by feature and key."""
+    feature_N, groups = found_N["feature"].astype(np.uint64) << np.uint64(40), []
+    for what_N in (found_N["alike"], (found_N["row"] // positions).astype(np.uint64)):
+        groups.append(np.unique((what_N * MIX) ^ feature_N, return_inverse=True)[1])
+    is_distinct_N, open_M = np.zeros(len(found_N), bool), np.arange(len(found_N))
+    while len(open_M):  # the first of its window and of its context is hidden by none
+        first_M = np.ones(len(open_M), bool)
+        for group_N in groups:
+            first = np.empty(len(found_N), np.int64)
+            first[group_N[open_M][::-1]] = open_M[::-1]
+            first_M &= first[group_N[open_M]] == open_M
+        is_distinct_N[open_M[first_M]] = True
+        for group_N in groups:
+            is_taken = np.zeros(len(found_N), bool)
+            is_taken[group_N[is_distinct_N]] = True
+            open_M = open_M[~is_taken[group_N[open_M]]]
+    return is_distinct_N
+
+
+class Histogram:
+    """How often each value was seen, in bars of equal width from −limit to limit.
+
+    Where a value lies beyond a feature's limit, its bars are joined in pairs, which doubles the limit: nothing need be
+    known of the values before, and at the end the positive ones are in 32 to 64 bars.
+    """
+
+    def __init__(self, features: int):
+        self.count_FxB = np.zeros((features, BARS), np.int32)
+        self.limit_F = np.full(features, SMALLEST)
+
+    def add(self, feature_Z: np.ndarray, value_Z: np.ndarray) -> None:
+        largest_F = np.zeros(len(self.limit_F))
+        np.maximum.at(largest_F, feature_Z, np.abs(value_Z))
+        while (beyond := np.flatnonzero(largest_F >= self.limit_F)).size:
+            pairs = self.count_FxB[beyond].reshape(len(beyond), BARS // 2, 2).sum(2)
+            self.count_FxB[beyond] = np.pad(pairs, ((0, 0), (BARS // 4, BARS // 4)))
+            self.limit_F[beyond] *= 2
+        bar_Z = np.floor(value_Z / self.limit_F[feature_Z] * (BARS // 2)).astype(int) + BARS // 2
+        self.count_FxB += counted(feature_Z, bar_Z, self.count_FxB.shape)
+
+
+def counted(row_Z: np.ndarray, column_Z: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    return np.bincount(row_Z * shape[1] + column_Z, minlength=shape[0] * shape[1]).reshape(shape)

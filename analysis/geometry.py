@@ -1,0 +1,105 @@
+"""Directions in the model's space: unit rows, random directions of the same covariance, UMAP, principal components.
+
+Shapes: N directions, D width of the model, C components, K neighbours.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+
+
+def unit(x_NxD: np.ndarray) -> np.ndarray:
+    """Rows of norm 1 in float32; a row of zeros stays one."""
+    x_NxD = np.asarray(x_NxD, np.float32)
+    return x_NxD / np.maximum(np.linalg.norm(x_NxD, axis=1, keepdims=True), 1e-30)
+
+
+SLICE = 1024  # features at a time
+
+
+def slices_of(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + SLICE, count)) for start in range(0, count, SLICE))
+
+
+def random_like(directions_FxD: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian directions with the same second moments, mean direction included, of norm 1: [count, D]."""
+    root = np.linalg.qr(directions_FxD, mode="r") / np.sqrt(len(directions_FxD))
+    return unit(rng.standard_normal((count, len(root)), np.float32) @ root)
+
+
+NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with 0.1, or 200 epochs, small planted clusters run together
+
+
+def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
+    """Two dimensions. Neighbours are exact and the layout has one thread, so that a seed says everything."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", category=UserWarning, module="umap"
+        )  # it cannot place further points: none come
+        from umap import UMAP
+
+        at_NxK, distance_NxK = neighbours(x_NxD, min(NEIGHBOURS, len(x_NxD) - 1))
+        layout = UMAP(
+            n_neighbors=at_NxK.shape[1],
+            min_dist=MIN_DISTANCE,
+            n_epochs=EPOCHS,
+            metric="cosine",
+            random_state=seed,
+            n_jobs=1,
+            precomputed_knn=(at_NxK, distance_NxK),
+            force_approximation_algorithm=True,  # else it computes all distances of small sets anew
+        )
+        return layout.fit_transform(x_NxD)
+
+
+def neighbours(x_NxD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, 1 − cosine) of the nearest, itself first, as UMAP expects."""
+
+    def sliced() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for s in slices_of(len(x_NxD)):
+            cosine_SxN = x_NxD[s] @ x_NxD.T
+            cosine_SxN[np.arange(len(cosine_SxN)), np.arange(s.start, s.stop)] = 2  # first, whatever its twins have
+            at_SxK = np.argpartition(-cosine_SxN, count - 1, axis=1)[:, :count]
+            nearest = np.argsort(-np.take_along_axis(cosine_SxN, at_SxK, 1), axis=1, kind="stable")
+            at_SxK = np.take_along_axis(at_SxK, nearest, 1)
+            yield at_SxK, np.maximum(1 - np.minimum(np.take_along_axis(cosine_SxN, at_SxK, 1), 1), 0)
+
+    at, distance = zip(*sliced(), strict=True)
+    return np.concatenate(at), np.concatenate(distance).astype(np.float32)
+
+
+def pca_of(x_NxD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(coordinates, shares of the variance) of principal components, each signed so that its largest weight is > 0."""
+    x_NxD = x_NxD - x_NxD.mean(0)
+    variance_D, axes_DxD = np.linalg.eigh(x_NxD.T @ x_NxD)
+    axes_DxC = axes_DxD[:, ::-1][:, :count]
+    axes_DxC = axes_DxC * np.sign(axes_DxC[np.abs(axes_DxC).argmax(0), np.arange(axes_DxC.shape[1])])
+    return x_NxD @ axes_DxC, variance_D[::-1][:count] / variance_D.sum()
+
+
+FEWEST = 20  # living features that make a map
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Of the living features: their numbers, places and densities."""
+
+    feature_N: np.ndarray
+    xy_Nx2: np.ndarray
+    density_N: np.ndarray
+    method: str
+
+
+def embed(W_dec_FxD: np.ndarray, density_F: np.ndarray, seed: int = 0) -> Embedding:
+    """UMAP by cosine where umap-learn is installed, else two principal components."""
+    feature_N = np.flatnonzero(density_F > 0)
+    x_NxD = unit(W_dec_FxD[feature_N])
+    with_umap = find_spec("umap") is not None
+    xy_Nx2 = umap_of(x_NxD, seed) if with_umap else pca_of(x_NxD, 2)[0]
+    method = "UMAP by cosine" if with_umap else "two principal components"
+    return Embedding(feature_N, xy_Nx2, density_F[feature_N], method)

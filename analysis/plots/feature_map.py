@@ -1,0 +1,66 @@
+"""The directions of one dictionary's features, drawn as a map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.geometry import Embedding
+from analysis.pages.feature_table import FeatureList
+from analysis.plots.style import INK, styled, thinned
+
+MOST_POINTS = 3000  # of a map: a browser draws no more at once
+
+
+def feature_map(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:
+    """An Altair figure: the chosen features on the map, evenly thinned to MOST_POINTS; a click selects `feature`."""
+    import altair as alt
+
+    chosen_N = np.asarray(chosen_N, int)
+    placed_N = chosen_N[np.isfinite(xy_Fx2[chosen_N]).all(1)]
+    shown_N = thinned(placed_N, MOST_POINTS)
+    rows = [
+        {
+            "x": float(xy_Fx2[feature, 0]),
+            "y": float(xy_Fx2[feature, 1]),
+            "feature": feature,
+            "promotes": of.promotes_F[feature],
+            "density": float(max(of.density_F[feature], 1e-6)),
+            "label": of.label_F[feature],
+        }
+        for feature in shown_N.tolist()
+    ]
+    axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
+    colour = alt.Color("density:Q", title="density").scale(type="log", scheme="viridis")
+    return (
+        alt.Chart(pa.Table.from_pylist(rows))  # as a table, which Altair need not check value by value
+        .mark_circle(size=60 if len(rows) < 1000 else 25, opacity=0.9)
+        .encode(
+            *axes,
+            color=colour.legend(orient="bottom", gradientLength=160, format="~g"),
+            tooltip=["feature:Q", "promotes:N", "label:N", alt.Tooltip("density:Q", format=".2g")],
+        )
+        .add_params(alt.selection_point(name=selection, fields=["feature"]))
+        .properties(width="container", height=340, background="white")
+        .configure_view(stroke=None)
+        .configure_legend(labelColor=INK, titleColor=INK)  # else a dark page puts its own ink on it
+    )
+
+
+def density_map(name: str, embedding: Embedding) -> Any:
+    """An Altair figure, a point a living feature, coloured by how often it fires."""
+    import altair as alt
+
+    rows = [
+        {"feature": int(f), "x": float(x), "y": float(y), "density": float(np.log10(density))}
+        for f, (x, y), density in zip(embedding.feature_N, embedding.xy_Nx2, embedding.density_N, strict=True)
+    ]
+    axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
+    colour = alt.Color("density:Q", title="log10 of the density").scale(scheme="viridis")
+    points = alt.Chart(alt.Data(values=rows)).mark_circle(size=28 if len(rows) < 5000 else 12, opacity=0.85)
+    chart = points.encode(*axes, color=colour, tooltip=["feature:N", alt.Tooltip("density:Q", format=".2f")])
+    subtitle = [f"{name}: {len(rows):,} living features", embedding.method]
+    return styled(chart.properties(width=480, height=360), "Directions of features", subtitle)

@@ -1,0 +1,87 @@
+"""Each metric against L0: a curve for each kind, with the spread over seeds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from analysis.comparison.frontier import METRICS, Frontier
+from analysis.plots.style import INK, KIND_STYLES, OTHER_STYLE, save, styled
+from analysis.stats import Spread
+from harvest.errors import InputError
+from harvest.files import write_json
+
+
+def write_frontier(frontier: Frontier, folder: Path) -> list[Path]:
+    """analysis/frontier.json, figures/frontier.png and .svg in a folder; returns the paths of the figures."""
+    drawn = frontier_chart(frontier)
+    (folder / "analysis").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "analysis" / "frontier.json", {"schema": 1, **asdict(frontier)})
+    return save(drawn, folder / "figures" / "frontier")
+
+
+def frontier_chart(frontier: Frontier) -> Any:
+    """An Altair figure: each metric against L0 (log scale), a curve a kind, bars of one deviation over seeds.
+
+    A panel for each setting in which curves of one kind differ. Raises InputError where no kind has two sparsities.
+    """
+    if not frontier.has_curve:
+        raise InputError(
+            "a frontier needs one kind at two or more sparsities: train with --target-l0 16 32 or --k 16 32"
+        )
+    import altair as alt
+
+    metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.drawn)]
+    seeds = sorted({len(point.seeds) for point in frontier.drawn})
+    counts = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    means = "one seed" if seeds == [1] else f"mean of {counts} seeds, bars: ± one standard deviation"
+    text = frontier.settings.get("text", "several texts")
+    dead = len(frontier.points) - len(frontier.drawn)
+    not_drawn = [f"not drawn: {dead} at L0 0, where no feature fires"] if dead else []
+    charts = [metric_chart(frontier, metric) for metric in metrics]
+    chart = alt.vconcat(*charts, spacing=28) if len(frontier.panels) > 1 else alt.hconcat(*charts, spacing=36)
+    return (
+        styled(chart, frontier.title, [f"{means}; held-out rows of the {text}", *not_drawn])
+        .configure_legend(labelFontSize=13, labelColor=INK, symbolSize=110, symbolOpacity=1, offset=24, rowPadding=6)
+        .configure_header(labelFontSize=13, labelColor=INK, labelFontWeight="bold", labelAnchor="start", title=None)
+    )
+
+
+def metric_chart(frontier: Frontier, metric: str) -> Any:
+    import altair as alt
+
+    points = [point for point in frontier.drawn if metric in point.metrics]
+    rows: list[dict[str, Any]] = [
+        {"panel": p.panel, "kind": p.kind, "l0": p.metrics["l0"].mean, "mean": p.metrics[metric].mean}
+        | bar(p.metrics[metric])
+        for p in points
+    ]
+    kinds = list(dict.fromkeys(point.kind for point in frontier.drawn))
+    colours, shapes = zip(*(KIND_STYLES.get(kind, OTHER_STYLE) for kind in kinds), strict=True)
+    l0s = [row["l0"] for row in rows]
+    low, high = min(l0s) / 1.15, max(l0s) * 1.15
+    ticks = [2**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+    x = alt.X("l0:Q", title="L0: active features a row (log scale)")
+    x = x.scale(type="log", domain=[low, high], nice=False).axis(values=ticks, format="~g", grid=True)
+    y = alt.Y("mean:Q", title=METRICS[metric]).scale(zero=False, padding=14).axis(format=".3~f", tickCount=6)
+    colour = alt.Color("kind:N", title=None).scale(domain=kinds, range=list(colours))
+    shape = alt.Shape("kind:N", title=None).scale(domain=kinds, range=list(shapes))
+    base = alt.Chart().encode(x=x, color=colour)
+    layers = [
+        base.mark_line(strokeWidth=2).encode(y=y),
+        base.mark_errorbar(ticks={"size": 13}, thickness=1.4, opacity=1).encode(
+            alt.Y("low:Q", title=METRICS[metric]), y2="high:Q"
+        ),
+        base.mark_point(filled=True, size=60, opacity=1).encode(y=y, shape=shape),
+    ]
+    wide, tall = (300, 220) if len(frontier.panels) > 1 else (430, 330)
+    layered = alt.layer(*layers, data=alt.Data(values=rows)).properties(width=wide, height=tall)
+    return layered.facet(alt.Facet("panel:N", title=None).sort(frontier.panels), columns=3) if wide == 300 else layered
+
+
+def bar(spread: Spread) -> dict[str, float]:
+    """The ends of an error bar, at the mean itself for a single seed."""
+    deviation = spread.deviation or 0.0
+    return {"low": spread.mean - deviation, "high": spread.mean + deviation}
