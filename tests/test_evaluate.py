@@ -13,7 +13,7 @@ from rows import make_store
 from safetensors.numpy import save_file
 
 import main
-from analysis.cli.evaluate import dictionaries_in
+from analysis.quality.evaluate import dictionaries_in
 from analysis.stats import FEWEST_DOCUMENTS
 from harvest.errors import InputError
 from harvest.files import read_json, write_json

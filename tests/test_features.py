@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from rows import make_store
 from scipy import sparse, stats
 
-from analysis.features import cofiring
+from analysis.features import activations, cofiring, streaming
 from analysis.features import row_labels as labels_module
 from analysis.features import statistics as feature_statistics
-from analysis.features import store_pass as firing
+from analysis.features.activations import CONTEXT_TOKENS
 from analysis.features.cofiring import CoFiring
 from analysis.features.contexts import context_text
 from analysis.features.hashes import context_hashes
 from analysis.features.row_labels import SHUFFLES, Labels
 from analysis.features.specialization import mutual_information, over_chance, p_values, specialization
 from analysis.features.statistics import Features, features_of
-from analysis.features.store_pass import SMALLEST, firing_of
-from analysis.features.streaming import BARS, CONTEXT_TOKENS, ENTRY, Histogram, TopKPerFeature
+from analysis.features.store_pass import firing_of
+from analysis.features.streaming import BARS, ENTRY, SMALLEST, Histogram, TopKPerFeature
 from analysis.runs.finished import FinishedRun
 from harvest.files import write_arrays
 from harvest.model.language_model import LanguageModel
@@ -92,8 +92,8 @@ def test_a_histogram_needs_to_know_nothing_of_the_values_to_come(chunks):
 
 @pytest.mark.parametrize("chunk_rows,pending", [(4096, 1 << 20), (40, 30)])
 def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, labels, monkeypatch, chunk_rows, pending):
-    monkeypatch.setattr(firing, "CHUNK_ROWS", chunk_rows)
-    monkeypatch.setattr(firing, "PENDING", pending)
+    monkeypatch.setattr(activations, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(streaming, "PENDING", pending)
     of, rows_SxL = firing_of(sae, store, labels, 0)
     f_NxF, token_N, position_N, document_N = everything(store, sae)
     fires_NxF = f_NxF != 0
@@ -154,7 +154,7 @@ def test_what_is_left_out_hides_nothing():
 
 
 def test_what_comes_later_sets_free_what_was_hidden(monkeypatch):
-    monkeypatch.setattr(firing, "PENDING", 0)
+    monkeypatch.setattr(streaming, "PENDING", 0)
     kept = TopKPerFeature(features=1, size=2, positions=4)
     kept.add(entries_of((5, 0, 7), (4, 1, 8)))
     kept.add(entries_of((9, 40, 7)))

@@ -26,7 +26,8 @@ from analysis.concepts.detectors import (
     permutation_test,
 )
 from analysis.concepts.max_pooling import MaxPooled, max_features, max_projection, mean_difference
-from analysis.ui.terminal.detectors import Description, description_text, found_table
+from analysis.concepts.search import FeatureDescription
+from analysis.ui.terminal.detectors import description_text, found_table
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from harvest.text.concepts import texts_in
@@ -246,7 +247,7 @@ def test_the_table_fits_into_80_columns_and_a_description_marks_the_token(rng):
     console = Console(width=80, record=True)
     console.print(found_table("Best", result.features, {(member, 0): 0.123}, {}))
     mark = SimpleNamespace(before="over the\nGolden", token=" Gate", after=" Bridge")
-    console.print(description_text(result.features[0], Description([" Bridge"], [mark] * 3), contexts=1))
+    console.print(description_text(result.features[0], FeatureDescription([" Bridge"], [mark] * 3), contexts=1))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80 and "…" not in text
     assert "over the Golden[ Gate] Bridge" in text and "' Bridge'" in text and text.count("Gate") == 1

@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from analysis.quality.loss_recovered import finite, loss_recovered, scores, spread_windows
+from analysis.runs.undefined import why_undefined
 from analysis.stats import SAMPLES, resample
-from analysis.ui.terminal.wording import without_figure
 from harvest.errors import InputError
 from harvest.interventions.loss_recovered import losses
 from harvest.model.language_model import LanguageModel
@@ -269,9 +269,9 @@ def test_where_zero_ablation_costs_nothing_there_is_no_share_and_it_is_said_why(
     }
     found = {name: finite(value) for name, value in scores(sums).items()}
     assert found["ce_recovered"] is found["kl_recovered"] is None and found["ce_sae"] == 3.5
-    assert f"does no worse (cross-entropy {zero:.4f}) than as it is ({clean:.4f})" in without_figure(found)
-    assert without_figure(found | {"ce_recovered": 0.5}).startswith("KL recovered has no meaning here")
-    assert without_figure(found | {"ce_recovered": 0.5, "kl_recovered": 0.5}) == without_figure({}) == ""
+    assert f"does no worse (cross-entropy {zero:.4f}) than as it is ({clean:.4f})" in why_undefined(found)
+    assert why_undefined(found | {"ce_recovered": 0.5}).startswith("KL recovered has no meaning here")
+    assert why_undefined(found | {"ce_recovered": 0.5, "kl_recovered": 0.5}) == why_undefined({}) == ""
 
 
 def test_on_text_that_a_model_predicts_worse_than_nothing_no_share_is_recovered(model, tmp_path):
@@ -280,7 +280,7 @@ def test_on_text_that_a_model_predicts_worse_than_nothing_no_share_is_recovered(
     for of in found.values():
         assert of["metrics"]["ce_zero"] < of["metrics"]["ce_clean"] and of["metrics"]["ce_recovered"] is None
         assert of["intervals"]["ce_recovered"] is None
-        assert of["metrics"]["kl_recovered"] is not None and without_figure(of["metrics"])
+        assert of["metrics"]["kl_recovered"] is not None and why_undefined(of["metrics"])
 
 
 def test_windows_are_spread_over_what_does_not_calibrate(model, tmp_path):

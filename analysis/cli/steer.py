@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.cli.flags import Parser, filled
-from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered, Texts
+from analysis.concepts.search import SearchSettings, concept_texts, search
+from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.steering import steered_figures_table, steered_texts_table
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import default_cache_dir, flag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.table import Table
 
     from analysis.features.statistics import Features
     from harvest.model.language_model import LanguageModel
@@ -139,7 +139,7 @@ def run(argv: list[str]) -> None:
         steered = steer_model.compute(
             model, site, ways, options.mode, options.tried, watched, sampling, first_position, options.concept
         )
-        for table in (texts_table(steered), figures_table(steered)):
+        for table in (steered_texts_table(steered), steered_figures_table(steered)):
             terminal.show(table)
         again: dict[str, Steered] = {}
         if options.sweep:
@@ -155,13 +155,12 @@ def run(argv: list[str]) -> None:
 
 def detected(options: Options, finished: FinishedRun, member: str, model: LanguageModel) -> list[int]:
     """Features that find-feature finds for the concept."""
-    from analysis.cli import find_feature
 
     assert options.concept is not None
-    how = find_feature.Options(member=(member,), examples=options.examples, top=options.candidates)
-    texts = find_feature.texts_of(options.concept, finished, how)
+    how = SearchSettings(member=(member,), examples=options.examples, top=options.candidates)
+    texts = concept_texts(options.concept, finished, how)
     dictionaries = {member: finished.dictionary(member)}
-    _, found = find_feature.find(options.concept, finished, model, dictionaries, how, *texts)
+    _, found = search(options.concept, finished, model, dictionaries, how, *texts)
     return [feature.feature for feature in found.features if feature.passes]
 
 
@@ -175,53 +174,6 @@ def candidates(features: Features, watched: Sequence[int], most: int) -> list[in
     logit_FxT = np.where(np.isin(token_FxT, watched), weight_FxT, -np.inf)
     logit_F = np.where(features.alive_F, logit_FxT.max(1), -np.inf)
     return [int(i) for i in np.argsort(-logit_F, kind="stable")[:most] if np.isfinite(logit_F[i])]
-
-
-def texts_table(steered: Steered) -> Table:
-    """The first text of each prompt, unsteered and by the feature, side by side, strength by strength."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    way, curve = next(iter(steered.ways.items()))
-    table = Table(UNSTEERED, way, box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
-    for column in table.columns:
-        column.ratio, column.overflow = 1, "fold"
-    for number, prompt in enumerate(steered.prompts):
-        plain = Text.assemble((prompt, "dim"), steered.plain[UNSTEERED].texts[number][0])
-        for texts in curve:
-            label = "" if steered.mode == "ablate" else f"{steered.mode} {texts.strength:g}: "
-            table.add_row(plain, Text.assemble((label, "bold"), (prompt, "dim"), texts.texts[number][0]))
-            plain = Text()
-    return table
-
-
-def figures_table(steered: Steered) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("strength", "concept's\nprobability", "change", "perplexity,\nunsteered", "distinct\ntokens"):
-        table.add_column(head, justify="right")
-    plain = steered.plain[UNSTEERED].probability
-
-    def add(name: str, texts: Texts, strength: str) -> None:
-        change = texts.probability - plain
-        table.add_row(
-            name,
-            strength,
-            f"{texts.probability:.5f}",
-            f"{change:+.5f}",
-            f"{texts.perplexity:.1f}",
-            f"{texts.distinct:.0%}",
-        )
-
-    for name, texts in steered.plain.items():
-        add(name, texts, "")
-    for name, curve in steered.ways.items():
-        for texts in curve:
-            add(name, texts, "" if steered.mode == "ablate" else f"{texts.strength:g}")
-    return table
 
 
 def tell_best(

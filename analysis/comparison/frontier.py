@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis.plots.style import KIND_STYLES
 from analysis.runs import families
 from analysis.runs.finished import FinishedRun
 from analysis.stats import Spread
 from harvest.errors import InputError
+from sae_jax.config import LEVELS
 
 METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-entropy recovered"}
 ON_A_CURVE = ("activation", "sparsity", "seed")  # what may differ in one panel
@@ -81,7 +81,7 @@ def compute(*runs: Path) -> Frontier:
             raise InputError(f"{member['id']} is in these runs twice, with the same seed: give each run once")
         same[member["seed"]] = member
     points = [Point(*key, *spread(same)) for key, same in groups.items() if any(m["metrics"] for m in same.values())]
-    kinds = [*KIND_STYLES, *sorted({point.kind for point in points} - set(KIND_STYLES))]
+    kinds = [*LEVELS, *sorted({point.kind for point in points} - set(LEVELS))]
     panels = list(dict.fromkeys(point.panel for point in points))
     return Frontier(
         points=sorted(points, key=lambda p: (panels.index(p.panel), kinds.index(p.kind), p.asked)),

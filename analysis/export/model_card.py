@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from analysis.runs.families import MEMBER, TRAINING
-from analysis.ui.terminal.wording import without_figure
+from analysis.runs.undefined import why_undefined
 from sae_jax.formats import Dictionary
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -70,7 +70,7 @@ def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
         "## Held-out metrics",
         "On documents that were never trained on, from these weights, in units of the raw activations.",
         table("metric", {METRICS[name]: f"{value:.4g}" for name, value in measured.items()}),
-        *filter(None, [without_figure(member["metrics"])]),
+        *filter(None, [why_undefined(member["metrics"])]),
     ]
 
 

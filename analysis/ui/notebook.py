@@ -9,8 +9,9 @@ from typing import Any
 
 from analysis.runs.best_member import best_of_results
 from analysis.runs.finished import FinishedRun
+from analysis.runs.undefined import why_undefined
 from analysis.ui.terminal.live import BEST, Terminal
-from analysis.ui.terminal.wording import failure_text, member_name, model_text, results_cells, without_figure
+from analysis.ui.terminal.wording import failure_text, member_name, model_text, results_cells
 
 HIGHEST = "30em"  # a table with more members scrolls
 
@@ -37,7 +38,7 @@ def run_html(results: dict[str, Any], path: str) -> str:
         cells = "".join(f"<td>{escape(number)}</td>" for number in numbers)
         lines.append(f'<td style="text-align: left">{escape(name)}{" ★" if name == starred else ""}</td>{cells}')
     notes = [f"{member_name(m)}: {failure_text(m)}" for m in results["members"] if m.get("failed")]
-    measured = [(member_name(m), without_figure(m.get("metrics") or {})) for m in results["members"]]
+    measured = [(member_name(m), why_undefined(m.get("metrics") or {})) for m in results["members"]]
     notes += [f"{name}: {why}" for name, why in measured if why]
     notes += [f"★ {BEST}"] if best else []
     return (

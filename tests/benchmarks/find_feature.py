@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.cli.find_feature import Options, find
+from analysis.concepts.search import SearchSettings, search
 from analysis.runs.finished import FinishedRun
 from harvest.text.concepts import sentences_of
 from harvest.text.windows import documents
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--nonsense", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    finished, options = FinishedRun.open(args.run), Options(seed=args.seed)
+    finished, options = FinishedRun.open(args.run), SearchSettings(seed=args.seed)
     model, dictionaries = finished.language_model, {name: finished.dictionary(name) for name in finished.members}
     texts, rng = [text for text in documents(finished.corpus) if text], np.random.default_rng(args.seed)
     print("| phrase | passages, scored | best feature | AUROC where chosen | AUROC | without the phrase |", end="")
@@ -62,7 +62,7 @@ def main() -> None:
         asked.append(("".join(syllables), i % len(SUBJECTS)))
     for phrase, like in asked:
         examples = [] if like is None else random_sentences(texts, sizes[like], rng)
-        of, result = find(phrase, finished, model, dictionaries, options, examples, [])
+        of, result = search(phrase, finished, model, dictionaries, options, examples, [])
         best, (baseline,) = result.features[0], result.baselines.values()
         passing = sum(found.passes for found in result.features)
         if like is None:

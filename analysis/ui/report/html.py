@@ -19,10 +19,11 @@ from markupsafe import Markup
 
 from analysis.pages.highlights import RULE
 from analysis.runs import families
+from analysis.runs.undefined import why_undefined
 from analysis.stats import FEWEST_DOCUMENTS, Estimate
 from analysis.study.questions import words
 from analysis.ui.report.contents import Drawn, Part, Report
-from analysis.ui.terminal.wording import failure_text, member_name, share_text, without_figure
+from analysis.ui.terminal.wording import failure_text, member_name, share_text
 
 SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # of an SVG's marks: half of it, and an image has its alt text
 SPEC_BYTES = 300_000  # a figure with more data is a picture only
@@ -148,7 +149,7 @@ def rows(part: Part) -> list[dict[str, Any]]:
         dead = metrics.get("dead_fraction")
         cells.append(("dead", "-" if dead is None else f"{dead:.1%}", dead))
         failed = failure_text(member) if member["failed"] else ""
-        unknown = without_figure(metrics)
+        unknown = why_undefined(metrics)
         table.append({"name": member_name(member), "failed": failed, "unknown": unknown, "cells": cells})
     return table
 

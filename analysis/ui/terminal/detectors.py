@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -12,8 +11,8 @@ from rich.text import Text
 from analysis.stats import FEWEST_SCORED
 
 if TYPE_CHECKING:
-    from analysis.concepts.detectors import Detector, FoundFeature
-    from analysis.features.contexts import Context
+    from analysis.concepts.detectors import Detector, FindFeature, FoundFeature
+    from analysis.concepts.search import FeatureDescription
 
 HEADERS = ("AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
 LEGEND = (
@@ -22,14 +21,6 @@ LEGEND = (
     "prec., cov.: precision and coverage above the threshold; diff.: of the means; dens.: share of all tokens on "
     "which it fires; q: the smallest false discovery rate at which it passes"
 )
-
-
-@dataclass(frozen=True)
-class Description:
-    """Of a feature: the tokens that it promotes, and where it is largest in the corpus."""
-
-    promoted: list[str]
-    contexts: list[Context]
 
 
 def found_table(
@@ -65,7 +56,7 @@ def detector_cells(detector: Detector) -> list[str]:
     ]
 
 
-def description_text(found: FoundFeature, description: Description, contexts: int) -> Text:
+def description_text(found: FoundFeature, description: FeatureDescription, contexts: int) -> Text:
     """What it promotes, and its largest places, the token marked."""
     text = Text(f"#{found.feature} of {found.member}", style="bold")
     text.append("\n  promotes " + " ".join(map(repr, description.promoted)), style="not bold")
@@ -78,3 +69,36 @@ def description_text(found: FoundFeature, description: Description, contexts: in
 
 def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
+
+
+def search_summary(phrase: str, passages: dict[str, Any], result: FindFeature, fdr: float) -> list[str]:
+    from analysis.concepts.detectors import ENOUGH
+
+    p, passing = passages, sum(found.passes for found in result.features)
+    lines = [
+        f"{phrase}: {p['concept']} passages of {p['mean_tokens_concept']:.0f} tokens, {p['of_which_examples']} of them "
+        f"examples, and {p['others']} others of {p['mean_tokens_others']:.0f}; {p['documents_read']:,} documents read",
+        f"scored on {p['scored_concept']} passages and {p['scored_others']} others, of which "
+        f"{p['scored_concept_not_trained_on']} and {p['scored_others_not_trained_on']} were not trained on",
+    ]
+    if p["texts_left_out"]:
+        lines.append(
+            f"left out: {p['texts_left_out']} of your texts, which nearly equal another or, given against it, hold the "
+            "phrase"
+        )
+    if p["near_copies_left_out"]:
+        lines.append(
+            f"left out: {p['near_copies_left_out']} near-copies among the documents and passages of the corpus"
+        )
+    tried = f"of {sum(result.tried.values()):,} features tried in {len(result.tried)} dictionaries"
+    if passing:
+        return [
+            *lines,
+            f"{tried}, {passing} of the {len(result.features)} best pass, at a false discovery rate of {fdr:g}",
+        ]
+    few = (
+        f" {p['concept']} passages are too few, {ENOUGH} are needed: give examples (--examples)"
+        if p["concept"] < ENOUGH
+        else ""
+    )
+    return [*lines, f"nothing found: {tried}, none passes at a false discovery rate of {fdr:g}.{few}"]

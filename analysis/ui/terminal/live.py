@@ -32,6 +32,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.runs.best_member import L0_TOLERANCE, best_member, best_of_results
+from analysis.runs.undefined import why_undefined
 from analysis.ui.terminal.scatter import scatter
 from analysis.ui.terminal.sparkline import LossCurve
 from analysis.ui.terminal.wording import (
@@ -51,7 +52,6 @@ from analysis.ui.terminal.wording import (
     times_text,
     told_apart,
     visible,
-    without_figure,
 )
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Terminal:
         sections: list[RenderableType] = [self._results_table(results["members"], inside)]
         if failed:
             sections.append(self._pairs([(member_name(m), failure_text(m)) for m in failed], inside, style="red"))
-        measured = [(member_name(m), without_figure(m.get("metrics") or {})) for m in results["members"]]
+        measured = [(member_name(m), why_undefined(m.get("metrics") or {})) for m in results["members"]]
         if unknown := [(name, why) for name, why in measured if why]:
             sections.append(self._pairs(unknown, inside))
         where = self._literal(run_dir).plain

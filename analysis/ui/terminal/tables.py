@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group
@@ -74,3 +74,34 @@ def study_table(estimates: dict[str, dict[str, Estimate]]) -> Table:
     for column in dict.fromkeys(column for row in estimates.values() for column in row):
         table.add_row(words(column), *(str(row[column]) if column in row else "" for row in estimates.values()))
     return table
+
+
+def benchmark_table(answers: dict[str, dict[str, Any]]) -> Table:
+    """A row for each member, with what each benchmark measured of it."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, by_label in answers.get("sparse_probing", {}).items():
+        for k in next(iter(by_label.values())).accuracy:
+            mean = sum(of.accuracy[k] for of in by_label.values()) / len(by_label)
+            rows.setdefault(name, {})[f"probe\n{k if k == 'all' else f'k={k}'}"] = f"{mean:.3f}"
+    for name, of in answers.get("absorption", {}).items():
+        cells = {
+            "mean": of.fraction,
+            "full": of.full,
+            "split": of.split_features,
+            "F1": of.split_f1,
+            "probe": of.probe_f1,
+        }
+        rows.setdefault(name, {}).update({f"absorb\n{k}": number(value) for k, value in cells.items()})
+    for name, of in answers.get("spurious_correlation", {}).items():
+        rows.setdefault(name, {}).update({f"SCR\nn={n}": number(value) for n, value in of.score.items()})
+    heads = list(dict.fromkeys(head for row in rows.values() for head in row))
+    table = Table("", *heads, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in table.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    for name, row in rows.items():
+        table.add_row(name, *(row.get(head, "") for head in heads))
+    return table
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -2,10 +2,11 @@
 
 import streamlit as st
 
-from analysis.cli.find_feature import Options, find, passages_record, summary, texts_of
+from analysis.concepts.search import SearchSettings, concept_texts, passages_record, search
 from analysis.stats import FEWEST_SCORED
 from analysis.ui.dashboard import state as opened
 from analysis.ui.dashboard.state import chosen, errors_shown, go, plain, without_flags
+from analysis.ui.terminal.detectors import search_summary
 
 at = chosen()
 
@@ -13,14 +14,14 @@ at = chosen()
 @st.cache_data(show_spinner=False, max_entries=32)
 def found(path: str, members: tuple[str, ...], phrase: str, examples: tuple[str, ...], against: tuple[str, ...]):
     """(the result, what it was found by in words)."""
-    run, options = opened.run_at(path), Options(member=members)
-    of_corpus = texts_of(phrase, run, options)
+    run, options = opened.run_at(path), SearchSettings(member=members)
+    of_corpus = concept_texts(phrase, run, options)
     dictionaries = {name: opened.dictionary(path, name) for name in members}
-    of, result = find(
+    of, result = search(
         phrase, run, run.language_model, dictionaries, options, [*of_corpus[0], *examples], [*of_corpus[1], *against]
     )
     record = passages_record(of, opened.store(path, members[0]).train.documents, options.seed)
-    return result, summary(phrase, record, result, options.fdr)
+    return result, search_summary(phrase, record, result, options.fdr)
 
 
 st.title("Find a concept")
