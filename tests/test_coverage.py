@@ -12,7 +12,8 @@ from scipy import stats
 
 from analysis.concepts.detectors import auroc
 from analysis.features.row_labels import SHUFFLES, Labels
-from analysis.features.specialization import MIN_FIRINGS, RATE, p_values, specialization
+from analysis.features.specialists import MIN_FIRINGS, RATE
+from analysis.features.specialization import p_values, specialization
 from analysis.features.store_pass import firing_of
 from analysis.stats import FEWEST, FEWEST_DOCUMENTS, FEWEST_SCORED, auroc_interval, over_seeds, ratio_interval
 from sae_jax.models.base import SAE

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, Any
 from joblib import cpu_count
 
 from analysis.cli.flags import Parser, filled
-from analysis.comparison.frontier import compute
-from analysis.plots.frontier import write_frontier
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table, preset_table
@@ -247,6 +245,9 @@ def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:
 
 def show(run: RunDirectory, results: dict, terminal: Terminal, anew: bool = False) -> None:
     """The box of results and, where a kind was trained at several sparsities, the frontier."""
+    from analysis.comparison.frontier import compute
+    from analysis.plots.frontier import write_frontier
+
     frontier = compute(run.path)
     if frontier.has_curve:
         drawn = not anew and (run.path / "figures" / "frontier.svg").exists()

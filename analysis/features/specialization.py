@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from analysis.features.statistics import Features
+    pass
 
 NO_LABEL = "none"
 NEAREST, ALIKE = 100, 1000  # features that share the size of a null, and its shape
@@ -78,14 +78,3 @@ def p_values(score_SxF: np.ndarray, effective_F: np.ndarray) -> np.ndarray:
         null = null_SxF[:, first : first + width]
         p_F[order_F[rank]] = (1 + (null >= found_F[rank]).sum()) / (1 + null.size)
     return p_F
-
-
-RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
-
-
-MIN_FIRINGS = 100  # of a feature that is asked what it is specialized on, or whether it is one of a single token
-
-
-def judged(features: Features) -> np.ndarray:
-    """Numbers of the features that fire often enough to be asked what they are specialized on."""
-    return np.flatnonzero(features.density_F * features.rows >= MIN_FIRINGS)

@@ -20,7 +20,7 @@ import numpy as np
 
 from analysis.features.mapped import mapped_arrays
 from analysis.features.row_labels import Labels, labels_of
-from analysis.features.specialization import NO_LABEL, mutual_information, over_chance, specialization
+from analysis.features.specialization import mutual_information, specialization
 from analysis.features.store_pass import Firing, firing_of
 from analysis.features.streaming import BARS, ENTRY, distinct
 from analysis.geometry import unit
@@ -304,16 +304,3 @@ def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarra
             found.setdefault(f"{name}_FxT", []).append(token_BxT)
             found.setdefault(f"{name}_weight_FxT", []).append(np.take_along_axis(weight_BxV, token_BxT, 1))
     return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
-def most_special(features: Features) -> tuple[list[str], np.ndarray]:
-    """(the label, the specialization) [F], of that set of labels on which a feature is most specialized."""
-    names = list(features.labels)
-    score_SxF = np.stack([over_chance(np.array(features.label_score[name][1])) for name in names])
-    score_SxF = np.where(np.isnan(score_SxF), -np.inf, score_SxF)
-    best_F, label_F = score_SxF.argmax(0), np.full(score_SxF.shape[1], NO_LABEL, object)
-    for number, name in enumerate(names):
-        own_N = np.flatnonzero((best_F == number) & features.alive_F)
-        rate_NxL = features.label_count[name][own_N] / np.maximum(features.label_rows[name], 1)
-        label_F[own_N] = np.array([f"{name}: {label}" for label in features.labels[name]], object)[rate_NxL.argmax(1)]
-    return label_F.tolist(), np.where(features.alive_F, score_SxF.max(0), 0.0)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from analysis.features.contexts import printable, token_texts
-from analysis.features.statistics import Features, most_special
+from analysis.features.specialists import most_special
+from analysis.features.statistics import Features
 from analysis.geometry import pca_of, unit
 from analysis.runs.finished import STUDY_AGAIN
 from analysis.runs.shapes import Clusters

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.features.contexts import Context, context_text, token_texts
-from analysis.features.specialization import judged
-from analysis.features.statistics import Features, most_special
+from analysis.features.specialists import judged, most_special
+from analysis.features.statistics import Features
 from harvest.store import ActivationStore
 
 RULE = "half by specialization over chance, half at evenly spaced ranks of density"

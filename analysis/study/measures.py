@@ -19,7 +19,8 @@ from analysis.comparison import shared_features as comparison
 from analysis.comparison.emergence import Trajectory
 from analysis.comparison.matching import Decoder, sparse_activations, spread_rows
 from analysis.features.density import FREQUENT, density_statistics
-from analysis.features.specialization import MIN_FIRINGS, RATE, judged, over_chance, p_values
+from analysis.features.specialists import MIN_FIRINGS, RATE, judged
+from analysis.features.specialization import over_chance, p_values
 from analysis.features.statistics import Features, features_of
 from analysis.quality.saebench import SAEBench, measure, plain
 from analysis.runs import families, shapes

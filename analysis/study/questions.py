@@ -17,7 +17,7 @@ from math import comb
 from typing import Any
 
 from analysis.comparison import emergence
-from analysis.features.specialization import MIN_FIRINGS, RATE
+from analysis.features.specialists import MIN_FIRINGS, RATE
 from analysis.plots.densities import figure as densities
 from analysis.plots.emergence import emergence_curves, emergence_heatmap
 from analysis.plots.estimates import estimates_chart
