@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def command_lines(text: str) -> list[str]:
 
 
 (PYTHON,) = blocks(README, "python")
-TRIED = command_lines(README.split("## Five things to try")[1].split("\n1. ")[0])
+TRIED = command_lines(blocks(README.split("## Five things to try")[1])[0])
 LINES = sorted({line for page in PAGES for line in command_lines(page.read_text()) if "encoder-alignment" not in line})
 assert len(TRIED) == 5 and len(LINES) > 30 and len(PAGES) >= 9
 
@@ -148,6 +149,11 @@ def test_links_and_named_files_lead_somewhere(page):
     first_cells = " ".join(re.findall(r"^\| (`[^|]+`) \|", text, re.M))
     for name in {*re.findall(r"`([\w/]+\.py)`", text), *re.findall(r"`([\w/]+/)`", first_cells)} - new.keys():
         assert (ROOT / name).exists() or (page.parent / name).exists(), name
+
+
+def test_the_citation_has_the_version_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {project['version']}\nlicense: {project['license']}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 # The examples of CONTRIBUTING.md.
