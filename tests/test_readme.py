@@ -10,11 +10,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from command_line import environment, shared_cache
+from command_line import ROOT, environment, shared_cache
 
 import main
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
     *ROOT.glob("*.md"),
     *(page for room in ("harvest", "sae_jax", "analysis") for page in (ROOT / room).rglob("*.md")),
@@ -165,32 +164,26 @@ def files_to_add(text: str) -> dict[str, str]:
 
 
 def lines_to_add(text: str) -> list[tuple[str, str, str]]:
-    """(name, path, line) of "At the end of `name` in `path`, add the line `line`"."""
-    return re.findall(r"At the end of `(\w+)` in `([\w/.]+)`, add the line `(.+?)`", text)
-
-
-def with_line(source: str, name: str, line: str) -> str:
-    """A module with one more line at the end of a dict or tuple of this name."""
-    start = re.search(rf"^( *){name}\b.*[({{].*$", source, re.M)
-    assert start, name
-    end = source.index(f"\n{start[1]}" + ("}" if "{" in start[0] else ")"), start.end())
-    return f"{source[:end]}\n{start[1]}    {line}{source[end:]}"
+    """(path, line, new line) of "In `path`, after `line`, add the line `new line`"."""
+    return re.findall(r"In `([\w/.]+)`, after `(.+?)`, add the line\s+`(.+?)`", text)
 
 
 @pytest.mark.slow
 def test_the_examples_of_contributing_work_as_they_stand(tmp_path, at_home):
     copy, files, lines = tmp_path / "copy", files_to_add(CONTRIBUTING), lines_to_add(CONTRIBUTING)
-    assert len(files) == 4 and len(lines) == 4
+    assert len(files) == 4 and len(lines) == 5
     for name in ("harvest", "sae_jax", "analysis", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (*PAGES, ROOT / "main.py", ROOT / "pyproject.toml"):
         shutil.copy(path, copy / path.relative_to(ROOT))
     for path, content in files.items():
         (copy / path).write_text(content)
-    lines.append(("", "sae_jax/models/registry.py", "from sae_jax.models.log_relu import LogReLU"))
-    for name, path, line in lines:
-        source = (copy / path).read_text()
-        (copy / path).write_text(with_line(source, name, line) if name else source.replace("\n\n", f"\n\n{line}\n", 1))
+    for path, line, new in lines:
+        source, added = re.subn(
+            rf"^( *){re.escape(line)}$", rf"\g<0>\n\g<1>{new}", (copy / path).read_text(), flags=re.M
+        )
+        assert added == 1, (path, line)
+        (copy / path).write_text(source)
     there = copy, at_home[1] | {"PYTHONPATH": str(copy)}
     tried = [line for block in blocks(CONTRIBUTING) for line in block.splitlines() if "log_relu" in line]
     assert len(tried) == 3

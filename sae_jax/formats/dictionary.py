@@ -17,7 +17,9 @@ import numpy as np
 
 from harvest.errors import InputError
 from sae_jax.formats.made_for import other_rows, settings_of
-from sae_jax.models.base import CENTER, ROW_NORMS, SAE, RowNormalizedSAE
+from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
+from sae_jax.models.row_normalized import CENTER, ROW_NORMS, row_normalized
 
 KIND_OF = {"standard": "relu", "jumprelu": "jump_relu", "topk": "topk", "abstopk": "abs_topk", "gated": "gated"}
 BY_K = ("topk", "abstopk")
@@ -100,11 +102,12 @@ class Dictionary:
         if architecture == "gated":
             params["b_enc"] = params.pop("b_gate")
         settings = {"k": jnp.int32(self.cfg["k"])} if architecture in BY_K else {}
-        arguments = (KIND_OF[architecture], params, settings, "", self.cfg.get("k") or 0)
+        kind = KINDS[KIND_OF[architecture]]
         norm = self.cfg.get("normalize_activations", "none")
         if self.is_centered and norm != "layer_norm":  # which takes the mean away itself
             norm = CENTER
-        return RowNormalizedSAE(norm, *arguments) if norm in ROW_NORMS else SAE(*arguments)
+        kind = row_normalized(kind, norm) if norm in ROW_NORMS else kind
+        return kind(params, settings, k_max=self.cfg.get("k") or 0)
 
     def check(self, where: Path) -> None:
         """Raises InputError, naming `where`, for what is missing, of another shape, not finite or not ours to use."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from sae_jax.models.kind import Batch
+from sae_jax.models.base import Batch
 from sae_jax.ops.activations import mask_of_largest
 from sae_jax.ops.sparse import largest
 

@@ -1,30 +1,76 @@
-"""The sparse autoencoder as a Flax module, written for one member.
+"""The sparse autoencoder as a Flax module, written for one member: a kind of dictionary is a subclass.
 
-Shapes: B rows, D width of the model, F features, K candidates of a row. Parameters are float32.
+A new kind is a file in this folder, a line in `registry.py` and one in `../config.py`. The sum of the loss is in
+`../training/loss.py`; Adam, the schedule and dead features are in `../training/step.py`.
+
+Shapes: N rows to start from, B rows of a batch, D width of the model, F features, K candidates of a row. Parameters are
+float32. In training z and f are [B, F], or [B, K] on the sparse path, where `at` names the candidates.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sae_jax.models.registry import KINDS
 from sae_jax.ops.matmul import matmul
-from sae_jax.ops.sparse import Candidates, decode_at, pick, product, product_at
+from sae_jax.ops.sparse import Candidates, decode_at, fits, pick, product, product_at
+
+Arrays = dict[str, jax.Array]
+
+COEFFICIENT_RATE = 0.02  # change of log λ in one step, at most
+SHORT_RUN = 1000  # steps; in shorter runs log λ moves faster in proportion, up to five times, if the weights can follow
+FOLLOWING_LR = 1e-3
 
 
 class Setting(nnx.Variable):
     """A number that no gradient trains; members of one group may differ in it."""
 
 
-class SAE(nnx.Module):
-    """f = act((x − b_dec) W_enc + b_enc), x̂ = f W_dec + b_dec; `act` is its kind's.
+class Start(NamedTuple):
+    params: Arrays
+    settings: Arrays
+    coefficient: jax.Array
 
-    `params`: W_encT [F, D] (the encoder with a row a feature, as the decoder: its gradient is written by rows, which
-    saves a sixth of a step), b_enc [F], W_dec [F, D], b_dec [D], and what the kind adds. `settings`: k and the like.
-    `level` names what sets its sparsity, `k_max` is the static bound of k, `dtype` that of the large products.
+
+class Batch(NamedTuple):
+    """What a loss sees besides the dictionary."""
+
+    x_BxD: jax.Array
+    known_BxF: jax.Array | None  # x W_enc, if it is known already
+    at: Candidates | None
+    dead_F: jax.Array
+    revive: bool  # whether AuxK is asked for
+    progress: jax.Array  # share of the run, 0 to 1
+    hyper: Arrays
+
+
+class Measured(NamedTuple):
+    """What a step has measured, for the update of the sparsity controller after it."""
+
+    step: jax.Array
+    s: jax.Array  # the learning rate's schedule, 0 to 1
+    excess: jax.Array  # log(L0 / its target), at most one e-fold either way
+    statistics: jax.Array  # by `SAE.batch_statistics`
+
+
+class SAE(nnx.Module):
+    """f = act((x − b_dec) W_enc + b_enc), x̂ = f W_dec + b_dec; a subclass says what `act` is and what it is trained by.
+
+    `params`: W_encT [F, D] (the encoder with a row for each feature, like the decoder: its gradient is written by rows,
+    which saves a sixth of a step), b_enc [F], W_dec [F, D], b_dec [D], and what the kind adds. `settings`: k and the
+    like. `sparsity_control` names the setting that fixes the sparsity. `k_max` is the static bound of k, `dtype` is
+    that of the large products. The defaults below are those of a ReLU without a penalty.
     """
+
+    activation: str  # the kind's name on the command line
+    architecture = "standard"  # SAELens' name for what is exported
+    by_rank = False  # whether a row's candidates are its k largest, rather than all above a threshold
+    ranks_per_k = 1
+    has_auxk = False
+    has_sparse_path = True
 
     W_encT: nnx.Param
     b_enc: nnx.Param
@@ -33,22 +79,17 @@ class SAE(nnx.Module):
 
     def __init__(
         self,
-        activation: str,
         params: dict,
         settings: dict | None = None,
-        level: str = "",
+        sparsity_control: str = "",
         k_max: int = 0,
         dtype: str = "float32",
     ):
-        self.activation, self.level, self.k_max, self.dtype = activation, level, k_max, dtype
+        self.sparsity_control, self.k_max, self.dtype = sparsity_control, k_max, dtype
         for name, value in params.items():
             setattr(self, name, nnx.Param(value))
         for name, value in (settings or {}).items():
             setattr(self, name, Setting(value))
-
-    @property
-    def kind(self):
-        return KINDS[self.activation](self.level)
 
     def pre_activations(
         self, x_BxD: jax.Array, known_BxF: jax.Array | None = None, at: Candidates | None = None
@@ -68,7 +109,7 @@ class SAE(nnx.Module):
         return matmul(x_BxD, self.W_encT[...].T, self.dtype)
 
     def encode(self, x_BxD: jax.Array) -> jax.Array:
-        return self.kind.fire(self, self.pre_activations(x_BxD))
+        return self.activate_inference(self.pre_activations(x_BxD))
 
     def decode(self, f: jax.Array, at: Candidates | None = None) -> jax.Array:
         return self.decoder_product(f, self.W_dec[...], at) + self.b_dec
@@ -83,54 +124,72 @@ class SAE(nnx.Module):
     def __call__(self, x_BxD: jax.Array) -> jax.Array:
         return self.reconstruct(x_BxD, self.encode(x_BxD))
 
+    @staticmethod
+    def extra_params(hidden_dim: int) -> Arrays:
+        """Trained parameters besides W_encT, b_enc, W_dec and b_dec."""
+        return {}
 
-class RowNormalizedSAE(SAE):
-    """One of rows that are normalized each by itself, by ROW_NORMS, and whose reconstruction is scaled back.
+    @staticmethod
+    def extra_settings() -> Arrays:
+        """Numbers that it needs and that no gradient trains."""
+        return {}
 
-    It is what some published dictionaries need (OpenAI's of GPT-2: layer_norm). We train none.
-    """
+    def activate_training(self, z: jax.Array, at: Candidates | None = None) -> jax.Array:
+        """Pre-activations to features, in training."""
+        return jax.nn.relu(z)
 
-    def __init__(self, norm: str, *arguments):
-        super().__init__(*arguments)
-        self.norm = norm
+    def activate_inference(self, z_BxF: jax.Array) -> jax.Array:
+        """Pre-activations to features, in use."""
+        return self.activate_training(z_BxF)
 
-    def encode(self, x_BxD):
-        return super().encode(ROW_NORMS[self.norm](x_BxD)[0])
+    def score(self, z_BxF: jax.Array) -> jax.Array:
+        """By what candidates are chosen: the larger the sooner, -inf for features without a part in the loss."""
+        return jnp.where(z_BxF > 0, z_BxF, -jnp.inf)
 
-    def decode(self, f, at=None):
-        if self.norm == CENTER:  # a row without its mean
-            return super().decode(f, at)
-        raise TypeError("the rows are needed to scale back: use reconstruct(x, f)")
+    def fits(self, count_B: jax.Array, hidden_dim: int) -> jax.Array:
+        """Whether the sparse path is exact with that many candidates a row, and pays."""
+        return fits(count_B, hidden_dim)
 
-    def reconstruct(self, x_BxD, f_BxF):
-        _, scale_Bx1, shift_Bx1 = ROW_NORMS[self.norm](x_BxD)
-        return super().decode(f_BxF) * scale_Bx1 + shift_Bx1
+    def batch_statistics(self, f: jax.Array) -> jax.Array:
+        """What `update_controller` needs to know about a batch's features."""
+        return jnp.float32(0)
+
+    def penalty(self, z: jax.Array, f: jax.Array, batch: Batch) -> jax.Array:
+        """A number that the coefficient weights."""
+        return jnp.float32(0)
+
+    def extra_loss(self, z: jax.Array, f: jax.Array, error_BxD: jax.Array, batch: Batch) -> jax.Array:
+        """A number that is added as it is."""
+        return jnp.float32(0)
+
+    def start(self, params: Arrays, settings: Arrays, z_NxF: jax.Array, hyper: Arrays) -> Start:
+        """What differs, before the first step, from random weights; by the pre-activations of some training rows."""
+        return Start(params, settings, jnp.float32(0))
+
+    def update_controller(
+        self, params: Arrays, settings: Arrays, coefficient: jax.Array, measured: Measured, hyper: Arrays
+    ) -> Start:
+        """What follows each step of Adam: the coefficient that is steered, or that rises over the warm-up."""
+        if self.sparsity_control == "target_l0":
+            coefficient = coefficient * jnp.exp(self.coefficient_rate(hyper) * measured.s * measured.excess)
+        if self.sparsity_control == "sparsity":
+            coefficient = hyper["sparsity"] * jnp.minimum(1.0, (measured.step + 1) / hyper["warmup_steps"])
+        return Start(params, settings, coefficient)
+
+    def coefficient_rate(self, hyper: Arrays) -> jax.Array:
+        """Of log λ, a step."""
+        following = jnp.minimum(1.0, hyper["lr"] / FOLLOWING_LR)
+        return COEFFICIENT_RATE * jnp.clip(following * SHORT_RUN / hyper["total_steps"], 1.0, 5.0)
+
+    @staticmethod
+    def export(tensors: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        """Tensors of the exported architecture, from W_enc, b_enc, W_dec, b_dec and the extra parameters."""
+        return tensors
 
 
-def layer_norm(x_BxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(normalized rows, what to multiply by, and to add, on the way back); as SAELens, the ε on the way in alone."""
-    mean_Bx1, std_Bx1 = x_BxD.mean(-1, keepdims=True), x_BxD.std(-1, keepdims=True, ddof=1)
-    return (x_BxD - mean_Bx1) / (std_Bx1 + 1e-5), std_Bx1, mean_Bx1
-
-
-def constant_norm(x_BxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same for rows of norm √D."""
-    scale_Bx1 = jnp.maximum(jnp.linalg.norm(x_BxD, axis=-1, keepdims=True), 1e-30) / x_BxD.shape[-1] ** 0.5
-    return x_BxD / scale_Bx1, scale_Bx1, jnp.zeros_like(scale_Bx1)
-
-
-def centered(x_BxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same for rows whose mean goes past the dictionary, as TransformerLens' center_writing_weights has them."""
-    mean_Bx1 = x_BxD.mean(-1, keepdims=True)
-    return x_BxD - mean_Bx1, jnp.ones_like(mean_Bx1), mean_Bx1
-
-
-CENTER = "center"
-ROW_NORMS = {
-    "layer_norm": layer_norm,
-    "constant_norm_rescale": constant_norm,
-    CENTER: centered,
-}  # SAELens' names, but one
+def start_quantile(z_NxF: jax.Array, l0: jax.Array) -> jax.Array:
+    """Above it lie `l0` pre-activations of a row, on average."""
+    return jnp.quantile(z_NxF, 1 - l0 / z_NxF.shape[1])
 
 
 def unit_rows(W_FxD: jax.Array) -> jax.Array:

@@ -9,36 +9,43 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from sae_jax.models.auxk import mean_square
-from sae_jax.models.kind import Start
+from sae_jax.models.base import Start
 from sae_jax.models.relu import ReLU
 from sae_jax.ops.sparse import pick
 
 
 class Gated(ReLU):
+    activation = "gated"
     architecture = "gated"
 
-    def extra_params(self, hidden_dim):
+    r_mag: nnx.Param  # [F]
+    b_mag: nnx.Param  # [F]
+
+    @staticmethod
+    def extra_params(hidden_dim):
         return {"r_mag": jnp.zeros(hidden_dim), "b_mag": jnp.zeros(hidden_dim)}
 
-    def activate(self, sae, z, at=None):
-        pi = z - pick(sae.b_enc[...], at)
-        magnitude = jax.nn.relu(jnp.exp(pick(sae.r_mag[...], at)) * pi + pick(sae.b_mag[...], at))
+    def activate_training(self, z, at=None):
+        pi = z - pick(self.b_enc[...], at)
+        magnitude = jax.nn.relu(jnp.exp(pick(self.r_mag[...], at)) * pi + pick(self.b_mag[...], at))
         return jnp.where(z > 0, magnitude, 0.0)
 
-    def penalty(self, sae, z, f, batch):
-        return super().penalty(sae, z, jax.nn.relu(z), batch)
+    def penalty(self, z, f, batch):
+        return super().penalty(z, jax.nn.relu(z), batch)
 
-    def extra_loss(self, sae, z, f, error_BxD, batch):
+    def extra_loss(self, z, f, error_BxD, batch):
         """‖x − x̂(relu(z))‖² by a decoder that it does not train."""
-        W_dec_FxD, b_dec_D = (jax.lax.stop_gradient(p[...]) for p in (sae.W_dec, sae.b_dec))
+        W_dec_FxD, b_dec_D = (jax.lax.stop_gradient(p[...]) for p in (self.W_dec, self.b_dec))
         gate = jax.nn.relu(z)
-        return mean_square(batch.x_BxD - sae.decoder_product(gate, W_dec_FxD, batch.at) - b_dec_D)
+        return mean_square(batch.x_BxD - self.decoder_product(gate, W_dec_FxD, batch.at) - b_dec_D)
 
     def start(self, params, settings, z_NxF, hyper):
         params, settings, coefficient = super().start(params, settings, z_NxF, hyper)
         return Start({**params, "b_mag": params["b_enc"]}, settings, coefficient)
 
-    def export(self, tensors, settings):
+    @staticmethod
+    def export(tensors, settings):
         return {"b_gate" if name == "b_enc" else name: tensor for name, tensor in tensors.items()}

@@ -10,8 +10,9 @@ so they hold at any scale of the rows.
 from __future__ import annotations
 
 import jax.numpy as jnp
+from flax import nnx
 
-from sae_jax.models.kind import COEFFICIENT_RATE, Kind, Start, start_quantile
+from sae_jax.models.base import COEFFICIENT_RATE, SAE, Setting, Start, start_quantile
 from sae_jax.ops.activations import is_above, jump_relu
 from sae_jax.ops.sparse import pick
 
@@ -20,30 +21,36 @@ KERNEL = 0.25  # its width, in standard deviations of the pre-activations: narro
 PAPER_THRESHOLD, PAPER_KERNEL = 0.01, 0.05  # SAELens', for rows of norm √D
 
 
-class JumpReLU(Kind):
+class JumpReLU(SAE):
+    activation = "jump_relu"
     architecture = "jumprelu"
 
-    def extra_params(self, hidden_dim):
+    threshold: nnx.Param  # [F]
+    bandwidth: Setting
+
+    @staticmethod
+    def extra_params(hidden_dim):
         return {"threshold": jnp.full(hidden_dim, PAPER_THRESHOLD)}
 
-    def extra_settings(self):
+    @staticmethod
+    def extra_settings():
         return {"bandwidth": jnp.float32(PAPER_KERNEL)}
 
-    def activate(self, sae, z, at=None):
-        return jump_relu(z, thresholds(sae, z, at), sae.bandwidth[...])
+    def activate_training(self, z, at=None):
+        return jump_relu(z, self.thresholds(z, at), self.bandwidth[...])
 
-    def fire(self, sae, z_BxF):
-        return jnp.where(z_BxF > sae.threshold, z_BxF, 0.0)
+    def activate_inference(self, z_BxF):
+        return jnp.where(z_BxF > self.threshold, z_BxF, 0.0)
 
-    def score(self, sae, z_BxF):
-        return jnp.where(z_BxF > sae.threshold - sae.bandwidth / 2, z_BxF, -jnp.inf)
+    def score(self, z_BxF):
+        return jnp.where(z_BxF > self.threshold - self.bandwidth / 2, z_BxF, -jnp.inf)
 
-    def penalty(self, sae, z, f, batch):
+    def penalty(self, z, f, batch):
         """mean_B Σ_F 1[z > θ]."""
-        return is_above(z, thresholds(sae, z, batch.at), sae.bandwidth[...]).sum(-1).mean()
+        return is_above(z, self.thresholds(z, batch.at), self.bandwidth[...]).sum(-1).mean()
 
     def start(self, params, settings, z_NxF, hyper):
-        if self.level == "sparsity":
+        if self.sparsity_control == "sparsity":
             return super().start(params, settings, z_NxF, hyper)
         q = jnp.maximum(start_quantile(z_NxF, hyper["target_l0"]), 0.1 * z_NxF.std())
         params = {**params, "threshold": jnp.full_like(params["threshold"], q)}
@@ -52,12 +59,11 @@ class JumpReLU(Kind):
     def coefficient_rate(self, hyper):
         return jnp.float32(COEFFICIENT_RATE)  # thresholds are quick already
 
-    def adjust(self, params, settings, coefficient, measured, hyper):
-        params, settings, coefficient = super().adjust(params, settings, coefficient, measured, hyper)
+    def update_controller(self, params, settings, coefficient, measured, hyper):
+        params, settings, coefficient = super().update_controller(params, settings, coefficient, measured, hyper)
         push = THRESHOLD_RATE * settings["bandwidth"] * measured.s * measured.excess
-        threshold_F = params["threshold"] + (push if self.level == "target_l0" else 0.0)
+        threshold_F = params["threshold"] + (push if self.sparsity_control == "target_l0" else 0.0)
         return Start({**params, "threshold": jnp.maximum(threshold_F, 0.0)}, settings, coefficient)
 
-
-def thresholds(sae, z, at):
-    return jnp.broadcast_to(pick(sae.threshold[...], at), z.shape)
+    def thresholds(self, z, at):
+        return jnp.broadcast_to(pick(self.threshold[...], at), z.shape)

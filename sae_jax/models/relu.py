@@ -1,29 +1,31 @@
 """ReLU with a penalty on the features: L1, tanh, or an L_p whose p falls from 1.
 
 With a fixed coefficient L1 is the paper's (Anthropic, April 2024, from zero biases). Steered, every feature starts at
-the quantile of the pre-activations above which L0 of them lie, and log λ follows the L0 (`Kind.adjust`).
+the quantile of the pre-activations above which L0 of them lie, and log λ follows the L0 (`SAE.update_controller`).
 """
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 
-from sae_jax.models.kind import Kind, Start, start_quantile
+from sae_jax.models.base import SAE, Start, start_quantile
 from sae_jax.ops.sparse import pick
 
 LAST_P, EPSILON = 0.2, 0.01
 
 
-class ReLU(Kind):
-    def penalty(self, sae, z, f, batch):
+class ReLU(SAE):
+    activation = "relu"
+
+    def penalty(self, z, f, batch):
         """mean_B Σ_F f · ‖W_dec‖₂; the norm inside of what is sublinear, or a short decoder would cheat it."""
-        return self.sublinear(f * pick(decoder_norm_F(sae), batch.at), batch).sum(-1).mean()
+        return self.sublinear(f * pick(jnp.linalg.norm(self.W_dec[...], axis=1), batch.at), batch).sum(-1).mean()
 
     def sublinear(self, f, batch):
         return f
 
     def start(self, params, settings, z_NxF, hyper):
-        if self.level == "sparsity":
+        if self.sparsity_control == "sparsity":
             return super().start(params, settings, z_NxF, hyper)
         q = start_quantile(z_NxF, hyper["target_l0"])
         coefficient = self.first_coefficient(jnp.maximum(q, 0.1 * z_NxF.std()))
@@ -36,6 +38,8 @@ class ReLU(Kind):
 class TanhReLU(ReLU):
     """A penalty that saturates: large features are not shrunk."""
 
+    activation = "tanh_relu"
+
     def sublinear(self, f, batch):
         return jnp.tanh(f)
 
@@ -46,10 +50,8 @@ class TanhReLU(ReLU):
 class PAnneal(ReLU):
     """Σ f^p with p falling from 1 to 0.2 over the run (Karvonen et al. 2024), smooth at 0."""
 
+    activation = "p_anneal"
+
     def sublinear(self, f, batch):
         p = 1 - (1 - LAST_P) * batch.progress
         return (f + EPSILON) ** p - EPSILON**p
-
-
-def decoder_norm_F(sae):
-    return jnp.linalg.norm(sae.W_dec[...], axis=1)

@@ -6,29 +6,32 @@ import jax
 import jax.numpy as jnp
 
 from sae_jax.models.auxk import mean_square
-from sae_jax.models.kind import Kind
+from sae_jax.models.base import SAE, Setting
 from sae_jax.ops.activations import mask_of_largest
 
 
-class TopK(Kind):
+class TopK(SAE):
     """The k largest pre-activations of a row, then ReLU: fewer than k may fire."""
 
+    activation = "topk"
     architecture = "topk"
     by_rank = True
     has_auxk = True
 
-    def activate(self, sae, z, at=None):
-        return self.keep(sae, z, at, ranks_per_k=1)
+    k: Setting
 
-    def keep(self, sae, z, at, ranks_per_k):
-        k = ranks_per_k * sae.k
+    def activate_training(self, z, at=None):
+        return self.keep(z, at, ranks_per_k=1)
+
+    def keep(self, z, at, ranks_per_k):
+        k = ranks_per_k * self.k
         if at is None:
-            kept = mask_of_largest(self.score(sae, z), k, min(ranks_per_k * sae.k_max, z.shape[1]))
+            kept = mask_of_largest(self.score(z), k, min(ranks_per_k * self.k_max, z.shape[1]))
         else:
             kept = jnp.arange(z.shape[1]) < k  # candidates come in order of their rank
         return jnp.where(kept, self.value(z), 0.0)
 
-    def score(self, sae, z_BxF):
+    def score(self, z_BxF):
         return z_BxF
 
     def value(self, z):
@@ -38,19 +41,21 @@ class TopK(Kind):
 class MultiTopK(TopK):
     """L(k) + L(4k)/8 (ibid.): good at more than one k."""
 
+    activation = "multi_topk"
     ranks_per_k = 4
 
-    def extra_loss(self, sae, z, f, error_BxD, batch):
-        wider = self.keep(sae, z, batch.at, ranks_per_k=4)
-        return mean_square(batch.x_BxD - sae.decode(wider, batch.at)) / 8
+    def extra_loss(self, z, f, error_BxD, batch):
+        wider = self.keep(z, batch.at, ranks_per_k=4)
+        return mean_square(batch.x_BxD - self.decode(wider, batch.at)) / 8
 
 
 class AbsTopK(TopK):
     """The k pre-activations of largest magnitude, with their sign (Zhu et al. 2025)."""
 
+    activation = "abs_topk"
     architecture = "abstopk"
 
-    def score(self, sae, z_BxF):
+    def score(self, z_BxF):
         return jnp.abs(z_BxF)
 
     def value(self, z):

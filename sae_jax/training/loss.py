@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from sae_jax.models.auxk import auxk, mean_square
-from sae_jax.models.base import SAE
-from sae_jax.models.kind import Batch
+from sae_jax.models.base import SAE, Batch
 
 
 class Terms(NamedTuple):
@@ -20,19 +19,19 @@ class Terms(NamedTuple):
 
     squared_error_D: jax.Array  # mean over the rows
     firings_F: jax.Array
-    observed: jax.Array
+    statistics: jax.Array
 
 
 def member_loss(sae: SAE, coefficient: jax.Array, batch: Batch) -> tuple[jax.Array, Terms]:
     """mean_B Σ_D (x − x̂)² + λ · penalty + extra + AuxK."""
-    kind, at = sae.kind, batch.at
+    at = batch.at
     z = sae.pre_activations(batch.x_BxD, batch.known_BxF, at)
-    f = kind.activate(sae, z, at)
+    f = sae.activate_training(z, at)
     error_BxD = batch.x_BxD - sae.decode(f, at)
-    penalty = coefficient * kind.penalty(sae, z, f, batch)
-    loss = mean_square(error_BxD) + penalty + kind.extra_loss(sae, z, f, error_BxD, batch)
+    penalty = coefficient * sae.penalty(z, f, batch)
+    loss = mean_square(error_BxD) + penalty + sae.extra_loss(z, f, error_BxD, batch)
     if batch.revive:
         loss += auxk(sae, error_BxD, batch)
     fires = f != 0
     firings_F = fires.sum(0) if at is None else jnp.zeros_like(batch.dead_F, int).at[at.indices_BxK].add(fires)
-    return loss, Terms(jnp.square(error_BxD).mean(0), firings_F, kind.observe(f))
+    return loss, Terms(jnp.square(error_BxD).mean(0), firings_F, sae.batch_statistics(f))

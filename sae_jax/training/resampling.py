@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sae_jax.models.base import SAE, unit_rows
-from sae_jax.models.kind import Arrays
+from sae_jax.models.base import SAE, Arrays, unit_rows
 
 
 def resample(

@@ -33,9 +33,9 @@ from harvest.request import HarvestRequest, Site
 from sae_jax.config import TrainConfig
 from sae_jax.members import members_of
 from sae_jax.models.auxk import mean_square
+from sae_jax.models.base import start_quantile
 from sae_jax.models.batch_topk import Matryoshka
 from sae_jax.models.gated import Gated
-from sae_jax.models.kind import start_quantile
 from sae_jax.models.registry import KINDS
 from sae_jax.training.batches import Feed
 from sae_jax.training.population import Group, Rows, State, groups_of, hyper_of, stack, start_member
