@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.features.statistics import Features, features_of
+from analysis.features.statistics import Features, load_or_compute_features
 from analysis.runs.finished import FinishedRun
 from analysis.ui.notebook import ShownRun
 from analysis.ui.terminal.live import Terminal
@@ -27,4 +27,4 @@ def features(
     """
     with Terminal(quiet=quiet) as terminal:
         where = Path(cache_dir) if cache_dir else default_cache_dir()
-        return features_of(run, run.chosen(tuple(members)), where, terminal.progress, terminal.say)
+        return load_or_compute_features(run, run.chosen(tuple(members)), where, terminal.progress, terminal.say)

@@ -1,7 +1,7 @@
 """A figure and how sure it is: 95% intervals, and of how many documents, passages or seeds there is none.
 
 Means over documents, which are skewed and of unequal length: bootstrap-t. AUROC over passages: a score interval. Means
-over seeds: Student's t. How often each covers the true value is in tests/test_coverage.py.
+over seeds: Student's t. How often each covers the true value is in tests/analysis/test_stats.py.
 
 Shapes: G documents, S bootstrap samples, P passages of a concept, Q others.
 """

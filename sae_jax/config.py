@@ -13,7 +13,7 @@ from harvest.errors import InputError, shortened
 from harvest.files import refuse_irregular
 from harvest.request import flag, plain, several
 
-LEVELS = {  # what may set a kind's sparsity, the default first
+SPARSITY_CONTROLS = {  # what may set a kind's sparsity, the default first
     "relu": ("target_l0", "sparsity"),
     "tanh_relu": ("target_l0", "sparsity"),
     "p_anneal": ("target_l0", "sparsity"),
@@ -34,7 +34,9 @@ DEAD_RULES = ("rate", "anthropic", "none")
 class TrainConfig:
     """How to train; fields that are tuples span the population. Raises InputError for values that cannot be."""
 
-    activation: tuple[str, ...] = flag(("relu",), "one or several, trained in one jit", choices=tuple(LEVELS))
+    activation: tuple[str, ...] = flag(
+        ("relu",), "one or several, trained in one jit", choices=tuple(SPARSITY_CONTROLS)
+    )
     hidden_dim: tuple[int, ...] = flag((256,), "features of a dictionary")
     lr: tuple[float, ...] = flag((1e-3,), "peak learning rate of Adam")
     target_l0: tuple[float, ...] = flag((32.0,), "active features a row that kinds with a penalty are steered to")
@@ -114,7 +116,7 @@ POSITIVE, NOT_NEGATIVE = "a positive number of float32 (1.2e-38 to 3.4e38)", "0 
 AXES = tuple(field.name for field in fields(TrainConfig) if isinstance(field.default, tuple))
 
 CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "activation": (lambda v: v in LEVELS, f"one of {', '.join(LEVELS)}"),
+    "activation": (lambda v: v in SPARSITY_CONTROLS, f"one of {', '.join(SPARSITY_CONTROLS)}"),
     "hidden_dim": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
     "lr": (lambda v: in_float32(v) and v > 0, POSITIVE),
     "target_l0": (lambda v: in_float32(v) and v > 0, POSITIVE),
@@ -177,7 +179,11 @@ def read_members(path: Path) -> list[dict[str, Any]]:
     for entry in entries:
         if "activation" in entry:
             kind = entry["activation"]
-            means = {*LEVELS[kind], "aux_coefficient"} if LEVELS[kind] == ("k",) else set(LEVELS[kind])
+            means = (
+                {*SPARSITY_CONTROLS[kind], "aux_coefficient"}
+                if SPARSITY_CONTROLS[kind] == ("k",)
+                else set(SPARSITY_CONTROLS[kind])
+            )
             if idle := ({"k", "target_l0", "sparsity", "aux_coefficient"} & set(entry)) - means:
                 raise InputError(f"--members {path}: {min(idle)} means nothing to {kind}: leave it out")
         if {"sparsity", "target_l0"} <= set(entry):

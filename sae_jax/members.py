@@ -10,12 +10,12 @@ from typing import Any
 
 from harvest.errors import InputError, shortened
 from harvest.request import Site
-from sae_jax.config import AXES, LEVELS, TrainConfig
+from sae_jax.config import AXES, SPARSITY_CONTROLS, TrainConfig
 
 
 @dataclass(frozen=True)
 class Member:
-    """The settings of one sparse autoencoder. Of k, target_l0 and sparsity one is set: its `level`.
+    """The settings of one sparse autoencoder. Of k, target_l0 and sparsity one is set: its `sparsity_control`.
 
     Members with the same settings are equal, whatever their ids.
     """
@@ -36,7 +36,7 @@ class Member:
     dead_rule: str
 
     @property
-    def level(self) -> str:
+    def sparsity_control(self) -> str:
         return next(name for name in ("k", "sparsity", "target_l0") if getattr(self, name) is not None)
 
     @property
@@ -66,11 +66,11 @@ def combinations(config: TrainConfig, sites: tuple[Site, ...], entry: dict[str, 
         )
     members = []
     for activation in own["activation"]:
-        level = LEVELS[activation][0]
-        if "sparsity" in LEVELS[activation] and own["sparsity"] and "target_l0" not in entry:
-            level = "sparsity"
-        meaningless = {"activation", "k", "target_l0", "sparsity"} - {level}
-        if level != "k":
+        control = SPARSITY_CONTROLS[activation][0]
+        if "sparsity" in SPARSITY_CONTROLS[activation] and own["sparsity"] and "target_l0" not in entry:
+            control = "sparsity"
+        meaningless = {"activation", "k", "target_l0", "sparsity"} - {control}
+        if control != "k":
             meaningless.add("aux_coefficient")
         axes = {name: values for name, values in own.items() if name not in meaningless}
         for (layer, hook), *values in product(chosen, *axes.values()):
@@ -93,8 +93,8 @@ def member_id(settings: dict[str, Any], several_sites: bool) -> str:
     layer, hook = settings["layer"], settings["hook"]
     site = f"l{layer}" + (f"-{hook}" if hook != "resid_pre" else "") if several_sites else ""
     letters = (("k", "k"), ("s", "sparsity"), ("l", "target_l0"))
-    level = next(f"{letter}{exact(settings[name])}" for letter, name in letters if settings[name] is not None)
-    parts = [settings["activation"], site, f"f{settings['hidden_dim']}", level, f"lr{short(settings['lr'])}"]
+    control = next(f"{letter}{exact(settings[name])}" for letter, name in letters if settings[name] is not None)
+    parts = [settings["activation"], site, f"f{settings['hidden_dim']}", control, f"lr{short(settings['lr'])}"]
     parts.append(f"s{settings['seed']}")
     defaults = {name: getattr(TrainConfig, name)[0] for name in UNUSUAL}
     parts += [p.format(settings[n]) for n, p in UNUSUAL.items() if settings[n] not in (None, defaults[n])]

@@ -171,15 +171,15 @@ class TrainedMember(Shape):
     normalization: Name
     aux_coefficient: float | None
     dead_rule: Name
-    sparsity_by: Literal["k", "target_l0", "sparsity"]
+    sparsity_control: Literal["k", "target_l0", "sparsity"]
     failed: Failed | None
     metrics: Metrics | None
     intervals: dict[str, tuple[float, float] | None] = {}
 
     @model_validator(mode="after")
     def says_how_sparse_and_how_good(self) -> TrainedMember:
-        if getattr(self, self.sparsity_by) is None:
-            raise ValueError(f"{self.sparsity_by} is null, and sparsity_by names it")
+        if getattr(self, self.sparsity_control) is None:
+            raise ValueError(f"{self.sparsity_control} is null, and sparsity_control names it")
         if (self.failed is None) == (self.metrics is None):
             raise ValueError("it must have either metrics or failed, and the other null")
         return self

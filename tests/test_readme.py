@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import environment, shared_cache
+from command_line import ROOT, environment, shared_cache
 
 import main
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
 SHELL = [line.partition("  #")[0].strip() for line in re.findall(r"^python main\.py .*$", README, re.M)]

@@ -59,7 +59,7 @@ def run(argv: list[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from analysis.interventions.attribution import compute
+    from analysis.interventions.attribution import compute_attribution
 
     model = finished.language_model
     model.need_next_token("Attribution to a next token")
@@ -70,7 +70,7 @@ def run(argv: list[str]) -> None:
         raise InputError(f"--prompt: {len(prompt_T)} tokens; from {first_position + 1} to {longest} can be read")
     target, against = (token_of(tokenizer, name, getattr(options, name)) for name in ("target", "against"))
     assert target is not None
-    found = compute(
+    found = compute_attribution(
         model,
         prompt_T,
         finished.site(member),

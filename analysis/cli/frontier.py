@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.cli.flags import Parser, filled
-from analysis.comparison.frontier import compute
+from analysis.comparison.frontier import compute_frontier
 from analysis.plots.frontier import write_frontier
 from analysis.runs.finished import can_be_kept
 from analysis.ui.terminal.live import Terminal
@@ -28,7 +28,7 @@ def run(argv: list[str]) -> None:
     parser.add_flags("output", Options)
     values = vars(parser.parse_args(argv))
     runs, options = values["runs"], filled(Options, values)
-    frontier = compute(*runs)
+    frontier = compute_frontier(*runs)
     to = options.to or (runs[0] if len(runs) == 1 else Path("frontier"))
     with Terminal() as terminal:
         terminal.say(frontier.title)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.cli.flags import Parser, filled
-from analysis.quality.saebench import SAEBench, measure, write
+from analysis.quality.saebench import SAEBench, run_benchmarks, write_benchmark
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import benchmark_table
@@ -35,9 +35,9 @@ def run(argv: list[str]) -> None:
     answers: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
     kept = can_be_kept(finished.path, print)
-    for question, answer in measure(settings, finished, members, notes):
+    for question, answer in run_benchmarks(settings, finished, members, notes):
         if kept:
-            write(question, answer, settings, finished, members)
+            write_benchmark(question, answer, settings, finished, members)
         answers[question] = answer
     with Terminal() as terminal:
         terminal.show(benchmark_table(answers))

@@ -13,9 +13,9 @@ from pathlib import Path
 from shlex import quote
 
 from analysis.cli.flags import Parser, filled
-from analysis.comparison.frontier import compute
+from analysis.comparison.frontier import compute_frontier
 from analysis.runs.finished import FinishedRun
-from analysis.runs.live import GoingOn
+from analysis.runs.live import LiveRun
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table
 from harvest.errors import InputError
@@ -44,12 +44,12 @@ def run(argv: list[str]) -> None:
     path, options = values["run"], filled(Options, values)
     with Terminal() as terminal:
         if not (path / "results.json").exists():
-            going_on = GoingOn.open(path)
+            live_run = LiveRun.open(path)
             try:
-                follow(going_on, terminal, options.watch)
+                follow(live_run, terminal, options.watch)
             except KeyboardInterrupt:
                 terminal.leave_phase()
-                terminal.say(f"no longer watched: {going_on.state()}")
+                terminal.say(f"no longer watched: {live_run.state()}")
                 raise SystemExit(130) from None
         if (path / "results.json").exists():
             show_finished(path, options, terminal)
@@ -58,7 +58,7 @@ def run(argv: list[str]) -> None:
 
 
 def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
-    finished, frontier = FinishedRun.open(path), compute(path)
+    finished, frontier = FinishedRun.open(path), compute_frontier(path)
     if frontier.has_curve:
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
@@ -76,18 +76,18 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
             terminal.say(f"to be made: python main.py {command.format(quote(str(path)))}")
 
 
-def follow(going_on: GoingOn, terminal: Terminal, watch: bool) -> None:
+def follow(live_run: LiveRun, terminal: Terminal, watch: bool) -> None:
     """Its last state, once, or until it is finished or no longer written."""
-    terminal.past(going_on.losses())
+    terminal.past(live_run.losses())
     drawn = 0
-    while not going_on.finished:
-        progress = going_on.progress()
+    while not live_run.finished:
+        progress = live_run.progress()
         if progress and progress.step > drawn:  # a block is one point of the curves, however long it takes
             terminal.training_progress(progress)
             drawn = progress.step
-        if not watch or not going_on.being_trained:
+        if not watch or not live_run.being_trained:
             break
         time.sleep(POLL_SECONDS)
     terminal.leave_phase()
-    if not going_on.finished:
-        terminal.say(going_on.state())
+    if not live_run.finished:
+        terminal.say(live_run.state())

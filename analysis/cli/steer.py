@@ -90,13 +90,13 @@ def run(argv: list[str]) -> None:
     finished = FinishedRun.open(values["run"])
     member = finished.only(options.member)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
-    from analysis.features.statistics import features_of
+    from analysis.features.statistics import load_or_compute_features
     from analysis.interventions import steering as steer_model
 
     with Terminal() as terminal:
         finished.language_model.need_next_token("Steering")
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
-        features = features_of(finished, [member], options.cache_dir, **talk)[member]
+        features = load_or_compute_features(finished, [member], options.cache_dir, **talk)[member]
         model, site, sae = finished.language_model, finished.site(member), finished.dictionary(member).sae
         first_position = finished.first_position
         others = {RANDOM: steer_model.random_direction(model.d_model, sampling.seed)}
@@ -131,19 +131,19 @@ def run(argv: list[str]) -> None:
             feature, scores = options.feature, {}
             if not 0 <= feature < len(features.max_F):
                 raise InputError(f"--feature {feature}: {member} has 0 to {len(features.max_F) - 1}")
-            watched = steer_model.pushed(features)[0][feature].tolist()
+            watched = steer_model.promoted_tokens(features)[0][feature].tolist()
             if options.words:
                 watched = steer_model.word_tokens(model.tokenizer, " ".join(options.words))
         maximum = float(features.max_F[feature])
-        ways = steer_model.ways_of(sae, feature, maximum, options.mode, others)
-        steered = steer_model.compute(
+        ways = steer_model.directions_for(sae, feature, maximum, options.mode, others)
+        steered = steer_model.compute_steering(
             model, site, ways, options.mode, options.tried, watched, sampling, first_position, options.concept
         )
         for table in (steered_texts_table(steered), steered_figures_table(steered)):
             terminal.show(table)
         again: dict[str, Steered] = {}
         if options.sweep:
-            again = steer_model.afresh(model, site, ways, steered, watched, sampling, first_position)
+            again = steer_model.rerun_best(model, site, ways, steered, watched, sampling, first_position)
             tell_best(steered, again, finished, f"steer-{member}-{feature}", terminal)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def candidates(features: Features, watched: Sequence[int], most: int) -> list[in
 
     from analysis.interventions import steering as steer_model
 
-    token_FxT, weight_FxT = steer_model.pushed(features)
+    token_FxT, weight_FxT = steer_model.promoted_tokens(features)
     logit_FxT = np.where(np.isin(token_FxT, watched), weight_FxT, -np.inf)
     logit_F = np.where(features.alive_F, logit_FxT.max(1), -np.inf)
     return [int(i) for i in np.argsort(-logit_F, kind="stable")[:most] if np.isfinite(logit_F[i])]

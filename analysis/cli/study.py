@@ -15,7 +15,7 @@ from harvest.request import default_cache_dir, flag
 
 if TYPE_CHECKING:
     from analysis.runs.finished import FinishedRun
-    from analysis.study.measures import Gathered
+    from analysis.study.measures import PopulationMeasures
     from analysis.study.questions import Answer
 
 
@@ -35,7 +35,7 @@ def run(argv: list[str]) -> None:
 
     from analysis.runs.finished import FinishedRun, can_be_kept
     from analysis.study.maps import draw
-    from analysis.study.measures import gather
+    from analysis.study.measures import collect_measures
     from analysis.study.questions import kinds_of, study
     from analysis.ui.terminal.live import Terminal
     from analysis.ui.terminal.tables import study_table
@@ -43,10 +43,10 @@ def run(argv: list[str]) -> None:
     finished = FinishedRun.open(values["run"])
     shuffled = finished.opened_control(options.control) if options.control else None
     with Terminal() as terminal:
-        gathered = gather(finished, options.cache_dir, options.documents, terminal.progress, terminal.say)
+        gathered = collect_measures(finished, options.cache_dir, options.documents, terminal.progress, terminal.say)
         control = None
         if shuffled:
-            control = gather(shuffled, options.cache_dir, options.documents, terminal.progress, terminal.say)
+            control = collect_measures(shuffled, options.cache_dir, options.documents, terminal.progress, terminal.say)
         answers = study(gathered, control)
         for number, answer in enumerate(answers, 1):
             terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")
@@ -65,7 +65,7 @@ def run(argv: list[str]) -> None:
 
 
 def written(
-    answers: list[Answer], finished: FinishedRun, shuffled: FinishedRun | None, gathered: Gathered
+    answers: list[Answer], finished: FinishedRun, shuffled: FinishedRun | None, gathered: PopulationMeasures
 ) -> list[Path]:
     """analysis/study.json and the figures, whose paths are returned with it."""
     from analysis.plots.style import save

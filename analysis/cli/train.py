@@ -27,7 +27,7 @@ from harvest.identity import found
 from harvest.request import HarvestRequest, Site, default_cache_dir, flag
 from harvest.sources import Source, name_of, named_files, place_of, resolve
 from harvest.store import ActivationStore
-from sae_jax.config import LEVELS, TrainConfig
+from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
 from sae_jax.members import members_of
 from sae_jax.presets import PRESETS, bundled_model, cost_of, preset_named, scale_down
 from sae_jax.run_directory import RunDirectory, default_name
@@ -67,7 +67,7 @@ def build_parser() -> Parser:
 
 
 WANDB_FLAGS = ("--wandb-project", "--log-freq", "--wandb-per-member", "--wandb-artifact")
-LEVEL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
+CONTROL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
 def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[str, Any] | None]:
@@ -84,8 +84,12 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
             values, changes = scale_down(values, {flag[2:].replace("-", "_") for flag in given}, bundled)
         record = {"name": name, "not_followed": preset.not_followed, "scaled_down": changes}
     request, config, options = filled(HarvestRequest, values), filled(TrainConfig, values), filled(Options, values)
-    for name, level in LEVEL_OF_FLAG.items():
-        if name in given and not any(level in LEVELS[kind] for kind in config.activation) and not config.members:
+    for name, control in CONTROL_OF_FLAG.items():
+        if (
+            name in given
+            and not any(control in SPARSITY_CONTROLS[kind] for kind in config.activation)
+            and not config.members
+        ):
             raise InputError(f"{name} means nothing to --activation {' '.join(config.activation)}: leave it out")
     if {"--target-l0", "--sparsity"} <= given:
         raise InputError("--target-l0 and --sparsity: steer to an L0, or fix the coefficient? Give one of them")
@@ -245,10 +249,10 @@ def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:
 
 def show(run: RunDirectory, results: dict, terminal: Terminal, anew: bool = False) -> None:
     """The box of results and, where a kind was trained at several sparsities, the frontier."""
-    from analysis.comparison.frontier import compute
+    from analysis.comparison.frontier import compute_frontier
     from analysis.plots.frontier import write_frontier
 
-    frontier = compute(run.path)
+    frontier = compute_frontier(run.path)
     if frontier.has_curve:
         drawn = not anew and (run.path / "figures" / "frontier.svg").exists()
         if not drawn and can_be_kept(run.path, terminal.say):

@@ -58,7 +58,7 @@ class Clusters:
     dead: int
 
 
-def compute(
+def compute_clusters(
     decoder_FxD: np.ndarray,
     alive_F: np.ndarray,
     promoted: Sequence[Sequence[str]],
@@ -188,7 +188,7 @@ def names_of(label_N: np.ndarray, promoted: Sequence[Sequence[str]]) -> tuple[st
     return tuple(names)
 
 
-def write(clusters: Clusters, folder: Path, name: str) -> list[Path]:
+def write_clusters(clusters: Clusters, folder: Path, name: str) -> list[Path]:
     """clusters-NAME.json (figures, names) and .npz (xy, pca, label of each feature)."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {k: v for k, v in vars(clusters).items() if not isinstance(v, np.ndarray) and k != "tokens_F"}
@@ -198,7 +198,7 @@ def write(clusters: Clusters, folder: Path, name: str) -> list[Path]:
     return [folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"]
 
 
-def read(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters | None:
+def read_clusters(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters | None:
     """What `write` left, with the tokens that each feature promotes, as for `compute`; None where there is nothing."""
     paths = folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"
     if not all(path.exists() for path in paths):

@@ -45,7 +45,7 @@ class Trajectory:
     predictors: dict[str, float | None]  # Spearman's rank correlation with the step of emergence
 
 
-def compute(snapshots: Mapping[int, Snapshot], features: Features) -> Trajectory:
+def compute_emergence(snapshots: Mapping[int, Snapshot], features: Features) -> Trajectory:
     """Raises InputError where there are fewer than three snapshots."""
     if len(snapshots) < 3:
         raise InputError(

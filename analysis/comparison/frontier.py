@@ -16,7 +16,7 @@ from analysis.runs import families
 from analysis.runs.finished import FinishedRun
 from analysis.stats import Spread
 from harvest.errors import InputError
-from sae_jax.config import LEVELS
+from sae_jax.config import SPARSITY_CONTROLS
 
 METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-entropy recovered"}
 ON_A_CURVE = ("activation", "sparsity", "seed")  # what may differ in one panel
@@ -64,7 +64,7 @@ class Frontier:
         return ", ".join(" ".join(part) for part in parts if part)
 
 
-def compute(*runs: Path) -> Frontier:
+def compute_frontier(*runs: Path) -> Frontier:
     """The frontier of one or several finished runs. Raises InputError for a run without results, or given twice."""
     members = [
         ({**families.settings_of(run, member), "penalty": penalty_of(member)}, member)
@@ -76,12 +76,12 @@ def compute(*runs: Path) -> Frontier:
     groups: dict[tuple[str, str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
     for settings, member in members:
         panel = families.in_words(settings, between)
-        same = groups[panel, member["activation"], member[member["sparsity_by"]]]
+        same = groups[panel, member["activation"], member[member["sparsity_control"]]]
         if member["seed"] in same:
             raise InputError(f"{member['id']} is in these runs twice, with the same seed: give each run once")
         same[member["seed"]] = member
     points = [Point(*key, *spread(same)) for key, same in groups.items() if any(m["metrics"] for m in same.values())]
-    kinds = [*LEVELS, *sorted({point.kind for point in points} - set(LEVELS))]
+    kinds = [*SPARSITY_CONTROLS, *sorted({point.kind for point in points} - set(SPARSITY_CONTROLS))]
     panels = list(dict.fromkeys(point.panel for point in points))
     return Frontier(
         points=sorted(points, key=lambda p: (panels.index(p.panel), kinds.index(p.kind), p.asked)),
@@ -93,7 +93,7 @@ def compute(*runs: Path) -> Frontier:
 
 def penalty_of(member: dict[str, Any]) -> str | None:
     """The setting that fixes the sparsity, an L0 or a coefficient: they share no curve. None for a kind with a k."""
-    return None if member["sparsity_by"] == "k" else member["sparsity_by"]
+    return None if member["sparsity_control"] == "k" else member["sparsity_control"]
 
 
 def spread(members: dict[int, dict[str, Any]]) -> tuple[tuple[int, ...], dict[str, Spread]]:

@@ -78,7 +78,7 @@ class Comparison:
     other_seeds: dict[str, int]
 
 
-def compute(
+def compute_shared_features(
     decoders: Mapping[str, Decoder],
     activations: Mapping[str, csr_array] | None = None,
     threshold: float = THRESHOLD,
@@ -212,7 +212,7 @@ def grouped(settings: Sequence[Mapping[str, Any]], *matrices: np.ndarray | None)
     )
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
+def write_shared_features(comparison: Comparison, folder: Path) -> list[Path]:
     """comparison.json (figures) and comparison.npz (what there is of each feature: partner, cosine, found_again)."""
     folder.mkdir(parents=True, exist_ok=True)
     per_feature = {"partner": comparison.partner_FxM, "cosine": comparison.cosine_FxM}
@@ -225,7 +225,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     return [folder / "comparison.json", folder / "comparison.npz"]
 
 
-def read(folder: Path, members: Sequence[str]) -> Comparison | None:
+def read_shared_features(folder: Path, members: Sequence[str]) -> Comparison | None:
     """The comparison that `write` left of just these members, dead ones included; None where there is none."""
     paths = folder / "comparison.json", folder / "comparison.npz"
     if not all(path.exists() for path in paths):

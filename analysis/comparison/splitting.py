@@ -74,7 +74,7 @@ def families(decoders: Mapping[str, Decoder]) -> list[list[str]]:
     return [sorted(names, key=lambda name: len(decoders[name].alive_F)) for names in same if len(names) > 1]
 
 
-def compute(
+def compute_splitting(
     decoders: Mapping[str, Decoder],
     activations: Mapping[str, csr_array] | None = None,
     threshold: float = PARENT,
@@ -149,7 +149,7 @@ def trees_of(parents: Sequence[np.ndarray], alive: Sequence[np.ndarray]) -> tupl
     return tuple(sorted(trees, key=lambda tree: (-tree[2], tree)))
 
 
-def write(splitting: Splitting, folder: Path) -> list[Path]:
+def write_splitting(splitting: Splitting, folder: Path) -> list[Path]:
     """splitting-ID.json (figures, the 100 largest trees) and .npz (parents), by the id of the widest member."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"splitting-{splitting.members[-1]}"

@@ -77,7 +77,7 @@ class _Candidate:
     values: MaxPooled  # its own column, copied: what it is from is let go
 
 
-def compute(
+def find_detectors(
     pooled: Iterable[tuple[str, MaxPooled]],
     baselines: Mapping[str, MaxPooled],
     is_concept_N: np.ndarray,

@@ -80,7 +80,7 @@ def search(
     against: list[str],
 ) -> tuple[ConceptPassages, FindFeature]:
     """One pass of the model over the passages, then one dictionary at a time."""
-    from analysis.concepts.detectors import CHOOSING, compute, deal
+    from analysis.concepts.detectors import CHOOSING, deal, find_detectors
     from analysis.concepts.max_pooling import activations, max_features, max_projection, mean_difference
     from harvest.text.concepts import gather
 
@@ -92,7 +92,7 @@ def search(
     directions = {site: mean_difference(x_WxTxD, of, set_N == CHOOSING) for site, x_WxTxD in x.items()}
     baselines = {site.hook_name: max_projection(directions[site], x_WxTxD, of) for site, x_WxTxD in x.items()}
     pooled = ((name, max_features(d.sae, x[sites[name]], of)) for name, d in dictionaries.items())
-    return of, compute(pooled, baselines, of.is_concept_N, set_N, options.top, options.fdr, seed)
+    return of, find_detectors(pooled, baselines, of.is_concept_N, set_N, options.top, options.fdr, seed)
 
 
 def describe_found(
@@ -100,11 +100,11 @@ def describe_found(
 ) -> dict[tuple[str, int], FeatureDescription]:
     """What each feature that passes promotes, and where it is largest in the corpus."""
     from analysis.features.contexts import context_text
-    from analysis.features.statistics import features_of
+    from analysis.features.statistics import load_or_compute_features
 
     passing = [found for found in result.features if found.passes]
     members = list(dict.fromkeys(found.member for found in passing))
-    features = features_of(finished, members, cache_dir, **talk) if members else {}
+    features = load_or_compute_features(finished, members, cache_dir, **talk) if members else {}
     stores = {site: finished.store(site, cache_dir, **talk) for site in {finished.site(name) for name in members}}
     described = {}
     for found in passing:

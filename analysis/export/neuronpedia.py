@@ -31,7 +31,7 @@ import numpy as np
 from analysis.features.activations import FeatureValues, context_tokens, feature_values
 from analysis.features.bands import ALIGNED, alignment, firing_cosine, groups_of
 from analysis.features.contexts import token_texts
-from analysis.features.statistics import Features, features_of
+from analysis.features.statistics import Features, load_or_compute_features
 from analysis.runs.finished import FinishedRun
 from harvest.files import refuse_taken
 from harvest.sources import is_bundled
@@ -73,7 +73,7 @@ def export(
     say: Callable[[str], None] = lambda text: None,
 ) -> Source:
     """Writes `to`, which is whole or not there. Raises InputError as `features_of` does."""
-    features = features_of(run, [member], cache_dir, on_progress, say)[member]
+    features = load_or_compute_features(run, [member], cache_dir, on_progress, say)[member]
     store, source = run.store(run.site(member), cache_dir, on_progress, say), source_of(run, member)
     pages = Pages(run, member, store, features, on_progress)
     with whole_directory(to) as directory:

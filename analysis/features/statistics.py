@@ -21,7 +21,7 @@ import numpy as np
 from analysis.features.mapped import mapped_arrays
 from analysis.features.row_labels import Labels, labels_of
 from analysis.features.specialization import mutual_information, specialization
-from analysis.features.store_pass import Firing, firing_of
+from analysis.features.store_pass import FiringAccumulator, accumulate_firings
 from analysis.features.streaming import BARS, ENTRY, distinct
 from analysis.geometry import neighbours, unit
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
@@ -149,7 +149,7 @@ class Features:
             check_arrays(path, of, STUDY_AGAIN, {"F": features, "L": len(names)})
 
 
-def features_of(
+def load_or_compute_features(
     run: FinishedRun,
     members: Sequence[str],
     cache_dir: Path,
@@ -175,15 +175,15 @@ def features_of(
             for name in missing:
                 if run.site(name) == site:
                     dictionary = run.dictionary(name)
-                    firing, rows_SxL = firing_of(dictionary.sae, store, labels, 0, advance)
-                    found[name] = describe(firing, dictionary, model, labels, rows_SxL)
+                    firing, rows_SxL = accumulate_firings(dictionary.sae, store, labels, 0, advance)
+                    found[name] = summarize(firing, dictionary, model, labels, rows_SxL)
                     if kept:
                         found[name].save(paths[name])
     return {name: found[name] for name in members}
 
 
-def describe(
-    firing: Firing,
+def summarize(
+    firing: FiringAccumulator,
     dictionary: Dictionary,
     model: LanguageModel,
     labels: Mapping[str, Labels],
@@ -257,7 +257,7 @@ def quantiles(value_FxR: np.ndarray, is_firing_FxR: np.ndarray) -> np.ndarray:
     return np.nan_to_num(found_QxF.T)
 
 
-def is_new(firing: Firing, positions: int, row_FxR: np.ndarray, alike_FxR: np.ndarray) -> np.ndarray:
+def is_new(firing: FiringAccumulator, positions: int, row_FxR: np.ndarray, alike_FxR: np.ndarray) -> np.ndarray:
     """Mark the sampled firings that may be shown after the strongest contexts: no window and no context twice."""
     strongest = firing.top.settle()
     entries = np.zeros(row_FxR.shape, ENTRY)

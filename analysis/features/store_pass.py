@@ -28,7 +28,7 @@ CONTEXTS, SAMPLE = 20, 100  # kept of each feature: the strongest, and any
 BUCKETS = 128  # by which is told over how many documents, tokens or windows the firings of a feature are spread
 
 
-class Firing:
+class FiringAccumulator:
     """What one dictionary's features fire on, while it is counted."""
 
     def __init__(self, sae: SAE, positions: int, labels: Mapping[str, Labels], seed: int):
@@ -86,15 +86,15 @@ class Firing:
         return count_F**2 / np.maximum(np.clip(squares_F, count_F, count_F**2), 1)
 
 
-def firing_of(
+def accumulate_firings(
     sae: SAE,
     store: ActivationStore,
     labels: Mapping[str, Labels],
     seed: int,
     on_rows: Callable[[int], None] = lambda n: None,
-) -> tuple[Firing, dict[str, np.ndarray]]:
+) -> tuple[FiringAccumulator, dict[str, np.ndarray]]:
     """(on what its features fire, of each set of labels how often each occurs [1 + S, L])."""
-    firing, rng = Firing(sae, store.train.positions, labels, seed), np.random.default_rng(seed)
+    firing, rng = FiringAccumulator(sae, store.train.positions, labels, seed), np.random.default_rng(seed)
     originals = originals_in(store)
     units = {name: of.units(originals) for name, of in labels.items()}
     dealt = {name: of.dealt(units[name], rng) for name, of in labels.items()}

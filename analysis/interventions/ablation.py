@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from analysis.features.contexts import place, token_texts
-from analysis.features.statistics import Features, features_of
-from analysis.interventions.steering import output_scores, reader
+from analysis.features.statistics import Features, load_or_compute_features
+from analysis.interventions.steering import feature_reader, output_scores
 from analysis.runs.finished import FinishedRun
 from analysis.stats import Interval, ratio_interval
 
@@ -57,7 +57,7 @@ def ablation_effect(
 
     site = run.site(member)
     store = run.store(site, cache_dir, on_progress)
-    sampled_R = features_of(run, [member], cache_dir, on_progress)[member].sample_row_FxR[feature]
+    sampled_R = load_or_compute_features(run, [member], cache_dir, on_progress)[member].sample_row_FxR[feature]
     positions = store.train.positions
     firing_R = sampled_R[(sampled_R >= 0) & (sampled_R % positions < positions - 1)]
     if not len(firing_R):
@@ -68,7 +68,7 @@ def ablation_effect(
     tokens_WxT, document_W = np.stack([of[0] for of in places]), np.array([of[2] for of in places])
 
     sae, done = run.dictionary(member).sae, 0
-    value_of, direction_D = reader(sae, feature), np.asarray(sae.W_dec[feature])
+    value_of, direction_D = feature_reader(sae, feature), np.asarray(sae.W_dec[feature])
 
     def taken(x_NxD: np.ndarray) -> np.ndarray:
         return np.outer(value_of(x_NxD), direction_D)

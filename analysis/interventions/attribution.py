@@ -58,7 +58,7 @@ class Attribution:
     correlation: float | None  # of attribution and ablation over these; None where one of them is constant
 
 
-def compute(
+def compute_attribution(
     model: LanguageModel,
     prompt_T: Sequence[int],
     site: Site,

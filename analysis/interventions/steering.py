@@ -122,7 +122,7 @@ class Steered:
         return best if best.probability > plain.probability else None
 
 
-def compute(
+def compute_steering(
     model: LanguageModel,
     site: Site,
     ways: Mapping[str, Callable[[float], Direction]],
@@ -138,7 +138,7 @@ def compute(
     Nothing before `first_position` of a text is steered: what a dictionary never saw there it cannot read. Raises
     InputError for a prompt without tokens, and for one too long.
     """
-    from harvest.interventions.steering import Change, surprise, write
+    from harvest.interventions.steering import Change, surprise, write_texts
 
     def tokens(text: str) -> list[int]:
         return model.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -148,7 +148,7 @@ def compute(
         for prompt in sampling.prompt:
             prompt_T = tokens(before + prompt)
             first = first_position if sampling.positions == "all" else max(first_position, len(prompt_T))
-            written = write(
+            written = write_texts(
                 model,
                 prompt_T,
                 Change(site, replace, first),
@@ -174,7 +174,7 @@ def compute(
     return Steered(mode, sampling.prompt, words, plain, steered)
 
 
-def afresh(
+def rerun_best(
     model: LanguageModel,
     site: Site,
     ways: Mapping[str, Callable[[float], Direction]],
@@ -192,7 +192,7 @@ def afresh(
     other = replace(sampling, seed=sampling.seed + 1)
     best = {way: texts.strength for way in ways if (texts := steered.best(way))}
     return {
-        way: compute(model, site, {way: ways[way]}, steered.mode, [strength], watched, other, first_position)
+        way: compute_steering(model, site, {way: ways[way]}, steered.mode, [strength], watched, other, first_position)
         for way, strength in best.items()
     }
 
@@ -201,7 +201,7 @@ def unchanged(x_NxD: np.ndarray) -> np.ndarray:
     return x_NxD
 
 
-def ways_of(
+def directions_for(
     sae: SAE, feature: int, maximum: float, mode: str, others: Mapping[str, np.ndarray]
 ) -> dict[str, Callable[[float], Direction]]:
     """The feature's direction and, of the same norm, others, each by strength.
@@ -214,7 +214,7 @@ def ways_of(
     norm = np.linalg.norm(d_D)
     directions = {f"feature {feature}": d_D}
     directions |= {name: (v_D * (norm / np.linalg.norm(v_D))).astype(np.float32) for name, v_D in others.items()}
-    read = None if mode == "add" else reader(sae, feature)
+    read = None if mode == "add" else feature_reader(sae, feature)
 
     def amounts(strength: float) -> Amounts:
         if read is None:
@@ -228,7 +228,7 @@ def ways_of(
     return {name: way(v_D) for name, v_D in directions.items()}
 
 
-def reader(sae: SAE, feature: int) -> Amounts:
+def feature_reader(sae: SAE, feature: int) -> Amounts:
     """f_i of rows."""
     from flax import nnx
 
@@ -264,7 +264,7 @@ def difference_in_means(store: ActivationStore, tokenizer: Any, phrase: str) -> 
     return within - without
 
 
-def pushed(features: Features) -> tuple[np.ndarray, np.ndarray]:
+def promoted_tokens(features: Features) -> tuple[np.ndarray, np.ndarray]:
     """(tokens, logit weights) [F, T] that each feature promotes as it fires at its largest, whatever its sign there."""
     rises_Fx1 = (features.max_F >= 0)[:, None]
     token_FxT = np.where(rises_Fx1, features.promoted_FxT, features.suppressed_FxT)

@@ -118,7 +118,7 @@ class FeaturePage:
         return self.density > 0
 
 
-def compute(
+def compute_feature_page(
     run: FinishedRun,
     member: str,
     feature: int,

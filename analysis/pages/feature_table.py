@@ -38,7 +38,7 @@ class FeatureList:
     specialization_F: np.ndarray
 
 
-def compute(features: Features, tokenizer: Any) -> FeatureList:
+def compute_feature_table(features: Features, tokenizer: Any) -> FeatureList:
     promoted_FxT = np.array(features.promoted_FxT[:, :SEARCHED_TOKENS])
     known, place = np.unique(np.concatenate([promoted_FxT.ravel(), features.token_F]), return_inverse=True)
     texts = np.array([printable(text) for text in ["", *token_texts(tokenizer, known[known >= 0])]], object)
@@ -67,7 +67,7 @@ ORDERS: dict[str, Callable[[FeatureList], np.ndarray]] = {  # what comes first h
 }
 
 
-def choose(
+def choose_features(
     of: FeatureList, words: str, density: tuple[float, float], specialization: float, order: str = "number"
 ) -> np.ndarray:
     """Numbers of the features [N] that have all words in their tokens, such a density, and at least so special."""

@@ -34,7 +34,7 @@ class Highlight:
     contexts: list[tuple[float, Context]]  # activation, text around it
 
 
-def choose(features: Features, score_F: np.ndarray, count: int) -> list[int]:
+def choose_highlights(features: Features, score_F: np.ndarray, count: int) -> list[int]:
     """At most `count` living features, the specialized ones first, most specialized on top; then by falling density.
 
     `score_F` is NaN for those that are not asked.
@@ -69,5 +69,5 @@ def highlights(features: Features, count: int, store: ActivationStore, tokenizer
                 if row >= 0
             ][:CONTEXTS],
         )
-        for f in choose(features, score_F, count)
+        for f in choose_highlights(features, score_F, count)
     ]

@@ -16,7 +16,7 @@ from analysis.plots.style import kind_colour, step_heatmap, styled, thinned
 MOST_ROWS = 256  # of a heatmap
 
 
-def figure(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> Any:
+def densities_chart(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> Any:
     """An Altair figure: how many features fire how often (log10), a line a dictionary; those that never do are said."""
     import altair as alt
 
@@ -41,7 +41,7 @@ def figure(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> Any
     return styled(chart, "Densities", f"a line a dictionary; {dead} features in all fire on no row")
 
 
-def heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:
+def density_heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:
     """An Altair figure: each feature's density (log10) over the steps of training, the most frequent at the end above.
 
     Of more than MOST_ROWS features, as many at even distances in that order are shown; white is a feature that never

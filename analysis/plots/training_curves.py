@@ -17,7 +17,7 @@ def thinned(lines: list[dict[str, float]]) -> list[dict[str, float]]:
     return lines[::-1][::stride][::-1]
 
 
-def figure(curves: Mapping[str, list[dict[str, float]]], kinds: Mapping[str, str]) -> Any:
+def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: Mapping[str, str]) -> Any:
     """An Altair figure: loss and explained variance on the way, a line a member in the colour of its kind."""
     import altair as alt
 

@@ -54,7 +54,7 @@ class Absorption:
     left_out: dict[str, str]  # letters that could not be judged, and why
 
 
-def compute(pooled: Pooled, words: list[str], letters_N: np.ndarray, is_train_N: np.ndarray) -> Absorption:
+def compute_absorption(pooled: Pooled, words: list[str], letters_N: np.ndarray, is_train_N: np.ndarray) -> Absorption:
     """From the activation, and the features, at each word's own token.
 
     The letter's direction is a logistic probe on the activations of training words. The letter's own features are

@@ -67,7 +67,7 @@ class SAEBench:
             raise InputError("--concepts: scr needs two, KEY=VALUE,..:VALUE,.. each. Or leave scr out of --metrics")
 
 
-def measure(
+def run_benchmarks(
     settings: SAEBench, run: FinishedRun, members: Sequence[str], notes: list[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each question and its answer, as they come; `notes` for the reader are added to."""
@@ -111,7 +111,9 @@ def on_documents(
         columns = {name: of.f_NxF for name, of in pooled.items()}
         columns |= {f"activations, {site.hook_name}": pooled[name].x_NxD for name, site in sites.items()}
         for name, x_NxC in columns.items():
-            result = sparse_probing.compute(x_NxC, text.labels[label], text.is_train_N, settings.k, settings.seed)
+            result = sparse_probing.compute_sparse_probing(
+                x_NxC, text.labels[label], text.is_train_N, settings.k, settings.seed
+            )
             probing.setdefault(name, {})[label] = result
         train, held_out = (min(of[side] for of in result.documents.values()) for side in ("train", "held_out"))
         notes.append(f"{label}: classes of {train:,} documents or more to train on, {held_out:,} or more held out")
@@ -125,7 +127,9 @@ def on_documents(
         yield (
             METRICS["scr"],
             {
-                name: spurious_correlation.compute(of, concepts, is_train_N, settings.n_ablated, settings.seed)
+                name: spurious_correlation.compute_spurious_correlation(
+                    of, concepts, is_train_N, settings.n_ablated, settings.seed
+                )
                 for name, of in rows.items()
             },
         )
@@ -174,7 +178,8 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
     )
     pooled = pool(model, asked.passages, saes, {name: run.site(name) for name in saes})
     answers = {
-        name: absorption.compute(of, asked.words, asked.letters_N, asked.is_train_N) for name, of in pooled.items()
+        name: absorption.compute_absorption(of, asked.words, asked.letters_N, asked.is_train_N)
+        for name, of in pooled.items()
     }
     for name, of in pooled.items():
         if not (of.f_NxF[asked.is_train_N] != 0).any():
@@ -188,7 +193,9 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
     return answers
 
 
-def write(question: str, answer: dict[str, Any], settings: SAEBench, run: FinishedRun, members: Sequence[str]) -> None:
+def write_benchmark(
+    question: str, answer: dict[str, Any], settings: SAEBench, run: FinishedRun, members: Sequence[str]
+) -> None:
     """analysis/<question>.json of the run."""
     from harvest.files import write_json
 

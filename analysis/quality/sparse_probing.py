@@ -29,7 +29,7 @@ class SparseProbing:
     left_out: dict[str, int]  # classes with too few documents, and how many these are
 
 
-def compute(
+def compute_sparse_probing(
     x_NxC: np.ndarray, labels_N: np.ndarray, is_train_N: np.ndarray, ks: tuple[int, ...] = (1, 2, 5), seed: int = 0
 ) -> SparseProbing:
     """One-vs-rest probes on mean-pooled columns, the k with the largest |mean of the class − mean of the rest|.

@@ -44,7 +44,7 @@ class SpuriousCorrelation:
     documents: dict[str, int]  # of each combination of labels: to train on, held out
 
 
-def compute(
+def compute_spurious_correlation(
     pooled: Pooled,
     concepts: dict[str, np.ndarray],
     is_train_N: np.ndarray,

@@ -16,14 +16,14 @@ from analysis.runs.finished import FinishedRun
 from harvest.identity import meaning
 from harvest.request import Site
 from harvest.sources import is_bundled
-from sae_jax.config import AXES, LEVELS, TrainConfig
+from sae_jax.config import AXES, SPARSITY_CONTROLS, TrainConfig
 from sae_jax.members import Member, exact
 
 Settings = Mapping[str, Any]
 
 MEMBER = tuple(field.name for field in fields(Member) if field.name != "id")
 TRAINING = {field.name: field.default for field in fields(TrainConfig) if field.name not in (*AXES, "members")}
-LEVEL = {level for levels in LEVELS.values() for level in levels}  # of which each member has one
+CONTROLS = {control for controls in SPARSITY_CONTROLS.values() for control in controls}  # of which each member has one
 ROWS = ("model", "text", "rows", "layer", "hook")
 NAMES = {"activation": "kind", "hidden_dim": "width", "lr": "learning rate"}
 WORDS = {"activation": "{}", "sparsity": "{}", "hidden_dim": "{:,} features", "hook": "{}"}
@@ -35,13 +35,13 @@ def settings_of(run: FinishedRun, member: Mapping[str, Any]) -> dict[str, Any]:
 
     `sparsity` is the k, L0 or coefficient that was asked for, in words that are the same for a k and an L0.
     """
-    level, training = member["sparsity_by"], {**TRAINING, **run.config["asked"]["train"]}
+    control, training = member["sparsity_control"], {**TRAINING, **run.config["asked"]["train"]}
     store = run.store_facts(Site(member["layer"], member["hook"]))
     model = source_name(store["model"], "model") + (f", {store['control']}" if "control" in store else "")
     return {
         "activation": member["activation"],
-        "sparsity": f"{'coefficient' if level == 'sparsity' else 'L0'} {exact(member[level])}",
-        **{name: member.get(name) for name in MEMBER if name not in LEVEL},
+        "sparsity": f"{'coefficient' if control == 'sparsity' else 'L0'} {exact(member[control])}",
+        **{name: member.get(name) for name in MEMBER if name not in CONTROLS},
         **{name: "by default" if training[name] is None else training[name] for name in TRAINING},
         **{"model": model, "text": source_name(store["dataset"], "corpus"), "rows": store["rows"]},
         "store": meaning(store["identity"]),

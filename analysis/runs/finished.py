@@ -13,7 +13,7 @@ from harvest.errors import InputError
 from harvest.hub import Kind
 from harvest.request import HarvestRequest, Site
 from harvest.sources import model_fingerprint, name_of, place_of
-from sae_jax.config import LEVELS
+from sae_jax.config import SPARSITY_CONTROLS
 from sae_jax.members import member_id
 from sae_jax.run_directory import WRITTEN_AGAIN
 
@@ -43,7 +43,7 @@ class FinishedRun:
         for member in results["members"]:
             if (name := Site(member["layer"], member["hook"]).hook_name) not in sites:
                 raise InputError(f"{path}: config.json has no store of {name}, where {member['id']} was trained")
-            if member["activation"] not in LEVELS or member_id(member, len(sites) > 1) != member["id"]:
+            if member["activation"] not in SPARSITY_CONTROLS or member_id(member, len(sites) > 1) != member["id"]:
                 raise InputError(
                     f"{path / 'results.json'}: {member['id']} has other settings than its id says: {TRAIN_AGAIN}"
                 )

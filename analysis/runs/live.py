@@ -17,7 +17,7 @@ from sae_jax.training.progress import Progress
 
 
 @dataclass
-class GoingOn:
+class LiveRun:
     """`first` is the (time, step) at which it was first looked at: the rate is what was seen since."""
 
     run: RunDirectory
@@ -25,7 +25,7 @@ class GoingOn:
     first: tuple[float, int] | None = None
 
     @classmethod
-    def open(cls, path: Path) -> GoingOn:
+    def open(cls, path: Path) -> LiveRun:
         """Raises InputError where no run was begun."""
         refuse_no_run(path)
         config = read_record(path, "config.json")

@@ -10,7 +10,7 @@ from harvest.request import HarvestRequest
 from sae_jax.config import TrainConfig
 
 
-def command_of(config: dict[str, Any], results: dict[str, Any]) -> str:
+def reproduction_command(config: dict[str, Any], results: dict[str, Any]) -> str:
     """What to type for the same run: the flags that are not at their defaults, a preset's among them.
 
     A file of members is named members.json, whatever its name was: its content is `asked.train.members`.

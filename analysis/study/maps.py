@@ -13,10 +13,10 @@ from analysis.features.contexts import token_texts
 from analysis.plots.clusters import clusters_chart
 from analysis.plots.splitting import splitting_chart
 from analysis.plots.style import save
-from analysis.study.measures import Gathered
+from analysis.study.measures import PopulationMeasures
 
 
-def draw(gathered: Gathered, members: list[str], say: Callable[[str], None]) -> list[str]:
+def draw(gathered: PopulationMeasures, members: list[str], say: Callable[[str], None]) -> list[str]:
     """Of these members, and of every family of widths; returns the names of the figures."""
     run, tokenizer = gathered.run.path, None
     drawn = []
@@ -30,14 +30,14 @@ def draw(gathered: Gathered, members: list[str], say: Callable[[str], None]) -> 
             say(f"map of {name}")
             tokenizer = tokenizer or gathered.run.language_model.tokenizer
             promoted = [token_texts(tokenizer, tokens) for tokens in gathered.features[name].promoted_FxT]
-            clusters = clustering.compute(decoder.W_dec_FxD, decoder.alive_F, promoted)
-            clustering.write(clusters, run / "analysis", name)
+            clusters = clustering.compute_clusters(decoder.W_dec_FxD, decoder.alive_F, promoted)
+            clustering.write_clusters(clusters, run / "analysis", name)
             save(clusters_chart(clusters), stem)
     for family in splitting.families(gathered.decoders):
         stem = run / "figures" / f"splitting-{family[-1]}"
         drawn.append(stem.name)
         if not stem.with_suffix(".svg").exists():
-            split = splitting.compute({name: gathered.decoders[name] for name in family})
-            splitting.write(split, run / "analysis")
+            split = splitting.compute_splitting({name: gathered.decoders[name] for name in family})
+            splitting.write_splitting(split, run / "analysis")
             save(splitting_chart(split), stem)
     return drawn

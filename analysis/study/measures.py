@@ -21,8 +21,8 @@ from analysis.comparison.matching import Decoder, sparse_activations, spread_row
 from analysis.features.density import FREQUENT, density_statistics
 from analysis.features.specialists import MIN_FIRINGS, RATE, judged
 from analysis.features.specialization import over_chance, p_values
-from analysis.features.statistics import Features, features_of
-from analysis.quality.saebench import SAEBench, measure, plain
+from analysis.features.statistics import Features, load_or_compute_features
+from analysis.quality.saebench import SAEBench, plain, run_benchmarks
 from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
 from harvest.errors import InputError
@@ -50,7 +50,7 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class Gathered:
+class PopulationMeasures:
     """`values` are MEASURES, and LABEL_MEASURES as `specialized: <label>`; None where nothing can be measured."""
 
     run: FinishedRun
@@ -68,39 +68,39 @@ class Gathered:
         return list(next(iter(self.features.values())).labels)
 
 
-def gather(
+def collect_measures(
     run: FinishedRun,
     cache_dir: Path,
     documents: int = SAEBench.documents,
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     say: Callable[[str], None] = lambda text: None,
-) -> Gathered:
+) -> PopulationMeasures:
     """Raises InputError for a run whose text or model cannot be had."""
     members = list(run.members)
     settings = {name: families.settings_of(run, member) for name, member in run.members.items()}
-    features = features_of(run, members, cache_dir, on_progress, say)
+    features = load_or_compute_features(run, members, cache_dir, on_progress, say)
     bench, notes = benchmarks(run, members, documents, say)
     decoders = {
         name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], of.alive_F)
         for name, of in features.items()
         if of.alive_F.any()
     }
-    compared = comparison.read(run.path / "analysis", members)
+    compared = comparison.read_shared_features(run.path / "analysis", members)
     if not compared and len(decoders) > 1:
         say(f"comparing {len(decoders)} dictionaries")
         dead = [name for name in members if name not in decoders]
         fired = fired_together(run, list(decoders), cache_dir, on_progress, say)
-        compared = comparison.compute(
+        compared = comparison.compute_shared_features(
             decoders, fired, on_progress=lambda *done: on_progress("comparison", *done), dead=dead
         )
         if can_be_kept(run.path, say):
-            comparison.write(compared, run.path / "analysis")
+            comparison.write_shared_features(compared, run.path / "analysis")
     trajectories = {}
     for done, name in enumerate(members):
         if features[name].alive_F.any() and len(snapshots := read_snapshots(run.path, name)) > 2:
-            trajectories[name] = emergence.compute(snapshots, features[name])
+            trajectories[name] = emergence.compute_emergence(snapshots, features[name])
         on_progress("emergence", done + 1, len(members))
-    return Gathered(
+    return PopulationMeasures(
         run=run,
         settings=settings,
         features=features,
@@ -141,9 +141,9 @@ def benchmarks(
     if record.get("documents") != documents or set(members) - record["answers"]["sparse_probing"].keys():
         say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
         notes: list[str] = []
-        answers = dict(measure(settings, run, members, notes)) | {"absorption": {}}
+        answers = dict(run_benchmarks(settings, run, members, notes)) | {"absorption": {}}
         try:
-            answers |= measure(replace(settings, metrics=("absorption",)), run, members, notes)
+            answers |= run_benchmarks(replace(settings, metrics=("absorption",)), run, members, notes)
         except InputError as error:  # windows too short to spell in
             notes.append(f"absorption is not measured: {error}")
         record = {"documents": documents, "answers": plain(answers), "notes": notes}

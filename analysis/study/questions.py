@@ -18,13 +18,13 @@ from typing import Any
 
 from analysis.comparison import emergence
 from analysis.features.specialists import MIN_FIRINGS, RATE
-from analysis.plots.densities import figure as densities
+from analysis.plots.densities import densities_chart as densities
 from analysis.plots.emergence import emergence_curves, emergence_heatmap
 from analysis.plots.estimates import estimates_chart
 from analysis.plots.shared_features import shared_features_chart
 from analysis.runs import families
 from analysis.stats import Estimate, over_seeds
-from analysis.study.measures import LABEL_MEASURES, MEASURES, Gathered
+from analysis.study.measures import LABEL_MEASURES, MEASURES, PopulationMeasures
 
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
 LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")
@@ -51,9 +51,9 @@ class Answer:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-def study(gathered: Gathered, control: Gathered | None = None) -> list[Answer]:
+def study(gathered: PopulationMeasures, control: PopulationMeasures | None = None) -> list[Answer]:
     """The five answers; `control` is a run on the same model with its weights shuffled."""
-    questions: Iterable[Callable[[Gathered, Gathered | None], Answer]] = (
+    questions: Iterable[Callable[[PopulationMeasures, PopulationMeasures | None], Answer]] = (
         feature_learning,
         what_drives_emergence,
         frequency_and_specialization,
@@ -63,14 +63,14 @@ def study(gathered: Gathered, control: Gathered | None = None) -> list[Answer]:
     return [question(gathered, control) for question in questions]
 
 
-def kinds_of(gathered: Gathered) -> dict[str, list[str]]:
+def kinds_of(gathered: PopulationMeasures) -> dict[str, list[str]]:
     """{what tells members that differ by nothing but their seed from the others: their ids}."""
     kinds = families.alike(gathered.settings, but_for="seed")
     labels = families.labels({names[0]: gathered.settings[names[0]] for names in kinds}, but_for=("seed",))
     return {labels[names[0]]: names for names in kinds}
 
 
-def table_of(gathered: Gathered, measures: Iterable[str], prefix: str = "") -> dict[str, dict[str, Estimate]]:
+def table_of(gathered: PopulationMeasures, measures: Iterable[str], prefix: str = "") -> dict[str, dict[str, Estimate]]:
     measures = list(measures)
     return {
         prefix + kind: {measure: over_seeds([gathered.values[name][measure] for name in names]) for measure in measures}
@@ -78,7 +78,7 @@ def table_of(gathered: Gathered, measures: Iterable[str], prefix: str = "") -> d
     }
 
 
-def difference(gathered: Gathered, measure: str, a: str, b: str) -> Estimate:
+def difference(gathered: PopulationMeasures, measure: str, a: str, b: str) -> Estimate:
     """Of two kinds that are picked out of all, paired by seed where both have the same seeds."""
     kinds = kinds_of(gathered)
     seeds = [
@@ -88,7 +88,7 @@ def difference(gathered: Gathered, measure: str, a: str, b: str) -> Estimate:
     return over_seeds([x - y for x, y in pairs if x is not None and y is not None], comb(len(kinds), 2))
 
 
-def extremes(gathered: Gathered, measure: str, table: dict[str, dict[str, Estimate]]) -> str:
+def extremes(gathered: PopulationMeasures, measure: str, table: dict[str, dict[str, Estimate]]) -> str:
     """The kinds with the most and the least of a measure, and whether they differ by more than chance."""
     known = {kind: row[measure].mean for kind, row in table.items()}
     means = {kind: mean for kind, mean in known.items() if mean is not None}
@@ -111,11 +111,11 @@ def named(table: dict[str, dict[str, Estimate]]) -> dict[str, dict[str, Estimate
     return {row: {words(measure): of for measure, of in columns.items()} for row, columns in table.items()}
 
 
-def activations(gathered: Gathered) -> dict[str, str]:
+def activations(gathered: PopulationMeasures) -> dict[str, str]:
     return {name: of["activation"] for name, of in gathered.settings.items()}
 
 
-def equal_l0(gathered: Gathered) -> str:
+def equal_l0(gathered: PopulationMeasures) -> str:
     l0s = {kind: row["l0"].mean for kind, row in table_of(gathered, ["l0"]).items()}
     low, high = min(l0s.values()), max(l0s.values())  # type: ignore[type-var]
     if high < L0_APART * low:  # type: ignore[operator]
@@ -123,7 +123,7 @@ def equal_l0(gathered: Gathered) -> str:
     return f"At unequal L0 ({', '.join(f'{kind} {l0:.1f}' for kind, l0 in l0s.items())}: not a fair comparison)"
 
 
-def seeds_of(gathered: Gathered) -> str:
+def seeds_of(gathered: PopulationMeasures) -> str:
     counts = sorted({len(names) for names in kinds_of(gathered).values()})
     n = " to ".join(map(str, counts))
     single = "; with one seed there is no interval" if counts[0] == 1 else ""
@@ -136,7 +136,7 @@ def seeds_of(gathered: Gathered) -> str:
     )
 
 
-def feature_learning(gathered: Gathered, control: Gathered | None) -> Answer:
+def feature_learning(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table = table_of(gathered, LEARNING)
     sentences = [
         extremes(gathered, measure, table) for measure in ("explained_variance", "ce_recovered", "found_again")
@@ -167,7 +167,7 @@ def feature_learning(gathered: Gathered, control: Gathered | None) -> Answer:
     )
 
 
-def what_drives_emergence(gathered: Gathered, control: Gathered | None) -> Answer:
+def what_drives_emergence(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table, sentences = {}, []
     for kind, names in kinds_of(gathered).items():
         known = {name: gathered.trajectories[name] for name in names if name in gathered.trajectories}
@@ -201,7 +201,7 @@ def what_drives_emergence(gathered: Gathered, control: Gathered | None) -> Answe
     )
 
 
-def frequency_and_specialization(gathered: Gathered, control: Gathered | None) -> Answer:
+def frequency_and_specialization(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table: dict[str, dict[str, Estimate]] = {}
     for of, prefix in ((gathered, ""), (control, CONTROL)):
         for kind, names in kinds_of(of).items() if of else ():
@@ -233,7 +233,7 @@ def frequency_and_specialization(gathered: Gathered, control: Gathered | None) -
     )
 
 
-def behaviour_during_training(gathered: Gathered, control: Gathered | None) -> Answer:
+def behaviour_during_training(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table: dict[str, dict[str, Estimate]] = {}
     sentences = []
     for kind, names in kinds_of(gathered).items():
@@ -270,7 +270,7 @@ def behaviour_during_training(gathered: Gathered, control: Gathered | None) -> A
     )
 
 
-def interpretability(gathered: Gathered, control: Gathered | None) -> Answer:
+def interpretability(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     labels = [f"{family}: {label}" for family in LABEL_MEASURES for label in gathered.labels]
     measures = [*INTERPRETABILITY, *labels]
     table = table_of(gathered, measures)

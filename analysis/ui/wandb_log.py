@@ -237,13 +237,13 @@ class WandbLog:
         from sae_jax.formats import load_dictionary
 
         kinds = {name: members[name]["activation"] for name in density}
-        yield "figures/densities", image(densities.figure(density, kinds))
+        yield "figures/densities", image(densities.densities_chart(density, kinds))
         living = [name for name, density_F in density.items() if (density_F > 0).sum() >= FEWEST]
         first_of_kind = {kinds[name]: name for name in reversed(living)}
         for name, density_F in density.items():
             yield label("density", name), wandb.Histogram(np_histogram=density_histogram(density_F))
             if snapshots := read_snapshots(run_dir, name):
-                heat = densities.heatmap(name, {step: of.density for step, of in snapshots.items()})
+                heat = densities.density_heatmap(name, {step: of.density for step, of in snapshots.items()})
                 yield label("figures/activation_heatmap", name), image(heat)
             if name in first_of_kind.values():
                 W_dec_FxD = load_dictionary(run_dir / "members" / name).tensors["W_dec"]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from harvest.interventions.loss_recovered import FromSite, Replace, batch_windows
+from harvest.interventions.loss_recovered import PatchedForward, Replace, batch_windows
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 
@@ -44,7 +44,7 @@ def lost_without(
     batch = batch_windows(model, tokens_WxT.shape[1])
     for start in range(0, len(tokens_WxT), batch):
         tokens = model.token_ids(tokens_WxT[start : start + batch])
-        run = FromSite(model, tokens, site)
+        run = PatchedForward(model, tokens, site)
         clean_WxTxV = run.logits_WxTxV.log_softmax(-1)
         if not start:
             run.check(clean_WxTxV, 0)
@@ -53,7 +53,7 @@ def lost_without(
         taken_NxD = np.array(taken(rows_WxPxD.reshape(-1, model.d_model).numpy()), np.float32)
         taken_WxTxD[:, first_position:] = torch.from_numpy(taken_NxD).view(rows_WxPxD.shape)
         is_WxT = (taken_WxTxD != 0).any(-1)
-        logp_WxTxV = run.on_with(run.activation_WxTxD - taken_WxTxD).log_softmax(-1)
+        logp_WxTxV = run.run_with(run.activation_WxTxD - taken_WxTxD).log_softmax(-1)
         divergence_WxT = (clean_WxTxV.exp() * (clean_WxTxV - logp_WxTxV)).sum(-1)
         change_WxTxV = logp_WxTxV.sub_(clean_WxTxV)
         added_WxT = torch.zeros_like(divergence_WxT)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from harvest.interventions.loss_recovered import BATCH_LOGITS, FromSite
+from harvest.interventions.loss_recovered import BATCH_LOGITS, PatchedForward
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 
@@ -29,7 +29,7 @@ class Output:
         model.need_next_token("What the next token owes to features (attribute)")
         self.model, self.site, self.prompt_T = model, site, np.array(prompt_T)
         self.contrast_V = torch.from_numpy(contrast_V).to(model.device, torch.float32)
-        self.runs: dict[int, FromSite] = {}
+        self.runs: dict[int, PatchedForward] = {}
         run = self._run(1)
         run.check(run.logits_WxTxV.log_softmax(-1), 0)
         self.activation_TxD: np.ndarray = run.activation_WxTxD[0].numpy()
@@ -51,15 +51,15 @@ class Output:
         return np.concatenate(found)
 
     def _output(self, x_KxTxD: torch.Tensor) -> torch.Tensor:
-        return self._run(len(x_KxTxD)).on_with(x_KxTxD)[:, -1] @ self.contrast_V
+        return self._run(len(x_KxTxD)).run_with(x_KxTxD)[:, -1] @ self.contrast_V
 
     def _batches(self, x_KxTxD: np.ndarray) -> list[np.ndarray]:
         size = max(1, BATCH_LOGITS // (len(self.prompt_T) * len(self.contrast_V)))
         return [x_KxTxD[i : i + size].astype(np.float32) for i in range(0, len(x_KxTxD), size)]
 
-    def _run(self, copies: int) -> FromSite:
+    def _run(self, copies: int) -> PatchedForward:
         """The model behind the site, for so many activations at once."""
         if copies not in self.runs:
             tokens = self.model.token_ids(np.tile(self.prompt_T, (copies, 1)))
-            self.runs[copies] = FromSite(self.model, tokens, self.site)
+            self.runs[copies] = PatchedForward(self.model, tokens, self.site)
         return self.runs[copies]

@@ -56,10 +56,10 @@ def losses(
     batch = batch_windows(model, tokens_WxT.shape[1])
     for start in range(0, len(tokens_WxT), batch):
         tokens = model.token_ids(tokens_WxT[start : start + batch])
-        run = FromSite(model, tokens, site)
+        run = PatchedForward(model, tokens, site)
         logp_WxPxV = run.logits_WxTxV[:, first_position:].log_softmax(-1)
         targets_WxPx1 = tokens[:, first_position + 1 :, None]
-        clean.append(measure(logp_WxPxV, logp_WxPxV, targets_WxPx1))
+        clean.append(window_losses(logp_WxPxV, logp_WxPxV, targets_WxPx1))
         if not start:
             run.check(logp_WxPxV, first_position)
         rows_WxPxD = run.activation_WxTxD[:, first_position:]
@@ -70,8 +70,8 @@ def losses(
                 raise InputError(f"{name}: its reconstruction at {site.hook_name} is not finite")
             x_WxTxD = run.activation_WxTxD.clone()
             x_WxTxD[:, first_position:] = torch.from_numpy(new_NxD).view(rows_WxPxD.shape)
-            new_logp_WxPxV = run.on_with(x_WxTxD)[:, first_position:].log_softmax(-1)
-            found[name].append(measure(new_logp_WxPxV, logp_WxPxV, targets_WxPx1))
+            new_logp_WxPxV = run.run_with(x_WxTxD)[:, first_position:].log_softmax(-1)
+            found[name].append(window_losses(new_logp_WxPxV, logp_WxPxV, targets_WxPx1))
             on_tokens(tokens.numel())
     return joined(clean), {name: joined(parts) for name, parts in found.items()}
 
@@ -86,13 +86,13 @@ def batch_windows(model: LanguageModel, seq_len: int) -> int:
     return max(1, min(BATCH_TOKENS, BATCH_LOGITS // vocabulary) // seq_len)
 
 
-def measure(logp_WxPxV: torch.Tensor, clean_logp_WxPxV: torch.Tensor, targets_WxPx1: torch.Tensor) -> Losses:
+def window_losses(logp_WxPxV: torch.Tensor, clean_logp_WxPxV: torch.Tensor, targets_WxPx1: torch.Tensor) -> Losses:
     ce_WxP = -logp_WxPxV[:, :-1].gather(-1, targets_WxPx1)[..., 0]
     kl_WxP = (clean_logp_WxPxV.exp() * (clean_logp_WxPxV - logp_WxPxV)).sum(-1)
     return Losses(*(values.double().mean(1).cpu().numpy() for values in (ce_WxP, kl_WxP)))
 
 
-class FromSite:
+class PatchedForward:
     """One batch, run whole at once, and then again only from a site on.
 
     `logits_WxTxV` are those of the unchanged model, `activation_WxTxD` (float32, on the CPU) is the site's.
@@ -142,7 +142,7 @@ class FromSite:
             self._same(self.before_WxTxD + seen["attn_out"], seen["activation"])
         return logits
 
-    def on_with(self, x_WxTxD: torch.Tensor) -> torch.Tensor:
+    def run_with(self, x_WxTxD: torch.Tensor) -> torch.Tensor:
         """Logits [W, T, V] with another activation at the site; nothing before the site is computed.
 
         They carry gradients where the activation asks for them.
@@ -159,7 +159,7 @@ class FromSite:
             return x_WxTxD.to(old_WxTxD.dtype)
 
         known = dict.fromkeys(self.blocks, self.outputs.get(self.blocks[-1])) if self.blocks else {}
-        with answering(known | {part: self.outputs[part] for part in self.parts}):
+        with frozen_outputs(known | {part: self.outputs[part] for part in self.parts}):
             logits = self._run([(point, put)], x_WxTxD.requires_grad)
         if len(met) != 1:
             where = f"--hook {self.site.hook} of layer {self.site.layer}"
@@ -168,7 +168,7 @@ class FromSite:
 
     def check(self, clean_logp_WxPxV: torch.Tensor, first_position: int) -> None:
         """Raises InputError where the model, run on from the site with its own activation, is not itself."""
-        logp_WxPxV = self.on_with(self.activation_WxTxD)[:, first_position:].log_softmax(-1)
+        logp_WxPxV = self.run_with(self.activation_WxTxD)[:, first_position:].log_softmax(-1)
         kl = float((clean_logp_WxPxV.exp() * (clean_logp_WxPxV - logp_WxPxV)).sum(-1).mean())
         if not abs(kl) < SAME_KL:
             where = f"--hook {self.site.hook} of layer {self.site.layer}"
@@ -190,7 +190,7 @@ class FromSite:
 
 
 @contextmanager
-def answering(outputs: Mapping[GeneralizedComponent, Any]) -> Iterator[None]:
+def frozen_outputs(outputs: Mapping[GeneralizedComponent, Any]) -> Iterator[None]:
     """Meanwhile these components compute nothing: they answer with an output known before, through their last hook."""
 
     def answer(component: GeneralizedComponent, output: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from harvest.errors import InputError
-from harvest.interventions.loss_recovered import SAME, FromSite, Replace
+from harvest.interventions.loss_recovered import SAME, PatchedForward, Replace
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 
@@ -32,7 +32,7 @@ class Change(NamedTuple):
     first_position: int
 
 
-def write(
+def write_texts(
     model: LanguageModel,
     prompt_T: Sequence[int],
     change: Change,
@@ -159,7 +159,7 @@ def next_probabilities(
 ) -> np.ndarray:
     """Probabilities of the token after a prompt [C, V], with each direction added to its rows from a position on."""
     model.need_next_token("Steering")
-    run = FromSite(model, model.token_ids(np.tile(np.array(prompt_T), (len(added_CxD), 1))), site)
+    run = PatchedForward(model, model.token_ids(np.tile(np.array(prompt_T), (len(added_CxD), 1))), site)
     x_CxTxD = run.activation_WxTxD.clone()
     x_CxTxD[:, first_position:] += torch.from_numpy(added_CxD)[:, None]
-    return run.on_with(x_CxTxD)[:, -1].softmax(-1).cpu().numpy()
+    return run.run_with(x_CxTxD)[:, -1].softmax(-1).cpu().numpy()

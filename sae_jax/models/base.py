@@ -61,8 +61,8 @@ class SAE(nnx.Module):
 
     `params`: W_encT [F, D] (the encoder with a row for each feature, like the decoder: its gradient is written by rows,
     which saves a sixth of a step), b_enc [F], W_dec [F, D], b_dec [D], and what the kind adds. `settings`: k and the
-    like. `level` names what sets its sparsity, `k_max` is the static bound of k, `dtype` that of the large products.
-    The defaults below are those of a ReLU without a penalty.
+    like. `sparsity_control` names the setting that fixes the sparsity. `k_max` is the static bound of k, `dtype` is
+    that of the large products. The defaults below are those of a ReLU without a penalty.
     """
 
     activation: str  # the kind's name on the command line
@@ -78,9 +78,14 @@ class SAE(nnx.Module):
     b_dec: nnx.Param
 
     def __init__(
-        self, params: dict, settings: dict | None = None, level: str = "", k_max: int = 0, dtype: str = "float32"
+        self,
+        params: dict,
+        settings: dict | None = None,
+        sparsity_control: str = "",
+        k_max: int = 0,
+        dtype: str = "float32",
     ):
-        self.level, self.k_max, self.dtype = level, k_max, dtype
+        self.sparsity_control, self.k_max, self.dtype = sparsity_control, k_max, dtype
         for name, value in params.items():
             setattr(self, name, nnx.Param(value))
         for name, value in (settings or {}).items():
@@ -165,9 +170,9 @@ class SAE(nnx.Module):
         self, params: Arrays, settings: Arrays, coefficient: jax.Array, measured: Measured, hyper: Arrays
     ) -> Start:
         """What follows each step of Adam: the coefficient that is steered, or that rises over the warm-up."""
-        if self.level == "target_l0":
+        if self.sparsity_control == "target_l0":
             coefficient = coefficient * jnp.exp(self.coefficient_rate(hyper) * measured.s * measured.excess)
-        if self.level == "sparsity":
+        if self.sparsity_control == "sparsity":
             coefficient = hyper["sparsity"] * jnp.minimum(1.0, (measured.step + 1) / hyper["warmup_steps"])
         return Start(params, settings, coefficient)
 

@@ -50,7 +50,7 @@ class JumpReLU(SAE):
         return is_above(z, self.thresholds(z, batch.at), self.bandwidth[...]).sum(-1).mean()
 
     def start(self, params, settings, z_NxF, hyper):
-        if self.level == "sparsity":
+        if self.sparsity_control == "sparsity":
             return super().start(params, settings, z_NxF, hyper)
         q = jnp.maximum(start_quantile(z_NxF, hyper["target_l0"]), 0.1 * z_NxF.std())
         params = {**params, "threshold": jnp.full_like(params["threshold"], q)}
@@ -62,7 +62,7 @@ class JumpReLU(SAE):
     def update_controller(self, params, settings, coefficient, measured, hyper):
         params, settings, coefficient = super().update_controller(params, settings, coefficient, measured, hyper)
         push = THRESHOLD_RATE * settings["bandwidth"] * measured.s * measured.excess
-        threshold_F = params["threshold"] + (push if self.level == "target_l0" else 0.0)
+        threshold_F = params["threshold"] + (push if self.sparsity_control == "target_l0" else 0.0)
         return Start({**params, "threshold": jnp.maximum(threshold_F, 0.0)}, settings, coefficient)
 
     def thresholds(self, z, at):

@@ -25,7 +25,7 @@ class ReLU(SAE):
         return f
 
     def start(self, params, settings, z_NxF, hyper):
-        if self.level == "sparsity":
+        if self.sparsity_control == "sparsity":
             return super().start(params, settings, z_NxF, hyper)
         q = start_quantile(z_NxF, hyper["target_l0"])
         coefficient = self.first_coefficient(jnp.maximum(q, 0.1 * z_NxF.std()))

@@ -299,7 +299,7 @@ def exported(population: Population, states: Iterable[State]) -> Iterator[tuple[
 def result_of(member: Member, failed_step: int | None, evaluation: Evaluation | None) -> dict:
     failed = None if failed_step is None else {"step": failed_step, "reason": reason(member)}
     metrics = evaluation.metrics if evaluation else None
-    return {**asdict(member), "sparsity_by": member.level, "failed": failed, "metrics": metrics}
+    return {**asdict(member), "sparsity_control": member.sparsity_control, "failed": failed, "metrics": metrics}
 
 
 def store_facts(store: ActivationStore) -> dict:

@@ -87,7 +87,7 @@ def state_bytes(signature: Signature) -> int:
 def dense_bytes(signature: Signature, config: TrainConfig) -> int:
     """What a step, a look at held-out rows or one for dead features makes of rows times features, for one member."""
     batch = DENSE_COPIES * config.batch_size // config.micro_batches
-    calibration = 2 * CALIBRATION_ROWS if signature.level == "target_l0" else 0
+    calibration = 2 * CALIBRATION_ROWS if signature.sparsity_control == "target_l0" else 0
     return 4 * signature.hidden_dim * max(batch, calibration, REVIVING_COPIES * REVIVED_ROWS)
 
 

@@ -39,7 +39,7 @@ class Signature:
     """What the compiled program of a member depends on. Everything else about a member is an array."""
 
     activation: str
-    level: str
+    sparsity_control: str
     d_model: int
     hidden_dim: int
     k_max: int
@@ -72,10 +72,12 @@ class State(struct.PyTreeNode):
     coefficient: jax.Array  # of the penalty
     firings_F: jax.Array  # since the dead features were last looked at
     silent_F: jax.Array  # steps since a feature fired
-    looked: jax.Array  # step of the last look at dead features
-    aimed: jax.Array  # step of the last correction of the aim
+    last_dead_check: jax.Array  # step
+    last_correction: jax.Array  # step
     step: jax.Array
-    aim: jax.Array  # log of the L0 of training rows, over the target, that gives the target on held-out rows
+    log_l0_correction: (
+        jax.Array
+    )  # log of the L0 of training rows, over the target, that gives the target on held-out rows
     failed: jax.Array  # the step whose loss was not finite, from which on nothing changes; -1 while all is well
     key: jax.Array
 
@@ -90,12 +92,12 @@ def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple
     """The members by signature, in the order of first appearance. k is bound by a group's largest."""
     alike: dict[tuple, list[Member]] = {}
     for m in members:
-        alike.setdefault((m.activation, m.level, m.hidden_dim), []).append(m)
+        alike.setdefault((m.activation, m.sparsity_control, m.hidden_dim), []).append(m)
     return tuple(
         Group(
             Signature(
                 activation,
-                level,
+                sparsity_control,
                 d_model,
                 hidden_dim,
                 k_max=max(m.k or 0 for m in group),
@@ -106,7 +108,7 @@ def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple
             ),
             tuple(group),
         )
-        for (activation, level, hidden_dim), group in alike.items()
+        for (activation, sparsity_control, hidden_dim), group in alike.items()
     )
 
 
@@ -153,9 +155,9 @@ def new_sae(signature: Signature, key: jax.Array, k: jax.Array | int) -> SAE:
     F, D = signature.hidden_dim, signature.d_model
     W_dec_FxD = norm * unit_rows(jax.random.normal(key, (F, D)))
     params = {"W_encT": W_dec_FxD, "b_enc": jnp.zeros(F), "W_dec": W_dec_FxD, "b_dec": jnp.zeros(D)}
-    settings = signature.kind.extra_settings() | ({"k": jnp.int32(k)} if signature.level == "k" else {})
+    settings = signature.kind.extra_settings() | ({"k": jnp.int32(k)} if signature.sparsity_control == "k" else {})
     params |= signature.kind.extra_params(F)
-    return signature.kind(params, settings, signature.level, signature.k_max, signature.dtype)
+    return signature.kind(params, settings, signature.sparsity_control, signature.k_max, signature.dtype)
 
 
 def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State:
@@ -173,10 +175,10 @@ def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State
         coefficient=start.coefficient,
         firings_F=jnp.zeros(signature.hidden_dim, jnp.int32),
         silent_F=jnp.zeros(signature.hidden_dim, jnp.int32),
-        looked=jnp.int32(0),
-        aimed=jnp.int32(0),
+        last_dead_check=jnp.int32(0),
+        last_correction=jnp.int32(0),
         step=jnp.int32(0),
-        aim=jnp.float32(0),
+        log_l0_correction=jnp.float32(0),
         failed=jnp.int32(-1),
         key=jax.random.key_data(key),
     )

@@ -22,7 +22,7 @@ from sae_jax.training.mesh import AXIS, Placement, on_mesh
 from sae_jax.training.population import OPTIMIZER, Group, Signature, State
 from sae_jax.training.resampling import resample
 
-AIM_STEP = 0.1  # at most, of log L0, in one correction
+LARGEST_CORRECTION = 0.1  # at most, of log L0, in one correction
 POOL_ROWS = 1024  # of a block's last rows, from which dead features are revived
 
 
@@ -129,7 +129,7 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
             params = jax.tree.map(lambda p, u: p - hyper["lr"] * s * u, state.params, updates)
             if signature.unit_norm_decoder:
                 params["W_dec"] /= jnp.linalg.norm(params["W_dec"], axis=1, keepdims=True)
-            excess = jnp.clip(jnp.log(jnp.maximum(l0, 1e-6) / hyper["target_l0"]) - state.aim, -1.0, 1.0)
+            excess = jnp.clip(jnp.log(jnp.maximum(l0, 1e-6) / hyper["target_l0"]) - state.log_l0_correction, -1.0, 1.0)
             measured = Measured(state.step, s, excess, terms.statistics)
             sae = nnx.merge(graphdef, params, state.settings)
             params, settings, coefficient = sae.update_controller(
@@ -162,7 +162,7 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
 
 def look_for_dead(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.Array) -> State:
     """After a block: where it is time, revive what fired on too small a share of the rows since the last look."""
-    steps = (state.step - state.looked).astype(jnp.float32)
+    steps = (state.step - state.last_dead_check).astype(jnp.float32)
     due = (steps >= hyper["dead_steps"]) & (state.step <= hyper["last_look"]) & (state.failed < 0)
     dead_F = state.firings_F < jnp.maximum(hyper["dead_threshold"] * steps * hyper["batch_size"], 1.0)
 
@@ -177,23 +177,25 @@ def look_for_dead(signature: Signature, hyper: Arrays, state: State, raw_NxD: ja
         return state.replace(params=params, average=average, optimizer=optimizer, key=jax.random.key_data(key))
 
     state = jax.lax.cond(due & dead_F.any(), revive, lambda state: state, state)
-    return state.replace(firings_F=jnp.where(due, 0, state.firings_F), looked=jnp.where(due, state.step, state.looked))
+    return state.replace(
+        firings_F=jnp.where(due, 0, state.firings_F), last_dead_check=jnp.where(due, state.step, state.last_dead_check)
+    )
 
 
-def correct_aim(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.Array) -> State:
-    """After a block: where it is time, aim higher or lower by what held-out rows show.
+def correct_l0(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.Array) -> State:
+    """After a block: if a correction is due, move the L0 aimed at by what held-out rows show.
 
     Twenty times between 20% and 80% of the run, that is before the learning rate falls, which steering follows.
     """
     period = 0.03 * hyper["total_steps"]
     steers = (jnp.abs(state.step / hyper["total_steps"] - 0.5) <= 0.3) & (state.failed < 0)
-    due = steers & (state.step - state.aimed >= period)
+    due = steers & (state.step - state.last_correction >= period)
 
     def correct(state: State) -> State:
         sae = nnx.merge(signature.graphdef(), state.params, state.settings)
         l0 = (sae.encode(normalized(raw_NxD, hyper)) != 0).sum(1).mean()
-        missed = jnp.clip(jnp.log(hyper["target_l0"] / jnp.maximum(l0, 1e-6)), -AIM_STEP, AIM_STEP)
-        return state.replace(aim=state.aim + 0.5 * missed, aimed=state.step)
+        missed = jnp.clip(jnp.log(hyper["target_l0"] / jnp.maximum(l0, 1e-6)), -LARGEST_CORRECTION, LARGEST_CORRECTION)
+        return state.replace(log_l0_correction=state.log_l0_correction + 0.5 * missed, last_correction=state.step)
 
     return jax.lax.cond(due, correct, lambda state: state, state)
 
@@ -209,8 +211,8 @@ def make_block(signature: Signature, in_turn: bool) -> Callable:
         metrics["failed"] = state.failed
         raw_NxD = raw_SxBxD.reshape(-1, raw_SxBxD.shape[-1])[-POOL_ROWS:]
         state = look_for_dead(signature, hyper, state, raw_NxD)
-        if signature.level == "target_l0" and calibration_LxNxD.shape[1]:
-            state = correct_aim(signature, hyper, state, calibration_LxNxD[hyper["site"]])
+        if signature.sparsity_control == "target_l0" and calibration_LxNxD.shape[1]:
+            state = correct_l0(signature, hyper, state, calibration_LxNxD[hyper["site"]])
         return state, metrics
 
     return block

@@ -16,7 +16,7 @@ import numpy as np
 from analysis.quality.ground_truth import compare
 from harvest.store import ActivationStore
 from harvest.synthetic import SyntheticRequest, Truth, synthesize
-from sae_jax.config import LEVELS, TrainConfig
+from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
 from sae_jax.formats import load_dictionary
 from sae_jax.run_directory import RunDirectory, default_name
 from sae_jax.training.loop import train
@@ -42,7 +42,7 @@ def scores_of(config: TrainConfig, request: SyntheticRequest, store: ActivationS
 def main() -> None:
     default = TrainConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("activation", nargs="*", default=list(LEVELS))
+    parser.add_argument("activation", nargs="*", default=list(SPARSITY_CONTROLS))
     parser.add_argument("--directory", type=Path, required=True, help="for rows and runs")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=default.batch_size)

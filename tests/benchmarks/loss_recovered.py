@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 import torch
 
-from harvest.interventions.loss_recovered import batch_windows, losses, measure
+from harvest.interventions.loss_recovered import batch_windows, losses, window_losses
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
@@ -38,7 +38,7 @@ def whole_runs(model, tokens_WxT, site, replacements, first_position):
 
             with model.bridge.hooks(fwd_hooks=[(site.hook_name, put)]):
                 logp = model.bridge(tokens, use_cache=False)[:, first_position:].log_softmax(-1)
-            found[name].append(measure(logp, clean, targets).ce_W)
+            found[name].append(window_losses(logp, clean, targets).ce_W)
     return {name: np.concatenate(parts).mean() for name, parts in found.items()}
 
 

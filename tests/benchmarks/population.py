@@ -14,7 +14,7 @@ from step import measure
 
 from sae_jax.config import TrainConfig
 
-KINDS, LEVELS, RATES = ("relu", "jump_relu", "topk", "batch_topk"), (16, 32, 64), (1e-3, 3e-4)
+KINDS, L0S, RATES = ("relu", "jump_relu", "topk", "batch_topk"), (16, 32, 64), (1e-3, 3e-4)
 
 
 def main() -> None:
@@ -24,10 +24,16 @@ def main() -> None:
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=default)
     args = parser.parse_args()
     config = TrainConfig(
-        KINDS, args.f, lr=RATES, target_l0=tuple(map(float, LEVELS)), k=LEVELS, batch_size=args.batch, warmup=0.0
+        KINDS,
+        args.f,
+        lr=RATES,
+        target_l0=tuple(map(float, L0S)),
+        k=L0S,
+        batch_size=args.batch,
+        warmup=0.0,
     )
     figures = measure(config, args.d, args.block_steps, args.blocks, args.first_steps)
-    print(json.dumps({"name": "population", "members": len(KINDS) * len(LEVELS) * len(RATES), **figures}))
+    print(json.dumps({"name": "population", "members": len(KINDS) * len(L0S) * len(RATES), **figures}))
 
 
 if __name__ == "__main__":

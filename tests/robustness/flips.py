@@ -119,9 +119,11 @@ def page(folder: Path) -> Callable[[], object]:
         features = Features.load(finished.path / "analysis" / "features" / f"{MEMBER}.npz", mapped=True)
         dictionary, tokenizer = finished.dictionary(MEMBER), load_tokenizer(finished.model_location)
         store = finished.store(finished.site(MEMBER), folder / "cache")
-        compared = comparison.read(finished.path / "analysis", list(finished.members))
+        compared = comparison.read_shared_features(finished.path / "analysis", list(finished.members))
         feature = int(abs(features.density_F - 0.2).argmin())
-        found = feature_page.compute(finished, MEMBER, feature, features, dictionary, store, tokenizer, compared)
+        found = feature_page.compute_feature_page(
+            finished, MEMBER, feature, features, dictionary, store, tokenizer, compared
+        )
         places = feature_list.places(finished.path / "analysis", MEMBER, dictionary.tensors["W_dec"])
         print(found, places)
 

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from command_line import THREE_KINDS, environment, files_of
 
 import main
-from analysis.runs.reproduce import command_of
+from analysis.runs.reproduce import reproduction_command
 from harvest.files import ARRAYS, CHECKSUM, append_lines, read_lines, write_arrays
 
 Fault = Callable[[Path], None]
@@ -312,7 +312,7 @@ def outcome(argv: list[str]) -> tuple[int | str, str]:
 def tried(run: Path, cache: Path, name: str, fault: Fault) -> list[tuple[str, int | str, str]]:
     """(command, outcome, what was said) of every command that reads it, on a copy of the run with this fault."""
     config, results = read_record(run / "config.json"), read_record(run / "results.json")
-    member, resumed = results["members"][-1]["id"], shlex.split(command_of(config, results))[2:]
+    member, resumed = results["members"][-1]["id"], shlex.split(reproduction_command(config, results))[2:]
     with tempfile.TemporaryDirectory() as folder:
         copy, outside = Path(folder) / "run", Path(folder) / "outside"
         shutil.copytree(run, copy)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from analysis.comparison import shared_features as comparison
-from analysis.features.statistics import Features, features_of
+from analysis.features.statistics import Features, load_or_compute_features
 from analysis.pages import feature_table as feature_list
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.wording import visible
@@ -124,7 +124,7 @@ def features() -> Features:
         if st.button("Compute it now"):
             bar = st.progress(0.0, "reading")
             with errors_shown():
-                features_of(at.run, [at.member], arguments()[1], shown_in(bar))
+                load_or_compute_features(at.run, [at.member], arguments()[1], shown_in(bar))
             st.rerun()
         st.stop()
     return found
@@ -194,14 +194,14 @@ def compared(path: str) -> comparison.Comparison | None:
 
 @st.cache_resource(show_spinner=False)
 def read_comparison(path: str, changed: float) -> comparison.Comparison | None:
-    return comparison.read(Path(path) / "analysis", list(run_at(path).members))
+    return comparison.read_shared_features(Path(path) / "analysis", list(run_at(path).members))
 
 
 @st.cache_resource(show_spinner=False)
 def listed(path: str, member: str, changed: float) -> feature_list.FeatureList:
     found = saved_features(path, member, changed)
     assert found is not None
-    return feature_list.compute(found, tokenizer_at(run_at(path).model_location))
+    return feature_list.compute_feature_table(found, tokenizer_at(run_at(path).model_location))
 
 
 def the_list() -> feature_list.FeatureList:

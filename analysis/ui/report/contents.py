@@ -18,7 +18,7 @@ from analysis.comparison import emergence, frontier
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
 from analysis.features.contexts import printable, token_texts
-from analysis.features.statistics import Features, features_of
+from analysis.features.statistics import Features, load_or_compute_features
 from analysis.pages.highlights import Highlight, highlights
 from analysis.plots import densities, population, training_curves
 from analysis.plots.clusters import clusters_chart
@@ -31,7 +31,7 @@ from analysis.runs.best_member import best_of_results
 from analysis.runs.curves import read_curves
 from analysis.runs.families import source_name
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun
-from analysis.runs.reproduce import command_of
+from analysis.runs.reproduce import reproduction_command
 from analysis.runs.shapes import Study
 from analysis.stats import Estimate
 from analysis.study.questions import named
@@ -99,7 +99,7 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
     }
     if not members:
         return None
-    of_grid = frontier.compute(*(run.path for run in runs))
+    of_grid = frontier.compute_frontier(*(run.path for run in runs))
     drawn = frontier_chart(of_grid) if of_grid.has_curve else population.scatter(members)
     ranges = {name: [member["metrics"][name] for member in members.values()] for name in ("explained_variance", "l0")}
     best = best_of_results([member | {"id": name} for name, member in members.items()])
@@ -124,7 +124,7 @@ def part_of(
     if not members:
         missing["features"] = "All members failed: there are no features to show."
     try:
-        features = features_of(run, members, cache_dir, on_progress, say)
+        features = load_or_compute_features(run, members, cache_dir, on_progress, say)
         for number, (name, of) in enumerate(features.items(), 1):
             store = run.store(run.site(name), cache_dir, on_progress, say)
             shown[name] = highlights(of, count, store, run.language_model.tokenizer)
@@ -141,7 +141,7 @@ def part_of(
         run=run,
         is_control=is_control,
         facts=facts_of(run),
-        command=command_of(run.config, run.results),
+        command=reproduction_command(run.config, run.results),
         members_json=json.dumps(run.config["asked"]["train"]["members"], indent=1),
         features=features,
         shown=shown,
@@ -194,11 +194,11 @@ def training(curves: dict[str, list[dict[str, float]]], kinds: dict[str, str]) -
     last = max((lines[-1]["step"] for lines in curves.values()), default=0)
     alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
     alt += f"; explained variance ends at {span(ends, '.3f')}." if ends else "."
-    return Drawn("report-training", training_curves.figure(curves, kinds), alt)
+    return Drawn("report-training", training_curves.training_curves_chart(curves, kinds), alt)
 
 
 def of_densities(features: dict[str, Features], kinds: dict[str, str]) -> Drawn:
-    drawn = densities.figure({name: of.density_F for name, of in features.items()}, kinds)
+    drawn = densities.densities_chart({name: of.density_F for name, of in features.items()}, kinds)
     medians = [float(np.median(of.density_F[of.alive_F])) for of in features.values() if of.alive_F.any()]
     alt = f"How many features fire how often, in {len(features)} members"
     alt += f"; the median living feature fires on {span(medians, '.3%')} of the rows." if medians else "; none does."
@@ -218,13 +218,13 @@ def in_common(part: Part, study: str) -> list[Drawn]:
     if len(living) < 2:
         part.missing["comparison"] = "A comparison needs two or more members with living features."
         return []
-    compared = comparison.read(run.path / "analysis", list(run.members))
+    compared = comparison.read_shared_features(run.path / "analysis", list(run.members))
     if not compared:
         if sum(len(of.density_F) for of in living.values()) ** 2 > CHEAP:
             part.missing["comparison"] = f"The members were not compared, which takes long: {study}"
             return []
         settings = {name: families.settings_of(run, run.members[name]) for name in living}
-        compared = comparison.compute(
+        compared = comparison.compute_shared_features(
             {
                 name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], of.alive_F)
                 for name, of in living.items()
@@ -246,7 +246,7 @@ def emerged(part: Part, kinds: dict[str, str]) -> list[Drawn]:
     trajectories = {}
     for name, of in part.features.items():
         if of.alive_F.any() and len(snapshots := read_snapshots(part.run.path, name)) > 2:
-            trajectories[name] = emergence.compute(snapshots, of)
+            trajectories[name] = emergence.compute_emergence(snapshots, of)
     if not trajectories:
         part.missing["emergence"] = (
             "Under three snapshots were kept: train with --snapshots 10 (the default), or longer."
@@ -274,7 +274,7 @@ def mapped(part: Part, study: str) -> list[Drawn]:
         if not (folder / f"clusters-{name}.json").exists():
             continue
         promoted = [token_texts(part.run.language_model.tokenizer, tokens) for tokens in of.promoted_FxT]
-        if clusters := clustering.read(folder, name, promoted):
+        if clusters := clustering.read_clusters(folder, name, promoted):
             largest = (
                 f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""
             )

@@ -131,14 +131,14 @@ def rows(part: Part) -> list[dict[str, Any]]:
     further = families.differing(settings, but_for=SHOWN_SETTINGS)
     for member, own in zip(members, settings, strict=True):
         metrics, intervals = member["metrics"] or {}, member.get("intervals") or {}
-        asked = member[member["sparsity_by"]]
+        asked = member[member["sparsity_control"]]
         cells = [
             ("kind", member["activation"], member["activation"]),
             ("site", f"{member['layer']} {member['hook']}", ""),
         ]
         cells += [("features", f"{member['hidden_dim']:,}", member["hidden_dim"])]
         cells += [
-            (member["sparsity_by"] and "asked", f"{asked:g}", asked),
+            (member["sparsity_control"] and "asked", f"{asked:g}", asked),
             ("seed", str(member["seed"]), member["seed"]),
             *((families.name_of(name), "-" if own[name] is None else f"{own[name]}", own[name]) for name in further),
         ]

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from analysis.pages.feature_table import ORDERS, choose
+from analysis.pages.feature_table import ORDERS, choose_features
 from analysis.plots.feature_map import feature_map
 from analysis.ui.dashboard.state import chosen, clicked_row, fitted, go, places, plain, the_list
 
@@ -19,7 +19,7 @@ special = special_column.slider(
     "Specialization, at least", -0.1, 1.0, -0.1, 0.05, help="over labels dealt anew; 1: fires on one label alone"
 )
 order = order_column.selectbox("Order", list(ORDERS))
-chosen_N = choose(of, words, density, special if special > -0.1 else float("-inf"), order)
+chosen_N = choose_features(of, words, density, special if special > -0.1 else float("-inf"), order)
 shown = f", the first {MOST_ROWS} in the table" if len(chosen_N) > MOST_ROWS else ""
 st.caption(f"{len(chosen_N):,} of {len(of.density_F):,} features{shown}. A click on one opens its page.")
 if not len(chosen_N):

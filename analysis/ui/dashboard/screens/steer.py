@@ -19,10 +19,10 @@ def steered(path: str, member: str, feature: int, mode: str, strength: float, sa
     run = opened.run_at(path)
     own = opened.features()
     sae = opened.dictionary(path, member).sae
-    ways = steer_model.ways_of(sae, feature, float(own.max_F[feature]), mode, {})
+    ways = steer_model.directions_for(sae, feature, float(own.max_F[feature]), mode, {})
     watched = (own.promoted_FxT if own.max_F[feature] >= 0 else own.suppressed_FxT)[feature].tolist()
     strengths = (0.0,) if mode == "ablate" else (strength,)
-    return steer_model.compute(
+    return steer_model.compute_steering(
         run.language_model, run.site(member), ways, mode, strengths, watched, sampling, run.first_position
     )
 

@@ -1,0 +1,161 @@
+"""`show`: a run looked at from another terminal, while it trains, when it was stopped, and when it is finished."""
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from functools import partial
+
+import pytest
+from command_line import THREE_KINDS, shared_cache, start, trained, typed
+from filelock import FileLock
+
+from analysis.cli.show import follow
+from analysis.runs.best_member import best_member
+from analysis.runs.live import LiveRun
+from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.scatter import scatter
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return shared_cache(tmp_path_factory)
+
+
+def show(path, *argv):
+    """`show` takes no --cache-dir."""
+    script = "import sys, main; sys.exit(main.run_as_command(['show', *sys.argv[1:-2]]))"
+    return typed(path, *argv, cache=path, script=script)
+
+
+@pytest.fixture(scope="module")
+def live_run(cache, tmp_path_factory):
+    """A training that takes longer than the tests; stopped after them."""
+    run = tmp_path_factory.mktemp("runs") / "long"
+    process = start(*THREE_KINDS, "--epochs", "100000", "--run-dir", run, cache=cache)
+    while not ((lines := run / "metrics.jsonl").exists() and lines.stat().st_size):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    yield run, process
+    process.kill()
+    process.wait()
+
+
+def test_a_run_that_another_process_trains(live_run):
+    run, _ = live_run
+    shown = show(run)
+    assert shown.returncode == 0 and "\x1b" not in shown.stdout
+    total = json.loads((run / "config.json").read_text())["total_steps"]
+    steps = {json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()}
+    head = re.search(r"^train  step ([\d,]+)/([\d,]+)  ", shown.stdout, re.M)
+    assert int(head[1].replace(",", "")) in steps and int(head[2].replace(",", "")) == total
+    for kind in ("relu", "jump_relu", "topk"):
+        assert re.search(rf"^  {kind}-f48\S+ +loss [\d.]+ ", shown.stdout, re.M)
+    assert re.search(r"is being trained; last reported \d+ s ago$", shown.stdout, re.M)
+    pareto = show(run, "--pareto")
+    assert pareto.returncode == 2 and "is not finished" in pareto.stderr
+
+
+def test_watching_ends_with_a_word_and_leaves_the_training_alone(live_run):
+    run, process = live_run
+    script = "import sys, main; sys.exit(main.run_as_command(['show', *sys.argv[1:-2]]))"
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not, nor theirs
+    watching = start(run, "--watch", cache=run, script=script, preexec_fn=heeds)
+    assert watching.stdout.readline().startswith("train  step ")
+    watching.send_signal(signal.SIGINT)
+    out, err = watching.communicate(timeout=60)
+    assert watching.returncode == 130 and err == ""
+    assert f"no longer watched: {run} is being trained" in out
+    assert process.poll() is None
+
+
+def test_a_stopped_run_says_how_it_goes_on(live_run):
+    run, process = live_run
+    os.kill(process.pid, signal.SIGINT)
+    process.wait(timeout=120)
+    shown = show(run)
+    assert shown.returncode == 0 and "was interrupted" in shown.stdout and "--resume" in shown.stdout
+
+
+def test_a_block_is_drawn_once_however_long_it_takes(live_run, tmp_path, monkeypatch):
+    """What is watched here is a copy, of which this process is the trainer."""
+    run, _ = live_run
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]))
+    monkeypatch.setattr("analysis.cli.show.POLL_SECONDS", 0.02)
+    drawn = []
+
+    class Recorder(Terminal):
+        def training_progress(self, progress):
+            drawn.append(progress.step)
+
+    with FileLock(tmp_path / ".lock"):
+        watching = threading.Thread(target=follow, args=(LiveRun.open(tmp_path), Recorder(quiet=True), True))
+        watching.start()
+        time.sleep(0.5)
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.writelines(lines[3:6])
+        time.sleep(0.5)
+        (tmp_path / "results.json").write_text("{}")
+        watching.join(timeout=30)
+    assert drawn == [json.loads(lines[0])["step"], json.loads(lines[3])["step"]]
+
+
+def test_a_finished_run_is_shown_as_it_was_at_its_end(cache, tmp_path):
+    run = tmp_path / "run"
+    trained(run, cache, *THREE_KINDS, "--epochs", "2", "--ce-windows", "0")
+    shown = show(run, "--pareto")
+    assert shown.returncode == 0, shown.stderr
+    results = json.loads((run / "results.json").read_text())["members"]
+    for member in results:
+        (row,) = (line for line in shown.stdout.splitlines() if line.startswith(f"║ {member['id']} "))
+        assert f"{member['metrics']['explained_variance']:.3f}" in row
+    assert "a relu  b jump_relu  c topk" in shown.stdout and "no analyses yet" in shown.stdout
+    assert f"to be made: python main.py study {run}\n" in shown.stdout
+    (run / "analysis").mkdir()
+    (run / "analysis" / "study.json").write_text("{}")
+    shown = show(run)
+    assert "analyses: study\n" in shown.stdout and "main.py study" not in shown.stdout
+    assert f"to be made: python main.py saebench {run}\n" in shown.stdout
+
+
+def test_nothing_to_show(tmp_path):
+    shown = show(tmp_path)
+    assert shown.returncode == 2 and "config.json" in shown.stderr and "Traceback" not in shown.stderr
+    shown = show(tmp_path / "none")
+    assert shown.returncode == 2 and "no such run directory" in shown.stderr
+
+
+def test_the_best_is_the_one_that_explains_most_at_the_l0_asked():
+    metrics = {
+        "far": {"explained_variance": 0.9, "l0": 40.0},
+        "near": {"explained_variance": 0.8, "l0": 33.0},
+        "worse": {"explained_variance": 0.7, "l0": 32.0},
+        "failed": {"explained_variance": float("nan"), "l0": float("nan")},
+    }
+    asked = dict.fromkeys(metrics, 32.0)
+    assert best_member(metrics, asked) == "near"
+    assert best_member(metrics, asked | {"far": None}) == "far"
+    assert best_member({"near": metrics["near"]}, asked) is None
+    assert best_member({name: metrics["failed"] for name in "ab"}, {}) is None
+
+
+def test_points_that_are_close_do_not_look_far_apart():
+    lines = scatter([("relu", 31.9, 0.5), ("topk", 32.0, 0.9)], "L0", "EV", 80)
+    rows = [line.partition("|")[2] for line in lines[1:17]]
+    assert 0 < rows[0].index("b") - rows[-1].index("a") < 8  # 0.3% of the L0: a sliver of the picture
+    assert "a" in scatter([("relu", 0.0, 0.0)], "L0", "EV", 80)[9]  # one point: in the middle
+
+
+@pytest.mark.parametrize("columns", [40, 80, 100])
+def test_a_scatter_puts_points_where_they_belong(columns):
+    lines = scatter([("relu", 16, 0.5), ("relu", 64, 0.9), ("topk", 40, 0.7), ("topk", 64, 0.9)], "L0", "EV", columns)
+    assert max(map(len, lines)) <= columns and lines[-1] == "a relu  b topk"
+    rows = [line.partition("|")[2] for line in lines[1:17]]
+    assert rows[0].rstrip().endswith("*") and len(rows[0]) == max(map(len, rows))  # both kinds, top right
+    assert rows[-1][0] == "a" and "0.500 |" in lines[16] and "0.900 |" in lines[1]
+    (middle,) = (row for row in rows if "b" in row)
+    assert abs(middle.index("b") - (len(rows[0]) - 1) / 2) <= 1

@@ -1,0 +1,128 @@
+"""Feature splitting on trees that are planted: parents that split, are kept, are lost, and features that are new."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from analysis.comparison import splitting
+from analysis.comparison.matching import Decoder
+from analysis.geometry import unit
+from analysis.plots.splitting import CHILDREN_SHOWN, boxes_of, splitting_chart
+from analysis.plots.style import save
+from harvest.errors import InputError
+
+D = 96
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def decoder(W_dec_FxD: np.ndarray, **settings) -> Decoder:
+    told = {"activation": "topk", "hidden_dim": len(W_dec_FxD), "seed": 0} | settings
+    return Decoder(told, W_dec_FxD, np.ones(len(W_dec_FxD), bool))
+
+
+def near(rng, parents_FxD: np.ndarray) -> np.ndarray:
+    """Children with a cosine of about 0.8 to their parents, so about 0.64 to each other."""
+    return unit(parents_FxD + 0.75 * unit(rng.standard_normal(parents_FxD.shape)))
+
+
+def planted(rng) -> tuple[dict[str, Decoder], np.ndarray, np.ndarray]:
+    """F 40, of which 10 split into 3, 5 into 2, 20 are kept and 5 lost, and 20 new; then number 0's children, again."""
+    narrow_FxD = unit(rng.standard_normal((40, D)))
+    parent_F = np.concatenate([np.repeat(np.arange(10), 3), np.repeat(np.arange(10, 15), 2), np.arange(15, 35)])
+    middle_FxD = np.concatenate([near(rng, narrow_FxD[parent_F]), unit(rng.standard_normal((20, D)))])
+    order = rng.permutation(len(middle_FxD))
+    parent_F = np.append(parent_F, np.full(20, -1))[order]
+    middle_FxD = middle_FxD[order]
+    grandparent_F = np.concatenate([np.repeat(np.flatnonzero(parent_F == 0), 4), np.flatnonzero(parent_F != 0)])
+    wide_FxD = near(rng, middle_FxD[grandparent_F])
+    return {f"F{len(x)}": decoder(x) for x in (narrow_FxD, middle_FxD, wide_FxD)}, parent_F, grandparent_F
+
+
+def test_a_planted_tree_is_recovered(rng):
+    decoders, parent_F, grandparent_F = planted(rng)
+    found = splitting.compute_splitting(decoders)
+    np.testing.assert_array_equal(found.parent_F[1], parent_F)
+    np.testing.assert_array_equal(found.parent_F[2], grandparent_F)
+    first, second = found.steps
+    assert first.children == {0: 5, 1: 20, 2: 5, 3: 10} and first.new == 20
+    assert second.children == {1: 77, 4: 3} and second.new == 0
+    assert max(first.chance, second.chance) < 0.1 and first.cofiring is None
+    assert found.trees[0] == (0, 0, 12) and len(found.trees) == 35 + 20
+    assert found.trees[-1] == (1, int(np.flatnonzero(parent_F == -1)[-1]), 1)
+    np.testing.assert_array_equal(found.children(0, 0), np.flatnonzero(parent_F == 0))
+    assert found.cosine_F[1][parent_F >= 0].min() > 0.7
+
+
+def test_dead_features_have_neither_parents_nor_children(rng):
+    decoders, parent_F, _ = planted(rng)
+    narrow, middle, _ = decoders.values()
+    narrow.alive_F[0] = middle.alive_F[np.flatnonzero(parent_F == 1)[0]] = False
+    first = splitting.compute_splitting({"a": narrow, "b": middle}).steps[0]
+    assert first.children == {0: 5, 1: 20, 2: 6, 3: 8} and first.new == 20 + 3
+
+
+def test_a_parent_is_checked_by_firing_with_its_child(rng):
+    narrow_FxD = unit(rng.standard_normal((2, D)))
+    members = {"a": decoder(narrow_FxD), "b": decoder(near(rng, narrow_FxD[[0, 0, 1, 1]]))}
+    parent_Nx2 = np.zeros((100, 2))
+    child_Nx4 = np.zeros((100, 4))
+    parent_Nx2[:40, 0], parent_Nx2[50:, 1] = 1.0, 2.0
+    child_Nx4[:20, 0] = 1.5  # always with its parent
+    child_Nx4[30:50, 1] = 1.5  # on half of its 20 firings
+    child_Nx4[45:55, 2], child_Nx4[45:46, 2] = 1.0, 0.0  # on 5 of 9
+    found = splitting.compute_splitting(members, {"a": csr_array(parent_Nx2), "b": csr_array(child_Nx4)})
+    np.testing.assert_allclose(found.cofiring_F[1], [1, 0.5, 5 / 9, np.nan])
+    assert found.steps[0].confirmed == 1 and found.steps[0].cofiring == pytest.approx((1 + 0.5 + 5 / 9) / 3)
+    silent = csr_array(np.zeros((100, 2)))
+    assert splitting.compute_splitting(members, {"a": silent, "b": csr_array(child_Nx4)}).steps[0].confirmed == 0
+
+
+def test_families_are_of_one_kind_and_seed(rng):
+    x_FxD = unit(rng.standard_normal((30, D)))
+    decoders = {"b": decoder(x_FxD), "a": decoder(x_FxD[:20]), "c": decoder(x_FxD[:20], seed=1)}
+    decoders |= {"d": decoder(x_FxD[:10]), "e": decoder(x_FxD[:10], activation="relu")}
+    assert splitting.families(decoders) == [["d", "a", "b"]]
+
+
+def test_what_is_written_and_drawn(rng, tmp_path):
+    decoders, parent_F, _ = planted(rng)
+    found = splitting.compute_splitting(decoders)
+    splitting.write_splitting(found, tmp_path)
+    record = json.loads((tmp_path / "splitting-F89.json").read_text())
+    assert record["steps"][0]["children"] == {"0": 5, "1": 20, "2": 5, "3": 10} and record["trees"][0] == [0, 0, 12]
+    with np.load(tmp_path / "splitting-F89.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["F80/parent_F"], parent_F)
+    words = {name: [f"word{name}-{f}" for f in range(len(d.alive_F))] for name, d in decoders.items()}
+    save(splitting_chart(found, words, trees=2), tmp_path / "tree")
+    svg = (tmp_path / "tree.svg").read_text()
+    assert all(f"wordF80-{child}<" in svg for child in np.flatnonzero(parent_F == 0)) and "wordF40-0<" in svg
+
+
+def test_boxes_stand_beside_their_children_without_overlap(rng):
+    found = splitting.compute_splitting(planted(rng)[0])
+    boxes = boxes_of(found, {}, trees=3)
+    for level in range(3):
+        ends = sorted((box["y"], box["y2"]) for box in boxes if box["x"] == level)
+        assert all(low >= high for (_, high), (low, _) in zip(ends, ends[1:], strict=False))
+    assert boxes[-1]["y2"] - boxes[-1]["y"] == found.trees[2][2]
+
+
+def test_many_children_are_cut_aloud(rng):
+    narrow_FxD = unit(rng.standard_normal((1, D)))
+    found = splitting.compute_splitting({"a": decoder(narrow_FxD), "b": decoder(near(rng, narrow_FxD[[0] * 30]))})
+    labels = [box["label"] for box in boxes_of(found, {}, trees=1)]
+    assert "and 22 more" in labels and len(labels) == 1 + CHILDREN_SHOWN + 1
+
+
+def test_what_cannot_split_is_refused(rng):
+    x_FxD = unit(rng.standard_normal((4, D)))
+    with pytest.raises(InputError, match="two or more widths"):
+        splitting.compute_splitting({"a": decoder(x_FxD)})
+    with pytest.raises(InputError, match="threshold 0.1"):
+        splitting.compute_splitting({"a": decoder(x_FxD), "b": decoder(x_FxD)}, threshold=0.1)

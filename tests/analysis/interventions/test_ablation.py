@@ -1,0 +1,112 @@
+"""What ablating a feature does, against whole runs of the model without it, and where the answer was planted."""
+
+import numpy as np
+import pytest
+import torch
+from command_line import BUNDLED, shared_cache, trained
+
+from analysis.features.contexts import place
+from analysis.features.statistics import load_or_compute_features
+from analysis.interventions.ablation import ablation_effect
+from analysis.stats import ratio_interval
+from harvest.interventions.steering import changing
+from sae_jax.formats import save_dictionary
+
+SILENT, RAISING, LOWERING = 3, 5, 7
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return shared_cache(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, cache):
+    """Two members, behind the second block and behind the last; in the latter's weights three features are planted."""
+    argv = [*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--layer", "1", "3", "--hook", "resid_post"]
+    argv += ["--activation", "relu", "--hidden-dim", "48", "--target-l0", "8", "--epochs", "2"]
+    run = trained(tmp_path_factory.mktemp("ablation") / "run", cache, *argv)
+    dictionary = run.dictionary(member_at(run, 3))
+    tensors, direction_D = dictionary.tensors, token_direction(run.language_model, the(run))
+    for feature, sign in ((SILENT, 0), (RAISING, 1), (LOWERING, -1)):  # fires on no row, or alike on all
+        tensors["W_enc"][:, feature], tensors["b_enc"][feature] = 0, 1.0 if sign else -1.0
+        tensors["W_dec"][feature] = 4 * sign * direction_D
+    save_dictionary(dictionary, run.path / "members" / dictionary.name)
+    return run
+
+
+def member_at(run, layer):
+    return next(name for name, member in run.members.items() if member["layer"] == layer)
+
+
+def the(run):
+    return run.language_model.tokenizer(" the", add_special_tokens=False)["input_ids"][0]
+
+
+def token_direction(model, token):
+    """What in the last residual raises this token's logit."""
+    gain_D = dict(model.bridge.ln_final.original_component.named_parameters())["weight"].detach().numpy()
+    return model.bridge.original_model.lm_head.weight[token].detach().numpy() * gain_D
+
+
+def log_probabilities(model, tokens_WxT, site, change):
+    with torch.inference_mode(), changing(model, site, change):
+        logits = model.bridge(model.token_ids(tokens_WxT), return_type="logits", use_cache=False).numpy()
+    logits = logits.astype(np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache, monkeypatch):
+    monkeypatch.setattr("analysis.stats.FEWEST_DOCUMENTS", 3)
+    name, model = member_at(run, 1), run.language_model
+    site, tensors = run.site(name), run.dictionary(name).tensors
+    of, store = load_or_compute_features(run, [name], cache)[name], run.store(run.site(name), cache)
+    feature = int(np.abs(of.density_F - 0.2).argmin())
+    found = ablation_effect(run, name, feature, cache, windows=1000)
+
+    sampled = [row for row in of.sample_row_FxR[feature].tolist() if row >= 0 and row % 9 < 8]
+    rows = list({row // 9: row for row in sampled}.values())  # a window once
+    places = [place(store, row) for row in rows]
+    tokens_WxT, document_W = np.stack([tokens_T for tokens_T, _, _ in places]), [of for _, _, of in places]
+    fires_WxT = np.zeros(tokens_WxT.shape, bool)
+
+    def without(x):
+        pre_WxT = (x.numpy() - tensors["b_dec"]) @ tensors["W_enc"][:, feature] + tensors["b_enc"][feature]
+        f_WxT = np.maximum(pre_WxT, 0)
+        f_WxT[:, 0] = 0  # as in training
+        fires_WxT[:] = f_WxT > 0
+        return x - torch.from_numpy(f_WxT[..., None] * tensors["W_dec"][feature])
+
+    clean_WxTxV = log_probabilities(model, tokens_WxT, site, lambda x: x)
+    ablated_WxTxV = log_probabilities(model, tokens_WxT, site, without)
+    counts_WxP = np.cumsum(fires_WxT, 1)[:, :-1] > 0
+    next_WxPx1 = tokens_WxT[:, 1:, None].astype(np.int64)
+    ce_WxP = np.take_along_axis((clean_WxTxV - ablated_WxTxV)[:, :-1], next_WxPx1, -1)[..., 0]
+    kl_WxP = (np.exp(clean_WxTxV) * (clean_WxTxV - ablated_WxTxV)).sum(-1)[:, :-1]
+    assert (found.windows, found.tokens) == (len(rows), counts_WxP.sum()) and found.windows > 20
+    assert found.loss_increase == pytest.approx(ce_WxP[counts_WxP].mean(), abs=1e-5)
+    assert found.kl == pytest.approx(kl_WxP[counts_WxP].mean(), abs=1e-5) and found.kl > 1e-5
+    _, document_W = np.unique(document_W, return_inverse=True)
+    ce_G, counts_G = (np.bincount(document_W, of.sum(1)) for of in (ce_WxP * counts_WxP, counts_WxP))
+    assert found.documents == len(counts_G) < found.windows
+    assert found.interval == pytest.approx(ratio_interval(ce_G, counts_G), rel=0.02)
+    assert found.interval[0] < found.loss_increase < found.interval[1]
+    change_V = (ablated_WxTxV - clean_WxTxV)[fires_WxT].mean(0)
+    assert [change for _, change in found.tokens_up] == pytest.approx(np.sort(change_V)[::-1][:10], abs=1e-4)
+    assert [change for _, change in found.tokens_down] == pytest.approx(np.sort(change_V)[:10], abs=1e-4)
+    assert found.tokens_up[0][0] == model.tokenizer.decode([int(change_V.argmax())])
+
+
+def test_what_a_planted_feature_does_is_undone(run, cache):
+    raising, lowering = (ablation_effect(run, member_at(run, 3), f, cache, windows=8) for f in (RAISING, LOWERING))
+    assert raising.windows == lowering.windows == 8
+    assert raising.tokens == 8 * 8  # it fires from the first position that counts on, the last predicts nothing
+    assert raising.tokens_down[0][0] == lowering.tokens_up[0][0] == " the"
+    assert raising.tokens_down[0][1] < -0.1 and lowering.tokens_up[0][1] > 0.1
+    assert lowering.loss_increase > 0  # " the" everywhere
+
+
+def test_a_feature_that_never_fires_has_no_effect_on_no_window(run, cache):
+    found = ablation_effect(run, member_at(run, 3), SILENT, cache)
+    assert (found.windows, found.tokens, found.loss_increase, found.interval, found.kl) == (0, 0, 0, None, 0)
+    assert found.tokens_up == found.tokens_down == []

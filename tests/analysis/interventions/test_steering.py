@@ -1,0 +1,350 @@
+"""Steering: generated tokens too, with and without a cache; clamps that are exact; strength 0 and silent features."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from command_line import BUNDLED, environment, shared_cache
+from transformers import AutoModelForCausalLM
+
+import main
+from analysis.cli import steer
+from analysis.interventions import steering as steer_model
+from analysis.interventions.steering import Sampling, Steered, Texts, compute_steering, directions_for
+from harvest.errors import InputError
+from harvest.interventions.steering import Change, changing, draw, next_probabilities, surprise, write_texts
+from harvest.model.language_model import LanguageModel
+from harvest.request import Site
+from harvest.sources import BUNDLED_MODEL
+from sae_jax.models.registry import KINDS
+
+SITE = Site(2, "resid_pre")
+SITES = (SITE, Site(1, "resid_mid"), Site(2, "mlp_out"), Site(1, "attn_out"), Site(3, "resid_post"))
+F, SILENT = 24, 7
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LanguageModel.load(str(BUNDLED_MODEL), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def prompt_T(model):
+    return model.tokenizer("I went for a walk and", add_special_tokens=False)["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def saes():
+    """Dictionaries of random features in the model's width, one of which never fires."""
+    rng = np.random.default_rng(0)
+    W_FxD = rng.standard_normal((F, 256)).astype(np.float32) / 16
+    b_enc = np.where(np.arange(F) == SILENT, -1e6, 0).astype(np.float32)
+    params = {"W_encT": W_FxD, "W_dec": W_FxD, "b_enc": b_enc, "b_dec": np.full(256, 0.1, np.float32)}
+    return {
+        "relu": KINDS["relu"](params),
+        "topk": KINDS["topk"](params, {"k": np.int32(5)}, "k", 5),
+        "jump_relu": KINDS["jump_relu"](params | {"threshold": np.full(F, 0.3, np.float32)}),
+    }
+
+
+def pushed(site: Site, size: float, first: int = 1) -> Change:
+    d_D = np.random.default_rng(1).standard_normal(256).astype(np.float32)
+    return Change(site, lambda x_NxD: x_NxD + size * d_D, first)
+
+
+def itself(site: Site) -> Change:
+    return Change(site, lambda x_NxD: x_NxD, 1)
+
+
+def test_unsteered_it_writes_what_the_model_writes(model, prompt_T):
+    written = write_texts(model, prompt_T, itself(SITE), 30)
+    expected = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).generate(
+        torch.tensor([prompt_T]), max_new_tokens=30, do_sample=False, pad_token_id=0, suppress_tokens=[0]
+    )
+    assert written.tokens_SxN[0].tolist() == expected[0, len(prompt_T) :].tolist()
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.hook_name)
+@pytest.mark.parametrize("written_only", [False, True])
+def test_with_a_cache_it_writes_the_same_as_without(model, prompt_T, site, written_only):
+    change = pushed(site, 0.5, len(prompt_T) if written_only else 1)
+    cached = write_texts(model, prompt_T, change, 25, watched=[5, 6])
+    whole = write_texts(model, prompt_T, change, 25, watched=[5, 6], cached=False)
+    assert np.array_equal(cached.tokens_SxN, whole.tokens_SxN)
+    np.testing.assert_allclose(cached.watched_SxN, whole.watched_SxN, rtol=1e-3, atol=1e-7)
+    assert not np.array_equal(cached.tokens_SxN, write_texts(model, prompt_T, itself(site), 25).tokens_SxN)
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.hook_name)
+def test_every_token_that_it_writes_is_steered(model, prompt_T, site):
+    """What the model reads at its own tokens is what the change made of them, and it is met once a token."""
+    seen = []
+
+    def replace(x_NxD):
+        seen.append(x_NxD.copy())
+        return x_NxD + 1
+
+    written = write_texts(model, prompt_T, Change(site, replace, len(prompt_T)), 6)
+    seen.pop(1)  # of the check that the cache is used
+    assert [len(x_NxD) for x_NxD in seen] == [1] * 5  # the sixth is never read
+    read = []
+    text = model.token_ids(np.array([prompt_T + written.tokens_SxN[0, :5].tolist()]))
+
+    def shifted(x_SxTxD):
+        read.append(x_SxTxD[0, len(prompt_T) :].clone().numpy())
+        at_TxD = torch.zeros_like(x_SxTxD)
+        at_TxD[:, len(prompt_T) :] = 1
+        return x_SxTxD + at_TxD
+
+    with torch.inference_mode(), changing(model, site, shifted):
+        logits = model.bridge(text, return_type="logits", use_cache=False)
+    np.testing.assert_allclose(np.concatenate(seen), read[0], atol=2e-3)
+    assert logits[0, -1, 1:].argmax() + 1 == written.tokens_SxN[0, 5]
+
+
+def test_at_resid_mid_the_residual_stream_itself_is_changed(model, prompt_T):
+    site, found = Site(1, "resid_mid"), {}
+    hooks = [
+        (f"blocks.1.hook_{name}", lambda x, hook, name=name: found.update({name: x.clone()}))
+        for name in ("mlp_out", "resid_post", "resid_mid")
+    ]
+    half = changing(model, site, lambda x: torch.full_like(x, 0.5))
+    with torch.inference_mode(), half, model.bridge.hooks(fwd_hooks=hooks):
+        model.bridge(model.token_ids(np.array([prompt_T])), return_type=None, use_cache=False)
+    for x in (found["resid_mid"], found["resid_post"] - found["mlp_out"]):
+        torch.testing.assert_close(x, torch.full_like(x, 0.5), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("site", SITES, ids=lambda site: site.hook_name)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_strength_0_is_the_unsteered_model_token_for_token(model, prompt_T, saes, site, temperature):
+    ways = directions_for(saes["topk"], 3, 2.5, "add", {"random": np.ones(256)})
+    how = {"samples": 3, "temperature": temperature, "top_p": 0.9, "seed": 4, "watched": [9]}
+    plain = write_texts(model, prompt_T, itself(site), 30, **how)
+    for way in ways.values():
+        zero = write_texts(model, prompt_T, Change(site, way(0.0).replace, 1), 30, **how)
+        assert np.array_equal(zero.tokens_SxN, plain.tokens_SxN)
+        assert np.array_equal(zero.watched_SxN, plain.watched_SxN)
+    assert (len({tuple(row) for row in plain.tokens_SxN}) == 3) == (temperature > 0)
+
+
+@pytest.mark.parametrize("kind", ["relu", "topk", "jump_relu"])
+def test_changes_are_decode_and_error_exactly(saes, kind):
+    sae, i, maximum = saes[kind], 3, 2.5
+    x_NxD = np.random.default_rng(2).standard_normal((50, 256)).astype(np.float32)
+    f_NxF, W_FxD, b_D = (np.asarray(v, np.float64) for v in (sae.encode(x_NxD), sae.W_dec[...], sae.b_dec[...]))
+    error_NxD = x_NxD - (f_NxF @ W_FxD + b_D)
+    for mode, values_N in {"add": f_NxF[:, i] + 5, "clamp": np.full(50, 5.0), "ablate": np.zeros(50)}.items():
+        steered_NxF = f_NxF.copy()
+        steered_NxF[:, i] = values_N
+        expected_NxD = steered_NxF @ W_FxD + b_D + error_NxD
+        direction = directions_for(sae, i, maximum, mode, {})["feature 3"](2.0)
+        np.testing.assert_allclose(direction.replace(x_NxD), expected_NxD, atol=1e-5)
+
+
+def test_ablating_a_feature_that_never_fires_changes_nothing(model, prompt_T, saes):
+    for sae in saes.values():
+        ablated = directions_for(sae, SILENT, 0.0, "ablate", {})[f"feature {SILENT}"](0.0)
+        tokens, rows = model.token_ids(np.array([prompt_T])), []
+
+        def replace(x, ablated=ablated, rows=rows):
+            rows.append(x)
+            return torch.from_numpy(ablated.replace(x[0].numpy()))[None]
+
+        with torch.inference_mode():
+            with changing(model, SITE, lambda x: x):
+                plain = model.bridge(tokens, return_type="logits", use_cache=False)
+            with changing(model, SITE, replace):
+                assert torch.equal(model.bridge(tokens, return_type="logits", use_cache=False), plain)
+        assert rows
+    with pytest.raises(InputError, match="never fires"):
+        directions_for(saes["relu"], SILENT, 0.0, "add", {})
+
+
+def test_other_directions_are_of_the_features_norm(saes):
+    others = {"random direction": steer_model.random_direction(256, 0), "means": np.full(256, 40.0)}
+    ways = directions_for(saes["relu"], 3, 2.5, "add", others)
+    x_NxD = np.zeros((1, 256), np.float32)
+    norms = [np.linalg.norm(way(2.0).replace(x_NxD)) for way in ways.values()]
+    assert len(norms) == 3 and norms == pytest.approx([5 * np.linalg.norm(saes["relu"].W_dec[3])] * 3, rel=1e-5)
+
+
+def test_the_nucleus_is_the_fewest_likeliest_tokens():
+    logits = torch.tensor([0.1, 0.5, 0.3, 0.1]).log().repeat(4000, 1)
+    for top_p, expected in ((0.5, [0, 1, 0, 0]), (0.6, [0, 0.625, 0.375, 0]), (1.0, [0.1, 0.5, 0.3, 0.1])):
+        drawn = draw(logits, 1.0, top_p, torch.Generator().manual_seed(0))
+        np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, expected, atol=0.03)
+
+
+def test_surprise_is_the_models_own_loss(model, prompt_T):
+    tokens_SxN = write_texts(model, prompt_T, pushed(SITE, 0.5), 12, samples=2, temperature=1.0).tokens_SxN
+    for tokens_N, found_N in zip(tokens_SxN, surprise(model, prompt_T, tokens_SxN), strict=True):
+        ids = torch.tensor([prompt_T + tokens_N.tolist()])
+        labels = ids.clone()
+        labels[:, : len(prompt_T)] = -100
+        loss = model.bridge.original_model(input_ids=ids, labels=labels).loss
+        assert found_N.mean() == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_the_output_score_by_the_formula(model, saes):
+    sae, rng = saes["relu"], np.random.default_rng(3)
+    watched, max_F = rng.integers(1, 4096, 20).tolist(), np.linspace(0, 3, F)
+    scores = steer_model.output_scores(model, SITE, sae, [4, 9, 20], watched, max_F, 1)
+    assert list(scores.values()) == sorted(scores.values(), reverse=True) and set(scores) == {4, 9, 20}
+    ids = model.token_ids(np.array([model.tokenizer("From my experience,", add_special_tokens=False)["input_ids"]]))
+    for i, score in scores.items():
+        expected = []
+        for amplified in steer_model.AMPLIFIED:
+            shift = torch.from_numpy(np.asarray(amplified * max_F[i] * sae.W_dec[i], np.float32))
+            steered = changing(model, SITE, lambda x, s=shift: torch.cat([x[:, :1], x[:, 1:] + s], 1))
+            with torch.inference_mode(), steered:
+                p_V = model.bridge(ids, return_type="logits", use_cache=False)[0, -1].softmax(-1).numpy()
+            ranks = {t: int((p_V > p_V[t]).sum()) for t in watched}
+            expected.append((1 - min(ranks.values()) / 4096) * max(p_V[t] for t in watched))
+        assert score == pytest.approx(max(expected), rel=1e-3)
+    p_CxV = next_probabilities(model, ids[0].tolist(), SITE, np.zeros((1, 256), np.float32), 1)
+    assert p_CxV.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_tokens_of_a_concept(model):
+    def words(phrase: str) -> list[str]:
+        return [model.tokenizer.decode([token]) for token in steer_model.word_tokens(model.tokenizer, phrase)]
+
+    assert words("the Golden Gate Bridge") == [" Golden", " golden", " Bridge", " bridge"]  # and " G", " g"
+    assert words("the") == [" the", " The"]  # nothing else is left
+    with pytest.raises(InputError, match="no word"):
+        words("?!")
+
+
+def test_a_feature_whose_largest_firing_is_below_zero_is_steered_by_it(saes):
+    sae = saes["relu"]
+    way = steer_model.directions_for(sae, 5, -3.0, "add", {})["feature 5"]
+    x_NxD = np.zeros((2, sae.W_dec.shape[1]), np.float32)
+    np.testing.assert_allclose(way(2.0).replace(x_NxD), np.tile(-6 * np.asarray(sae.W_dec[5]), (2, 1)), rtol=1e-6)
+    of = SimpleNamespace(
+        max_F=np.array([2.0, -2.0]),
+        promoted_FxT=np.array([[1], [2]]),
+        suppressed_FxT=np.array([[3], [4]]),
+        promoted_weight_FxT=np.array([[0.5], [0.6]]),
+        suppressed_weight_FxT=np.array([[-0.7], [-0.8]]),
+    )
+    tokens, weights = steer_model.promoted_tokens(of)
+    assert (tokens.tolist(), weights.tolist()) == ([[1], [4]], [[0.5], [0.8]])
+
+
+def test_windows_hold_a_phrase_by_whole_words_and_without_its_article():
+    rng = np.random.default_rng(0)
+    texts, x_NxD = ["the Sea is", "a sea", "seaside", "land"], rng.standard_normal((8, 3))  # two rows each
+
+    class Split:
+        positions = 2
+
+        def __len__(self):
+            return len(x_NxD)
+
+        def read_windows(self, start, stop):
+            return np.arange(4)[start:stop], None
+
+        def read(self, start, stop):
+            return x_NxD[start:stop]
+
+    store = SimpleNamespace(train=Split(), d_model=3)
+    tokenizer = SimpleNamespace(batch_decode=lambda windows: [texts[w] for w in windows])
+    found = steer_model.difference_in_means(store, tokenizer, "the sea")
+    np.testing.assert_allclose(found, x_NxD[:4].mean(0) - x_NxD[4:].mean(0))
+    assert steer_model.difference_in_means(store, tokenizer, "volcano") is None
+
+
+def test_the_best_strength_is_the_strongest_fluent_one():
+    def texts(strength, probability, perplexity, distinct=0.8):
+        return Texts(strength, (("",),), probability, perplexity, distinct)
+
+    repeats = texts(3, 0.8, 5, distinct=0.3)  # likely to the model, but none
+    curve = (texts(1, 0.2, 15), texts(2, 0.3, 20), repeats, texts(4, 0.9, 21))
+    steered = Steered("add", ("p",), (), {"unsteered": texts(0, 0.1, 10)}, {"a": curve, "b": (texts(1, 0.1, 10),)})
+    assert steered.best("a").strength == 2 and steered.best("b") is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    cache = shared_cache(tmp_path_factory)
+    path = tmp_path_factory.mktemp("runs") / "one"
+    argv = [*BUNDLED, "--n-samples", "400", "--seq-len", "20", "--activation", "topk", "--hidden-dim", "48", "--k", "8"]
+    argv += ["--layer", "2", "--epochs", "1", "--seed", "0", "1", "--run-dir", str(path), "--cache-dir", str(cache)]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(cache).items():
+            patch.setenv(name, value)
+        assert main.run_as_command([*argv, "--quiet", "--ce-windows", "0"]) == 0
+    return path, cache
+
+
+def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
+    path, cache = run
+    member = sorted(p.name for p in (path / "members").iterdir())[0]
+    argv = [str(path), "--member", member, "--concept", "night", "--sweep", "--strengths", "0", "0.5", "--seed", "3"]
+    argv += ["--max-new-tokens", "12", "--json", str(tmp_path / "new" / "s.json"), "--cache-dir", str(cache)]
+    steer.run(argv)
+    out, found = capsys.readouterr().out, json.loads((tmp_path / "new" / "s.json").read_text())
+    assert found["watched"] == [" night"] and len(found["output_scores"]) > 1
+    assert found["feature"] == int(max(found["output_scores"], key=found["output_scores"].get))
+    assert set(found["ways"]) == {f"feature {found['feature']}", "random direction", "difference in means"}
+    assert set(found["plain"]) == {"unsteered", "named in the prompt"}
+    for curve in found["ways"].values():
+        assert curve[0] == found["plain"]["unsteered"] and curve[1]["texts"] != curve[0]["texts"]
+    assert f"{found['ways']['difference in means'][1]['probability']:.5f}" in out and "best strength of" in out
+    assert (path / "figures" / f"steer-{member}-{found['feature']}.png").stat().st_size > 10_000
+
+    # The best strength is told by texts on which it was not chosen: those of the next seed.
+    assert found["afresh"] and set(found["afresh"]) <= set(found["ways"])
+    way = f"feature {found['feature']}"
+    other = [
+        "--member",
+        member,
+        "--feature",
+        str(found["feature"]),
+        "--words",
+        "night",
+        "--strength",
+        "0.5",
+        "--seed",
+        "4",
+    ]
+    steer.run([str(path), *other, *argv[argv.index("--max-new-tokens") : -3], str(tmp_path / "o.json"), *argv[-2:]])
+    expected = json.loads((tmp_path / "o.json").read_text())
+    assert found["afresh"][way]["ways"][way] == expected["ways"][way]
+    assert found["afresh"][way]["plain"]["unsteered"] == expected["plain"]["unsteered"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--feature", "3"], "--member: which of "),
+        (["--feature", "3", "--mode", "clamp", "--strength", "0"], "say --mode ablate for that, or --mode add"),
+        (["--feature", "3", "--mode", "ablate", "--strength", "2"], "leave --strength and --sweep out"),
+        (["--feature", "3", "--concept", "sea"], "Give one of them"),
+        (["--feature", "3", "--strengths", "2"], "are of --sweep"),
+        (["--feature", "3", "--seed", "-1"], "--seed -1: must be 0 or more"),
+        (["--feature", "3", "--temperature", "0", "--samples", "2"], "--samples 2: must be 1"),
+        (["--feature", "48", "--member", "FIRST"], "has 0 to 47"),
+        (["--feature", "3", "--member", "FIRST", "--max-new-tokens", "125"], "at most 12"),
+        (["--feature", "3", "--member", "FIRST", "--prompt", "long " * 300], "tokens, and the model reads 128: give a"),
+        (["--feature", "3", "--prompt", "a ship", " "], "--prompt: an empty text"),
+        (["--concept", "zyxwvut", "--member", "FIRST"], "no feature is found that detects it"),
+    ],
+)
+def test_what_cannot_be_is_refused(run, argv, message):
+    path, cache = run
+    first = sorted(p.name for p in (path / "members").iterdir())[0]
+    with pytest.raises(InputError, match=message):
+        main.main(["steer", str(path), "--cache-dir", str(cache), *(first if a == "FIRST" else a for a in argv)])
+
+
+def test_a_text_is_judged_after_the_plain_prompt(model):
+    sampling = Sampling(prompt=("A man came", "The ship"), max_new_tokens=8, temperature=0)
+    found = compute_steering(model, SITE, {}, "add", (), [7], sampling, 1, "the sea")
+    assert found.plain["unsteered"].texts != found.plain["named in the prompt"].texts
+    ids = [model.tokenizer(p, add_special_tokens=False)["input_ids"] for p in sampling.prompt]
+    losses = [surprise(model, p_T, write_texts(model, p_T, itself(SITE), 8).tokens_SxN) for p_T in ids]
+    assert found.plain["unsteered"].perplexity == pytest.approx(np.exp(np.mean(losses)))

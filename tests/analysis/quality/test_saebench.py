@@ -1,0 +1,346 @@
+"""SAEBench's core metrics on cases whose answer is known, and once from text to table on the bundled model."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from command_line import BUNDLED, environment, shared_cache
+
+import main
+from analysis.quality import absorption, sparse_probing, spurious_correlation
+from analysis.quality.pooling import Pooled, pool
+from analysis.quality.saebench import SAEBench, on_words
+from analysis.runs.finished import FinishedRun
+from harvest.errors import InputError
+from harvest.model.language_model import LanguageModel
+from harvest.request import Site
+from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
+from harvest.text.passages import LETTERS, document_passages, labelled_text, spelling
+from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
+
+N = 800
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def is_train(n: int = N) -> np.ndarray:
+    return np.arange(n) % 4 != 0
+
+
+# Sparse probing.
+
+
+def test_a_feature_that_is_the_class_is_found_by_one_and_random_ones_by_none(rng):
+    labels_N = rng.choice(["law", "sea", "war", "space"], N)
+    f_NxF = rng.random((N, 50)) * 0.1
+    random = sparse_probing.compute_sparse_probing(f_NxF, labels_N, is_train(), ks=(1, 5))
+    for column, name in ((7, "law"), (8, "sea"), (20, "war"), (31, "space")):
+        f_NxF[:, column] += labels_N == name
+    found = sparse_probing.compute_sparse_probing(f_NxF, labels_N, is_train(), ks=(1, 5))
+    assert found.accuracy["1"] == 1.0
+    assert {name: of[0] for name, of in found.columns.items()} == {"law": 7, "sea": 8, "war": 20, "space": 31}
+    assert all(0.4 < accuracy < 0.6 for accuracy in random.accuracy.values())
+
+
+def test_what_takes_two_features_is_not_told_by_one(rng):
+    a_N, b_N = rng.random(N) < 0.5, rng.random(N) < 0.5  # "both" is a quarter: one feature is right on 5 of 6
+    found = sparse_probing.compute_sparse_probing(
+        np.stack([a_N, b_N], 1).astype(float), np.where(a_N & b_N, "both", "not"), is_train(), ks=(1, 2)
+    )
+    assert found.classes["both"]["1"] == pytest.approx(5 / 6, abs=0.08)
+    assert found.classes["both"]["2"] == 1.0
+
+
+def test_the_held_out_documents_are_seen_by_neither_choice_nor_probe(rng):
+    labels_N = rng.choice(["law", "sea"], N)
+    f_NxF = rng.random((N, 20))
+    f_NxF[~is_train(), 3] += 10 * (labels_N[~is_train()] == "law")  # tells the classes apart there alone
+    assert sparse_probing.compute_sparse_probing(f_NxF, labels_N, is_train(), ks=(1,)).columns["law"] != [3]
+
+
+def test_small_classes_are_named_and_the_rest_is_drawn_from_all_classes_alike(rng):
+    labels_N = np.array(["a"] * 100 + ["b"] * 500 + ["c"] * 190 + ["d"] * 10)
+    found = sparse_probing.compute_sparse_probing(rng.random((N, 9)), labels_N, is_train(), ks=(1,))
+    assert found.left_out == {"d": 10} and set(found.classes) == {"a", "b", "c"}
+    rows = sparse_probing.balanced(labels_N, "a", labels_N != "d", rng)
+    assert dict(zip(*np.unique(labels_N[rows], return_counts=True), strict=True)) == {"a": 100, "b": 50, "c": 50}
+    with pytest.raises(InputError, match="no two labels"):
+        sparse_probing.compute_sparse_probing(rng.random((N, 9)), np.full(N, "a"), is_train())
+
+
+# Absorption.
+
+
+def words_on(own_token: int | None, rng) -> tuple[Pooled, list[str], np.ndarray, np.ndarray]:
+    """40 words for each letter, x = its letter's direction + a direction of its own (+ noise).
+
+    Features: one for each letter, which fires on all its words; with `own_token`, the first letter's keeps silent on
+    words 0, 4, 8, ... of the first `own_token` of them, where a feature of theirs has the letter's direction in it.
+    """
+    letters_N = np.repeat(list("abcde"), 40)
+    n, d = len(letters_N), 64
+    basis_DxD = np.linalg.qr(rng.standard_normal((d, d)))[0]
+    letter_of_N = np.repeat(np.arange(5), 40)
+    x_NxD = 3 * basis_DxD[letter_of_N] + 0.05 * rng.standard_normal((n, d))
+    f_NxF = np.zeros((n, 6))
+    f_NxF[np.arange(n), letter_of_N] = 3.0
+    absorbing_D = (basis_DxD[0] + basis_DxD[9]) / np.sqrt(2)
+    if own_token is not None:
+        words = np.arange(0, own_token, 4)
+        x_NxD[words] += 3 * basis_DxD[9]
+        f_NxF[words, 0], f_NxF[words, 5] = 0.0, 3 * np.sqrt(2)
+    decoder_FxD = np.stack([*basis_DxD[:5], absorbing_D])
+    names = [f"{letter}{i}" for i, letter in enumerate(letters_N)]
+    return Pooled(x_NxD, f_NxF, decoder_FxD), names, letters_N, np.arange(n) % 4 != 0
+
+
+def test_words_that_another_feature_has_taken_over_are_counted(rng):
+    clean = absorption.compute_absorption(*words_on(None, rng))
+    assert (clean.full, clean.fraction, clean.split_features) == (0.0, 0.0, 1.0)
+    assert clean.split_f1 == clean.probe_f1 == 1.0
+    found = absorption.compute_absorption(*words_on(20, rng))  # 5 of the 10 held-out words of letter a
+    assert found.letters["a"].words == 10 and found.letters["a"].split_features == [0]
+    assert found.letters["a"].full == found.letters["a"].fraction == 0.5
+    assert found.letters["a"].absorbed == [(f"a{i}", 5) for i in range(0, 20, 4)]
+    assert found.full == found.fraction == pytest.approx(0.1)  # the four other letters have none
+
+
+def absorbed_of(projection: float, f_F: list[float], cosine_F: list[float]) -> tuple[float, bool]:
+    fraction_M, full_M, _ = absorption.absorbed(np.array([projection]), np.array([f_F]), np.array(cosine_F), [0])
+    return float(fraction_M[0]), bool(full_M[0])
+
+
+def test_how_much_is_absorbed_by_the_formula():
+    assert absorbed_of(10, [0, 8, 0], [0.9, 0.5, 0.2]) == (1.0, True)  # silent, and another gives 4 of 10
+    assert absorbed_of(10, [0, 7, 0], [0.9, 0.5, 0.2]) == (0.0, False)  # gives 3.5 of 10
+    assert absorbed_of(10, [0, 7, 5], [0.9, 0.5, 0.2]) == (1.0, False)  # 3.5 + 1 of 10: only together
+    assert absorbed_of(10, [4, 8, 0], [0.9, 0.5, 0.2]) == (pytest.approx(4 / 7.6), False)  # 4 beside 3.6
+    assert absorbed_of(10, [10, 8, 0], [0.9, 0.5, 0.2]) == (pytest.approx(1 / 10), False)  # 9 given: 1 is left over
+    assert absorbed_of(10, [12, 8, 0], [0.9, 0.5, 0.2]) == (0.0, False)  # nothing is left over
+    assert absorbed_of(10, [0, 90, 0], [0.9, 0.05, 0.2]) == (0.0, True)  # aligned enough for full absorption only
+    assert absorbed_of(10, [0, 900, 0], [0.9, 0.02, 0.2]) == (0.0, False)  # aligned with everything a little
+    assert absorbed_of(-1, [0, 8, 0], [0.9, 0.5, 0.2]) == (0.0, False)  # the letter is not there
+    four = [0, 2, 2, 2, 2]
+    assert absorbed_of(10, [2, *four[1:]], [0.5, *[0.9] * 4]) == (pytest.approx(5.4 / 6.4), False)  # three, not four
+
+
+def test_a_dictionary_that_never_fires_has_no_absorption_and_stops_nobody(rng):
+    pooled, words, letters_N, train_N = words_on(None, rng)
+    found = absorption.compute_absorption(pooled._replace(f_NxF=np.zeros_like(pooled.f_NxF)), words, letters_N, train_N)
+    assert found.fraction is None and found.full is None and found.letters == {}
+    assert set(found.left_out) == set(letters_N) and "no feature" in found.left_out["a"]
+
+
+def test_a_letter_that_the_model_does_not_show_is_not_judged(rng):
+    pooled, words, letters_N, train_N = words_on(20, rng)
+    shuffled = pooled._replace(x_NxD=rng.permutation(pooled.x_NxD))
+    found = absorption.compute_absorption(shuffled, words, letters_N, train_N)
+    assert found.full is None and set(found.left_out) == set("abcde")
+
+
+# Spurious correlation removal.
+
+
+def concepts_in(x_has_b: bool, rng) -> tuple[Pooled, dict[str, np.ndarray]]:
+    """x = ±u ± 2.5·v + noise: probes trained where a is b follow the louder b. Feature 3 is v, or nothing's."""
+    a_N, b_N = rng.random(N) < 0.5, rng.random(N) < 0.5
+    basis_DxD = np.linalg.qr(rng.standard_normal((16, 16)))[0]
+    signs_Nx2 = np.where(np.stack([a_N, b_N], 1), 1, -1)
+    x_NxD = signs_Nx2 @ np.stack([basis_DxD[0], 2.5 * basis_DxD[1]]) + 0.2 * rng.standard_normal((N, 16))
+    decoder_FxD = basis_DxD[[0, 5, 6, 1 if x_has_b else 7]]
+    return Pooled(x_NxD, x_NxD @ decoder_FxD.T, decoder_FxD), {"a": a_N, "b": b_N}
+
+
+def test_a_bias_of_one_latent_is_removed_with_it(rng):
+    pooled, concepts = concepts_in(True, rng)
+    found = spurious_correlation.compute_spurious_correlation(pooled, concepts, is_train(), ns=(1,))
+    loud = found.directions[0]
+    assert (loud.wanted, loud.spurious, loud.features) == ("a", "b", [3])
+    assert loud.base < 0.6 and loud.oracle > 0.95
+    assert found.score == loud.score  # the other direction has less to be removed
+    assert found.score["1"] == pytest.approx(1, abs=0.1)
+
+
+def test_where_no_feature_has_the_bias_nothing_is_removed(rng):
+    pooled, concepts = concepts_in(False, rng)
+    score = spurious_correlation.compute_spurious_correlation(pooled, concepts, is_train(), ns=(1,)).score["1"]
+    assert score == pytest.approx(0, abs=0.1)
+
+
+def test_without_a_bias_there_is_no_score(rng):
+    pooled, concepts = concepts_in(True, rng)
+    loud_a_NxD = pooled.x_NxD + 20 * concepts["a"][:, None] * pooled.decoder_FxD[0]
+    quiet = spurious_correlation.compute_spurious_correlation(
+        pooled._replace(x_NxD=loud_a_NxD), concepts, is_train(), ns=(1,)
+    )
+    assert quiet.directions[0].base == quiet.directions[0].oracle == 1 and quiet.directions[0].score == {"1": None}
+    with pytest.raises(InputError, match="combination"):
+        spurious_correlation.compute_spurious_correlation(
+            pooled, {"a": concepts["a"], "b": concepts["a"]}, is_train(), ns=(1,)
+        )
+
+
+# What is read of texts and words.
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LanguageModel.load(str(BUNDLED_MODEL))
+
+
+def identity(d: int) -> SAE:
+    """Two dictionaries' worth: f = relu(±x), with a decoder of norm 2 and an encoder of norm ½."""
+    both = np.concatenate([np.eye(d), -np.eye(d)]).astype(np.float32)
+    zeros = {"b_enc": np.zeros(2 * d, np.float32), "b_dec": np.zeros(d, np.float32)}
+    return KINDS["relu"]({"W_encT": both / 2, "W_dec": both * 2, **zeros})
+
+
+def test_a_document_is_the_mean_of_its_windows_rows_without_first_positions(model):
+    texts = [
+        "The sea was calm, and the ships lay in the harbour until the wind came up.",
+        "A court decides.",
+        "It rained for nine days and nobody could work in the fields.",
+    ]
+    site = Site(2, "resid_pre")
+    passages = document_passages(model.tokenizer, texts, tokens_each=15, seq_len=6, first=1)
+    pooled = pool(model, passages, {"id": identity(model.d_model)}, {"id": site})["id"]
+    for i, text in enumerate(texts):
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"][:15]
+        rows = [model.activations(np.array([ids[s : s + 6]]), [site])[site][0, 1:] for s in range(0, len(ids), 6)]
+        x_RxD = np.concatenate(rows)
+        np.testing.assert_allclose(pooled.x_NxD[i], x_RxD.mean(0), atol=1e-4)
+        f_F = np.concatenate([np.maximum(x_RxD, 0), np.maximum(-x_RxD, 0)], 1).mean(0)
+        np.testing.assert_allclose(pooled.f_NxF[i], f_F, atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(pooled.decoder_FxD, axis=1), 1, atol=1e-6)
+
+
+def test_equal_documents_are_on_one_side_and_other_seeds_divide_otherwise():
+    text = labelled_text(BUNDLED_CORPUS, ("topic", "form"), 400, 0.8, seed=0)
+    other = labelled_text(BUNDLED_CORPUS, ("topic",), 400, 0.8, seed=1)
+    assert len(text.texts) == len(text.labels["form"]) == 400 and 0.7 < text.is_train_N.mean() < 0.9
+    assert text.texts == labelled_text(BUNDLED_CORPUS, ("topic",), 400, 0.8, seed=0).texts
+    assert set(text.texts) != set(other.texts)
+
+
+def test_equal_documents_never_straddle(tmp_path):
+    lines = [json.dumps({"text": f"text {i % 50}", "label": i}) for i in range(300)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    text = labelled_text(tmp_path / "a.jsonl", ("label",), 300, 0.5, seed=0)
+    sides = {(t, bool(side)) for t, side in zip(text.texts, text.is_train_N, strict=True)}
+    assert len(sides) == 50 and len({side for _, side in sides}) == 2
+    with pytest.raises(InputError, match="line 1: no label under the key 'genre'; it has text, label"):
+        labelled_text(tmp_path / "a.jsonl", ("genre",), 300, 0.5, seed=0)
+
+
+def test_a_spelling_prompt_ends_at_its_word_after_examples_of_training_words(model):
+    asked = spelling(model.tokenizer, 600, 2, 30, 0.8, seed=0)
+    train = {word for word, side in zip(asked.words, asked.is_train_N, strict=True) if side}
+    assert not {word.strip().lower() for word in train} & {w.strip().lower() for w in set(asked.words) - train}
+    assert (asked.passages.counts_WxT.sum(1) == 1).all() and len(asked.words) == 600
+    for i in (0, 17, 599):
+        end = asked.passages.counts_WxT[i].argmax()
+        *examples, word = model.tokenizer.decode(asked.passages.tokens_WxT[i, : end + 1]).split("\n")
+        assert word == asked.words[i] and word.strip()[0].lower() == asked.letters_N[i] in LETTERS
+        assert len(examples) == 2
+        for example in examples:
+            taught, letter = example.split(" has the first letter: ")
+            assert taught in train and taught != word and taught.strip()[0].upper() == letter
+    with pytest.raises(InputError, match="--icl-examples 9: at most"):
+        spelling(model.tokenizer, 600, 9, 30, 0.8, seed=0)
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    cache = shared_cache(tmp_path_factory)
+    path = tmp_path_factory.mktemp("runs") / "two"
+    argv = [*BUNDLED, "--n-samples", "100", "--seq-len", "20", "--activation", "topk", "--hidden-dim", "48", "--k", "8"]
+    argv += ["--layer", "1", "2", "--epochs", "1", "--run-dir", str(path), "--cache-dir", str(cache), "--quiet"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(cache).items():
+            patch.setenv(name, value)
+        assert main.run_as_command(argv) == 0
+    return path
+
+
+def test_from_a_run_to_the_table(run, capsys):
+    argv = ["saebench", str(run), "--documents", "1200", "--label", "form", "--k", "1", "5", "--n-ablated", "2", "10"]
+    argv += ["--words", "1000", "--document-tokens", "40"]
+    assert main.run_as_command(argv) == 0
+    out = capsys.readouterr().out
+    ids = sorted(p.name for p in (run / "members").iterdir())
+    assert len(ids) == 2 and all(name in out for name in (*ids, "activations, blocks.2.hook_resid_pre"))
+    found = {name: json.loads((run / "analysis" / f"{name}.json").read_text()) for name in main_questions()}
+    assert all(of["settings"]["seq_len"] == 20 and of["settings"]["documents"] == 1200 for of in found.values())
+    probing = found["sparse_probing"]["members"]
+    assert set(probing) == {*ids, "activations, blocks.1.hook_resid_pre", "activations, blocks.2.hook_resid_pre"}
+    neurons = probing["activations, blocks.2.hook_resid_pre"]["form"]
+    assert neurons["accuracy"]["all"] > 0.7 and len(neurons["classes"]) == 8  # the model knows a diary from news
+    assert f"{neurons['accuracy']['all']:.3f}" in out
+    assert neurons["documents"].keys() == neurons["classes"].keys()
+    train, held_out = (min(of[side] for of in neurons["documents"].values()) for side in ("train", "held_out"))
+    assert train >= 20 and held_out >= 5
+    assert f"form: classes of {train} documents or more to train on, {held_out} or more held out" in out
+    assert all(0.4 < probing[name]["form"]["accuracy"]["5"] < 1 for name in ids)
+    judged = found["absorption"]["members"][ids[0]]
+    assert set(judged["letters"]) | set(judged["left_out"]) <= set(LETTERS)
+    assert "letters that the model shows" in out
+    scr = found["spurious_correlation"]["members"][ids[0]]
+    assert set(scr["score"]) == {"2", "10"} and min(scr["documents"].values()) >= 10
+
+
+def main_questions() -> tuple[str, ...]:
+    from analysis.quality.saebench import METRICS
+
+    return tuple(METRICS.values())
+
+
+def test_a_dictionary_that_never_fires_leaves_the_absorption_of_others_as_it_is(run):
+    finished, notes = FinishedRun.open(run), []
+    alive, other = (finished.dictionary(name) for name in finished.members)
+    silent = replace(other, tensors={**other.tensors, "b_enc": np.full(48, -1e6, np.float32)})
+    few = SAEBench(metrics=("absorption",), words=600)
+    found = on_words(few, finished, {alive.name: alive.sae, other.name: silent.sae}, notes)
+    assert found[alive.name] == on_words(few, finished, {alive.name: alive.sae}, [])[alive.name]
+    assert not found[other.name].letters and other.name in notes[0]
+
+
+def test_answers_are_written_as_they_come(run, capsys):
+    path = run / "analysis" / "sparse_probing.json"
+    path.unlink(missing_ok=True)
+    argv = ["--documents", "300", "--document-tokens", "20", "--label", "form", "--k", "1", "--icl-examples", "99"]
+    assert main.run_as_command(["saebench", str(run), "--metrics", "probing", "absorption", *argv]) == 2
+    assert "--icl-examples 99" in capsys.readouterr().err
+    assert json.loads(path.read_text())["members"]
+
+
+def test_what_cannot_be_is_refused(run, tmp_path, capsys, monkeypatch):
+    def refused(*argv: str) -> str:
+        assert main.run_as_command(["saebench", *argv]) == 2
+        return capsys.readouterr().err
+
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "genre": "b"}')
+    assert "it has no config.json" in refused(str(tmp_path))
+    for name in ("results.json", "config.json"):
+        (tmp_path / name).write_text('{"members": []}')
+    assert "an earlier version wrote it" in refused(str(tmp_path))
+    assert "--member nobody is not in" in refused(str(run), "--member", "nobody")
+    assert "--metrics spelling: must be one of" in refused(str(run), "--metrics", "spelling")
+    assert "--label: under which key" in refused(str(run), "--dataset", str(tmp_path / "a.jsonl"))
+    monkeypatch.setattr(LanguageModel, "load", None)  # all of these are said before a model is loaded
+    few = [str(run), "--metrics", "probing", "--documents", "200"]
+    assert "no two labels of" in refused(*few)
+    four_hundred = [str(run), "--documents", "400", "--label", "form", "--n-ablated", "5"]
+    assert "a combination of them has" in refused(*four_hundred)
+    assert "--n-ablated 49: the dictionary has 48" in refused(str(run), "--metrics", "scr", "--n-ablated", "49")
+    assert "--k 49: there are only 48" in refused(*few, "--k", "49")
+    assert "no document has form 'poem'" in refused(
+        *four_hundred, "--metrics", "scr", "--concepts", "form=poem:news", "topic=sea:law"
+    )

@@ -1,0 +1,275 @@
+"""When features emerge, planted; intervals; and the study of a run from its command to its files."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from command_line import BUNDLED, environment, shared_cache, trained, typed
+from populations import SITES
+from scipy import stats
+
+import main
+from analysis.comparison import emergence
+from analysis.runs.finished import FinishedRun
+from analysis.stats import Estimate, over_seeds
+from analysis.study import measures
+from analysis.study.measures import PopulationMeasures, values_of
+from analysis.study.questions import behaviour_during_training, equal_l0, frequency_and_specialization, interpretability
+from harvest.errors import InputError
+from harvest.files import read_json, write_json
+from sae_jax.config import TrainConfig
+from sae_jax.members import members_of
+from sae_jax.training.snapshots import Snapshot
+
+STEPS = (0, 10, 30, 100, 300, 1000)
+F, D = 40, 64
+
+
+def unit(x_FxD):
+    return x_FxD / np.linalg.norm(x_FxD, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def planted():
+    """Feature f takes its final direction at its step and keeps it; the more often it fires, the earlier."""
+    rng = np.random.default_rng(0)
+    final_FxD, noise = unit(rng.standard_normal((F, D))), lambda: unit(rng.standard_normal((F, D)))
+    emerged_F = np.array(STEPS)[rng.integers(1, len(STEPS), F)]
+    snapshots = {}
+    for step in STEPS:
+        direction_FxD = np.where((emerged_F <= step)[:, None], final_FxD, noise())
+        density_F = np.where(emerged_F <= step, 0.5 / np.maximum(emerged_F, 1), 0)
+        snapshots[step] = Snapshot(direction_FxD, np.ones(F), density_F)
+    return snapshots, emerged_F
+
+
+def features_with(density_F, rng):
+    of = type("Features", (), {})()
+    of.density_F, of.alive_F = density_F, density_F > 0
+    of.mean_F, of.together_phi_FxJ = rng.random(len(density_F)), rng.random((len(density_F), 3))
+    return of
+
+
+def test_a_feature_emerges_where_it_was_planted(planted):
+    snapshots, emerged_F = planted
+    found = emergence.compute_emergence(snapshots, features_with(snapshots[1000].density, np.random.default_rng(1)))
+    np.testing.assert_array_equal(found.emerged_F, emerged_F)
+    np.testing.assert_allclose(found.recognizable_S, [(emerged_F <= step).mean() for step in STEPS])
+    assert found.births_S.tolist() == [0, *((emerged_F == step).sum() for step in STEPS[1:])]
+    assert not found.deaths_S.any()
+    assert found.predictors["frequency"] == pytest.approx(-1)  # by its making
+    assert all(abs(found.predictors[name]) < 0.4 for name in ("norm", "co-occurrence"))
+
+
+def test_a_direction_that_two_features_come_from_is_a_split(planted):
+    snapshots, _ = planted
+    final_FxD, early = snapshots[1000].direction, snapshots[0].direction.copy()
+    a, b = np.argwhere((final_FxD @ final_FxD.T > 0.1) & ~np.eye(F, dtype=bool))[0]
+    parent_D = unit(final_FxD[[a]] + final_FxD[[b]])[0]
+    early[0] = parent_D
+    snapshots[0] = snapshots[0]._replace(direction=early)
+    alive = features_with(np.full(F, 0.1), np.random.default_rng(1))
+    assert emergence.compute_emergence(snapshots, alive).splits_S[0] == 1
+
+
+def test_what_is_lost_again_has_not_emerged_yet(planted):
+    snapshots, emerged_F = planted
+    feature = int(np.flatnonzero(emerged_F == 10)[0])
+    lost = snapshots[100].direction.copy()
+    lost[feature] = unit(np.random.default_rng(5).standard_normal((1, D)))[0]
+    snapshots[100] = snapshots[100]._replace(direction=lost)
+    alive = features_with(np.full(F, 0.1), np.random.default_rng(1))
+    assert emergence.compute_emergence(snapshots, alive).emerged_F[feature] == 300
+
+
+def test_emergence_needs_snapshots(planted):
+    snapshots, _ = planted
+    with pytest.raises(InputError, match="--snapshots"):
+        emergence.compute_emergence({0: snapshots[0], 1000: snapshots[1000]}, None)
+
+
+def test_an_interval_is_students():
+    values = [1.0, 2.0, 4.0]
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    found = over_seeds([*values, None])
+    assert (found.mean, found.n) == (pytest.approx(7 / 3), 3)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert over_seeds([3.0, 5.0]) == Estimate(4.0, None, None, 2) and over_seeds([None]).mean is None
+    assert over_seeds(values, tried=3).low == pytest.approx(
+        stats.ttest_1samp(values, 0).confidence_interval(1 - 0.05 / 3).low
+    )
+
+
+# The answers.
+
+
+def gathered_of(values, frequency=(None, None)):
+    """A kind of `topk` with as many seeds as there are values of every measure."""
+    config = TrainConfig(activation="topk", hidden_dim=8, k=4, seed=tuple(range(len(values))))
+    members = {member.id: asdict(replace(member, id="")) for member in members_of(config, SITES)}
+    names = list(members)
+    every = [*measures.MEASURES, *(f"{family}: form" for family in measures.LABEL_MEASURES)]
+    return PopulationMeasures(
+        run=None,
+        settings=members,
+        features={name: SimpleNamespace(labels={"form": ["a", "b"]}) for name in names},
+        values={name: dict.fromkeys(every, value) for name, value in zip(names, values, strict=True)},
+        frequency={name: {"form": frequency} for name in names},
+        trajectories={},
+        decoders={},
+        compared=None,
+        notes=[],
+    )
+
+
+def test_a_control_is_told_apart_by_intervals_only():
+    trained = gathered_of([0.80, 0.81, 0.82])
+    verdict = interpretability(trained, gathered_of([0.60, 0.61, 0.62])).answer
+    assert "do not overlap, by: probe on one feature" in verdict and "prove nothing" not in verdict
+    assert "overlap, by: nothing. It is not by: probe" in interpretability(trained, gathered_of([0.1, 0.7, 0.9])).answer
+    for none in (gathered_of([0.6]), gathered_of([None, None])):  # one seed; not measured
+        verdict = interpretability(trained, none).answer
+        assert "by: nothing. Without an interval on either model: probe" in verdict and "prove nothing" not in verdict
+
+
+def test_how_strong_frequency_is_told_of_the_run_and_not_of_its_control():
+    answer = frequency_and_specialization(gathered_of([0.5, 0.5], (0.1, 0.1)), gathered_of([0.5, 0.5], (0.9, 0.9)))
+    assert "frequency is weak (rank correlation over chance; the largest is 0.10)" in answer.answer
+    assert answer.table["random weights, topk"]["form, over chance"] == Estimate(0.9, None, None, 2)
+
+
+def test_without_snapshots_and_without_activity_nothing_is_claimed():
+    assert behaviour_during_training(gathered_of([0.5]), None).answer.startswith("Not from this run. ")
+    assert equal_l0(gathered_of([0.0])).startswith("At unequal L0")
+
+
+def test_a_feature_that_fires_a_few_times_is_not_one_of_a_single_token():
+    of = SimpleNamespace(
+        rows=1000,
+        density_F=np.array([0.001, 0.5, 0.2, 0]),  # 1, 500, 200, 0 firings
+        alive_F=np.array([True, True, True, False]),
+        token_share_F=np.array([1, 0.95, 0.1, 0]),
+        labels={},
+    )
+    bench = {"sparse_probing": {"a": {}}, "absorption": {}}
+    bench["sparse_probing"]["a"]["topic"] = {"accuracy": {"1": 0.7}}
+    values = values_of({"id": "a", "metrics": {"explained_variance": 0.8, "l0": 3.0}}, of, bench, None)
+    assert values["one_token"] == 0.5 and values["absorption"] is None and values["ce_recovered"] is None
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    cache = shared_cache(tmp_path_factory)
+    run = tmp_path_factory.mktemp("runs") / "population"
+    small = ("--n-samples", "300", "--hidden-dim", "48", "--target-l0", "8", "--k", "8", "--epochs", "3")
+    done = typed(*BUNDLED, *small, "--activation", "relu", "topk", "--seed", "0", "1", "--run-dir", run, cache=cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    return run, cache
+
+
+@pytest.fixture(scope="module")
+def studied(run):
+    run, cache = run
+    done = typed("study", run, "--documents", "800", cache=cache)
+    assert (done.returncode, done.stderr) == (0, "")
+    return run, cache, done.stdout
+
+
+def test_five_questions_are_answered_with_intervals_from_the_results(studied):
+    run, _, said = studied
+    record = json.loads((run / "analysis" / "study.json").read_text())
+    assert len(record["answers"]) == 5
+    for answer in record["answers"]:
+        assert answer["question"] in said and answer["answer"] and answer["uncertainty"] and answer["not_shown"]
+        for name in answer["figures"]:
+            assert (run / "figures" / f"{name}.svg").stat().st_size > 1000
+    results = {m["id"]: m["metrics"] for m in json.loads((run / "results.json").read_text())["members"]}
+    expected = over_seeds([results[f"relu-f48-l8-lr1e-3-s{seed}"]["explained_variance"] for seed in (0, 1)])
+    found = record["answers"][0]["table"]["relu"]["explained_variance"]
+    assert found == pytest.approx({"mean": expected.mean, "low": expected.low, "high": expected.high, "n": 2})
+
+
+def test_nothing_is_computed_twice(studied):
+    run, cache, said = studied
+    kept = [*(run / "analysis" / "features").iterdir(), run / "analysis" / "study_benchmarks.json"]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    again = typed("study", run, "--documents", "800", cache=cache)
+    assert again.returncode == 0 and {path: path.stat().st_mtime_ns for path in kept} == before
+    assert "rows/s" in said and "rows/s" not in again.stdout
+
+
+def test_a_run_without_its_text_or_as_its_own_control_is_refused(run, monkeypatch, capsys, tmp_path):
+    run, cache = run
+    for name, value in environment(cache).items():
+        monkeypatch.setenv(name, value)
+    assert main.run_as_command(["study", str(run), "--control", str(run), "--cache-dir", str(cache)]) == 2
+    assert "not --control random-weights" in capsys.readouterr().err
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    config = read_json(run / "config.json", "")
+    config["asked"]["harvest"]["dataset"] = config["stores"][0]["dataset"]["asked"] = str(tmp_path / "gone.jsonl")
+    config["stores"][0]["dataset"]["location"] = str(tmp_path / "gone.jsonl")
+    write_json(moved / "config.json", config)
+    (moved / "results.json").write_text((run / "results.json").read_text())
+    assert main.run_as_command(["study", str(moved), "--cache-dir", str(tmp_path / "cache")]) == 2
+    assert "gone.jsonl" in capsys.readouterr().err
+
+
+def test_a_control_of_another_layer_is_refused(run, tmp_path):
+    one = FinishedRun.open(run[0])
+
+    def control(**changed) -> Path:
+        config = json.loads(json.dumps(one.config))
+        config["asked"]["harvest"] |= {"control": "random-weights", **changed}
+        write_json(tmp_path / "config.json", config)
+        write_json(tmp_path / "results.json", one.results)
+        return tmp_path
+
+    assert one.opened_control(control()).path == tmp_path
+    with pytest.raises(InputError, match="harvested with another --layer, --seq-len; it must be"):
+        one.opened_control(control(layer=[1], seq_len=30))
+
+
+def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypatch):
+    def measure(settings, *_):
+        if "absorption" in settings.metrics:
+            raise InputError("--icl-examples 0: at most 0")
+        yield "sparse_probing", {}
+
+    monkeypatch.setattr(measures, "run_benchmarks", measure)
+    monkeypatch.setattr(measures, "write_json", lambda *_: None)
+    answers, notes = measures.benchmarks(FinishedRun.open(run[0]), [], 77, lambda text: None)
+    assert answers == {"sparse_probing": {}, "absorption": {}} and "not measured: --icl-examples 0" in notes[0]
+
+
+# Intervals in every table, whatever the members' ids end in.
+
+POPULATIONS = {
+    "--preset frontier": ("--preset", "frontier", "--activation", "relu", "topk", "--target-l0", "4", "8")
+    + ("--k", "4", "8", "--batch-size", "64"),
+    "unusual settings": ("--activation", "relu", "topk", "--target-l0", "8", "--k", "8", "--seed", "0", "1", "2")
+    + ("--dead-rule", "anthropic", "--normalization", "mean_norm", "--warmup", "0.1", "--aux-coefficient", "0"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("argv", POPULATIONS.values(), ids=POPULATIONS)
+def test_every_table_has_intervals_over_seeds(tmp_path, tmp_path_factory, argv):
+    cache = shared_cache(tmp_path_factory)
+    small = ("--n-samples", "300", "--seq-len", "20", "--hidden-dim", "48", "--epochs", "4", "--block-steps", "8")
+    run = trained(tmp_path / "run", cache, *BUNDLED, *argv, *small)
+    assert main.run_as_command(["study", str(run.path), "--documents", "800", "--cache-dir", str(cache)]) == 0
+    answers = read_json(run.path / "analysis" / "study.json", "")["answers"]
+    assert len(answers) == 5
+    for answer in answers:
+        assert 3 * len(answer["table"]) == len(run.members)
+        for row, cells in answer["table"].items():
+            measured = {name: of for name, of in cells.items() if of["mean"] is not None}
+            assert measured, (answer["question"], row)
+            assert all(of["n"] == 3 and of["low"] <= of["mean"] <= of["high"] for of in measured.values()), row

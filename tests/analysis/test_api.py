@@ -1,0 +1,160 @@
+"""A run in Python: `sae_jax.load`, `analysis.open_run`, `analysis.features`, and figures for matplotlib."""
+
+import io
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import altair as alt
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from command_line import ROOT, THREE_KINDS, shared_cache, trained
+from matplotlib.image import imread
+
+import analysis
+import sae_jax
+from analysis.runs.finished import FinishedRun
+from harvest.errors import InputError
+from sae_jax.formats import load_dictionary
+
+TOPK = "topk-f48-k8-lr1e-3-s0"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return shared_cache(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def run(cache, tmp_path_factory) -> FinishedRun:
+    return trained(tmp_path_factory.mktemp("python") / "run", cache, *THREE_KINDS, "--epochs", "2")
+
+
+@pytest.mark.parametrize("package", ["sae_jax", "analysis"])
+def test_importing_it_is_light(package):
+    code = f"import sys, {package}; dir({package}); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "jax", "numpy", "flax", "altair"} & set(modules.split())
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        sys.modules[package].lode  # noqa: B018
+
+
+def test_a_member_encodes_and_decodes_rows_of_any_sort(run, cache):
+    sae = sae_jax.load(run.path, member=TOPK)
+    x_BxD = run.store(run.site(TOPK), cache).held_out.read(0, 12)
+    expected_BxF = np.asarray(run.dictionary(TOPK).sae.encode(jnp.asarray(x_BxD, jnp.float32)))
+    as_float32 = x_BxD.astype(np.float32)
+    for rows in (x_BxD, as_float32, as_float32.astype(np.float64), jnp.asarray(x_BxD), torch.from_numpy(as_float32)):
+        np.testing.assert_allclose(sae.encode(rows), expected_BxF, rtol=1e-5, atol=1e-5)
+    assert (expected_BxF != 0).sum(1).max() == 8
+    in_batches = sae.encode(x_BxD.reshape(3, 4, -1))
+    np.testing.assert_allclose(in_batches.reshape(12, -1), expected_BxF, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sae.encode(x_BxD[0]), expected_BxF[0], rtol=1e-5, atol=1e-5)
+    f_BxF = sae.encode(x_BxD)
+    by_hand = np.asarray(f_BxF) @ np.asarray(sae.W_dec) + np.asarray(sae.b_dec)
+    np.testing.assert_allclose(sae.decode(f_BxF), by_hand, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(sae(x_BxD), by_hand, rtol=1e-4, atol=1e-3)
+    assert sae.W_enc.shape == (sae.d_model, sae.n_features) == sae.W_dec.shape[::-1]
+    assert sae.b_enc.shape == (sae.n_features,)
+
+
+def test_rows_of_another_width_are_refused(run):
+    sae = sae_jax.load(run.path, member=TOPK)
+    for rows in (np.zeros((2, 48)), np.zeros((256, 2)), 1.0):
+        with pytest.raises(InputError, match=r"takes \[..., 256\]"):
+            sae.encode(rows)
+    with pytest.raises(InputError, match=r"takes \[..., 48\] here, not \[2, 256\]"):
+        sae.decode(np.zeros((2, 256)))
+
+
+def test_it_says_what_it_is(run):
+    metrics = run.members[TOPK]["metrics"]
+    text = repr(sae_jax.load(run.path, member=TOPK))
+    assert f"SAE {TOPK}\n  topk, 256 → 48 features\n  reads blocks.0.hook_resid_pre of bundled\n" in text
+    assert f"explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}" in text
+    alone = sae_jax.load(run.path / "members" / TOPK)
+    assert "held out" not in repr(alone) and f"from {run.path / 'members' / TOPK}" in repr(alone)
+
+
+def test_a_dictionary_of_saelens_is_loaded_too(run, tmp_path):
+    from sae_jax.formats import save_dictionary
+
+    written = load_dictionary(run.path / "members" / TOPK)
+    cfg = written.cfg | {"metadata": written.cfg["metadata"] | {"model_name": None, "hook_name": None}}
+    save_dictionary(replace(written, cfg=cfg), tmp_path / "theirs")
+    sae = sae_jax.load(str(tmp_path / "theirs"))
+    assert sae.kind == "topk" and "a hook not named of a model not named" in repr(sae)
+    np.testing.assert_array_equal(sae.W_dec, written.tensors["W_dec"])
+    with pytest.raises(InputError, match="is a dictionary and no run: leave out member x"):
+        sae_jax.load(tmp_path / "theirs", member="x")
+
+
+def test_which_member_is_asked(run, tmp_path):
+    for name, trouble in ((None, "which member"), ("topk", "member topk is not there")):
+        with pytest.raises(InputError, match=f"{trouble}.*{TOPK}"):
+            sae_jax.load(run.path, member=name)
+    with pytest.raises(InputError, match="is no directory"):
+        sae_jax.load(tmp_path / "none")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="is not finished: .*--resume"):
+        sae_jax.load(tmp_path)
+
+
+def test_the_only_member_need_not_be_named(cache, tmp_path):
+    settings = ("--model-name", "bundled", "--dataset", "bundled", "--n-samples", "100", "--seq-len", "10")
+    settings += ("--hidden-dim", "48", "--activation", "topk", "--k", "8", "--epochs", "1")
+    trained(tmp_path / "run", cache, *settings)
+    assert sae_jax.load(tmp_path / "run").dictionary.name == TOPK
+
+
+def test_a_run_shows_its_members(run):
+    text, html = repr(analysis.open_run(str(run.path))), run._repr_html_()
+    assert "EXPERIMENT RESULTS" in text and "\x1b" not in text
+    for name, member in run.members.items():
+        variance = f"{member['metrics']['explained_variance']:.3f}"
+        (row,) = (line for line in text.splitlines() if line.startswith(f"║ {name} "))
+        assert variance in row
+        assert f"{name}" in html and f"<td>{variance}</td>" in html
+
+
+def test_names_do_nothing_in_a_notebook(run):
+    members = [dict(m) for m in run.results["members"]]
+    members[0]["id"] = "relu-<script>alert(1)</script>"
+    members[1] |= {"metrics": None, "failed": {"step": 7, "reason": "<b>lost</b>"}}
+    html = replace(run, results=run.results | {"members": members}, path=Path("<i>here</i>"))._repr_html_()
+    assert not any(tag in html for tag in ("<script", "<b>lost", "<i>"))
+    assert "relu-&lt;script&gt;" in html and "stopped at step 7: &lt;b&gt;lost" in html
+
+
+def test_features_of_the_members_asked_for(run, cache, capsys):
+    found = analysis.features(run, [TOPK], cache)
+    assert list(found) == [TOPK] and "features" in capsys.readouterr().out
+    assert found[TOPK].density_F.shape == (48,)
+    firing = int((found[TOPK].density_F > 0).sum())
+    assert f"Features({firing} of 48 features fire on {found[TOPK].rows:,} rows, 8.0 on each;" in repr(found)
+    assert list(analysis.features(run, cache_dir=str(cache), quiet=True)) == list(run.members)
+    assert analysis.features(run, [TOPK], cache)[TOPK].rows == found[TOPK].rows
+    assert capsys.readouterr().out == ""  # nothing is computed twice
+    with pytest.raises(InputError, match="relu is not in"):
+        analysis.features(run, ["relu"], cache)
+
+
+def test_a_figure_in_matplotlib_is_the_one_that_is_saved(tmp_path):
+    values = alt.Data(values=[{"x": 0, "y": 1}, {"x": 1, "y": 3}])
+    chart = alt.Chart(values).mark_line().encode(x="x:Q", y="y:Q").properties(background="white")
+    saved, _ = analysis.figures.save(chart, tmp_path / "saved")
+    drawn = analysis.figures.to_matplotlib(chart)
+    drawn.savefig(tmp_path / "drawn.png")
+    np.testing.assert_allclose(imread(tmp_path / "drawn.png"), imread(saved), atol=1 / 254)
+    drawn.savefig(tmp_path / "half.png", dpi=drawn.dpi / 2)  # all of it, smaller
+    half, whole = imread(tmp_path / "half.png")[..., :3], imread(saved)[..., :3]
+    height, width = (2 * n for n in half.shape[:2])
+    assert abs(height - whole.shape[0]) <= 2 and abs(width - whole.shape[1]) <= 2
+    blocks = whole[: height - 2, : width - 2].reshape(height // 2 - 1, 2, width // 2 - 1, 2, 3).mean((1, 3))
+    assert np.abs(blocks - half[:-1, :-1]).mean() < 0.02
+    np.testing.assert_array_equal(imread(io.BytesIO(drawn._repr_png_()))[..., :3], half)  # as a notebook shows it
+    drawn.savefig(tmp_path / "drawn.pdf")
+    assert (tmp_path / "drawn.pdf").read_bytes().startswith(b"%PDF")

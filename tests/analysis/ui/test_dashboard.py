@@ -1,0 +1,320 @@
+"""The dashboard: each page by Streamlit's own test, then the real server before a real browser."""
+
+import io
+import json
+import re
+import shutil
+import socket
+import string
+import sys
+from itertools import islice
+
+import matplotlib.image
+import numpy as np
+import pytest
+from command_line import THREE_KINDS, shared_cache, trained, typed
+from dashboard_browser import CHROMIUM, free_port, serving, visiting
+from scipy.ndimage import binary_erosion
+from streamlit.testing.v1 import AppTest
+
+import main
+from analysis.cli.dashboard import APP, LOOPBACK, Options, hosts
+from analysis.cli.show import run as show
+from analysis.features.contexts import token_texts
+from analysis.features.statistics import Features, load_or_compute_features
+from analysis.plots.style import INK
+from analysis.runs.finished import FinishedRun
+from analysis.ui.dashboard.token_html import bars, coloured, passage
+from harvest.files import read_json, write_json
+from harvest.model.tokenizer import load_tokenizer
+from harvest.sources import BUNDLED_CORPUS
+from harvest.text.windows import documents
+
+HOSTILE = "<script>window.ran=1</script> <img src=x onerror=window.ran=1> *loud* $x$ :smile: [a](http://evil.test/) "
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return shared_cache(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, cache):
+    """Two kinds, on a corpus that is full of what a page must not run."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    ships, moon = (
+        "The ships lay in the harbour. The sea was calm. ",
+        "A child went home to read a book about the moon. ",
+    )
+    others = [" ".join(text.split())[:400] for text in islice(documents(str(BUNDLED_CORPUS)), 150)]
+    texts = (f"{HOSTILE}{ships + moon * (n % 2)}{other}" for n, other in enumerate(others))
+    (folder / "hostile.txt").write_text("\n\n".join(texts))
+    argv = list(THREE_KINDS)
+    argv[argv.index("--dataset") + 1] = str(folder / "hostile.txt")
+    run = trained(folder / "run", cache, *argv, "--epochs", "2")
+    load_or_compute_features(run, list(run.members), cache)
+    return run
+
+
+def app(run, cache, page="", **query):
+    """A page as it opens fresh."""
+    sys.argv[1:] = [str(cache), str(run.path)]
+    at = AppTest.from_file(str(APP), default_timeout=120)
+    at.query_params.update({name: str(value) for name, value in query.items()})
+    if page:
+        at.run()
+        at.query_params.update({name: str(value) for name, value in query.items()})
+        at.switch_page(f"screens/{page}.py")
+    at.run()
+    assert not at.exception, at.exception[0].stack_trace
+    return at
+
+
+@pytest.fixture(autouse=True)
+def arguments(monkeypatch):
+    """As they were, after each test; and so is `__main__`, which Streamlit takes and spawned processes import."""
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+
+
+def words(at) -> str:
+    return "\n".join(str(element.proto.body) for element in at.get("html"))
+
+
+def test_the_population_is_a_row_a_member(run, cache):
+    at = app(run, cache)
+    table = at.dataframe[0].value
+    assert table["member"].tolist() == list(run.members)
+    expected = [member["metrics"]["explained_variance"] for member in run.members.values()]
+    assert table["explained_variance"].tolist() == expected
+    assert at.selectbox(key="member").options == list(run.members)
+
+
+def test_features_are_searched(run, cache):
+    name = list(run.members)[1]
+    at = app(run, cache, "features", member=name)
+    assert len(at.dataframe[0].value) == 48 and at.query_params["member"] == name
+    of = Features.load(run.path / "analysis" / "features" / f"{name}.npz")
+    token = token_texts(load_tokenizer(run.model_location), [of.promoted_FxT[7, 0]])[0]
+    at.text_input[0].set_value(token).run()
+    assert 7 in at.dataframe[0].value["feature"].tolist() and len(at.dataframe[0].value) < 48
+
+
+def test_a_link_to_a_feature_opens_it(run, cache):
+    name = list(run.members)[2]
+    of = Features.load(run.path / "analysis" / "features" / f"{name}.npz")
+    feature = int(of.density_F.argmax())
+    at = app(run, cache, "feature", member=name, feature=feature)
+    assert at.title[0].value == f"Feature {feature}"
+    figures = {metric.label: metric.value for metric in at.metric}
+    assert figures["density"] == f"{of.density_F[feature]:.4f}" and figures["maximum"] == f"{of.max_F[feature]:.2f}"
+    assert "<script" not in words(at) and "&lt;" in words(at)
+    at.number_input(key="feature").set_value(3).run()
+    assert at.title[0].value == "Feature 3" and at.query_params["feature"] == "3"
+
+
+def test_figures_have_ink_of_their_own(run, cache):
+    """On their white a dark page's own could not be read."""
+    pages = [app(run, cache), app(run, cache, "feature", feature=3), app(run, cache, "features")]
+    pages[2].get("button_group")[0].set_value("Map").run()
+    for at in pages:
+        assert at.get("vega_lite_chart")
+        for chart in at.get("vega_lite_chart"):
+            legend = json.loads(chart.proto.spec)["config"]["legend"]
+            assert legend["labelColor"] == legend["titleColor"] == INK
+
+
+def test_a_link_to_what_is_not_there_says_so(run, cache):
+    for page in ("feature", "steer"):
+        for asked in (99, -1):
+            at = app(run, cache, page, feature=asked)
+            assert f"{asked}" in at.error[0].value.replace("\\", "") and "0 to 47" in at.error[0].value
+    assert "there is no such member" in app(run, cache, member="nobody").error[0].value
+
+
+def test_ablation_is_computed_when_asked_for(run, cache):
+    of = Features.load(run.path / "analysis" / "features" / f"{next(iter(run.members))}.npz")
+    at = app(run, cache, "feature", feature=int(np.abs(of.density_F - 0.2).argmin()))
+    assert "tokens" not in {metric.label for metric in at.metric}
+    next(button for button in at.button if button.label == "Ablate it").click().run()
+    assert not at.exception
+    assert int(next(metric.value for metric in at.metric if metric.label == "windows")) > 5
+
+
+def test_a_typed_text_is_coloured_by_what_fires(run, cache):
+    at = app(run, cache, "text")
+    at.text_area(key="typed").set_value("The <b>ships</b> lay in the harbour.").run()
+    assert not at.exception and len(at.dataframe[0].value) > 5
+    assert "rgba(" in words(at)
+    assert "The &lt;b&gt;ships&lt;/b&gt; lay in the harbour." in re.sub("<[^>]*>", "", words(at))
+
+
+def test_a_concept_is_found(run, cache):
+    at = app(run, cache, "concept")
+    at.text_input[0].set_value("moon")
+    at.button[0].click().run()
+    assert not at.exception
+    assert not at.error, at.error[0].value
+    assert set(at.dataframe[0].value.columns) >= {"feature", "AUROC", "q", "passes"}
+
+
+def test_steering_shows_before_and_after(run, cache):
+    of = Features.load(run.path / "analysis" / "features" / f"{next(iter(run.members))}.npz")
+    at = app(run, cache, "steer", feature=int(of.density_F.argmax()))
+    at.button[0].click().run()
+    assert not at.exception and len(at.get("html")) == 2
+    before, after = (re.sub("<[^>]*>", "", element.proto.body) for element in at.get("html"))
+    assert before != after and all(text.startswith("I went for a walk and") for text in (before, after))
+    assert [heading.value for heading in at.subheader][0] == "As it is"
+    assert [metric.label for metric in at.metric] == ["its tokens", "perplexity"] * 2
+
+
+def test_steering_begins_with_the_feature_that_was_looked_at(run, cache):
+    at = app(run, cache, "feature", feature=5)
+    at.query_params.clear()  # as the menu does
+    at.switch_page("screens/steer.py").run()
+    assert at.number_input(key="feature").value == 5 and at.query_params["feature"] == "5"
+
+
+@pytest.mark.parametrize("page, damaged", [("features", "analysis/features"), ("feature", "snapshots/000000000")])
+def test_a_damaged_file_is_named_on_the_page(page, damaged, run, cache, tmp_path):
+    copy, name = shutil.copytree(run.path, tmp_path / "run"), next(iter(run.members))
+    path = copy / damaged / f"{name}.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert f"{name}.npz is damaged" in app(FinishedRun.open(copy), cache, page, member=name).error[0].value.replace(
+        "\\", ""
+    )
+
+
+def test_members_that_failed_are_named(run, cache, tmp_path, capsys):
+    copy = shutil.copytree(run.path, tmp_path / "run")
+    results = read_json(copy / "results.json", "")
+    failed = {"failed": {"step": 7, "reason": "its loss is not finite"}, "metrics": None}
+    results["members"][1] |= failed
+    write_json(copy / "results.json", results)
+    at = app(FinishedRun.open(copy), cache)
+    assert len(at.dataframe[0].value) == 2 and "stopped at step 7" in at.error[0].value
+    results["members"] = [member | failed for member in results["members"]]
+    write_json(copy / "results.json", results)
+    (all_failed := copy.rename(tmp_path / "all")).touch()  # by its path it is kept open
+    assert "all its members failed" in app(FinishedRun.open(all_failed), cache).error[0].value
+    show([str(all_failed), "--pareto"])
+    assert "there is nothing to draw" in capsys.readouterr().out
+
+
+def test_only_who_asks_for_the_loopback_by_its_name_is_served(run, cache):
+    """Else a page of another name that is rebound to this address could read all of it."""
+    with serving(cache, run.path) as (address, _):
+        port = int(address.rpartition(":")[2])
+
+        def answer(host: str) -> str:
+            key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13"
+            upgrade = f"Connection: Upgrade\r\nUpgrade: websocket\r\n{key}\r\nOrigin: http://{host}:{port}"
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as asked:
+                asked.sendall(f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}:{port}\r\n{upgrade}\r\n\r\n".encode())
+                return asked.recv(64).decode().split()[1]
+
+        assert answer("evil.test") == "403"
+        assert answer("127.0.0.1") == answer("localhost") == "101"
+
+
+def test_tokens_are_text_whatever_they_hold():
+    for made in (passage(coloured([HOSTILE], [1.0], 1.0), HOSTILE), bars([(HOSTILE, 1.0)])):
+        assert "<script" not in made and "<img" not in made and "&lt;script&gt;" in made
+
+
+def test_a_port_that_is_taken_is_said(run, cache, capsys):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main.run_as_command(["dashboard", str(run.path), "--port", str(port)]) == 2
+    assert "name another --port" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said(run, cache):
+    hidden = "import sys; sys.modules['streamlit'] = None; import importlib.util as u; f = u.find_spec\n"
+    hidden += "import analysis.cli.dashboard as d; d.find_spec = lambda n: None if n == 'streamlit' else f(n)\n"
+    hidden += "import main; sys.exit(main.run_as_command(sys.argv[1:]))"
+    done = typed("dashboard", run.path, "--port", free_port(), cache=cache, script=hidden)
+    assert done.returncode == 2 and "pip install 'sae-jax[dashboard]'" in done.stderr
+
+
+def click_a_point(chart) -> None:
+    """The middle of a coloured spot of a map, above its legend."""
+    pixels_HxWx3 = matplotlib.image.imread(io.BytesIO(chart.screenshot()))[:300, :, :3]
+    spots_HxW = binary_erosion(np.ptp(pixels_HxWx3, axis=-1) > 0.2, iterations=2)
+    y, x = np.argwhere(spots_HxW)[0].tolist()
+    chart.click(position={"x": x, "y": y})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_person_clicks_through_all_pages(run, cache, width):
+    pytest.importorskip("playwright")
+    name = list(run.members)[1]
+    of = Features.load(run.path / "analysis" / "features" / f"{name}.npz")
+    feature = int(of.density_F.argmax())
+    with serving(cache, run.path) as (address, _), visiting(address, width) as visitor:
+        page = visitor.page
+        visitor.open("/", "Population")
+        visitor.turn_to("Features", "Features")
+        page.get_by_text("Map", exact=True).click()
+        page.get_by_text("Decoder directions").wait_for()
+        visitor.settled()
+        page.wait_for_timeout(1000)  # it is drawn
+        click_a_point(page.get_by_test_id("stVegaLiteChart"))
+        page.wait_for_url("**/feature?*")
+        visitor.open(f"/feature?member={name}&feature={feature}", f"Feature {feature}")
+        assert page.get_by_role("heading", name="Where it fires").is_visible()
+        page.get_by_role("button", name="Ablate it").click()
+        page.get_by_text("becomes likelier without it").wait_for(timeout=120_000)
+        visitor.turn_to("Type text", "Type text")
+        page.get_by_role("textbox", name="Text").fill("The ships <img src=x onerror=window.ran=1> lay in the harbour.")
+        page.get_by_role("button", name="Read it").click()
+        page.get_by_text("features fire", exact=False).last.wait_for(timeout=120_000)
+        visitor.settled()
+        visitor.turn_to("Find a concept", "Find a concept")
+        page.get_by_role("textbox", name="Word or phrase").fill("moon")
+        page.get_by_role("button", name="Find").click()
+        visitor.settled()
+        visitor.turn_to("Steer", "Steer")
+        page.get_by_role("button", name="Write").click()
+        page.get_by_role("heading", name="As it is").wait_for(timeout=120_000)
+        visitor.settled()
+        assert page.evaluate("window.ran") is None
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert (visitor.outside, visitor.errors, visitor.dialogs) == ([], [], [])
+
+
+LOUD = "![x](http://evil.test/b.png) :red[x] <img src=http://evil.test/c.png> https://evil.test"
+
+
+@pytest.mark.parametrize("query", ["run", "member", "feature"])
+def test_what_the_address_says_is_text(run, cache, query):
+    """Else a link to the dashboard makes the browser ask an address outside for a picture."""
+    at = app(run, cache, "feature")
+    at.query_params[query] = LOUD
+    said = next(error.value for error in at.run().error if "evil" in error.value)
+    assert not set(re.sub(r"\\[!-/:-@[-`{-~]", "", said)) & set(string.punctuation)  # all of it has its backslash
+
+
+def test_a_number_too_long_to_be_one_is_no_feature(run, cache):
+    assert app(run, cache, "feature", feature="9" * 5000).error
+
+
+def test_who_may_ask_where_other_machines_are_let_in():
+    """Any name would let a page in whose name is rebound to this address."""
+    at_all = hosts(Options(address="0.0.0.0"))
+    assert "*" not in at_all and {"127.0.0.1", "0.0.0.0", socket.gethostname()} <= set(at_all)
+    assert hosts(Options()) == LOOPBACK and "proxy.test" in hosts(Options(host=("proxy.test",)))
+
+
+def test_an_address_that_is_not_set_is_refused(run, capsys):
+    assert main.run_as_command(["dashboard", str(run.path), "--address", ""]) == 2
+    assert "--address: an empty text" in capsys.readouterr().err

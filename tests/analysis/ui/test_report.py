@@ -1,0 +1,217 @@
+"""The report of a real run on a hostile corpus: what is in it, that nothing of it runs, and how a browser has it."""
+
+import html
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis.cli.report import run as report
+from analysis.cli.train import parse
+from analysis.runs.finished import FinishedRun
+from analysis.runs.reproduce import reproduction_command
+from analysis.ui.report.contents import compose
+from harvest.errors import InputError
+from harvest.files import read_json, write_json
+from tests.command_line import THREE_KINDS, shared_cache, typed
+
+SCRIPT = "</script><script>document.title='owned';alert(1)</script>"
+IMAGE = "<img src=x onerror=alert(2)>"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return shared_cache(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, cache) -> Path:
+    """Trained on scripts; the topics are scripts too, for what a feature is specialized on is shown."""
+    folder = tmp_path_factory.mktemp("report")
+    corpus = folder / "hostile.jsonl"
+    lines = [{"text": f"{SCRIPT} {IMAGE} {n} & <b>bold</b> " * 4, "topic": (SCRIPT, IMAGE)[n % 2]} for n in range(120)]
+    corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = [str(corpus) if flag == "bundled" and at == 3 else flag for at, flag in enumerate(THREE_KINDS)]
+    trained = typed(
+        *flags, "--epochs", "2", "--ce-windows", "0", "--snapshots", "6", "--run-dir", folder / "run", cache=cache
+    )
+    assert trained.returncode == 0, trained.stderr
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def page(run, cache) -> Path:
+    done = typed("report", run, cache=cache)
+    assert done.returncode == 0, done.stderr
+    return run / "report.html"
+
+
+def own_scripts(text: str) -> list[str]:
+    return re.findall(r"<script>(.*?)</script>", text, re.S)
+
+
+def test_it_has_every_member_and_every_section(run, page):
+    text = page.read_text()
+    for member in json.loads((run / "results.json").read_text())["members"]:
+        assert f'<th scope="row" data-value="{member["id"]}">' in text
+        assert f"{member['metrics']['explained_variance']:.3f}" in text
+    titles = re.findall(r"<h[23][^>]*>(.*?)</h", text)
+    assert {"Members", "Training", "Densities", "Features in common", "Emergence", "Features"} <= set(titles)
+    assert "python main.py study" in text, "what was not computed names the command that computes it"
+
+
+def test_headings_go_down_one_by_one_and_figures_have_words(page):
+    text = page.read_text()
+    levels = [int(level) for level in re.findall(r"<h([1-6])", text.split("<main>")[0] + text.split("<main>")[1])]
+    assert levels[0] == 1
+    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert '<html lang="en">' in text
+    alts = re.findall(r'<img [^>]*alt="([^"]*)"', text)
+    assert len(alts) == text.count("<figure>") > 3
+    assert all(re.search(r"\d", alt) for alt in alts), "made from the figure's numbers"
+
+
+def test_nothing_of_the_corpus_is_markup(page):
+    text = page.read_text()
+    assert html.escape(IMAGE[:4]) in text, "the corpus is shown"
+    assert "<img src=x" not in text
+    assert "<b>bold" not in text
+    assert len(own_scripts(text)) == 2
+    assert not any("owned" in script for script in own_scripts(text))
+    assert text.count("</script>") == text.count("<script")
+
+
+def test_it_names_no_address_to_load_from(page):
+    text = page.read_text()
+    without_vega = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', without_vega)
+    assert "default-src 'none'" in text
+    assert "unsafe-eval" not in text
+
+
+def test_each_figure_lies_beside_it_for_a_paper(run, page):
+    names = {path.stem for path in (run / "figures").glob("report-*")}
+    assert {"report-pareto", "report-training", "report-densities", "report-comparison"} <= names
+    for name in names:
+        assert "<text" in (run / "figures" / f"{name}.svg").read_text(), "letters as letters, not as outlines"
+        assert (run / "figures" / f"{name}.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_one_of_eight_runs_of_three_is_under_5_mb(run, page, cache, tmp_path):
+    copies = [shutil.copytree(run, tmp_path / f"run{n}") for n in range(8)]
+    for n, copy in enumerate(copies):
+        config = json.loads((copy / "config.json").read_text())
+        config["asked"]["train"]["data_seed"] = n  # else the same members are given twice
+        write_json(copy / "config.json", config)
+    done = typed("report", *copies, "--to", tmp_path / "all.html", cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "all.html").stat().st_size < 5e6
+    assert len(re.findall("<h2>run[0-7]</h2>", (tmp_path / "all.html").read_text())) == 8
+
+
+def test_a_member_that_failed_is_named(run, page, cache, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    results = json.loads((copy / "results.json").read_text())
+    results["members"][0] |= {"failed": {"step": 7, "reason": "its loss is not finite"}, "metrics": None}
+    write_json(copy / "results.json", results)
+    done = typed("report", copy, cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "stopped at step 7: its loss is not finite" in (copy / "report.html").read_text()
+
+
+def test_of_a_run_that_failed_it_says_so_and_shows_what_is_left(run, cache, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    results = json.loads((copy / "results.json").read_text())
+    for member in results["members"]:
+        member |= {"failed": {"step": 7, "reason": "its loss is not finite"}, "metrics": None}
+    write_json(copy / "results.json", results)
+    with open(copy / "metrics.jsonl", "a") as file:
+        file.write('{"member": "relu-f48')
+    done = typed("report", copy, cache=cache)
+    assert done.returncode == 0, done.stderr
+    text = (copy / "report.html").read_text()
+    assert "All members failed: there are no features to show." in text and "How it was trained is not shown: " in text
+    assert "is damaged" in text and text.count("stopped at step 7: its loss is not finite") == 3
+
+
+def test_the_command_that_it_gives_trains_the_same_run(run):
+    config = json.loads((run / "config.json").read_text())
+    results = json.loads((run / "results.json").read_text())
+    words = reproduction_command(config, results).split()
+    request, train, options, _ = parse(words[2:])
+    assert json.loads(json.dumps(request.to_json())) == config["asked"]["harvest"]
+    assert json.loads(json.dumps(train.to_json())) == config["asked"]["train"]
+    assert (options.snapshots, options.ce_windows) == (6, 0)
+
+
+def test_what_is_wrong_is_said(run, cache, tmp_path):
+    for argv, words in (
+        ((tmp_path / "no",), "no such run"),
+        ((run, "--control", run), "not --control random-weights"),
+        ((run, "--to", tmp_path / "no" / "x.html"), "a folder that exists"),
+        ((run, run), "give each run once"),
+    ):
+        with pytest.raises(InputError, match=words):
+            report([*map(str, argv), "--cache-dir", str(cache)])
+
+
+def test_features_that_cannot_be_had_are_named_not_skipped(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("analysis"))
+    config = read_json(copy / "config.json", "")
+    config["stores"][0]["identity"]["windows_hash"] = "0" * 32
+    write_json(copy / "config.json", config)
+    finished = FinishedRun.open(copy)
+    said = []
+    (part,) = compose([finished], None, tmp_path / "cache", say=said.append).parts
+    assert "not shown" in part.missing["features"]
+    assert part.missing["features"] in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+def test_in_a_browser(page, size, scheme):
+    sync = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    width, height = SIZES[size]
+    with sync.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        tab = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        asked, wrong = [], []
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        tab.goto(page.as_uri())
+        figures = tab.locator("figure:has(.chart)")
+        assert figures.count() > 3
+        for number in range(figures.count()):
+            figures.nth(number).scroll_into_view_if_needed()
+            tab.wait_for_selector(f"figure.drawn >> nth={number} >> .chart svg")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert "owned" not in tab.title()
+        axis = tab.locator("figure .role-axis-label text").first.get_attribute("fill")
+        assert (axis == "#e8eaed") == (scheme == "dark")
+
+        members = tab.locator("select.member")
+        other = members.locator("option").nth(1)
+        members.focus()
+        tab.keyboard.press("ArrowDown")
+        assert tab.locator(f"#{other.get_attribute('value')}").is_visible()
+        assert tab.locator("section.member:visible").count() == 1
+
+        button = tab.get_by_role("button", name="EV")
+        button.focus()
+        tab.keyboard.press("Enter")
+        column = tab.locator("thead th").all_inner_texts().index(button.inner_text())
+        cells = tab.locator(f"tbody tr td:nth-child({column + 1})").evaluate_all("of => of.map(c => +c.dataset.value)")
+        assert cells == sorted(cells, reverse=True)
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        assert wrong == []
+        browser.close()

@@ -1,0 +1,404 @@
+"""The terminal face, looked at as a user does: on a real pseudo-terminal, in a log file, and when something is odd.
+
+`fake_run` is what a run hands over. On a pseudo-terminal it runs in a process of its own, and its bytes are read back
+through a screen emulator.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import math
+import os
+import re
+import struct
+import subprocess
+import sys
+import termios
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from command_line import ROOT
+
+from analysis.ui.terminal.live import LINE_SECONDS, LOG_COLUMNS, Terminal
+from analysis.ui.terminal.sparkline import CURVE_POINTS, LossCurve
+from analysis.ui.terminal.wording import told_apart
+
+ACTIVATIONS = ("relu", "jump_relu", "topk")
+TICKS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Progress:
+    step: int
+    total_steps: int
+    rows_per_second: float
+    seconds_left: float
+    data_wait: float
+    members: dict[str, dict[str, float]]
+    l0_asked: dict[str, float | None]
+
+
+class Clock:
+    """Stands in for the time that a run takes."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def member_ids(n: int) -> list[str]:
+    if n <= 3:
+        return [f"{activation}-256" for activation in ACTIVATIONS[:n]]
+    return [f"{ACTIVATIONS[i % 3]}-hidden_dim_2048-resid_pre-lr_0.0003-l0_32-seed{i}" for i in range(n)]
+
+
+def progress(step: int, ids: list[str], loss: float | None = None, blocks: int = 50) -> Progress:
+    metrics = {"explained_variance": 0.9 - 0.8 / step, "l0": 32 + 300 / step, "dead_fraction": 0.012}
+    members = {
+        member_id: {"loss": 0.5 * (i + 1) + 40 / step if loss is None else loss, **metrics}
+        for i, member_id in enumerate(ids)
+    }
+    return Progress(
+        step * 500, blocks * 500, 152_000.0, 72.0 * (1 - step / blocks), 0.13, members, dict.fromkeys(ids, 32.0)
+    )
+
+
+def results(ids: list[str], failed: str | None = None, model: str = "bundled") -> dict:
+    metrics = {
+        "explained_variance": 0.8123, "mse": 0.01234, "l0": 32.4, "sparsity": 0.8734, "l1": 3.0, "cosine": 0.9,
+        "dead_fraction": 0.012,
+    }  # fmt: skip
+    stopped = {"step": 3000, "reason": "the loss is not finite; try a lower --lr"}
+    members = [
+        {
+            "id": member_id,
+            "activation": (activation := ACTIVATIONS[i % 3]),
+            "hidden_dim": 256,
+            "target_l0": None if activation == "topk" else 32.0,
+            "k": 32 if activation == "topk" else None,
+            "sparsity": None,
+            "failed": stopped if member_id == failed else None,
+            "metrics": metrics,
+        }
+        for i, member_id in enumerate(ids)
+    ]
+    timing = {"harvest_seconds": 21.2, "training_seconds": 72.0, "evaluation_seconds": 3.0, "rows_per_second": 152e3}
+    return {"members": members, "timing": timing, "model": {"name": model, "fell_back": True}, "backend": "cpu"}
+
+
+def fake_run(n: int, stop: str = "", stream=None, pace: float = 1.0, run_dir: str = "runs/first") -> None:
+    """A run with n members, `pace` seconds an event; `stop` ends it in the middle: 'frame' leaves the screen as it is,
+    'error' raises."""
+    ids, clock = member_ids(n), Clock()
+    with Terminal(stream=stream, clock=clock) as terminal:
+        terminal.say("no model hub in reach: using the bundled model")
+        for done in range(0, 200_001, 20_000):
+            terminal.progress("harvest", done, 200_000)
+            clock.now += pace
+        for step in range(1, 51):
+            terminal.training_progress(progress(step, ids))
+            clock.now += pace
+            if step == 30:
+                terminal.say("checkpoint of step 15,000 written")
+                print("a library talks", file=sys.stderr)
+            if step == 40 and stop == "frame":
+                sys.stdout.flush()
+                os._exit(0)
+            if step == 40 and stop == "error":
+                raise KeyboardInterrupt
+        terminal.results(results(ids), run_dir)
+
+
+def on_a_terminal(call: str, columns: int, rows: int = 60, **environment: str) -> tuple[list[str], bytes]:
+    """The lines on a screen of this size, scrolled-off ones included, after `call` ran there; and its raw bytes."""
+    pyte = pytest.importorskip("pyte")
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    inherited = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")}
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"import test_terminal as t; t.{call}"],
+        stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**inherited, "TERM": "xterm-256color", "PYTHONPATH": path, "PYTHONUTF8": "1", **environment},
+    )  # fmt: skip
+    os.close(theirs)
+    sent = bytearray()
+    try:
+        while chunk := os.read(ours, 65536):
+            sent += chunk
+    except OSError:  # how Linux says that the other side is closed
+        pass
+    os.close(ours)
+    child.wait()
+    # Read back on a screen with room to the right: what would have wrapped shows as a line that is too long.
+    screen = pyte.HistoryScreen(columns + 60, rows, history=2000)
+    pyte.ByteStream(screen).feed(bytes(sent))
+    history = ["".join(line[x].data for x in range(screen.columns)) for line in screen.history.top]
+    return [line.rstrip() for line in [*history, *screen.display]], bytes(sent)
+
+
+def log_of(n: int, **how) -> list[str]:
+    stream = io.StringIO()
+    fake_run(n, stream=stream, **how)
+    assert "\x1b" not in stream.getvalue() and "\r" not in stream.getvalue()
+    return stream.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_a_frame_shows_everything_in_place(columns):
+    lines, _ = on_a_terminal("fake_run(3, 'frame')", columns)
+    text = "\n".join(lines)
+    assert max(map(len, lines)) <= columns
+    assert (
+        text.count("loss so far") == 1 and text.count("step ") == 1 + 1
+    )  # one table, redrawn; and the line that stayed
+    assert re.search(r"^train [━╸╺]+ +80%  0:14 left$", text, re.M)
+    assert "step 20,000/25,000   152,000 rows/s   waiting for data 13%" in text
+    for kept in (
+        "no model hub in reach: using the bundled model",
+        "checkpoint of step 15,000 written",
+        "a library talks",
+    ):
+        assert lines.count(kept) == 1 and lines.index(kept) < text[: text.index("loss so far")].count("\n")
+    for member_id in member_ids(3):
+        (row,) = (line for line in lines if line.startswith(member_id))
+        assert re.search(r" 0\.880 +39\.5 +1\.2%  [▁▂▃▄▅▆▇█]+$", row)
+    curves = {len(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(member_ids(3)[0])}
+    assert curves == ({28} if columns == 80 else {40})  # what the width leaves; every block, where there is room
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_the_box_of_results(columns):
+    lines, _ = on_a_terminal("fake_run(3)", columns)
+    box = lines[next(i for i, line in enumerate(lines) if line.startswith("╔")) :]
+    box = box[: next(i for i, line in enumerate(box) if line.startswith("╚")) + 1]
+    assert {len(line) for line in box} == {len(box[0])} and len(box[0]) <= columns
+    assert box[1].strip("║ ") == "EXPERIMENT RESULTS" and set(box[0][1:-1]) == {"═"}
+    for member_id in member_ids(3):
+        (row,) = (line for line in box if line.startswith(f"║ {member_id} "))
+        mark = ["★"] * (member_id == member_ids(3)[0])  # all are alike: the first
+        assert row.split() == ["║", member_id, *mark, "0.01234", "87.34%", "0.812", "32.4", "(32)", "1.2%", "║"]
+    text = "\n".join(box)
+    for fact in ("bundled (fallback: no model hub in reach)", "cpu", "runs/first", "training 1:12", "152,000 rows/s"):
+        assert fact in text
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_twenty_four_members(columns):
+    lines, _ = on_a_terminal("fake_run(24, 'frame', pace=0.04)", columns, rows=24)
+    screen = lines[-24:]
+    assert max(map(len, lines)) <= columns and sum("loss so far" in line for line in lines) == 1
+    assert any(line.startswith("train ━") for line in screen)
+    rows = [line for line in screen if re.search(r"seed\d+ ", line)]
+    assert len(rows) == 18 and all(row[-1] in TICKS for row in rows)
+    assert all(("hidden_dim_2048" in row) == (columns == 160) for row in rows)  # what all have goes first
+    assert "and 6 more: loss 10.5 to 13  EV 0.880 to 0.880  L0 39.5 to 39.5" in screen
+
+    lines, _ = on_a_terminal("fake_run(24, pace=0.04)", columns, rows=24)
+    assert max(map(len, lines)) <= columns
+    box = [line for line in lines if line.startswith("║")]
+    for seed in range(24):
+        assert sum(bool(re.search(rf"seed{seed} .*87\.34%", line)) for line in box) == 1
+        assert sum(bool(re.search(rf"^\S+seed{seed} ", line)) for line in lines) == 1  # the last frame shows all
+
+
+def test_an_interruption_keeps_the_last_frame_and_gives_the_cursor_back():
+    lines, sent = on_a_terminal("fake_run(1, 'error')", 80)
+    assert "step 20,000/25,000" in "\n".join(lines)
+    assert sent.rindex(b"\x1b[?25h") > sent.rindex(b"\x1b[?25l")
+
+
+def test_colours_are_left_out_on_request():
+    colour = re.compile(rb"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d)(?:;\d+)*m")
+    assert colour.search(on_a_terminal("fake_run(1)", 80)[1])
+    assert not colour.search(on_a_terminal("fake_run(1)", 80, NO_COLOR="1")[1])
+    lines, sent = on_a_terminal("fake_run(1)", 200, TERM="dumb")
+    assert b"\x1b" not in sent and any(line.startswith("train  step 25,000/25,000  100%") for line in lines)
+
+
+@pytest.mark.parametrize("n", [1, 3, 24])
+def test_a_log_has_plain_lines_that_keep_their_distance(n, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = log_of(n)
+    assert max(map(len, lines)) <= LOG_COLUMNS
+    training = [line for line in lines if line.startswith(("train", "  "))]
+    assert len(training) <= 50 / LINE_SECONDS + 2 * (n + 1)
+    assert training[0].startswith("train  step 500/25,000  2%  152,000 rows/s  waiting for data 13%  1:11 left")
+    last = [line for line in training if "step 25,000/25,000  100%" in line]
+    assert len(last) == 1 and "done" in last[0]
+    for member_id in member_ids(n):
+        (row,) = (line for line in training[training.index(last[0]) :] if f" {member_id} " in line)
+        assert re.search(r"loss 1?\d\.\d+  ev 0\.884  l0 38\.0  dead 1\.2%$", row)
+    assert "harvest  200,000/200,000 tokens  100%  20,000 tokens/s  done" in lines
+    assert "║" + "EXPERIMENT RESULTS".center(len(lines[-1]) - 2) + "║" in lines
+
+
+def test_a_log_of_an_interrupted_run_ends_with_its_last_block():
+    stream = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        fake_run(1, "error", stream=stream, pace=0.001)
+    training = [line for line in stream.getvalue().splitlines() if line.startswith("train")]
+    assert [re.search(r"step [\d,]+", line)[0] for line in training] == ["step 500", "step 20,000"]
+
+
+def test_quiet_prints_the_path_and_names_what_failed(capsys):
+    with Terminal(quiet=True) as terminal:
+        terminal.say("hello")
+        terminal.progress("harvest", 1, 2)
+        terminal.training_progress(progress(1, member_ids(3)))
+        terminal.results(results(member_ids(3), failed="topk-256"), "runs/a [bold]path[/bold]")
+    out, err = capsys.readouterr()
+    assert out == "runs/a [bold]path[/bold]\n"
+    assert err == "topk-256: stopped at step 3,000: the loss is not finite; try a lower --lr\n"
+
+
+def test_the_best_member_is_on_a_screen_that_has_no_room_for_all():
+    lines, _ = on_a_terminal("best_of_many()", 80, rows=24)
+    screen = lines[-24:]
+    assert sum("★" in line for line in screen) == 1 and any(line.startswith("topk-seed44 ★") for line in screen)
+    assert any(line.startswith("relu-seed0 ") for line in screen) and any("and 27 more: " in line for line in screen)
+
+
+def best_of_many() -> None:
+    of = progress(25, member_ids(45))
+    of.members[member_ids(45)[-1]].update(explained_variance=0.95, l0=32.0)
+    Terminal().training_progress(of)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def test_ids_without_room_keep_what_tells_them_apart():
+    ids = [
+        f"{kind}-f4608-{asked}-lr1e-3-s{seed}" for kind in ACTIVATIONS for asked in ("l16", "l64") for seed in (0, 1)
+    ]
+    found = results(ids)
+    found["members"][4]["metrics"] = {**found["members"][4]["metrics"], "explained_variance": 0.99}
+    stream = io.StringIO()
+    terminal = Terminal(stream=stream)
+    terminal.show(terminal._results_table(found["members"], 76))
+    cells = [line.split("  ")[0] for line in stream.getvalue().splitlines()[1:]]
+    assert len(set(cells)) == len(ids) and cells[0] == "relu-l16-s0" and max(map(len, cells)) <= 24
+    assert [cell for cell in cells if "★" in cell] == [cells[4]]
+
+
+def test_the_star_is_explained_in_the_box():
+    stream = io.StringIO()
+    Terminal(stream=stream).results(results(member_ids(3)), "runs/x")
+    assert re.search(
+        r"^║ ★ +explains most, of those with an L0 within 10% of what was asked +║$", stream.getvalue(), re.M
+    )
+    stream = io.StringIO()
+    Terminal(stream=stream).results(results(member_ids(1)), "runs/x")
+    assert "★" not in stream.getvalue()  # nobody to compare with
+
+
+def test_a_failed_member_is_named_in_the_box():
+    stream = io.StringIO()
+    Terminal(stream=stream).results(results(member_ids(3), failed="relu-256"), "runs/x")
+    text = stream.getvalue()
+    assert re.search(r"relu-256 +failed ", text)
+    assert "relu-256  stopped at step 3,000: the loss is not finite; try a lower --lr" in text
+
+
+def test_ids_lose_what_all_have_but_stay_different():
+    assert told_apart(["relu-f8-l16-lr1e-3-s0", "relu-f8-l32-lr1e-3-s0"]) == ["l16", "l32"]
+    rates = ["relu-f8-l16-lr1e-3-s0", "relu-f8-l16-lr1e-4-s0"]  # the hyphen of an exponent parts nothing
+    assert told_apart(rates) == ["lr1e-3", "lr1e-4"]
+    assert told_apart(["relu-l8-f8-l4", "relu-l4-f8-l8"]) == ["l8-l4", "l4-l8"], "layer 8 is not the L0 of 8"
+    assert told_apart(["a-b", "a-b-a"]) == ["a-b", "a-b-a"] and told_apart(["a-b"]) == ["a-b"]
+
+
+def test_the_activation_is_said_where_the_id_does_not():
+    stream = io.StringIO()
+    Terminal(stream=stream).results(results(["a", "b"]), "runs/x")
+    assert "relu a " in stream.getvalue() and "jump_relu b " in stream.getvalue()
+
+
+def test_names_are_printed_as_they_are():
+    stream = io.StringIO()
+    name, path = "relu[red]x[/red]:smile:", "/data/[bold]runs[/bold]/[/]"
+    with Terminal(stream=stream) as terminal:
+        terminal.say(f"a store at {path} 1,234 'quoted'")
+        terminal.progress("[b]harvest", 10, 10)
+        terminal.training_progress(progress(1, [name]))
+        terminal.results(results([name, "relu-\x1b[31m-evil\r"], model="org/[model]"), path)
+    text = stream.getvalue()
+    assert f"a store at {path} 1,234 'quoted'\n" in text and "[b]harvest" in text and "org/[model]" in text
+    assert text.count(name) == 2 and f"results  {path} " in text
+    assert "\x1b" not in text and "relu-\ufffd[31m-evil\ufffd" in text
+
+
+def test_names_are_printed_as_they_are_on_a_terminal():
+    lines, _ = on_a_terminal("odd_names()", 80)
+    assert any(line.startswith("relu[red]x[/red] ") for line in lines)
+    assert lines[:2] == ["the store lies at [/]:", "/data/" + "a" * 90]  # broken by the terminal itself: can be copied
+
+
+def odd_names() -> None:
+    with Terminal() as terminal:
+        terminal.training_progress(progress(1, ["relu[red]x[/red]"]))
+        terminal.say("the store lies at [/]: /data/" + "a" * 90)
+
+
+def test_a_path_without_room_is_printed_in_full():
+    path = "/scratch/" + "x" * 200 + "/run"
+    lines = log_of(1, run_dir=path)
+    assert lines[-1] == f"results: {path}" and max(map(len, lines[:-1])) <= LOG_COLUMNS
+    assert any(re.search(r"results +/scratch/x+…x+/run ║", line) for line in lines)
+
+
+def test_a_stream_that_knows_no_unicode_is_no_reason_to_crash():
+    call = "fake_run(24, run_dir='runs/\u65e5\u672c' + 'x' * 99)"
+    lines, sent = on_a_terminal(call, 80, PYTHONIOENCODING="ascii")
+    assert sent.isascii() and max(map(len, lines[:-5])) <= 80
+    assert any(re.search(r"^relu-seed0  .*  #[_.:=+*#-]+_$", line) for line in lines)
+    assert any("EXPERIMENT RESULTS" in line for line in lines) and "results: runs/??" + "x" * 99 in lines
+
+
+def test_losses_that_are_not_finite_do_not_break_the_display():
+    curve = LossCurve()
+    for loss in (8.0, math.nan, math.inf, -math.inf, 1.0):
+        curve.append(loss)
+    assert curve.draw(10, TICKS, "×") == "█×××▁"
+    lines, _ = on_a_terminal("odd_losses()", 80)
+    assert any(re.search(r"^relu-256 +nan +nan +nan +nan  .*×$", line) for line in lines)
+    assert not any("Traceback" in line for line in lines)
+
+
+def odd_losses() -> None:
+    with Terminal() as terminal:
+        for step, loss in enumerate([5.0, math.inf, -math.inf, 1e308, -1e308, 0.0, math.nan], start=1):
+            terminal.training_progress(progress(step, ["relu-256"], loss))
+        members = {"relu-256": {"loss": math.nan}, "empty": {}}
+        terminal.training_progress(Progress(8, 9, math.nan, math.inf, math.nan, members, {}))
+
+
+def test_a_curve_goes_from_its_lowest_to_its_highest_loss():
+    def drawn(losses, columns=8):
+        curve = LossCurve()
+        for loss in losses:
+            curve.append(loss)
+        return curve.draw(columns, TICKS, "×")
+
+    assert drawn([8, 7, 6, 5, 4, 3, 2, 1]) == TICKS[::-1]
+    assert drawn([10.0**-i for i in range(8)]) == TICKS[::-1]  # more than a decade: logarithmic
+    assert drawn([3.0] * 8) == "▁" * 8 and drawn([]) == "" and drawn([1.0], 0) == ""
+    assert drawn([4, 4, 3, 3, 2, 2, 1, 1], columns=4) == "█▆▃▁"
+
+
+def test_a_curve_of_a_long_run_stays_small_and_keeps_its_shape():
+    curve = LossCurve()
+    for i in range(100_000):
+        curve.append(100_000 - i)
+        assert len(curve._points) < CURVE_POINTS
+    assert re.fullmatch("█+▇+▆+▅+▄+▃+▂+▁+", curve.draw(80, TICKS, "×"))
+
+
+def test_importing_it_is_light():
+    code = "import sys, analysis.ui.terminal.live; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "jax", "numpy", "harvest", "sae_jax", "transformers"} & set(modules.split())

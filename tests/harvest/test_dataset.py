@@ -1,0 +1,84 @@
+"""TransformerActivationDataset in torch's own DataLoader."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import ROOT
+from torch.utils.data import DataLoader
+
+from harvest import TransformerActivationDataset
+from harvest.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def dataset(cache_dir) -> TransformerActivationDataset:
+    return bundled(cache_dir)
+
+
+def bundled(cache_dir: Path, **arguments) -> TransformerActivationDataset:
+    wanted = {"model_name": "bundled", "layer": 1, "n_samples": 100, "dataset": "bundled", **arguments}
+    return TransformerActivationDataset(**wanted, cache_dir=cache_dir)
+
+
+def test_an_item_is_one_activation_row(dataset):
+    assert len(dataset) == 90 * 19
+    item = dataset[3]
+    assert list(item) == ["pixel_values"]
+    assert item["pixel_values"].dtype == torch.float32 and item["pixel_values"].shape == (256,)
+    np.testing.assert_array_equal(item["pixel_values"], dataset.store.train.read(3, 4)[0].astype(np.float32))
+
+
+def test_a_batch_asked_for_at_once_equals_its_items(dataset):
+    rows = [5, 1700, 5, 0]
+    for item, row in zip(dataset.__getitems__(rows), rows, strict=True):
+        assert torch.equal(item["pixel_values"], dataset[row]["pixel_values"])
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_worker_processes_give_every_row_in_order(dataset, start_method):
+    loader = DataLoader(dataset, batch_size=64, num_workers=2, multiprocessing_context=start_method)
+    batches = [batch["pixel_values"] for batch in loader]
+    assert all(batch.shape == (64, 256) for batch in batches[:-1])
+    everything = torch.from_numpy(dataset.store.train.read(0, len(dataset))).float()
+    assert torch.equal(torch.cat(batches), everything)
+
+
+def test_a_shuffled_epoch_has_each_row_once(dataset):
+    rows = torch.cat([batch["pixel_values"] for batch in DataLoader(dataset, batch_size=100, shuffle=True)])
+    everything = torch.from_numpy(dataset.store.train.read(0, len(dataset))).float()
+    assert not torch.equal(rows, everything)
+    torch.testing.assert_close(rows.double().sum(0), everything.double().sum(0))
+
+
+def test_the_held_out_split_and_a_split_that_is_not(dataset, cache_dir):
+    held_out = bundled(cache_dir, split="held_out")
+    assert held_out.store.directory == dataset.store.directory and len(held_out) == 10 * 19
+    with pytest.raises(InputError, match="split 'test'.*train, held_out"):
+        bundled(cache_dir, split="test")
+
+
+def test_a_named_model_that_cannot_be_had_is_an_error(cache_dir):
+    with pytest.raises(InputError, match="nowhere"):
+        bundled(cache_dir, model_name="./nowhere")
+
+
+def test_it_travels_to_workers_without_its_rows(dataset):
+    _ = dataset[0], dataset.rows.windows
+    assert len(pickle.dumps(dataset)) < 100_000
+
+
+def test_importing_the_package_does_not_load_torch():
+    code = (
+        "import sys, harvest, harvest.capture; assert 'torch' not in sys.modules; harvest.TransformerActivationDataset"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
