@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import shake_128
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ SAMPLED = 32  # rows of a split
 ROUNDING = {"float16": 2**-10, "float32": 2**-13}  # of a row's length; float32's adds up over a model's layers
 
 
+@lru_cache(1)
 def identity(store: ActivationStore) -> dict[str, Any]:
     """What a run keeps of the rows that it was trained on."""
     manifest, mean_norm = store.manifest, store.manifest["mean_norm"]
