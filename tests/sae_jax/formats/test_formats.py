@@ -332,7 +332,7 @@ DAMAGES = {
         changed(architecture="transcoder"),
         "architecture 'transcoder' is not supported; these are: standard,",
     ),
-    "whitened": (changed(normalize_activations="covariance_whitening"), "is not in these files"),
+    "whitened": (changed(normalize_activations="covariance_whitening"), "are not in these files"),
     "missing": (with_tensors(lambda t: t.pop("b_enc")), "it lacks b_enc"),
     "extra": (with_tensors(lambda t: t.update(extra=t["b_enc"])), "it also has extra"),
     "nan": (with_tensors(lambda t: t["W_dec"].__setitem__((0, 0), np.nan)), "W_dec has values that are NaN"),
@@ -347,7 +347,7 @@ DAMAGES = {
     "densities": (lambda d: (d / "stats.npz").write_bytes(b"PK no"), "stats.npz is damaged"),
     "infinite in float32": (
         with_tensors(lambda t: t.update(W_dec=np.full((F, D), 1e300))),
-        "W_dec has values that are no numbers in float32",
+        "W_dec has values that are NaN or infinite in float32",
     ),
     "complex": (with_tensors(lambda t: t.update(b_dec=t["b_dec"].astype(np.complex64))), "b_dec is of type complex64"),
     "empty densities": (lambda d: (d / "stats.npz").write_bytes(b""), "stats.npz is damaged"),
