@@ -80,7 +80,7 @@ def test_encoding_can_be_differentiated_and_compiled(sae):
         (np.zeros(()), r"needs an array of shape \[..., 6\] here, not \[\]"),
         (np.zeros((2, D), complex), "needs real numbers, not complex128"),
         (torch.zeros((2, D), dtype=torch.complex64), "needs real numbers, not complex64"),
-        (torch.zeros((2, D), device="meta"), "is a meta tensor: it has a shape and no numbers"),
+        (torch.zeros((2, D), device="meta"), "is a meta tensor: it has a shape but no values"),
         ([["a"] * D], "needs real numbers, not <U1"),
         ([[1.0] * D, [1.0]], "needs rows of numbers, all of one length"),
         (None, "needs real numbers, not object"),
