@@ -52,7 +52,7 @@ def meaning(of: Mapping[str, Any]) -> str:
 
 
 def difference(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """How rows differ from those of another `identity`, in words; "" if they do not or only by rounding."""
+    """The differences between the rows of two identities, in words; "" if there are none or only rounding."""
     names = ("rows", "held_out_rows", *MEANING)
     other = [f"{IN_WORDS.get(n, n)} {trained[n]}, not {here[n]}" for n in names if trained[n] != here[n]]
     if not same_model(trained["model"], here["model"]):
@@ -65,7 +65,7 @@ def difference(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def rounding(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """How far rows without a `difference` are apart, in words; "" if they are equal byte for byte."""
+    """The rounding distance of rows without a `difference`, in words; "" if they are equal byte for byte."""
     if trained["rows_crc32"] == here["rows_crc32"]:
         return ""
     return f"the rows differ by rounding ({max(distance(trained, here).values()):.1e} of their length)"

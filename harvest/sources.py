@@ -204,7 +204,7 @@ def _first_of(keys: tuple[str, ...], config: dict) -> int | None:
 
 
 def _missing_from(folder: Path) -> list[str]:
-    """What a model directory lacks to be loaded offline."""
+    """The files that a model directory lacks for offline loading."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     for index in [*folder.glob("model*.index.json"), *folder.glob("pytorch_model*.index.json")]:
         try:

@@ -27,7 +27,7 @@ from harvest.request import HOOKS, HarvestRequest, Site
 from harvest.sources import BUNDLED_MODEL
 
 TOKENS_WxT = np.random.default_rng(0).integers(5, 4096, (6, 12), dtype=np.int32)
-ADDED = "as in models that normalize after they add"
+ADDED = "The model probably normalizes after the addition"
 LACKING, UNMET = "no such point in layer 1", "does not run this point in layer 1"
 UNRUN = "AttributeError: 'CodeGenAttention' object has no attribute 'embed_positions'"
 
