@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,6 @@ class Options:
     use_wandb: bool = flag(False, "log to Weights & Biases; offline where there is no login")
     wandb_project: str = flag("sae-interpretability", "the project there")
     log_freq: int = flag(100, "steps from one point logged there to the next, at least")
-    wandb_per_member: bool = flag(False, "a run there for each member, in one group, in place of one with all")
     wandb_artifact: bool = flag(False, "keep the finished run directory there, as an artifact")
 
 
@@ -66,7 +65,7 @@ def build_parser() -> Parser:
     return parser
 
 
-WANDB_FLAGS = ("--wandb-project", "--log-freq", "--wandb-per-member", "--wandb-artifact")
+WANDB_FLAGS = ("--wandb-project", "--log-freq", "--wandb-artifact")
 CONTROL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
@@ -221,13 +220,12 @@ def wandb_log(
 ) -> WandbLog:
     from analysis.ui.wandb_log import WandbLog, WandbOptions
 
-    members = {member.id: asdict(member) for member in members_of(config, request.sites)}
+    members = [member.id for member in members_of(config, request.sites)]
     others = {part: of for part, of in run.asked.items() if part not in ("harvest", "train")}
     asked = run.asked["harvest"] | run.asked["train"] | others
     chosen = WandbOptions(
         project=options.wandb_project,
         log_freq=options.log_freq,
-        per_member=options.wandb_per_member,
         artifact=options.wandb_artifact,
     )
     return WandbLog(chosen, run.path, asked, members, terminal.say)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +91,11 @@ def labels(settings: Mapping[str, Settings], but_for: Collection[str] = ()) -> d
     names = ["activation", *differing(settings.values(), {*but_for, "activation"})]
     found = {name: in_words(of, names) for name, of in settings.items()}
     return found if len(set(found.values())) == len(found) else {name: name for name in found}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Over seeds; the deviation is that of a sample (n - 1), None of a single seed."""
+
+    mean: float
+    deviation: float | None
