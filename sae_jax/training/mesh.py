@@ -26,7 +26,7 @@ class Share(NamedTuple):
 
 
 class Placement:
-    """The assignment of members to devices. Padding slots hold a member marked as failed; nothing is computed for them."""
+    """The devices of all members. Padding slots hold a member marked as failed; nothing is computed for them."""
 
     def __init__(self, groups: Sequence[Group], devices: Sequence[jax.Device]):
         self.shares = shares_of(groups, len(devices))
