@@ -1,4 +1,4 @@
-"""Hashes of numbers and of tokens in a row, by multiplication and shifts. No torch, no jax."""
+"""Hashes of numbers, and of tokens with those before them. Imports neither torch nor jax."""
 
 from __future__ import annotations
 
