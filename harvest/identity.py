@@ -26,7 +26,7 @@ SAMPLED = 32  # rows of a split
 ROUNDING = {"float16": 2**-10, "float32": 2**-13}  # of a row's length; float32's adds up over a model's layers
 
 
-@lru_cache(1)
+@lru_cache(1)  # opening a run's store asks for it twice
 def identity(store: ActivationStore) -> dict[str, Any]:
     """What a run keeps of the rows that it was trained on."""
     manifest, mean_norm = store.manifest, store.manifest["mean_norm"]
