@@ -44,9 +44,9 @@ def kind_colour(kinds: Sequence[str]) -> Any:
 def step_heatmap(
     shown: np.ndarray, value_SxF: np.ndarray, steps: Sequence[int], order: str, of: str, colour: Any
 ) -> Any:
-    """A chart of the features `shown` over the steps of training, coloured by their values; white is no finite value.
+    """A chart of the features `shown` over the steps of training, coloured by their values.
 
-    `order` names the features that come first, `of` the values.
+    `order` says which features are at the top, `of` what the values are. A value that is not finite leaves a gap.
     """
     import altair as alt
 

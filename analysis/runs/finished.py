@@ -192,7 +192,7 @@ def can_be_kept(run: Path, say: Callable[[str], None]) -> bool:
 
 @lru_cache
 def say_once(say: Callable[[str], None], text: str) -> None:
-    """Say it, unless the same `say` has said it before: a command asks several times whether a run can be written."""
+    """Pass the text to `say` the first time only: a command checks several times whether a run can be written to."""
     say(text)
 
 
