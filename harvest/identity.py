@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import shake_128
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ SAMPLED = 32  # rows of a split
 ROUNDING = {"float16": 2**-10, "float32": 2**-13}  # relative to the length of a row; in float32 it adds up over layers
 
 
+@lru_cache(1)
 def identity(store: ActivationStore) -> dict[str, Any]:
     """The facts by which a run recognizes the rows that it was trained on."""
     manifest, mean_norm = store.manifest, store.manifest["mean_norm"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from analysis.features.hashes import MIX
+from harvest.text.hashes import MIX
 
 BARS, SMALLEST = 128, 2.0**-20  # of a histogram, half of them below 0; where a feature's first ones end
 PENDING = 1 << 20  # firings that wait to be sorted in

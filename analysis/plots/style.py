@@ -41,10 +41,21 @@ def kind_colour(kinds: Sequence[str]) -> Any:
     return alt.Color("kind:N", title=None).scale(domain=list(kinds), range=colours)
 
 
-def step_heatmap(rows: list[dict[str, Any]], steps: Sequence[int], order: str, of: str, colour: Any) -> Any:
-    """A chart of features, by `rank`, over the steps of training: the `order` above, coloured by `of`."""
+def step_heatmap(
+    shown: np.ndarray, value_SxF: np.ndarray, steps: Sequence[int], order: str, of: str, colour: Any
+) -> Any:
+    """A chart of the features `shown` over the steps of training, coloured by their values; white is no finite value.
+
+    `order` names the features that come first, `of` the values.
+    """
     import altair as alt
 
+    rows = [
+        {"rank": rank, "feature": int(feature), "step": str(step), of: float(value_SxF[s, feature])}
+        for rank, feature in enumerate(shown)
+        for s, step in enumerate(steps)
+        if np.isfinite(value_SxF[s, feature])
+    ]
     return (
         alt.Chart(alt.Data(values=rows))
         .mark_rect()

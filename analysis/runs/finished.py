@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ class FinishedRun:
     path: Path
     config: dict[str, Any]
     results: dict[str, Any]
-    told: set[Site] = field(default_factory=set, compare=False)  # sites whose rows were said to differ by rounding
 
     @classmethod
     def open(cls, path: Path) -> FinishedRun:
@@ -177,9 +176,8 @@ class FinishedRun:
         here = identity(store)
         if other := difference(facts["identity"], here):
             raise InputError(f"{self.path} was trained on other activations than those in {store.directory} ({other})")
-        if site not in self.told and (apart := rounding(facts["identity"], here)):
-            say(f"{self.path} was trained with other versions or on another processor: {apart}")
-            self.told.add(site)
+        if apart := rounding(facts["identity"], here):
+            say_once(say, f"{self.path} was trained with other versions or on another processor: {apart}")
         return store
 
 
@@ -188,8 +186,14 @@ def can_be_kept(run: Path, say: Callable[[str], None]) -> bool:
     folders = (run, run / "analysis", run / "analysis" / "features", run / "figures")
     if all(os.access(folder, os.W_OK) for folder in folders if folder.exists()):
         return True
-    say(f"{run} cannot be written to: what is computed of it is not kept")
+    say_once(say, f"{run} cannot be written to: what is computed of it is not kept")
     return False
+
+
+@lru_cache
+def say_once(say: Callable[[str], None], text: str) -> None:
+    """Say it, unless the same `say` has said it before: a command asks several times whether a run can be written."""
+    say(text)
 
 
 def refuse_no_run(path: Path) -> None:
