@@ -178,7 +178,7 @@ def test_the_same_export_is_the_same_bytes_and_what_is_there_is_refused(
     argv = ["export", str(run.path), "--to", str(tmp_path / "other"), "--neuronpedia", "--cache-dir", str(cache)]
     with pytest.raises(InputError, match="--member: which of"):
         main.main(argv)
-    with pytest.raises(InputError, match="leave it out with --neuronpedia"):
+    with pytest.raises(InputError, match="not the pages of --neuronpedia"):
         main.main([*argv, "--member", member, "--push-to-hub", "me/saes"])
     monkeypatch.setattr(neuronpedia, "activation_rows", lambda source, pages: iter([{"value": float("nan")}]))
     with pytest.raises(ValueError, match="JSON"):

@@ -230,7 +230,7 @@ def test_members_that_failed_in_training_are_named(finished, tmp_path, cache, ca
     shutil.rmtree(lame / "members" / lost["id"])
     found = evaluated(tmp_path, cache, lame, "--ce-windows", "0")
     assert set(found) == {member["id"] for member in results["members"][1:]}
-    assert f"no figures of {lost['id']}" in " ".join(capsys.readouterr().out.split())
+    assert f"no figures for {lost['id']}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

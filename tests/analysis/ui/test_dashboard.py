@@ -233,7 +233,7 @@ def test_a_port_that_is_taken_is_said(run, cache, capsys):
         taken.listen()
         port = taken.getsockname()[1]
         assert main.run_as_command(["dashboard", str(run.path), "--port", str(port)]) == 2
-    assert "name another --port" in capsys.readouterr().err
+    assert "give another --port" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_said(run, cache):

@@ -101,7 +101,7 @@ def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(uninterrupted, cache
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 130
-        stopped = re.fullmatch(r"stopped at step (\d+) of 300, all saved; .* --resume goes on\n", error)
+        stopped = re.fullmatch(r"stopped at step (\d+) of 300, all saved; .* --resume to continue\n", error)
         assert stopped and step <= int(stopped[1]) < STEPS
         assert not (run / "results.json").exists()
 
