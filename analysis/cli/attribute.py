@@ -56,7 +56,7 @@ class Options:
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py attribute", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_flags("options", Options)
+    parser.add_flags("attribution", Options)
     values = vars(parser.parse_args(argv))
     options, finished = filled(Options, values), FinishedRun.open(values["run"])
     member = finished.only(options.member)

@@ -18,6 +18,7 @@ from threading import Thread
 
 from analysis.cli.flags import Parser, filled
 from analysis.runs.finished import FinishedRun
+from analysis.ui.dashboard.links import ADDRESS, PORT
 from harvest.errors import InputError
 from harvest.request import default_cache_dir, flag
 
@@ -27,9 +28,9 @@ APP = Path(__file__).parents[1] / "ui" / "dashboard" / "app.py"
 
 @dataclass(frozen=True)
 class Options:
-    port: int = flag(8501, "port of the server")
+    port: int = flag(PORT, "port of the server")
     address: str = flag(
-        "127.0.0.1", "address that the server listens on; any other value lets other machines in without a password"
+        ADDRESS, "address that the server listens on; any other value lets other machines in without a password"
     )
     host: tuple[str, ...] = flag((), "further host names that browsers may use for the server, for example of a proxy")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")

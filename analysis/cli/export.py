@@ -33,7 +33,7 @@ class Options:
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py export", description=__doc__)
     parser.add_argument("source", type=Path, metavar="RUN", help="a run directory, or the directory of a dictionary")
-    parser.add_flags("options", Options)
+    parser.add_flags("export", Options)
     values = vars(parser.parse_args(argv))
     source, options = values["source"], filled(Options, values)
     if options.to is None:

@@ -327,7 +327,7 @@ def test_what_cannot_be_is_refused(run, tmp_path, capsys, monkeypatch):
         return capsys.readouterr().err
 
     (tmp_path / "a.jsonl").write_text('{"text": "a", "genre": "b"}')
-    assert "it has no config.json" in refused(str(tmp_path))
+    assert "has no config.json" in refused(str(tmp_path))
     for name in ("results.json", "config.json"):
         (tmp_path / name).write_text('{"members": []}')
     assert "an earlier version wrote it" in refused(str(tmp_path))

@@ -108,7 +108,7 @@ def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(uninterrupted, cache
         before = files_of(run)
         again = typed(*RUN, "--run-dir", run, cache=cache)
         assert again.returncode == 2 and again.stdout == ""
-        assert f"{run} was interrupted: add --resume to go on, or --force" in again.stderr
+        assert f"{run} was interrupted: add --resume to continue, or --force" in again.stderr
         other_rows_are_refused(run, tmp_path / f"store-{number}")
         assert files_of(run) == before
 
