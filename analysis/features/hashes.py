@@ -1,4 +1,4 @@
-"""Hashes of tokens in a row, by multiplication and shifts."""
+"""Hashes of numbers and of sequences of tokens."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hashed(number_N: np.ndarray) -> np.ndarray:
-    """A hash of each uint64, of 0 too (splitmix64)."""
+    """A hash of each uint64 (splitmix64)."""
     return mixed(number_N + MIX)
 
 
 def context_hashes(tokens_WxT: np.ndarray, before: int) -> np.ndarray:
-    """A hash of each token and so many before it in its window, uint64 [W, T]."""
+    """A hash of each token together with the `before` tokens before it in its window, uint64 [W, T]."""
     hash_WxT = np.zeros(tokens_WxT.shape, np.uint64)
     for back in range(min(before + 1, tokens_WxT.shape[1])):
         shifted_WxT = np.zeros_like(hash_WxT)

@@ -213,7 +213,7 @@ def test_what_gives_no_frontier_is_refused(run, tmp_path, capsys):
         assert error.startswith("error: ") and reason in error
     assert main.run_as_command(["frontier", str(flat)]) == 0
     said = capsys.readouterr().out
-    assert "no frontier_chart: it needs one kind at two or more sparsities" in said and "relu" in said
+    assert "no figure: it needs one kind at two or more sparsities" in said and "relu" in said
     assert not (flat / "figures").exists() and not (flat / "analysis").exists()
     with pytest.raises(InputError, match=str(tmp_path / "nowhere")):
         compute_frontier(tmp_path / "nowhere")

@@ -279,7 +279,7 @@ def test_what_cannot_be_is_refused(run, tmp_path):
     assert "--member nobody is not in" in refused("a hurricane", "--member", "nobody")
     assert "has no word in it" in refused("  ")
     assert "0 of 7,137 documents" in (text := refused("xyzzy")) and "--examples FILE" in text
-    assert "each of its 2 texts holds 'a hurricane'" in refused("a hurricane", "--against", tmp_path / "all.txt")
+    assert "each of its 2 texts contains 'a hurricane'" in refused("a hurricane", "--against", tmp_path / "all.txt")
     assert "2 texts without 'a hurricane'" in refused("a hurricane", "--against", tmp_path / "few.txt")
     assert "--fdr 2.0: must be between 0 and 1" in refused("a hurricane", "--fdr", 2)
     config = read_json(path / "config.json", "")

@@ -234,7 +234,7 @@ def test_a_log_has_plain_lines_that_keep_their_distance(n, monkeypatch):
         (row,) = (line for line in training[training.index(last[0]) :] if f" {member_id} " in line)
         assert re.search(r"loss 1?\d\.\d+  ev 0\.884  l0 38\.0  dead 1\.2%$", row)
     assert "harvest  200,000/200,000 tokens  100%  20,000 tokens/s  done" in lines
-    assert "║" + "EXPERIMENT RESULTS".center(len(lines[-1]) - 2) + "║" in lines
+    assert "EXPERIMENT RESULTS" in [line.strip("║ ") for line in lines]
 
 
 def test_a_log_of_an_interrupted_run_ends_with_its_last_block():
