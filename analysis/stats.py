@@ -153,11 +153,3 @@ def over_seeds(values: Sequence[float | None], tried: int = 1) -> Estimate:
         return Estimate(mean, None, None, len(known))
     half = float(stats.t.ppf(1 - 0.025 / tried, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known)))
     return Estimate(mean, mean - half, mean + half, len(known))
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation (n - 1) over seeds; the deviation is None for a single seed."""
-
-    mean: float
-    deviation: float | None

@@ -72,8 +72,8 @@ def write_neuronpedia(source: Path, options: Options) -> None:
     member = run.only(options.member)
     assert options.to is not None
     with Terminal() as terminal:
-        pages = export(run, member, options.to, options.cache_dir, terminal.progress, terminal.say)
-        terminal.say(f"{member}: pages in {options.to}/batch-*.json; to import: {options.to / pages.model / pages.id}")
+        export(run, member, options.to, options.cache_dir, terminal.progress, terminal.say)
+        terminal.say(f"{member}: pages in {options.to}/batch-*.json")
 
 
 def member_facts(source: Path, member_id: str | None) -> dict | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,6 @@ class Options:
     use_wandb: bool = flag(False, "log to Weights & Biases; offline if you are not logged in")
     wandb_project: str = flag("sae-interpretability", "Weights & Biases project")
     log_freq: int = flag(100, "smallest number of steps between two points logged to Weights & Biases")
-    wandb_per_member: bool = flag(False, "log each member as a Weights & Biases run of its own, in one group")
     wandb_artifact: bool = flag(False, "upload the finished run directory to Weights & Biases as an artifact")
 
 
@@ -70,7 +69,7 @@ def build_parser() -> Parser:
     return parser
 
 
-WANDB_FLAGS = ("--wandb-project", "--log-freq", "--wandb-per-member", "--wandb-artifact")
+WANDB_FLAGS = ("--wandb-project", "--log-freq", "--wandb-artifact")
 CONTROL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
@@ -234,13 +233,12 @@ def wandb_log(
 ) -> WandbLog:
     from analysis.ui.wandb_log import WandbLog, WandbOptions
 
-    members = {member.id: asdict(member) for member in members_of(config, request.sites)}
+    members = [member.id for member in members_of(config, request.sites)]
     others = {part: settings for part, settings in run.asked.items() if part not in ("harvest", "train")}
     asked = run.asked["harvest"] | run.asked["train"] | others
     chosen = WandbOptions(
         project=options.wandb_project,
         log_freq=options.log_freq,
-        per_member=options.wandb_per_member,
         artifact=options.wandb_artifact,
     )
     return WandbLog(chosen, run.path, asked, members, terminal.say)

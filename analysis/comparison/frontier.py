@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from analysis.runs import families
+from analysis.runs.families import Spread
 from analysis.runs.finished import FinishedRun
-from analysis.stats import Spread
 from harvest.errors import InputError
 from sae_jax.config import SPARSITY_CONTROLS
 

@@ -22,8 +22,8 @@ from scipy.sparse import csr_array
 from analysis.comparison.matching import Decoder, correlations, cosines, match
 from analysis.geometry import random_like, unit
 from analysis.runs import families, shapes
+from analysis.runs.families import Spread
 from analysis.runs.finished import STUDY_AGAIN
-from analysis.stats import Spread
 from harvest.errors import InputError
 from harvest.files import ARRAYS, read_arrays, write_arrays, write_json
 from sae_jax.shapes import check_arrays, read_as, read_shaped

@@ -1,19 +1,15 @@
-"""A member's features as Neuronpedia imports them: SAEDashboard's batch files, and the files of its bulk import.
+"""The features of one member as Neuronpedia imports them: the batch files of SAEDashboard 0.8, 128 features each.
 
-    DIR/batch-0.json                              128 features each, as SAEDashboard 0.8 writes them
-    DIR/MODEL/LAYER-SET/{release,model,sourceset,source}.jsonl
-    DIR/MODEL/LAYER-SET/{features,activations}/batch-0.jsonl.gz      the same, a line a row of its tables
-
-Where it departs from SAEDashboard: intervals hold equal shares of the firings, not equal stretches of the values, and
-no window twice; logits are through the final norm's gain; correlated features are those of the whole dictionary, and
-their correlation and cosine are of firing. Correlated neurons are left empty.
+The pages differ from SAEDashboard's in three ways. Intervals hold equal shares of the firings, not equal stretches of
+the values, and no window appears twice. Logits are computed through the gain of the final norm. Correlated features are
+those of the whole dictionary, and their correlation and cosine are computed from whether they fire. Correlated neurons
+are left empty.
 
 Shapes: F features, K top contexts, R firings sampled, B features of a batch, V vocabulary.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
@@ -22,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +37,6 @@ if TYPE_CHECKING:
 
 BATCH = 128  # features a file
 ROWS = 10  # tokens promoted and suppressed
-CREATOR = "clkht01d40000jv08hvalcvly"  # whom Neuronpedia's own exporter names where no user is
-NOTES = (
-    "Logits: decoder row through the final norm's gain (centered, where it is a LayerNorm) and the unembedding. "
-    "Intervals hold equal shares of the firings, by rank. Correlated features: correlation and cosine of firing."
-)
 
 
 @dataclass(frozen=True)
@@ -56,12 +46,7 @@ class Source:
     model: str
     set: str
     layer: int
-    hook: str
     dataset: str
-
-    @property
-    def id(self) -> str:
-        return f"{self.layer}-{self.set}"
 
 
 def export(
@@ -71,27 +56,18 @@ def export(
     cache_dir: Path,
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     say: Callable[[str], None] = lambda text: None,
-) -> Source:
+) -> None:
     """Writes `to`, which is whole or not there. Raises InputError as `features_of` does."""
     features = load_or_compute_features(run, [member], cache_dir, on_progress, say)[member]
     store, source = run.store(run.site(member), cache_dir, on_progress, say), source_of(run, member)
-    pages = Pages(run, member, store, features, on_progress)
+    pages, total = Pages(run, member, store, features, on_progress), len(features.density_F)
+    about = {"model_id": source.model, "layer": source.layer, "sae_set": source.set, "sae_id_suffix": None}
     with whole_directory(to) as directory:
-        bulk = directory / source.model / source.id
-        for table in ("features", "activations"):
-            (bulk / table).mkdir(parents=True)
-        for name, row in metadata(run, source, store).items():
-            (bulk / f"{name}.jsonl").write_text(json_line(row))
-        total = len(features.density_F)
         for start in range(0, total, BATCH):
-            name, batch = f"batch-{start // BATCH}", pages.batch(range(start, min(start + BATCH, total)))
-            about = {"model_id": source.model, "layer": source.layer, "sae_set": source.set, "sae_id_suffix": None}
-            (directory / f"{name}.json").write_text(json_line(about | {"features": batch}))
-            for table, rows in (("features", feature_rows), ("activations", activation_rows)):
-                lines = "".join(map(json_line, rows(source, batch))).encode()
-                (bulk / table / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines, 5, mtime=0))
+            batch = [pages.page(feature) for feature in range(start, min(start + BATCH, total))]
+            record = json.dumps(about | {"features": batch}, allow_nan=False)
+            (directory / f"batch-{start // BATCH}.json").write_text(record + "\n")
             on_progress("pages", start + len(batch), total)
-    return source
 
 
 @contextmanager
@@ -116,7 +92,7 @@ def source_of(run: FinishedRun, member: str) -> Source:
     dataset = "bundled" if is_bundled(facts["dataset"]) else facts["dataset"]["asked"]
     name = "-".join(filter(None, (site.hook, member, control)))
     place = dataset if "@" in facts["dataset"]["fingerprint"] else Path(dataset).name  # no path of a machine
-    return Source(slug(Path(model).name), slug(name), site.layer, site.hook_name, place)
+    return Source(slug(Path(model).name), slug(name), site.layer, place)
 
 
 def slug(name: str) -> str:
@@ -125,7 +101,7 @@ def slug(name: str) -> str:
 
 
 class Pages:
-    """The pages of a dictionary's features, a batch at a time."""
+    """The pages of a dictionary's features."""
 
     def __init__(
         self,
@@ -155,9 +131,6 @@ class Pages:
             np.concatenate([np.empty(0, np.int64), *(group.rows for groups in self.groups_F for group in groups)]),
             advance,
         )
-
-    def batch(self, which: range) -> list[dict[str, Any]]:
-        return [self.page(feature) for feature in which]
 
     def page(self, feature: int) -> dict[str, Any]:
         """NeuronpediaDashboardFeature of SAEDashboard."""
@@ -215,64 +188,6 @@ def vocabulary(model: LanguageModel) -> list[str]:
     return token_texts(model.tokenizer, range(max(model.bridge.cfg.d_vocab, len(model.tokenizer))))
 
 
-def metadata(run: FinishedRun, source: Source, store: ActivationStore) -> dict[str, dict[str, Any]]:
-    """The rows of what a source belongs to, by file; what its tables have a default for is left out."""
-    release, cfg = slug(run.path.resolve().name), run.language_model.bridge.cfg
-    by = {"creatorId": CREATOR, "visibility": "PUBLIC"}
-    author = {"creatorName": "sae-jax", "urls": []}
-    windows = (len(store.train) + len(store.held_out)) // store.train.positions
-    names = {"displayName": source.model, "displayNameShort": source.model, "owner": "", "instruct": False}
-    sizes = {"layers": cfg.n_layers, "neuronsPerLayer": cfg.d_mlp or 0, "dimension": cfg.d_model}
-    left_out = " The first position of a prompt was left out: its values are 0." if store.train.first_position else ""
-    corpus = {"dataset": source.dataset, "num_prompts": windows, "num_tokens_in_prompt": store.manifest["seq_len"]}
-    return {
-        "release": {"name": release, "description": f"{release}, trained by sae-jax", **author, **by},
-        "model": {"id": source.model, **names, **sizes, **by},
-        "sourceset": {
-            **{"modelId": source.model, "name": source.set, "description": source.set, "releaseName": release},
-            **author | by | {"showCorrelated": True},
-        },
-        "source": {
-            "id": source.id,
-            "modelId": source.model,
-            "setName": source.set,
-            **corpus,
-            "notes": NOTES + left_out,
-            **by,
-        },
-    }
-
-
-def feature_rows(source: Source, pages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows of Neuronpedia's table Neuron."""
-    elsewhere = {"feature_index", "n_prompts_total", "n_tokens_in_prompt", "dataset", "activations"}
-    for page in pages:
-        largest = max((max(activation["values"]) for activation in page["activations"]), default=0.0)
-        yield {
-            **{"modelId": source.model, "layer": source.id, "index": str(page["feature_index"])},
-            **{"sourceSetName": source.set, "creatorId": CREATOR, "hookName": source.hook, "hasVector": True},
-            **{"maxActApprox": largest, "vectorDefaultSteerStrength": largest},
-            **{name: value for name, value in page.items() if name not in elsewhere},
-        }
-
-
-def activation_rows(source: Source, pages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Rows of Neuronpedia's table Activation; the same export has the same ids, so that none is imported twice."""
-    for page in pages:
-        for number, activation in enumerate(page["activations"]):
-            values = activation["values"]
-            name = f"{source.model}/{source.id}/{page['feature_index']}/{number}"
-            yield {
-                "id": "c" + blake2b(name.encode(), digest_size=12).hexdigest(),
-                **{"modelId": source.model, "layer": source.id, "index": str(page["feature_index"])},
-                **{"creatorId": CREATOR, "tokens": activation["tokens"], "values": values},
-                **{"maxValue": max(values), "maxValueTokenIndex": values.index(max(values)), "minValue": min(values)},
-                **{"binMin": activation["bin_min"], "binMax": activation["bin_max"]},
-                "binContains": activation["bin_contains"],
-                "qualifyingTokenIndex": activation["qualifying_token_index"],
-            }
-
-
 def rounded(values: np.ndarray, digits: int = 4) -> list[float]:
     """So many digits of the largest."""
     largest = float(np.abs(values).max(initial=0))
@@ -283,7 +198,3 @@ def rounded(values: np.ndarray, digits: int = 4) -> list[float]:
 def clean(text: str) -> str:
     """Without what a database of text cannot hold."""
     return re.sub("[\\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-
-
-def json_line(record: dict[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"

@@ -79,7 +79,7 @@ class Features:
         return self.density_F > 0
 
     def activations(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
-        """(firings in each bar, edges of the bars): a histogram of activations from 0, or the lowest, to the highest."""
+        """(firings in each bar, edges of the bars): histogram of activations from 0, or the lowest, to the highest."""
         count_B, edge_E = self.bar_count_FxB[feature], self.bar_limit_F[feature] * np.linspace(-1, 1, BARS + 1)
         used = np.flatnonzero(count_B)
         first, last = min([*used, BARS // 2]), max([*used, BARS // 2]) + 1

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.comparison.frontier import METRICS, Frontier
 from analysis.plots.style import INK, KIND_STYLES, OTHER_STYLE, save, styled
-from analysis.stats import Spread
+from analysis.runs.families import Spread
 from harvest.errors import InputError
 from harvest.files import write_json
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +91,11 @@ def labels(settings: Mapping[str, Settings], but_for: Collection[str] = ()) -> d
     names = ["activation", *differing(settings.values(), {*but_for, "activation"})]
     words = {name: in_words(member, names) for name, member in settings.items()}
     return words if len(set(words.values())) == len(words) else {name: name for name in words}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n - 1) over seeds; the deviation is None for a single seed."""
+
+    mean: float
+    deviation: float | None

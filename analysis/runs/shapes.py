@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from analysis.stats import Estimate, Spread
+from analysis.runs.families import Spread
+from analysis.stats import Estimate
 from sae_jax.shapes import Count, Name, Shape, Share, Text
 
 

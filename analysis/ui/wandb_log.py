@@ -2,7 +2,7 @@
 
 It computes nothing. What it is fed goes into a queue, and a thread gives it to W&B, so that training waits neither for
 a network nor for a disk. Whatever goes wrong there is said once, and training goes on. W&B's files lie in RUN/wandb,
-and RUN/wandb.json names its runs, so that a resumed training goes on in them.
+and RUN/wandb.json names its run, so that a resumed training goes on in it.
 
     with WandbLog(options, run.path, config, members, terminal.say) as log:
         log.training_progress(progress)
@@ -17,7 +17,7 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -37,8 +37,7 @@ from sae_jax.training.snapshots import read_snapshots
 if TYPE_CHECKING:
     from sae_jax.training.progress import Progress
 
-RECORD = "wandb.json"  # {"step": the last one logged, "runs": {member, or "population": W&B's id}}
-ALL = "population"
+RECORD = "wandb.json"  # {"step": the last one logged, "run": W&B's id}
 NO_ANSWER_SECONDS = 15.0  # a server that is silent for longer is not there
 DRAW_SECONDS = 600.0  # for what is left to draw when all is done, with a map of each kind
 SEND_SECONDS = 60.0  # and then for what is left to send
@@ -49,14 +48,13 @@ PIXELS_PER_INCH = 144
 class WandbOptions:
     project: str = "sae-interpretability"
     log_freq: int = 100  # steps from one logged point to the next, at least
-    per_member: bool = False  # a W&B run each, in one group
     artifact: bool = False  # the run directory, once it is finished
 
 
 class WandbLog:
     """A context manager that takes the calls a Terminal takes.
 
-    `config` is all that was asked for, `members` are their settings by id. `say` is only called from the caller's
+    `config` is all that was asked for, `members` are the ids. `say` is only called from the caller's
     thread. What was logged before a resumed training was interrupted is not logged again.
     """
 
@@ -65,17 +63,18 @@ class WandbLog:
         options: WandbOptions,
         path: Path,
         config: dict[str, Any],
-        members: dict[str, dict[str, Any]],
+        members: Sequence[str],
         say: Callable[[str], None],
     ) -> None:
-        self._options, self._path, self._config, self._members, self._say = options, path, config, members, say
+        self._config = {**config, "members": list(members)}
+        self._options, self._path, self._say = options, path, say
         self._fed: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._drawn = threading.Event()
         self._broken = False
         self._exit_code = 0
-        self._runs: dict[str, Any] = {}  # W&B's, by member, or ALL
+        self._run: Any = None  # W&B's
         self._record: dict[str, Any] = {}
 
     def __enter__(self) -> WandbLog:
@@ -115,7 +114,8 @@ class WandbLog:
                 self._attempt(task)
         finally:
             self._drawn.set()
-        self._attempt(lambda: [run.finish(exit_code=self._exit_code) for run in self._runs.values()])
+        if self._run:
+            self._attempt(lambda: self._run.finish(exit_code=self._exit_code))
 
     def _attempt(self, task: Callable[[], object]) -> None:
         if self._broken:
@@ -127,51 +127,41 @@ class WandbLog:
             self._notes.put(f"W&B stopped, training does not: {' '.join(str(error).split()) or type(error).__name__}")
 
     def _open(self) -> None:
-        """Begin the runs, or go on in those of an interrupted training; offline where there is no login."""
-        if self._runs:
+        """Begin the run, or go on in that of an interrupted training; offline if there is no login."""
+        if self._run:
             return
         import wandb
 
         record = self._path / RECORD
-        self._record = (
-            read_json(record, "delete it, and W&B begins anew") if record.exists() else {"step": -1, "runs": {}}
-        )
-        names = list(self._members) if self._options.per_member else [ALL]
-        ids = {name: self._record["runs"].get(name) or secrets.token_hex(4) for name in names}
-        mode = os.environ.get("WANDB_MODE", "online")
+        self._record = read_json(record, "delete it, and W&B begins anew") if record.exists() else {"step": -1}
+        self._record.setdefault("run", secrets.token_hex(4))
+        mode: Any = os.environ.get("WANDB_MODE", "online")
         wandb.setup(wandb.Settings(silent=True))
         if mode in ("online", "shared") and not wandb.login(prompt=False, verify=False):
             self._notes.put("W&B: no login (`wandb login`), so offline")
             mode = "offline"
-        for name, run_id in ids.items():
-            try:
-                self._runs[name] = self._begin(name, run_id, mode)
-            except wandb.errors.CommError as error:
-                if self._runs:  # those begun before are in the service that would have to begin anew
-                    raise
-                self._notes.put(f"W&B cannot be reached, so offline: {' '.join(str(error).split())}")
-                mode = "offline"
-                wandb.teardown()  # else the service holds the id for the run that was not begun
-                self._runs[name] = self._begin(name, run_id, mode)
-        self._record["runs"] |= ids
+        try:
+            self._run = self._begin(mode)
+        except wandb.errors.CommError as error:
+            self._notes.put(f"W&B cannot be reached, so offline: {' '.join(str(error).split())}")
+            mode = "offline"
+            wandb.teardown()  # else the service holds the id for the run that was not begun
+            self._run = self._begin(mode)
         write_json(record, self._record)
-        first = next(iter(self._runs.values()))
         if mode == "offline":
             self._notes.put(f"W&B offline: `wandb sync {self._path}/wandb/offline-run-*` sends it")
         elif mode != "disabled":
-            self._notes.put(f"W&B: {first.url}")
+            self._notes.put(f"W&B: {self._run.url}")
 
-    def _begin(self, name: str, run_id: str, mode: Any) -> Any:
+    def _begin(self, mode: Any) -> Any:
         import wandb
 
-        one = {} if name == ALL else self._members[name]
         run = wandb.init(
             project=self._options.project,
-            id=run_id,
+            id=self._record["run"],
             resume="allow",
-            name=self._path.name if name == ALL else name,
-            group=None if name == ALL else self._path.name,
-            config={**self._config, **one, "members": list(self._members) if name == ALL else [name]},
+            name=self._path.name,
+            config=self._config,
             dir=self._path,
             mode=mode,
             reinit="create_new",
@@ -189,14 +179,13 @@ class WandbLog:
         if step <= last or (step // every == last // every and step < progress.total_steps):
             return
         speed = {"rows_per_second": progress.rows_per_second, "data_wait": progress.data_wait}
-        for run, label, names in self._charts(list(progress.members)):
-            curves = {
-                label(metric, name): value
-                for name in names
-                for metric, value in progress.members[name].items()
-                if math.isfinite(value)
-            }
-            run.log({"step": step, **curves, **speed})
+        curves = {
+            f"{metric}/{name}": value
+            for name, metrics in progress.members.items()
+            for metric, value in metrics.items()
+            if math.isfinite(value)
+        }
+        self._run.log({"step": step, **curves, **speed})
         self._record["step"] = step
         write_json(self._path / RECORD, self._record)
 
@@ -205,31 +194,17 @@ class WandbLog:
         members = {member["id"]: member for member in results["members"] if not member["failed"]}
         stats = {name: read_arrays(run_dir / "members" / name / "stats.npz", WRITTEN_AGAIN) for name in members}
         density = {name: arrays["density"] for name, arrays in stats.items()}
-        for run, label, names in self._charts(list(members)):
-            own = {name: density[name] for name in names}
-            run.log(dict(self._pictures(run_dir, members, own, label)))
-            for name in names:
-                measured = {**members[name]["metrics"], **density_statistics(density[name])}
-                run.summary.update({label(f"final/{key}", name): value for key, value in measured.items()})
-            run.summary.update({f"timing/{key}": value for key, value in results["timing"].items()})
-            run.log({"results": table({name: members[name] for name in names}, own)})
-            if self._options.artifact:
-                run.log_artifact(artifact(run_dir))
-
-    def _charts(self, names: list[str]) -> Iterator[tuple[Any, Callable[[str, str], str], list[str]]]:
-        """(a W&B run, how it calls a member's metric, its members)."""
-        if not self._options.per_member:
-            yield self._runs[ALL], lambda metric, name: f"{metric}/{name}", names
-            return
-        for name in names:
-            yield self._runs[name], lambda metric, _: metric, [name]
+        self._run.log(dict(self._pictures(run_dir, members, density)))
+        for name, member in members.items():
+            measured = {**member["metrics"], **density_statistics(density[name])}
+            self._run.summary.update({f"final/{key}/{name}": value for key, value in measured.items()})
+        self._run.summary.update({f"timing/{key}": value for key, value in results["timing"].items()})
+        self._run.log({"results": table(members, density)})
+        if self._options.artifact:
+            self._run.log_artifact(artifact(run_dir))
 
     def _pictures(
-        self,
-        run_dir: Path,
-        members: dict[str, dict[str, Any]],
-        density: dict[str, np.ndarray],
-        label: Callable[[str, str], str],
+        self, run_dir: Path, members: dict[str, dict[str, Any]], density: dict[str, np.ndarray]
     ) -> Iterator[tuple[str, Any]]:
         """Histograms and figures by their names; directions are mapped of one member a kind, the slowest to draw."""
         import wandb
@@ -241,14 +216,14 @@ class WandbLog:
         living = [name for name, density_F in density.items() if (density_F > 0).sum() >= FEWEST]
         first_of_kind = {kinds[name]: name for name in reversed(living)}
         for name, density_F in density.items():
-            yield label("density", name), wandb.Histogram(np_histogram=density_histogram(density_F))
+            yield f"density/{name}", wandb.Histogram(np_histogram=density_histogram(density_F))
             if snapshots := read_snapshots(run_dir, name):
                 heat = densities.density_heatmap(name, {step: of.density for step, of in snapshots.items()})
-                yield label("figures/activation_heatmap", name), image(heat)
+                yield f"figures/activation_heatmap/{name}", image(heat)
             if name in first_of_kind.values():
                 W_dec_FxD = load_dictionary(run_dir / "members" / name).tensors["W_dec"]
                 feature_map = density_map(name, embed(W_dec_FxD, density_F))
-                yield label("figures/feature_map", name), image(feature_map)
+                yield f"figures/feature_map/{name}", image(feature_map)
 
 
 def table(members: dict[str, dict[str, Any]], density: dict[str, np.ndarray]) -> Any:

@@ -14,7 +14,8 @@ from analysis.ui.terminal.wording import duration_text, size_text
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
-    from analysis.stats import Estimate, Spread
+    from analysis.runs.families import Spread
+    from analysis.stats import Estimate
     from sae_jax.presets import Cost, Preset
 
 

@@ -19,6 +19,7 @@ from command_line import BUNDLED, ROOT, THREE_KINDS, environment, files_of, shar
 from safetensors.numpy import load_file
 
 import main
+from analysis.cli import train as train_command
 from harvest import capture
 from harvest.request import HarvestRequest
 from harvest.sources import resolve
@@ -73,7 +74,7 @@ def test_help_is_there_at_once_and_shows_every_field(monkeypatch, cache):
     assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 1
     assert help.returncode == 0 and not help.stderr
     flags = {word for line in help.stdout.splitlines() for word in line.split()[:1]}
-    for cls in (HarvestRequest, TrainConfig, main.Options):
+    for cls in (HarvestRequest, TrainConfig, train_command.Options):
         for field in fields(cls):
             assert "--" + field.name.replace("_", "-") in flags
             assert field.metadata["help"] in help.stdout
@@ -81,7 +82,12 @@ def test_help_is_there_at_once_and_shows_every_field(monkeypatch, cache):
 
 
 def test_every_command_has_a_name():
-    files = {path.stem for path in (ROOT / "analysis" / "commands").glob("*.py")} - {"__init__", "flags"}
+    files = {path.stem for path in (ROOT / "analysis" / "cli").glob("*.py")} - {
+        "__init__",
+        "exit_status",
+        "flags",
+        "train",
+    }
     assert {name.replace("-", "_") for name in main.COMMANDS} == files
 
 
@@ -499,9 +505,9 @@ def test_a_changed_text_is_another_request(cache, tmp_path):
     lines = [json.dumps({"text": f"{i} " + "the sea and the ship and the storm " * 20}) + "\n" for i in range(60)]
     argv = ("--model-name", "bundled", "--dataset", text, "--n-samples", 100, "--seq-len", 10, "--epochs", 1)
     text.write_text("".join(lines))
-    before = main.named_files(HarvestRequest(dataset=str(text)))
+    before = train_command.named_files(HarvestRequest(dataset=str(text)))
     text.write_text("".join(reversed(lines)))
-    assert main.named_files(HarvestRequest(dataset=str(text))) != before
+    assert train_command.named_files(HarvestRequest(dataset=str(text))) != before
     run = tmp_path / "run"
     assert typed(*argv, "--run-dir", run, cache=cache).returncode == 0
     text.write_text("".join(lines))
@@ -528,7 +534,7 @@ def test_a_run_that_begins_finds_out_once_which_model_and_text_are_meant(cache, 
         asked.append(arguments)
         return resolve(*arguments)
 
-    for module in (main, capture, plan):
+    for module in (train_command, capture, plan):
         monkeypatch.setattr(module, "resolve", counted, raising=False)
     argv = [*SMOKE, "--ce-windows", "0", "--run-dir", str(tmp_path / "run"), "--cache-dir", str(cache)]
     assert main.run_as_command(list(map(str, argv))) == 0

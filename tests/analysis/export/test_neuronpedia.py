@@ -1,10 +1,8 @@
 """The pages that Neuronpedia imports, of a real run: against its weights, its rows and its tokens."""
 
-import gzip
 import json
 import os
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,10 +72,6 @@ def pages(exported):
     return found
 
 
-def rows_of(path: Path) -> list[dict]:
-    return [strict(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
-
-
 def test_figures_are_those_of_the_weights_and_of_all_rows(run, member, cache, pages):
     store, tensors, model = run.store(run.site(member), cache), run.dictionary(member).tensors, run.language_model
     x_NxD = np.concatenate([split.read(0, len(split)) for split in (store.train, store.held_out)]).astype(np.float32)
@@ -145,27 +139,6 @@ def test_a_silent_feature_has_a_page_without_contexts(pages):
     assert len(page["pos_str"]) == 10 and page["correlated_features_indices"] == []
 
 
-def test_bulk_files_hold_the_same_by_the_names_of_the_tables(exported, pages, member):
-    (bulk,) = (exported / "bundled").iterdir()
-    assert bulk.name == f"0-resid-pre-{member}"
-    lines = {name: strict((bulk / f"{name}.jsonl").read_text()) for name in ("release", "model", "sourceset", "source")}
-    assert lines["model"]["id"] == lines["sourceset"]["modelId"] == lines["source"]["modelId"] == "bundled"
-    assert lines["sourceset"]["releaseName"] == lines["release"]["name"]
-    assert lines["source"]["setName"] == lines["sourceset"]["name"] and lines["source"]["id"] == bulk.name
-    features = [row for i in range(2) for row in rows_of(bulk / "features" / f"batch-{i}.jsonl.gz")]
-    activations = [row for i in range(2) for row in rows_of(bulk / "activations" / f"batch-{i}.jsonl.gz")]
-    assert [row["index"] for row in features] == [str(i) for i in range(48)]
-    assert all(row["vector"] == page["vector"] for row, page in zip(features, pages, strict=True))
-    assert len(activations) == sum(len(page["activations"]) for page in pages)
-    assert len({row["id"] for row in activations}) == len(activations)
-    written = [(str(page["feature_index"]), a) for page in pages for a in page["activations"]]
-    for row, (index, activation) in zip(activations, written, strict=True):
-        assert (row["index"], row["layer"], row["values"]) == (index, bulk.name, activation["values"])
-        assert row["values"][row["maxValueTokenIndex"]] == row["maxValue"] == max(activation["values"])
-    largest = {row["index"]: row["maxActApprox"] for row in features}
-    assert largest["20"] == max(max(a["values"]) for a in pages[20]["activations"]) and largest[str(DEAD)] == 0
-
-
 def test_the_same_export_is_the_same_bytes_and_what_is_there_is_refused(
     run, member, cache, exported, tmp_path, monkeypatch
 ):
@@ -180,7 +153,7 @@ def test_the_same_export_is_the_same_bytes_and_what_is_there_is_refused(
         main.main(argv)
     with pytest.raises(InputError, match="not the pages of --neuronpedia"):
         main.main([*argv, "--member", member, "--push-to-hub", "me/saes"])
-    monkeypatch.setattr(neuronpedia, "activation_rows", lambda source, pages: iter([{"value": float("nan")}]))
+    monkeypatch.setattr(neuronpedia.Pages, "page", lambda self, feature: {"value": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
         export(run, member, tmp_path / "other", cache)
     assert {path.name for path in tmp_path.iterdir()} == {"again"}  # nothing half-written, and no NaN
