@@ -77,7 +77,7 @@ def run(argv: list[str]) -> None:
         for line in search_summary(phrase, record["passages"], result, options.fdr):
             terminal.say(line)
         show(result, descriptions, dictionaries, terminal)
-        if best := next((found for found in result.features if found.passes), None):
+        if best := next((feature for feature in result.features if feature.passes), None):
             for line in page_lines(finished.path, best.member, best.feature):
                 terminal.say(line)
         path = options.json or finished.path / "analysis" / "find" / f"{slug(phrase)}.json"

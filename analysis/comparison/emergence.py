@@ -51,14 +51,14 @@ def compute_emergence(snapshots: Mapping[int, Snapshot], features: Features) -> 
         raise InputError("emergence needs at least three snapshots: train with --snapshots 10 (the default)")
     steps = sorted(snapshots)
     final_FxD, alive_F = snapshots[steps[-1]].direction, features.alive_F
-    own, best, nearest = [], [], []
+    own_cosines, best, nearest = [], [], []
     for step in steps:
         direction_FxD = snapshots[step].direction
         cosine_FxF = final_FxD @ direction_FxD.T
-        own.append(np.diagonal(cosine_FxF).copy())
+        own_cosines.append(np.diagonal(cosine_FxF).copy())
         best.append(cosine_FxF.max(1))
         nearest.append(cosine_FxF.argmax(1))
-    own_SxF, best_SxF = np.stack(own), np.stack(best)
+    own_SxF, best_SxF = np.stack(own_cosines), np.stack(best)
     seen_SxF = best_SxF >= RECOGNIZABLE
     stays_SxF = np.flip(np.logical_and.accumulate(np.flip(seen_SxF, 0), 0), 0)
     emerged_F = np.where(alive_F, np.array(steps)[stays_SxF.argmax(0)], -1)

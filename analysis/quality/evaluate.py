@@ -82,7 +82,7 @@ def evaluate_dictionaries(
     model, dataset = resolve(request, options.cache_dir)
     request = replace(request, held_out=share_of(opened, options, dataset, say))
     compare_models(opened, options, model, say)
-    tell_other_rows(opened, request, say)
+    report_other_rows(opened, request, say)
     refuse_another_width(opened, model.d_model, model)
     stores = harvest(
         request,
@@ -95,7 +95,7 @@ def evaluate_dictionaries(
     refuse_another_width(opened, next(iter(stores.values())).d_model, model)
 
     names = names_of(opened)
-    found: dict[str, dict[str, Any]] = {}
+    report: dict[str, dict[str, Any]] = {}
     language_model = None
     if options.ce_windows and not any(store.manifest.get("reads_both_ways") for store in stores.values()):
         language_model = LanguageModel.load(model.location, control=request.control)
@@ -105,16 +105,16 @@ def evaluate_dictionaries(
         first_row = calibration_rows(store.held_out) if request.held_out < 1 else 0
         for name, evaluation in evaluate(saes, store.held_out, store.mean, first_row).items():
             refuse_no_numbers(name, evaluation.metrics)
-            found[name] = {"metrics": evaluation.metrics, "intervals": {}}
-            found[name]["rows"] = len(store.held_out) - first_row
+            report[name] = {"metrics": evaluation.metrics, "intervals": {}}
+            report[name]["rows"] = len(store.held_out) - first_row
         if language_model:
             windows_W = spread_windows(store.held_out, options.ce_windows, first_row)
             for name, measured in loss_recovered(language_model, store, saes, windows_W).items():
-                found[name]["metrics"] |= measured["metrics"]
+                report[name]["metrics"] |= measured["metrics"]
                 if why := why_undefined(measured["metrics"]):
                     say(f"{name}: {why}")
                 documents = len(np.unique(store.held_out.documents[windows_W]))
-                found[name] |= {"intervals": measured["intervals"], "windows": len(windows_W), "documents": documents}
+                report[name] |= {"intervals": measured["intervals"], "windows": len(windows_W), "documents": documents}
     return {
         "schema": 1,
         "model": model.location,
@@ -129,7 +129,7 @@ def evaluate_dictionaries(
                 "kind": o.dictionary.sae.activation,
                 "d_in": o.dictionary.d_in,
                 "d_sae": o.dictionary.d_sae,
-                **found[name],
+                **report[name],
             }
             for name, o, site in zip(names, opened, sites, strict=True)
         ],
@@ -199,25 +199,25 @@ def request_of(first: Opened, options: EvaluateSettings, sites: list[Site]) -> H
 
     if first.run:
         facts = first.run["stores"][0]
-        own = dict(first.run["asked"]["harvest"])
-        own |= {"model_name": name_of("model", facts["model"]), "dataset": name_of("dataset", facts["dataset"])}
+        settings = dict(first.run["asked"]["harvest"])
+        settings |= {"model_name": name_of("model", facts["model"]), "dataset": name_of("dataset", facts["dataset"])}
     else:
-        own = {
+        settings = {
             "model_name": first.dictionary.model_name,
             "dataset": first.dictionary.dataset_path,
             "store_dtype": "float32",
         }
-        own["seq_len"] = first.dictionary.context_size or SEQ_LEN
+        settings["seq_len"] = first.dictionary.context_size or SEQ_LEN
     if options.dataset or not first.run:
-        own |= {"n_samples": N_SAMPLES}
+        settings |= {"n_samples": N_SAMPLES}
     given = {name: getattr(options, name) for name in ("model_name", "dataset", "n_samples", "seq_len")}
-    own |= {name: value for name, value in given.items() if value is not None}
+    settings |= {name: value for name, value in given.items() if value is not None}
     for name, flag_name in (("model_name", "--model-name"), ("dataset", "--dataset")):
-        if own[name] is None and not first.run:
+        if settings[name] is None and not first.run:
             raise InputError(f"{first.directory} does not record its {name.replace('_', ' ')}: give {flag_name}")
-    own["keep_first_position"] = options.keep_first_position or own.get("keep_first_position", False)
-    own |= {"layer": tuple(sorted({s.layer for s in sites})), "hook": tuple(sorted({s.hook for s in sites}))}
-    return HarvestRequest(**own | {"held_out": 1.0})
+    settings["keep_first_position"] = options.keep_first_position or settings.get("keep_first_position", False)
+    settings |= {"layer": tuple(sorted({s.layer for s in sites})), "hook": tuple(sorted({s.hook for s in sites}))}
+    return HarvestRequest(**settings | {"held_out": 1.0})
 
 
 def share_of(opened: list[Opened], options: EvaluateSettings, dataset: Source, say: Callable[[str], None]) -> float:
@@ -231,8 +231,8 @@ def share_of(opened: list[Opened], options: EvaluateSettings, dataset: Source, s
 
     shares = [1.0]
     for o in opened:
-        own = place_of("dataset", o.run["stores"][0]["dataset"]) if o.run else o.dictionary.dataset_path
-        if own is None or same_name(own) != same_name(dataset.location):
+        trained_on = place_of("dataset", o.run["stores"][0]["dataset"]) if o.run else o.dictionary.dataset_path
+        if trained_on is None or same_name(trained_on) != same_name(dataset.location):
             continue
         if o.run:
             shares.append(o.run["asked"]["harvest"]["held_out"])
@@ -254,19 +254,20 @@ def compare_models(opened: list[Opened], options: EvaluateSettings, model: Sourc
                     "--model-name with a directory that contains them"
                 )
             say(f"{o.directory} was trained on a model with {others}, and is measured on {options.model_name}")
-        own = place_of("model", o.run["stores"][0]["model"]) if o.run else o.dictionary.model_name
-        if own is None or same_name(own) == same_name(model.location):
+        trained_on = place_of("model", o.run["stores"][0]["model"]) if o.run else o.dictionary.model_name
+        if trained_on is None or same_name(trained_on) == same_name(model.location):
             continue
         if options.model_name is None:
             measured = opened[0].dictionary.model_name or same_name(model.location)
             raise InputError(
-                f"{o.directory} was trained on the model {own}, {opened[0].directory} on {measured}: evaluate each "
-                "alone, or give the model to measure both on by --model-name"
+                f"{o.directory} was trained on the model {trained_on}, {opened[0].directory} on {measured}: evaluate "
+                "each alone, or give the model to measure both on by --model-name"
             )
-        say(f"{o.directory} was trained on the model {own}, and is measured on {options.model_name}")
+        say(f"{o.directory} was trained on the model {trained_on}, and is measured on {options.model_name}")
 
 
-def tell_other_rows(opened: list[Opened], request: HarvestRequest, say: Callable[[str], None]) -> None:
+def report_other_rows(opened: list[Opened], request: HarvestRequest, say: Callable[[str], None]) -> None:
+    """Report dictionaries that were trained on other rows than they are measured on."""
     for o in opened:
         notes, trained = o.dictionary.told(), o.dictionary.context_size
         if trained is not None and trained != request.seq_len:

@@ -145,9 +145,9 @@ def complete_run(
         for site, store in stores.items():
             here = {m["id"]: m for m in living if (m["layer"], m["hook"]) == site}
             saes = {name: load_dictionary(run.path / "members" / name).sae for name in here}
-            for name, found in loss_recovered(model, store, saes, windows_W, advance).items() if here else ():
-                here[name]["metrics"] |= found["metrics"]
-                here[name]["intervals"] = found["intervals"]
+            for name, measured in loss_recovered(model, store, saes, windows_W, advance).items() if here else ():
+                here[name]["metrics"] |= measured["metrics"]
+                here[name]["intervals"] = measured["intervals"]
         documents = len(np.unique(split.documents[windows_W]))
         results["loss_recovered"] = {"windows_asked": windows, "windows": len(windows_W), "documents": documents}
         results["timing"]["loss_recovered_seconds"] = time.perf_counter() - began

@@ -115,7 +115,7 @@ def on_documents(
     pooled = pool(model, passages, saes, sites)
     probing: dict[str, dict[str, Any]] = {}
     for label in probed:
-        columns = {name: of.f_NxF for name, of in pooled.items()}
+        columns = {name: member.f_NxF for name, member in pooled.items()}
         columns |= {f"activations, {site.hook_name}": pooled[name].x_NxD for name, site in sites.items()}
         for name, x_NxC in columns.items():
             result = sparse_probing.compute_sparse_probing(
@@ -129,7 +129,7 @@ def on_documents(
     if probed:
         yield METRICS["probing"], probing
     if paired:
-        rows = {name: of._replace(x_NxD=of.x_NxD[either_N], f_NxF=of.f_NxF[either_N]) for name, of in pooled.items()}
+        rows = {name: p._replace(x_NxD=p.x_NxD[either_N], f_NxF=p.f_NxF[either_N]) for name, p in pooled.items()}
         is_train_N = text.is_train_N[either_N]
         yield (
             METRICS["scr"],

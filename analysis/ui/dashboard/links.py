@@ -6,5 +6,5 @@ ADDRESS, PORT = "127.0.0.1", 8501  # where `python main.py dashboard` listens by
 
 
 def page_link(page: str, **query: object) -> str:
-    """The address of a page (a file in screens/), with the query that chooses what it shows: run, member, feature."""
+    """The address of a page, which is the name of a file in screens/. `query` may have run, member and feature."""
     return f"http://{ADDRESS}:{PORT}/{page}?{urlencode(query)}"

@@ -128,11 +128,12 @@ def gathered_of(values, frequency=(None, None)):
 def test_a_control_is_told_apart_by_intervals_only():
     trained = gathered_of([0.80, 0.81, 0.82])
     verdict = interpretability(trained, gathered_of([0.60, 0.61, 0.62])).answer
-    assert "do not overlap, by: probe on one feature" in verdict and "prove nothing" not in verdict
-    assert "overlap, by: nothing. It is not by: probe" in interpretability(trained, gathered_of([0.1, 0.7, 0.9])).answer
+    assert "for all kinds: probe on one feature" in verdict and "show nothing" not in verdict
+    verdict = interpretability(trained, gathered_of([0.1, 0.7, 0.9])).answer
+    assert "for all kinds: none. They overlap for: probe" in verdict
     for none in (gathered_of([0.6]), gathered_of([None, None])):  # one seed; not measured
         verdict = interpretability(trained, none).answer
-        assert "by: nothing. Without an interval on either model: probe" in verdict and "prove nothing" not in verdict
+        assert "none. No interval for at least one model: probe" in verdict and "show nothing" not in verdict
 
 
 def test_how_strong_frequency_is_told_of_the_run_and_not_of_its_control():
