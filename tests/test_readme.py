@@ -1,10 +1,12 @@
-"""The README does what it says: its Python is pasted line by line, its flags and commands are known."""
+"""The READMEs do what they say: Python blocks are pasted, commands and their flags exist, links lead somewhere."""
 
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,33 @@ from command_line import ROOT, environment, shared_cache
 
 import main
 
-README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S)
-SHELL = [line.partition("  #")[0].strip() for line in re.findall(r"^python main\.py .*$", README, re.M)]
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(page for room in ("harvest", "sae_jax", "analysis") for page in (ROOT / room).rglob("*.md")),
+]
+README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
+NOTHING_TRAINED = ("--preset list", "--dry-run")
+
+
+def blocks(text: str, language: str = "") -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
+    return [content for its_language, content in found if its_language == language]
+
+
+def without_blocks(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
+def command_lines(text: str) -> list[str]:
+    """Every `python main.py ...`, in blocks and in sentences, without comments."""
+    found = re.findall(r"^python main\.py .*$|(?<=`)python main\.py [^`]+(?=`)", text.replace(" \\\n", " "), re.M)
+    return [re.split(r"\s+# ", line)[0] for line in found]
+
+
+(PYTHON,) = blocks(README, "python")
+TRIED = command_lines(blocks(README.split("## Five things to try")[1])[0])
+LINES = sorted({line for page in PAGES for line in command_lines(page.read_text()) if "encoder-alignment" not in line})
+assert len(TRIED) == 5 and len(LINES) > 30 and len(PAGES) >= 9
 
 
 @pytest.fixture(scope="module")
@@ -27,20 +53,26 @@ def at_home(tmp_path_factory):
 
 def ran(command: list, at_home, **options) -> subprocess.CompletedProcess:
     home, env = at_home
-    return subprocess.run(command, cwd=home, env=env, capture_output=True, text=True, timeout=300, **options)
+    settings = {"cwd": home, "env": env, "capture_output": True, "text": True, "timeout": 300}
+    return subprocess.run(command, **settings | options)
+
+
+def typed(line: str, at_home, **options) -> subprocess.CompletedProcess:
+    """A line of a README as it stands."""
+    return ran([sys.executable, ROOT / "main.py", *shlex.split(line)[2:]], at_home, **options)
 
 
 @pytest.fixture(scope="module")
 def pasted(at_home) -> tuple[Path, str, str]:
-    """(the folder, what was printed, what was complained) once every line was typed into Python, in order."""
-    done = ran([sys.executable, "-q", "-i"], at_home, input="\n".join(PYTHON))
+    """(the folder, standard output, errors) after every line of the Python block was typed into Python, in order."""
+    done = ran([sys.executable, "-q", "-i"], at_home, input=PYTHON)
     return at_home[0], done.stdout, done.stderr.replace(">>> ", "").replace("... ", "")
 
 
 @pytest.mark.slow
-def test_the_page_is_pasted_line_by_line(pasted):
-    home, out, complaints = pasted
-    assert "Error" not in complaints and "Traceback" not in complaints, complaints
+def test_the_python_block_is_pasted_line_by_line(pasted):
+    home, out, errors = pasted
+    assert "Error" not in errors and "Traceback" not in errors, errors
     assert (
         "SAE topk-f256-k32-lr1e-3-s0\n  topk, 256 → 256 features\n  reads blocks.2.hook_resid_pre of bundled\n" in out
     )
@@ -49,23 +81,32 @@ def test_the_page_is_pasted_line_by_line(pasted):
 
 
 @pytest.mark.slow
-def test_what_it_has_trained_is_a_run_for_the_command_line(pasted, at_home):
+def test_what_the_python_block_has_trained_is_a_run_for_the_command_line(pasted, at_home):
     shown = ran([sys.executable, ROOT / "main.py", "show", "runs/mine", "--pareto"], at_home)
     assert shown.returncode == 0, shown.stderr
     assert "a jump_relu  b topk" in shown.stdout and "python main.py study runs/mine" in shown.stdout
 
 
-@pytest.mark.parametrize("line", [line for line in SHELL if "--preset list" in line or "--dry-run" in line])
-def test_what_trains_nothing_runs_as_it_stands(line, at_home):
-    done = ran([sys.executable, ROOT / "main.py", *shlex.split(line)[2:]], at_home)
+@pytest.mark.slow
+def test_the_five_things_to_try_work_one_after_another(at_home):
+    for line in TRIED:
+        done = typed(line, at_home, timeout=1800)
+        assert done.returncode == 0, (line, done.stderr)
+    run = at_home[0] / "runs" / "first"
+    assert (run / "report.html").exists() and (run / "analysis" / "study.json").exists()
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.endswith(NOTHING_TRAINED)])
+def test_a_line_that_trains_nothing_runs_as_it_stands(line, at_home):
+    done = typed(line, at_home)
     assert done.returncode == 0, done.stderr
     assert "member" in done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in SHELL if "--n-samples 100 " in line])
+@pytest.mark.parametrize("line", [line for line in command_lines(README) if "--n-samples 100 " in line])
 def test_the_smoke_test_runs_as_it_stands(line, at_home):
-    done = ran([sys.executable, ROOT / "main.py", *shlex.split(line)[2:]], at_home)
+    done = typed(line, at_home)
     assert done.returncode == 0 and "EXPERIMENT RESULTS" in done.stdout, done.stderr
 
 
@@ -76,20 +117,77 @@ def flags_of(command: str, capsys) -> set[str]:
     return set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
 
 
-@pytest.mark.parametrize("line", SHELL)
-def test_every_flag_of_a_command_is_known(line, capsys):
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_and_flag_of_a_line_exists(line, capsys):
     first = shlex.split(line)[2]
-    command = "" if first.startswith("-") or first == "..." else first
+    command = "" if first.startswith("-") or first == "COMMAND" else first
     assert command == "" or command in main.COMMANDS
     assert set(re.findall(r"--[a-z][a-z0-9-]*", line)) <= flags_of(command, capsys)
 
 
-def test_every_command_and_every_flag_of_the_table_is_there(capsys):
-    table = README[README.index("| flag | default | |") : README.index("## What comes out")]
-    assert set(re.findall(r"`(--[a-z][a-z0-9-]*)", table)) <= flags_of("", capsys)
-    assert {shlex.split(line)[2] for line in SHELL} >= set(main.COMMANDS)
+def test_every_command_is_in_its_table_and_every_flag_of_the_other_exists(capsys):
+    commands, flags = README.split("| command | what it does |")[1].split("| flag | default | meaning |")
+    assert {*re.findall(r"^\| `python main\.py ([a-z-]+) ", commands, re.M)} >= set(main.COMMANDS)
+    flags = flags.split("## What a run leaves")[0]
+    assert set(re.findall(r"`(--[a-z][a-z0-9-]*)", flags)) <= flags_of("", capsys)
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", README):
-        assert target.startswith("http") or (ROOT / target).exists(), target
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub makes from the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", without_blocks(page.read_text()), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_named_files_lead_somewhere(page):
+    text, new = without_blocks(page.read_text()), files_to_add(CONTRIBUTING)
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
+        place = page.parent / target if target else page
+        assert target.startswith("http") or place.exists(), target
+        assert not anchor or anchor in anchors_of(place), f"{target}#{anchor}"
+    first_cells = " ".join(re.findall(r"^\| (`[^|]+`) \|", text, re.M))
+    for name in {*re.findall(r"`([\w/]+\.py)`", text), *re.findall(r"`([\w/]+/)`", first_cells)} - new.keys():
+        assert (ROOT / name).exists() or (page.parent / name).exists(), name
+
+
+def test_the_citation_has_the_version_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {project['version']}\nlicense: {project['license']}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+# The examples of CONTRIBUTING.md.
+
+
+def files_to_add(text: str) -> dict[str, str]:
+    """{path: content} of the Python blocks after "new file `path` ...:"."""
+    return dict(re.findall(r"new file\s`([\w/]+\.py)`[^`]*?:\n\n```python\n(.*?)^```$", text, re.M | re.S))
+
+
+def lines_to_add(text: str) -> list[tuple[str, str, str]]:
+    """(path, line, new line) of "In `path`, after `line`, add the line `new line`"."""
+    return re.findall(r"In `([\w/.]+)`, after `(.+?)`, add the line\s+`(.+?)`", text)
+
+
+@pytest.mark.slow
+def test_the_examples_of_contributing_work_as_they_stand(tmp_path, at_home):
+    copy, files, lines = tmp_path / "copy", files_to_add(CONTRIBUTING), lines_to_add(CONTRIBUTING)
+    assert len(files) == 4 and len(lines) == 5
+    for name in ("harvest", "sae_jax", "analysis", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (*PAGES, ROOT / "main.py", ROOT / "pyproject.toml"):
+        shutil.copy(path, copy / path.relative_to(ROOT))
+    for path, content in files.items():
+        (copy / path).write_text(content)
+    for path, line, new in lines:
+        source, added = re.subn(
+            rf"^( *){re.escape(line)}$", rf"\g<0>\n\g<1>{new}", (copy / path).read_text(), flags=re.M
+        )
+        assert added == 1, (path, line)
+        (copy / path).write_text(source)
+    there = copy, at_home[1] | {"PYTHONPATH": str(copy)}
+    tried = [line for block in blocks(CONTRIBUTING) for line in block.splitlines() if "log_relu" in line]
+    assert len(tried) == 3
+    for line in tried:
+        done = ran([sys.executable, *shlex.split(line)[1:]], there, timeout=900)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    assert (copy / "runs" / "log_relu" / "figures" / "encoder_alignment.svg").exists()

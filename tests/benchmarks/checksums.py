@@ -1,9 +1,8 @@
-"""What the checksums cost: training and a pass over all rows, with them and without, in turn, after one of each.
+"""What the checksums cost in harvest, training and a pass over all rows: with them and without, in turn.
 
     PYTHONPATH=.:tests python tests/benchmarks/checksums.py FOLDER [--rows 200000] [--pairs 4]
 
-Processor seconds of this process (all threads), and seconds on the clock. Harvesting has always taken each shard's
-checksum when it is written.
+Processor seconds of this process (all threads), and seconds on the clock; medians, after one pair that does not count.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from rows import make_store
 
 import harvest.files
 import harvest.store
+from harvest.capture import harvest as harvest_rows
+from harvest.request import HarvestRequest
 from harvest.store import ActivationStore
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import evaluate
@@ -62,7 +63,13 @@ def main() -> None:
         again = ActivationStore(store.directory)
         evaluate({"one": load_dictionary(next((run / "members").iterdir())).sae}, again.train, again.mean)
 
-    for task in (training, analysis):
+    request = HarvestRequest(model_name="bundled", dataset="bundled", layer=2, n_samples=asked.rows // 50)
+
+    def harvesting() -> None:
+        shutil.rmtree(asked.folder / "cache", ignore_errors=True)
+        harvest_rows(request, asked.folder / "cache")
+
+    for task in (harvesting, training, analysis):
         took: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
         for taken in (False, True) * (asked.pairs + 1):
             with checksums(taken):
