@@ -52,7 +52,7 @@ def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
             random_state=seed,
             n_jobs=1,
             precomputed_knn=(at_NxK, distance_NxK),
-            force_approximation_algorithm=True,  # else it computes all distances of small sets anew
+            force_approximation_algorithm=True,  # else it recomputes all distances for small sets
         )
         return layout.fit_transform(x_NxD)
 

@@ -20,8 +20,8 @@ from scipy.optimize import brentq
 FEWEST = 3  # seeds that an interval needs: with two, it would be 12.7 standard errors to either side
 FEWEST_DOCUMENTS = 50  # with fewer documents, log-normal with sigma 1, the interval covers less than 93%
 FEWEST_SCORED = 15  # scored passages of the concept: with fewer, the interval of a sparse feature covers over 98%
-SAMPLES, ENDS = 2000, (0.02, 0.98)  # a little far out: of skewed documents bootstrap-t is 1 to 2% short of what it says
-EVENTS = 12  # passages that are not perfectly ranked, from which on their own variance counts for more than the model's
+SAMPLES, ENDS = 2000, (0.02, 0.98)  # wider than 95%, because bootstrap-t covers 1 to 2% less for skewed documents
+EVENTS = 12  # passages that are not perfectly ranked: with more, their measured variance weighs more than the model's
 
 Interval = tuple[float, float]
 
@@ -29,8 +29,9 @@ Interval = tuple[float, float]
 def ratio_interval(numerator_G: np.ndarray, denominator_G: np.ndarray) -> Interval | None:
     """The interval of Σ numerator / Σ denominator over documents: bootstrap-t (Efron 1982), or Student's t if wider.
 
-    The standard error is the linearized one, of each sample anew. Percentiles of the ratio, and BCa, are far too narrow
-    for few skewed documents. None for fewer than FEWEST_DOCUMENTS, and if the denominator's own interval includes 0.
+    The standard error is the linearized one, recomputed for each sample. Intervals from percentiles of the ratio, and
+    BCa, are far too narrow for few skewed documents. None for fewer than FEWEST_DOCUMENTS, and if the denominator is
+    not significantly different from 0.
     """
     documents = len(numerator_G)
     if documents < FEWEST_DOCUMENTS:
@@ -64,7 +65,7 @@ def _ratio_and_error(sums_SxM: np.ndarray, documents: int) -> tuple[np.ndarray, 
 def resample(documents: int) -> np.ndarray:
     """Bootstrap samples: how many times each document is drawn, int [S, G]. The same for the same number."""
     drawn_SxG = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)
-    drawn_SxG.setflags(write=False)  # kept
+    drawn_SxG.setflags(write=False)  # cached, so callers must not change it
     return drawn_SxG
 
 

@@ -21,7 +21,7 @@ from analysis.concepts.max_pooling import MaxPooled
 from analysis.stats import Interval, auroc_interval
 
 CHOOSING, THRESHOLD, SCORING = range(3)
-DEAL = (CHOOSING, SCORING, THRESHOLD, CHOOSING, SCORING)  # the sets that shuffled passages are assigned to, in turn
+TURNS = (CHOOSING, SCORING, THRESHOLD, CHOOSING, SCORING)  # the sets that shuffled passages are assigned to, in turn
 ENOUGH = 6  # passages of the concept that are needed: with fewer, no feature passes
 PERMUTATIONS = 10_000
 
@@ -92,7 +92,7 @@ def find_detectors(
 ) -> FindFeature:
     """Choose, threshold and score features of all dictionaries.
 
-    `pooled` yields (name, values) of one dictionary at a time. `set_N` is from `deal`. A baseline has one column.
+    `pooled` yields (name, values) of one dictionary at a time. `set_N` is of `split_passages`. A baseline has one column.
     """
     tried, candidates = {}, []
     for member, values in pooled:
@@ -120,7 +120,7 @@ def find_detectors(
     return FindFeature(features, top, beside, tried, sets)
 
 
-def deal(is_concept_N: np.ndarray, seed: int = 0) -> np.ndarray:
+def split_passages(is_concept_N: np.ndarray, seed: int = 0) -> np.ndarray:
     """A random assignment of passages to CHOOSING (2/5), THRESHOLD (1/5) and SCORING (2/5), [N].
 
     The shares are the same for passages of the concept and for others.
@@ -128,7 +128,7 @@ def deal(is_concept_N: np.ndarray, seed: int = 0) -> np.ndarray:
     rng, set_N = np.random.default_rng(seed), np.empty(len(is_concept_N), np.int64)
     for side in (True, False):
         rows = rng.permutation(np.flatnonzero(is_concept_N == side))
-        set_N[rows] = np.resize(DEAL, len(rows))
+        set_N[rows] = np.resize(TURNS, len(rows))
     return set_N
 
 
@@ -165,9 +165,9 @@ def permutation_test(
     for start in range(0, permutations, 1000):
         count = min(1000, permutations - start)
         drawn_SxP = rng.random((count, len(values_NxC))).argpartition(p - 1, axis=1)[:, :p]
-        dealt_SxN = np.zeros((count, len(values_NxC)))
-        np.put_along_axis(dealt_SxN, drawn_SxP, 1.0, axis=1)
-        as_large_C += (dealt_SxN @ ranks_NxC >= observed_C - 1e-6).sum(0)
+        permuted_SxN = np.zeros((count, len(values_NxC)))
+        np.put_along_axis(permuted_SxN, drawn_SxP, 1.0, axis=1)
+        as_large_C += (permuted_SxN @ ranks_NxC >= observed_C - 1e-6).sum(0)
     return (1 + as_large_C) / (1 + permutations)
 
 

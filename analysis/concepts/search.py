@@ -84,13 +84,13 @@ def search(
     against: list[str],
 ) -> tuple[ConceptPassages, FindFeature]:
     """Gather passages, run the model over them once, and search one dictionary at a time."""
-    from analysis.concepts.detectors import CHOOSING, deal, find_detectors
+    from analysis.concepts.detectors import CHOOSING, find_detectors, split_passages
     from analysis.concepts.max_pooling import activations, max_features, max_projection, mean_difference
     from harvest.text.concepts import gather
 
     first, seq_len, seed = finished.first_position, finished.request.seq_len, options.seed
     texts = gather(phrase, finished.corpus, model.tokenizer, seq_len, first, examples, against, options.passages, seed)
-    set_N = deal(texts.is_concept_N, seed)
+    set_N = split_passages(texts.is_concept_N, seed)
     sites = {name: finished.site(name) for name in dictionaries}
     x = activations(model, texts.passages.tokens_WxT, sites.values())
     directions = {site: mean_difference(x_WxTxD, texts, set_N == CHOOSING) for site, x_WxTxD in x.items()}
@@ -130,11 +130,11 @@ def density_of(dictionary: Dictionary, feature: int) -> float | None:
 
 def passages_record(texts: ConceptPassages, trained_documents_W: np.ndarray, seed: int) -> dict[str, int | float]:
     """The numbers and lengths of the passages that were used. The user's texts count as not trained on."""
-    from analysis.concepts.detectors import SCORING, deal
+    from analysis.concepts.detectors import SCORING, split_passages
     from harvest.text.concepts import NO_DOCUMENT
 
     is_concept_N, is_new_N = texts.is_concept_N, ~np.isin(texts.document_N, trained_documents_W)
-    scored_N = deal(is_concept_N, seed) == SCORING
+    scored_N = split_passages(is_concept_N, seed) == SCORING
     return {
         "concept": int(is_concept_N.sum()),
         "of_which_examples": int((is_concept_N & (texts.document_N == NO_DOCUMENT)).sum()),

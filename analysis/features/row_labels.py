@@ -107,7 +107,7 @@ class Labels:
         alone_G[: len(originals.document_G)] = originals.document_G[: len(alone_G)]
         return alone_G * len(self.names) + self.codes
 
-    def dealt(self, unit_U: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def shuffled(self, unit_U: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Codes of documents or tokens, or rotations of windows: the true ones, then SHUFFLES shuffles, [1 + S, U]."""
         _, first, unit_U = np.unique(unit_U, return_index=True, return_inverse=True)
         if self.by == "position":
@@ -115,12 +115,12 @@ class Labels:
             return np.stack([np.zeros(len(unit_U), int), *drawn_SxU[:, unit_U]])
         return np.stack([self.codes, *(rng.permutation(self.codes[first])[unit_U] for _ in range(SHUFFLES))])
 
-    def of_rows(self, chunk: Chunk, dealt_SxU: np.ndarray) -> np.ndarray:
-        """The true labels of a chunk's rows, then the shuffled ones, [1 + S, N]."""
+    def of_rows(self, chunk: Chunk, codes_SxU: np.ndarray) -> np.ndarray:
+        """The true labels of a chunk's rows, then the shuffled ones, [1 + S, N]. `codes_SxU` is from `shuffled`."""
         if self.by == "position":
             positions = len(self.codes)
-            return self.codes[(chunk.position_N + dealt_SxU[:, chunk.row_N // positions]) % positions]
-        return dealt_SxU[:, chunk.document_N if self.by == "document" else chunk.token_N]
+            return self.codes[(chunk.position_N + codes_SxU[:, chunk.row_N // positions]) % positions]
+        return codes_SxU[:, chunk.document_N if self.by == "document" else chunk.token_N]
 
     def units_of_rows(self, chunk: Chunk, unit_U: np.ndarray) -> np.ndarray:
         """The number of the shuffled unit of each row, [N]. For positions, a window counts as one unit per label."""

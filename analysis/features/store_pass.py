@@ -97,7 +97,7 @@ def accumulate_firings(
     firing, rng = FiringAccumulator(sae, store.train.positions, labels, seed), np.random.default_rng(seed)
     originals = originals_in(store)
     units = {name: group.units(originals) for name, group in labels.items()}
-    shuffled = {name: group.dealt(units[name], rng) for name, group in labels.items()}
+    shuffled = {name: group.shuffled(units[name], rng) for name, group in labels.items()}
     rows_SxL = {name: np.zeros((1 + SHUFFLES, len(group.names)), np.int64) for name, group in labels.items()}
     for chunk in chunks(store, firing.chunk_rows):
         label_SxN = {name: group.of_rows(chunk, shuffled[name]) for name, group in labels.items()}

@@ -1,6 +1,6 @@
 """Mean activations and features of documents or words, for all members in one pass of the model.
 
-Shapes: N items, W windows, T tokens a window, D width of the model, F features.
+Shapes: N items, W windows, T tokens per window, D width of the model, F features.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def study(gathered: PopulationMeasures, control: PopulationMeasures | None = Non
 
 
 def kinds_of(gathered: PopulationMeasures) -> dict[str, list[str]]:
-    """{label: ids of the members that differ only in their seed}. The label tells these members from all others."""
+    """{label: ids of the members that differ only in their seed}. Labels are made of the settings that differ."""
     kinds = families.alike(gathered.settings, but_for="seed")
     labels = families.labels({names[0]: gathered.settings[names[0]] for names in kinds}, but_for=("seed",))
     return {labels[names[0]]: names for names in kinds}
