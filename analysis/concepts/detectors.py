@@ -92,7 +92,8 @@ def find_detectors(
 ) -> FindFeature:
     """Choose, threshold and score features of all dictionaries.
 
-    `pooled` yields (name, values) of one dictionary at a time. `set_N` is of `split_passages`. A baseline has one column.
+    `pooled` yields (name, values) of one dictionary at a time. A baseline has one column. `set_N` is the set of each
+    passage, from `split_passages`.
     """
     tried, candidates = {}, []
     for member, values in pooled:
