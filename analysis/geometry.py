@@ -32,7 +32,8 @@ def random_like(directions_FxD: np.ndarray, count: int, rng: np.random.Generator
     return unit(rng.standard_normal((count, len(root)), np.float32) @ root)
 
 
-NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with 0.1, or 200 epochs, small planted clusters run together
+NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with a distance of 0.1, or 200 epochs, small planted clusters merge
+NEIGHBOURS_MIB = 128  # memory for the cosines that are computed at a time
 
 
 def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
@@ -40,10 +41,12 @@ def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", category=UserWarning, module="umap"
-        )  # it cannot place further points: none come
+        )  # about new points, of which there are none
         from umap import UMAP
 
-        at_NxK, distance_NxK = neighbours(x_NxD, min(NEIGHBOURS, len(x_NxD) - 1))
+        itself_Nx1 = np.arange(len(x_NxD))[:, None]  # UMAP expects each row as its own first neighbour
+        at_NxK, distance_NxK = neighbours(x_NxD, min(NEIGHBOURS, len(x_NxD) - 1) - 1)
+        at_NxK, distance_NxK = np.hstack([itself_Nx1, at_NxK]), np.pad(distance_NxK, ((0, 0), (1, 0)))
         layout = UMAP(
             n_neighbors=at_NxK.shape[1],
             min_dist=MIN_DISTANCE,
@@ -58,19 +61,15 @@ def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
 
 
 def neighbours(x_NxD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(row numbers, 1 − cosine) of each row's nearest rows, the row itself first, as UMAP expects."""
+    """(row numbers, 1 − cosine) of each row's nearest rows [N, K], nearest first; a row itself is not among them."""
+    from sklearn import config_context
+    from sklearn.neighbors import NearestNeighbors
 
-    def sliced() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for s in slices_of(len(x_NxD)):
-            cosine_SxN = x_NxD[s] @ x_NxD.T
-            cosine_SxN[np.arange(len(cosine_SxN)), np.arange(s.start, s.stop)] = 2  # first, whatever its twins have
-            at_SxK = np.argpartition(-cosine_SxN, count - 1, axis=1)[:, :count]
-            nearest = np.argsort(-np.take_along_axis(cosine_SxN, at_SxK, 1), axis=1, kind="stable")
-            at_SxK = np.take_along_axis(at_SxK, nearest, 1)
-            yield at_SxK, np.maximum(1 - np.minimum(np.take_along_axis(cosine_SxN, at_SxK, 1), 1), 0)
-
-    at, distance = zip(*sliced(), strict=True)
-    return np.concatenate(at), np.concatenate(distance).astype(np.float32)
+    if count < 1:
+        return np.empty((len(x_NxD), 0), np.int64), np.empty((len(x_NxD), 0), np.float32)
+    with config_context(working_memory=NEIGHBOURS_MIB):
+        distance_NxK, at_NxK = NearestNeighbors(metric="cosine").fit(x_NxD).kneighbors(n_neighbors=count)
+    return at_NxK, distance_NxK
 
 
 def pca_of(x_NxD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

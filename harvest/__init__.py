@@ -1,4 +1,4 @@
-"""Text through a language model into an activation store. Importing this package loads neither torch nor jax."""
+"""Harvesting the activations of a language model into stores. Importing this package loads neither torch nor jax."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __all__ = ["TransformerActivationDataset"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "TransformerActivationDataset":  # torch is loaded where it is used
+    if name == "TransformerActivationDataset":  # loads torch only when it is used
         from harvest.dataset import TransformerActivationDataset
 
         return TransformerActivationDataset

@@ -1,8 +1,8 @@
-"""Text windows through the language model into activation stores, one a site, all of them in one pass of the model.
+"""The harvest: activations of a language model on text windows, written to one store per site in one pass.
 
-A harvest that was stopped goes on where it was.
+A harvest that was stopped continues where it stopped.
 
-Shapes: W windows, T tokens a window, N rows, D width of the model.
+Shapes: W windows, T tokens per window, N rows, D width of the model.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from harvest.request import HarvestRequest, Site
 from harvest.sources import Source, resolve
 from harvest.store import FORMAT, ActivationStore, StoreWriter
 
-BATCH_TOKENS = 2048  # never tuned to the machine: a harvest that is resumed must run the same batches
-SHARD_BYTES = 32 << 20  # of rows
+BATCH_TOKENS = 2048  # the same on all machines, because a resumed harvest must run the same batches
+SHARD_BYTES = 32 << 20  # of the rows in a shard
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
-Progress = Callable[[str, int, int], None]  # phase, tokens done, tokens in all
+Progress = Callable[[str, int, int], None]  # phase, tokens done, total tokens
 Say = Callable[[str], None]
 
 
 def ignore(*_: object) -> None:
-    """Tells nobody."""
+    """Report nothing."""
 
 
 def harvest(
@@ -46,19 +46,18 @@ def harvest(
     sources: tuple[Source, Source] | None = None,
     loss_recovered: bool = False,
 ) -> dict[Site, ActivationStore]:
-    """The stores of the sites asked for, with the same windows: those harvested before at once, the others made now.
+    """The stores of the requested sites, all with the same windows. Stores that are missing are harvested.
 
-    `sources` are what `resolve` answered to this request, where that was asked already.
-
-    A site's rows are the same within rounding of float32 whichever sites are harvested with it. Memory: a shard a site.
-    With `loss_recovered`, which is to be measured of them later, a site where it cannot be is refused at once, but for
-    an encoder's: that has none, which is said. Raises InputError for what cannot be had, cannot be stored in the number
-    format, or finds no room on the disk.
+    `sources` is the result of `resolve` for this request, if known. The rows of a site do not depend on the other sites
+    that are harvested with it, up to rounding in float32. The harvest needs the memory of one shard per site. With
+    `loss_recovered`, a site at which loss recovered cannot be measured is refused before the harvest. For an encoder,
+    which has no loss recovered, this is only reported. Raises InputError if a model or text is unavailable, if values
+    do not fit the number format, or if the disk is full.
     """
     model, dataset = sources or resolve(request, Path(cache_dir))
     _say_sources(model, dataset, say)
     if request.control:
-        say(f"control: {request.control}, the model's weights are shuffled within each matrix")
+        say(f"control: {request.control}, weights are shuffled within each matrix of the model")
     stores = Path(cache_dir) / "activations"
     directories = {s: stores / store_name(request, s, model, dataset, shard_bytes) for s in request.sites}
     if missing := _unfinished(directories):
@@ -66,45 +65,45 @@ def harvest(
             if source.out_of_reach:
                 raise InputError(source.out_of_reach)
         with disk_trouble_said(stores), ExitStack() as locks:
-            for directory in sorted(missing.values()):  # in one order: no two processes wait for each other
+            for directory in sorted(missing.values()):  # in a fixed order, so that no two processes wait for each other
                 locks.enter_context(one_at_a_time(directory, say))
-            if missing := _unfinished(missing):  # another process may have finished them meanwhile
+            if missing := _unfinished(missing):  # another process may have finished them
                 _fill(missing, request, model, dataset, on_progress, say, shard_bytes, loss_recovered)
                 _free_memory()
-    found = {site: ActivationStore(directory) for site, directory in directories.items()}
+    by_site = {site: ActivationStore(directory) for site, directory in directories.items()}
     if loss_recovered:
-        refuse_unmeasurable({site: store.manifest for site, store in found.items()}, say)
-    say_stores(found, say)
-    if (got := next(iter(found.values())).manifest["n_samples_got"]) < request.n_samples:
-        say(f"the text has only {got:,} windows of {request.seq_len} tokens, {request.n_samples:,} were asked for")
-    return found
+        refuse_unmeasurable({site: store.manifest for site, store in by_site.items()}, say)
+    say_stores(by_site, say)
+    if (got := next(iter(by_site.values())).manifest["n_samples_got"]) < request.n_samples:
+        say(f"the text has only {got:,} windows of {request.seq_len} tokens; {request.n_samples:,} were requested")
+    return by_site
 
 
-def say_stores(found: dict[Site, ActivationStore], say: Say) -> None:
-    _say_text(next(iter(found.values())).manifest["text"], say)
-    for site, store in found.items():
-        rows = f"{len(store.train):,} rows to train on, {len(store.held_out):,} held out"
+def say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
+    _say_text(next(iter(stores.values())).manifest["text"], say)
+    for site, store in stores.items():
+        rows = f"{len(store.train):,} training rows, {len(store.held_out):,} held-out rows"
         say(f"activations at {site.hook_name}: {rows}, in {store.directory}")
 
 
 def refuse_unmeasurable(manifests: dict[Site, dict], say: Say) -> None:
-    """Raises InputError where loss recovered cannot be measured at a site; of an encoder, which has none, says it."""
+    """Raise InputError if loss recovered cannot be measured at a site; for an encoder, only report this."""
     for manifest in manifests.values():
         if (trouble := manifest.get("no_loss_recovered")) and not manifest["reads_both_ways"]:
-            raise InputError(f"{trouble}. Loss recovered cannot be measured there: --ce-windows 0 does without it")
+            raise InputError(f"{trouble}. Loss recovered cannot be measured there: skip it with --ce-windows 0")
     encoders = [manifest["no_loss_recovered"] for manifest in manifests.values() if manifest.get("reads_both_ways")]
     for trouble in encoders[:1]:
-        say(f"not measured: {trouble}")
+        say(f"loss recovered is not measured: {trouble}")
 
 
 def store_name(
     request: HarvestRequest, site: Site, model: Source, dataset: Source, shard_bytes: int = SHARD_BYTES
 ) -> str:
-    """A hash of everything that the rows and the manifest of one site depend on, and the control in plain sight."""
+    """A hash of everything on which the rows and manifest of a site depend, followed by the control, if any."""
     facts = {
         **request.to_json(),
         **site._asdict(),
-        "model_name": (model.fingerprint, model.fell_back),  # the same model under another name is the same
+        "model_name": (model.fingerprint, model.fell_back),  # by content, not by name
         "dataset": (dataset.fingerprint, dataset.fell_back),
         "format": FORMAT,
         "shard_bytes": shard_bytes,
@@ -183,7 +182,7 @@ def _rows(
     for start in range(0, len(tokens_WxT), _batch_windows(request)):
         batch_WxT = tokens_WxT[start : start + _batch_windows(request)]
         for site, activations_WxTxD in language_model.activations(batch_WxT, sites).items():
-            with np.errstate(over="ignore"):  # the writer refuses what became infinite
+            with np.errstate(over="ignore"):  # the writer refuses infinite values
                 rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -positions:]
         advance(len(batch_WxT))
     return {site: rows_WxTxD.reshape(-1, language_model.d_model) for site, rows_WxTxD in rows.items()}
@@ -194,7 +193,7 @@ def _batch_windows(request: HarvestRequest) -> int:
 
 
 def _description(request: HarvestRequest, model: Source, dataset: Source, language_model, windows) -> dict:
-    """What the manifests of all sites say of where the rows come from."""
+    """Facts about the origin of the rows, for the manifests of all sites."""
     arrays = [a for split in windows.values() for a in (split.tokens_WxT, split.documents_W)]
     return {
         "model": model.record,
@@ -217,9 +216,9 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
 def _say_sources(model: Source, dataset: Source, say: Say) -> None:
     for kind, source in (("model", model), ("text", dataset)):
         where = "" if source.location == source.asked else f" ({source.location})"
-        where += " (no hub is in reach: what was harvested of it before is used)" if source.out_of_reach else ""
+        where += " (the hub cannot be reached: activations harvested before are used)" if source.out_of_reach else ""
         say(
-            f"{kind}: the bundled one, because {source.asked} is not at hand and no hub is in reach"
+            f"{kind}: the bundled one, because the hub cannot be reached and there is no local copy of {source.asked}"
             if source.fell_back
             else f"{kind}: {source.asked}{where}"
         )
@@ -230,16 +229,16 @@ def _say_text(text: dict, say: Say) -> None:
         say(f"text column: {', '.join(text['columns'])}")
     if files := text["left_out"]:
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
-        say(f"left out, being empty or of a test or validation split: {', '.join(files[:3])}{more}")
+        say(f"not read, because they are empty or of a test or validation split: {', '.join(files[:3])}{more}")
     if text["near_copies"]:
-        copies = f"near-copies: {text['near_copies']:,} of {text['documents']:,} documents read nearly equal one before"
-        apart = "but are on both sides of training and held out, because nothing else would be left on one"
-        say(f"{copies}, {'and are on its side of training and held out' if text['copies_together'] else apart}")
+        copies = f"near-copies: {text['near_copies']:,} of {text['documents']:,} documents nearly equal an earlier one"
+        apart = "they are split between training and held-out rows, since one of the two would be empty otherwise"
+        say(f"{copies}; {'both are in the same split' if text['copies_together'] else apart}")
 
 
 @contextmanager
 def one_at_a_time(directory: Path, say: Say):
-    """Two processes that want the same store do not mix: the second waits, and then finds it finished."""
+    """Lock a store: if two processes need it, the second waits until the first has finished it."""
     from filelock import FileLock, Timeout
 
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -252,28 +251,29 @@ def one_at_a_time(directory: Path, say: Say):
     try:
         yield
     finally:
-        lock.release()  # the file stays: whoever waits for it and whoever comes later must meet at the same one
+        lock.release()  # the lock file stays, because all processes must lock the same file
 
 
 @contextmanager
 def disk_trouble_said(stores: Path):
+    """Turn errors of a full or read-only disk into an InputError."""
     try:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
             raise InputError(
-                f"the disk is full ({error.strerror}) at {stores}: make room, or name another place with "
-                "--cache-dir. What was harvested so far stays, and the same command goes on from there"
+                f"the disk is full ({error.strerror}) at {stores}: free some space, or choose another disk with "
+                "--cache-dir. The finished part of the harvest is kept, and the same command continues from there"
             ) from error
         if error.errno in NOT_WRITABLE:
             raise InputError(
-                f"--cache-dir {stores.parent}: cannot be written to ({error.strerror}); name another place"
+                f"--cache-dir {stores.parent}: cannot be written to ({error.strerror}): choose another directory"
             ) from error
         raise
 
 
 def _free_memory() -> None:
-    """The model hangs in reference cycles of its hooks; training must not share memory with it."""
+    """Free the memory of the model, which its hooks keep in reference cycles, before training begins."""
     import torch
 
     gc.collect()

@@ -1,4 +1,4 @@
-"""Activations as a torch data set, for those who bring their own training loop.
+"""Activations as a torch data set, for use in other training loops.
 
 from torch.utils.data import DataLoader
 from harvest import TransformerActivationDataset
@@ -23,11 +23,11 @@ from harvest.store import SPLITS
 
 
 class TransformerActivationDataset(Dataset):
-    """Activation rows of a language model; an item is {"pixel_values": float32 [D]}, a batch of them [B, D].
+    """Activation rows of a language model. An item is {"pixel_values": float32 [D]}, a batch [B, D].
 
-    Harvests at the first use and finds the store in `cache_dir` from then on. The arguments are those of
-    `HarvestRequest`, `split` is "train" or "held_out". `store` has the statistics and where each row comes from.
-    Raises InputError as `harvest` does.
+    The first use harvests; later uses read the store in `cache_dir`. The arguments are those of `HarvestRequest`, and
+    `split` is "train" or "held_out". The attribute `store` holds statistics and the origin of each row. Raises
+    InputError as `harvest` does.
     """
 
     def __init__(
@@ -71,5 +71,5 @@ class TransformerActivationDataset(Dataset):
         return {"pixel_values": torch.from_numpy(self.rows[row]).float()}
 
     def __getitems__(self, rows: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-        """A batch in one reading; the DataLoader asks for it where it is there."""
+        """A batch, read at once. The DataLoader calls this method if a data set has it."""
         return [{"pixel_values": row_D} for row_D in torch.from_numpy(self.rows[rows]).float()]

@@ -1,8 +1,8 @@
-"""Files that are whole or not there, and that tell when they are damaged. No torch, no jax.
+"""Atomic writing of files, and checksums that detect damage. Imports neither torch nor jax.
 
-JSON records carry a checksum of their content under the key `crc32`, and so does each line of a .jsonl file. Arrays lie
-in .npz files, whose format has a checksum of each array; the archive's comment is one of all of them. A file that
-cannot be read as it was written raises InputError, which names the file.
+JSON records have a checksum of their content under the key `crc32`, and so does each line of a .jsonl file. Arrays are
+in .npz files, whose format has a checksum of each array; the comment of the archive is a checksum of all of them. A
+damaged file raises InputError, which names the file.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ import numpy as np
 from harvest.errors import InputError
 
 CHECKSUM = "crc32"
-ARRAYS = "arrays_crc32"  # in a record, what `write_arrays` returned of the arrays that belong with it
-TEMPORARY = ".tmp"  # the end of a temporary file's name
+ARRAYS = "arrays_crc32"  # key in a record: the checksum from `write_arrays` of the arrays that belong to it
+TEMPORARY = ".tmp"  # suffix of temporary files
 
 
 def write_atomically(path: Path, write: Callable[..., object]) -> None:
-    """Let `write(file)` fill a temporary file in the same folder, then rename it: `path` is whole or not there.
+    """Write a file with `write(file)` to a temporary file in the same folder, then rename it to `path`.
 
-    The temporary file has a name of its own, so that several writers do not mix, and it is never a link to follow.
-    Raises InputError where `path` is a folder, a pipe or a device, OSError with the name of the file.
+    The file is therefore complete or absent. The temporary file has a random name, so that writers do not interfere,
+    and is never a link. Raises InputError if `path` is a folder, a pipe or a device, and OSError with the name of the
+    file.
     """
     refuse_as_target(path)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}{TEMPORARY}")
@@ -43,40 +44,40 @@ def write_atomically(path: Path, write: Callable[..., object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = str(path)  # a write does not say it, and the temporary name says nothing
+        error.filename = str(path)  # the error of a write has no name, or the temporary one
         raise
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_temporary(directory: Path) -> None:
-    """Delete the temporary files that a kill left in a folder; only for the process that holds the folder's lock."""
+    """Delete temporary files that killed processes left in a folder. The caller must hold the lock of the folder."""
     for path in directory.glob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record and its checksum, atomically. Values that are not finite raise ValueError."""
+    """Write a record and its checksum, atomically. Non-finite values raise ValueError."""
     text = json.dumps(sealed(record), indent=1)
     write_atomically(path, lambda file: file.write(f"{text}\n".encode()))
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """A record that `write_json` wrote, without its checksum.
+    """Read a record that `write_json` wrote, without its checksum. Raises InputError if the file is damaged.
 
-    `advice` says what to do about a damaged file, and ends the message of the InputError: "--force trains it again".
+    `advice` is the fix for a damaged file and ends the error message, as in "--force trains it again".
     """
     return unsealed(parse_json(path, advice), str(path), advice)
 
 
 def parse_json(path: Path, advice: str) -> dict[str, Any]:
-    """The JSON object in a file that anybody may have written. Raises InputError, which ends in `advice`."""
+    """Read a JSON object without a checksum. Raises InputError, which ends in `advice`."""
     refuse_irregular(path)
     return parsed(path.read_bytes(), str(path), advice)
 
 
 def parsed(text: bytes, what: str, advice: str) -> dict[str, Any]:
-    """The JSON object in a text. Raises InputError, which begins with `what` and ends in `advice`."""
+    """Parse a JSON object. Raises InputError, which begins with `what` and ends in `advice`."""
     try:
         record = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -87,66 +88,67 @@ def parsed(text: bytes, what: str, advice: str) -> dict[str, Any]:
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record as JSON has it, numpy's numbers too, with its checksum. Values that are not finite raise ValueError."""
+    """A record with JSON types (numpy numbers converted) and its checksum. Non-finite values raise ValueError."""
     plain = json.loads(json.dumps(record, allow_nan=False, default=lambda number: number.item()))
     plain.pop(CHECKSUM, None)
     return {**plain, CHECKSUM: record_checksum(plain)}
 
 
 def unsealed(record: Mapping[str, Any], what: str, advice: str) -> dict[str, Any]:
-    """A record of `sealed` without its checksum. Raises InputError, as `parsed` does, where it has another or none."""
+    """A record of `sealed` without its checksum. Raises InputError, as `parsed` does, if it is wrong or missing."""
     plain = {name: value for name, value in record.items() if name != CHECKSUM}
     if CHECKSUM not in record:
-        raise InputError(f"{what} has no checksum: an earlier version wrote it, or it is damaged: {advice}")
+        raise InputError(f"{what} has no checksum, so an earlier version wrote it or it is damaged: {advice}")
     if record[CHECKSUM] != record_checksum(plain):
-        raise InputError(f"{what} is damaged or was changed by hand (its checksum differs): {advice}")
+        raise InputError(f"{what} is damaged or was edited (its checksum differs): {advice}")
     return plain
 
 
 def record_checksum(record: Mapping[str, Any]) -> int:
-    """The crc32 of a JSON object's content: neither its layout nor the order of its keys changes it."""
+    """The crc32 of the content of a JSON object, independent of its layout and the order of its keys."""
     return zlib.crc32(json.dumps(record, sort_keys=True, separators=(",", ":")).encode())
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Add a line with its own checksum for each record to a .jsonl file."""
+    """Append a line with a checksum for each record to a .jsonl file."""
     with open(path, "ab") as file:
         file.writelines(f"{json.dumps(sealed(record))}\n".encode() for record in records)
 
 
 def read_lines(path: Path, advice: str) -> list[dict[str, Any]]:
-    """The records that `append_lines` wrote; a last line that a kill cut off is left out.
+    """Read the records that `append_lines` wrote, without an incomplete last line, which a killed process may leave.
 
-    Raises InputError, which names the first line that is damaged and ends in `advice`.
+    Raises InputError, which names the first damaged line and ends in `advice`.
     """
     refuse_irregular(path)
     *whole, cut = path.read_bytes().split(b"\n")
-    if cut.endswith(b"}") or cut[:-1].endswith(b"}"):  # all of a line but its end, which is damaged
+    if cut.endswith(b"}") or cut[:-1].endswith(b"}"):  # the last line is complete except for its damaged end
         whole.append(cut)
-    places = [f"{path}, line {number}," for number in range(1, len(whole) + 1)]
-    return [unsealed(parsed(line, at, advice), at, advice) for at, line in zip(places, whole, strict=True)]
+    names = [f"{path}, line {number}," for number in range(1, len(whole) + 1)]
+    return [unsealed(parsed(line, name, advice), name, advice) for name, line in zip(names, whole, strict=True)]
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], compressed: bool = False) -> int:
-    """Write an .npz file, atomically. Returns the checksum of all, for a record that belongs with it to keep."""
+    """Write an .npz file, atomically. Returns the checksum of all arrays, to be kept in a record that belongs to it."""
     save: Callable[..., None] = np.savez_compressed if compressed else np.savez
-    found = 0
+    crc32 = 0
 
     def write(file: IO[bytes]) -> None:
-        nonlocal found
+        nonlocal crc32
         save(file, **arrays)
         with zipfile.ZipFile(file, "a") as archive:
-            found = archive_checksum(archive)
-            archive.comment = str(found).encode()
+            crc32 = archive_checksum(archive)
+            archive.comment = str(crc32).encode()
 
     write_atomically(path, write)
-    return found
+    return crc32
 
 
 def read_arrays(path: Path, advice: str, expected: int | None = None) -> dict[str, np.ndarray]:
-    """All arrays of an .npz file that `write_arrays` wrote, compared with their checksums.
+    """Read all arrays of an .npz file that `write_arrays` wrote, and compare them with their checksums.
 
-    `expected` is what `write_arrays` returned, where a record kept it. Raises InputError, which ends in `advice`.
+    `expected` is the checksum that `write_arrays` returned, if a record has it. Raises InputError, which ends in
+    `advice`.
     """
     compare_arrays(path, advice, expected)
     with np.load(path, allow_pickle=False) as arrays:
@@ -154,50 +156,50 @@ def read_arrays(path: Path, advice: str, expected: int | None = None) -> dict[st
 
 
 def compare_arrays(path: Path, advice: str, expected: int | None = None) -> None:
-    """Raises InputError, as `read_arrays` does, unless all of an .npz file is as it was written."""
+    """Raise InputError, as `read_arrays` does, if an .npz file is damaged."""
     refuse_irregular(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            comment, found = archive.comment, archive_checksum(archive)
-            damaged = archive.testzip() if comment == str(found).encode() else None
-    except Exception as error:  # zipfile answers damage with a dozen kinds of exceptions
+            comment, crc32 = archive.comment, archive_checksum(archive)
+            damaged = archive.testzip() if comment == str(crc32).encode() else None
+    except Exception as error:  # zipfile raises many kinds of exceptions for damaged files
         if isinstance(error, MemoryError) or isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): {advice}") from error
     if not comment:
-        raise InputError(f"{path} has no checksum: an earlier version wrote it, or it is damaged: {advice}")
-    if damaged or comment != str(found).encode():
-        raise InputError(f"{path} is damaged or was changed by hand (its checksum differs): {advice}")
-    if expected not in (None, found):
-        raise InputError(f"{path} is of another time than the record beside it: {advice}")
+        raise InputError(f"{path} has no checksum, so an earlier version wrote it or it is damaged: {advice}")
+    if damaged or comment != str(crc32).encode():
+        raise InputError(f"{path} is damaged or was edited (its checksum differs): {advice}")
+    if expected not in (None, crc32):
+        raise InputError(f"{path} was not written together with the record beside it: {advice}")
 
 
 def archive_checksum(archive: zipfile.ZipFile) -> int:
-    """The crc32 of which files a zip archive holds, and where, and of their own checksums."""
-    return zlib.crc32(repr([(of.filename, of.header_offset, of.CRC) for of in archive.infolist()]).encode())
+    """The crc32 of the names, positions and checksums of the files in a zip archive."""
+    return zlib.crc32(repr([(file.filename, file.header_offset, file.CRC) for file in archive.infolist()]).encode())
 
 
 def array_checksum(array: np.ndarray, crc32: int = 0) -> int:
-    """The crc32 of an array's number format, shape and values, after that of others."""
+    """The crc32 of the number format, shape and values of an array, continued from `crc32`."""
     crc32 = zlib.crc32(f"{array.dtype} {array.shape}".encode(), crc32)
     return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data, crc32)
 
 
 def refuse_irregular(path: Path) -> None:
-    """Raises InputError for a folder, a pipe or a device, which would be read without an end, or not at all."""
+    """Raise InputError for a folder, a pipe or a device, which cannot be read, or not to an end."""
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise InputError(f"{path} is not a regular file")
+        raise InputError(f"{path} is not a regular file: use one instead")
 
 
 def refuse_as_target(path: Path) -> None:
-    """Raises InputError where no file can be written and then renamed to: for a folder, a pipe or a device."""
+    """Raise InputError for a folder, a pipe or a device, to which no file can be renamed."""
     refuse_irregular(path)
-    if path.absolute().parent == Path("/dev"):  # /dev/stdout is a link, which a file would take the place of
-        raise InputError(f"{path}: files are written whole and then renamed: name a file in another folder")
+    if path.absolute().parent == Path("/dev"):  # /dev/stdout is a link, which the file would replace
+        raise InputError(f"{path} cannot be replaced by a file: give a file in another folder")
 
 
 def refuse_taken(directory: Path) -> None:
-    """Raises InputError where --to is there already, and not an empty directory."""
+    """Raise InputError if --to exists and is not an empty directory."""
     if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
         raise InputError(f"--to {directory} is there already: choose a new or an empty directory")
 

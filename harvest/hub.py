@@ -1,4 +1,4 @@
-"""One bounded question to the model hub: is it in reach, has it a repository, may we read it? No torch."""
+"""A request to the model hub, with a time limit: whether a repository exists and may be read. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 from harvest.errors import InputError
 
-ANSWER_SECONDS = 3.5  # the client itself would try again for 20 to 25 seconds before it gave up
+ANSWER_SECONDS = 3.5  # the client itself would retry for 20 to 25 seconds
 
 Kind = Literal["model", "dataset"]
 FLAG = {"model": "--model-name", "dataset": "--dataset"}
@@ -21,22 +21,22 @@ INSTEAD = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What the hub said of a repository."""
+    """The answer of the hub about a repository."""
 
     verdict: Literal["there", "missing", "gated", "not in reach"]
-    trouble: str = ""  # why it is not in reach
+    trouble: str = ""  # why the hub is not in reach
     commit: str = ""
     config: dict = field(default_factory=dict)  # a model's config.json
 
 
 class HubQuestion(threading.Thread):
-    """Asks at once for a small file of a repository, by one request; `answer()` is there within ANSWER_SECONDS.
+    """Requests a small file of a repository when created. `answer()` returns within ANSWER_SECONDS.
 
-    A thread, and a daemon: looking up a host's name can hang for longer than any timeout that can be given to it.
+    This is a daemon thread because the lookup of a host name can hang for longer than any timeout.
     """
 
     def __init__(self, kind: Kind, name: str, repo: str):
-        from huggingface_hub import constants  # slow to import: before the clock starts
+        from huggingface_hub import constants  # slow to import, so before the time limit starts
 
         super().__init__(daemon=True)
         self.kind, self.name, self.repo = kind, name, repo
@@ -46,7 +46,7 @@ class HubQuestion(threading.Thread):
         self.start()
 
     def answer(self) -> Answer:
-        """Raises InputError where the hub answers that the repository cannot be had."""
+        """The answer of the hub. Raises InputError if the repository is missing, private or gated."""
         self.join(max(0.0, self._deadline - time.monotonic()))
         answer = self._answer
         asked = f"{FLAG[self.kind]} {self.name}"
@@ -58,13 +58,13 @@ class HubQuestion(threading.Thread):
             )
         if answer.verdict == "gated":
             page = f"{self.endpoint}/{'datasets/' if self.kind == 'dataset' else ''}{self.repo}"
-            raise InputError(f"{asked}: access to it is gated: accept its terms at {page} and set HF_TOKEN")
+            raise InputError(f"{asked}: access is gated: accept the terms at {page} and set HF_TOKEN")
         return answer
 
     def refusal(self) -> InputError:
         return InputError(
-            f"{FLAG[self.kind]} {self.name}: no hub is in reach ({self._answer.trouble}) and it is not in the local "
-            f"cache: {INSTEAD[self.kind]}"
+            f"{FLAG[self.kind]} {self.name}: the hub cannot be reached ({self._answer.trouble}) and there is no copy "
+            f"in the local cache: {INSTEAD[self.kind]}"
         )
 
     def run(self) -> None:
@@ -75,7 +75,7 @@ class HubQuestion(threading.Thread):
         try:
             response = get_session().get(url, headers=build_hf_headers(), timeout=ANSWER_SECONDS)
             config = dict(response.json()) if self.kind == "model" and response.status_code == 200 else {}
-        except Exception as error:  # whatever the client raises: there is no hub to talk to
+        except Exception as error:  # any exception of the client means that the hub cannot be reached
             self._answer = Answer("not in reach", f"{self.endpoint}: {type(error).__name__}: {error}".splitlines()[0])
             return
         commits = [r.headers["X-Repo-Commit"] for r in (*response.history, response) if "X-Repo-Commit" in r.headers]
@@ -89,7 +89,7 @@ class HubQuestion(threading.Thread):
     def _verdict(
         self, status: int, error_code: str | None, has_commit: bool
     ) -> Literal["there", "missing", "gated", "not in reach"]:
-        """Only answers with a hub's own headers count: a proxy, a filter or a portal answers 200, 403 or 404 too."""
+        """Only answers with the headers of a hub are used, since a proxy or filter also answers 200, 403 or 404."""
         if (status == 200 and has_commit) or (error_code == "EntryNotFound" and self.kind == "dataset"):
             return "there"  # a data set need not have a README
         if error_code == "GatedRepo":

@@ -1,8 +1,8 @@
-"""Whether two activation stores hold the same rows: by what the rows mean and by their values. No torch, no jax.
+"""Comparison of activation stores: whether two stores hold the same rows. Imports neither torch nor jax.
 
-Where the rows lie, which versions made them and from which paths says nothing of that. The same model on the same text
-gives, with another version of torch or on another processor, rows that differ by rounding; those are told apart from
-other rows by a few sums over them.
+Rows are compared by their meaning (model, text, hook) and their values, not by paths or versions. With another version
+of torch or another processor, the same model on the same text gives rows that differ by rounding. A few sums over the
+rows distinguish them from other rows.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import shake_128
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ MODEL = ("fingerprint", "weights_hash", "tokenizer_hash")
 MEANING = ("control", "windows_hash", "hook_name", "seq_len", "keep_first_position", "dtype", "d_model")
 IN_WORDS = {"windows_hash": "token windows", "model": "model"}
 SAMPLED = 32  # rows of a split
-ROUNDING = {"float16": 2**-10, "float32": 2**-13}  # of a row's length; float32's adds up over a model's layers
+ROUNDING = {"float16": 2**-10, "float32": 2**-13}  # relative to the length of a row; in float32 it adds up over layers
 
 
+@lru_cache(1)
 def identity(store: ActivationStore) -> dict[str, Any]:
-    """What a run keeps of the rows that it was trained on."""
+    """The facts by which a run recognizes the rows that it was trained on."""
     manifest, mean_norm = store.manifest, store.manifest["mean_norm"]
     signs_D = _signs(store.d_model)
     files = [facts["crc32"] for path, facts in store.files() if path.name.startswith("rows")]
@@ -46,13 +48,13 @@ def identity(store: ActivationStore) -> dict[str, Any]:
 
 
 def meaning(of: Mapping[str, Any]) -> str:
-    """A short name of what rows mean, the same wherever they were harvested."""
+    """A short hash of the meaning of rows with this `identity`, the same on every machine."""
     facts = {name: of[name] for name in (*MEANING, "rows", "held_out_rows")} | {"model": of["model"]["weights_hash"]}
     return shake_128(json.dumps(facts, sort_keys=True).encode()).hexdigest(4)
 
 
 def difference(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """In words and numbers, how rows differ from those of another `identity`; "" for the same and for rounding."""
+    """The differences between the rows of two identities, in words; "" if there are none or only rounding."""
     names = ("rows", "held_out_rows", *MEANING)
     other = [f"{IN_WORDS.get(n, n)} {trained[n]}, not {here[n]}" for n in names if trained[n] != here[n]]
     if not same_model(trained["model"], here["model"]):
@@ -65,14 +67,14 @@ def difference(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 
 def rounding(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """How far rows that have no `difference` are apart; "" where they are equal byte for byte."""
+    """The rounding distance of rows without a `difference`, in words; "" if they are equal byte for byte."""
     if trained["rows_crc32"] == here["rows_crc32"]:
         return ""
     return f"the rows differ by rounding ({max(distance(trained, here).values()):.1e} of their length)"
 
 
 def distance(trained: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, float]:
-    """As shares of a row's length: how far sampled rows are apart (root mean square), the means, the deviations."""
+    """Distances of sampled rows (root mean square), means and deviations, relative to the length of a row."""
     old, new = trained["sums"], here["sums"]
     rows = np.subtract(np.concatenate(old["rows"]), np.concatenate(new["rows"]))
     apart = {"rows": float(np.sqrt(np.square(rows).mean()))}
@@ -81,14 +83,17 @@ def distance(trained: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, f
 
 
 def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """By its files, or else by its weights and vocabulary: versions of TransformerLens name and divide weights anew."""
+    """Whether two models have the same files, or the same weights and vocabulary.
+
+    Files are compared first because versions of TransformerLens name and divide weights differently.
+    """
     if one["fingerprint"] == other["fingerprint"]:
         return True
     return all(one[name] == other[name] for name in MODEL[1:])
 
 
 def found(trained: Mapping[str, Any], directory: Path) -> ActivationStore | None:
-    """The store in a directory, if it is finished and its rows have no `difference` from these."""
+    """The store in a directory; None if it is unfinished or its rows have a `difference` from the trained ones."""
     if not (directory / "manifest.json").exists():
         return None
     store = ActivationStore(directory)
@@ -96,15 +101,15 @@ def found(trained: Mapping[str, Any], directory: Path) -> ActivationStore | None
 
 
 def _sampled(split: Split, signs_D: np.ndarray) -> list[float]:
-    """Rows at even distances, each as its product with a vector of ±1.
+    """Products of evenly spaced rows with a vector of ±1.
 
-    What that product changes by is, in the root mean square, the length of what was added to the row.
+    If a vector is added to a row, its product changes by the length of that vector, in the root mean square.
     """
     rows_N = np.unique(np.linspace(0, len(split) - 1, SAMPLED).astype(int)) if len(split) else np.empty(0, int)
     return (split[rows_N].astype(np.float64) @ signs_D).tolist() if len(rows_N) else []
 
 
 def _signs(d_model: int) -> np.ndarray:
-    """The same ±1 [D] in every version of every library."""
+    """A fixed vector of ±1 [D] that does not depend on library versions."""
     bits = np.frombuffer(shake_128(b"rows").digest(d_model // 8 + 1), np.uint8)
     return np.unpackbits(bits)[:d_model] * 2.0 - 1.0

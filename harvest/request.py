@@ -1,4 +1,4 @@
-"""What a harvest is asked for: the fields are the command line's flags. No torch, no jax."""
+"""The request for a harvest. Its fields are flags on the command line. Imports neither torch nor jax."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ CONTROLS = ("random-weights",)
 
 
 def flag(default, help: str, **extra):
-    """A dataclass field that `main.py` shows as a flag."""
+    """A dataclass field that is a flag on the command line."""
     return field(default=default, metadata={"help": help, **extra})
 
 
 def plain(value: Any) -> Any:
-    """A number of numpy, JAX or torch as Python's own, and a path as its text; anything else as it is.
+    """A scalar of numpy, JAX or torch as a Python number, and a path as a string. Other values are returned as given.
 
-    A float32 or float16 is the shortest decimal that means it: float32(1e-5) is 1e-5, not 9.999999747378752e-06.
+    A float32 or float16 becomes the shortest decimal that rounds to it: float32(1e-5) is 1e-5, not
+    9.999999747378752e-06.
     """
     if isinstance(value, PathLike):
         return fspath(value)
@@ -38,9 +39,9 @@ def plain(value: Any) -> Any:
 
 
 def several(name: str, value: Any) -> tuple[Any, ...]:
-    """The values of a field that spans the population: of a list, an array, a range, or the one that is given.
+    """The values of a field that spans the population, from a list, an array, a range or a single value.
 
-    Raises InputError for a set or a dict, in whose order the members would come.
+    Raises InputError for a set or a dict, because the order of the members would depend on theirs.
     """
     value = plain(value)
     if isinstance(value, Set | Mapping):
@@ -55,7 +56,7 @@ def default_cache_dir() -> Path:
 
 
 class Site(NamedTuple):
-    """Where in the model activations are read."""
+    """A layer and hook of the model at which activations are read."""
 
     layer: int
     hook: str
@@ -68,32 +69,32 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True)
 class HarvestRequest:
-    """Which activations: of which model, at which sites, on which text.
+    """The activations to harvest: the model, the sites and the text.
 
-    `layer` and `hook` may be given as a plain int and str; they are tuples from then on.
-    `model_name` and `dataset` of None mean the defaults (DEFAULT_MODEL, DEFAULT_DATASET), and only these may fall
-    back to the bundled model and corpus where no hub is in reach. Raises InputError for values that cannot be.
+    `layer` and `hook` may be given as a plain int and str; they are stored as tuples. If `model_name` or `dataset` is
+    None, the default is used (DEFAULT_MODEL, DEFAULT_DATASET). Only the defaults fall back to the bundled model and
+    corpus if the hub cannot be reached. Raises InputError for invalid values.
     """
 
     model_name: str | None = flag(
         None,
-        f"hub name, alias, local directory or 'bundled' (default: {DEFAULT_MODEL}; bundled where no hub is in reach)",
+        f"hub name, alias, local directory or 'bundled' (default: {DEFAULT_MODEL}; bundled if the hub is unreachable)",
     )
     dataset: str | None = flag(
         None,
         f"hub data set, .txt, .jsonl, .jsonl.gz, .parquet or 'bundled' (default: {DEFAULT_DATASET}; "
-        "bundled where no hub is in reach)",
+        "bundled if the hub is unreachable)",
     )
-    layer: tuple[int, ...] = flag((0,), "layers of the model to read, one or several")
-    hook: tuple[str, ...] = flag(("resid_pre",), "where in each layer, one or several", choices=HOOKS)
-    n_samples: int = flag(10000, "token windows to harvest, held-out ones included")
-    seq_len: int = flag(20, "tokens a window; a window never crosses a document")
-    held_out: float = flag(0.1, "share of the windows that comes from documents kept for evaluation")
-    keep_first_position: bool = flag(False, "keep the first position of each window (in GPT-2 an outlier)")
+    layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read")
+    hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", choices=HOOKS)
+    n_samples: int = flag(10000, "token windows to harvest, including held-out ones")
+    seq_len: int = flag(20, "tokens per window; a window never spans two documents")
+    held_out: float = flag(0.1, "share of the windows from documents that are only used for evaluation")
+    keep_first_position: bool = flag(False, "also use the first position of each window (an outlier in GPT-2)")
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
     control: str | None = flag(
         None,
-        "harvest the model with its weights shuffled: what is found there, too, no training put in",
+        "harvest the model with shuffled weights: results found there, too, are not learned by the model",
         choices=CONTROLS,
     )
 
@@ -124,19 +125,19 @@ class HarvestRequest:
         need(self.n_samples >= 2, "n_samples", "at least 2 (one window to train on, one held out)")
         need(self.seq_len >= (1 if self.keep_first_position else 2), "seq_len", "at least 2")
         need(isinstance(self.held_out, int | float), "held_out", "a number")
-        need(0 < self.held_out <= 1, "held_out", "over 0 and at most 1 (then there is nothing to train on)")
+        need(0 < self.held_out <= 1, "held_out", "over 0 and at most 1 (with 1 there are no training rows)")
         need(self.store_dtype in STORE_DTYPES, "store_dtype", f"one of {', '.join(STORE_DTYPES)}")
         need(self.control in (None, *CONTROLS), "control", f"one of {', '.join(CONTROLS)}, or left out")
         for name in ("model_name", "dataset"):
             value = getattr(self, name)
-            need(value is None or (isinstance(value, str) and bool(value.strip())), name, "a name, not an empty text")
+            need(value is None or (isinstance(value, str) and bool(value.strip())), name, "a name, not an empty string")
 
     def to_json(self) -> dict[str, Any]:
-        """The fields; without a control as before there was one, so that runs and stores keep their names."""
+        """The fields. `control` is omitted if None, so that runs and stores without a control keep their names."""
         fields = asdict(self)
         return fields if self.control else {name: value for name, value in fields.items() if name != "control"}
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """Each hook of each layer, hooks within layers."""
+        """All sites: each hook of the first layer, then of the next layers."""
         return tuple(Site(layer, hook) for layer in self.layer for hook in self.hook)

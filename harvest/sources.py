@@ -1,11 +1,11 @@
-"""Which model and which text a request means, found out in under 5 seconds. No torch, nothing is downloaded.
+"""The model and the text of a request, found in under 5 seconds without a download. Does not import torch.
 
-Looked for in this order: 'bundled', a local path, a model in the hub client's cache, the hub itself (model and data
-set asked for at once), a data set in the client's cache, activations harvested before. The client's environment
-variables are honoured: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE.
+They are searched in this order: 'bundled', a local path, a model in the cache of the hub client, the hub (model and
+data set at once), a data set in the cache of the client, activations harvested before. The environment variables of
+the client apply: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE.
 
-A model or text is known by its fingerprint: of local files what they hold, wherever they lie; of the hub's files their
-name and commit. Files that say nothing of the model (a README, notes) do not count.
+A model or text is identified by its fingerprint. For local files this is a hash of their content, and for files of the
+hub their repository and commit. Files that do not define the model, such as a README, are not included.
 """
 
 from __future__ import annotations
@@ -42,36 +42,36 @@ TOKENIZER_PATTERNS: tuple[str, ...] = (
     "merges.txt",
 )
 TOKENIZER_PATTERNS += ("*.model", "*.tiktoken")
-INCIDENTAL = ("_name_or_path", "name_or_path", "transformers_version")  # of a model's JSON files
+INCIDENTAL = ("_name_or_path", "name_or_path", "transformers_version")  # in JSON files of a model, but irrelevant
 DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".gz", ".zst"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model or a data set that can be had."""
+    """A model or a data set that is available."""
 
-    asked: str  # what the user or the default named
-    location: str  # what to load: a hub name, a local path, or what is bundled
-    fell_back: bool  # the default could not be had, and what is bundled is used
-    n_layers: int | None  # models only; None where the config does not say
-    fingerprint: str  # of local files what they hold; of the hub's the repository and its commit, with an @
-    n_positions: int | None = None  # models only: the longest window it takes
-    d_model: int | None = None  # models only: the width of its residual stream
-    out_of_reach: str = ""  # why it cannot be loaded now, though activations were harvested of it before
+    asked: str  # the name given by the user or the default
+    location: str  # what to load: a hub name or a local path
+    fell_back: bool  # whether the bundled one replaces an unavailable default
+    n_layers: int | None  # models only; None if unknown
+    fingerprint: str  # hash of local files, or repository@commit of the hub
+    n_positions: int | None = None  # models only: the length of the longest window
+    d_model: int | None = None  # models only: the width of the residual stream
+    out_of_reach: str = ""  # why it cannot be loaded, if only activations harvested before are available
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a store's manifest keeps of it, from which `place_of` and `name_of` find it again."""
+        """The record in the manifest of a store, from which `place_of` and `name_of` find the source again."""
         kept = ("asked", "location", "fell_back", "fingerprint")
         return {name: getattr(self, name) for name in kept}
 
 
 def resolve(request: HarvestRequest, cache_dir: Path | None = None) -> tuple[Source, Source]:
-    """The (model, data set) of a request.
+    """(model, data set) of a request.
 
-    Where no hub is in reach, what was named is looked for among the activations in `cache_dir`, too: it is then
-    `out_of_reach`, but known. Raises InputError for what was named and cannot be had, and for a layer or a window that
-    the model does not have.
+    If the hub cannot be reached, a named model or data set is also searched among the activations in `cache_dir`; it
+    then has `out_of_reach`. Raises InputError if a named model or data set is unavailable, and if the model does not
+    have a layer or is too short for the windows.
     """
     model, dataset = _model_here(request.model_name), _dataset_here(request.dataset)
     model_name, dataset_name = request.model_name or DEFAULT_MODEL, request.dataset or DEFAULT_DATASET
@@ -88,7 +88,7 @@ def resolve(request: HarvestRequest, cache_dir: Path | None = None) -> tuple[Sou
 
 @cache
 def official_name(name: str) -> str:
-    """The hub's name of a model for which TransformerLens has an alias; read from its table without importing it."""
+    """The hub name of a model, also if given by TransformerLens' alias, whose table is read without an import."""
     spec = find_spec("transformer_lens")
     assert spec and spec.origin
     table = Path(spec.origin).parent / "tools" / "model_registry" / "data" / "model_aliases.json"
@@ -97,7 +97,7 @@ def official_name(name: str) -> str:
 
 
 def same_name(name: str) -> str:
-    """One name for a model or text however it is given: 'bundled', the hub's, or an absolute path."""
+    """A unique name of a model or text: 'bundled', the hub name, or an absolute path."""
     path = Path(name).expanduser()
     if name == "bundled" or path.resolve().is_relative_to(BUNDLED):
         return "bundled"
@@ -105,11 +105,11 @@ def same_name(name: str) -> str:
         name = cached[1].replace("--", "/") + cached[2]
     elif path.exists():
         return str(path.resolve())
-    return official_name(name.removeprefix("openai-community/"))  # the hub's own alias: gpt2 is found without it
+    return official_name(name.removeprefix("openai-community/"))  # an alias of the hub: gpt2 is openai-community/gpt2
 
 
 def place_of(kind: Kind, record: Mapping[str, Any]) -> str:
-    """Where to load a model or text from that a store's manifest names; the store may come from another machine."""
+    """The location from which to load the model or text of a manifest, which may come from another machine."""
     if is_bundled(record):
         return str(BUNDLED_MODEL if kind == "model" else BUNDLED_CORPUS)
     repo, at, commit = record["fingerprint"].partition("@")
@@ -119,7 +119,7 @@ def place_of(kind: Kind, record: Mapping[str, Any]) -> str:
 
 
 def name_of(kind: Kind, record: Mapping[str, Any]) -> str:
-    """What to ask for on this machine, to get the model or text that a store's manifest names."""
+    """The name to request on this machine for the model or text of a manifest."""
     if is_bundled(record):
         return "bundled"
     repo, at, _ = record["fingerprint"].partition("@")
@@ -130,19 +130,19 @@ def name_of(kind: Kind, record: Mapping[str, Any]) -> str:
 
 
 def is_bundled(record: Mapping[str, Any]) -> bool:
-    """Whether a model or text of a store's manifest is the bundled one."""
+    """Whether the model or text of a manifest is the bundled one."""
     return record["fell_back"] or record["asked"] == "bundled"
 
 
 def model_fingerprint(location: str) -> str:
-    """The fingerprint of the model at a place that `place_of` gave."""
+    """The fingerprint of the model at a location from `place_of`."""
     path = Path(location)
     if commit := re.search(r"models--([^/]+)/snapshots/([^/]+)$", location):
         return f"{commit[1].replace('--', '/')}@{commit[2]}"
     return _model_files_hash(path) if path.is_dir() else ""
 
 
-# What lies here: bundled, local paths, the hub client's cache.
+# Local sources: bundled, local paths, the cache of the hub client.
 
 
 def _model_here(name: str | None) -> Source | None:
@@ -150,7 +150,7 @@ def _model_here(name: str | None) -> Source | None:
         return _local_model("bundled", BUNDLED_MODEL)
     if name is not None and (path := _existing_path("model", name)):
         if missing := _missing_from(path):
-            raise InputError(f"--model-name {name}: not a whole model directory, it lacks {', '.join(missing)}")
+            raise InputError(f"--model-name {name}: not a complete model directory: it lacks {', '.join(missing)}")
         return _local_model(name, path)
     repo = official_name(name or DEFAULT_MODEL)
     snapshot = _cached_model(repo)
@@ -162,11 +162,11 @@ def _dataset_here(name: str | None) -> Source | None:
         return Source("bundled", str(BUNDLED_CORPUS), False, None, _fingerprint([BUNDLED_CORPUS]))
     if name is not None and (path := _existing_path("dataset", name)):
         return Source(name, str(path), False, None, _fingerprint(text_files(path)))
-    return None  # the hub is asked before its cache, which may hold only some files of a data set
+    return None  # the cache comes after the hub, because it may have only some files of a data set
 
 
 def _existing_path(kind: Kind, name: str) -> Path | None:
-    """The path that a name means, or None for the name of a hub repository."""
+    """The path of a local model or text; None for the name of a hub repository."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -179,12 +179,12 @@ def _existing_path(kind: Kind, name: str) -> Path | None:
     except HFValidationError:
         path_like = True
     if path_like or name.startswith((".", "~", "/")):
-        raise InputError(f"{FLAG[kind]} {name}: there is no such file or directory, and it is no hub name")
+        raise InputError(f"{FLAG[kind]} {name}: there is no such file or directory, and this is no valid hub name")
     return None
 
 
 def _local_model(asked: str, folder: Path, fingerprint: str = "", fell_back: bool = False) -> Source:
-    config = parse_json(folder / "config.json", f"get the model again (--model-name {asked})")
+    config = parse_json(folder / "config.json", f"get another copy of the model (--model-name {asked})")
     return _model(asked, str(folder), config, fingerprint or _model_files_hash(folder), fell_back)
 
 
@@ -194,7 +194,7 @@ def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back:
 
 
 def _first_of(keys: tuple[str, ...], config: dict) -> int | None:
-    """A number of a model's config, under any of its names; models that also see or hear keep it in text_config."""
+    """A number in the config of a model, under any of these keys; multimodal models have it in text_config."""
     inner = config.get("text_config")
     for level in (config, inner if isinstance(inner, dict) else {}):
         for key in keys:
@@ -204,7 +204,7 @@ def _first_of(keys: tuple[str, ...], config: dict) -> int | None:
 
 
 def _missing_from(folder: Path) -> list[str]:
-    """What a model directory lacks to be loaded without a hub."""
+    """The files that a model directory lacks for offline loading."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     for index in [*folder.glob("model*.index.json"), *folder.glob("pytorch_model*.index.json")]:
         try:
@@ -243,12 +243,12 @@ def _cached_dataset(repo: str) -> Path | None:
 
 
 def _fingerprint(files: list[Path]) -> str:
-    """The same for the same texts in the same order, whatever the files are called."""
+    """A hash of texts in their order, independent of the names of the files."""
     return _hash_of([(path.suffix, _content(path)) for path in files])
 
 
 def _model_files_hash(folder: Path) -> str:
-    """The same for the same config, weights and tokenizer, whatever else lies in the folder."""
+    """A hash of the config, weights and tokenizer in a folder, independent of other files."""
     weights = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
     files = {folder / "config.json", *weights}.union(*(folder.glob(pattern) for pattern in TOKENIZER_PATTERNS))
     return _hash_of([(path.name, _content(path)) for path in sorted(files) if path.is_file()])
@@ -259,35 +259,35 @@ def _hash_of(facts: list[tuple[str, str]]) -> str:
 
 
 def _content(path: Path) -> str:
-    """A hash of what a file holds; of a config without the version that wrote it and the path it was read from."""
+    """The content of a config without version and path, or a hash of any other file."""
     if path.name in ("config.json", "tokenizer_config.json"):
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
             return json.dumps({key: value for key, value in config.items() if key not in INCIDENTAL}, sort_keys=True)
         except (ValueError, AttributeError, RecursionError):
-            pass  # no JSON object: its bytes are what it is
+            pass  # no JSON object, so its bytes are hashed
     stat = path.stat()
     return _bytes_hash(path, stat.st_size, stat.st_mtime_ns)
 
 
 @cache
 def _bytes_hash(path: Path, size: int, changed_ns: int) -> str:
-    """Read once in a process, however often it is asked for: a model has gigabytes."""
+    """A hash of a file. The result is cached, because a model has gigabytes."""
     with open(path, "rb") as file:
         return file_digest(file, blake2b).hexdigest()
 
 
 def named_files(request: HarvestRequest) -> dict[str, str]:
-    """Fingerprints of the local files that a request names: once these change, it asks for something else."""
-    found = {}
+    """Fingerprints of the local files of a request. If these change, the request is a different one."""
+    fingerprints = {}
     if request.model_name and (folder := Path(request.model_name).expanduser()).is_dir():
-        found["model_name"] = _model_files_hash(folder)
+        fingerprints["model_name"] = _model_files_hash(folder)
     if request.dataset and (path := Path(request.dataset).expanduser()).exists():
-        found["dataset"] = _fingerprint(text_files(path))
-    return found
+        fingerprints["dataset"] = _fingerprint(text_files(path))
+    return fingerprints
 
 
-# What the hub has.
+# Sources on the hub.
 
 
 def _model_at_hub(question: HubQuestion, named: str | None, cache_dir: Path | None) -> Source:
@@ -312,13 +312,13 @@ def _dataset_at_hub(question: HubQuestion, named: str | None, cache_dir: Path | 
 
 
 def _harvested_before(question: HubQuestion, name: str, cache_dir: Path | None) -> Source:
-    """The one that the newest store in the cache was harvested of. Raises InputError where there is none."""
+    """The model or text of the newest store of this name in the cache. Raises InputError if there is none."""
     manifests = [*(cache_dir / "activations").glob("*/manifest.json")] if cache_dir else []
     for path in sorted(manifests, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         try:
             manifest = parse_json(path, "")
         except InputError:
-            continue  # of whatever it was: it is named once that is asked for
+            continue  # a damaged store is reported when it is requested
         record = manifest.get(question.kind, {})
         if record.get("fingerprint", "").startswith(f"{name}@"):
             width = manifest["d_model"] if question.kind == "model" else None
@@ -331,7 +331,7 @@ def _harvested_before(question: HubQuestion, name: str, cache_dir: Path | None) 
 def _check_fits(request: HarvestRequest, model: Source) -> None:
     name = official_name(model.asked)
     if model.fell_back:
-        name = f"the bundled model (no hub is in reach for {model.asked})"
+        name = f"the bundled model (the hub cannot be reached for {model.asked})"
     elif model.asked == "bundled":
         name = "the bundled model"
     for layer in request.layer:

@@ -1,17 +1,17 @@
-"""The activation store: activation rows of a language model on disk. No torch, no jax.
+"""The activation store: activation rows of a language model on disk. Imports neither torch nor jax.
 
     <store>/manifest.json                      written last: a directory without it is unfinished
-    <store>/train/rows-00000.npy               float16 or float32, one activation row a token position
-    <store>/train/tokens-00000.npy             int32, the token windows that the rows were read from
-    <store>/train/documents-00000.npy          int32, each window's document
-    <store>/held_out/...                       the same for whole documents that are never trained on
-    <store>/<split>/shard-00000.json           while unfinished: rows, checksum and statistics of a good shard
+    <store>/train/rows-00000.npy               float16 or float32, one activation row per token position
+    <store>/train/tokens-00000.npy             int32, the token windows of the rows
+    <store>/train/documents-00000.npy          int32, the document of each window
+    <store>/held_out/...                       the same for whole documents that are not used for training
+    <store>/<split>/shard-00000.json           only while unfinished: rows, checksums and statistics of a finished shard
 
-Shapes: N rows, W windows, T tokens a window, D width of the model.
+Shapes: N rows, W windows, T tokens per window, D width of the model.
 Row r of a split is position `first_position + r % positions` of window `r // positions`.
 
-The manifest has a checksum of itself and of every file. A file is compared with it once in a process, when it is first
-opened; the rows to train on meanwhile, in a thread (`compared_meanwhile`).
+The manifest has a checksum of itself and of every file. A process compares a file with its checksum when it first opens
+the file. Training rows are compared in a thread while training runs (`compared_meanwhile`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ AGAIN = "delete the store and harvest again"
 
 @dataclass
 class Moments:
-    """Count, mean and summed squared deviation per feature in float64, merged by Chan's formula (1979)."""
+    """Count, mean and summed squared deviation per dimension in float64, merged by Chan et al.'s formula (1979)."""
 
     count: int
     mean_D: np.ndarray
@@ -71,10 +71,10 @@ class Moments:
 
 
 class StoreWriter:
-    """Writes a store shard by shard; a shard is good once its `shard-*.json` stands, and is never written again.
+    """Writes a store shard by shard. A shard is finished when its `shard-*.json` exists, and is not written again.
 
-    `splits` are those it has: "train" and "held_out", or only the latter, whose mean and deviation it then has.
-    Whoever makes one holds the store's lock: what a kill left half written is removed.
+    `splits` is "train" and "held_out", or only "held_out"; statistics are those of the first one. The caller must hold
+    the lock of the store, because temporary files of killed processes are removed.
     """
 
     def __init__(self, directory: Path, description: dict, splits: Sequence[str] = SPLITS):
@@ -86,7 +86,7 @@ class StoreWriter:
         remove_temporary(self.directory)
 
     def has_shard(self, split: str, index: int, tokens_WxT: np.ndarray) -> bool:
-        """Whether a shard of just these windows was finished, and its files are still as they were written."""
+        """Whether a shard of exactly these windows is finished and undamaged."""
         try:
             record = read_json(self._record_path(split, index), "")
         except (InputError, FileNotFoundError):
@@ -101,12 +101,12 @@ class StoreWriter:
             raise InputError(
                 f"activations at {self.description['hook_name']}, shard {index}, do not fit {rows_NxD.dtype} "
                 "(a value is not finite): "
-                "use --store-dtype float32, or look at the model"
+                "use --store-dtype float32, or check the weights of the model"
             )
         arrays = {"rows": rows_NxD, "tokens": tokens_WxT.astype(np.int32), "documents": documents_W.astype(np.int32)}
         record: dict = {"rows": len(rows_NxD), "windows": len(tokens_WxT), "files": {}}
         for name, array in arrays.items():
-            buffer = io.BytesIO()  # numpy's own writing to files hides that the disk is full
+            buffer = io.BytesIO()  # numpy hides that the disk is full when it writes to a file
             np.save(buffer, array, allow_pickle=False)
             data = buffer.getbuffer()
             write_atomically(shard_path(self.directory, split, name, index), lambda f, data=data: f.write(data))
@@ -115,7 +115,7 @@ class StoreWriter:
         write_json(self._record_path(split, index), record)
 
     def finish(self) -> ActivationStore:
-        """Merge the statistics, write the manifest, remove what was only needed to resume."""
+        """Merge the statistics, write the manifest and remove the records that were only needed to resume."""
         shards, moments = {}, None
         for split in self.splits:
             paths = sorted((self.directory / split).glob("shard-*.json"))
@@ -123,7 +123,7 @@ class StoreWriter:
             if not records:
                 raise InputError(f"the store {self.directory} would have no {split} rows: use more or longer text")
             split_moments = [Moments.from_json(r.pop("moments")) for r in records]
-            if split == self.splits[0]:  # what normalizes the rows to train on must not have seen the held-out ones
+            if split == self.splits[0]:  # the normalization of training rows must not depend on held-out rows
                 for m in split_moments:
                     moments = m if moments is None else moments.merge(m)
             shards[split] = records
@@ -148,9 +148,9 @@ class StoreWriter:
 
 
 class Split:
-    """The rows of one split, in the order of the text, read by memory map or in large reads.
+    """The rows of one split in the order of the text, read through memory maps or in large reads.
 
-    `compared`: files are compared with their checksums before they are read; raises InputError for one that differs.
+    If `compared`, files are compared with their checksums before they are read; a damaged one raises InputError.
     """
 
     def __init__(
@@ -169,11 +169,11 @@ class Split:
         self._map = lru_cache(OPEN_MAPS)(self._open)
 
     def __reduce__(self):
-        """Pickled without what it has read or opened: a worker process opens its own."""
+        """Pickle without open files and cached arrays, which a worker process opens itself."""
         return Split, (self.directory, self.name, self.shards, self.positions, self.first_position, self.compared)
 
     def not_compared(self) -> Split:
-        """The same rows, for one who has them compared meanwhile."""
+        """The same split without comparison, for a caller that compares its files in a thread."""
         return Split(self.directory, self.name, self.shards, self.positions, self.first_position, compared=False)
 
     def __len__(self) -> int:
@@ -190,7 +190,7 @@ class Split:
         return np.concatenate([self._map("documents", i) for i in range(len(self.shards))])
 
     def read_windows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens [W, T], document [W]) of windows [start, stop), as `windows` and `documents` without reading all."""
+        """(tokens [W, T], document [W]) of windows [start, stop), without reading the others."""
         pieces = []
         for shard, first in enumerate(self.window_starts[:-1]):
             here = slice(max(start - first, 0), max(stop - first, 0))
@@ -200,7 +200,7 @@ class Split:
         return tokens_WxT, documents_W
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) as a fresh array [N, D], by sequential reads that bypass the page tables."""
+        """Rows [start, stop) as a new array [N, D], by sequential reads without memory maps."""
         stop = min(stop, len(self))
         pieces = []
         while start < stop:
@@ -215,7 +215,7 @@ class Split:
             yield self.read(start, start + size)
 
     def __getitem__(self, rows: int | Sequence[int] | np.ndarray) -> np.ndarray:
-        """A copy of one row [D], or of any rows in any order [N, D]; for rows that lie together `read` is faster."""
+        """A copy of one row [D], or of rows in any order [N, D]. For consecutive rows `read` is faster."""
         rows_N = np.atleast_1d(np.asarray(rows, np.int64))
         if len(rows_N) and not 0 <= rows_N.min() <= rows_N.max() < len(self):
             raise IndexError(f"rows {rows_N.min()} to {rows_N.max()} of {len(self)}")
@@ -228,7 +228,7 @@ class Split:
         return out if np.ndim(rows) else out[0]
 
     def context(self, row: int) -> tuple[np.ndarray, int, int]:
-        """Where a row comes from: (its token window [T], the position in it, its document)."""
+        """The origin of a row: (its token window [T], its position in the window, its document)."""
         window, offset = divmod(row, self.positions)
         shard = bisect_right(self.window_starts, window) - 1
         local = window - self.window_starts[shard]
@@ -257,20 +257,22 @@ class Split:
 
 
 class ActivationStore:
-    """A finished store, checked to be there and whole in size.
+    """A finished store, whose files are checked to exist in their full size.
 
-    `train` and `held_out` are `Split`s; `mean`, `std` are float64 [D] over the training rows.
-    Raises InputError that names every file that is missing or of another size.
+    `train` and `held_out` are `Split`s. `mean` and `std` are float64 [D] over the training rows. Raises InputError that
+    names all files that are missing or of another size.
     """
 
     def __init__(self, directory: Path | str):
         self.directory = Path(directory).expanduser()
         path = self.directory / "manifest.json"
         if not path.exists():
-            raise InputError(f"{self.directory} holds no finished activation store (no manifest.json)")
+            raise InputError(
+                f"{self.directory} holds no finished activation store (no manifest.json): harvest it again"
+            )
         self.manifest = read_json(path, AGAIN)
         if self.manifest.get("format") != FORMAT:
-            raise InputError(f"{path} has format {self.manifest.get('format')}; this version reads format {FORMAT}")
+            raise InputError(f"{path} has format {self.manifest.get('format')}, but must have {FORMAT}: {AGAIN}")
         self._check_sizes()
         self.mean = np.array(self.manifest["mean"])
         self.std = np.array(self.manifest["std"])
@@ -284,11 +286,12 @@ class ActivationStore:
                     yield shard_path(self.directory, split, name, index), facts
 
     def verify(self, go_on: Callable[[], bool] = lambda: True) -> None:
-        """Compare everything with its checksum; raises InputError that names the files that differ.
+        """Compare all files with their checksums. Raises InputError that names the files that differ.
 
-        `go_on` is asked before each file.
+        `go_on` is called before each file; the comparison stops if it returns False.
         """
-        self._raise_for([path for path, of in self.files() if go_on() and is_damaged(path, of["crc32"])], "damaged")
+        damaged = [path for path, facts in self.files() if go_on() and is_damaged(path, facts["crc32"])]
+        self._raise_for(damaged, "damaged")
 
     def _check_sizes(self) -> None:
         missing = [p for p, _ in self.files() if not p.exists()]
@@ -306,11 +309,11 @@ class ActivationStore:
         return Split(self.directory, name, m["shards"].get(name, []), m["seq_len"] - first, first)
 
 
-_compared: dict[Path, tuple[int, ...]] = {}  # files of this process, as they were when their checksum was right
+_compared: dict[Path, tuple[int, ...]] = {}  # state of the files that this process has compared
 
 
 def is_damaged(path: Path, crc32: int) -> bool:
-    """Whether a file differs from its checksum; it is read once in a process, as long as it does not change."""
+    """Whether a file differs from its checksum. A file is read only once per process unless it changes."""
     stat = path.stat()
     seen = (crc32, stat.st_ino, stat.st_size, stat.st_mtime_ns)
     if _compared.get(path) != seen:
@@ -322,9 +325,9 @@ def is_damaged(path: Path, crc32: int) -> bool:
 
 @contextmanager
 def compared_meanwhile(stores: Sequence[ActivationStore]) -> Iterator[Callable[[], None]]:
-    """Verify stores in a thread. Yields a function that waits for the answer, and raises InputError as `verify` does.
+    """Verify stores in a thread. Yields a function that waits for the result and raises InputError as `verify` does.
 
-    The thread ends with the body, whether or not it is done.
+    The thread ends with the body of the `with` statement, even if it has not finished.
     """
     left = False
 

@@ -1,11 +1,11 @@
-"""Activation rows made from known features, the ground truth for a dictionary. No torch, no jax.
+"""Synthetic activation rows made from known features, as a ground truth for SAEs. Imports neither torch nor jax.
 
     x = Σ_g a_g d_g + bias + noise
 
-After SynthSAEBench (Chanin & Garriga-Alonso 2026, arXiv 2602.14687; `sae_lens.synthetic`): more unit directions d than
-dimensions, Zipf frequencies, a Gaussian copula of low rank, trees in which a child needs its parent. Differences: the
-frequencies asked for are those that come out, also under the trees, and magnitudes are folded normals, so that a
-feature that fires is never zero.
+The model follows SynthSAEBench (Chanin & Garriga-Alonso 2026, arXiv 2602.14687; `sae_lens.synthetic`): more unit
+directions d than dimensions, Zipf frequencies, a Gaussian copula of low rank, and trees in which a child fires only if
+its parent does. There are two differences. The requested frequencies are reached exactly, even in trees. Magnitudes are
+folded normals, so that a feature that fires is never zero.
 
 Shapes: G true features, D width, N rows, R correlation factors, L levels of the trees.
 """
@@ -28,19 +28,20 @@ from harvest.files import read_arrays, write_arrays
 from harvest.request import STORE_DTYPES
 from harvest.store import AGAIN, FORMAT, SPLITS, ActivationStore, StoreWriter
 
-SHARD_ROWS, BLOCK_ROWS = 1 << 15, 1 << 10  # rows follow from these and the seed: a change is another store
+SHARD_ROWS, BLOCK_ROWS = 1 << 15, 1 << 10  # rows depend on these numbers and the seed
 FEATURES = "features.npz"
-WORLD_STREAM = len(SPLITS)  # the random stream of what all rows share; a split's number is that of its rows
+WORLD_STREAM = len(SPLITS)  # random stream of what all rows share; rows use the number of their split
 
 
 @dataclass(frozen=True)
 class SyntheticRequest:
-    """Which rows; raises InputError for values that cannot be.
+    """The request for synthetic rows. Raises InputError for invalid values.
 
-    Features are numbered from the most to the least frequent; `p_max`, `p_min` and `exponent` say how often they fire.
-    The first `n_roots` are the roots of trees with `branching` children a node over `depth` levels below the root;
-    what is left is free. `exclusive`: at most one child of a parent fires. Magnitudes are |N(mean, std²)|, noise is
-    of `noise_std` a dimension, the bias has norm `bias_norm`.
+    Features are numbered from the most to the least frequent; `p_max`, `p_min` and `exponent` define their frequencies.
+    The first `n_roots` features are the roots of trees with `branching` children per node and `depth` levels below the
+    root. The other features are in no tree. If `exclusive`, at most one child of a parent fires.
+    Magnitudes are |N(mean, std²)|, the noise has standard deviation `noise_std` per dimension, and the bias has norm
+    `bias_norm`.
     """
 
     n_features: int = 512
@@ -89,17 +90,18 @@ class SyntheticRequest:
             if asked_G[worst] > p_G[worst] * (1 + 1e-9):
                 raise InputError(
                     f"branching {self.branching}: the exclusive children of feature {worst} would fire on "
-                    f"{asked_G[worst]:.4f} of the rows, their parent on {p_G[worst]:.4f}; "
+                    f"{asked_G[worst]:.4f} of rows, but their parent only on {p_G[worst]:.4f}: "
                     "use a smaller branching, a larger n_roots or exclusive=False"
                 )
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What the rows of a store were made of; `fired` holds which features fire on each held-out row, as packed bits.
+    """The true features of a store. `fired` holds packed bits of which features fire on each held-out row.
 
-    directions_GxD (unit norm), probabilities_G (share of rows on which a feature fires), parents_G (-1: none), bias_D,
-    factors_GxR (the copula's correlation of two features of one level is the product of their rows).
+    directions_GxD have norm 1. probabilities_G is the share of rows on which each feature fires. parents_G is -1 for
+    features without a parent. The copula's correlation of two features of one level is the product of their rows in
+    factors_GxR.
     """
 
     directions_GxD: np.ndarray
@@ -111,26 +113,26 @@ class Truth:
 
     @classmethod
     def load(cls, store: ActivationStore) -> Truth:
-        """Raises InputError where the store was not made by `synthesize`."""
+        """Read the true features of a store. Raises InputError if the store was not made by `synthesize`."""
         path = store.directory / FEATURES
         if not path.exists():
-            raise InputError(f"{store.directory} has no {FEATURES}: only rows made by synthesize have known features")
+            raise InputError(f"{store.directory} has no {FEATURES}: use a store made by synthesize")
         return cls(**read_arrays(path, AGAIN))
 
     def fires(self, start: int, stop: int) -> np.ndarray:
-        """Which features fire on held-out rows [start, stop): bool [N, G]."""
+        """Which features fire on held-out rows [start, stop), bool [N, G]."""
         return np.unpackbits(self.fired[start:stop], axis=1, count=len(self.probabilities_G)).astype(bool)
 
 
 def synthesize(request: SyntheticRequest, cache_dir: Path, on_progress: Progress = ignore) -> ActivationStore:
-    """The store of what is asked for, at once where it was made before; beside its manifest `features.npz`.
+    """The store of a request, made if needed, with `features.npz` beside its manifest.
 
-    Row r of a split follows from (seed, split, shard) alone. Raises InputError where the rows cannot be stored.
+    A shard depends only on the request, the split and its number. Raises InputError if rows cannot be stored.
     """
     directory = Path(cache_dir) / "activations" / store_name(request)
     if not (directory / "manifest.json").exists():
         with disk_trouble_said(directory.parent), one_at_a_time(directory, ignore):
-            if not (directory / "manifest.json").exists():  # another process may have finished it meanwhile
+            if not (directory / "manifest.json").exists():  # another process may have finished it
                 _fill(directory, request, on_progress)
     return ActivationStore(directory)
 
@@ -141,7 +143,7 @@ def store_name(request: SyntheticRequest) -> str:
 
 
 def firing_probabilities(request: SyntheticRequest) -> np.ndarray:
-    """Zipf's law over ranks, stretched to reach from p_max to p_min: [G], falling."""
+    """Decreasing frequencies [G] by Zipf's law over ranks, scaled to the range from p_max to p_min."""
     law_G = np.arange(1, request.n_features + 1.0) ** -request.exponent
     if request.n_features == 1:
         return np.array([request.p_max])
@@ -149,9 +151,9 @@ def firing_probabilities(request: SyntheticRequest) -> np.ndarray:
 
 
 def trees(request: SyntheticRequest) -> tuple[np.ndarray, np.ndarray]:
-    """(parent [G], -1 for none; level [G], 0 for roots and free features), numbered level by level.
+    """(parent [G], -1 for none; level [G], 0 for roots and features outside of trees), numbered level by level.
 
-    So a parent is never rarer than its child, and the children of one parent follow each other.
+    A parent is therefore never rarer than its child, and the children of one parent have consecutive numbers.
     """
     parents_G, levels_G = np.full(request.n_features, -1), np.zeros(request.n_features, np.int64)
     first, stop = 0, request.n_roots
@@ -164,7 +166,7 @@ def trees(request: SyntheticRequest) -> tuple[np.ndarray, np.ndarray]:
 
 
 class World:
-    """What all rows of a request share, and the making of rows."""
+    """The quantities that all rows of a request share, and the generation of rows."""
 
     def __init__(self, request: SyntheticRequest):
         self.request = request
@@ -180,8 +182,8 @@ class World:
 
     @cached_property
     def loadings_RLxG(self) -> np.ndarray:
-        # a level has factors of its own: were a child's Gaussian correlated with its ancestors', it would not fire on
-        # p_child / p_parent of its parent's rows
+        # Each level has separate factors. If the Gaussian of a child were correlated with those of its ancestors, the
+        # child would not fire on p_child / p_parent of the rows of its parent.
         n, levels = self.request.n_features, self.levels_G.max() + 1
         loadings_GxLxR = np.zeros((n, levels, self.request.correlation_rank), np.float32)
         loadings_GxLxR[np.arange(n), self.levels_G] = self.factors_GxR
@@ -189,9 +191,9 @@ class World:
 
     @cached_property
     def gates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(source [G], low [G], high [G]): where its parent does, g fires iff low_g < u[source_g] ≤ high_g.
+        """(source [G], low [G], high [G]): if its parent fires, g fires iff low_g < u[source_g] ≤ high_g.
 
-        Exclusive siblings look at one Gaussian, each at an interval of its own.
+        Exclusive siblings share one Gaussian, and each has a separate interval of it.
         """
         p_G = self.probabilities_G
         share_G = np.where(self.parents_G >= 0, p_G / p_G[self.parents_G], p_G)
@@ -201,12 +203,12 @@ class World:
                 source_G[g], above_G[g] = source_G[g - 1], above_G[g - 1] + share_G[g - 1]
         high_G, low_G = (
             np.array([_normal_quantile(p) for p in probabilities_G], np.float32)
-            for probabilities_G in (1 - above_G, 1 - (above_G + share_G))  # neighbours' edges are the same number
+            for probabilities_G in (1 - above_G, 1 - (above_G + share_G))  # adjacent intervals share an edge exactly
         )
         return source_G, low_G, high_G
 
     def fires(self, rng: np.random.Generator, rows: int) -> np.ndarray:
-        """Which features fire: bool [N, G]."""
+        """Which features fire on new rows, bool [N, G]."""
         source_G, low_G, high_G = self.gates
         own_G = np.sqrt(1 - np.square(self.factors_GxR).sum(1)).astype(np.float32)
         u_NxG = rng.standard_normal((rows, len(self.loadings_RLxG)), np.float32) @ self.loadings_RLxG
@@ -215,12 +217,12 @@ class World:
             u_NxG = u_NxG[:, source_G]
         fires_NxG = (u_NxG > low_G) & (u_NxG <= high_G)
         for level in range(1, self.levels_G.max() + 1):
-            here = np.flatnonzero(self.levels_G == level)
-            fires_NxG[:, here] &= fires_NxG[:, self.parents_G[here]]
+            children = np.flatnonzero(self.levels_G == level)
+            fires_NxG[:, children] &= fires_NxG[:, self.parents_G[children]]
         return fires_NxG
 
     def shard(self, split: str, index: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """(rows [N, D] in the store's number format, packed bits [N, G/8] of what fires on them)."""
+        """(rows [N, D] in the number format of the store, packed bits [N, G/8] of the features that fire)."""
         request = self.request
         rng = _stream(request.seed, SPLITS.index(split), index)
         rows_NxD, fired = np.empty((rows, request.d_model), request.store_dtype), []
@@ -232,16 +234,16 @@ class World:
             a_NxG[fires_NxG] = np.abs(request.magnitude_mean + request.magnitude_std * normal)
             x_NxD = a_NxG @ self.directions_GxD + self.bias_D
             x_NxD += request.noise_std * rng.standard_normal(x_NxD.shape, np.float32)
-            with np.errstate(over="ignore"):  # the writer refuses what became infinite
+            with np.errstate(over="ignore"):  # the writer refuses infinite values
                 out_NxD[:] = x_NxD
             fired.append(np.packbits(fires_NxG, axis=1))
         return rows_NxD, np.concatenate(fired)
 
 
 def spread_directions(rng: np.random.Generator, request: SyntheticRequest) -> np.ndarray:
-    """Random unit directions [G, D], pushed apart: steps of gradient descent on Σ_{i≠j} (d_i · d_j)²."""
+    """Random unit directions [G, D], moved apart by gradient descent on Σ_{i≠j} (d_i · d_j)²."""
     d_GxD = _unit(rng.standard_normal((request.n_features, request.d_model)))
-    rate = 0.1 / (1 + (request.n_features / request.d_model) ** 0.5) ** 2  # by the largest eigenvalue of d dᵀ
+    rate = 0.1 / (1 + (request.n_features / request.d_model) ** 0.5) ** 2  # from the largest eigenvalue of d dᵀ
     for _ in range(request.orthogonal_steps):
         d_GxD = _unit(d_GxD - rate * (d_GxD @ (d_GxD.T @ d_GxD) - d_GxD))
     return d_GxD.astype(np.float32)
@@ -279,7 +281,7 @@ def _fill(directory: Path, request: SyntheticRequest, on_progress: Progress) -> 
 
 
 def _description(request: SyntheticRequest) -> dict:
-    """For the manifest: a row is a window of one token, its number, and a document of its own."""
+    """Facts for the manifest. Each row is a document with one window of one token, the number of the row."""
     source = {"asked": "synthetic", "location": "synthetic", "fell_back": False, "fingerprint": "synthetic"}
     rows = request.train_rows + request.held_out_rows
     return {
@@ -304,7 +306,7 @@ def _stream(seed: int, *key: int) -> np.random.Generator:
 
 
 def _normal_quantile(p: float) -> float:
-    """Φ⁻¹; sums of shares may miss 0 and 1 by rounding."""
+    """Φ⁻¹(p), infinite near 0 and 1, because sums of shares may differ from these by rounding."""
     return NormalDist().inv_cdf(p) if 1e-12 < p < 1 - 1e-12 else -inf if p < 0.5 else inf
 
 

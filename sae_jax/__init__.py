@@ -1,4 +1,4 @@
-"""Populations of sparse autoencoders in one jitted program. Importing this package does not load jax.
+"""Populations of sparse autoencoders, trained in one jitted program. Importing this package does not load jax.
 
 import sae_jax
 sae = sae_jax.load("runs/first", member="topk-f256-k32-lr1e-3-s0")
@@ -10,7 +10,7 @@ __all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # jax is loaded where it is used
+    if name == "load":  # loads jax only when it is used
         from sae_jax.load import load
 
         return load

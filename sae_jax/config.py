@@ -1,4 +1,4 @@
-"""What a training run is asked for: the fields are the command line's flags. Imports neither torch nor jax."""
+"""The configuration of a training run. Its fields are flags on the command line. Imports neither torch nor jax."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harvest.errors import InputError, shortened
 from harvest.files import refuse_irregular
 from harvest.request import flag, plain, several
 
-SPARSITY_CONTROLS = {  # what may set a kind's sparsity, the default first
+SPARSITY_CONTROLS = {  # settings that can fix the sparsity of a kind, the default first
     "relu": ("target_l0", "sparsity"),
     "tanh_relu": ("target_l0", "sparsity"),
     "p_anneal": ("target_l0", "sparsity"),
@@ -32,48 +32,58 @@ DEAD_RULES = ("rate", "anthropic", "none")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; fields that are tuples span the population. Raises InputError for values that cannot be."""
+    """Settings of a training run. Tuples span the population. Raises InputError for invalid values."""
 
     activation: tuple[str, ...] = flag(
-        ("relu",), "one or several, trained in one jit", choices=tuple(SPARSITY_CONTROLS)
+        ("relu",), "kinds of SAE; several kinds are trained in one program", choices=tuple(SPARSITY_CONTROLS)
     )
-    hidden_dim: tuple[int, ...] = flag((256,), "features of a dictionary")
+    hidden_dim: tuple[int, ...] = flag((256,), "features per SAE")
     lr: tuple[float, ...] = flag((1e-3,), "peak learning rate of Adam")
-    target_l0: tuple[float, ...] = flag((32.0,), "active features a row that kinds with a penalty are steered to")
-    sparsity: tuple[float, ...] = flag((), "fixed coefficient of the papers' penalty, in place of --target-l0")
-    k: tuple[int, ...] = flag((32,), "active features a row of topk and its like")
-    seed: tuple[int, ...] = flag((0,), "seed of weights and resampling")
-    warmup: tuple[float, ...] = flag((0.05,), "share of the steps over which lr (and a fixed coefficient) rises")
+    target_l0: tuple[float, ...] = flag(
+        (32.0,), "target for the mean number of active features per row, for kinds with a penalty"
+    )
+    sparsity: tuple[float, ...] = flag((), "fixed penalty coefficient as in the papers, instead of --target-l0")
+    k: tuple[int, ...] = flag((32,), "active features per row, for topk and similar kinds")
+    seed: tuple[int, ...] = flag((0,), "seed of the initial weights and of resampling")
+    warmup: tuple[float, ...] = flag(
+        (0.05,), "share of the steps in which lr (and a fixed penalty coefficient) rises from zero"
+    )
     normalization: tuple[str, ...] = flag(
         ("standardize",),
-        "of rows: zero mean and unit deviation per feature, mean norm of sqrt(d), mean square of 1, none",
+        "scaling of rows: mean 0 and deviation 1 per dimension, mean norm sqrt(d), mean squared norm 1, or none",
         choices=NORMALIZATIONS,
         shorthands={"--normalize-activations": "standardize", "--no-normalize": "none"},
     )
     dead_rule: tuple[str, ...] = flag(
         ("rate",),
-        "who is revived: fires on less than --dead-threshold of the rows; Anthropic's (silent); nobody",
+        "which features to revive: rate (fire below --dead-threshold), anthropic (never fire; Anthropic's rule), none",
         choices=DEAD_RULES,
         shorthands={"--dead-resample": "rate", "--no-dead-resample": "none"},
     )
-    aux_coefficient: tuple[float, ...] = flag((1 / 32,), "weight of AuxK, of topk and its like, on dead features")
-    members: Path | None = flag(None, "a .json list of members instead of the product of these flags")
+    aux_coefficient: tuple[float, ...] = flag(
+        (1 / 32,), "weight of the AuxK loss on dead features, for topk and similar kinds"
+    )
+    members: Path | None = flag(None, "a .json list of members, instead of all combinations of the flags")
     epochs: int = flag(100, "passes over the training rows")
-    batch_size: int = flag(64, "rows a step")
-    data_seed: int = flag(0, "seed of the order of the rows, the same for every member")
-    dead_threshold: float = flag(1e-3, "a feature that fires on a smaller share of the rows is dead")
+    batch_size: int = flag(64, "rows per step")
+    data_seed: int = flag(0, "seed of the order of rows, which is the same for all members")
+    dead_threshold: float = flag(1e-3, "a feature that fires on a smaller share of rows is dead")
     unit_norm_decoder: bool = flag(True, "keep decoder rows at norm 1")
-    decay: float = flag(0.2, "share of the steps at the end over which lr falls to zero")
-    ema: float = flag(0.0, "decay of a moving average of the weights, which is then what is exported (0: none)")
-    dtype: str = flag("float32", "of the large products' operands; sums and weights stay float32", choices=DTYPES)
+    decay: float = flag(0.2, "share of the steps, at the end, in which lr falls to zero")
+    ema: float = flag(
+        0.0, "decay of a moving average of the weights, which is exported instead of them (0: no average)"
+    )
+    dtype: str = flag(
+        "float32", "number format of operands of large matrix products; sums and weights stay float32", choices=DTYPES
+    )
     micro_batches: int = flag(
-        1, "parts of a batch, one after another, to save memory; batch_topk then ranks within each part"
+        1, "split each batch into this many parts to save memory; batch_topk then ranks within each part"
     )
     block_steps: int | None = flag(
-        None, "steps a call of the program; dead features are looked at between calls (default: by size)"
+        None, "steps per call of the program; dead features are revived between calls (default: by size)"
     )
 
-    entries: ClassVar[list[dict[str, Any]] | None]  # what the members' file says, read once
+    entries: ClassVar[list[dict[str, Any]] | None]  # entries of the members' file, read once
 
     def __post_init__(self) -> None:
         if self.members is not None:
@@ -99,15 +109,15 @@ class TrainConfig:
             raise InputError(f"--micro-batches {self.micro_batches}: must divide --batch-size ({self.batch_size})")
 
     def to_json(self) -> dict[str, Any]:
-        """With the content of the members' file in the place of its name."""
+        """The fields, with the content of the members' file instead of its path."""
         return asdict(self) | {"members": self.entries}
 
 
-SINGLE_LEAST, SINGLE_MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # the ends of float32, in which all is computed
+SINGLE_LEAST, SINGLE_MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # range of normal float32 numbers
 
 
 def in_float32(value: Any) -> bool:
-    """Whether it is neither lost to zero nor to infinity there."""
+    """Whether a number neither underflows nor overflows in float32."""
     return value == 0 or SINGLE_LEAST <= abs(value) <= SINGLE_MOST
 
 
@@ -146,7 +156,7 @@ def named(name: str) -> str:
 
 
 def check(name: str, value: Any, what: str = "") -> None:
-    """Raises InputError, which names the flag or `what`, unless the value is of the flag's type and range."""
+    """Raise InputError, naming the flag or `what`, unless the value has the type and range of the flag."""
     kind: type = str if name in WORDS else Integral if name in WHOLE else Real
     ok, allowed = CHECKS[name]
     if not isinstance(value, kind) or isinstance(value, bool) or not ok(value):
@@ -155,44 +165,44 @@ def check(name: str, value: Any, what: str = "") -> None:
 
 
 def read_members(path: Path) -> list[dict[str, Any]]:
-    """The entries of a members' file: objects with names of flags, null as not given. Raises InputError."""
+    """The entries of a members' file: objects with names of flags. Null values are dropped. Raises InputError."""
     refuse_irregular(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=of_different_names)
     except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"--members {path}: cannot be read: {e}") from e
+        raise InputError(f"--members {path}: cannot be read as JSON: {e}") from e
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
         raise InputError(f'--members {path}: must hold a list like [{{"activation": "topk", "k": 16}}]')
     for entry in entries:
         for name, value in entry.items():
             if name not in (*AXES, "layer", "hook"):
                 raise InputError(
-                    f"--members {path}: {shortened(name)!r} is none of {', '.join((*AXES, 'layer', 'hook'))}"
+                    f"--members {path}: {shortened(name)!r} must be one of {', '.join((*AXES, 'layer', 'hook'))}"
                 )
             if value is None:
                 continue
             if name in AXES:
                 check(name, value, f"--members {path}: {name}")
             elif type(value) is not (int if name == "layer" else str):
-                raise InputError(f"--members {path}: {name} {shortened(value)}: must be one of those harvested")
+                raise InputError(f"--members {path}: {name} {shortened(value)}: must be one of the harvested {name}s")
     entries = [{name: value for name, value in entry.items() if value is not None} for entry in entries]
     for entry in entries:
         if "activation" in entry:
             kind = entry["activation"]
-            means = (
+            used = (
                 {*SPARSITY_CONTROLS[kind], "aux_coefficient"}
                 if SPARSITY_CONTROLS[kind] == ("k",)
                 else set(SPARSITY_CONTROLS[kind])
             )
-            if idle := ({"k", "target_l0", "sparsity", "aux_coefficient"} & set(entry)) - means:
-                raise InputError(f"--members {path}: {min(idle)} means nothing to {kind}: leave it out")
+            if idle := ({"k", "target_l0", "sparsity", "aux_coefficient"} & set(entry)) - used:
+                raise InputError(f"--members {path}: {min(idle)} has no effect on {kind}: remove it")
         if {"sparsity", "target_l0"} <= set(entry):
-            raise InputError(f"--members {path}: {shortened(entry)}: sparsity or target_l0, not both")
+            raise InputError(f"--members {path}: {shortened(entry)}: give sparsity or target_l0, not both")
     return entries
 
 
 def of_different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; ValueError where a name is in it twice, of which one value would be lost."""
+    """A JSON object from its pairs. Raises ValueError for a name that is there twice, since one value would be lost."""
     names = [name for name, _ in pairs]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"{shortened(twice[0])!r} is in one object twice")

@@ -1,4 +1,4 @@
-"""What a run would train, and about what it would cost: for --dry-run."""
+"""The members, time and memory of a planned run, for --dry-run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from sae_jax.training.memory import Needed, has_accelerator, needed, refuse_too_
 from sae_jax.training.population import Signature, groups_of
 from sae_jax.training.step import sparse_pays
 
-MATMULS, SPARSE_MATMULS = 5, 1  # of B x D x F a step, the second where few features fire
-UPDATE_SECONDS = 4e-9  # of Adam, a parameter
+MATMULS, SPARSE_MATMULS = 5, 1  # of B x D x F per step, on the dense and on the sparse path
+UPDATE_SECONDS = 4e-9  # of Adam, per parameter
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One member: its group is the program that it shares with others; bytes are of weights and Adam's moments."""
+    """The cost of one member. Members of one group share a program. Bytes include weights and Adam's moments."""
 
     member: Member
     group: int
@@ -47,29 +47,31 @@ class Plan:
 
 
 def plan(config: TrainConfig, request: HarvestRequest, d_model: int) -> Plan:
-    """Seconds are those of this machine's CPU, from the speed of one matrix product: right to a factor of two or so."""
+    """The plan of a run. Seconds follow from the speed of a matrix product on this CPU, to a factor of about 2."""
     positions = request.seq_len - (not request.keep_first_position)
     rows = int(request.n_samples * (1 - request.held_out)) * positions
     steps = config.epochs * (rows // config.batch_size)
     if not steps:
         raise InputError(
-            f"--batch-size {config.batch_size}: there are only about {rows} training rows; use fewer a batch"
+            f"--batch-size {config.batch_size}: there are only about {rows} training rows; use a smaller batch size"
         )
     flops, members = flops_per_second(), []
     for number, group in enumerate(groups_of(members_of(config, request.sites), config, d_model), 1):
         matrix = d_model * group.signature.hidden_dim
-        extra = jax.eval_shape(lambda of=group.signature: of.kind.extra_params(of.hidden_dim))
+        extra = jax.eval_shape(lambda signature=group.signature: signature.kind.extra_params(signature.hidden_dim))
         parameters = 2 * matrix + group.signature.hidden_dim + d_model + sum(value.size for value in extra.values())
         for m in group.members:
             products = SPARSE_MATMULS if is_sparse(m, group.signature) else MATMULS
             seconds = 2 * products * config.batch_size * matrix / flops + UPDATE_SECONDS * parameters
-            copies = 4 if group.signature.averages else 3  # weights, two moments, and their average
+            copies = (
+                4 if group.signature.averages else 3
+            )  # weights, two moments, and perhaps the average of the weights
             members.append(Planned(m, number, parameters, 4 * copies * parameters, steps * seconds))
     return Plan(members, steps, memory(config, request, d_model))
 
 
 def memory(config: TrainConfig, request: HarvestRequest, d_model: int) -> Needed:
-    """Of a training on this machine, its cores the devices where JAX has no other."""
+    """The memory of training on this machine. Its CPU cores are the devices if JAX has no others."""
     members = members_of(config, request.sites)
     devices = int(os.environ.get("JAX_NUM_CPU_DEVICES") or cpu_count())
     rows = request.n_samples * (request.seq_len - (not request.keep_first_position))
@@ -79,16 +81,16 @@ def memory(config: TrainConfig, request: HarvestRequest, d_model: int) -> Needed
 
 
 def refuse_before_harvest(config: TrainConfig, request: HarvestRequest, model: Source) -> None:
-    """Raises InputError for a population that this machine cannot train, if its model says how wide it is.
+    """Raise InputError for a population that does not fit into memory, if the width of the model is known.
 
-    `train` looks again, with the devices that JAX has found.
+    `train` checks again, with the devices that JAX has found.
     """
     if model.d_model:
         refuse_too_large(memory(config, request, model.d_model))
 
 
 def is_sparse(m: Member, signature: Signature) -> bool:
-    active = m.k or m.target_l0 or m.hidden_dim  # a fixed coefficient says nothing of how many fire
+    active = m.k or m.target_l0 or m.hidden_dim  # with a fixed coefficient, the number of active features is unknown
     return sparse_pays(signature) and active <= DENSEST * m.hidden_dim
 
 

@@ -1,7 +1,7 @@
-"""Held-out metrics of dictionaries on raw activations, from the exported weights.
+"""Held-out metrics of exported SAEs on raw activations.
 
-Shapes: N rows of a chunk, C parts of it, D width of the model, F features. Figures of a row, and of 64 rows the sums of
-squared errors, are float32; all further sums float64.
+Shapes: N rows of a chunk, C parts of a chunk, D width of the model, F features. Metrics of a row and the sums of
+squared errors over 64 rows are in float32. All further sums are in float64.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from flax import nnx
 from harvest.store import Split
 from sae_jax.models.base import SAE
 
-CHUNK_ROWS, PARTIAL_ROWS = 4096, 64  # read at a time; summed in float32
-CALIBRATION_ROWS, CALIBRATION_SHARE = 2048, 0.2  # that calibrate; of the held-out rows they are drawn from a fifth,
-CALIBRATION_SPREAD = 32  # of at most so many times the rows: those of a few documents differ too much from the others'
+CHUNK_ROWS, PARTIAL_ROWS = 4096, 64  # rows read at once; rows summed in float32
+# Calibration draws 2048 rows from the first fifth of the held-out rows, but from at most 32 times 2048 rows. It does
+# not take 2048 rows in sequence, because rows of a few documents differ too much from the others.
+CALIBRATION_ROWS, CALIBRATION_SHARE = 2048, 0.2
+CALIBRATION_SPREAD = 32
 
 
 def calibration_rows(split: Split) -> int:
-    """From how many of the first held-out rows calibration draws (whole documents, if short); the rest is reported."""
+    """The number of first held-out rows for calibration, in whole documents if short. Metrics use the other rows."""
     windows = min(CALIBRATION_ROWS * CALIBRATION_SPREAD, int(CALIBRATION_SHARE * len(split))) // split.positions
     if not windows:
         return 0
@@ -32,7 +34,7 @@ def calibration_rows(split: Split) -> int:
 
 
 def calibration_sample(split: Split) -> np.ndarray:
-    """At most CALIBRATION_ROWS of those rows, drawn alike from all their documents, [N, D]; the same each time."""
+    """At most CALIBRATION_ROWS of the rows for calibration, drawn uniformly with a fixed seed, [N, D]."""
     rows = calibration_rows(split)
     drawn = np.random.default_rng(0).choice(rows, min(rows, CALIBRATION_ROWS), replace=False)
     return split[np.sort(drawn)]
@@ -40,7 +42,7 @@ def calibration_sample(split: Split) -> np.ndarray:
 
 class Evaluation(NamedTuple):
     metrics: dict[str, float]
-    density_F: np.ndarray  # share of the rows on which a feature fires
+    density_F: np.ndarray  # share of rows on which each feature fires
 
 
 class Rows(NamedTuple):
@@ -67,12 +69,12 @@ def measure_rows(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array, i
 
 
 def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray, first: int = 0) -> dict[str, Evaluation]:
-    """Every dictionary on the same rows, from `first` on, read once.
+    """The metrics of all SAEs on the held-out rows from `first` on. The rows are read once.
 
     explained_variance = 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²); mse = E Σ_D (x − x̂)²; l0 = E #(f ≠ 0); sparsity =
     1 − l0/F; l1 = E Σ |f|·‖W_dec‖, in units of x; cosine = E cos(x, x̂); dead_fraction = share of features that fire
-    on no row; explained_variance_z = 1 − mean_D (E (x − x̂)² / Var x), every dimension of the model counting alike. The
-    variance is summed around `mean_D` (any vector near the mean), which changes nothing but rounding.
+    on no row; explained_variance_z = 1 − mean_D (E (x − x̂)² / Var x), which weights all dimensions equally. The
+    variance is summed around `mean_D`, any vector near the mean, which only reduces rounding errors.
     """
     measure = jax.jit(measure_rows, static_argnums=0)
     parts = {name: nnx.split(sae) for name, sae in saes.items()}

@@ -1,6 +1,6 @@
-"""A trained dictionary in use from Python: `sae_jax.load`.
+"""Loading a trained SAE in Python: `sae_jax.load`.
 
-Shapes: D width of the model, F features; rows have any leading dimensions, none included.
+Shapes: D width of the model, F features. Rows may have any number of leading dimensions, including none.
 """
 
 from __future__ import annotations
@@ -22,105 +22,107 @@ from sae_jax.run_directory import RunDirectory
 
 
 def load(path: Path | str, member: str | None = None) -> LoadedSAE:
-    """A member of a finished run, or the dictionary of a directory (SAELens' old and new, dictionary_learning's).
+    """Load a member of a finished run, or the SAE in a directory of SAELens (old or new) or dictionary_learning.
 
-    `member` may be left out where a run has only one. Raises InputError for a run that is not finished, a member that
-    it does not have or that failed, and as `load_dictionary` does.
+    `member` may be omitted if the run has only one. Raises InputError for an unfinished run, for a member that is
+    missing or failed, and as `load_dictionary` does.
     """
     path = Path(path)
     if is_dictionary(path):
         if member is not None:
-            raise InputError(f"{path} is a dictionary and no run: leave out member {member}")
+            raise InputError(f"{path} is a dictionary, not a run: omit member={member!r}")
         return LoadedSAE(load_dictionary(path), path)
     results = RunDirectory(path, {}).results
     if results is None:
         if (path / "config.json").exists():
-            raise InputError(f"{path} is not finished: the command that began it goes on with --resume")
-        return LoadedSAE(load_dictionary(path), path)  # which says what is wrong with the path
+            raise InputError(f"{path} is not finished: run the command that started it again, with --resume")
+        return LoadedSAE(load_dictionary(path), path)  # raises InputError with what is wrong with the path
     record = chosen(path, results["members"], member)
     directory = path / "members" / record["id"]
     return LoadedSAE(load_dictionary(directory), directory, record["activation"], record["metrics"])
 
 
 def chosen(path: Path, members: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
-    """The record of this member, or of the only one."""
+    """The record of the member `name`, or of the only member."""
     trained = {member["id"]: member for member in members if not member["failed"]}
     if name is None and len(trained) == 1:
         return next(iter(trained.values()))
-    there = ", ".join(trained) or "none that did not fail"
+    available = ", ".join(trained) or "no member that did not fail"
     if name is None:
-        raise InputError(f"{path}: which member? It has {there}")
+        raise InputError(f"{path}: which member? Give one of {available}")
     if name not in trained:
         failed = any(member["id"] == name for member in members)
-        raise InputError(f"{path}: member {name} {'failed' if failed else 'is not there'}; it has {there}")
+        raise InputError(f"{path}: member {name} {'failed' if failed else 'is not there'}; give one of {available}")
     return trained[name]
 
 
 def numbers(values: Any, what: str) -> jax.Array:
-    """Rows of JAX, numpy, torch or plain lists as float32. Raises InputError, naming `what`, for what is no number."""
+    """Rows from JAX, numpy, torch or lists, in float32. Raises InputError, naming `what`, for other values."""
     if not isinstance(values, jax.Array):
         if type(values).__module__.partition(".")[0] == "torch":
             from harvest.torch_file import array_of
 
-            values = array_of(values, f"{what}: the tensor it is given")
+            values = array_of(values, f"{what}: its input")
         try:
             values = np.asarray(values)
         except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, of tensors with gradients
-            raise InputError(f"{what} takes rows of numbers, all of one length: {error}") from error
+            raise InputError(f"{what} needs rows of numbers, all of one length: {error}") from error
     if not any(jnp.issubdtype(values.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
-        raise InputError(f"{what} takes real numbers, not {values.dtype}")
+        raise InputError(f"{what} needs real numbers, not {values.dtype}")
     return jnp.asarray(values, jnp.float32)
 
 
 @dataclass(frozen=True, repr=False)
 class LoadedSAE:
-    """A dictionary for raw activations. `metrics` are those of results.json, held out; empty where there is no run."""
+    """An SAE for raw activations. `metrics` are the held-out ones of results.json; empty if there is no run."""
 
     dictionary: Dictionary
     directory: Path
-    activation: str = ""  # the kind it was trained as; "" where no run says it
+    activation: str = ""  # the kind it was trained as; "" if there is no run
     metrics: dict[str, float] = field(default_factory=dict)
 
     def encode(self, x: ArrayLike) -> jax.Array:
-        """Features [..., F] of raw rows [..., D], in float32. Raises InputError for rows of another width."""
+        """Feature values [..., F] of raw rows [..., D], in float32. Raises InputError for rows of another width."""
         return self._by_rows(self.dictionary.sae.encode, x, self.d_model)
 
     def decode(self, f: ArrayLike) -> jax.Array:
-        """Rows [..., D] from features [..., F]. Raises InputError for another number of features.
+        """Rows [..., D] from feature values [..., F]. Raises InputError for another number of features.
 
-        A dictionary that normalizes each row by itself needs the row to scale back: call it on rows instead.
+        An SAE that normalizes each row by itself cannot scale back without the row: call it on rows instead.
         """
         return self._by_rows(self.dictionary.sae.decode, f, self.n_features)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
-        """Rows [..., D] as the dictionary reconstructs them."""
+        """The reconstruction of raw rows, [..., D]."""
         return self._by_rows(self.dictionary.sae, x, self.d_model)
 
     def _by_rows(self, function: Any, values: ArrayLike, width: int) -> jax.Array:
         rows = numbers(values, self.dictionary.name)
         if rows.ndim == 0 or rows.shape[-1] != width:
-            raise InputError(f"{self.dictionary.name} takes [..., {width}] here, not {list(rows.shape)}")
+            raise InputError(
+                f"{self.dictionary.name} needs an array of shape [..., {width}] here, not {list(rows.shape)}"
+            )
         result = function(rows.reshape(-1, width))
         return result.reshape(*rows.shape[:-1], result.shape[-1])
 
     @property
     def W_enc(self) -> jax.Array:
-        """[D, F]"""
+        """The encoder, [D, F]."""
         return self.dictionary.sae.W_encT[...].T
 
     @property
     def W_dec(self) -> jax.Array:
-        """[F, D]: a feature's direction in the model a row."""
+        """The decoder, [F, D]: each row is the direction of a feature in the model."""
         return self.dictionary.sae.W_dec[...]
 
     @property
     def b_enc(self) -> jax.Array:
-        """[F]"""
+        """The encoder bias, [F]."""
         return self.dictionary.sae.b_enc[...]
 
     @property
     def b_dec(self) -> jax.Array:
-        """[D]"""
+        """The decoder bias, [D]."""
         return self.dictionary.sae.b_dec[...]
 
     @property
@@ -136,8 +138,8 @@ class LoadedSAE:
         return self.activation or KIND_OF[self.dictionary.cfg["architecture"]]
 
     def __repr__(self) -> str:
-        hook = self.dictionary.hook_name or "a hook not named"
-        model = self.dictionary.model_name or "a model not named"
+        hook = self.dictionary.hook_name or "an unnamed hook"
+        model = self.dictionary.model_name or "an unnamed model"
         lines = [
             f"SAE {self.dictionary.name}",
             f"  {self.kind}, {self.d_model:,} → {self.n_features:,} features",

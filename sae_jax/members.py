@@ -1,4 +1,4 @@
-"""From the values of the flags to the members of a population. Imports neither torch nor jax."""
+"""The members of a population, built from the values of the flags. Imports neither torch nor jax."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sae_jax.config import AXES, SPARSITY_CONTROLS, TrainConfig
 
 @dataclass(frozen=True)
 class Member:
-    """The settings of one sparse autoencoder. Of k, target_l0 and sparsity one is set: its `sparsity_control`.
+    """The settings of one SAE. Exactly one of k, target_l0 and sparsity is set; its name is `sparsity_control`.
 
-    Members with the same settings are equal, whatever their ids.
+    Members with the same settings are equal, even if their ids differ.
     """
 
     id: str = field(compare=False)
@@ -41,40 +41,42 @@ class Member:
 
     @property
     def l0_asked(self) -> float | None:
-        """None where a coefficient is fixed."""
+        """The requested L0; None if the penalty coefficient is fixed."""
         return self.k or self.target_l0
 
 
 def members_of(config: TrainConfig, sites: tuple[Site, ...]) -> list[Member]:
-    """Every combination of the values, or of what an entry of the members' file leaves open, in a stable order.
+    """All combinations of the values in a stable order. Entries of the members' file fix some of the values.
 
-    What means nothing to a kind does not multiply it. Raises InputError for a combination that cannot be.
+    Settings that have no effect on a kind do not multiply its members. Raises InputError for an invalid combination.
     """
     members = [member for entry in config.entries or [{}] for member in combinations(config, sites, entry)]
     same, ids = Counter(members), Counter(member.id for member in members)
     if twice := next((m.id for m in members if same[m] > 1 or ids[m.id] > 1), None):
-        raise InputError(f"two members would be {twice}: give each its own values")
+        raise InputError(f"two members would be {twice}: give them different values")
     return members
 
 
 def combinations(config: TrainConfig, sites: tuple[Site, ...], entry: dict[str, Any]) -> list[Member]:
-    own = {name: (entry[name],) if name in entry else getattr(config, name) for name in AXES}
+    """All combinations of the values, with those of an entry of the members' file fixed."""
+    values_of = {name: (entry[name],) if name in entry else getattr(config, name) for name in AXES}
     chosen = [s for s in sites if entry.get("layer", s[0]) == s[0] and entry.get("hook", s[1]) == s[1]]
     if not chosen:
         raise InputError(
-            f"--members {config.members}: {shortened(entry)} asks for a layer or hook that is not harvested"
+            f"--members {config.members}: {shortened(entry)} needs a layer or hook that is not harvested: "
+            "add it to --layer or --hook"
         )
     members = []
-    for activation in own["activation"]:
+    for activation in values_of["activation"]:
         control = SPARSITY_CONTROLS[activation][0]
-        if "sparsity" in SPARSITY_CONTROLS[activation] and own["sparsity"] and "target_l0" not in entry:
+        if "sparsity" in SPARSITY_CONTROLS[activation] and values_of["sparsity"] and "target_l0" not in entry:
             control = "sparsity"
-        meaningless = {"activation", "k", "target_l0", "sparsity"} - {control}
+        unused = {"activation", "k", "target_l0", "sparsity"} - {control}
         if control != "k":
-            meaningless.add("aux_coefficient")
-        axes = {name: values for name, values in own.items() if name not in meaningless}
+            unused.add("aux_coefficient")
+        axes = {name: values for name, values in values_of.items() if name not in unused}
         for (layer, hook), *values in product(chosen, *axes.values()):
-            settings: dict[str, Any] = dict.fromkeys(meaningless) | dict(zip(axes, values, strict=True))
+            settings: dict[str, Any] = dict.fromkeys(unused) | dict(zip(axes, values, strict=True))
             settings |= {"activation": activation, "layer": layer, "hook": hook}
             members.append(Member(id=member_id(settings, several_sites=len(sites) > 1), **settings))
             refuse_impossible(members[-1], f"--members {config.members}: " if entry else "")
@@ -85,11 +87,11 @@ def refuse_impossible(m: Member, where: str) -> None:
     if m.k is not None and m.k > m.hidden_dim:
         raise InputError(f"{where}--k {m.k}: must be 1 to --hidden-dim ({m.hidden_dim})")
     if m.target_l0 is not None and m.target_l0 >= m.hidden_dim:
-        raise InputError(f"{where}--target-l0 {m.target_l0:g}: must be over 0, under --hidden-dim ({m.hidden_dim})")
+        raise InputError(f"{where}--target-l0 {m.target_l0:g}: must be over 0 and under --hidden-dim ({m.hidden_dim})")
 
 
 def member_id(settings: dict[str, Any], several_sites: bool) -> str:
-    """Short and readable: topk-f2304-k32-lr3e-4-s0. Further settings show where they are not the default."""
+    """A short, readable id: topk-f2304-k32-lr3e-4-s0. Other settings are included if they are not the default."""
     layer, hook = settings["layer"], settings["hook"]
     site = f"l{layer}" + (f"-{hook}" if hook != "resid_pre" else "") if several_sites else ""
     letters = (("k", "k"), ("s", "sparsity"), ("l", "target_l0"))
@@ -105,12 +107,12 @@ UNUSUAL = {"warmup": "w{}", "normalization": "norm_{}", "dead_rule": "dead_{}", 
 
 
 def short(x: float) -> str:
-    """3e-4 rather than 0.0003, all its digits."""
+    """A number in short scientific notation with all digits: 3e-4 rather than 0.0003."""
     mantissa, exponent = f"{Decimal(repr(float(x))):e}".split("e")
     mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
     return f"{mantissa}e{int(exponent)}"
 
 
 def exact(x: float) -> str:
-    """32 rather than 32.0."""
+    """A number with all digits: 32 rather than 32.0."""
     return str(int(x)) if x == int(x) else repr(x)

@@ -1,13 +1,15 @@
-"""The run directory: what was asked for, what is being learned, what came of it. Imports neither torch nor jax.
+"""The run directory: configuration, progress and results of a run. Imports neither torch nor jax.
 
-config.json      what was asked for, versions, the store, the backend       written first
-metrics.jsonl    one line a member and block; how far it was written, and its checksum, is in what is written after it
-checkpoints/     Orbax
-members/<id>/    SAELens layout, stats.npz
-snapshots/       decoders and densities on the way
-analysis/        what analysis/ computed, and figures/, what it drew
-wandb/           W&B's files, and wandb.json, which runs there are this one's
-results.json     written last: a run with it is finished
+config.json      the requested settings, versions, stores and backend; written first
+metrics.jsonl    one line per member and block; its length and checksum are recorded in checkpoints and results.json
+checkpoints/     written by Orbax
+members/<id>/    trained SAEs in SAELens' layout, and stats.npz
+snapshots/       decoders and densities during training
+analysis/        results of analyses
+figures/         charts of analyses
+wandb/           files of W&B
+wandb.json       the W&B runs of this run
+results.json     written last: a run that has it is finished
 """
 
 from __future__ import annotations
@@ -39,16 +41,16 @@ from harvest.identity import difference, rounding
 
 SCHEMA = 1
 LOCK = ".lock"
-DAMAGED = "damaged-"  # how the name of a checkpoint begins that could not be read
+DAMAGED = "damaged-"  # prefix of the name of a damaged checkpoint
 ANOTHER = "choose another --run-dir, or delete this one"
 WRITTEN_AGAIN = "delete results.json, and --resume writes it again from the last checkpoint"
 METRICS, NO_METRICS = "metrics.jsonl", {"bytes": 0, "crc32": 0}
-WITHOUT_LINE = "delete that line, and the curves lack only it"
-WITHOUT_FILE = "delete the file, and the curves begin where --resume goes on"
+WITHOUT_LINE = "delete that line; the training curves then lack only this point"
+WITHOUT_FILE = "delete the file; the training curves then begin where --resume continues"
 
 
 def default_name(asked: dict) -> str:
-    """Readable, and another one for each configuration."""
+    """A readable name that is different for each configuration."""
     digest = hashlib.sha256(json.dumps(meant(asked), sort_keys=True).encode()).hexdigest()[:8]
     model = Path(asked["harvest"]["model_name"] or "default").name
     model += f"-{control}" if (control := asked["harvest"].get("control")) else ""
@@ -59,13 +61,13 @@ def default_name(asked: dict) -> str:
 
 
 def meant(asked: dict) -> dict:
-    """What was asked for, local files by what they hold and not by their path: they may be moved."""
+    """The requested settings without the paths of local files, which are identified by content: they may be moved."""
     harvest = {name: value for name, value in asked.get("harvest", {}).items() if name not in asked.get("files", {})}
     return {**asked, "harvest": harvest}
 
 
 class RunDirectory:
-    """One run's files. `asked` is {"harvest": ..., "train": ...} and whatever else the results depend on."""
+    """The files of one run. `asked` is {"harvest": ..., "train": ...} and all else that the results depend on."""
 
     def __init__(self, path: Path, asked: dict):
         self.path = path
@@ -74,12 +76,12 @@ class RunDirectory:
         self._lock = FileLock(path / LOCK)
 
     def refuse_another_run(self) -> None:
-        """Raises InputError where the directory cannot be, or holds a run of another configuration or anything else."""
+        """Raise InputError if the directory cannot be used, or holds a run of another configuration or other files."""
         there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if os.path.lexists(p))
         if not there.is_dir() or not (os.access(there, os.W_OK) or self.results):
-            raise InputError(f"--run-dir {self.path}: {there} is no directory that can be written to")
+            raise InputError(f"--run-dir {self.path}: {there} is no directory that can be written to: choose another")
         if not self.path.exists() or all(p.name == LOCK or p.name.endswith(TEMPORARY) for p in self.path.iterdir()):
-            return  # a kill may leave these
+            return  # a killed process may leave these
         config_file = self.path / "config.json"
         if not config_file.exists() or "asked" not in parse_json(config_file, ANOTHER):
             raise InputError(f"--run-dir {self.path} is not empty and holds no run: choose another directory")
@@ -89,7 +91,7 @@ class RunDirectory:
         if before != now:
             raise InputError(
                 f"--run-dir {self.path} holds a run of another configuration "
-                f"({differences(before, now)}): choose another directory, or delete it"
+                f"({differences(before, now)}): choose another directory, or delete this one"
             )
 
     @property
@@ -98,7 +100,7 @@ class RunDirectory:
 
     @property
     def stores(self) -> list[dict]:
-        """What config.json says of the stores that it was begun on; nothing before it was begun."""
+        """The facts about the stores in config.json; empty if the run has not started."""
         return (self._read("config.json") or {}).get("stores", [])
 
     @property
@@ -108,10 +110,10 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes out of this directory meanwhile; may be entered again by whoever is in it.
+        """Lock the directory against other processes. The lock is reentrant.
 
-        What the directory holds is to be looked at from then on: before, another process may be at work. Raises
-        InputError where one is, or where the directory holds another run.
+        The content of the directory must be read after locking, because another process may change it before. Raises
+        InputError if another process has the lock, or if the directory holds another run.
         """
         from sae_jax.shapes import refuse_links
 
@@ -122,9 +124,11 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         refuse_links(self.path, (LOCK, "metrics.jsonl"))
         try:
-            lock = self._lock.acquire(timeout=1)  # `show` holds it for an instant
+            lock = self._lock.acquire(timeout=1)  # `show` holds the lock for an instant
         except Timeout:
-            raise InputError(f"--run-dir {self.path}: another process is training in it") from None
+            raise InputError(
+                f"--run-dir {self.path}: another process is training in it: wait for it, or choose another directory"
+            ) from None
         with lock:
             self.refuse_another_run()
             for folder in (self.path, *self.path.glob("members/*"), *self.path.glob("snapshots/*")):
@@ -132,22 +136,22 @@ class RunDirectory:
             yield
 
     def begin(self, stores: list[dict], environment: dict, plan: dict, resume: bool) -> str:
-        """Write config.json; keep what an interrupted run has learned only if it is to be resumed.
+        """Write config.json. The state of an interrupted run is deleted unless it is resumed.
 
-        `plan` is {"total_steps": ..., "l0_asked": {member: ...}, "snapshots": ...}. Returns what is different now from
-        the environment and the rows with which a resumed run was begun ("" where nothing is). Raises InputError where
-        its rows were others, and not by rounding.
+        `plan` is {"total_steps": ..., "l0_asked": {member: ...}, "snapshots": ...}. Returns how the environment and
+        the rows differ from those with which a resumed run was started ("" if they do not). Raises InputError if the
+        rows differ by more than rounding.
         """
         config = self._read("config.json")
         if config is not None and resume:
             pairs = [(old["identity"], new["identity"]) for old, new in zip(config["stores"], stores, strict=True)]
-            if changed := [found for pair in pairs if (found := difference(*pair))]:
+            if changed := [text for pair in pairs if (text := difference(*pair))]:
                 raise InputError(
                     f"{self.path} was trained on another activation store than this one "
                     f"({'; '.join(changed)}): add --force to start again"
                 )
-            apart = [differences(config["environment"], environment), *(rounding(*pair) for pair in pairs)]
-            return ", ".join(text for text in apart if text)
+            texts = [differences(config["environment"], environment), *(rounding(*pair) for pair in pairs)]
+            return ", ".join(text for text in texts if text)
         self.clear()
         write_json(
             self.path / "config.json",
@@ -156,20 +160,20 @@ class RunDirectory:
         return ""
 
     def note_places(self) -> None:
-        """Keep where the local model and text that were asked for lie now: they may have been moved since."""
+        """Update the paths of the local model and text in config.json, since they may have been moved."""
         config = self._read("config.json")
         if config is None or config["asked"] == self.asked or not os.access(self.path, os.W_OK):
             return
         for part, name in (("model", "model_name"), ("dataset", "dataset")):
             if name in self.asked.get("files", {}):
-                place = self.asked["harvest"][name]
+                path = self.asked["harvest"][name]
                 for store in config["stores"]:
-                    store[part] |= {"asked": place, "location": str(Path(place).expanduser().resolve())}
+                    store[part] |= {"asked": path, "location": str(Path(path).expanduser().resolve())}
         with self.held():
             write_json(self.path / "config.json", config | {"asked": self.asked})
 
     def clear(self) -> None:
-        """Forget the run; config.json last, so that whatever a kill leaves is still known as this run."""
+        """Delete the run, config.json last, so that what is left after a kill is still recognized as this run."""
         (self.path / "results.json").unlink(missing_ok=True)
         for name in ("checkpoints", "members", "snapshots", "analysis", "figures", "wandb"):
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -180,9 +184,9 @@ class RunDirectory:
         append_lines(self.path / METRICS, lines)
 
     def metrics(self, up_to: int) -> list[dict]:
-        """The lines up to a step, of whole lines only: a kill may have cut the last one.
+        """The lines of metrics.jsonl up to a step, without an incomplete last line, which a killed process may leave.
 
-        Raises InputError where one is damaged, or some are missing that the newest checkpoint knows of.
+        Raises InputError if a line is damaged, or if lines are missing that the newest checkpoint has recorded.
         """
         path = self.path / METRICS
         lines = read_lines(path, WITHOUT_LINE) if path.exists() else []
@@ -191,7 +195,7 @@ class RunDirectory:
         return [line for line in lines if line["step"] <= up_to]
 
     def _metrics_saved(self) -> dict[str, int]:
-        """What the newest checkpoint knows of metrics.jsonl; one that is damaged is told of when it is restored."""
+        """Length and checksum of metrics.jsonl in the newest checkpoint. Damage is reported when it is restored."""
         steps = [int(p.name) for p in self.checkpoints.glob("*") if p.name.isdigit()]
         try:
             record = parse_json(self.checkpoints / str(max(steps, default="none")) / "record" / "metadata", "")
@@ -200,22 +204,22 @@ class RunDirectory:
             return NO_METRICS
 
     def metrics_written(self) -> dict[str, int]:
-        """How far metrics.jsonl is written, and the checksum of that: for what is saved at this moment."""
+        """Length and checksum of metrics.jsonl now, to be saved with a checkpoint or with the results."""
         path = self.path / METRICS
         return {"bytes": path.stat().st_size, "crc32": checksum(path)} if path.exists() else NO_METRICS
 
     def rewind_metrics(self, then: dict[str, int], say: Callable[[str], None]) -> None:
-        """Forget the lines after a checkpoint, which knows what was written `then`: they will be written again.
+        """Delete the lines after a checkpoint, which will be written again. `then` is what the checkpoint recorded.
 
-        Raises InputError where those before it are damaged.
+        Raises InputError if lines before the checkpoint are damaged.
         """
         path = self.path / METRICS
         if then["bytes"] and not path.exists():
-            say(f"{path} is gone: the curves begin here")
+            say(f"{path} is missing: the training curves begin at this step")
             return
         content = path.read_bytes()[: then["bytes"]] if path.exists() else b""
         if (len(content), zlib.crc32(content)) != (then["bytes"], then["crc32"]):
-            read_lines(path, WITHOUT_FILE)  # which says where it is damaged, if it is not only cut off
+            read_lines(path, WITHOUT_FILE)  # raises with the damaged line, unless lines are only missing
             raise InputError(f"{path} is damaged (lines are missing or changed): {WITHOUT_FILE}")
         write_atomically(path, lambda f: f.write(content))
 
@@ -223,7 +227,7 @@ class RunDirectory:
         write_json(self.path / "results.json", {"schema": SCHEMA, **results})
 
     def _read(self, name: str) -> dict | None:
-        from sae_jax.shapes import read_shaped  # here, for the time that pydantic takes
+        from sae_jax.shapes import read_shaped  # imported here because pydantic is slow to import
 
         path = self.path / name
         advice = WRITTEN_AGAIN if name == "results.json" else ANOTHER
@@ -231,7 +235,7 @@ class RunDirectory:
 
 
 def differences(old: dict, new: dict) -> str:
-    """`lr 0.001, not 0.01` for each leaf that differs."""
+    """The values that differ, as in `lr 0.001, not 0.01`."""
     flat_old, flat_new = flatten(old), flatten(new)
     keys = [key for key in sorted(flat_old | flat_new) if flat_old.get(key) != flat_new.get(key)]
     return ", ".join(f"{key} {flat_old.get(key)}, not {flat_new.get(key)}" for key in keys)

@@ -1,7 +1,7 @@
-"""What a run's JSON files must hold for the analyses to use them: checked once, where a run is opened.
+"""The required content of a run's JSON files, checked once when a run is opened.
 
-A run directory may come from anybody, and a right checksum does not say who wrote it. So ids are names of files and
-lead nowhere else, numbers are finite, and what is looked up is there. Further keys are left alone.
+A run directory may come from anybody, and a valid checksum does not prove who wrote it. The checks ensure that ids are
+file names and not paths, that numbers are finite, and that all needed keys are there. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from harvest.identity import SAMPLED
 from harvest.request import HarvestRequest
 from sae_jax.config import TrainConfig
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,199}$")]  # of a file, and no path
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,199}$")]  # a file name, not a path
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
-AXES = re.compile(r"_([A-Z0-9](?:x[A-Z0-9])*)$")  # at the end of an array's name
+AXES = re.compile(r"_([A-Z0-9](?:x[A-Z0-9])*)$")  # axes at the end of the name of an array
 
 
 class Shape(BaseModel):
@@ -49,7 +49,7 @@ class RowSums(Shape):
 
 
 class Identity(Shape):
-    """What rows are known by."""
+    """Facts by which the rows of a store are recognized."""
 
     control: Text | None
     windows_hash: Text
@@ -67,7 +67,7 @@ class Identity(Shape):
     @model_validator(mode="after")
     def sums_are_of_all(self) -> Identity:
         if [len(rows) for rows in self.sums.rows] != [min(SAMPLED, n) for n in (self.rows, self.held_out_rows)]:
-            raise ValueError(f"sums.rows must be of {SAMPLED} rows of each split, or of all where there are fewer")
+            raise ValueError(f"sums.rows must be of {SAMPLED} rows of each split, or of all rows if there are fewer")
         return self
 
 
@@ -90,7 +90,7 @@ class Store(Shape):
 
 
 class Asked(Shape):
-    """What was asked for, as `to_json` writes it: all fields and no other; of a file of members its content."""
+    """The requested settings as written by `to_json`: exactly the fields, with the content of a members' file."""
 
     harvest: dict[str, Any]
     train: dict[str, Any]
@@ -106,9 +106,9 @@ class Asked(Shape):
 
 
 def refuse_others(cls: type, values: dict[str, Any], where: str) -> None:
-    """Raises ValueError where a dataclass cannot be made of these values, or lacks one."""
+    """Raise ValueError unless `values` are valid for the fields of a dataclass, with none missing or unknown."""
     names = {field.name for field in fields(cls)}
-    for trouble, keys in (("lacks", names - values.keys()), ("has besides", values.keys() - names)):
+    for trouble, keys in (("lacks", names - values.keys()), ("has unknown", values.keys() - names)):
         if keys:
             raise ValueError(f"{where} {trouble} {', '.join(sorted(keys))}")
     try:
@@ -127,7 +127,7 @@ class Environment(Shape):
 
 
 class Config(Shape):
-    """config.json"""
+    """The content of config.json."""
 
     asked: Asked
     stores: list[Store] = Field(min_length=1)
@@ -143,7 +143,7 @@ class Failed(Shape):
 
 
 class Figures(Shape):
-    """Further keys are numbers, or null where there is none."""
+    """A record whose further keys are numbers or null."""
 
     __pydantic_extra__: dict[str, float | None]
     model_config = ConfigDict(extra="allow")
@@ -155,7 +155,7 @@ class Metrics(Figures):
 
 
 class TrainedMember(Shape):
-    """A member of results.json: its settings, and what was measured."""
+    """A member in results.json: its settings and its metrics."""
 
     id: Name
     activation: Name
@@ -179,9 +179,9 @@ class TrainedMember(Shape):
     @model_validator(mode="after")
     def says_how_sparse_and_how_good(self) -> TrainedMember:
         if getattr(self, self.sparsity_control) is None:
-            raise ValueError(f"{self.sparsity_control} is null, and sparsity_control names it")
+            raise ValueError(f"{self.sparsity_control} is null, but sparsity_control names it")
         if (self.failed is None) == (self.metrics is None):
-            raise ValueError("it must have either metrics or failed, and the other null")
+            raise ValueError("exactly one of metrics and failed must be null")
         return self
 
 
@@ -202,7 +202,7 @@ class LossRecovered(Shape):
 
 
 class Results(Shape):
-    """results.json"""
+    """The content of results.json."""
 
     model: Model
     backend: Text
@@ -232,7 +232,7 @@ SHAPES: dict[str, type[Shape]] = {"config.json": Config, "results.json": Results
 
 
 def read_shaped(path: Path, advice: str, shape: type[Shape] | None = None) -> dict[str, Any]:
-    """`read_json`, and a check of what is in it. Raises InputError that names the file and the key."""
+    """Read and check a JSON file of a run. Raises InputError that names the file and the key."""
     record = read_json(path, advice)
     check(record, shape or SHAPES[path.name], path, advice)
     return record
@@ -246,15 +246,17 @@ def check(record: Mapping[str, Any], shape: type[Shape], path: Path, advice: str
         key = shortened(".".join(map(str, first["loc"])))
         value = "" if first["type"] in ("missing", "value_error") else f"; it is {shortened(repr(first['input']))}"
         more = f", and {len(others)} more" if others else ""
-        said = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{path} is malformed at {key or 'its top'} ({said}{value}{more}): {advice}") from None
+        problem = first["msg"].removeprefix("Value error, ")
+        raise InputError(
+            f"{path} is malformed at {key or 'its top level'} ({problem}{value}{more}): {advice}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is malformed ({error}): {advice}") from None
 
 
 @contextmanager
 def read_as(path: Path, advice: str) -> Iterator[None]:
-    """What an object cannot be made of, because a key is missing, unknown or of another kind, is said of its file."""
+    """Turn errors from missing, unknown or mistyped keys into an InputError that names the file."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -270,10 +272,10 @@ def check_arrays(
     sizes: Mapping[str, int] | None = None,
     below: Mapping[str, int] | None = None,
 ) -> None:
-    """Raises InputError unless all arrays are of numbers, and their axes, named at the end of their names, agree.
+    """Raise InputError unless all arrays are numeric and their sizes agree with the axes at the end of their names.
 
-    `sizes` are those that are known, by the axis' letter. `below` names the arrays of whole numbers: they are -1 or
-    more, and below this.
+    `sizes` are known sizes by the letter of the axis. `below` names the arrays that must hold whole numbers from -1 to
+    below the given limit.
     """
     known, below = dict(sizes or {}), below or {}
 
@@ -282,24 +284,28 @@ def check_arrays(
             raise InputError(f"{path} is malformed at {name} ({trouble}): {advice}")
 
     for name, array in arrays.items():
-        found = AXES.search(name)
-        axes = found[1].split("x") if found else []
-        need(array.dtype.kind in "biuf", name, f"of {array.dtype}")
+        suffix = AXES.search(name)
+        axes = suffix[1].split("x") if suffix else []
+        need(array.dtype.kind in "biuf", name, f"it is of type {array.dtype}, not numeric")
         need(array.ndim == len(axes), name, f"it has {array.ndim} axes, not {len(axes)}")
         for axis, size in zip(axes, array.shape, strict=True):
             expected = int(axis) if axis.isdigit() else known.setdefault(axis, size)
-            need(size == expected, name, f"{size} along {axis}, not {expected}")
+            need(size == expected, name, f"its size along {axis} is {size}, not {expected}")
         if name in below:
-            need(array.dtype.kind in "iu", name, f"of {array.dtype}, not whole numbers")
+            need(array.dtype.kind in "iu", name, f"it is of type {array.dtype}, not of whole numbers")
             ends = (int(array.min()), int(array.max())) if array.size else (0, 0)
-            need(ends[0] >= -1 and ends[1] < below[name], name, f"{ends[0]} to {ends[1]}, not below {below[name]}")
+            need(
+                ends[0] >= -1 and ends[1] < below[name],
+                name,
+                f"its values are {ends[0]} to {ends[1]}, not -1 to below {below[name]}",
+            )
 
 
 def refuse_links(run: Path, written: Collection[str] = (".lock",)) -> None:
-    """Raises InputError for a link within a run through which something would be written elsewhere.
+    """Raise InputError for a link in a run through which something would be written outside of the run.
 
-    That is one to a folder or to nothing, and one named like the files that are `written` where they lie: others are
-    replaced. W&B makes such links in a folder of its own.
+    Such links lead to a folder or to nothing, or have the name of a file that is `written` in place; links with other
+    names are replaced. W&B's own folder, which has such links, is not checked.
     """
     for folder, folders, files in os.walk(run):
         links = [name for name in (*folders, *files) if os.path.islink(os.path.join(folder, name))]
@@ -307,7 +313,7 @@ def refuse_links(run: Path, written: Collection[str] = (".lock",)) -> None:
         if links:
             raise InputError(
                 f"{Path(folder) / links[0]} is a link to {os.readlink(os.path.join(folder, links[0]))}: "
-                "what is written to a run must stay in it; put the folder itself there, or remove the link"
+                "files of a run must stay in the run: copy the target of the link there, or remove the link"
             )
         if Path(folder) == run and "wandb" in folders:
             folders.remove("wandb")

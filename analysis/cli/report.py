@@ -32,12 +32,13 @@ def run(argv: list[str]) -> None:
     values = vars(parser.parse_args(argv))
     options = filled(Options, values)
 
+    from rich.filesize import decimal as size_text
+
     from analysis.plots.style import save
     from analysis.runs.finished import FinishedRun, can_be_kept
     from analysis.ui.report.contents import compose
     from analysis.ui.report.html import key, page
     from analysis.ui.terminal.live import Terminal
-    from analysis.ui.terminal.wording import size_text
     from harvest.files import write_atomically
 
     runs = [FinishedRun.open(path) for path in values["runs"]]

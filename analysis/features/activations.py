@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 
 from analysis.features.contexts import place
-from analysis.features.hashes import context_hashes
 from harvest.store import ActivationStore
+from harvest.text.hashes import context_hashes
 from sae_jax.formats import Dictionary
 from sae_jax.formats.dictionary import BY_K
 from sae_jax.models.base import SAE

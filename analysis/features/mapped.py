@@ -18,26 +18,21 @@ LOCAL_HEADER = struct.Struct("<26xHH")  # the lengths of name and extra field, b
 
 
 def mapped_arrays(path: Path, advice: str) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file as read-only memory maps; compressed ones and scalars are read at once."""
+    """The arrays of a file that `write_arrays` wrote, uncompressed, as read-only memory maps."""
     stat = path.stat()
     compare_once(path, advice, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
     arrays: dict[str, np.ndarray] = {}
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as file, np.load(path, allow_pickle=False) as loaded:
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for entry in archive.infolist():
-            name = entry.filename.removesuffix(".npy")
             file.seek(entry.header_offset)
             file.seek(sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))), 1)
-            version = np.lib.format.read_magic(file) if entry.compress_type == zipfile.ZIP_STORED else None
-            if version not in ((1, 0), (2, 0)):
-                arrays[name] = loaded[name]
-                continue
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, in_fortran, dtype = read(file)
-            if not shape or 0 in shape or dtype.hasobject:
-                arrays[name] = loaded[name]
-                continue
-            order = "F" if in_fortran else "C"
-            arrays[name] = np.memmap(path, dtype, "r", file.tell(), shape, order)  # type: ignore[call-overload]
+            np.lib.format.read_magic(file)
+            shape, in_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            name, order = entry.filename.removesuffix(".npy"), "F" if in_fortran else "C"
+            if 0 in shape:  # nothing to map
+                arrays[name] = np.empty(shape, dtype)
+            else:
+                arrays[name] = np.memmap(path, dtype, "r", file.tell(), shape, order)  # type: ignore[call-overload]
     return arrays
 
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis.features.hashes import context_hashes, hashed
 from harvest.store import ActivationStore
+from harvest.text.hashes import context_hashes, hashed
 
 HASHES, LEAST_SHARED = 16, 0.5
 RUN = 3  # tokens

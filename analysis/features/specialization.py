@@ -5,12 +5,7 @@ Shapes: F features, L labels, S shuffles.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
 
 NO_LABEL = "none"
 NEAREST, ALIKE = 100, 1000  # features that are pooled to estimate the width of a null, and its shape

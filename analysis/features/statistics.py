@@ -23,7 +23,7 @@ from analysis.features.row_labels import Labels, labels_of
 from analysis.features.specialization import mutual_information, specialization
 from analysis.features.store_pass import FiringAccumulator, accumulate_firings
 from analysis.features.streaming import BARS, ENTRY, distinct
-from analysis.geometry import unit
+from analysis.geometry import neighbours, unit
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
 from harvest.files import read_arrays, write_arrays
 from sae_jax.formats import Dictionary
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FORMAT = 3
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 NEIGHBOURS, TOKENS, LOGIT_BARS = 10, 20, 50
-BLOCK, BLOCK_VALUES = 512, 1 << 24  # most features, and most values, to compare with all features at a time
+BLOCK = 512  # features whose weights on all tokens are computed at a time
 SCORES = {"mutual_information": mutual_information, "specialization": specialization}
 
 
@@ -206,8 +206,9 @@ def summarize(
         for table_FxR in (sample_value_FxR, sample_row_FxR, firing.sample.table("alike", 0))
     )
     W_dec_FxD = unit(dictionary.tensors["W_dec"])
-    neighbour_FxJ, neighbour_cosine_FxJ = best_others(len(W_dec_FxD), lambda block: W_dec_FxD[block] @ W_dec_FxD.T)
-    together_FxJ, together_phi_FxJ = firing.together.counted().closest(min(NEIGHBOURS, len(W_dec_FxD) - 1))
+    most = min(NEIGHBOURS, len(W_dec_FxD) - 1)
+    neighbour_FxJ, neighbour_distance_FxJ = neighbours(W_dec_FxD, most)
+    together_FxJ, together_phi_FxJ = firing.together.counted().closest(most)
     return Features(
         rows=rows,
         density_F=firing.count_F / rows,
@@ -226,7 +227,7 @@ def summarize(
         position_FxP=firing.position_FxP / (rows / positions),
         cosine_F=(unit(dictionary.tensors["W_enc"].T) * W_dec_FxD).sum(1),
         neighbour_FxJ=neighbour_FxJ,
-        neighbour_cosine_FxJ=neighbour_cosine_FxJ,
+        neighbour_cosine_FxJ=1 - neighbour_distance_FxJ,
         together_FxJ=together_FxJ,
         together_phi_FxJ=together_phi_FxJ,
         **promotes(model, dictionary.tensors["W_dec"]),
@@ -271,21 +272,6 @@ def is_new(firing: FiringAccumulator, positions: int, row_FxR: np.ndarray, alike
     is_new_N = np.empty(len(both), bool)
     is_new_N[order] = distinct(both[order], positions)
     return is_new_N[len(strongest) :].reshape(row_FxR.shape) & (row_FxR >= 0)
-
-
-def best_others(features: int, against_all: Callable[[slice], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(the other features with the highest values, these values), [F, J] each, computed in blocks of features."""
-    best, values, size = [], [], max(1, min(BLOCK, BLOCK_VALUES // features))
-    for first in range(0, features, size):
-        value_BxF = np.array(against_all(slice(first, first + size)), np.float32)
-        row_B = np.arange(len(value_BxF))
-        value_BxF[row_B, first + row_B] = -np.inf
-        most = min(NEIGHBOURS, features - 1)
-        best_BxJ = np.argpartition(-value_BxF, most - 1, axis=1)[:, :most] if most else np.empty((len(row_B), 0), int)
-        best_BxJ = np.take_along_axis(best_BxJ, np.argsort(-np.take_along_axis(value_BxF, best_BxJ, 1), axis=1), 1)
-        best.append(best_BxJ)
-        values.append(np.take_along_axis(value_BxF, best_BxJ, 1))
-    return np.concatenate(best), np.concatenate(values)
 
 
 def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:

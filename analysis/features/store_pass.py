@@ -17,11 +17,11 @@ from scipy import sparse
 
 from analysis.features.activations import Chunk, chunks, encode, rows_at_once
 from analysis.features.cofiring import CoFiring
-from analysis.features.hashes import hashed
 from analysis.features.near_copies import originals_in
 from analysis.features.row_labels import SHUFFLES, Labels
 from analysis.features.streaming import ENTRY, Histogram, TopKPerFeature, counted
 from harvest.store import ActivationStore
+from harvest.text.hashes import hashed
 from sae_jax.models.base import SAE
 
 CONTEXTS, SAMPLE = 20, 100  # strongest contexts, and randomly sampled firings, to keep for each feature

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from analysis.features.hashes import MIX
+from harvest.text.hashes import MIX
 
 BARS, SMALLEST = 128, 2.0**-20  # bars of a histogram, half of them below 0, and its initial limit
 PENDING = 1 << 20  # firings that are collected before they are merged

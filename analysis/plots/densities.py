@@ -55,18 +55,9 @@ def density_heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:
     steps = sorted(density_F)
     ordered = np.argsort(-density_F[steps[-1]], kind="stable")
     shown = thinned(ordered, MOST_ROWS)
-    rows = [
-        {
-            "rank": rank,
-            "feature": int(feature),
-            "step": str(step),
-            "density": float(np.log10(density_F[step][feature])),
-        }
-        for rank, feature in enumerate(shown)
-        for step in steps
-        if density_F[step][feature] > 0
-    ]
+    with np.errstate(divide="ignore"):
+        log_density_SxF = np.log10([density_F[step] for step in steps])
     colour = alt.Color("density:Q", title="log10 of the density").scale(scheme="viridis")
-    chart = step_heatmap(rows, steps, "most frequent", "density", colour)
+    chart = step_heatmap(shown, log_density_SxF, steps, "most frequent", "density", colour)
     part = "" if len(shown) == len(ordered) else f", {len(shown)} of {len(ordered):,} features"
     return styled(chart, "How often each feature fires during training", f"{name}{part}")

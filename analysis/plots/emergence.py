@@ -44,17 +44,7 @@ def emergence_heatmap(name: str, trajectory: Trajectory) -> Any:
     mean_A = trajectory.best_cosine_SxF[:, alive].mean(0)
     ordered = alive[np.lexsort((-mean_A, trajectory.emerged_F[alive]))]
     shown = thinned(ordered, 256)
-    rows = [
-        {
-            "rank": rank,
-            "feature": int(feature),
-            "step": str(step),
-            "cosine": float(trajectory.best_cosine_SxF[s, feature]),
-        }
-        for rank, feature in enumerate(shown)
-        for s, step in enumerate(trajectory.steps)
-    ]
     colour = alt.Color("cosine:Q", title="cosine to its final direction")
     colour = colour.scale(scheme="viridis", domain=[0.0, 1.0])
-    chart = step_heatmap(rows, trajectory.steps, "earliest", "cosine", colour)
+    chart = step_heatmap(shown, trajectory.best_cosine_SxF, trajectory.steps, "earliest", "cosine", colour)
     return styled(chart, "Cosine of each feature to its final direction", name)

@@ -41,10 +41,21 @@ def kind_colour(kinds: Sequence[str]) -> Any:
     return alt.Color("kind:N", title=None).scale(domain=list(kinds), range=colours)
 
 
-def step_heatmap(rows: list[dict[str, Any]], steps: Sequence[int], order: str, field: str, colour: Any) -> Any:
-    """A heatmap of the rows' `field` for features by `rank` over the steps of training. `order` says what is on top."""
+def step_heatmap(
+    shown: Sequence[int], value_SxF: np.ndarray, steps: Sequence[int], order: str, field: str, colour: Any
+) -> Any:
+    """A heatmap of the values of the features `shown` over the steps of training, white for values that are not finite.
+
+    `order` describes the features that come first, `field` is the name of the values.
+    """
     import altair as alt
 
+    rows = [
+        {"rank": rank, "feature": int(feature), "step": str(step), field: float(value_SxF[s, feature])}
+        for rank, feature in enumerate(shown)
+        for s, step in enumerate(steps)
+        if np.isfinite(value_SxF[s, feature])
+    ]
     return (
         alt.Chart(alt.Data(values=rows))
         .mark_rect()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,6 @@ class FinishedRun:
     path: Path
     config: dict[str, Any]
     results: dict[str, Any]
-    told: set[Site] = field(default_factory=set, compare=False)  # sites whose rounding difference was reported already
 
     @classmethod
     def open(cls, path: Path) -> FinishedRun:
@@ -190,9 +189,8 @@ class FinishedRun:
                 f"{self.path} was trained on other activations than those in {store.directory} ({other}): "
                 "restore the original model and text"
             )
-        if site not in self.told and (apart := rounding(facts["identity"], here)):
-            say(f"{self.path} was trained with other library versions or on another processor: {apart}")
-            self.told.add(site)
+        if apart := rounding(facts["identity"], here):
+            say_once(say, f"{self.path} was trained with other library versions or on another processor: {apart}")
         return store
 
 
@@ -201,8 +199,14 @@ def can_be_kept(run: Path, say: Callable[[str], None]) -> bool:
     folders = (run, run / "analysis", run / "analysis" / "features", run / "figures")
     if all(os.access(folder, os.W_OK) for folder in folders if folder.exists()):
         return True
-    say(f"{run} cannot be written to: the results are not saved")
+    say_once(say, f"{run} cannot be written to: the results are not saved")
     return False
+
+
+@lru_cache
+def say_once(say: Callable[[str], None], text: str) -> None:
+    """Call `say` once for each text: a command may check several times whether a run can be written to."""
+    say(text)
 
 
 def refuse_no_run(path: Path) -> None:

@@ -1,10 +1,10 @@
-"""Make the bundled tokenizer and GPT-2 again, from the bundled corpus alone.
+"""Train the bundled tokenizer and GPT-2 on the bundled corpus.
 
     python harvest/bundled/train_model.py train              # about an hour on 2 CPU cores
-    python harvest/bundled/train_model.py judge              # held-out loss, samples, are they on topic?
+    python harvest/bundled/train_model.py judge              # held-out loss, and whether samples are on topic
 
-`train` writes the model with the lowest held-out loss seen (float16 safetensors) and `training.json` beside it.
-Every 20th document is held out; the classifier that judges the samples is trained on the others.
+`train` writes the model with the lowest held-out loss (float16 safetensors) and `training.json`. Every 20th document is
+held out. The classifier that judges the samples is trained on the other documents.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def token_stream(tokenizer, documents: list[dict]) -> torch.Tensor:
-    """All documents in one line of ids, an end-of-text token before each."""
+    """The token ids of all documents, concatenated, with an end-of-text token before each document."""
     ids = [i for d in documents for i in [tokenizer.bos_token_id, *tokenizer(d["text"])["input_ids"]]]
     return torch.tensor(ids)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalized by five Newton-Schulz steps (Jordan et al. 2024).
+    """Momentum with updates that are orthogonalized by five Newton-Schulz steps (Jordan et al. 2024).
 
-    torch.optim.Muon is the same rule, but multiplies in bfloat16, which CPUs without it do ten times slower.
+    torch.optim.Muon is the same rule, but multiplies in bfloat16, which is ten times slower on CPUs without it.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.1):
@@ -86,7 +86,7 @@ def orthogonalized(g: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def held_out_loss(model: GPT2LMHeadModel, stream: torch.Tensor) -> float:
-    """Mean cross-entropy in nats a token over consecutive windows of CONTEXT tokens."""
+    """Mean cross-entropy over consecutive windows of CONTEXT tokens, in nats per token."""
     model.eval()
     windows = stream[: len(stream) // CONTEXT * CONTEXT].view(-1, CONTEXT)
     losses = [model(batch, labels=batch).loss.item() * len(batch) for batch in windows.split(64)]
@@ -124,8 +124,10 @@ def train(out: Path, epochs: float, batch: int, muon_lr: float, adam_lr: float, 
     best, history, began = float("inf"), [], time.time()
     print(f"{len(stream):,} training tokens, {sum(p.numel() for p in model.parameters()):,} parameters, {total} steps")
     for step in range(total):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # so that `taskset` can give and take cores on the way
-        if step % steps_per_epoch == 0:  # windows start elsewhere in each epoch
+        torch.set_num_threads(
+            len(os.sched_getaffinity(0))
+        )  # so that `taskset` can change the number of cores during the run
+        if step % steps_per_epoch == 0:  # windows start at another token in each epoch
             shift = int(torch.randint(CONTEXT, ()))
             windows = stream[shift : shift + windows_per_epoch * CONTEXT].view(-1, CONTEXT)
             order = torch.randperm(windows_per_epoch)
@@ -160,10 +162,10 @@ def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, out: Path, 
 
 
 def judge(out: Path, samples: int, temperature: float, seed: int) -> None:
-    """Continue the openings of held-out documents; let a classifier of topics say whether they stay on topic.
+    """Continue the beginnings of held-out documents, and print how many stay on topic by a topic classifier.
 
-    Three counts: whole samples that are judged to be on the topic that their prompt alone is judged to be on;
-    continuations alone, and what the documents really went on with, on the topic that the document is labelled with.
+    Three numbers are printed: whole samples with the same predicted topic as their prompt; continuations without their
+    prompt that have the labelled topic of the document; and the same for the original continuations.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -175,9 +177,9 @@ def judge(out: Path, samples: int, temperature: float, seed: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out)
     classifier = make_pipeline(TfidfVectorizer(sublinear_tf=True, stop_words="english"), LogisticRegression(C=30))
     classifier.fit([d["text"] for d in training], [d["topic"] for d in training])
-    print(f"held-out loss {held_out_loss(model, token_stream(tokenizer, held_out)):.3f} nats a token")
+    print(f"held-out loss {held_out_loss(model, token_stream(tokenizer, held_out)):.3f} nats per token")
     accuracy = classifier.score([d["text"] for d in held_out], [d["topic"] for d in held_out])
-    print(f"classifier: right on {accuracy:.0%} of whole held-out documents")
+    print(f"classifier: correct for {accuracy:.0%} of whole held-out documents")
 
     documents = [(d["topic"], tokenizer(d["text"])["input_ids"]) for d in held_out]
     documents = [(topic, ids) for topic, ids in documents if len(ids) >= 2 * PROMPT_TOKENS][:samples]
@@ -199,9 +201,9 @@ def judge(out: Path, samples: int, temperature: float, seed: int) -> None:
     real = [tokenizer.decode(ids[PROMPT_TOKENS:CONTEXT]) for _, ids in documents]
     labels = [topic for topic, _ in documents]
     whole = [f"{opening}{continuation}" for opening, continuation in zip(openings, continuations, strict=True)]
-    print(f"whole samples on their prompt's topic: {agreement(whole, classifier.predict(openings))}")
-    print(f"continuations alone on the document's topic: {agreement(continuations, labels)}")
-    print(f"the same of what the documents really went on with: {agreement(real, labels)}")
+    print(f"whole samples with the topic of their prompt: {agreement(whole, classifier.predict(openings))}")
+    print(f"continuations with the topic of the document: {agreement(continuations, labels)}")
+    print(f"original continuations with the topic of the document: {agreement(real, labels)}")
     for label, opening, continuation in list(zip(labels, openings, continuations, strict=True))[:6]:
         print(f"\n[{label}] {opening} || {continuation}")
 

@@ -1,6 +1,6 @@
-"""What a language model loses, position by position, where something is taken out of an activation.
+"""Ablation: the change of a language model's loss at each position if something is subtracted from an activation.
 
-Shapes: W windows, T tokens a window, N rows, D width of the model, V vocabulary.
+Shapes: W windows, T tokens per window, P positions from `first_position` on, N rows, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from harvest.request import Site
 
 
 class Lost(NamedTuple):
-    """`logp_V`: the mean change of every token's log-probability where something was taken; 0 where nothing was."""
+    """The effect of an ablation on the output of the model.
 
-    ce_WxT: np.ndarray  # added cross-entropy of the next token, in nats; 0 at the last position, which has none
-    kl_WxT: np.ndarray  # KL(unchanged model ‖ this)
+    `logp_V` is the mean change of log-probability of each token, over positions at which something was subtracted; 0 if
+    there are none.
+    """
+
+    ce_WxT: np.ndarray  # increase of the next token's cross-entropy, in nats; 0 at the last position
+    kl_WxT: np.ndarray  # KL(unchanged model ‖ changed model), in nats
     is_taken_WxT: np.ndarray
     logp_V: np.ndarray
 
@@ -33,12 +37,12 @@ def lost_without(
     first_position: int,
     on_windows: Callable[[int], None] = lambda n: None,
 ) -> Lost:
-    """`taken` maps rows [N, D] at the site to what is subtracted from them, at positions from `first_position` on.
+    """Measure the effect of subtracting `taken(rows)` from rows [N, D] at the site, from `first_position` on.
 
-    Raises InputError for an encoder, for a hook that the model lacks, and where the model, run on from it, is not
-    itself.
+    Raises InputError for an encoder, for a hook that the model lacks, and if the unchanged model cannot be reproduced
+    by running it from the site on.
     """
-    model.need_next_token("What a feature does to the next token")
+    model.need_next_token("The effect of a feature on the next token")
     parts, positions = [], 0
     logp_V = torch.zeros(model.bridge.cfg.d_vocab, dtype=torch.float64)
     batch = batch_windows(model, tokens_WxT.shape[1])

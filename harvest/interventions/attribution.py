@@ -1,7 +1,7 @@
-"""What a language model's output owes to an activation: values and gradients, from a site on.
+"""The output of a language model as a function of an activation: values and gradients.
 
-The output is a contrast c of the last position's logits, c · logits. What is behind the site runs; all before it
-answers with what it had computed.
+The output is c · logits, a contrast c of the logits at the last position. Only the layers after the site run again; the
+ones before it return their earlier results.
 
 Shapes: K activations, T tokens, D width of the model, V vocabulary.
 """
@@ -19,14 +19,14 @@ from harvest.request import Site
 
 
 class Output:
-    """A prompt's output as a function of its activation at a site, float32 [T, D].
+    """The output for a prompt as a function of its activation at a site, float32 [T, D].
 
-    Raises InputError for an encoder, for a hook that the model lacks, and where the model, run on from it, is not
-    itself.
+    Raises InputError for an encoder, for a hook that the model lacks, and if the unchanged model cannot be reproduced
+    by running it from the site on.
     """
 
     def __init__(self, model: LanguageModel, prompt_T: Sequence[int], site: Site, contrast_V: np.ndarray):
-        model.need_next_token("What the next token owes to features (attribute)")
+        model.need_next_token("Attribution of the next token to features (attribute)")
         self.model, self.site, self.prompt_T = model, site, np.array(prompt_T)
         self.contrast_V = torch.from_numpy(contrast_V).to(model.device, torch.float32)
         self.runs: dict[int, PatchedForward] = {}
@@ -36,19 +36,19 @@ class Output:
         self.logits_V: np.ndarray = run.logits_WxTxV[0, -1].cpu().numpy()
 
     def values(self, x_KxTxD: np.ndarray) -> np.ndarray:
-        """c · logits with other activations, [K]."""
+        """c · logits for K activations at the site, [K]."""
         return np.concatenate([self._output(torch.from_numpy(x)).cpu().numpy() for x in self._batches(x_KxTxD)])
 
     def gradients(self, x_KxTxD: np.ndarray) -> np.ndarray:
-        """The gradient of c · logits at other activations, [K, T, D]."""
-        found = []
+        """The gradient of c · logits for K activations at the site, [K, T, D]."""
+        gradients = []
         for batch_KxTxD in self._batches(x_KxTxD):
             x = torch.from_numpy(batch_KxTxD).requires_grad_()
             output = self._output(x).sum()
             with self.model.running([self.site]):
                 (gradient,) = torch.autograd.grad(output, x)
-            found.append(gradient.cpu().numpy())
-        return np.concatenate(found)
+            gradients.append(gradient.cpu().numpy())
+        return np.concatenate(gradients)
 
     def _output(self, x_KxTxD: torch.Tensor) -> torch.Tensor:
         return self._run(len(x_KxTxD)).run_with(x_KxTxD)[:, -1] @ self.contrast_V
@@ -58,7 +58,7 @@ class Output:
         return [x_KxTxD[i : i + size].astype(np.float32) for i in range(0, len(x_KxTxD), size)]
 
     def _run(self, copies: int) -> PatchedForward:
-        """The model behind the site, for so many activations at once."""
+        """The part of the model after the site, for this many activations at once."""
         if copies not in self.runs:
             tokens = self.model.token_ids(np.tile(self.prompt_T, (copies, 1)))
             self.runs[copies] = PatchedForward(self.model, tokens, self.site)

@@ -1,9 +1,10 @@
-"""What a language model loses where an activation is replaced: cross-entropy, and KL to the unchanged model.
+"""The loss of a language model if an activation is replaced: cross-entropy, and KL to the unchanged model.
 
-A batch of windows runs once through the model. For each replacement only what lies behind the site runs again: all
-before it answers with what it had computed. (`start_at_layer` of TransformerLens 4.3 runs the blocks before it too.)
+A batch of windows runs once through the whole model. For each replacement, only the layers after the site run again;
+the ones before it return their earlier results. (`start_at_layer` of TransformerLens 4.3 also runs the blocks before.)
 
-Shapes: W windows, T tokens a window, P positions of a window that count, N rows, D width of the model, V vocabulary.
+Shapes: W windows, T tokens per window, P positions of a window that are used, N rows, D width of the model, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from harvest.errors import InputError
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 
-BATCH_TOKENS, BATCH_LOGITS = 2048, 1 << 25  # at most, of a batch
-SAME_KL, SAME = 1e-4, 1e-3  # nats, and share of the largest value: rounding, where nothing was replaced
+BATCH_TOKENS, BATCH_LOGITS = 2048, 1 << 25  # at most, per batch
+SAME_KL, SAME = 1e-4, 1e-3  # tolerances for rounding: in nats, and relative to the largest value
 
 Replace = Callable[[np.ndarray], np.ndarray]  # rows [N, D] to rows [N, D], float32
 
 
 class Losses(NamedTuple):
-    """Means over the positions of each window that count, in nats."""
+    """Means over the used positions of each window, in nats."""
 
-    ce_W: np.ndarray  # of the next token
-    kl_W: np.ndarray  # KL(unchanged model ‖ this)
+    ce_W: np.ndarray  # cross-entropy of the next token
+    kl_W: np.ndarray  # KL(unchanged model ‖ changed model)
 
 
 def losses(
@@ -43,16 +44,16 @@ def losses(
 ) -> tuple[Losses, dict[str, Losses]]:
     """(losses of the unchanged model, losses with each replacement).
 
-    Positions from `first_position` on are replaced, and they are those that count, as SAELens neither replaces nor
-    counts special tokens; a position's cross-entropy is that of the token behind it. `on_tokens` is told of every
-    token that ran from the site on. Raises InputError for an encoder, for a hook that the model does not have or that
-    cannot be replaced, and where a replacement is not finite.
+    Positions from `first_position` on are replaced, and only they are used for the means, as SAELens neither replaces
+    nor uses special tokens. The cross-entropy of a position is that of the token after it. `on_tokens` is called with
+    the number of tokens that ran from the site on. Raises InputError for an encoder, for a hook that the model lacks or
+    that cannot be replaced, and for a replacement that is not finite.
     """
     model.need_next_token("Loss recovered")
     if tokens_WxT.shape[1] - first_position < 2:
-        raise InputError(f"windows of {tokens_WxT.shape[1]} tokens have none whose next token can be predicted")
+        raise InputError(f"windows of {tokens_WxT.shape[1]} tokens have no next token to predict: use longer windows")
     clean: list[Losses] = []
-    found: dict[str, list[Losses]] = {name: [] for name in replacements}
+    replaced: dict[str, list[Losses]] = {name: [] for name in replacements}
     batch = batch_windows(model, tokens_WxT.shape[1])
     for start in range(0, len(tokens_WxT), batch):
         tokens = model.token_ids(tokens_WxT[start : start + batch])
@@ -67,13 +68,13 @@ def losses(
         for name, replace in replacements.items():
             new_NxD = np.array(replace(rows_NxD), np.float32)
             if not np.isfinite(new_NxD).all():
-                raise InputError(f"{name}: its reconstruction at {site.hook_name} is not finite")
+                raise InputError(f"{name}: its reconstruction at {site.hook_name} is not finite: leave it out")
             x_WxTxD = run.activation_WxTxD.clone()
             x_WxTxD[:, first_position:] = torch.from_numpy(new_NxD).view(rows_WxPxD.shape)
             new_logp_WxPxV = run.run_with(x_WxTxD)[:, first_position:].log_softmax(-1)
-            found[name].append(window_losses(new_logp_WxPxV, logp_WxPxV, targets_WxPx1))
+            replaced[name].append(window_losses(new_logp_WxPxV, logp_WxPxV, targets_WxPx1))
             on_tokens(tokens.numel())
-    return joined(clean), {name: joined(parts) for name, parts in found.items()}
+    return joined(clean), {name: joined(parts) for name, parts in replaced.items()}
 
 
 def joined(parts: list[Losses]) -> Losses:
@@ -81,7 +82,7 @@ def joined(parts: list[Losses]) -> Losses:
 
 
 def batch_windows(model: LanguageModel, seq_len: int) -> int:
-    """As many windows at a time as their logits find room for."""
+    """The number of windows per batch, bounded by the memory of their logits."""
     vocabulary = model.bridge.cfg.d_vocab
     return max(1, min(BATCH_TOKENS, BATCH_LOGITS // vocabulary) // seq_len)
 
@@ -93,9 +94,9 @@ def window_losses(logp_WxPxV: torch.Tensor, clean_logp_WxPxV: torch.Tensor, targ
 
 
 class PatchedForward:
-    """One batch, run whole at once, and then again only from a site on.
+    """A batch that runs once through the whole model, and then repeatedly from a site on with other activations.
 
-    `logits_WxTxV` are those of the unchanged model, `activation_WxTxD` (float32, on the CPU) is the site's.
+    `logits_WxTxV` are those of the unchanged model. `activation_WxTxD` (float32, on the CPU) is that of the site.
     """
 
     def __init__(self, model: LanguageModel, tokens: torch.Tensor, site: Site):
@@ -105,7 +106,7 @@ class PatchedForward:
         self.blocks = list(bridge.blocks[: site.layer + (site.hook == "resid_post")])
         parts = {"attn_out": ["attn"], "resid_mid": ["attn"], "mlp_out": ["attn", "mlp"]}.get(site.hook, [])
         point = bridge.hook_dict[site.hook_name]
-        # A part around its hook point (and not with the point at its own end) has to run, for the hook to be met.
+        # A part that contains the hook point, other than as its output, has to run for the hook to be called.
         self.parts = [
             part
             for part in (block._modules[name] for name in parts if name in block._modules)
@@ -124,7 +125,7 @@ class PatchedForward:
         names = {"activation": self.site.hook_name}
         if self.site.hook == "resid_mid":
             names |= {name: self.site._replace(hook=name).hook_name for name in ("resid_pre", "attn_out")}
-        hooks = [(at, lambda x, hook, name=name: see(x, hook, name)) for name, at in names.items()]
+        hooks = [(point, lambda x, hook, name=name: see(x, hook, name)) for name, point in names.items()]
         keep = [
             part.register_forward_hook(lambda part, _, output: self.outputs.__setitem__(part, output))
             for part in (*self.blocks[-1:], *self.parts)
@@ -135,7 +136,9 @@ class PatchedForward:
             for handle in keep:
                 handle.remove()
         if lacking := names.keys() - seen:
-            raise InputError(f"--hook {self.site.hook}: this model does not pass {names[lacking.pop()]}")
+            raise InputError(
+                f"--hook {self.site.hook}: this model does not run {names[lacking.pop()]}: choose another hook"
+            )
         self.activation_WxTxD = seen["activation"].float().cpu()
         if self.site.hook == "resid_mid":
             self.before_WxTxD = seen["resid_pre"]
@@ -143,46 +146,52 @@ class PatchedForward:
         return logits
 
     def run_with(self, x_WxTxD: torch.Tensor) -> torch.Tensor:
-        """Logits [W, T, V] with another activation at the site; nothing before the site is computed.
+        """Logits [W, T, V] with another activation at the site, without running what is before the site.
 
-        They carry gradients where the activation asks for them.
+        The logits have gradients if the activation requires them.
         """
-        point, met = self.site.hook_name, []
+        point, calls = self.site.hook_name, []
         x_WxTxD = x_WxTxD.to(self.model.device)
         if self.site.hook == "resid_mid":
-            # TransformerLens' point is the norm's input, which the residual stream goes past: what attention adds to
-            # the stream is set, so that both are x.
+            # TransformerLens' hook point is only the input of the norm, while the residual stream bypasses it. So the
+            # output of attention is set instead, such that the stream and the input of the norm both become x.
             point, x_WxTxD = self.site._replace(hook="attn_out").hook_name, x_WxTxD - self.before_WxTxD
 
         def put(old_WxTxD: torch.Tensor, hook) -> torch.Tensor:
-            met.append(hook)
+            calls.append(hook)
             return x_WxTxD.to(old_WxTxD.dtype)
 
         known = dict.fromkeys(self.blocks, self.outputs.get(self.blocks[-1])) if self.blocks else {}
         with frozen_outputs(known | {part: self.outputs[part] for part in self.parts}):
             logits = self._run([(point, put)], x_WxTxD.requires_grad)
-        if len(met) != 1:
+        if len(calls) != 1:
             where = f"--hook {self.site.hook} of layer {self.site.layer}"
-            raise InputError(f"{where}: this model cannot be run on from there ({len(met)} points to replace it at)")
+            raise InputError(
+                f"{where}: this model cannot be run from there ({len(calls)} hook calls, not 1): choose another hook"
+            )
         return logits
 
     def check(self, clean_logp_WxPxV: torch.Tensor, first_position: int) -> None:
-        """Raises InputError where the model, run on from the site with its own activation, is not itself."""
+        """Raise InputError if running from the site on with the unchanged activation changes the output."""
         logp_WxPxV = self.run_with(self.activation_WxTxD)[:, first_position:].log_softmax(-1)
         kl = float((clean_logp_WxPxV.exp() * (clean_logp_WxPxV - logp_WxPxV)).sum(-1).mean())
         if not abs(kl) < SAME_KL:
             where = f"--hook {self.site.hook} of layer {self.site.layer}"
-            raise InputError(f"{where}: this model, run on from there, is not itself ({kl:.2g} nats)")
+            raise InputError(
+                f"{where}: running this model from there changes its output ({kl:.2g} nats): choose another hook"
+            )
 
     def _same(self, x_WxTxD: torch.Tensor, y_WxTxD: torch.Tensor) -> None:
         if not (x_WxTxD - y_WxTxD).abs().max() <= SAME * y_WxTxD.abs().max():
-            raise InputError(f"--hook {self.site.hook}: in this model it is not what attention adds to resid_pre")
+            raise InputError(
+                f"--hook {self.site.hook}: in this model it is not resid_pre + attn_out: choose another hook"
+            )
 
     def _run(self, hooks: list, gradients: bool = False) -> torch.Tensor:
         bridge = self.model.bridge
         with (
             self.model.running([self.site]),
-            torch.set_grad_enabled(gradients),  # no inference mode: what was computed in it no gradient may pass
+            torch.set_grad_enabled(gradients),  # no inference mode, because its tensors cannot be used with gradients
             self.model.as_written([self.site], self.model.n_layers),
             bridge.hooks(fwd_hooks=hooks),
         ):
@@ -191,7 +200,7 @@ class PatchedForward:
 
 @contextmanager
 def frozen_outputs(outputs: Mapping[GeneralizedComponent, Any]) -> Iterator[None]:
-    """Meanwhile these components compute nothing: they answer with an output known before, through their last hook."""
+    """A context in which these components return a given output, through their output hook, instead of computing."""
 
     def answer(component: GeneralizedComponent, output: Any) -> Any:
         if isinstance(output, tuple):
@@ -199,7 +208,7 @@ def frozen_outputs(outputs: Mapping[GeneralizedComponent, Any]) -> Iterator[None
         return component.hook_out(output)
 
     for component, output in outputs.items():
-        # Their own __setattr__ would hand it to the module that they wrap.
+        # The __setattr__ of a component would set the attribute on the wrapped module.
         object.__setattr__(component, "forward", lambda *_, c=component, o=output, **__: answer(c, o))
     try:
         yield

@@ -1,6 +1,7 @@
-"""Text that a language model writes while an activation is changed, at its own tokens as at those of the prompt.
+"""Text generation by a language model while an activation is changed, at the prompt and at new tokens.
 
-Shapes: S samples, C directions, T tokens of the prompt, N new tokens (in replace: rows), D width, V vocabulary.
+Shapes: S samples, C directions, T tokens of the prompt, N new tokens (in `replace`: rows), D width of the model, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from harvest.request import Site
 
 class Written(NamedTuple):
     tokens_SxN: np.ndarray
-    watched_SxN: np.ndarray  # probability that the watched tokens had together where each token was drawn
+    watched_SxN: np.ndarray  # total probability of the watched tokens when each token was drawn
 
 
 class Change(NamedTuple):
-    """`replace` maps rows [N, D] at a site to others, at positions of the text from `first_position` on."""
+    """A change of an activation: `replace` maps rows [N, D] at a site to new ones, from `first_position` on."""
 
     site: Site
     replace: Replace
@@ -44,32 +45,34 @@ def write_texts(
     watched: Sequence[int] = (),
     cached: bool = True,
 ) -> Written:
-    """Continues a prompt; temperature 0 is greedy, and one seed draws alike whatever the change.
+    """Continue a prompt with an activation changed. Temperature 0 is greedy.
 
-    With a cache of keys and values only the newest token runs through the model, and it is changed as it does.
-    Probabilities of `watched` are at temperature 1. The end of a text is never drawn: all samples are of one length.
-    Raises InputError for an encoder, for a prompt without a token, where prompt and text are longer than the model
-    reads, and for a model that uses no such cache.
+    Random numbers depend only on the seed, not on the change. With a cache of keys and values, only the newest token
+    runs through the model and is changed. Probabilities of `watched` are at temperature 1. The end of a text is never
+    drawn, so all samples have the same length. Raises InputError for an encoder, for an empty prompt, for a text that
+    is longer than the context of the model, and for a model without a usable cache.
     """
     model.need_next_token("Writing text (steer)")
     if not len(prompt_T):
-        raise InputError("--prompt: there is no token in it: give a word")
+        raise InputError("--prompt: it has no token: give at least one word")
     longest = model.bridge.cfg.n_ctx
     if len(prompt_T) >= longest:
-        raise InputError(f"--prompt: it has {len(prompt_T)} tokens, and the model reads {longest}: give a shorter one")
+        raise InputError(f"--prompt: it has {len(prompt_T)} tokens, but the model takes {longest}: give a shorter one")
     if len(prompt_T) + new_tokens > longest:
         raise InputError(
-            f"--max-new-tokens {new_tokens}: after {len(prompt_T)} tokens of the prompt at most "
-            f"{longest - len(prompt_T)} fit into the {longest} that the model reads"
+            f"--max-new-tokens {new_tokens}: must be at most {longest - len(prompt_T)}, because the prompt has "
+            f"{len(prompt_T)} tokens and the model takes {longest}"
         )
     original = model.bridge.original_model
     takes = signature(original.forward).parameters
     cache_name = next((name for name in ("cache", "past_key_values") if name in takes), None)
     if cached and cache_name is None:
-        raise InputError(f"{model.name} takes no cache of keys and values: it cannot write text here")
+        raise InputError(
+            f"{model.name} takes no cache of keys and values, which is needed to write text: use another model"
+        )
     generator = torch.Generator().manual_seed(seed)
     tokens_SxT = model.token_ids(np.tile(np.array(prompt_T), (samples, 1)))
-    cache, start, new, mass = None, 0, [], []  # `start`: where the tokens that run now stand in the text
+    cache, start, new, mass = None, 0, [], []  # `start`: position of the first token that runs now
 
     def changed(x_SxTxD: torch.Tensor) -> torch.Tensor:
         x_SxTxD, untouched = model.activation(x_SxTxD, change.site), max(0, change.first_position - start)
@@ -90,7 +93,9 @@ def write_texts(
                 whole_SxV = original(input_ids=tokens_SxT, use_cache=False).logits[:, -1].float().cpu()
                 if not (logits_SxV - whole_SxV).abs().max() <= SAME * whole_SxV.abs().max():
                     where = f"{change.site.hook_name} of {model.name}"
-                    raise InputError(f"{where}: with a cache of keys and values this model is not itself")
+                    raise InputError(
+                        f"{where}: a cache of keys and values changes the output of this model: use another model"
+                    )
             if cache_name and cached:
                 cache, start = getattr(output, cache_name), tokens_SxT.shape[1]
             mass.append(logits_SxV.softmax(-1)[:, list(watched)].sum(-1))
@@ -102,7 +107,7 @@ def write_texts(
 
 
 def draw(logits_SxV: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> torch.Tensor:
-    """The next tokens [S], of the fewest likeliest ones that hold `top_p` of the probability together."""
+    """The next tokens [S], drawn from the smallest set of likeliest tokens with a total probability of `top_p`."""
     if temperature == 0:
         return logits_SxV.argmax(-1)
     p_SxV, order_SxV = (logits_SxV / temperature).softmax(-1).sort(descending=True, stable=True)
@@ -112,10 +117,10 @@ def draw(logits_SxV: torch.Tensor, temperature: float, top_p: float, generator: 
 
 @contextmanager
 def changing(model: LanguageModel, site: Site, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Meanwhile the activation at a site is `change` of what it would be.
+    """A context in which `change` is applied to the activation at a site.
 
-    TransformerLens' resid_mid is the norm's input, which the residual stream goes past: there the difference is added
-    to what attention adds. Raises InputError for a hook that the model lacks.
+    TransformerLens' resid_mid is only the input of the norm, while the residual stream bypasses it. For resid_mid, the
+    difference is therefore added to the output of attention. Raises InputError for a hook that the model lacks.
     """
     model.check([site])
     hooks: list[tuple[str, Callable]] = [(site.hook_name, lambda x, hook: change(x))]
@@ -139,13 +144,13 @@ def changing(model: LanguageModel, site: Site, change: Callable[[torch.Tensor], 
 
 
 def cache_renamed(part: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """transformers 5.24 hands an attention its `cache`; TransformerLens 4.3 knows it by its old name, and would see no
-    earlier token."""
+    """Rename the argument `cache` of transformers 5.24 to the old name that TransformerLens 4.3 expects. Otherwise the
+    attention would not see earlier tokens."""
     return args, {"past_key_values" if name == "cache" else name: value for name, value in kwargs.items()}
 
 
 def surprise(model: LanguageModel, prompt_T: Sequence[int], tokens_SxN: np.ndarray) -> np.ndarray:
-    """−log p of each token after the prompt, in nats [S, N], by the model as it is; InputError for an encoder."""
+    """−log p of each token after the prompt under the unchanged model, in nats [S, N]. InputError for an encoder."""
     model.need_next_token("The perplexity of a text")
     prompts_SxT = np.tile(np.array(prompt_T), (len(tokens_SxN), 1))
     tokens = model.token_ids(np.concatenate([prompts_SxT, tokens_SxN], 1))
@@ -157,7 +162,7 @@ def surprise(model: LanguageModel, prompt_T: Sequence[int], tokens_SxN: np.ndarr
 def next_probabilities(
     model: LanguageModel, prompt_T: Sequence[int], site: Site, added_CxD: np.ndarray, first_position: int
 ) -> np.ndarray:
-    """Probabilities of the token after a prompt [C, V], with each direction added to its rows from a position on."""
+    """Probabilities of the token after a prompt [C, V], with each direction added from `first_position` on."""
     model.need_next_token("Steering")
     run = PatchedForward(model, model.token_ids(np.tile(np.array(prompt_T), (len(added_CxD), 1))), site)
     x_CxTxD = run.activation_WxTxD.clone()

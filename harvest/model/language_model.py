@@ -1,6 +1,6 @@
-"""A language model by TransformerLens: load it, read its activations.
+"""A language model in TransformerLens, and its activations.
 
-Shapes: W windows, T tokens a window, D width of the model.
+Shapes: W windows, T tokens per window, D width of the model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from harvest.model.library_errors import explained
 from harvest.model.loading import listed, load_bridge
 from harvest.request import Site
 
-BOTH_WAYS, BOTH_WAYS_TOKENS = 1e-4, 8  # share of the largest logit that a later token changes; tokens to see it by
+# An encoder is recognized by the change of logits, relative to the largest, from a later token in a text of 8 tokens.
+BOTH_WAYS, BOTH_WAYS_TOKENS = 1e-4, 8
 
 
 class LanguageModel:
-    """A language model on one device, in float32 and with the weights as published (nothing folded).
+    """A language model on one device, in float32 and with the published weights (nothing folded).
 
-    `notes` are what whoever uses it should be told. What transformers, TransformerLens and torch raise as it loads or
-    runs becomes an InputError (`explained`).
+    `notes` are messages for the user. Errors of transformers, TransformerLens and torch while it loads or runs become
+    an InputError (`explained`).
     """
 
     def __init__(self, bridge: TransformerBridge, notes: Sequence[str] = ()):
@@ -42,20 +43,20 @@ class LanguageModel:
 
     @classmethod
     def load(cls, location: str, device: str | None = None, control: str | None = None) -> LanguageModel:
-        """From a hub name, an alias or a local directory, to `device` (cuda where there is one), as `load_bridge`."""
+        """Load a model from a hub name, an alias or a local directory, by default to cuda if there is such a device."""
         return cls(*load_bridge(location, device or ("cuda" if torch.cuda.is_available() else "cpu"), control))
 
     def activations(self, tokens_WxT: np.ndarray, sites: Sequence[Site]) -> dict[Site, np.ndarray]:
-        """Activations at sites, float32 [W, T, D] each, by one run; nothing behind the last of them is computed.
+        """Activations at sites, float32 [W, T, D] each, from one run that stops after the last site.
 
-        Raises InputError as `check` does, for what is no activation, and where a library fails.
+        Raises InputError as `check` and `activation` do, and if a library fails.
         """
         self.check(sites)
-        found: dict[Site, np.ndarray] = {}
+        activations: dict[Site, np.ndarray] = {}
 
         def read(x_WxTxD: torch.Tensor, hook, into: Site) -> None:
-            found[into] = self.activation(x_WxTxD, into).to("cpu", torch.float32, copy=True).numpy()
-            if len(found) == len(sites):
+            activations[into] = self.activation(x_WxTxD, into).to("cpu", torch.float32, copy=True).numpy()
+            if len(activations) == len(sites):
                 raise _AllRead
 
         readers = [(site.hook_name, partial(read, into=site)) for site in sites]
@@ -69,34 +70,38 @@ class LanguageModel:
         ):
             self.bridge(tokens, return_type=None, use_cache=False)
         for site in sites:
-            if site not in found:
-                raise InputError(f"--hook {site.hook}: {self.name} does not pass this point of layer {site.layer}")
-        return found
+            if site not in activations:
+                raise InputError(
+                    f"--hook {site.hook}: {self.name} does not run this point in layer {site.layer}: choose another"
+                )
+        return activations
 
     def check(self, sites: Sequence[Site]) -> None:
-        """Raises InputError for a hook that this model lacks (resid_mid, where attention and MLP are parallel)."""
+        """Raise InputError for a hook that this model lacks, such as resid_mid if attention and MLP are parallel."""
         for site in sites:
             if site.hook_name not in self.bridge.hook_dict:
-                raise InputError(f"--hook {site.hook}: {self.name} has no such point in layer {site.layer}")
+                raise InputError(
+                    f"--hook {site.hook}: {self.name} has no such point in layer {site.layer}: choose another hook"
+                )
 
     def activation(self, x_WxTxD: Any, site: Site) -> torch.Tensor:
-        """What a hook is given. Raises InputError where it is no activation of the model's width."""
+        """The value at a hook. Raises InputError unless it is an activation of the width of the model."""
         if not isinstance(x_WxTxD, torch.Tensor) or x_WxTxD.ndim != 3 or x_WxTxD.shape[-1] != self.d_model:
             what = f"shape {list(x_WxTxD.shape)}" if isinstance(x_WxTxD, torch.Tensor) else type(x_WxTxD).__name__
             raise InputError(
-                f"--hook {site.hook}: what {self.name} has there in layer {site.layer} ({what}) is no activation of "
-                f"width {self.d_model} a token: choose another hook"
+                f"--hook {site.hook}: the value in layer {site.layer} of {self.name} ({what}) is not an activation of "
+                f"width {self.d_model} per token: choose another hook"
             )
         return x_WxTxD
 
     def running(self, sites: Sequence[Site] = ()) -> AbstractContextManager[None]:
-        """Everything that runs the model, or a part of it, does so inside of this."""
-        at = f" at {listed([site.hook_name for site in sites])}" if sites else ""
-        return explained(f"{self.name}: transformers, TransformerLens or torch cannot run this model{at}")
+        """The context in which the model or a part of it runs; it explains errors of libraries."""
+        points = f" at {listed([site.hook_name for site in sites])}" if sites else ""
+        return explained(f"{self.name}: transformers, TransformerLens or torch cannot run this model{points}")
 
     @cached_property
     def reads_both_ways(self) -> bool:
-        """Whether a token changes the output at positions before it, as in an encoder: found by changing one."""
+        """Whether a token changes the output at earlier positions, as in an encoder. Tested by changing a token."""
         special = set(self.tokenizer.all_special_ids)
         usual = [token for token in range(self.vocabulary) if token not in special][: BOTH_WAYS_TOKENS + 1]
         tokens_2xT = np.array([usual[:-1], [*usual[:-2], usual[-1]]])
@@ -106,27 +111,27 @@ class LanguageModel:
         return bool(change > BOTH_WAYS * logits_2xTxV.abs().max())
 
     def need_next_token(self, what: str) -> None:
-        """Raises InputError for a model that reads both ways: it predicts no next token."""
+        """Raise InputError for a model that reads both ways, because it does not predict the next token."""
         if self.reads_both_ways:
             raise InputError(
-                f"{self.name} is an encoder: each of its positions sees the whole text, also the next token, which it "
-                f"therefore does not predict. {what} is for models that read from left to right; dictionaries of an "
-                "encoder can be trained and measured without it"
+                f"{self.name} is an encoder: each of its positions sees the whole text, including the next token, so "
+                f"it does not predict the next token. {what} needs a model that reads from left to right. SAEs of an "
+                "encoder can be trained and evaluated without it"
             )
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens it has embeddings of."""
+        """The number of tokens that have an embedding."""
         model: Any = self.bridge.original_model
         with self.running():
             return model.get_input_embeddings().weight.shape[0]
 
     def check_tokens(self, tokens_WxT: np.ndarray) -> None:
-        """Raises InputError for tokens that the model has no embedding of."""
+        """Raise InputError for tokens without an embedding."""
         if tokens_WxT.size and not 0 <= tokens_WxT.min() <= tokens_WxT.max() < self.vocabulary:
             raise InputError(
-                f"{self.name}: its tokenizer gives token {tokens_WxT.max():,}, and the model has embeddings of "
-                f"{self.vocabulary:,} tokens: the tokenizer is that of another model, or was added to. Get both from "
+                f"{self.name}: its tokenizer gives token {tokens_WxT.max():,}, but the model has embeddings of only "
+                f"{self.vocabulary:,} tokens. The tokenizer was extended or belongs to another model: get both from "
                 "one source"
             )
 
@@ -135,7 +140,7 @@ class LanguageModel:
         return torch.from_numpy(tokens_WxT.astype(np.int64)).to(self.device)
 
     def weights_hash(self) -> str:
-        """The same for the same parameters, whichever files or device they are on."""
+        """A hash of the parameters, independent of their files and device."""
         digest = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self.bridge.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -143,16 +148,16 @@ class LanguageModel:
         return digest.hexdigest()
 
     def tokenizer_hash(self) -> str:
-        """The same for tokenizers that give the tokens the same numbers."""
+        """A hash of the numbers of all tokens."""
         facts = self.tokenizer.get_vocab()
         return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     @contextmanager
     def as_written(self, sites: Sequence[Site], below: int) -> Iterator[None]:
-        """Blocks below a layer run as transformers wrote them, but for those that are hooked inside, at `sites`.
+        """A context in which blocks below a layer run with the code of transformers, except blocks with hooks inside.
 
-        That is faster: TransformerLens' own attention and norms are written out step by step to have hooks inside,
-        5 to 15% slower (measured).
+        This is faster: TransformerLens computes attention and norms step by step to have hooks inside, which is 5 to
+        15% slower (measured).
         """
         points, replaced = self.bridge.hook_dict, []
         for layer, block in enumerate(self.bridge.blocks[:below]):
@@ -173,4 +178,4 @@ class LanguageModel:
 
 
 class _AllRead(Exception):
-    """Every activation that was asked for has been read: the rest of the model need not run."""
+    """Stops a run of the model after the last requested activation was read."""

@@ -1,4 +1,4 @@
-"""What other libraries raise, as one sentence: what could not be done, and why. No torch."""
+"""Errors of other libraries as one sentence: the problem and its reason. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ OURS = ("harvest", "sae_jax", "analysis", "main")
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """What a library raises inside becomes an InputError: `what`, and its reason.
+    """A context in which an error of a library becomes an InputError with `what` and the reason.
 
-    What our own code raises passes, also as a hook that a library calls, and so does a lack of memory.
+    Errors of this project's code pass unchanged, even if raised in a hook that a library calls, and so do out-of-memory
+    errors.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A language model's files into TransformerLens' bridge: whole, of one stack of layers, and without noise."""
+"""Loading a language model into TransformerLens' bridge, with checks of its files and without log messages."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SHUFFLE_SEED = 0
 
 
 def load_bridge(location: str, device: str, control: str | None) -> tuple[TransformerBridge, list[str]]:
-    """A model of a hub name, an alias or a local directory, and what is to be told of it.
+    """(the model of a hub name, an alias or a local directory; notes for the user).
 
-    With the control "random-weights" its weights are `shuffled`. Raises InputError, with the reason, for a model that
-    cannot be loaded, for an encoder-decoder, and where files lack weights or have some of more layers than configured.
+    With the control "random-weights", its weights are `shuffled`. Raises InputError, with the reason, for a model that
+    cannot be loaded, for an encoder-decoder, and if files lack weights or have weights of more layers than configured.
     """
     asked = f"--model-name {location}"
     with explained(f"{asked}: the model cannot be loaded"), _quietly():
@@ -38,43 +38,45 @@ def load_bridge(location: str, device: str, control: str | None) -> tuple[Transf
         config = AutoConfig.from_pretrained(name)
         if config.is_encoder_decoder:
             raise InputError(
-                f"{asked}: {config.model_type} is an encoder-decoder; only models of one stack of layers can be read, "
-                "decoders like GPT-2 or encoders like BERT"
+                f"{asked}: {config.model_type} is an encoder-decoder, which is not supported: use a decoder such as "
+                "GPT-2 or an encoder such as BERT"
             )
         loading = _Loading(config, control)
         bridge = TransformerBridge.boot_transformers(name, device=device, model_class=loading)
-        if getattr(bridge.cfg, "attn_implementation", None) is None:  # it needs no eager attention here
+        if getattr(bridge.cfg, "attn_implementation", None) is None:  # eager attention is not needed here
             model: Any = bridge.original_model
-            with suppress(ValueError):  # a model that has no other stays eager
+            with suppress(ValueError):  # a model without another attention stays eager
                 model.set_attn_implementation("sdpa")
     if not hasattr(bridge, "blocks"):
-        raise InputError(f"{asked}: TransformerLens finds no stack of layers in this model ({config.model_type})")
+        raise InputError(
+            f"{asked}: TransformerLens finds no stack of layers in this model ({config.model_type}): use another model"
+        )
     if loading.missing:
         raise InputError(
             f"{asked}: its files lack the weights {listed(loading.missing)}, which would be random: "
-            "get the model again, whole"
+            "get a complete copy of the model"
         )
     if loading.beyond:
         raise InputError(
-            f"{asked}: its files have the weights {listed(loading.beyond)}, and the model of its config.json has fewer "
-            "layers or parts: the two do not belong together. Get both again, from one source"
+            f"{asked}: its files have the weights {listed(loading.beyond)}, but the model of its config.json has fewer "
+            "layers or parts, so the two do not belong together: get both from one source"
         )
-    unused = [f"its files have weights that it does not use: {listed(loading.unused)}"] if loading.unused else []
+    unused = [f"weights in its files are not used: {listed(loading.unused)}"] if loading.unused else []
     return bridge.eval(), unused
 
 
 class _Loading:
-    """Loads in the place of the class of transformers that a model is of, and keeps what that says of its weights.
+    """Replaces the transformers class of a model during loading, to record missing and unused weights.
 
-    A control's weights are shuffled here, before TransformerLens makes copies of parts of some.
+    The weights of a control are shuffled here, before TransformerLens copies parts of them.
     """
 
     def __init__(self, config: Any, control: str | None):
         self.model_class = get_hf_model_class_for_architecture(determine_architecture_from_hf_config(config))
         self.control = control
         self.missing: list[str] = []
-        self.beyond: list[str] = []  # of layers that the configuration lacks
-        self.unused: list[str] = []  # of other parts, as a head for another task
+        self.beyond: list[str] = []  # weights of layers that the configuration lacks
+        self.unused: list[str] = []  # weights of other parts, such as a head for another task
 
     def from_pretrained(self, name: str, **settings: Any) -> PreTrainedModel:
         model, facts = self.model_class.from_pretrained(name, output_loading_info=True, **settings)
@@ -92,15 +94,15 @@ def numberless(key: str) -> str:
 
 
 def shuffled(model: Any) -> Any:
-    """The model with the entries of each matrix and embedding permuted, the same way each time.
+    """The model with the entries of each matrix and embedding permuted, with a fixed seed.
 
-    A control: each tensor keeps its distribution, and nothing of what was learned (after Heap et al. 2025, arXiv
-    2501.17727, who draw from a normal one). Vectors stay: norms' gains and biases hold no more than a scale each, and
-    keep activations at their size.
+    This is a control: each tensor keeps its distribution but nothing that was learned (after Heap et al. 2025, arXiv
+    2501.17727, who draw from a normal distribution). Vectors are not changed: gains and biases only set scales, and
+    keep activations at their usual size.
     """
     rng = np.random.default_rng(SHUFFLE_SEED)
     with torch.no_grad():
-        for parameter in model.parameters():  # of tied weights each once
+        for parameter in model.parameters():  # each tied weight once
             if parameter.ndim > 1:
                 order = torch.from_numpy(rng.permutation(parameter.numel()))
                 parameter.copy_(parameter.flatten()[order].view_as(parameter))
@@ -113,7 +115,7 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Loads without the libraries' bars and notes; a download's bar stays where a person sees it."""
+    """Suppress the libraries' progress bars and warnings, except the progress bar of a download in a terminal."""
     logger = logging.getLogger("transformers.modeling_utils")
     level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A model's tokenizer alone: to write tokens as text needs neither its weights nor the seconds that they take."""
+"""Loading only the tokenizer of a model, which is much faster than loading its weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from harvest.sources import official_name
 
 
 def load_tokenizer(location: str) -> Any:
-    """Of a hub name, an alias or a local directory. Raises InputError, with the reason, where there is none."""
+    """The tokenizer of a hub name, an alias or a local directory. Raises InputError if it cannot be loaded."""
     with explained(f"{location}: its tokenizer cannot be loaded"):
         return AutoTokenizer.from_pretrained(official_name(location))

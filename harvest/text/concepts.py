@@ -1,11 +1,12 @@
-"""Passages of a concept and others like them: documents that hold a phrase, and examples of it, as token windows.
+"""Passages with a concept and comparable passages without it, as token windows.
 
-A passage of the corpus is a window of a document, with the phrase inside; an example is read whole. Others come from
-documents without the phrase, one of each: for a window the tokens at the same place in their document, and as many;
-for an example as many whole sentences, of nearly as many tokens. What tells the two apart is then neither length,
-place nor punctuation. One text of near-copies is read, and one passage: what comes six times is not six observations.
+The concept is given by a phrase and examples. A passage of the corpus is a window of a document that holds the phrase;
+an example is read whole. Passages without the concept ("others") come from documents without the phrase, at most one
+per document. The other of a window has the same number of tokens at the same position in its document. The other of an
+example has the same number of whole sentences and a similar number of tokens. The two groups thus do not differ in
+length, position or punctuation. Only one of several near-copies is used, because copies are not independent.
 
-Shapes: W windows, T tokens a window, N passages.
+Shapes: W windows, T tokens per window, N passages.
 """
 
 from __future__ import annotations
@@ -25,28 +26,28 @@ from harvest.text.near_copies import NearCopies
 from harvest.text.passages import Passages, filled_up
 from harvest.text.windows import documents, jsonl_records
 
-OTHERS, MIN_OTHERS = 4, 120  # for each passage, and at least, where the text has so many
-FEWEST = 3  # passages that can be split in three, on either side
-MOST_DOCUMENTS = 100_000  # read of the corpus
-MOST_CHARACTERS = 1 << 18  # read of a document: bounds memory
-COMPARED = 20  # documents, of which the one nearest in length becomes an other of an example
+OTHERS, MIN_OTHERS = 4, 120  # others per passage, and at least in total, if the text has so many
+FEWEST = 3  # passages of either group, so that both can be split in three
+MOST_DOCUMENTS = 100_000  # documents read of the corpus
+MOST_CHARACTERS = 1 << 18  # characters read of a document, to bound memory
+COMPARED = 20  # documents from which the other of an example is chosen by its length
 SENTENCE = re.compile(r"""\S.*?(?:[.!?]["'”’)\]]*(?=\s)|$)""", re.MULTILINE)
 NO_DOCUMENT = -1
-REPEATED = 10  # tokens; shorter passages are the same by chance
+REPEATED = 10  # tokens; shorter passages may be equal by chance
 
 
 @dataclass(frozen=True)
 class ConceptPassages:
-    """N passages in windows as in training, those of the concept and others."""
+    """N passages with the concept and others, in windows as in training."""
 
     passages: Passages
-    phrase_WxT: np.ndarray  # bool: the phrase's own tokens, and what stands in their place in others
+    phrase_WxT: np.ndarray  # bool: the tokens of the phrase; in others, the tokens at the same positions
     is_concept_N: np.ndarray
-    document_N: np.ndarray  # its number in the corpus; NO_DOCUMENT: of the examples, or what they are held against
+    document_N: np.ndarray  # number in the corpus; NO_DOCUMENT for texts of the user
     tokens_N: np.ndarray
     documents_read: int
-    left_out: int  # of the user's texts: near-copies of another, and others that hold the phrase
-    near_copies: int  # of the corpus's documents and passages, left out, too
+    left_out: int  # texts of the user not used: near-copies, and others that hold the phrase
+    near_copies: int  # documents and passages of the corpus not used because they are near-copies
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class _Passage:
     ids: list[int]
     is_phrase: np.ndarray
     document: int = NO_DOCUMENT
-    start: int = 0  # in the tokens of its document
-    sentences: int = 0  # of a text of its own
+    start: int = 0  # token position in its document
+    sentences: int = 0  # number of sentences of an example; 0 for a window
 
 
 def gather(
@@ -69,17 +70,17 @@ def gather(
     most: int = 300,
     seed: int = 0,
 ) -> ConceptPassages:
-    """At most `most` documents of the corpus that hold the phrase, all examples, and others.
+    """Passages from at most `most` documents of the corpus that hold the phrase, from all examples, and others.
 
-    Others come from `against`, or else from the corpus. A document that holds an example word for word is left out.
-    Raises InputError where there are too few of either to be split in three.
+    Others come from `against` if given, or else from the corpus. A document that contains an example is not used.
+    Raises InputError if there are too few passages of either group to split them in three.
     """
     wanted, rng = Phrase(phrase), np.random.default_rng(seed)
     if not tokenizer.is_fast:
         raise InputError(
-            f"{type(tokenizer).__name__} does not say where its tokens lie in a text: no passage can be cut"
+            f"{type(tokenizer).__name__} does not report the positions of its tokens: use a model with a fast tokenizer"
         )
-    seen, same = NearCopies(), NearCopies()  # texts, and the passages from them, without the phrase
+    seen, same = NearCopies(), NearCopies()  # of texts, and of their passages, without the phrase
     texts = [text for text in examples if not seen.is_copy(wanted.cut_from(text))]
     concept = [_own_text(text, wanted, tokenizer, first) for text in texts]
     left_out = len(examples) - len(texts)
@@ -93,14 +94,14 @@ def gather(
         left_out += len(against) - len(pool)
     if len(concept) < FEWEST:
         raise InputError(
-            f"{phrase!r}: {len(concept)} passages, at least {FEWEST} are needed: {len(holders)} of {read:,} documents "
-            f"of {Path(corpus).name} hold it, near-copies left out, and {len(texts)} examples were given: give more of "
-            "these, one a line (--examples FILE)"
+            f"{phrase!r}: there are only {len(concept)} passages, but {FEWEST} are needed: {len(holders)} of {read:,} "
+            f"documents of {Path(corpus).name} hold it (without near-copies), and {len(texts)} examples are given: "
+            "give more examples, one per line (--examples FILE)"
         )
     others = _others(concept, pool, tokenizer, first, rng, same)
     if len(others) < FEWEST:
         source = "your own (--against)" if against else Path(corpus).name
-        advice = "" if against else ": give others (--against FILE)"
+        advice = ": give more" if against else ": give texts without it (--against FILE)"
         raise InputError(f"{source}: {len(others)} texts without {phrase!r}; {FEWEST} are needed, better 100{advice}")
     passages = [*concept, *others]
     tokens_WxT, real_WxT, item_W, phrase_WxT = _windows_of(passages, seq_len, first)
@@ -117,7 +118,7 @@ def gather(
 
 
 def texts_in(path: Path, flag: str) -> list[str]:
-    """The texts of a .txt, one a line, or of a .jsonl. Raises InputError, naming the flag, where there is none."""
+    """The texts of a .txt, one per line, or of a .jsonl. Raises InputError, naming the flag, if there is none."""
     if not path.is_file():
         raise InputError(f"{flag} {path}: there is no such file")
     if path.name.endswith((".jsonl", ".jsonl.gz")):
@@ -132,22 +133,22 @@ def texts_in(path: Path, flag: str) -> list[str]:
             raise InputError(f"{flag} {path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
     else:
         raise InputError(
-            f"{flag} {path}: must be a .txt, one text a line, or a .jsonl with a text under the key 'text'"
+            f"{flag} {path}: must be a .txt with one text per line, or a .jsonl with a text under the key 'text'"
         )
     if not any(texts):
-        raise InputError(f"{flag} {path}: there is no text in it; write one a line")
+        raise InputError(f"{flag} {path}: there is no text in it; write one per line")
     return [text for text in texts if text]
 
 
 def sentences_of(text: str) -> list[tuple[int, int]]:
-    """Where each sentence begins and ends; a line break ends one, too."""
+    """(start, end) of each sentence. A line break also ends a sentence."""
     return [match.span() for match in SENTENCE.finditer(text)]
 
 
 def _read(
     corpus: str, phrase: Phrase, examples: list[str], most: int, rng: np.random.Generator, seen: NearCopies
 ) -> tuple[list[tuple[int, str]], list[tuple[int, str]], int, int]:
-    """(documents with the phrase, documents without it drawn from all, how many were read, near-copies left out)."""
+    """(documents with the phrase, a random sample of those without, number read, number of near-copies not used)."""
     holders: list[tuple[int, str]] = []
     pool: dict[int, tuple[int, str]] = {}
     room, without, number = 3 * max(OTHERS * (most + len(examples)), MIN_OTHERS), 0, -1
@@ -168,10 +169,10 @@ def _read(
                 pool[slot] = (number, text)
     given = [folded(example) for example in examples]
     new, others = (
-        [(number, text) for number, text in of if not any(example in folded(text) for example in given)]
-        for of in (holders, pool.values())
+        [(number, text) for number, text in numbered if not any(example in folded(text) for example in given)]
+        for numbered in (holders, pool.values())
     )
-    single = [of for of in others if not seen.is_copy(of[1])]
+    single = [other for other in others if not seen.is_copy(other[1])]
     copies += len(others) - len(single)
     return new, [single[i] for i in rng.permutation(len(single))], number + 1, copies
 
@@ -184,7 +185,7 @@ def _tokenized(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:
 
 
 def _tokens_on(mentions: Iterable[tuple[int, int]], offsets: list[tuple[int, int]]) -> np.ndarray:
-    """Which tokens lie on a mention of the phrase, bool."""
+    """Which tokens overlap a mention of the phrase, bool [T]."""
     start_T, end_T = np.array(offsets, np.int64).reshape(-1, 2).T
     is_phrase_T = np.zeros(len(offsets), bool)
     for start, end in mentions:
@@ -196,7 +197,7 @@ def _own_text(text: str, phrase: Phrase, tokenizer, first: int) -> _Passage:
     ids, offsets = _tokenized(tokenizer, text)
     if len(ids) <= first:
         raise InputError(
-            f"{text!r} (--examples) is {len(ids)} token, and the first of a window is not read: leave it out"
+            f"{text!r} (--examples) is {len(ids)} token, but the first of a window is not used: remove this example"
         )
     return _Passage(ids, _tokens_on(phrase.mentions(text), offsets), sentences=len(sentences_of(text)))
 
@@ -204,7 +205,7 @@ def _own_text(text: str, phrase: Phrase, tokenizer, first: int) -> _Passage:
 def _window(
     number: int, text: str, phrase: Phrase, tokenizer, seq_len: int, first: int, rng: np.random.Generator
 ) -> _Passage:
-    """A window on a mention of the phrase, both drawn; where it can be, the whole phrase is at positions that count."""
+    """A random window on a random mention of the phrase, if possible with the whole phrase at positions in use."""
     ids, offsets = _tokenized(tokenizer, text)
     mentions = phrase.mentions(text)
     mention = mentions[rng.integers(len(mentions))]
@@ -212,8 +213,8 @@ def _window(
     begin, end = int(on_it[0]), int(on_it[-1]) + 1
     if end - begin > seq_len - first:
         raise InputError(
-            f"{text[slice(*mention)]!r} is {end - begin} tokens; the run was trained on windows of which "
-            f"{seq_len - first} count: find something shorter"
+            f"{text[slice(*mention)]!r} is {end - begin} tokens, but the run was trained on windows of which "
+            f"{seq_len - first} are used: search for a shorter phrase"
         )
     lowest = max(0, end - seq_len)
     start = int(rng.integers(lowest, max(lowest, min(begin - first, len(ids) - seq_len)) + 1))
@@ -229,7 +230,7 @@ def _others(
     rng: np.random.Generator,
     same: NearCopies,
 ) -> list[_Passage]:
-    """One like each passage in turn, until there are enough or the pool is used up."""
+    """Others for each passage in turn, until there are enough or the pool is used up."""
     ids_of = cache(lambda text: _tokenized(tokenizer, text)[0])
     unused = list(pool)
     others: list[_Passage] = []
@@ -248,9 +249,9 @@ def _others(
             start = min(like.start, max(0, len(ids_of(text)) - length))
             ids = ids_of(text)[start : start + length]
         if len(ids) > first and not _repeats(ids, tokenizer, same):
-            in_its_place = np.zeros(len(ids), bool)
-            in_its_place[:length] = like.is_phrase[: len(ids)]
-            others.append(_Passage(ids, in_its_place, number, start))
+            same_positions = np.zeros(len(ids), bool)
+            same_positions[:length] = like.is_phrase[: len(ids)]
+            others.append(_Passage(ids, same_positions, number, start))
     return others
 
 
@@ -259,7 +260,7 @@ def _repeats(ids: Sequence[int] | np.ndarray, tokenizer, same: NearCopies) -> bo
 
 
 def _sentence_run(text: str, count: int, rng: np.random.Generator) -> str:
-    """So many sentences from anywhere in a text, or all where it has fewer."""
+    """`count` consecutive sentences from a random position in a text, or all if it has fewer."""
     spans = sentences_of(text)
     begin = int(rng.integers(max(1, len(spans) - count + 1)))
     run = spans[begin : begin + count]
@@ -267,7 +268,7 @@ def _sentence_run(text: str, count: int, rng: np.random.Generator) -> str:
 
 
 def _windows_of(passages: list[_Passage], seq_len: int, first: int) -> tuple[np.ndarray, ...]:
-    """(tokens, which are real, the passage of each window, the phrase's tokens)."""
+    """(tokens, which of them are no padding, the passage of each window, the tokens of the phrase)."""
     windows, item, is_phrase_WxT = [], [], []
     for number, passage in enumerate(passages):
         for start in range(0, len(passage.ids), seq_len):

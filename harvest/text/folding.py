@@ -1,4 +1,4 @@
-"""Text folded to one form, in which a phrase is found however it is written; pure Unicode, no list of languages."""
+"""Folding of text to one form, so that a phrase is found in any spelling. Uses only Unicode, no list of languages."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import unicodedata
 
 from harvest.errors import InputError
 
-# Each as one of the keyboard's: apostrophes, quotation marks, hyphens; characters without a width are left out.
+# Apostrophes, quotation marks and hyphens become those of the keyboard; characters without a width are removed.
 SAME = {"'": "‘’‚‛ʼʹ´′", '"': "“”„‟«»″", "-": "‐‑‒–—―−", "": "\u00ad\u200b\u200c\u200d\u2060\ufeff"}
 # Scripts without spaces between words: Thai, Lao, Tibetan, Burmese, Khmer, kana, ideographs.
 SPACELESS = "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 SPACELESS += "\U00020000-\U0003ffff"
-JOINS = re.compile(f"[{SPACELESS}\uac00-\ud7af]")  # and Hangul, where particles follow a noun without a space
+JOINS = re.compile(f"[{SPACELESS}\uac00-\ud7af]")  # and Hangul, in which particles follow a noun without a space
 JAMO_AFTER_THE_FIRST, HALF_WIDTH_MARKS = ("\u1160", "\u11ff"), "\uff9e\uff9f"
 
 
 def folded(text: str) -> str:
-    """Case, width, ligatures, composed or decomposed accents, apostrophes and hyphens do not count; accents do."""
+    """The text without differences of case, width, ligatures, apostrophes and hyphens. Accents stay, but composed."""
     if not text.isascii():
         text = unicodedata.normalize("NFKD", text)
         for one, others in SAME.items():
@@ -28,22 +28,22 @@ def folded(text: str) -> str:
 
 
 class Phrase:
-    """A phrase as whole words, in any spacing and without its article; in scripts without spaces, anywhere.
+    """A phrase that is searched as whole words in any spacing, without its article.
 
-    Raises InputError where there is no word in it.
+    In scripts without spaces it is found anywhere. Raises InputError if the phrase has no word.
     """
 
     def __init__(self, phrase: str):
         words = re.sub(r"^(the|an?)\s+(?=\S)", "", folded(phrase).strip()).split()
         if not any(character.isalnum() for word in words for character in word):
-            raise InputError(f"the phrase {phrase!r} has no word in it: say what is to be found")
+            raise InputError(f"the phrase {phrase!r} has no word in it: give at least one word")
         self._pattern = re.compile(r"\s+".join(map(re.escape, words)))
 
     def held_by(self, text: str) -> bool:
         return bool(self._found(folded(text)))
 
     def mentions(self, text: str) -> list[tuple[int, int]]:
-        """Where each begins and ends in the text as it is written."""
+        """(start, end) of each mention in the original text."""
         if not self.held_by(text):
             return []
         clusters = _clusters(text)
@@ -54,7 +54,7 @@ class Phrase:
         ]
 
     def cut_from(self, text: str) -> str:
-        """The text without it."""
+        """The text without mentions of the phrase."""
         ends, starts = zip(*[(0, 0), *self.mentions(text), (len(text), len(text))], strict=True)
         return " ".join(text[start:end] for start, end in zip(starts, ends[1:], strict=False))
 
@@ -68,7 +68,7 @@ class Phrase:
 
 
 def _inside_word(text: str, beyond: int, edge: int) -> bool:
-    """Whether the character beyond the phrase's edge, if there is one, is of the same word."""
+    """Whether the character beyond an edge of the phrase, if there is one, belongs to the same word."""
     if not 0 <= beyond < len(text):
         return False
     character = text[beyond]
@@ -77,7 +77,7 @@ def _inside_word(text: str, beyond: int, edge: int) -> bool:
 
 
 def _clusters(text: str) -> list[tuple[int, int]]:
-    """Where each character begins and ends, with the marks that belong to it: folded alone, they give the same."""
+    """(start, end) of each character with its combining marks, so that folding them one by one gives the same text."""
     if text.isascii():
         return [(i, i + 1) for i in range(len(text))]
     starts = [i for i, character in enumerate(text) if not (i and _continues(character))]

@@ -1,9 +1,10 @@
-"""Texts that are nearly the same: with other spaces, capitals or punctuation, or with a few words changed.
+"""Detection of near-copies: texts that differ in spaces, capitals or punctuation, or in a few words.
 
-MinHash with banding (Broder 1997; Leskovec, Rajaraman and Ullman, ch. 3): of the runs of words in a text the smallest
-under each of 48 hashes are kept; two texts agree on one as often as they share runs (Jaccard's index J). Compared are
-those that agree on all 4 of one of 12 bands, which is 1 - (1 - J⁴)¹² of pairs, and near-copies those that agree on half
-of all 48. One word changed in 100 leaves J = .94, one in 20 J = .81: both are found; at J = .5 it is one in three.
+The method is MinHash with banding (Broder 1997; Leskovec, Rajaraman and Ullman, ch. 3). Of the runs of words in a text,
+the smallest value of each of 48 hashes is kept. Two texts agree on one value with the probability that they share a run
+(Jaccard's index J). Two texts are compared if they agree on all 4 values of one of 12 bands, which has probability
+1 - (1 - J⁴)¹². They are near-copies if they agree on half of the 48 values. One changed word in 100 gives J = .94 and
+one in 20 gives J = .81; both are found. At J = .5, one pair in three is found.
 
 Shapes: W words, M runs, H hashes, R hashes of one band.
 """
@@ -21,23 +22,23 @@ from harvest.text.hashes import mixed
 
 BANDS, ROWS = 12, 4
 LEAST_SHARED = 0.5
-# In words; in a script without spaces twice as many characters.
-FEWEST_WORDS = 12  # of fewer, one makes another text: then only equal words make a copy
-SHORT, SHORT_RUN, RUN = 64, 2, 3  # a text of fewer, and its runs; those of a longer one
+# Numbers of words; in a script without spaces, of twice as many characters.
+FEWEST_WORDS = 12  # a text with fewer words is a copy only if all of its words are equal
+SHORT, SHORT_RUN, RUN = 64, 2, 3  # length of a short text, its run length, and that of longer texts
 WORD = re.compile(rf"[{SPACELESS}]|[^\W{SPACELESS}]+")
-CHARACTERS = 1 << 16  # hashed at a time: bounds memory; a run across two is left out
+CHARACTERS = 1 << 16  # hashed at once, to bound memory; runs across two parts are not used
 
 
 class NearCopies:
-    """Texts one after another, each with the first that it is a near-copy of. About a kilobyte a text that is none."""
+    """Finds, for each of a sequence of texts, the first that it is a near-copy of. Needs about 1 kB per original."""
 
     def __init__(self) -> None:
-        self._original_of: dict[int, int] = {}  # of a band's hash
-        self._lowest_of: dict[int, np.ndarray] = {}  # uint16 [H], of an original
+        self._original_of: dict[int, int] = {}  # by the hash of a band
+        self._lowest_of: dict[int, np.ndarray] = {}  # uint16 [H], by original
         self.texts = 0
 
     def original(self, text: str, lowest_H: np.ndarray | None = None) -> int:
-        """The number of the first text that this one is a near-copy of, counted from 0; its own where there is none."""
+        """The number, from 0, of the first text that this one is a near-copy of; its own number if there is none."""
         lowest_H = signature(text) if lowest_H is None else lowest_H
         number, brief_H = self.texts, lowest_H.astype(np.uint16)
         self.texts += 1
@@ -45,7 +46,7 @@ class NearCopies:
         keys = [number_of(bytes([band]) + lowest_R.tobytes()) for band, lowest_R in bands]
         for other in sorted({self._original_of[key] for key in keys if key in self._original_of}):
             if (self._lowest_of[other] == brief_H).mean() >= LEAST_SHARED:
-                return other  # a copy is not copied from: no chain of texts joins what is not alike
+                return other  # always an original, so that no chain of copies joins different texts
         self._lowest_of[number] = brief_H
         self._original_of |= dict.fromkeys(keys, number)
         return number
@@ -55,7 +56,7 @@ class NearCopies:
 
 
 def signature(text: str) -> np.ndarray:
-    """The smallest hashes [H] of the runs of words in a text: the same for texts that differ in form only."""
+    """The smallest hashes [H] of the runs of words in a text, the same for texts that differ only in form."""
     lowest_H = np.full(len(FACTOR_H), np.iinfo(np.uint64).max, np.uint64)
     for start in range(0, max(len(text), 1), CHARACTERS):
         plain = folded(text[start : start + CHARACTERS])

@@ -1,6 +1,6 @@
-"""Texts of which something is known, as token windows: labelled documents, words of which the first letter counts.
+"""Labelled texts as token windows: documents with labels, and words with their first letter.
 
-Shapes: W windows, T tokens a window, N items (documents, words).
+Shapes: W windows, T tokens per window, N items (documents or words).
 """
 
 from __future__ import annotations
@@ -24,35 +24,37 @@ SPELLING = " has the first letter: {}\n"  # Chanin et al. 2024 and SAEBench
 
 @dataclass(frozen=True)
 class Passages:
-    """Windows filled up on the right, which rows of them count, and the item to which these belong."""
+    """Windows padded on the right, the positions that are used, and the item of each window."""
 
     tokens_WxT: np.ndarray  # int32
     counts_WxT: np.ndarray  # bool
-    item_W: np.ndarray  # int64; every item has a row that counts
+    item_W: np.ndarray  # int64; every item has a position that is used
 
 
 @dataclass(frozen=True)
 class LabelledText:
     texts: list[str]
-    labels: dict[str, np.ndarray]  # of each field, str [N]
+    labels: dict[str, np.ndarray]  # by field, str [N]
     is_train_N: np.ndarray
 
 
 def labelled_text(path: Path, fields: tuple[str, ...], n_documents: int, train_share: float, seed: int) -> LabelledText:
-    """At most `n_documents` of a .jsonl with a `text` and, under each of `fields`, a string, number or boolean.
+    """At most `n_documents` of a .jsonl with a `text` and a label (string, number or boolean) in each of `fields`.
 
-    Chosen by a hash of their text and divided by that of the first of their near-copies, so that these are never on
-    both sides of `is_train`. Raises InputError for a line without a label.
+    Documents are chosen by a hash of their text. They are split by the hash of the first of their near-copies, so that
+    near-copies are all in training or all in test. Raises InputError for a line without a label.
     """
     records = []
     for number, record in jsonl_records(path):
         for field in fields:
             if not isinstance(record.get(field), (str, int, float)):
                 keys = ", ".join(record)
-                raise InputError(f"--dataset {path}, line {number}: no label under the key {field!r}; it has {keys}")
+                raise InputError(
+                    f"--dataset {path}, line {number}: no label under the key {field!r}; its keys are {keys}"
+                )
         records.append(record)
     if not records:
-        raise InputError(f"--dataset {path}: there is no document in it")
+        raise InputError(f"--dataset {path}: there is no document in it: use another file")
     records.sort(key=lambda record: _share(record["text"], f"choice {seed}"))
     chosen = records[:n_documents]
     texts, near_copies = [record["text"] for record in chosen], NearCopies()
@@ -65,17 +67,17 @@ def labelled_text(path: Path, fields: tuple[str, ...], n_documents: int, train_s
 
 
 def _share(text: str, key: str) -> float:
-    """Between 0 and 1, as if drawn, and the same for the same text."""
+    """A number from 0 to 1 that is uniform over texts and always the same for the same text."""
     digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, key=key.encode()).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def document_passages(tokenizer, texts: list[str], tokens_each: int, seq_len: int, first: int) -> Passages:
-    """The first tokens of each document in windows as in training: `seq_len` long, positions from `first` on count."""
+    """The first tokens of each document, in windows of `seq_len` tokens that are used from position `first` on."""
     windows, item = [], []
     for number, document in enumerate(tokenized(tokenizer, texts, tokens_each)):
         if len(document) <= first:
-            raise InputError(f"a document of {len(document)} tokens has none to read: leave {texts[number]!r} out")
+            raise InputError(f"a document of {len(document)} tokens is too short: remove {texts[number]!r}")
         cut = document[:tokens_each]
         starts = [start for start in range(0, len(cut), seq_len) if len(cut) - start > first]
         windows += [cut[start : start + seq_len] for start in starts]
@@ -86,21 +88,21 @@ def document_passages(tokenizer, texts: list[str], tokens_each: int, seq_len: in
 
 @dataclass(frozen=True)
 class Spelling:
-    """Words of one token, each after some other words with their first letter."""
+    """Words of one token, each preceded by examples of other words with their first letter."""
 
     words: list[str]
     letters_N: np.ndarray  # "a" to "z"
-    is_train_N: np.ndarray  # words that differ in case or space only are on one side
-    passages: Passages  # the word's own row counts
-    n_examples: int  # before each word
+    is_train_N: np.ndarray  # equal for words that differ only in case or space
+    passages: Passages  # only the position of the word is used
+    n_examples: int  # examples before each word
 
 
 def spelling(tokenizer, n_words: int, n_examples: int | None, seq_len: int, train_share: float, seed: int) -> Spelling:
-    """At most `n_words` of the vocabulary's tokens made of letters a to z, with a space before them or without.
+    """Prompts of at most `n_words` tokens of the vocabulary that consist of letters a to z, with or without a space.
 
-    A prompt ends at its word: what SAEBench lets follow ("has the first letter:") cannot change a causal model there.
-    By default as many examples as fit into a window of `seq_len`, at most ten (SAEBench's). They are drawn from the
-    training words. Raises InputError where they do not fit.
+    A prompt ends with its word. SAEBench continues it ("has the first letter:"), but this does not change a causal
+    model at the word. By default there are as many examples as fit into a window of `seq_len` tokens, at most ten as in
+    SAEBench. They are drawn from the training words. Raises InputError if `n_examples` do not fit.
     """
     tokens: dict[str, int] = {}
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
@@ -120,8 +122,8 @@ def spelling(tokenizer, n_words: int, n_examples: int | None, seq_len: int, trai
     count = min(10, fit) if n_examples is None else n_examples
     if not 0 < count <= fit:
         raise InputError(
-            f"--icl-examples {count}: at most {max(fit, 0)} of up to {longest} tokens, drawn from {len(teachers)} "
-            f"training words, fit into the windows of {seq_len} tokens that the run was trained on"
+            f"--icl-examples {count}: must be 1 to {max(fit, 0)}, because examples have up to {longest} tokens, are "
+            f"drawn from {len(teachers)} training words, and must fit into windows of {seq_len} tokens"
         )
     rng, windows = random.Random(seed), []
     for word in words:
@@ -134,7 +136,7 @@ def spelling(tokenizer, n_words: int, n_examples: int | None, seq_len: int, trai
 
 
 def filled_up(windows: Sequence[Sequence[int] | np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, which of them are real); what stands behind them a causal model does not see."""
+    """(tokens padded on the right, which of them are no padding). A causal model is not affected by this padding."""
     real_WxT = np.arange(length) < np.array([len(window) for window in windows])[:, None]
     tokens_WxT = np.zeros((len(windows), length), np.int32)
     tokens_WxT[real_WxT] = np.concatenate([np.asarray(window, np.int32) for window in windows])

@@ -1,4 +1,4 @@
-"""Texts as token ids, long ones in pieces: a fast tokenizer takes over a hundred bytes for each character at a time."""
+"""Tokenization, in pieces for long texts, because a fast tokenizer needs over a hundred bytes per character at once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ OVERLAP = 1 << 12
 
 
 def tokenized(tokenizer: Any, texts: list[str], enough: int) -> Sequence[Sequence[int] | np.ndarray]:
-    """The token ids of each text, without special tokens; of a text over LONG at least the first `enough`.
+    """The token ids of each text, without special tokens. Of texts longer than LONG, at least the first `enough` ids.
 
-    Those of a long text are the same as if it were tokenized whole. Pieces overlap by 8,192 characters. Where one is
-    cut from the next is looked for in the text, not in a rule for each kind of tokenizer: at a token that begins in the
-    middle of the overlap, if both pieces have the same tokens at the same places for 2,048 characters before it and
-    after. A token depends on what is near: on its word, its line, or what a pre-tokenizer's expression reaches. What a
-    tokenizer does at the edges of a text (a space put before it, or stripped) stays outside. Where the two differ, as
-    in a run of one character, a longer piece is tokenized, if need be the whole. So is a text for a slow tokenizer,
-    which does not say where its tokens lie.
+    The ids of a long text are the same as if it were tokenized whole. Pieces overlap by 8,192 characters. Two pieces
+    are joined at a token that begins in the middle of the overlap, if both have the same tokens at the same positions
+    for 2,048 characters before and after it. This needs no rule for each tokenizer: a token depends only on nearby
+    text, such as its word, its line, or the match of a pre-tokenizer's expression. Changes at the edges of a text, such
+    as an added or stripped space, are outside of this range. If the pieces differ, as in a long run of one character, a
+    longer piece is tokenized, up to the whole text. A slow tokenizer does not report the positions of its tokens, so
+    its texts are always tokenized whole.
     """
     if tokenizer.is_fast and any(len(text) > LONG for text in texts):
         return [_in_pieces(tokenizer, text, enough) for text in texts]
@@ -42,7 +42,7 @@ def _in_pieces(tokenizer: Any, text: str, enough: int) -> np.ndarray:
 
 
 class _Piece:
-    """A piece of a text: its tokens and where each begins in the text."""
+    """A piece of a text: its tokens and their start positions in the text."""
 
     def __init__(self, tokenizer: Any, text: str, begin: int, end: int):
         self.begin, self.end = begin, min(end, len(text))
@@ -56,24 +56,24 @@ class _Piece:
         self.ids_T = np.array(encoded["input_ids"], np.int32)
         self.starts_T = np.array([start for start, _ in encoded["offset_mapping"]], np.int64) + begin
 
-    def index(self, place: int) -> int:
-        """The number of the first token that begins there or later."""
-        return int(np.searchsorted(self.starts_T, place))
+    def index(self, position: int) -> int:
+        """The number of the first token that begins at a position or later."""
+        return int(np.searchsorted(self.starts_T, position))
 
     def seam(self) -> int:
-        """Where a token begins, OVERLAP before the end."""
+        """The start of a token, OVERLAP characters before the end."""
         token = self.index(self.end - OVERLAP)
         return int(self.starts_T[token]) if token < len(self.starts_T) else self.end - OVERLAP
 
     def agrees(self, following: _Piece, seam: int) -> bool:
         (ids_T, starts_T), (their_ids_T, their_starts_T) = (
-            (of.ids_T[near], of.starts_T[near])
-            for of in (self, following)
-            for near in [slice(of.index(seam - OVERLAP // 2), of.index(seam + OVERLAP // 2))]
+            (piece.ids_T[near], piece.starts_T[near])
+            for piece in (self, following)
+            for near in [slice(piece.index(seam - OVERLAP // 2), piece.index(seam + OVERLAP // 2))]
         )
         return (
             seam in starts_T
             and np.array_equal(ids_T, their_ids_T)
             and np.array_equal(starts_T, their_starts_T)
-            and all((np.diff(of.starts_T) >= 0).all() for of in (self, following))
+            and all((np.diff(piece.starts_T) >= 0).all() for piece in (self, following))
         )

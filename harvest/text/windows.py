@@ -1,16 +1,16 @@
-"""Text into token windows: the same windows for the same text, tokenizer and request. No torch.
+"""Token windows of a text source, always the same for the same text, tokenizer and request. Does not import torch.
 
 A text source is one of
-- a hub data set, `name` or `name:config`: its train split, streamed; column `text`, or its only column of strings
-- .jsonl, .jsonl.gz: one document a line, under the key `text`, or under the only key of strings
-- .parquet: one document a row; the column as for a hub data set
-- .txt: documents are separated by <|endoftext|>; where there is none, a lone file is divided at its blank lines,
-  and in a folder each file is one document
-- a folder of such files, also in folders within it, read in the order of their names; hidden files do not count, and
-  left out are empty files and, where others are of a train split, those of a test or validation split
-A text that is missing (null) is an empty document.
+- a hub data set, `name` or `name:config`: its train split, streamed; the column `text`, or the only column of strings
+- .jsonl, .jsonl.gz: one document per line, under the key `text`, or under the only key of strings
+- .parquet: one document per row; the column as for a hub data set
+- .txt: documents are separated by <|endoftext|>; without it, a single file is split at blank lines, and in a folder
+  each file is one document
+- a folder of such files, including subfolders, read in the order of their names. Hidden and empty files are not read.
+  If some files are of a train split, those of a test or validation split are not read either
+A missing text (null) is an empty document.
 
-Shapes: W windows, T tokens a window.
+Shapes: W windows, T tokens per window.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from harvest.text.tokenized import LONG, tokenized
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 SEPARATOR = "<|endoftext|>"
-BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 1 << 20  # tokenized at a time: bounds memory
-PARQUET_ROWS = 32  # read at a time, each a document of any length
-HEAD = 1000  # rows of which a stream without a schema is judged
+BATCH_DOCUMENTS, BATCH_CHARACTERS = 256, 1 << 20  # tokenized at once, to bound memory
+PARQUET_ROWS = 32  # read at once; a row is a document of any length
+HEAD = 1000  # rows from which the schema of a stream is inferred
 TRAIN = {"train", "training"}
 OTHER_SPLITS = {"test", "testing", "eval", "evaluation", "validation", "valid", "val", "dev", "heldout", "holdout"}
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows and, of each, the number of its document in the text source."""
+    """Token windows, and the number of the document of each window in the text source."""
 
     tokens_WxT: np.ndarray  # int32
     documents_W: np.ndarray  # int32
@@ -53,13 +53,13 @@ class Windows:
 
 @dataclass
 class Reading:
-    """What comes to light while a text source is read."""
+    """Facts that are collected while a text source is read."""
 
-    columns: list[str] = field(default_factory=list)  # that the text was read from; none of .txt
-    left_out: list[str] = field(default_factory=list)  # files that are empty or of other splits
+    columns: list[str] = field(default_factory=list)  # columns of the text; none for .txt
+    left_out: list[str] = field(default_factory=list)  # files not read: empty, or of other splits
     documents: int = 0
-    near_copies: int = 0  # of these, near-copies of one before
-    copies_together: bool = True  # on one side of the split
+    near_copies: int = 0  # documents that are near-copies of an earlier one
+    copies_together: bool = True  # whether near-copies are in one split
 
 
 def token_windows(
@@ -67,11 +67,11 @@ def token_windows(
 ) -> dict[str, Windows]:
     """Windows of exactly `seq_len` tokens, {"train": ..., "held_out": ...}, read from the start of the text.
 
-    Windows follow each other within a document; the rest of a document is dropped, and no special token is added.
-    Whole documents are held out, chosen by a hash of their words. Near-copies go where the first of them went, so that
-    they are not on both sides; only a text of which nothing would be left on one side, as all is made from a template,
-    is divided without regard to them. There are fewer windows than asked for where the text ends; a split without any
-    raises InputError. With all held out there is no "train".
+    Windows of a document are consecutive. The rest of a document is dropped, and no special token is added. Whole
+    documents are held out, chosen by a hash of their words. Near-copies of a document go to the same split. Only if one
+    split would be empty, because all documents are made from one template, near-copies are split, too. There are fewer
+    windows than requested if the text is too short. If all windows are held out, there is no "train". Raises InputError
+    if a split has no window.
     """
     reading = Reading() if reading is None else reading
     splits = _filled(dataset_location, tokenizer, request, reading)
@@ -79,15 +79,15 @@ def token_windows(
         reading.copies_together = False
         splits = _filled(dataset_location, tokenizer, request, reading)
     if not reading.documents:
-        raise InputError(f"--dataset {dataset_location}: there is no document in it")
+        raise InputError(f"--dataset {dataset_location}: there is no document in it: use another text")
     for name, filling in splits.items():
         if not filling.tokens:
             held_out_share = "smaller" if name == "train" else "larger"
             raise InputError(
-                f"--dataset {dataset_location}: no {name} window of {request.seq_len} tokens: of its "
-                f"{reading.documents:,} documents {filling.documents:,} belong to {name}, the longest with "
+                f"--dataset {dataset_location}: there is no {name} window of {request.seq_len} tokens: of its "
+                f"{reading.documents:,} documents {filling.documents:,} belong to {name}, and the longest has "
                 f"{filling.longest:,} tokens. "
-                f"Give more or longer documents, a shorter --seq-len or a {held_out_share} --held-out"
+                f"Use more or longer documents, a shorter --seq-len or a {held_out_share} --held-out"
             )
     return {name: filling.windows() for name, filling in splits.items()}
 
@@ -113,7 +113,7 @@ def _filled(location: str, tokenizer, request: HarvestRequest, reading: Reading)
 
 
 class _Filling:
-    """One split while it is filled."""
+    """Collects the windows of one split."""
 
     def __init__(self, quota: int):
         self.missing = quota  # windows
@@ -134,7 +134,7 @@ class _Filling:
 
 
 class _Division:
-    """The split of each document in turn."""
+    """Chooses the split of each document in turn."""
 
     def __init__(self, location: str, held_out: float, reading: Reading):
         self._location, self._held_out, self._reading = location, held_out, reading
@@ -145,7 +145,7 @@ class _Division:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"--dataset {self._location}: document {number} is not Unicode text: {error}") from error
+            raise InputError(f"--dataset {self._location}: document {number} is not valid Unicode: {error}") from error
         lowest_H = signature(text)
         original = self._near_copies.original(text, lowest_H)
         split = "held_out" if number_of(lowest_H.tobytes()) / 2**64 < self._held_out else "train"
@@ -156,7 +156,7 @@ class _Division:
 
 
 def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """A long document is a batch of its own."""
+    """Batches of documents to tokenize. A long document is a batch by itself."""
     batch: list[tuple[int, str]] = []
     characters = 0
     for number, text in numbered:
@@ -170,9 +170,9 @@ def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, st
 
 
 def documents(location: str, reading: Reading | None = None) -> Iterator[str]:
-    """The documents of a text source, in its order, one at a time. Raises InputError for what cannot be read."""
+    """The documents of a text source, in order, one at a time. Raises InputError if it cannot be read."""
     path, reading = Path(location), Reading() if reading is None else reading
-    if not path.exists() or path.match("datasets--*/snapshots/*"):  # a data set in the hub client's cache
+    if not path.exists() or path.match("datasets--*/snapshots/*"):  # a data set in the cache of the hub client
         yield from _hub_documents(location, reading)
         return
     files = text_files(path)
@@ -194,34 +194,36 @@ def _note(reading: Reading, column: str) -> None:
 
 
 def text_files(path: Path) -> list[Path]:
-    """The text files that a local path means; raises InputError where there is none, or all are empty."""
+    """The text files of a local path. Raises InputError if there is none, or all are empty."""
     known = ", ".join(SUFFIXES)
     files = _all_text_files(path)
     if path.is_dir():
         if not files:
-            raise InputError(f"--dataset {path}: there is no text file in this directory ({known})")
+            raise InputError(f"--dataset {path}: there is no text file in this directory: it must have one of {known}")
         splits = [_split(file.relative_to(path)) for file in files]
         if "train" in splits:
             files = [file for file, split in zip(files, splits, strict=True) if split != "other"]
     elif not _is_text_file(path):
-        raise InputError(f"--dataset {path}: not a kind of text file that can be read ({known})")
+        raise InputError(f"--dataset {path}: not a kind of text file that can be read: it must be one of {known}")
     for file in files:
         refuse_irregular(file)
     if filled := [file for file in files if file.stat().st_size]:
         return filled
-    raise InputError(f"--dataset {path}: {'all its text files are' if path.is_dir() else 'the file is'} empty")
+    raise InputError(
+        f"--dataset {path}: {'all its text files are' if path.is_dir() else 'the file is'} empty: use another text"
+    )
 
 
 def _all_text_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     files, starts, seen = list[Path](), [path], set(path.resolve().parents)
-    for start in starts:  # links to folders are added on the way, and a folder is read once
+    for start in starts:  # links to folders are appended here; each folder is read once
         for folder, subfolders, names in os.walk(start):
-            if (place := Path(folder).resolve()) in seen:
+            if (resolved := Path(folder).resolve()) in seen:
                 subfolders.clear()
                 continue
-            seen.add(place)
+            seen.add(resolved)
             subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
             starts += [link for name in subfolders if (link := Path(folder, name)).is_symlink()]
             files += [Path(folder, name) for name in names if not name.startswith(".")]
@@ -233,7 +235,7 @@ def _is_text_file(path: Path) -> bool:
 
 
 def _split(file: Path) -> str | None:
-    """The split that its name, or else that of a folder, says: train, or another such as test or validation."""
+    """The split in the name of a file or of its folders: "train", or "other" for test, validation and the like."""
     for part in reversed(file.parts):
         words = set(re.findall("[a-z]+", part.lower().replace("held_out", "heldout").replace("held-out", "heldout")))
         if words & (TRAIN | OTHER_SPLITS):
@@ -264,7 +266,7 @@ def _joined(lines: list[str]) -> Iterator[str]:
 
 
 def _jsonl_column(path: Path) -> str:
-    """The key `text`, or else the only one of strings, if it is in every line of the first."""
+    """The key of the text: `text`, or else the only key of strings, if it is in all of the first lines."""
     head: list[dict] = []
     for _, record in islice(_json_lines(path), HEAD):
         if "text" in record:
@@ -275,9 +277,9 @@ def _jsonl_column(path: Path) -> str:
 
 
 def jsonl_records(path: Path, column: str = "text") -> Iterator[tuple[int, dict]]:
-    """The objects of a .jsonl file, plain or gzipped, with their line; each has a text under the key `column`.
+    """(line number, object) of each line of a .jsonl file, plain or gzipped, with a text under the key `column`.
 
-    A null there is an empty text.
+    A null is read as an empty text. Raises InputError for a line without a text.
     """
     for number, record in _json_lines(path):
         if column not in record:
@@ -293,14 +295,14 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"--dataset {path}, line {number}: not JSON ({error})") from error
+            raise InputError(f"--dataset {path}, line {number}: not JSON ({error}): correct this line") from error
         if not isinstance(record, dict):
-            raise InputError(f"--dataset {path}, line {number}: there is no text in it (it is no object)")
+            raise InputError(f"--dataset {path}, line {number}: must be a JSON object with a text")
         yield number, record
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file, plain or gzipped, counted from 1."""
+    """(line number from 1, line) of a text file, plain or gzipped."""
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else open(path, "rb") as file:
@@ -332,9 +334,9 @@ def _parquet_documents(path: Path, reading: Reading) -> Iterator[str]:
 def _hub_documents(location: str, reading: Reading) -> Iterator[str]:
     import datasets
 
-    place, _, config = location.partition(":")
+    repo, _, config = location.partition(":")
     try:
-        data = datasets.load_dataset(place, config or None, split="train", streaming=True)
+        data = datasets.load_dataset(repo, config or None, split="train", streaming=True)
         rows, head = iter(data), []
         if data.features:
             kinds = kinds_of_schema(location, data.features.arrow_schema)
@@ -348,7 +350,7 @@ def _hub_documents(location: str, reading: Reading) -> Iterator[str]:
             yield text_in(row.get(column), column, f"{location}, row {number}")
     except InputError:
         raise
-    except Exception as error:  # of many libraries: the hub's client, the file system over it, the formats' readers
+    except Exception as error:  # from many libraries: the hub client, its file system, the readers of formats
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        advice = f" (name one as {place}:CONFIG)" if "onfig name is missing" in what else ""
+        advice = f" (give one as {repo}:CONFIG)" if "onfig name is missing" in what else ""
         raise InputError(f"--dataset {location}: cannot be read from the hub: {what}{advice}") from error

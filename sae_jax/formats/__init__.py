@@ -1,5 +1,5 @@
-"""Dictionaries on disk: `load_dictionary` reads SAELens' (old and new) and dictionary_learning's, `save_dictionary`
-writes SAELens'. Nothing that is read is executed."""
+"""SAEs ("dictionaries") on disk. `load_dictionary` reads the formats of SAELens (old and new) and dictionary_learning,
+`save_dictionary` writes that of SAELens. No code in a file is executed."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ def is_dictionary(directory: Path) -> bool:
 
 
 def load_dictionary(directory: Path | str, d_model: int | None = None) -> Dictionary:
-    """The dictionary of a directory, its format found by its files, checked as a whole.
+    """Read and check the dictionary in a directory. Its format is recognized by its files.
 
-    `d_model`: the width of the rows it is meant for, where that is known. Raises InputError for a directory that holds
-    no dictionary, a damaged one, one for rows of another width, or one that could not be used exactly.
+    `d_model` is the width of the activations that the dictionary will be used on, if known. Raises InputError for a
+    directory without a dictionary, and for a dictionary that is damaged, is for activations of another width, or needs
+    something that this project cannot compute exactly.
     """
     directory = Path(directory)
     if not is_dictionary(directory):
         if not directory.is_dir():
-            raise InputError(f"{directory} is no directory: a dictionary is one, by SAELens or dictionary_learning")
+            raise InputError(
+                f"{directory} is no directory: give the directory that SAELens or dictionary_learning wrote"
+            )
         inside = sorted(str(p.relative_to(directory)) for p in directory.glob("*/*/") if is_dictionary(p))
         inside += sorted(p.name for p in directory.iterdir() if is_dictionary(p))
         raise InputError(
             f"{directory} holds no dictionary ({saelens.CFG} with {saelens.WEIGHTS}, or dictionary_learning's "
             f"{dictionary_learning.WEIGHTS} with {dictionary_learning.CONFIG})"
-            + (f"; there is one in {', '.join(inside[:3])}: name it" if inside else "")
+            + (f"; there is one in {', '.join(inside[:3])}: give that directory" if inside else "")
         )
     for name in (
         saelens.CFG,
@@ -46,5 +49,8 @@ def load_dictionary(directory: Path | str, d_model: int | None = None) -> Dictio
     dictionary = read(directory)
     dictionary.check(directory)
     if d_model is not None and dictionary.d_in != d_model:
-        raise InputError(f"{directory} is for rows of {dictionary.d_in} dimensions, and these have {d_model}")
+        raise InputError(
+            f"{directory} is for activations of {dictionary.d_in} dimensions, but these have {d_model}: "
+            "use the model and hook that it was trained on"
+        )
     return dictionary

@@ -1,6 +1,7 @@
-"""A dictionary as it was written, in SAELens' terms, whatever wrote it; and the same as an `SAE` for use.
+"""A dictionary as stored on disk, in SAELens' terms, and its conversion to an `SAE`.
 
-What is written stays as it is read, so that it can be written again bit for bit; only `Dictionary.sae` folds.
+Tensors and configuration are kept as read, so that they can be written again bit for bit. Only `Dictionary.sae` changes
+them, to fold settings into the weights.
 
 Shapes: D width of the model, F features.
 """
@@ -25,7 +26,7 @@ KIND_OF = {"standard": "relu", "jumprelu": "jump_relu", "topk": "topk", "abstopk
 BY_K = ("topk", "abstopk")
 PER_FEATURE = {"jumprelu": ("b_enc", "threshold"), "gated": ("b_gate", "b_mag", "r_mag")}
 SCALER = "activation_scaler.json"
-SCALED = "expected_average_only_in"  # rows times one number, which SAELens folds into the weights when it has trained
+SCALED = "expected_average_only_in"  # rows scaled by one number, which SAELens folds into the weights after training
 NORMS = (SCALED, "none", *(norm for norm in ROW_NORMS if norm != CENTER))
 TYPES = {"model_name": str, "hook_name": str, "dataset_path": str, "context_size": int, "prepend_bos": bool}
 TYPES |= {"model_from_pretrained_kwargs": dict}
@@ -33,14 +34,15 @@ TYPES |= {"model_from_pretrained_kwargs": dict}
 
 @dataclass(frozen=True)
 class Dictionary:
-    """`cfg` as SAELens (6 and later) writes it; `tensors` by its names, in the file's number format.
+    """A dictionary. `cfg` and the names of `tensors` are those of SAELens 6 and later.
 
-    `log_sparsity_F`: log10(density + 1e-10) of each feature, where it is known. `scale`: what rows were multiplied by
-    when it was trained, where that lay beside the weights and has been folded into them as they were read.
+    Tensors have the number format of the file. `log_sparsity_F` is log10(density + 1e-10) of each feature, if known.
+    `scale` is the factor of the rows in training, if it was in a separate file and was folded into the weights on
+    reading.
     """
 
     name: str
-    format: str  # what wrote it: "saelens", "saelens before 6", "dictionary_learning"
+    format: str  # "saelens", "saelens before 6" or "dictionary_learning"
     cfg: dict[str, Any]
     tensors: dict[str, np.ndarray]
     log_sparsity_F: np.ndarray | None = None
@@ -76,26 +78,26 @@ class Dictionary:
 
     @property
     def is_centered(self) -> bool:
-        """Whether its model's weights were centered, by which a LayerNorm model's rows have a mean of 0."""
+        """Whether the weights of the model were centered, so that rows of a LayerNorm model have a mean of 0."""
         return bool(settings_of(self.cfg["metadata"]).get("center_writing_weights"))
 
     def told(self) -> list[str]:
-        """Sentences on what it asks of its rows that is not done here, or done in another way."""
-        told = other_rows(self.cfg["metadata"])
+        """Notes on requirements of the training rows that are not met here, or met in another way."""
+        notes = other_rows(self.cfg["metadata"])
         if self.scale is not None:
-            told.append(f"its scale of rows, {self.scale:.6g}, lay beside it and is folded into its weights")
+            notes.append(f"its rows were scaled by {self.scale:.6g} ({SCALER}), which is folded into its weights here")
         elif self.cfg.get("normalize_activations") == SCALED:
-            told.append(
-                f"its rows were scaled ({SCALED}), and no {SCALER} beside it says by what: it is used as if "
-                "that were folded into its weights, as SAELens does"
+            notes.append(
+                f"its rows were scaled ({SCALED}), but the factor is unknown, because there is no {SCALER}: as in "
+                "SAELens, it is assumed to be folded into the weights"
             )
         if self.is_centered:
-            told.append("its rows had their mean taken away (center_writing_weights), which is done here, too")
-        return told
+            notes.append("the mean of each row was subtracted (center_writing_weights), which is done here, too")
+        return notes
 
     @cached_property
     def sae(self) -> SAE:
-        """In float32, for raw activations; what SAELens computes from the same files."""
+        """The SAE in float32, for raw activations. It computes what SAELens computes from the same files."""
         architecture, tensors = self.cfg["architecture"], folded(self.cfg, self.tensors)
         params: dict[str, Any] = {name: jnp.asarray(np.asarray(t, np.float32)) for name, t in tensors.items()}
         params["W_encT"] = params.pop("W_enc").T
@@ -104,13 +106,13 @@ class Dictionary:
         settings = {"k": jnp.int32(self.cfg["k"])} if architecture in BY_K else {}
         kind = KINDS[KIND_OF[architecture]]
         norm = self.cfg.get("normalize_activations", "none")
-        if self.is_centered and norm != "layer_norm":  # which takes the mean away itself
+        if self.is_centered and norm != "layer_norm":  # which subtracts the mean itself
             norm = CENTER
         kind = row_normalized(kind, norm) if norm in ROW_NORMS else kind
         return kind(params, settings, k_max=self.cfg.get("k") or 0)
 
     def check(self, where: Path) -> None:
-        """Raises InputError, naming `where`, for what is missing, of another shape, not finite or not ours to use."""
+        """Raise InputError, naming `where`, for missing, misshapen, non-finite or unsupported content."""
 
         def need(ok: bool, trouble: str) -> None:
             if not ok:
@@ -121,43 +123,56 @@ class Dictionary:
         for name, kind in TYPES.items():
             value = cfg["metadata"].get(name)
             need(
-                value is None or type(value) is kind, f"its metadata has {name} {value!r}; a {kind.__name__} is needed"
+                value is None or type(value) is kind,
+                f"its metadata has {name} {value!r}; it must be of type {kind.__name__}",
             )
         for name in ("apply_b_dec_to_input", "rescale_acts_by_decoder_norm"):
             value = cfg.get(name, True)
-            need(type(value) is bool, f"its configuration has {name} {value!r}; true or false is needed")
-        need(type(norm) is str, f"normalize_activations {norm!r}: a text is needed")
+            need(type(value) is bool, f"its configuration has {name} {value!r}; it must be true or false")
+        need(type(norm) is str, f"normalize_activations {norm!r} must be a string")
         need(
-            str(architecture) in KIND_OF, f"architecture {architecture!r} is not known; known are {', '.join(KIND_OF)}"
+            str(architecture) in KIND_OF,
+            f"architecture {architecture!r} is not supported; these are: {', '.join(KIND_OF)}",
         )
-        need(norm in NORMS, f"normalize_activations {norm!r}: what was done to its rows is not in these files")
-        need(not (self.is_centered and norm == "constant_norm_rescale"), f"{norm} of centered rows is not known here")
+        need(norm in NORMS, f"normalize_activations {norm!r} needs statistics of the rows that are not in these files")
+        need(
+            not (self.is_centered and norm == "constant_norm_rescale"), f"{norm} with centered weights is not supported"
+        )
         counts = ("d_in", "d_sae", "k") if architecture in BY_K else ("d_in", "d_sae")
         for name in counts:
             value = cfg.get(name)
             need(
                 type(value) is int and value > 0,
-                f"its configuration has {name} {value!r}; a whole number of 1 or more is needed",
+                f"its configuration has {name} {value!r}; it must be a whole number of 1 or more",
             )
-        need(cfg.get("k", 1) <= cfg["d_sae"] or architecture not in BY_K, f"k {cfg.get('k')} is over {cfg['d_sae']}")
+        need(
+            cfg.get("k", 1) <= cfg["d_sae"] or architecture not in BY_K,
+            f"k {cfg.get('k')} is larger than d_sae {cfg['d_sae']}",
+        )
         shapes = {"W_enc": (cfg["d_in"], cfg["d_sae"]), "W_dec": (cfg["d_sae"], cfg["d_in"]), "b_dec": (cfg["d_in"],)}
         shapes |= dict.fromkeys(PER_FEATURE.get(str(architecture), ("b_enc",)), (cfg["d_sae"],))
-        for trouble, names in (("lacks", shapes.keys() - self.tensors), ("has besides", self.tensors.keys() - shapes)):
+        for trouble, names in (("lacks", shapes.keys() - self.tensors), ("also has", self.tensors.keys() - shapes)):
             need(not names, f"a {architecture} dictionary has {', '.join(shapes)}; it {trouble} {', '.join(names)}")
         for name, tensor in self.tensors.items():
-            need(tensor.shape == shapes[name], f"{name} is {tensor.shape}; its configuration says {shapes[name]}")
+            need(
+                tensor.shape == shapes[name],
+                f"{name} has shape {tensor.shape}; by its configuration it must be {shapes[name]}",
+            )
             is_float = jnp.issubdtype(tensor.dtype, jnp.floating)
-            need(is_float, f"{name} is of {tensor.dtype}; floating-point numbers are needed")
+            need(is_float, f"{name} is of type {tensor.dtype}; it must be of a floating-point type")
             with np.errstate(over="ignore"):
                 finite = np.isfinite(tensor.astype(np.float32, copy=False)).all()
-            need(bool(finite), f"{name} has values that are no numbers in float32 (NaN or infinite)")
+            need(bool(finite), f"{name} has values that are NaN or infinite in float32")
         if self.log_sparsity_F is not None:
-            need(self.log_sparsity_F.shape == (cfg["d_sae"],), f"its sparsities are {self.log_sparsity_F.shape}")
-            need(not np.isnan(self.log_sparsity_F).any(), "its sparsities have values that are no numbers (NaN)")
+            need(
+                self.log_sparsity_F.shape == (cfg["d_sae"],),
+                f"its sparsities have shape {self.log_sparsity_F.shape}, not ({cfg['d_sae']},)",
+            )
+            need(not np.isnan(self.log_sparsity_F).any(), "its sparsities have NaN values")
 
 
 def unscaled(tensors: dict[str, np.ndarray], scale: float) -> dict[str, np.ndarray]:
-    """The tensors for rows x of a dictionary of scale · x, in float32: W_enc · scale, W_dec / scale, b_dec / scale."""
+    """Tensors for rows x, from those for scale · x, in float32: W_enc · scale, W_dec / scale, b_dec / scale."""
     by = {"W_enc": scale, "W_dec": 1 / scale, "b_dec": 1 / scale}
     return tensors | {
         name: (tensors[name].astype(np.float64) * factor).astype(np.float32)
@@ -167,11 +182,11 @@ def unscaled(tensors: dict[str, np.ndarray], scale: float) -> dict[str, np.ndarr
 
 
 def folded(cfg: dict, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors of our form, z = (x − b_dec) W_enc + b_enc with features in units of their decoder row. In float64.
+    """The tensors of the equivalent z = (x − b_dec) W_enc + b_enc, x̂ = f W_dec + b_dec; in float64 if changed.
 
-    apply_b_dec_to_input = False is z = x W_enc + b: then b_enc = b + b_dec W_enc. rescale_acts_by_decoder_norm ranks
-    and scales features by ‖W_dec‖: then this norm is in W_enc and b_enc, and not in W_dec. SAELens' JumpReLU has a ReLU
-    besides: a threshold below 0 is one of 0.
+    With apply_b_dec_to_input = False, SAELens computes z = x W_enc + b, so b_enc = b + b_dec W_enc. With
+    rescale_acts_by_decoder_norm, it ranks and scales features by ‖W_dec‖, so this norm moves from W_dec to W_enc and
+    b_enc. Its JumpReLU also applies a ReLU, so a threshold below 0 becomes 0.
     """
     if cfg["architecture"] == "jumprelu":
         tensors = {**tensors, "threshold": np.maximum(tensors["threshold"], 0)}

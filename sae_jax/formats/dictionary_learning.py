@@ -1,7 +1,7 @@
-"""dictionary_learning's directories: `ae.pt`, a torch file, and `config.json`. Its tensors stay, by SAELens' names.
+"""Reading dictionary_learning's directories: `ae.pt`, a torch file, and `config.json`. Tensors get SAELens' names.
 
-The classes are those of version 0.1 (`dictionary_learning/dictionary.py`, `trainers/`). Its own loader scales features
-of an AutoEncoder to unit decoder rows when it reads one; here they are in the units that are stored.
+The classes are those of version 0.1 (`dictionary_learning/dictionary.py`, `trainers/`). When its own loader reads an
+AutoEncoder, it scales the features to decoder rows of norm 1. Here the features keep the units that are stored.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ GATED = {"decoder_bias": "b_dec", "r_mag": "r_mag", "gate_bias": "b_gate", "mag_
 
 class Form(NamedTuple):
     architecture: str
-    names: dict[str, str]  # of its tensors, and SAELens' for them
-    subtracts_b_dec: bool = True  # before encoding
+    names: dict[str, str]  # SAELens' names of its tensors
+    subtracts_b_dec: bool = True  # from the rows, before encoding
     has_one_threshold: bool = False
 
 
@@ -38,18 +38,18 @@ FORMS = {
     "BatchTopKSAE": Form("jumprelu", LINEAR | {"b_dec": "b_dec"}, has_one_threshold=True),
     "MatryoshkaBatchTopKSAE": Form("jumprelu", PLAIN, has_one_threshold=True),
 }
-BUFFERS = ("k", "threshold", "group_sizes")  # of TopK and its like; what they are in use is in the form
+BUFFERS = ("k", "threshold", "group_sizes")  # tensors of TopK classes that are not weights
 
 
 def read(directory: Path) -> Dictionary:
-    """What `trainSAE` wrote; not yet checked as a whole. Raises InputError for files that cannot be read."""
+    """Read what `trainSAE` wrote, without a check of the whole. Raises InputError for files that cannot be read."""
     from harvest.torch_file import read_tensors
 
     config = read_json(directory / CONFIG)
     trainer = config.get("trainer")
     if not isinstance(trainer, dict) or str(trainer.get("dict_class")) not in FORMS:
-        found = trainer.get("dict_class") if isinstance(trainer, dict) else None
-        raise InputError(f"{directory / CONFIG}: trainer.dict_class {found!r}; known are {', '.join(FORMS)}")
+        dict_class = trainer.get("dict_class") if isinstance(trainer, dict) else None
+        raise InputError(f"{directory / CONFIG}: trainer.dict_class {dict_class!r} must be one of {', '.join(FORMS)}")
     form, stored = FORMS[trainer["dict_class"]], read_tensors(directory / WEIGHTS)
     tensors = {
         form.names.get(name, name): tensor.T if name.endswith(".weight") else tensor
@@ -58,12 +58,12 @@ def read(directory: Path) -> Dictionary:
     }
     for name in ("k", "threshold"):
         if name in stored and name not in form.names and stored[name].size != 1:
-            raise InputError(f"{directory}: {name} is {stored[name].shape}; one number is needed")
+            raise InputError(f"{directory}: {name} has shape {stored[name].shape}; it must be one number")
     if form.has_one_threshold and {"threshold", "b_enc"} <= stored.keys() | tensors.keys():
         tensors["threshold"] = np.full(tensors["b_enc"].shape, stored["threshold"], np.float32)
     k = trainer.get("k")
     if "k" in stored and k is not None and stored["k"].item() != k:
-        raise InputError(f"{directory}: k is {k} in {CONFIG}, {stored['k'].item()} in {WEIGHTS}")
+        raise InputError(f"{directory}: k is {k} in {CONFIG}, but {stored['k'].item()} in {WEIGHTS}")
     cfg = new_cfg(
         form.architecture,
         trainer.get("activation_dim", 0),
@@ -76,9 +76,9 @@ def read(directory: Path) -> Dictionary:
 
 
 def metadata_of(trainer: dict, buffer: dict) -> dict[str, Any]:
-    """Where it was trained: the hook point only where `submodule_name` says it, as in resid_post_layer_8.
+    """Metadata of the model and text. The hook is known only if `submodule_name` names it, as in resid_post_layer_8.
 
-    Not where the buffer took what goes into that module (`io`), which is another point.
+    If the buffer took the input of that module (`io`), the hook is a different one and stays unknown.
     """
     hook = next((hook for hook in HOOKS if str(trainer.get("submodule_name")).startswith(hook)), None)
     hook = hook if buffer.get("io", "out") == "out" else None

@@ -1,11 +1,11 @@
-"""What a dictionary's metadata says of the rows that it was made for, where our rows are others."""
+"""Differences between the rows that a dictionary was trained on, by its metadata, and the rows used here."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Of TransformerLens' settings of a model: those by which it has other weights, and those by which it computes the same
-# at the hooks that are read here. `center_writing_weights` is obeyed (`Dictionary.sae`), a dtype is told.
+# TransformerLens' settings of a model. Those of OTHER_WEIGHTS change its weights. Those of SAME_ROWS do not change the
+# activations read here, except `center_writing_weights`, which `Dictionary.sae` applies. A dtype is reported.
 OTHER_WEIGHTS = (
     "revision",
     "code_revision",
@@ -39,13 +39,13 @@ EVERY_POSITION: tuple[list[int | None], ...] = (
 
 
 def settings_of(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Of its model (`model_from_pretrained_kwargs`), those that are set."""
+    """The settings of its model (`model_from_pretrained_kwargs`) that are neither null nor false."""
     settings = metadata.get("model_from_pretrained_kwargs") or {}
     return {name: value for name, value in settings.items() if value is not None and value is not False}
 
 
 def other_weights(metadata: dict[str, Any]) -> str:
-    """The settings by which its model has other weights than the published ones: "revision = 'step1000'"."""
+    """The settings that give its model other weights than the published ones: "revision = 'step1000'"."""
     settings = settings_of(metadata)
     return ", ".join(
         f"{name} = {settings[name]!r}" for name in OTHER_WEIGHTS if name in settings and settings[name] != "main"
@@ -53,22 +53,22 @@ def other_weights(metadata: dict[str, Any]) -> str:
 
 
 def other_rows(metadata: dict[str, Any]) -> list[str]:
-    """Sentences on what it was trained on that is not done here."""
-    settings, told = settings_of(metadata), []
+    """Notes on settings of its training rows that are not reproduced here."""
+    settings, notes = settings_of(metadata), []
     for name in ("dtype", "torch_dtype"):
         if (dtype := str(settings.pop(name, "float32"))) not in FLOAT32:
-            told.append(f"its model ran in {dtype.removeprefix('torch.')}; here it runs in float32")
+            notes.append(f"its model ran in {dtype.removeprefix('torch.')}; here it runs in float32")
     if metadata.get("prepend_bos") or settings.pop("default_prepend_bos", False):
-        told.append("it was trained on windows that begin with a special token (prepend_bos); here they are text alone")
+        notes.append("it was trained on windows that begin with a special token (prepend_bos); here they have none")
     if metadata.get("hook_head_index") is not None:
-        told.append(
-            f"it is of head {metadata['hook_head_index']} alone (hook_head_index); here whole activations are read"
+        notes.append(
+            f"it was trained on head {metadata['hook_head_index']} only (hook_head_index); here all heads are read"
         )
     positions = metadata.get("seqpos_slice")
     if positions is not None and (not isinstance(positions, list) or positions not in EVERY_POSITION):
-        told.append(
-            f"it was trained on the positions {positions} of each window (seqpos_slice); here others count, too"
+        notes.append(
+            f"it was trained on the positions {positions} of each window (seqpos_slice); here others are used, too"
         )
     if unknown := sorted(settings.keys() - {*OTHER_WEIGHTS, *SAME_ROWS}):
-        told.append(f"its model was loaded with {', '.join(unknown)}, which is not done here")
-    return told
+        notes.append(f"its model was loaded with {', '.join(unknown)}, which is not done here")
+    return notes

@@ -1,8 +1,8 @@
-"""SAELens' directories: `cfg.json`, `sae_weights.safetensors` and, where densities are known, `sparsity.safetensors`.
+"""SAELens' directories: `cfg.json`, `sae_weights.safetensors` and, if densities are known, `sparsity.safetensors`.
 
-The layout written is that of version 6; the older one is read as SAELens 6 reads it (`handle_pre_6_0_config`).
-What is written here has checksums, of tensors and of cfg.json, in the header of the weights. SAELens leaves them out
-when it writes the dictionary again.
+The layout of version 6 is written. The older one is read as SAELens 6 reads it (`handle_pre_6_0_config`). The header of
+the weights written here has checksums of the tensors and of cfg.json. SAELens drops the checksums when it writes the
+dictionary again.
 """
 
 from __future__ import annotations
@@ -42,22 +42,24 @@ METADATA += ("sae_lens_training_version",)
 
 
 def read(directory: Path) -> Dictionary:
-    """What SAELens wrote, or `write`; not yet checked as a whole. Raises InputError for files that cannot be read."""
-    advice = WRITTEN_AGAIN if is_member(directory) else "export it again, or have another copy"
+    """Read what SAELens or `write` wrote, without a check of the whole. Raises InputError for unreadable files."""
+    advice = WRITTEN_AGAIN if is_member(directory) else "export it again, or use another copy"
     as_written, (tensors, checksums) = read_json(directory / CFG), read_safetensors(directory / WEIGHTS, advice)
     if checksums[1:] not in ([], [str(record_checksum(as_written))]):
-        raise InputError(f"{directory / CFG} is damaged or was changed by hand (its checksum differs): {advice}")
+        raise InputError(f"{directory / CFG} is damaged or was edited (its checksum differs): {advice}")
     if is_member(directory) and len(checksums) != 2:
         raise InputError(
-            f"{directory / WEIGHTS} has no checksum: an earlier version wrote it, or it is damaged: {advice}"
+            f"{directory / WEIGHTS} has no checksum, so an earlier version wrote it or it is damaged: {advice}"
         )
     metadata = record_in(as_written, "metadata", directory / CFG)
     version = str(metadata.get("sae_lens_version") or as_written.get("sae_lens_version") or "0")
     is_new = version.split(".")[0].isdecimal() and int(version.split(".")[0]) >= 6
     cfg = {**as_written, "metadata": metadata} if is_new else upgraded(as_written, directory)
-    scaling_F = tensors.pop("scaling_factor", None)  # for a time it was written, of ones
+    scaling_F = tensors.pop("scaling_factor", None)  # some versions wrote it, with ones only
     if scaling_F is not None and not np.allclose(scaling_F, 1):
-        raise InputError(f"{directory}: a finetuned scaling_factor that is not 1; SAELens 6 has none either")
+        raise InputError(
+            f"{directory}: a scaling_factor that is not 1 is not supported; SAELens 6 does not support it either"
+        )
     scale = None
     if cfg.get("normalize_activations") == SCALED and (directory / SCALER).exists():
         scale = scale_in(directory / SCALER)
@@ -69,14 +71,14 @@ def read(directory: Path) -> Dictionary:
             density_F = read_arrays(directory / "stats.npz", advice)["density"]
             log_sparsity_F = np.log10(density_F + 1e-10).astype(np.float32)
         except (InputError, KeyError):
-            if checksums:  # then we wrote the weights, and it is ours; beside another's it is a file of that name
+            if checksums:  # this project wrote the weights, so the file is ours and not one of the same name
                 raise
     name, wrote = directory.resolve().name, "saelens" if is_new else "saelens before 6"
     return Dictionary(name, wrote, cfg, tensors, log_sparsity_F, scale)
 
 
 def write(dictionary: Dictionary, directory: Path) -> None:
-    """Write SAELens' files; the tensors bit for bit. The directory is made where there is none."""
+    """Write SAELens' files, with the tensors bit for bit. The directory is created if needed."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in dictionary.tensors.items()}
     cfg = {"dtype": str(tensors["W_enc"].dtype), "device": "cpu", **dictionary.cfg}
@@ -87,7 +89,7 @@ def write(dictionary: Dictionary, directory: Path) -> None:
 
 
 def new_cfg(architecture: str, d_in: int, d_sae: int, metadata: dict, k: int | None = None, **settings: Any) -> dict:
-    """A cfg.json of version 6; `settings` are those that differ from its defaults."""
+    """The content of a cfg.json of version 6. `settings` overrides its defaults."""
     cfg = {
         "architecture": architecture,
         "d_in": d_in,
@@ -100,19 +102,19 @@ def new_cfg(architecture: str, d_in: int, d_sae: int, metadata: dict, k: int | N
     }
     if architecture in BY_K:
         cfg |= {"k": k, "rescale_acts_by_decoder_norm": False}
-    versions = {"sae_lens_version": VERSION, "sae_lens_training_version": None}  # its reader looks for 6 or later
+    versions = {"sae_lens_version": VERSION, "sae_lens_training_version": None}  # its reader needs 6 or later
     return cfg | settings | {"metadata": versions | metadata}
 
 
 def upgraded(cfg: dict, where: Path) -> dict:
-    """A cfg.json of before version 6 as one of version 6."""
+    """The content of a cfg.json before version 6, converted to version 6."""
     cfg = {RENAMED.get(name, name): value for name, value in cfg.items()}
     architecture, activation = cfg.get("architecture", "standard"), cfg.get("activation_fn", "relu")
     k = cfg.get("k", record_in(cfg, "activation_fn_kwargs", where / CFG).get("k"))
     if activation == "topk" and k is not None:
         architecture = "topk"
     elif activation not in ("relu", None):
-        raise InputError(f"{where}: activation_fn {activation!r}; known are relu, and topk with its k")
+        raise InputError(f"{where}: activation_fn {activation!r} is not supported; it must be relu, or topk with a k")
     normalize = cfg.get("normalize_activations") or "none"
     settings = {
         "dtype": str(cfg.get("dtype", "float32")).removeprefix("torch."),
@@ -133,49 +135,49 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path} cannot be read: {e}") from e
     if not isinstance(record, dict):
-        raise InputError(f"{path} holds no configuration: {str(record)[:40]}")
+        raise InputError(f"{path} must hold a JSON object, not {str(record)[:40]}")
     return record
 
 
 def record_in(config: dict, name: str, where: Path) -> dict:
-    """A part of a configuration, empty where it is not there."""
+    """The object `name` of a configuration; empty if absent. Raises InputError if it is no object."""
     if not isinstance(part := config.get(name) or {}, dict):
-        raise InputError(f"{where}: its {name} is {part!r:.40}; a record is needed")
+        raise InputError(f"{where}: its {name} is {part!r:.40}; it must be an object")
     return part
 
 
 def scale_in(path: Path) -> float:
-    """What SAELens multiplied rows by. Raises InputError for what is no positive number."""
+    """The factor by which SAELens multiplied rows. Raises InputError if it is not a positive number."""
     scale: Any = read_json(path).get("scaling_factor")
     if type(scale) not in (int, float) or not (math.isfinite(scale) and scale > 0):
-        raise InputError(f"{path}: its scaling_factor is {scale!r}; a positive number is needed")
+        raise InputError(f"{path}: its scaling_factor is {scale!r}; it must be a positive number")
     return float(scale)
 
 
 def is_member(directory: Path) -> bool:
-    """Whether a dictionary lies in a run directory, whose training wrote it."""
+    """Whether the directory is that of a member in a run directory."""
     directory = directory.resolve()
     return directory.parent.name == "members" and (directory.parents[1] / "config.json").exists()
 
 
 def read_safetensors(path: Path, advice: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """(every tensor, bfloat16, too; the checksums that `write_safetensors` left, none where another wrote the file).
+    """(all tensors, including bfloat16 ones; the checksums of `write_safetensors`, empty if another program wrote it).
 
-    Raises InputError where the first of these is not that of the tensors.
+    Raises InputError if the first checksum is not that of the tensors.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             checksums = (file.metadata() or {}).get(CHECKSUM, "").split()
-    except Exception as e:  # of the reader, whatever is damaged
-        raise InputError(f"{path} cannot be read, it is missing or damaged: {e}") from e
+    except Exception as e:  # the reader raises anything if the file is damaged
+        raise InputError(f"{path} cannot be read because it is missing or damaged: {e}") from e
     if checksums[:1] not in ([], [tensors_checksum(tensors)]):
         raise InputError(f"{path} is damaged (its checksum differs): {advice}")
     return tensors, checksums
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], *checksums: str) -> None:
-    """With the tensors' checksum before others, in one fact of the header: the order of several is left to chance."""
+    """Write tensors, with their checksum and further ones in one header entry, since the order of entries is random."""
     content = save(tensors, metadata={CHECKSUM: " ".join([tensors_checksum(tensors), *checksums])})
     write_atomically(path, lambda file: file.write(content))
 

@@ -1,4 +1,4 @@
-"""What a run has trained, as a `Dictionary` for raw activations."""
+"""Conversion of trained members to a `Dictionary` for raw activations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from sae_jax.models.registry import KINDS
 
 
 def fold_normalization(tensors: dict, shift_D: np.ndarray, scale_D: np.ndarray) -> dict[str, np.ndarray]:
-    """Trained parameters as tensors for raw rows, x' = (x − shift) / scale being those trained on. In float64.
+    """Tensors for raw rows x, from parameters that were trained on (x − shift) / scale. Computed in float64.
 
-    W_enc (the transpose of W_encT) / scale, W_dec · scale, b_dec · scale + shift; the rest stays, since z stays.
+    W_enc (the transpose of W_encT) is divided by scale, W_dec is multiplied by scale, and b_dec becomes b_dec · scale +
+    shift. The other tensors stay the same, because z stays the same.
     """
     tensors = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
     tensors["W_enc"] = tensors.pop("W_encT").T / scale_D[:, None]
@@ -26,7 +27,7 @@ def fold_normalization(tensors: dict, shift_D: np.ndarray, scale_D: np.ndarray) 
 
 
 def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest: dict) -> Dictionary:
-    """A member trained on the store that `manifest` describes; `tensors` take raw activations."""
+    """The dictionary of a member trained on the store that `manifest` describes; `tensors` are for raw rows."""
     metadata = {
         "member": member.id,
         "model_name": name_of(manifest["model"]["location"]),
@@ -44,5 +45,5 @@ def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest:
 
 
 def name_of(location: str) -> str:
-    """By what name another machine finds it: what is bundled has no path there."""
+    """A name that is valid on other machines, too: bundled files get the name "bundled" instead of a path."""
     return "bundled" if Path(location).is_relative_to(BUNDLED) else location

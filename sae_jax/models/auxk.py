@@ -1,4 +1,4 @@
-"""AuxK (Gao et al. 2024): dead features learn to reconstruct what the living ones leave over."""
+"""AuxK (Gao et al. 2024): dead features learn to reconstruct the error of the living features."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ def variance(x_BxD: jax.Array) -> jax.Array:
 
 
 def auxk(sae, error_BxD: jax.Array, batch: Batch) -> jax.Array:
-    """α · ‖e − ê‖² · var(x)/var(e), e detached (the paper's code divides by var(x), by var(e)).
+    """The auxiliary loss α · ‖e − ê‖² · var(x)/var(e) of dead features. No gradient flows through the error e.
 
-    ê comes from the D/2 largest pre-activations among dead features, decoded without b_dec. Scaled down while fewer
-    than D/2 are dead, as SAELens does, to zero where none is.
+    ê is decoded, without b_dec, from the D/2 largest pre-activations among the dead features. The loss is scaled down
+    while fewer than D/2 features are dead, as in SAELens, and is zero if no feature is dead. The factor var(x)/var(e)
+    is there because the main loss is not divided by var(x): the paper's code divides it by var(x), and AuxK by var(e).
     """
     error_BxD, dead_F = jax.lax.stop_gradient(error_BxD), batch.dead_F
     k = min(error_BxD.shape[1] // 2, len(dead_F))

@@ -1,10 +1,11 @@
-"""The sparse autoencoder as a Flax module, written for one member: a kind of dictionary is a subclass.
+"""The sparse autoencoder (SAE) as a Flax module, written for one member of a population. Each kind is a subclass.
 
-A new kind is a file in this folder, a line in `registry.py` and one in `../config.py`. The sum of the loss is in
-`../training/loss.py`; Adam, the schedule and dead features are in `../training/step.py`.
+To add a kind, add a file to this folder, a line to `registry.py` and a line to `../config.py`. The terms of the loss
+are summed in `../training/loss.py`. Adam, the schedule and dead features are handled in `../training/step.py`.
 
-Shapes: N rows to start from, B rows of a batch, D width of the model, F features, K candidates of a row. Parameters are
-float32. In training z and f are [B, F], or [B, K] on the sparse path, where `at` names the candidates.
+Shapes: N rows for the initialization, B rows per batch, D width of the model, F features, K candidates per row.
+Parameters are float32. In training, z and f are [B, F]. On the sparse path they are [B, K], and `at` holds the indices
+of the K candidates.
 """
 
 from __future__ import annotations
@@ -20,54 +21,59 @@ from sae_jax.ops.sparse import Candidates, decode_at, fits, pick, product, produ
 
 Arrays = dict[str, jax.Array]
 
-COEFFICIENT_RATE = 0.02  # change of log λ in one step, at most
-SHORT_RUN = 1000  # steps; in shorter runs log λ moves faster in proportion, up to five times, if the weights can follow
+COEFFICIENT_RATE = 0.02  # the largest change of log λ in one step
+# In runs of fewer steps than this, log λ moves faster in proportion, up to five times as fast. The weights must be able
+# to follow, so the speed-up shrinks if the learning rate is below FOLLOWING_LR.
+SHORT_RUN = 1000
 FOLLOWING_LR = 1e-3
 
 
 class Setting(nnx.Variable):
-    """A number that no gradient trains; members of one group may differ in it."""
+    """A number that no gradient trains. It may differ between the members of a group."""
 
 
 class Start(NamedTuple):
+    """Parameters, settings and penalty coefficient, at the start or after an update of the sparsity controller."""
+
     params: Arrays
     settings: Arrays
     coefficient: jax.Array
 
 
 class Batch(NamedTuple):
-    """What a loss sees besides the dictionary."""
+    """The inputs of a loss besides the SAE."""
 
     x_BxD: jax.Array
-    known_BxF: jax.Array | None  # x W_enc, if it is known already
+    known_BxF: jax.Array | None  # x W_enc, if it was computed before
     at: Candidates | None
     dead_F: jax.Array
-    revive: bool  # whether AuxK is asked for
-    progress: jax.Array  # share of the run, 0 to 1
+    revive: bool  # whether the loss includes AuxK
+    progress: jax.Array  # finished share of the run, 0 to 1
     hyper: Arrays
 
 
 class Measured(NamedTuple):
-    """What a step has measured, for the update of the sparsity controller after it."""
+    """Measurements of a training step, for the update of the sparsity controller after it."""
 
     step: jax.Array
-    s: jax.Array  # the learning rate's schedule, 0 to 1
-    excess: jax.Array  # log(L0 / its target), at most one e-fold either way
-    statistics: jax.Array  # by `SAE.batch_statistics`
+    s: jax.Array  # factor of the learning-rate schedule, 0 to 1
+    excess: jax.Array  # log(L0 / target L0), clipped to ±1
+    statistics: jax.Array  # from `SAE.batch_statistics`
 
 
 class SAE(nnx.Module):
-    """f = act((x − b_dec) W_enc + b_enc), x̂ = f W_dec + b_dec; a subclass says what `act` is and what it is trained by.
+    """f = act((x − b_dec) W_enc + b_enc), x̂ = f W_dec + b_dec. A subclass defines the activation and the loss.
 
-    `params`: W_encT [F, D] (the encoder with a row for each feature, like the decoder: its gradient is written by rows,
-    which saves a sixth of a step), b_enc [F], W_dec [F, D], b_dec [D], and what the kind adds. `settings`: k and the
-    like. `sparsity_control` names the setting that fixes the sparsity. `k_max` is the static bound of k, `dtype` is
-    that of the large products. The defaults below are those of a ReLU without a penalty.
+    `params` holds W_encT [F, D], b_enc [F], W_dec [F, D], b_dec [D] and the extra parameters of the kind. The encoder
+    is stored transposed, with one row per feature like the decoder, because its gradient is then written row by row,
+    which saves a sixth of the step time. `settings` holds numbers such as k. `sparsity_control` is the name of the
+    setting that fixes the sparsity. `k_max` is the static upper bound of k. `dtype` is the number format of the large
+    matrix products. The defaults of this class describe a ReLU without a penalty.
     """
 
-    activation: str  # the kind's name on the command line
-    architecture = "standard"  # SAELens' name for what is exported
-    by_rank = False  # whether a row's candidates are its k largest, rather than all above a threshold
+    activation: str  # name of the kind on the command line
+    architecture = "standard"  # SAELens' name of the exported architecture
+    by_rank = False  # whether the candidates of a row are its k largest values, not all values above a threshold
     ranks_per_k = 1
     has_auxk = False
     has_sparse_path = True
@@ -94,9 +100,9 @@ class SAE(nnx.Module):
     def pre_activations(
         self, x_BxD: jax.Array, known_BxF: jax.Array | None = None, at: Candidates | None = None
     ) -> jax.Array:
-        """z_BxF, or z_BxK at each row's candidates; where x W_enc is known, it is not computed again.
+        """Pre-activations z_BxF, or z_BxK of each row's candidates. `known_BxF` is x W_enc, if computed before.
 
-        The bias is moved behind the product, which saves a matmul of the rows in the backward pass.
+        b_dec is subtracted after the product, as part of the bias, which saves a matmul in the backward pass.
         """
         bias_F = self.b_enc - self.W_encT @ self.b_dec
         if at is not None:
@@ -118,7 +124,7 @@ class SAE(nnx.Module):
         return matmul(f, W_dec_FxD, self.dtype) if at is None else decode_at(f, W_dec_FxD, at)
 
     def reconstruct(self, x_BxD: jax.Array, f_BxF: jax.Array) -> jax.Array:
-        """x̂ from the features of these rows, or from others in their place."""
+        """x̂ from the feature values of these rows, which may have been edited."""
         return self.decode(f_BxF)
 
     def __call__(self, x_BxD: jax.Array) -> jax.Array:
@@ -126,50 +132,50 @@ class SAE(nnx.Module):
 
     @staticmethod
     def extra_params(hidden_dim: int) -> Arrays:
-        """Trained parameters besides W_encT, b_enc, W_dec and b_dec."""
+        """Trained parameters in addition to W_encT, b_enc, W_dec and b_dec."""
         return {}
 
     @staticmethod
     def extra_settings() -> Arrays:
-        """Numbers that it needs and that no gradient trains."""
+        """Numbers that the kind needs and that no gradient trains."""
         return {}
 
     def activate_training(self, z: jax.Array, at: Candidates | None = None) -> jax.Array:
-        """Pre-activations to features, in training."""
+        """Feature values from pre-activations, in training."""
         return jax.nn.relu(z)
 
     def activate_inference(self, z_BxF: jax.Array) -> jax.Array:
-        """Pre-activations to features, in use."""
+        """Feature values from pre-activations, after training."""
         return self.activate_training(z_BxF)
 
     def score(self, z_BxF: jax.Array) -> jax.Array:
-        """By what candidates are chosen: the larger the sooner, -inf for features without a part in the loss."""
+        """Scores that rank the candidates, largest first; -inf for features that cannot contribute to the loss."""
         return jnp.where(z_BxF > 0, z_BxF, -jnp.inf)
 
     def fits(self, count_B: jax.Array, hidden_dim: int) -> jax.Array:
-        """Whether the sparse path is exact with that many candidates a row, and pays."""
+        """Whether the sparse path is exact with `count_B` candidates per row, and faster."""
         return fits(count_B, hidden_dim)
 
     def batch_statistics(self, f: jax.Array) -> jax.Array:
-        """What `update_controller` needs to know about a batch's features."""
+        """Statistics of the feature values of a batch, for `update_controller`."""
         return jnp.float32(0)
 
     def penalty(self, z: jax.Array, f: jax.Array, batch: Batch) -> jax.Array:
-        """A number that the coefficient weights."""
+        """The penalty that is multiplied by the coefficient λ."""
         return jnp.float32(0)
 
     def extra_loss(self, z: jax.Array, f: jax.Array, error_BxD: jax.Array, batch: Batch) -> jax.Array:
-        """A number that is added as it is."""
+        """A term that is added to the loss without a coefficient."""
         return jnp.float32(0)
 
     def start(self, params: Arrays, settings: Arrays, z_NxF: jax.Array, hyper: Arrays) -> Start:
-        """What differs, before the first step, from random weights; by the pre-activations of some training rows."""
+        """Initialization from the pre-activations of some training rows; by default the random weights are kept."""
         return Start(params, settings, jnp.float32(0))
 
     def update_controller(
         self, params: Arrays, settings: Arrays, coefficient: jax.Array, measured: Measured, hyper: Arrays
     ) -> Start:
-        """What follows each step of Adam: the coefficient that is steered, or that rises over the warm-up."""
+        """Update after each Adam step: the coefficient follows the target L0, or rises during the warm-up."""
         if self.sparsity_control == "target_l0":
             coefficient = coefficient * jnp.exp(self.coefficient_rate(hyper) * measured.s * measured.excess)
         if self.sparsity_control == "sparsity":
@@ -177,18 +183,18 @@ class SAE(nnx.Module):
         return Start(params, settings, coefficient)
 
     def coefficient_rate(self, hyper: Arrays) -> jax.Array:
-        """Of log λ, a step."""
+        """The largest change of log λ in one step."""
         following = jnp.minimum(1.0, hyper["lr"] / FOLLOWING_LR)
         return COEFFICIENT_RATE * jnp.clip(following * SHORT_RUN / hyper["total_steps"], 1.0, 5.0)
 
     @staticmethod
     def export(tensors: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-        """Tensors of the exported architecture, from W_enc, b_enc, W_dec, b_dec and the extra parameters."""
+        """The tensors of the exported architecture, from W_enc, b_enc, W_dec, b_dec and the extra parameters."""
         return tensors
 
 
 def start_quantile(z_NxF: jax.Array, l0: jax.Array) -> jax.Array:
-    """Above it lie `l0` pre-activations of a row, on average."""
+    """The threshold above which `l0` pre-activations of a row lie on average."""
     return jnp.quantile(z_NxF, 1 - l0 / z_NxF.shape[1])
 
 

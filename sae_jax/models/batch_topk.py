@@ -1,4 +1,4 @@
-"""BatchTopK (Bussmann et al. 2024), and Matryoshka on top of it; exported as the JumpReLU that they are in use."""
+"""BatchTopK (Bussmann et al. 2024) and Matryoshka SAEs. Both are JumpReLU SAEs after training, and exported as such."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from sae_jax.models.auxk import mean_square
 from sae_jax.models.base import SAE, Setting, Start, start_quantile
 from sae_jax.ops.activations import nth_largest
 
-LOOKED_AT = 0.9  # of the last batch's least: this batch's lies above that, or the step is computed densely
-AVERAGE_RATE = 0.01  # a step, of the threshold that is used in place of the batch's
+# Candidates lie above this share of the smallest value kept in the last batch. If too few do, the step is dense.
+LOOKED_AT = 0.9
+AVERAGE_RATE = 0.01  # update rate per step of the averaged threshold, which replaces the batch's after training
 
 
 class BatchTopK(SAE):
-    """In training the k · B largest pre-activations of a batch; in use all above the average of their smallest."""
+    """In training, the k · B largest pre-activations of a batch fire. After training, those above a threshold fire.
+
+    The threshold is the moving average of the smallest value kept in a batch.
+    """
 
     activation = "batch_topk"
     architecture = "jumprelu"
@@ -36,7 +40,7 @@ class BatchTopK(SAE):
         return jnp.where(z_BxF > self.threshold, z_BxF, 0.0)
 
     def score(self, z_BxF):
-        """Far fewer than all are looked at: those above a little under the last batch's least, if they are enough."""
+        """Candidates lie above 0.9 times the smallest value kept in the last batch, so that far fewer are sorted."""
         return jnp.where(z_BxF > LOOKED_AT * self.last_least, z_BxF, -jnp.inf)
 
     def fits(self, count_B, hidden_dim):
@@ -60,7 +64,7 @@ class BatchTopK(SAE):
 
 
 class Matryoshka(BatchTopK):
-    """The mean loss of nested prefixes of the features, each reconstructing alone (Bussmann et al. 2025)."""
+    """Nested prefixes of the features each reconstruct alone; their losses are averaged (Bussmann et al. 2025)."""
 
     activation = "matryoshka"
     has_sparse_path = False
@@ -73,4 +77,4 @@ class Matryoshka(BatchTopK):
             x_hat_BxD = x_hat_BxD + self.decoder_product(f[:, begin:end], self.W_dec[begin:end])
             losses.append(mean_square(batch.x_BxD - x_hat_BxD))
             begin = end
-        return jnp.stack(losses).mean() - losses[-1]  # in place of the whole's
+        return jnp.stack(losses).mean() - losses[-1]  # the main loss already contains that of all features

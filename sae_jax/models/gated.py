@@ -1,8 +1,8 @@
-"""Gated (Rajamanoharan et al. 2024): a gate decides what fires, a magnitude how much.
+"""Gated SAEs (Rajamanoharan et al. 2024): a gate decides which features fire, and a magnitude path how strongly.
 
-π = (x − b_dec) W_enc; our z is the gate's π + b_gate, with b_gate in the place of b_enc;
-f = 1[z > 0] · relu(e^r π + b_mag). The L1 penalty and an auxiliary reconstruction train the gate, which gets no
-gradient from the other.
+With π = (x − b_dec) W_enc, the pre-activation z is that of the gate, π + b_gate, where b_gate is stored as b_enc.
+The features are f = 1[z > 0] · relu(e^r π + b_mag). The gate is trained by the L1 penalty and an auxiliary
+reconstruction loss; it gets no gradient from the main reconstruction.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Gated(ReLU):
         return super().penalty(z, jax.nn.relu(z), batch)
 
     def extra_loss(self, z, f, error_BxD, batch):
-        """‖x − x̂(relu(z))‖² by a decoder that it does not train."""
+        """‖x − x̂(relu(z))‖², without a gradient for the decoder."""
         W_dec_FxD, b_dec_D = (jax.lax.stop_gradient(p[...]) for p in (self.W_dec, self.b_dec))
         gate = jax.nn.relu(z)
         return mean_square(batch.x_BxD - self.decoder_product(gate, W_dec_FxD, batch.at) - b_dec_D)

@@ -1,10 +1,10 @@
-"""JumpReLU with λ · L0 (Rajamanoharan et al. 2024), steered to an L0 or with the paper's fixed λ.
+"""JumpReLU with the penalty λ · L0 (Rajamanoharan et al. 2024), for a target L0 or with the paper's fixed λ.
 
-Steered, every threshold starts at the quantile q of the pre-activations above which L0 of them lie, and L0 has two
-hands: all thresholds move together, which is quick, and λ follows, which says how much a firing has to be worth.
-Without λ the rarely firing features lose: Adam makes every threshold's pull equally large, and in long runs half of
-the dictionary dies (figures in ../README.md). The constants are in units of q and of the pre-activations' deviation,
-so they hold at any scale of the rows.
+For a target L0, every threshold starts at the quantile q of the pre-activations above which the target number lies.
+Two controls then steer L0. All thresholds move together, which acts quickly. The coefficient λ follows, and sets how
+much a firing must reduce the error. Without λ the rarely firing features lose: Adam makes the gradient step of every
+threshold equally large, and in long runs half of the features die (figures in ../RESULTS.md). The constants are in
+units of q and of the standard deviation of the pre-activations, so they hold at any scale of the activations.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from sae_jax.models.base import COEFFICIENT_RATE, SAE, Setting, Start, start_qua
 from sae_jax.ops.activations import is_above, jump_relu
 from sae_jax.ops.sparse import pick
 
-THRESHOLD_RATE = 0.2  # of the straight-through kernel's width a step
-KERNEL = 0.25  # its width, in standard deviations of the pre-activations: narrow, so that few features are near
-PAPER_THRESHOLD, PAPER_KERNEL = 0.01, 0.05  # SAELens', for rows of norm √D
+THRESHOLD_RATE = 0.2  # largest change per step, in widths of the straight-through kernel
+KERNEL = 0.25  # width in standard deviations of the pre-activations: narrow, so that few features are near
+PAPER_THRESHOLD, PAPER_KERNEL = 0.01, 0.05  # SAELens' values, for rows of norm √D
 
 
 class JumpReLU(SAE):
@@ -46,7 +46,7 @@ class JumpReLU(SAE):
         return jnp.where(z_BxF > self.threshold - self.bandwidth / 2, z_BxF, -jnp.inf)
 
     def penalty(self, z, f, batch):
-        """mean_B Σ_F 1[z > θ]."""
+        """L0: mean_B Σ_F 1[z > θ]."""
         return is_above(z, self.thresholds(z, batch.at), self.bandwidth[...]).sum(-1).mean()
 
     def start(self, params, settings, z_NxF, hyper):
@@ -57,7 +57,7 @@ class JumpReLU(SAE):
         return Start(params, {"bandwidth": KERNEL * z_NxF.std()}, 0.5 * jnp.square(q))
 
     def coefficient_rate(self, hyper):
-        return jnp.float32(COEFFICIENT_RATE)  # thresholds are quick already
+        return jnp.float32(COEFFICIENT_RATE)  # the thresholds act quickly already
 
     def update_controller(self, params, settings, coefficient, measured, hyper):
         params, settings, coefficient = super().update_controller(params, settings, coefficient, measured, hyper)

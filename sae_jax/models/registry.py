@@ -1,4 +1,4 @@
-"""The kinds of dictionaries, by their name on the command line."""
+"""The SAE kinds by their name on the command line."""
 
 from sae_jax.models.base import SAE
 from sae_jax.models.batch_topk import BatchTopK, Matryoshka

@@ -1,7 +1,8 @@
-"""ReLU with a penalty on the features: L1, tanh, or an L_p whose p falls from 1.
+"""ReLU with a penalty on the feature values: L1, tanh, or L_p with p falling from 1.
 
-With a fixed coefficient L1 is the paper's (Anthropic, April 2024, from zero biases). Steered, every feature starts at
-the quantile of the pre-activations above which L0 of them lie, and log λ follows the L0 (`SAE.update_controller`).
+With a fixed coefficient, L1 is trained as in Anthropic's update of April 2024, from zero biases. For a target L0,
+every bias starts at the quantile of the pre-activations above which the target number lies, and log λ then follows L0
+(`SAE.update_controller`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ class ReLU(SAE):
     activation = "relu"
 
     def penalty(self, z, f, batch):
-        """mean_B Σ_F f · ‖W_dec‖₂; the norm inside of what is sublinear, or a short decoder would cheat it."""
+        """mean_B Σ_F s(f · ‖W_dec‖₂). With the norm outside of s, short decoder rows would evade the penalty."""
         return self.sublinear(f * pick(jnp.linalg.norm(self.W_dec[...], axis=1), batch.at), batch).sum(-1).mean()
 
     def sublinear(self, f, batch):
+        """The function s of the penalty."""
         return f
 
     def start(self, params, settings, z_NxF, hyper):
@@ -36,7 +38,7 @@ class ReLU(SAE):
 
 
 class TanhReLU(ReLU):
-    """A penalty that saturates: large features are not shrunk."""
+    """ReLU with a tanh penalty, which saturates and so does not shrink large feature values."""
 
     activation = "tanh_relu"
 
@@ -48,7 +50,7 @@ class TanhReLU(ReLU):
 
 
 class PAnneal(ReLU):
-    """Σ f^p with p falling from 1 to 0.2 over the run (Karvonen et al. 2024), smooth at 0."""
+    """ReLU with the penalty Σ f^p, smooth at 0, p falling from 1 to 0.2 over the run (Karvonen et al. 2024)."""
 
     activation = "p_anneal"
 

@@ -1,4 +1,4 @@
-"""TopK (Gao et al. 2024), its MultiTopK, and AbsTopK; all with AuxK for dead features."""
+"""TopK and MultiTopK (Gao et al. 2024) and AbsTopK (Zhu et al. 2025), all with AuxK for dead features."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sae_jax.ops.activations import mask_of_largest
 
 
 class TopK(SAE):
-    """The k largest pre-activations of a row, then ReLU: fewer than k may fire."""
+    """The k largest pre-activations of a row are kept, then passed through a ReLU, so fewer than k may fire."""
 
     activation = "topk"
     architecture = "topk"
@@ -28,7 +28,7 @@ class TopK(SAE):
         if at is None:
             kept = mask_of_largest(self.score(z), k, min(ranks_per_k * self.k_max, z.shape[1]))
         else:
-            kept = jnp.arange(z.shape[1]) < k  # candidates come in order of their rank
+            kept = jnp.arange(z.shape[1]) < k  # candidates are sorted by rank
         return jnp.where(kept, self.value(z), 0.0)
 
     def score(self, z_BxF):
@@ -39,7 +39,7 @@ class TopK(SAE):
 
 
 class MultiTopK(TopK):
-    """L(k) + L(4k)/8 (ibid.): good at more than one k."""
+    """TopK with the loss L(k) + L(4k)/8, so that it reconstructs well at more than one k (Gao et al. 2024)."""
 
     activation = "multi_topk"
     ranks_per_k = 4
@@ -50,7 +50,7 @@ class MultiTopK(TopK):
 
 
 class AbsTopK(TopK):
-    """The k pre-activations of largest magnitude, with their sign (Zhu et al. 2025)."""
+    """The k pre-activations of largest magnitude are kept with their sign (Zhu et al. 2025)."""
 
     activation = "abs_topk"
     architecture = "abstopk"

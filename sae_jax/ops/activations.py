@@ -1,6 +1,6 @@
-"""Pre-activations to features, with the gradients that training needs.
+"""Activation functions with the gradients that training needs.
 
-Shapes: B rows, F features, K active features. z are pre-activations, f features, θ has the shape of z.
+Shapes: B rows, F features, K active features. z are pre-activations and f feature values; θ has the shape of z.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def jump_relu(z: jax.Array, threshold: jax.Array, bandwidth: jax.Array) -> jax.Array:
-    """f = z · 1[z > θ] (Rajamanoharan et al. 2024, eq. 2); z's gradient passes where f does.
+    """f = z · 1[z > θ] (Rajamanoharan et al. 2024, eq. 2). The gradient passes to z if z > θ.
 
-    θ has the straight-through gradient −(θ/ε) · 1[|z − θ| < ε/2]. The kernel is fed with z: the
-    features themselves are zero below θ and would hide half of it.
+    θ has the straight-through gradient −(θ/ε) · 1[|z − θ| < ε/2]. The kernel is a function of z and not of f, because f
+    is zero below θ, which would hide half of the kernel.
     """
     return jnp.where(z > threshold, z, 0.0)
 
@@ -30,7 +30,10 @@ jump_relu.defvjp(lambda *inputs: (jump_relu(*inputs), inputs), _jump_relu_backwa
 
 @jax.custom_vjp
 def is_above(z: jax.Array, threshold: jax.Array, bandwidth: jax.Array) -> jax.Array:
-    """1[z > θ], of which L0 is the sum; θ's gradient is −(1/ε) · 1[|z − θ| < ε/2], z gets none (ibid., eq. 12)."""
+    """1[z > θ], whose sum is L0 (Rajamanoharan et al. 2024, eq. 12).
+
+    θ has the gradient −(1/ε) · 1[|z − θ| < ε/2]; z has none.
+    """
     return (z > threshold).astype(z.dtype)
 
 
@@ -44,9 +47,9 @@ is_above.defvjp(lambda *inputs: (is_above(*inputs), inputs), _is_above_backward)
 
 
 def mask_of_largest(score_BxF: jax.Array, k: jax.Array, k_max: int) -> jax.Array:
-    """Which are the k largest of their row. k may be traced, k_max is static; ties go to the lower index.
+    """A mask of the k largest values of each row. k may be traced, k_max is static. Ties go to the lower index.
 
-    A mask, since its use needs no scatter in the backward pass.
+    A mask is returned because its use needs no scatter in the backward pass.
     """
     _, indices_BxK = jax.lax.top_k(jax.lax.stop_gradient(score_BxF), k_max)
     rows_Bx1, is_kept_K = jnp.arange(len(score_BxF))[:, None], jnp.arange(k_max) < k
@@ -54,13 +57,13 @@ def mask_of_largest(score_BxF: jax.Array, k: jax.Array, k_max: int) -> jax.Array
 
 
 def nth_largest(values: jax.Array, n: jax.Array) -> jax.Array:
-    """The n-th largest of all values, 0 where it is not positive: by bisection on the bits of a float32."""
-    bits = jax.lax.bitcast_convert_type(jnp.maximum(values, 0.0), jnp.int32)  # ordered as the floats are
+    """The n-th largest of all values, or 0 if it is not positive, found by bisection on the bits of float32."""
+    bits = jax.lax.bitcast_convert_type(jnp.maximum(values, 0.0), jnp.int32)  # in the same order as the floats
 
     def halve(_, bounds):
         low, high = bounds
         middle = low + (high - low + 1) // 2
-        by_column = jax.lax.optimization_barrier((bits >= middle).sum(0))  # over all at once a CPU adds one by one
+        by_column = jax.lax.optimization_barrier((bits >= middle).sum(0))  # a CPU sums the whole array one by one
         enough = by_column.sum() >= n
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
 

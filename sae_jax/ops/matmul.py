@@ -1,4 +1,4 @@
-"""Matrix products in a lower precision: operands rounded, sums in float32, parameters and gradients float32."""
+"""Matrix products in lower precision: operands are rounded; sums, parameters and gradients are float32."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 def matmul(a_NxM: jax.Array, b_MxK: jax.Array, dtype: str) -> jax.Array:
-    """a b, [N, K] in float32, with both rounded to `dtype`, forward and backward."""
+    """The product a b, [N, K] in float32, with operands rounded to `dtype` in the forward and backward pass."""
     return a_NxM @ b_MxK if dtype == "float32" else rounded(a_NxM, b_MxK, dtype)
 
 
@@ -19,7 +19,7 @@ def rounded(a_NxM: jax.Array, b_MxK: jax.Array, dtype: str) -> jax.Array:
 
 
 def _forward(a_NxM, b_MxK, dtype):
-    a_NxM, b_MxK = a_NxM.astype(dtype), b_MxK.astype(dtype)  # what is kept for the way back is half as large
+    a_NxM, b_MxK = a_NxM.astype(dtype), b_MxK.astype(dtype)  # halves the arrays kept for the backward pass
     return rounded(a_NxM, b_MxK, dtype), (a_NxM, b_MxK)
 
 

@@ -1,10 +1,10 @@
-"""The sparse path: a training step whose cost, after the encoder's product, grows with what fires and not with F.
+"""The sparse path: a training step whose cost after the encoder product depends on the active features, not on F.
 
-Exact, not an approximation: a feature that does not fire on a row (and, for jump_relu, is not near its threshold)
-has no part in that row's loss or gradients. Loops over rows, in chunks of each row's candidates, keep the memory at
-the size of the parameters: gathering all K decoder rows at once would build a [B, K, D] array and be ten times slower.
+The result is exact: a feature that does not fire on a row (and, for jump_relu, is not near its threshold) does not
+contribute to the loss or the gradients of that row. Loops over rows, in chunks of their candidates, keep the memory at
+the size of the parameters. Gathering all K decoder rows at once would build a [B, K, D] array and be ten times slower.
 
-Shapes: B rows, D width of the model, F features, K candidates a row (a multiple of CHUNK).
+Shapes: B rows, D width of the model, F features, K candidates per row (a multiple of CHUNK), C = CHUNK.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from sae_jax.ops.matmul import matmul
 
 CHUNK = 16
-MOST_CANDIDATES = 1024  # of a row; rows of large norm have many times the mean
-DENSEST = 1 / 16  # share of candidates from which on the dense path is the faster one (measured on a CPU)
+MOST_CANDIDATES = 1024  # per row; rows of large norm have many times the mean number
+DENSEST = 1 / 16  # share of candidates above which the dense path is faster (measured on a CPU)
 
 
 class Candidates(NamedTuple):
-    """The features of each row that may have a part in its loss; the first `count_B` of `indices_BxK` count."""
+    """The features of each row that may contribute to its loss: the first `count_B` entries of `indices_BxK`."""
 
     indices_BxK: jax.Array
     count_B: jax.Array
@@ -35,23 +35,23 @@ def most_candidates(hidden_dim: int) -> int:
 
 
 def fits(count_B: jax.Array, hidden_dim: int) -> jax.Array:
-    """Whether the sparse path is exact for such rows, and pays."""
+    """Whether the sparse path is exact for these numbers of candidates, and faster."""
     return (count_B.max() <= most_candidates(hidden_dim)) & (count_B.mean() <= DENSEST * hidden_dim)
 
 
 def pick(values_F: jax.Array, at: Candidates | None) -> jax.Array:
-    """A number of each feature, for each candidate."""
+    """The values of the candidates, [B, K]; without candidates, those of all features."""
     return values_F if at is None else values_F[at.indices_BxK]
 
 
 def largest(score_BxF: jax.Array, count_B: jax.Array, k: int) -> Candidates:
-    """The `count_B` largest of each row, at most k of them."""
+    """The features with the `count_B` largest scores of each row, at most k."""
     return Candidates(jax.lax.top_k(score_BxF, -(-k // CHUNK) * CHUNK)[1], count_B)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def product(x_BxD: jax.Array, W_encT_FxD: jax.Array, known_BxF: jax.Array, dtype: str) -> jax.Array:
-    """x W_enc, which is known already: only its gradient is computed. None flows to x, the data."""
+    """x W_enc from its known value, with a gradient for W_enc. x is data and gets no gradient."""
     return known_BxF
 
 
@@ -63,7 +63,7 @@ product.defvjp(
 
 @jax.custom_vjp
 def product_at(x_BxD: jax.Array, W_encT_FxD: jax.Array, known_BxF: jax.Array, at: Candidates) -> jax.Array:
-    """The same at the candidates alone: [B, K]."""
+    """x W_enc at the candidates only, [B, K], from its known value."""
     return jnp.take_along_axis(known_BxF, at.indices_BxK, axis=1)
 
 
@@ -78,7 +78,7 @@ product_at.defvjp(lambda x, W, known, at: (product_at(x, W, known, at), (x, know
 
 @jax.custom_vjp
 def decode_at(f_BxK: jax.Array, W_dec_FxD: jax.Array, at: Candidates) -> jax.Array:
-    """Σ_K f · W_dec[candidate]: [B, D]."""
+    """The decoder product over the candidates, Σ_K f · W_dec[candidate], [B, D]."""
 
     def row(f_K, indices_K, count):
         def add(sum_D, chunk):
@@ -98,11 +98,11 @@ decode_at.defvjp(lambda f, W, at: (decode_at(f, W, at), (f, W, at)), _decode_at_
 
 
 def gather_dot(g_BxD: jax.Array, W_FxD: jax.Array, at: Candidates) -> jax.Array:
-    """g · W[candidate]: [B, K], zero behind a row's last chunk."""
+    """The products g · W[candidate], [B, K]; zero after the last chunk of a row."""
 
     def row(g_D, indices_K, count):
         def put(out_K, chunk):
-            W_CxD = jax.lax.optimization_barrier(W_FxD[chunk(indices_K)])  # fused into the product it is 3 x slower
+            W_CxD = jax.lax.optimization_barrier(W_FxD[chunk(indices_K)])  # if fused into the product, 3 times slower
             return chunk.put(out_K, W_CxD @ g_D)
 
         return over_chunks(put, jnp.zeros(len(indices_K)), count)
@@ -111,7 +111,7 @@ def gather_dot(g_BxD: jax.Array, W_FxD: jax.Array, at: Candidates) -> jax.Array:
 
 
 def scatter_outer(f_BxK: jax.Array, x_BxD: jax.Array, at: Candidates, hidden_dim: int) -> jax.Array:
-    """Σ_B f ⊗ x, added to the candidates' rows: [F, D]."""
+    """Σ_B f ⊗ x, summed into the rows of the candidates, [F, D]."""
 
     def row(sum_FxD, args):
         f_K, x_D, indices_K, count = args
@@ -125,7 +125,7 @@ def scatter_outer(f_BxK: jax.Array, x_BxD: jax.Array, at: Candidates, hidden_dim
 
 
 class Chunk:
-    """Picks CHUNK of a row's K candidates, and puts them back."""
+    """Reads and writes CHUNK consecutive candidates of a row."""
 
     def __init__(self, number: jax.Array):
         self.start = (number * CHUNK,)

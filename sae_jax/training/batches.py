@@ -1,10 +1,11 @@
-"""From the store to shuffled blocks of batches, read ahead by a thread.
+"""Shuffled blocks of batches from a store, read ahead by a thread.
 
-Shapes: L sites, N rows of an era, S steps of a block, B rows of a batch, D width of the model.
+Shapes: L sites, N rows of an era, S steps of a block, B rows of a batch, P pieces, E eras, D width of the model.
 
-An epoch is a keyed permutation of short runs of rows ("pieces", read in one go each), cut into eras of as many pieces
-as fit the memory budget; the rows of an era are permuted once more. A store that fits one era is shuffled perfectly.
-The order is a pure function of (seed, epoch), so the cursor is one number, the step, and seeking costs one era.
+A piece is a short run of rows that is read at once. An epoch is a seeded permutation of the pieces, cut into eras: an
+era has as many pieces as fit the memory budget, and its rows are permuted once more. A store that fits into one era is
+shuffled perfectly. The order is a pure function of (seed, epoch). The step alone is therefore enough to resume, and
+resuming reads one era.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ BLOCK_BYTES = 16 << 20
 
 
 class Feed:
-    """Batches of rows for `epochs` passes; the rows that do not fill a last batch wait for another epoch.
+    """Batches of rows for `epochs` passes. Rows left over after the last full batch of an epoch are not used in it.
 
-    `splits` hold the same token positions at several sites of the model, and are read in the same order.
-    `wait_seconds` adds up how long the consumer of `blocks` waited for data.
+    `splits` hold the same token positions at several sites of the model and are read in the same order.
+    `wait_seconds` is the total time that the consumer of `blocks` waited for data.
     """
 
     def __init__(self, splits: Sequence[Split], batch_size: int, epochs: int, seed: int, era_bytes: int = ERA_BYTES):
         self.rows, row_bytes = len(splits[0]), splits[0][0].nbytes
         if batch_size > self.rows:
-            raise InputError(f"--batch-size {batch_size}: there are only {self.rows} training rows; use fewer a batch")
+            raise InputError(
+                f"--batch-size {batch_size}: there are only {self.rows} training rows; use a smaller batch size"
+            )
         self.splits, self.batch_size, self.seed = splits, batch_size, seed
         self.steps_per_epoch = self.rows // batch_size
         self.total_steps = epochs * self.steps_per_epoch
@@ -44,15 +47,15 @@ class Feed:
         self._era: tuple[tuple[int, int], np.ndarray] | None = None
 
     def blocks(self, start_step: int, block_steps: int) -> Iterator[np.ndarray]:
-        """Blocks [L, S, B, D] from `start_step` to the end, each a fresh array; the last may be shorter."""
+        """Blocks [L, S, B, D] from `start_step` to the end. Each is a new array; the last may have fewer steps."""
         starts = range(start_step, self.total_steps, block_steps)
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead = reader.submit(self.block, starts[0], block_steps) if starts else None
             for start in starts:
-                asked = time.perf_counter()
+                waiting_since = time.perf_counter()
                 assert ahead is not None
                 block = ahead.result()
-                self.wait_seconds += time.perf_counter() - asked
+                self.wait_seconds += time.perf_counter() - waiting_since
                 if start != starts[-1]:
                     ahead = reader.submit(self.block, start + block_steps, block_steps)
                 yield block
@@ -73,7 +76,7 @@ class Feed:
         return self._rows(0, 0, min(count, self.rows))
 
     def _rows(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """Rows [start, stop) of the epoch's order. Eras are of equal length but for the last piece's missing rows."""
+        """Rows [start, stop) in the order of the epoch. Eras have equal numbers of pieces; one piece may be shorter."""
         pieces_P = np.random.default_rng((self.seed, epoch)).permutation(self.pieces)
         lengths_P = np.where(
             pieces_P == self.pieces - 1, self.rows - (self.pieces - 1) * self.piece_rows, self.piece_rows
@@ -90,9 +93,9 @@ class Feed:
         return out[0] if len(out) == 1 else np.concatenate(out, axis=1)
 
     def _load(self, epoch: int, era: int, pieces: np.ndarray) -> np.ndarray:
-        """The permuted rows of one era; the last one asked for is kept."""
+        """The permuted rows of one era. The most recent era is kept in memory."""
         if self._era is None or self._era[0] != (epoch, era):
-            self._era = None  # let the old one go before the new one is read
+            self._era = None  # free the old era before the new one is read
             runs = [(p * self.piece_rows, (p + 1) * self.piece_rows) for p in pieces]
             rows_LxNxD = [np.concatenate([split.read(*run) for run in runs]) for split in self.splits]
             order_N = np.random.default_rng((self.seed, epoch, era)).permutation(len(rows_LxNxD[0]))

@@ -1,10 +1,11 @@
-"""Orbax: save and restore the whole state of a run (weights, optimizer, keys; the step is the feed's cursor too).
+"""Checkpoints of the whole state of a run (weights, optimizer, random keys), written and read by Orbax.
 
     checkpoints/<step>/states     the arrays
-    checkpoints/<step>/record     of each array its shape, number format and checksum; how far metrics.jsonl was written
-    checkpoints/damaged-<step>    one that could not be read as it was written: kept, but not used
+    checkpoints/<step>/record     shape, number format and checksum of each array; how far metrics.jsonl was written
+    checkpoints/damaged-<step>    a checkpoint that could not be read: kept, but not used
 
-Orbax itself has no checksum of what an array holds. Reading deletes nothing.
+The step also determines the position in the data. The checksums are ours because Orbax stores none for the content of
+arrays. Reading deletes nothing.
 """
 
 from __future__ import annotations
@@ -31,21 +32,22 @@ from harvest.files import array_checksum, sealed, unsealed
 from sae_jax.run_directory import DAMAGED, NO_METRICS
 from sae_jax.training.population import State
 
-METADATA_BYTES = 1 << 20  # about; of what Orbax writes beside the arrays
-LACKING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)  # what is said of a checkpoint that lost a file
+METADATA_BYTES = 1 << 20  # approximate size of the files that Orbax writes in addition to the arrays
+# Errors of a checkpoint that lost a file. Other system errors are trouble of the machine.
+LACKING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
-logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells at length what it raises, too, or copes with
-ocp.type_handlers.register_type_handler(  # what is saved is a copy already: Orbax need not copy it once more
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax also logs at length what it raises or handles
+ocp.type_handlers.register_type_handler(  # the saved arrays are copies already, so Orbax need not copy them again
     np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False), override=True
 )
 
 
 class Checkpoints:
-    """The newest checkpoints of a run, written in the background, each whole or not there.
+    """The two newest checkpoints of a run, written in the background. A checkpoint is complete or absent.
 
-    `asked` is the checksum of what the run was asked for: a checkpoint of another run is refused.
+    `asked` is the checksum of the run's configuration; a checkpoint of another run is refused.
 
-    `save` and `close` raise OSError where there is no room, also for what was being written since the last `save`.
+    `save` and `close` raise OSError if the disk is full, also if a write of the previous `save` failed.
     """
 
     def __init__(self, directory: Path, every_seconds: float, asked: int = 0):
@@ -62,12 +64,13 @@ class Checkpoints:
         return time.monotonic() - self.saved_at >= self.every_seconds
 
     def save(self, step: int, states: list[State], metrics: Mapping[str, int]) -> None:
-        """Hand over states on the host: the next block writes into the device's buffers while Orbax still reads.
+        """Start to write a checkpoint.
 
-        `metrics`: how far metrics.jsonl is written.
+        `states` must be on the host, because the next block writes into the device's buffers while Orbax still reads.
+        `metrics` records how far metrics.jsonl is written.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(states)) + METADATA_BYTES
-        if shutil.disk_usage(self.directory).free < needed:  # Orbax would find out with a screen full of tracebacks
+        if shutil.disk_usage(self.directory).free < needed:  # Orbax would print many tracebacks
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory))
         leaves = {
             name: facts | {"crc32": array_checksum(np.asarray(leaf))}
@@ -82,26 +85,27 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def restore(self, start: list[State], say: Callable[[str], None]) -> tuple[int, list[State], dict[str, int]]:
-        """(step, states, how far metrics.jsonl was written) of the newest checkpoint that is whole, or of the start.
+        """(step, states, how far metrics.jsonl was written) of the newest undamaged checkpoint; otherwise of the start.
 
-        Those that are damaged are moved aside. Raises InputError where there are some, all damaged, or where one has
-        other arrays than `start`; OSError or MemoryError where the machine and not the checkpoint is to blame.
+        Damaged checkpoints are renamed. Raises InputError if all checkpoints are damaged, or if one has other arrays
+        than `start`; OSError or MemoryError if the machine is at fault and not the checkpoint.
         """
         for step in sorted(self.manager.all_steps(), reverse=True):
-            with leftovers_unsaid():
+            with silenced_leftovers():
                 try:
                     return step, *self._read(step, start)
                 except InputError:
                     raise
-                except Exception as error:  # of the formats' readers, whatever is damaged
+                except Exception as error:  # the readers raise anything if a file is damaged
                     trouble = trouble_of_the_machine(error, self.directory)
                 if trouble:
                     raise trouble
-            say(f"the checkpoint of step {step:,} is damaged, and kept as {self._move_aside(step)}")
+            say(f"the checkpoint of step {step:,} is damaged and was renamed to {self._move_aside(step)}")
         if any(self.directory.glob(f"{DAMAGED}*")):
             raise InputError(
-                f"all checkpoints in {self.directory} are damaged, and kept as {DAMAGED}*: what was learned is lost, "
-                "unless a copy of one can be put there under its step. --force starts again, and deletes them"
+                f"all checkpoints in {self.directory} are damaged and were renamed to {DAMAGED}*, so the run cannot be "
+                "resumed: copy an undamaged checkpoint there, named by its step, or add --force to delete them and "
+                "start again"
             )
         return 0, start, NO_METRICS
 
@@ -111,7 +115,7 @@ class Checkpoints:
         self.manager.close()
 
     def _read(self, step: int, start: list[State]) -> tuple[list[State], dict[str, int]]:
-        """Raises InputError where the checkpoint has other arrays than `start`, and anything where it is damaged."""
+        """Raises InputError if the checkpoint has other arrays than `start`, and any exception if it is damaged."""
         parts = ocp.args.Composite(record=ocp.args.JsonRestore())
         try:
             record = unsealed(self.manager.restore(step, args=parts)["record"], "", "")
@@ -119,15 +123,15 @@ class Checkpoints:
             raise ValueError("its record is damaged") from error
         if (record["step"], record["asked"]) != (step, self.asked):
             whose = "of another run" if record["asked"] != self.asked else f"of step {record['step']:,}"
-            raise InputError(f"{self.directory / str(step)} is a checkpoint {whose}, put there since: remove it")
-        saved = {name: {"shape": of["shape"], "dtype": of["dtype"]} for name, of in record["leaves"].items()}
+            raise InputError(f"{self.directory / str(step)} is a checkpoint {whose} that was copied there: remove it")
+        saved = {name: {"shape": leaf["shape"], "dtype": leaf["dtype"]} for name, leaf in record["leaves"].items()}
         needed = {name: facts for name, (_, facts) in described(start).items()}
         if different := sorted(name for name in saved | needed if saved.get(name) != needed.get(name)):
             name = different[0]
             raise InputError(
                 f"{self.directory / str(step)} was saved by another version of this program: {name} is "
-                f"{in_words(saved.get(name))}, and {in_words(needed.get(name))} is needed. Go on with the version that "
-                "began this run, or train in another --run-dir"
+                f"{in_words(saved.get(name))}, but must be {in_words(needed.get(name))}. Resume with the version that "
+                "started this run, or train in another --run-dir"
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start)
         states = self.manager.restore(step, args=ocp.args.Composite(states=ocp.args.StandardRestore(abstract))).states
@@ -145,7 +149,7 @@ class Checkpoints:
 
     @contextmanager
     def _os_errors(self) -> Iterator[None]:
-        """What the system answered, as an OSError: tensorstore only writes its number into a ValueError's text."""
+        """Raise system errors as OSError: tensorstore only writes their number into the text of a ValueError."""
         try:
             yield
         except ValueError as e:
@@ -155,8 +159,8 @@ class Checkpoints:
 
 
 @contextmanager
-def leftovers_unsaid() -> Iterator[None]:
-    """Of a checkpoint that it cannot read, Orbax leaves other reads behind; Python would tell of each at length."""
+def silenced_leftovers() -> Iterator[None]:
+    """Suppress the reports that Python prints on the unfinished reads that Orbax leaves of a damaged checkpoint."""
     hook = sys.unraisablehook
     sys.unraisablehook = lambda _: None
     try:
@@ -167,7 +171,7 @@ def leftovers_unsaid() -> Iterator[None]:
 
 
 def described(states: list[State]) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """{name: (array, its shape and number format)} of all arrays."""
+    """{name: (array, {"shape": ..., "dtype": ...})} of all arrays of the states."""
     leaves = jax.tree_util.tree_leaves_with_path(states)
     return {
         jax.tree_util.keystr(path): (leaf, {"shape": list(leaf.shape), "dtype": str(leaf.dtype)})
@@ -176,17 +180,17 @@ def described(states: list[State]) -> dict[str, tuple[Any, dict[str, Any]]]:
 
 
 def in_words(facts: Mapping[str, Any] | None) -> str:
-    return f"{facts['dtype']} of shape {facts['shape']}" if facts else "not there"
+    return f"{facts['dtype']} of shape {facts['shape']}" if facts else "absent"
 
 
 def system_error_in(error: BaseException) -> int | None:
-    """The number of the system's error, which tensorstore only writes into a text."""
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(found[1]) if found else None
+    """The number of the system error in the text of tensorstore's exception, or None."""
+    match = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(match[1]) if match else None
 
 
 def trouble_of_the_machine(error: BaseException, directory: Path) -> Exception | None:
-    """What of an error, or of those that led to it, says nothing of the files: no memory, no descriptors, no access."""
+    """The cause of an error that lies in the machine (no memory, no descriptors, no access), not in the files."""
     cause: BaseException | None = error
     while cause is not None:
         if is_out_of_memory(cause):

@@ -1,4 +1,4 @@
-"""The training run, top to bottom: rows, population, restore, loop, export, evaluate, results."""
+"""A training run from start to end: rows, population, restore, loop, export, evaluation, results."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ from sae_jax.training.progress import Interrupted, Progress, Reporter, StopSigna
 from sae_jax.training.snapshots import snapshot_steps, write_snapshot
 from sae_jax.training.step import make_train_block
 
-START_ROWS, START_VALUES = 4096, 1 << 22  # rows, and pre-activations, that a start's quantile is taken over
+START_ROWS, START_VALUES = 4096, 1 << 22  # at most, for the quantiles of the initialization: rows, pre-activations
 MAX_BLOCK_STEPS = 256
 
 
 @dataclass(frozen=True)
 class Population:
-    """Who trains on what. `rows` are each member's, `hypers` and `groups` go together."""
+    """Members and the rows on which they train. `rows` is by member id; `hypers` has one entry per group."""
 
     config: TrainConfig
-    stores: Sequence[ActivationStore]  # of one text, a site each
+    stores: Sequence[ActivationStore]  # of the same text, one per site
     groups: tuple[Group, ...]
     rows: dict[str, Rows]
     hypers: list[dict]
@@ -79,12 +79,12 @@ def train(
 ) -> dict:
     """Train the population of `config` on the stores, evaluate it on held-out rows, fill the run directory.
 
-    `stores` hold the same text at different sites of one model. A member whose loss stops being finite is frozen and
-    named; the others go on. Returns the content of results.json. Raises InputError, Diverged where no member is left,
-    or Interrupted (on SIGINT and SIGTERM).
+    `stores` hold the same text at different sites of one model. A member whose loss is not finite is frozen and
+    reported, and the others continue. Returns the content of results.json. Raises InputError, Diverged if all members
+    have failed, or Interrupted (on SIGINT and SIGTERM).
     """
     if run.results and not force:
-        raise InputError(f"{run.path} is finished: its results are in results.json; force=True does it again")
+        raise InputError(f"{run.path} already holds a finished run (results.json): pass force=True to train it again")
     feed = Feed([store.train.not_compared() for store in stores], config.batch_size, config.epochs, config.data_seed)
     population = populate(config, stores, feed)
     refuse_if_too_large(population)
@@ -92,7 +92,7 @@ def train(
         l0_asked = {m.id: m.l0_asked for m in population.members()}
         plan = {"total_steps": feed.total_steps, "l0_asked": l0_asked, "snapshots": snapshots}
         if changed := run.begin([store_facts(store) for store in stores], environment(), plan, resume):
-            say(f"begun in another environment, so the last digits may differ: {changed}")
+            say(f"this run was started in another environment, so the last digits may differ: {changed}")
         states, report, steps = learn(
             population, feed, run, rows_compared, resume, checkpoint_seconds, snapshots, on_progress, say
         )
@@ -123,9 +123,12 @@ def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Feed)
     for store in stores:
         same = [key for key in ("windows_hash", "d_model") if store.manifest.get(key) != stores[0].manifest.get(key)]
         if same or len(store.train) != len(stores[0].train):
-            raise InputError(f"{store.directory} and {stores[0].directory} hold other text or another model")
+            raise InputError(
+                f"{store.directory} and {stores[0].directory} differ in their text or model: "
+                "train on stores of one text and one model"
+            )
         if not store.std.any() or np.ptp(store.held_out.read(0, START_ROWS), axis=0).max() == 0:
-            raise InputError(f"all rows of a split of {store.directory} are the same: use more or longer text")
+            raise InputError(f"all rows of one split of {store.directory} are equal: use more or longer text")
     groups = groups_of(members_of(config, sites), config, stores[0].d_model)
     rows = {}
     for member in (m for group in groups for m in group.members):
@@ -153,9 +156,9 @@ def learn(
     on_progress: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> tuple[list[State], Reporter, int]:
-    """(the states after the last step, on the host, to export; what was reported; the steps of this process).
+    """(states to export, on the host; the reporter with the failed members; number of steps run by this process).
 
-    Nothing is saved before `rows_compared` comes back: no later process goes on from what damaged rows have taught.
+    Nothing is saved before `rows_compared` has returned, so that no later process resumes from damaged rows.
     """
     config, total = population.config, feed.total_steps
     checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds, record_checksum(meant(run.asked)))
@@ -165,7 +168,7 @@ def learn(
     if first_step:
         say(f"resuming at step {first_step:,} of {total:,}")
     elif resume:
-        say("nothing to resume: starting at the first step")
+        say("there is no checkpoint to resume from: starting at the first step")
     run.rewind_metrics(metrics_then, say)
 
     placement = Placement(population.groups, jax.devices()[: len(population.members())])
@@ -189,40 +192,40 @@ def learn(
                 write_snapshot(run.path, step, {member.id: dictionary}, {member.id: raw_NxD})
 
     def gathered() -> Iterator[State]:
-        """A group after another, without what is not exported: the host never holds all of it."""
+        """The arrays to export of one group after another, so that the host never holds all of the state."""
         return (placement.gather_group(number, state.to_export()) for number, state in enumerate(states))
 
-    def tell(step: int, metrics: list[dict]) -> None:
+    def report_block(step: int, metrics: list[dict]) -> None:
         report(step, placement.gather(metrics), feed.wait_seconds)
 
     if step == 0 and to_keep:
         keep_snapshot()
-    pending = None  # metrics are fetched once the next block is dispatched, so that the device never waits
+    pending = None  # metrics are fetched after the next block is dispatched, so that the device never waits
     with StopSignals() as stop:
         for raw_LxSxBxD in feed.blocks(first_step, block_steps):
             rows_LxSxBxD = placement.everywhere(raw_LxSxBxD)
             states, metrics = train_block(states, hypers, rows_LxSxBxD, calibration_LxNxD)
             step += raw_LxSxBxD.shape[1]
             if pending:
-                tell(*pending)
+                report_block(*pending)
             pending = step, metrics
             if step in to_keep:
                 keep_snapshot()
-            stopping = stop.asked  # looked at once: a signal after a first look would end the run, and nothing be saved
+            stopping = stop.asked  # read once: a signal between two reads would end the run without saving it
             if stopping or checkpoints.due or step == total:
-                tell(*pending)
+                report_block(*pending)
                 pending = None
                 rows_compared()
                 checkpoints.save(step, placement.gather(states), run.metrics_written())
             if stopping:
                 checkpoints.close()
-                raise Interrupted(f"stopped at step {step:,} of {total:,}, all saved")
+                raise Interrupted(f"stopped and saved at step {step:,} of {total:,}")
     checkpoints.close()
     return list(gathered()), report, step - first_step
 
 
 def start(population: Population, feed: Feed) -> Iterator[State]:
-    """Every member before its first step, a group after another."""
+    """The initial states of all members, one group after another."""
     for group, hyper in zip(population.groups, population.hypers, strict=True):
         raw_LxNxD = feed.sample(min(START_ROWS, max(256, START_VALUES // group.signature.hidden_dim)))
 
@@ -234,7 +237,7 @@ def start(population: Population, feed: Feed) -> Iterator[State]:
 
 
 def normalization_of(store: ActivationStore, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(shift, scale) [D]; a feature that never varies is only shifted."""
+    """(shift_D, scale_D) of the normalization `name`. A dimension that does not vary is only shifted."""
     zeros_D, ones_D = np.zeros(store.d_model), np.ones(store.d_model)
     if name == "standardize":
         return store.mean, np.where(store.std > 0, store.std, 1.0)
@@ -246,7 +249,7 @@ def normalization_of(store: ActivationStore, name: str) -> tuple[np.ndarray, np.
 
 
 def default_block_steps(config: TrainConfig, stores: Sequence[ActivationStore], total_steps: int) -> int:
-    """As long as pays, but short enough that dead features, looked at between blocks, are looked at in time."""
+    """Steps per block: as many as are efficient, but few enough for dead features, which are revived between blocks."""
     by_size = BLOCK_BYTES // (config.batch_size * sum(store.train[0].nbytes for store in stores))
     return max(1, min(MAX_BLOCK_STEPS, by_size, int(steps_to_die(config, total_steps))))
 
@@ -254,9 +257,9 @@ def default_block_steps(config: TrainConfig, stores: Sequence[ActivationStore], 
 def export_and_evaluate(
     population: Population, states: list[State], run: RunDirectory, report: Reporter, step: int
 ) -> dict[str, Evaluation]:
-    """Write every member for raw activations, then measure what was written, read back from its files.
+    """Export every member for raw activations, then evaluate the exported files on held-out rows.
 
-    Raises Diverged where nothing can be measured, InputError where a member failed on rows that are damaged.
+    Raises Diverged if all members have failed, InputError if a member failed on damaged rows.
     """
     for group, state in zip(population.groups, states, strict=True):
         for member, failed_step in zip(group.members, np.asarray(state.failed), strict=True):
@@ -267,7 +270,7 @@ def export_and_evaluate(
         if member.id in report.failed:
             continue
         if not all(np.isfinite(tensor).all() for tensor in dictionary.tensors.values()):
-            report.fail(member, step)  # the last loss was finite, but what it made of the weights is not
+            report.fail(member, step)  # the last loss was finite, but the weights after it are not
             continue
         directory = run.path / "members" / member.id
         save_dictionary(dictionary, directory)
@@ -278,7 +281,7 @@ def export_and_evaluate(
     for member in population.members():
         evaluation = evaluations.get(member.id)
         if evaluation and not np.isfinite(list(evaluation.metrics.values())).all():
-            report.fail(member, step)  # the weights are finite, but so large that what they make of rows is not
+            report.fail(member, step)  # the weights are finite, but so large that their reconstructions are not
             del evaluations[member.id]
         elif evaluation:
             stats = run.path / "members" / member.id / "stats.npz"
@@ -288,10 +291,10 @@ def export_and_evaluate(
 
 
 def exported(population: Population, states: Iterable[State]) -> Iterator[tuple[Member, Dictionary]]:
-    """Every member as a dictionary for raw activations; of `State.to_export`."""
+    """(member, its dictionary for raw activations) of all members; `states` are those of `State.to_export`."""
     for group, state in zip(population.groups, states, strict=True):
         for p, member in enumerate(group.members):
-            trained = ({name: values[p] for name, values in of.items()} for of in (state.params, state.settings))
+            trained = ({name: values[p] for name, values in tree.items()} for tree in (state.params, state.settings))
             tensors = fold_normalization(group.signature.kind.export(*trained), *population.rows[member.id][1:])
             yield member, trained_dictionary(member, tensors, population.store_of(member).manifest)
 
@@ -303,7 +306,7 @@ def result_of(member: Member, failed_step: int | None, evaluation: Evaluation | 
 
 
 def store_facts(store: ActivationStore) -> dict:
-    """What config.json says of a store: where it came from, and its `identity`, by which it is known again."""
+    """Facts about a store for config.json: its origin, and the `identity` by which it is recognized later."""
     facts = {name: store.manifest[name] for name in ("model", "dataset", "hook_name", "rows")}
     facts |= {name: store.manifest[name] for name in ("control", "versions") if store.manifest.get(name)}
     return {"directory": store.directory.name, "identity": identity(store), **facts}

@@ -1,6 +1,6 @@
-"""The training loss of one member: reconstruction, its kind's penalty, and what its kind adds.
+"""The training loss of one member: reconstruction error, the penalty of its kind, and further terms of its kind.
 
-Shapes: B rows, D width of the model, F features, K candidates of a row.
+Shapes: B rows, D width of the model, F features, K candidates per row.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from sae_jax.models.base import SAE, Batch
 
 
 class Terms(NamedTuple):
-    """What the step needs besides the loss."""
+    """Further results of the loss that a training step needs."""
 
-    squared_error_D: jax.Array  # mean over the rows
+    squared_error_D: jax.Array  # mean over rows
     firings_F: jax.Array
     statistics: jax.Array
 
 
 def member_loss(sae: SAE, coefficient: jax.Array, batch: Batch) -> tuple[jax.Array, Terms]:
-    """mean_B Σ_D (x − x̂)² + λ · penalty + extra + AuxK."""
+    """The loss mean_B Σ_D (x − x̂)² + λ · penalty + extra + AuxK, and its further results."""
     at = batch.at
     z = sae.pre_activations(batch.x_BxD, batch.known_BxF, at)
     f = sae.activate_training(z, at)

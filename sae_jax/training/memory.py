@@ -1,6 +1,7 @@
-"""About how much memory a training run takes, and whether that is there: looked at before anything expensive begins.
+"""An estimate of the memory that a training run needs, compared with the free memory before the run begins.
 
-What is counted was measured (`tests/benchmarks/memory.py`), and is right to about a quarter. Starts no backend of JAX.
+The estimates were fitted to measurements (`tests/benchmarks/memory.py`) and are right to about a quarter. No JAX
+backend is started.
 """
 
 from __future__ import annotations
@@ -20,28 +21,29 @@ from sae_jax.training.batches import BLOCK_BYTES, ERA_BYTES
 from sae_jax.training.mesh import shares_of
 from sae_jax.training.population import Group, Signature
 
-LIBRARIES = 910 << 20  # of a process with JAX, and torch with a small language model, which a harvest leaves behind
-PROGRAM = 100 << 20  # that compiling a group's program takes
-EXPORT_COPIES = 6  # of a member's weights, while they are scaled in float64
-EVALUATION_COPIES = 4  # of a chunk's features
-WORKING_COPIES = 27  # tenths of a member's state: itself, its gradients and what comes of them
-DENSE_COPIES = 6  # of a batch's features
-REVIVED_ROWS = 1024  # that a look for dead features takes, and as many copies:
-REVIVING_COPIES = 3
+LIBRARIES = 910 << 20  # bytes of a process with JAX, torch and a small language model, which remains after a harvest
+PROGRAM = 100 << 20  # bytes to compile the program of a group
+EXPORT_COPIES = 6  # copies of a member's weights while they are scaled in float64
+EVALUATION_COPIES = 4  # copies of the feature values of a chunk
+WORKING_COPIES = 27  # tenths of a member's state: the state, its gradients and their updates
+DENSE_COPIES = 6  # copies of the feature values of a batch
+REVIVED_ROWS = 1024  # rows from which dead features are revived
+REVIVING_COPIES = 3  # copies of the feature values of these rows
 
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes at the peak of training, by what they are for: of this process, and of a device with its own memory."""
+    """Bytes at the peak of training, by purpose, for this process and for a device with its own memory."""
 
     host: dict[str, int]
-    device: dict[str, int]  # empty where there is none
+    device: dict[str, int]  # empty if there is no such device
 
 
 def needed(groups: Sequence[Group], config: TrainConfig, stored_bytes: int, devices: int, on_host: bool) -> Needed:
-    """`stored_bytes` are those of the training rows of all sites, `on_host` whether devices share the process's memory.
+    """The estimated memory of a training run on this number of devices.
 
-    The peak is the start, a checkpoint (its copy, while the next block trains), or the evaluation.
+    `stored_bytes` is the size of the training rows of all sites. `on_host` is true if the devices share the memory of
+    the process. The peak is either in training, with the copy of a checkpoint, or in the evaluation.
     """
     shares = shares_of(groups, devices)
     members = [group.signature for group in groups for _ in group.members]
@@ -49,29 +51,29 @@ def needed(groups: Sequence[Group], config: TrainConfig, stored_bytes: int, devi
     for group, share in zip(groups, shares, strict=True):
         state, dense = state_bytes(group.signature), dense_bytes(group.signature, config)
         for n in share.devices:
-            places = max(share.counts)
-            at_once = 1 if on_host else places
-            held_N[n] += places * state
+            slots = max(share.counts)
+            at_once = 1 if on_host else slots
+            held_N[n] += slots * state
             working_N[n] = max(working_N[n], at_once * WORKING_COPIES * state // 10)
             batch_N[n] = max(batch_N[n], at_once * dense)
     weights, widest = sum(map(weight_bytes, members)), max(members, key=lambda signature: signature.hidden_dim)
     host = {
         "libraries and compiled programs": LIBRARIES + PROGRAM * len(groups),
-        "rows that are read ahead": 2 * min(ERA_BYTES, stored_bytes) + (2 + devices) * BLOCK_BYTES,
+        "rows read in advance": 2 * min(ERA_BYTES, stored_bytes) + (2 + devices) * BLOCK_BYTES,
         "export of the widest member": EXPORT_COPIES * weight_bytes(widest),
     }
     evaluating = {
         "weights to evaluate": 2 * weights,
-        "features of the rows of an evaluation": EVALUATION_COPIES * CHUNK_ROWS * widest.hidden_dim * 4,
+        "feature values in the evaluation": EVALUATION_COPIES * CHUNK_ROWS * widest.hidden_dim * 4,
     }
     training = {"a checkpoint": sum(map(state_bytes, members))}
-    on_device = {"weights and moments": held_N, "a step, by the width": working_N, "a step, by the batch": batch_N}
+    on_device = {"weights and moments": held_N, "the weights in a step": working_N, "the batch in a step": batch_N}
     if on_host:
-        training |= {name: sum(of_N) for name, of_N in on_device.items()}
+        training |= {name: sum(bytes_N) for name, bytes_N in on_device.items()}
         device: dict[str, int] = {}
     else:
-        busiest = max(range(devices), key=lambda n: sum(of_N[n] for of_N in on_device.values()))
-        device = {name: of_N[busiest] for name, of_N in on_device.items()}
+        busiest = max(range(devices), key=lambda n: sum(bytes_N[n] for bytes_N in on_device.values()))
+        device = {name: bytes_N[busiest] for name, bytes_N in on_device.items()}
     return Needed(host | max(training, evaluating, key=lambda parts: sum(parts.values())), device)
 
 
@@ -80,24 +82,24 @@ def weight_bytes(signature: Signature) -> int:
 
 
 def state_bytes(signature: Signature) -> int:
-    """Weights, Adam's two moments, perhaps the average, and what is counted of dead features."""
+    """Bytes of the weights, Adam's two moments, the average (if requested) and the firing counts of a member."""
     return (4 if signature.averages else 3) * weight_bytes(signature) + 8 * signature.hidden_dim
 
 
 def dense_bytes(signature: Signature, config: TrainConfig) -> int:
-    """What a step, a look at held-out rows or one for dead features makes of rows times features, for one member."""
+    """Bytes of the largest [rows, features] arrays of a member in a step, an L0 correction or a revival."""
     batch = DENSE_COPIES * config.batch_size // config.micro_batches
     calibration = 2 * CALIBRATION_ROWS if signature.sparsity_control == "target_l0" else 0
     return 4 * signature.hidden_dim * max(batch, calibration, REVIVING_COPIES * REVIVED_ROWS)
 
 
 def available() -> int:
-    """Bytes that this process may still take: of the machine, or of its control group where that allows less."""
+    """Bytes that this process may still use: those free on the machine, or less if its control group has a limit."""
     return max(0, min([psutil.virtual_memory().available, *_left_in_control_groups()]))
 
 
 def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup"), of: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What every group above this process (none on macOS) leaves; files that it could drop count as left."""
+    """Bytes left in every control group of this process (none on macOS); cached files count as free."""
     try:
         lines = [line.split(":", 2) for line in of.read_text().splitlines()]
     except OSError:
@@ -116,7 +118,7 @@ def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup"), of: Path = Path
                 limit, used = (int((group / name).read_text()) for name in names[:2])
                 facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
                 left.append(limit - used + int(facts.get(names[2], 0)))
-            except (OSError, ValueError):  # it has no limit, or does not show it here
+            except (OSError, ValueError):  # the group has no limit, or does not show it here
                 pass
             if group == base:
                 break
@@ -124,13 +126,13 @@ def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup"), of: Path = Path
 
 
 def has_accelerator() -> bool:
-    """Whether JAX may find a device with a memory of its own; nothing is started to find out."""
+    """Whether JAX may find a device with its own memory, judged by the installed packages. No backend is started."""
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "libtpu")
     return os.environ.get("JAX_PLATFORMS") != "cpu" and any(find_spec(name) for name in plugins)
 
 
 def refuse_too_large(need: Needed, device_limit: int | None = None) -> None:
-    """Raises InputError where training would not fit, with what it needs, what there is and what to change."""
+    """Raise InputError if training would not fit into memory, with the needed and free bytes and what to change."""
     refuse(need.host, "of memory", available() + psutil.Process().memory_info().rss)
     if device_limit is not None:
         refuse(need.device, "of the device's memory", device_limit)
@@ -141,11 +143,11 @@ def refuse(parts: dict[str, int], what: str, there: int) -> None:
         return
     largest = max(parts, key=lambda name: parts[name])
     change = "a smaller --hidden-dim, or fewer members"
-    if largest == "a step, by the batch":
+    if largest == "the batch in a step":
         change = "a smaller --batch-size, more --micro-batches, or a smaller --hidden-dim"
     raise InputError(
-        f"this population would take about {in_gb(sum(parts.values()))} {what}, and {in_gb(there)} are to be had "
-        f"(most of it for {largest}: {in_gb(parts[largest])}): ask for {change}"
+        f"this population needs about {in_gb(sum(parts.values()))} {what}, but only {in_gb(there)} are available "
+        f"(the largest part is for {largest}: {in_gb(parts[largest])}): use {change}"
     )
 
 

@@ -1,6 +1,6 @@
-"""Members of one static signature form a group, stacked on a leading axis; the groups are the population.
+"""A population as groups of members. The members of a group have one static signature and are stacked on an axis.
 
-Shapes: P members of a group, N rows to start from, D width of the model, F features.
+Shapes: P members of a group, N rows for the initialization, D width of the model, F features.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from sae_jax.members import Member
 from sae_jax.models.base import SAE, Arrays, Setting, unit_rows
 from sae_jax.models.registry import KINDS
 
-# Gradient clipping per member, then Adam; the learning rate is each member's own and is applied by the step.
+# Gradient clipping per member, then Adam. The learning rate differs between members, so the step applies it.
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.999))
 
-PAPER_DECODER_NORM = 0.1  # Anthropic, April 2024: decoder rows start at this norm where they are not kept at 1
+PAPER_DECODER_NORM = 0.1  # Anthropic, April 2024: initial norm of decoder rows that are not kept at norm 1
 
 
 class Rows(NamedTuple):
-    """Where a member's rows come from: which of the harvested sites, and x = (raw − shift) / scale."""
+    """The rows of a member: the index of their harvested site, and the normalization x = (raw − shift) / scale."""
 
     site: int
     shift_D: np.ndarray
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Signature:
-    """What the compiled program of a member depends on. Everything else about a member is an array."""
+    """The settings on which the compiled program of a member depends. All other settings of a member are arrays."""
 
     activation: str
     sparsity_control: str
@@ -63,33 +63,32 @@ class Group:
 
 
 class State(struct.PyTreeNode):
-    """Everything that training changes in a member (in a group: with a leading P)."""
+    """Everything that training changes in a member. In a group, every array has a leading axis P."""
 
     params: Arrays
-    average: Arrays | None  # of the params, over steps, where it is asked for; then it is what is exported
+    average: Arrays | None  # moving average of the params over steps, if requested; it is then exported instead
     settings: Arrays
     optimizer: Any
     coefficient: jax.Array  # of the penalty
-    firings_F: jax.Array  # since the dead features were last looked at
-    silent_F: jax.Array  # steps since a feature fired
+    firings_F: jax.Array  # since the last check for dead features
+    silent_F: jax.Array  # steps since each feature last fired
     last_dead_check: jax.Array  # step
     last_correction: jax.Array  # step
     step: jax.Array
-    log_l0_correction: (
-        jax.Array
-    )  # log of the L0 of training rows, over the target, that gives the target on held-out rows
-    failed: jax.Array  # the step whose loss was not finite, from which on nothing changes; -1 while all is well
+    # log(L0 on training rows / target) at which held-out rows have the target L0
+    log_l0_correction: jax.Array
+    failed: jax.Array  # the first step whose loss was not finite, after which nothing changes; otherwise -1
     key: jax.Array
 
     def to_export(self) -> State:
-        """Only what an export needs: the weights, or their average, the settings, and whether it failed."""
+        """The fields that an export needs: the weights or their average, the settings, and the step of a failure."""
         needed: dict[str, Any] = dict.fromkeys(State.__dataclass_fields__)
         needed["params"] = self.params if self.average is None else self.average
         return State(**needed | {"settings": self.settings, "failed": self.failed})
 
 
 def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple[Group, ...]:
-    """The members by signature, in the order of first appearance. k is bound by a group's largest."""
+    """The members grouped by signature, in order of first appearance. `k_max` is the largest k of a group."""
     alike: dict[tuple, list[Member]] = {}
     for m in members:
         alike.setdefault((m.activation, m.sparsity_control, m.hidden_dim), []).append(m)
@@ -112,13 +111,13 @@ def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple
     )
 
 
-ANTHROPIC_ENCODER_SCALE = 0.2  # of the living ones' mean norm; its bias is 0 (Anthropic, October 2023)
+ANTHROPIC_ENCODER_SCALE = 0.2  # times the mean norm of living features; the bias is 0 (Anthropic, October 2023)
 
 
 def hyper_of(member: Member, rows: Rows, config: TrainConfig, total_steps: int) -> Arrays:
-    """A member's numbers as arrays: a new value never compiles again.
+    """The numbers of a member as arrays, so that a new value does not compile the program again.
 
-    Dead features are looked at for the last time at 60% of the steps, so that what is revived has time to learn.
+    The last check for dead features is at 60% of the steps, so that revived features have time to learn.
     """
     rate, anthropic = member.dead_rule == "rate", member.dead_rule == "anthropic"
     numbers = {
@@ -145,12 +144,15 @@ def hyper_of(member: Member, rows: Rows, config: TrainConfig, total_steps: int) 
 
 
 def steps_to_die(config: TrainConfig, total_steps: int) -> float:
-    """A tenth of the run, but not fewer rows than a feature at the threshold needs to fire ten times."""
+    """Steps without a firing after which a feature is dead.
+
+    This is a tenth of the run, but at least the rows in which a feature at the threshold fires ten times on average.
+    """
     return max(10 / max(config.dead_threshold, 1e-6) / config.batch_size, total_steps / 10)
 
 
 def new_sae(signature: Signature, key: jax.Array, k: jax.Array | int) -> SAE:
-    """Random decoder rows, the encoder their transpose, biases zero."""
+    """An SAE with random decoder rows, the encoder their transpose, and zero biases."""
     norm = 1.0 if signature.unit_norm_decoder else PAPER_DECODER_NORM
     F, D = signature.hidden_dim, signature.d_model
     W_dec_FxD = norm * unit_rows(jax.random.normal(key, (F, D)))
@@ -161,7 +163,7 @@ def new_sae(signature: Signature, key: jax.Array, k: jax.Array | int) -> SAE:
 
 
 def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State:
-    """A member before its first step: `b_dec` is the mean of the rows x, the rest its kind's start."""
+    """The initial state of a member: `b_dec` is the mean of the rows x, and its kind initializes the rest."""
     key, weights_key = jax.random.split(jax.random.key(hyper["seed"]))
     sae = new_sae(signature, weights_key, hyper["k"])
     sae.b_dec[...] = x_NxD.mean(0)
@@ -186,9 +188,10 @@ def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State
 
 
 def start_group(group: Group, hyper: Arrays, rows_of: Callable[[Member], jax.Array]) -> State:
-    """A group before its first step, on the host; `rows_of` gives a member's normalized rows to start from, [N, D].
+    """The initial state of a group, on the host. `rows_of` returns the normalized rows [N, D] of a member.
 
-    Compiled once. Each member is copied to its place before the next one starts, so that none is held twice.
+    The program is compiled once. Each member is copied into the group before the next one is initialized, so that
+    no member is held twice.
     """
     begin, members = jax.jit(start_member, static_argnums=0), len(group.members)
     state: Any = None
@@ -196,12 +199,12 @@ def start_group(group: Group, hyper: Arrays, rows_of: Callable[[Member], jax.Arr
         one = begin(group.signature, jax.tree.map(lambda leaf, p=p: leaf[p], hyper), rows_of(member))
         if state is None:
             state = jax.tree.map(lambda leaf: np.empty((members, *leaf.shape), leaf.dtype), one)
-        jax.tree.map(lambda of_all, leaf, p=p: of_all.__setitem__(p, leaf), state, one)
+        jax.tree.map(lambda stacked, leaf, p=p: stacked.__setitem__(p, leaf), state, one)
     return state
 
 
 def abstract_group(group: Group, hyper: Arrays) -> State:
-    """The shapes and types of what `start_group` gives."""
+    """The shapes and types of the arrays of `start_group`."""
     one_hyper = jax.tree.map(lambda leaf: leaf[0], hyper)
     x_NxD = jax.ShapeDtypeStruct((1, group.signature.d_model), jnp.float32)
     one = jax.eval_shape(lambda hyper, x_NxD: start_member(group.signature, hyper, x_NxD), one_hyper, x_NxD)

@@ -1,4 +1,4 @@
-"""What a running training says of itself: progress for a face, lines for metrics.jsonl, an end where a loss is lost.
+"""Reports of a training run: progress for the user interface, lines of metrics.jsonl, failed members, stop signals.
 
 Shapes: P members of a group, S steps of a block.
 """
@@ -18,24 +18,24 @@ from sae_jax.members import Member
 from sae_jax.run_directory import RunDirectory
 from sae_jax.training.population import Group
 
-SMOOTHING = 0.9  # of the rate, a block
+SMOOTHING = 0.9  # weight of earlier blocks in the time per step
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What a block of steps came to. A member's figures are means over the block, on training rows."""
+    """The state of training after a block of steps. Metrics of members are means over the block, on training rows."""
 
     step: int
     total_steps: int
     rows_per_second: float
     seconds_left: float
-    data_wait: float  # share of the time since the start that training waited for rows
+    data_wait: float  # share of the time so far in which training waited for rows
     members: dict[str, dict[str, float]]  # id → loss, explained_variance, mse, l0, dead_fraction; nan if it failed
-    l0_asked: dict[str, float | None]  # None where a coefficient is fixed
+    l0_asked: dict[str, float | None]  # requested L0; None if the penalty coefficient is fixed
 
 
 class Diverged(RuntimeError):
-    """No member is left whose loss is finite."""
+    """All members have failed: no loss is finite."""
 
 
 def reason(member: Member) -> str:
@@ -43,14 +43,14 @@ def reason(member: Member) -> str:
 
 
 class Interrupted(RuntimeError):
-    """Training was asked to stop, and what it has learned is saved."""
+    """Training was stopped by a signal, after it saved its state."""
 
 
 class Reporter:
     """Turns the metrics of a block into a Progress and lines of metrics.jsonl.
 
-    `variances` are those of the raw rows of each member; `failed` has the step at which a member failed. Before a
-    failure is laid to a member, `rows_compared` is called: it raises InputError where rows are damaged.
+    `variances` holds the variance of the raw rows of each member, and `failed` the step at which a member failed.
+    Before a member is marked as failed, `rows_compared` is called, which raises InputError if rows are damaged.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Reporter:
         self.seconds_per_step = 0.0
 
     def __call__(self, step: int, metrics: list[dict], wait_seconds: float) -> None:
-        """Fetch and report the block that ended before `step`. Raises Diverged where no member is left."""
+        """Fetch and report the metrics of the block that ended before `step`. Raises Diverged if all members failed."""
         members = {}
-        for group, of_group in zip(self.groups, metrics, strict=True):
-            fetched = {name: np.asarray(values, np.float64) for name, values in of_group.items()}
+        for group, arrays in zip(self.groups, metrics, strict=True):
+            fetched = {name: np.asarray(values, np.float64) for name, values in arrays.items()}
             failed_P, steps = fetched.pop("failed"), fetched["loss"].shape[1]
             for p, member in enumerate(group.members):
                 figures = {name: float(values[p].mean()) for name, values in fetched.items()}
@@ -108,18 +108,18 @@ class Reporter:
         members = [m for group in self.groups for m in group.members]
         if len(self.failed) == len(members):
             first = members[0]
-            raise Diverged(f"{first.id} failed at step {self.failed[first.id]:,}, and so all: {reason(first)}")
+            raise Diverged(f"all members failed ({first.id} at step {self.failed[first.id]:,}): {reason(first)}")
 
     def fail(self, member: Member, step: int) -> None:
-        """Remember that a member has failed, and say it once; the others go on."""
+        """Mark a member as failed and report it once. The other members continue."""
         if member.id not in self.failed:
             self.rows_compared()
             self.failed[member.id] = step
-            self.say(f"{member.id} failed at step {step:,} and is left out: {reason(member)}")
+            self.say(f"{member.id} failed at step {step:,} and is not trained further: {reason(member)}")
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM only sets `asked`; a second SIGINT interrupts at once."""
+    """A context in which the first SIGINT or SIGTERM only sets `asked`, and the second interrupts at once."""
 
     asked = False
 

@@ -1,4 +1,4 @@
-"""Dead features: how they are revived.
+"""Revival of dead features.
 
 Shapes: N rows to choose from, D width of the model, F features.
 """
@@ -15,15 +15,17 @@ from sae_jax.models.base import SAE, Arrays, unit_rows
 def resample(
     sae: SAE, moments: tuple[Arrays, ...], x_NxD: jax.Array, dead_F: jax.Array, key: jax.Array, hyper: Arrays
 ) -> tuple[Arrays, tuple[Arrays, ...]]:
-    """Give each dead feature the direction of another badly reconstructed row, as an ordinary living feature.
+    """Turn each dead feature into the direction of a badly reconstructed row. Returns (params, moments).
 
-    Rows are drawn without replacement, with probability proportional to their squared error squared (as Anthropic's
-    rule draws them), so at most N features are revived at once. The decoder row becomes the row's unit error, the
-    encoder row that times the mean norm of the living ones; what else a feature has becomes the living ones' mean.
-    Where nothing lives the dead stand in. Anthropic's rule scales the encoder row, biases and the threshold (`hyper`).
-    Of what was replaced Adam's first moment is reset, and the second becomes the living ones' mean: reset, it would
-    make the next hundred steps three to six times as long (its bias correction has long run out), and what was
-    revived would die of them (figures in README.md). Returns (params, moments).
+    Rows are drawn without replacement, with probability proportional to the square of their squared error, as in
+    Anthropic's rule, so at most N features are revived at once. The decoder and encoder rows of a revived feature point
+    along the error of its row and have the mean norm of those of living features. Its biases and threshold become the
+    means of living features. If no feature is alive, the means are over the dead ones. Anthropic's rule also scales the
+    encoder row, the biases and the threshold (`hyper`).
+
+    Adam's first moment of replaced parameters is set to zero, and the second to its mean over living features. A second
+    moment of zero would make the next hundred steps three to six times as long, because its bias correction has ended
+    long before, and the revived features would die again (figures in RESULTS.md).
     """
     params = nnx.to_pure_dict(nnx.state(sae, nnx.Param))
     error_NxD = x_NxD - sae(x_NxD)

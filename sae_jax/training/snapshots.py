@@ -1,9 +1,10 @@
-"""Dictionaries while they learn: decoders and densities at log-spaced steps, for the analysis of how concepts emerge.
+"""Snapshots of decoders and densities at log-spaced steps of training, for the analysis of how features emerge.
 
-    RUN/snapshots/<step>/<member>.npz   direction [F, D]: rows of W_dec, of norm 1, float16; norm [F]: their norms
-                                        before; density [F]: share of the calibration rows on which a feature fires
+    RUN/snapshots/<step>/<member>.npz   direction [F, D]: rows of W_dec scaled to norm 1, float16
+                                        norm [F]: the norms of the rows of W_dec
+                                        density [F]: share of the calibration rows on which a feature fires
 
-Step 0 is before the first step. A resumed run writes again what lies behind its checkpoint, with the same content.
+Step 0 is the initialization. A resumed run writes the snapshots after its checkpoint again, with the same content.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from sae_jax.formats import Dictionary
 from sae_jax.shapes import check_arrays, read_as
 
 DIRECTORY = "snapshots"
-ADVICE = "delete it, and what is shown of how dictionaries learn lacks that step"
-AXES = ("FxD", "F", "F")  # of a snapshot's arrays
+ADVICE = "delete it; charts of training then lack that step"
+AXES = ("FxD", "F", "F")  # of the arrays of a snapshot
 
 
 def snapshot_steps(total_steps: int, block_steps: int, count: int) -> set[int]:
-    """0 and at most `count` ends of blocks, evenly spaced in log(step); the last step is one of them."""
+    """Step 0 and at most `count` ends of blocks, evenly spaced in log(step) and including the last step."""
     if not count:
         return set()
     spaced = np.geomspace(total_steps, min(block_steps, total_steps), count)
@@ -42,7 +43,7 @@ class Snapshot(NamedTuple):
 
 
 def write_snapshot(run: Path, step: int, dictionaries: dict[str, Dictionary], x_NxD: dict[str, jax.Array]) -> None:
-    """Of each member, by its id; `x_NxD` are the raw rows on which densities are taken."""
+    """Write a snapshot of each dictionary. Both dicts are by member id; `x_NxD` holds raw rows for the densities."""
     directory = run / DIRECTORY / f"{step:09d}"
     directory.mkdir(parents=True, exist_ok=True)
     for name, dictionary in dictionaries.items():
@@ -56,17 +57,19 @@ def write_snapshot(run: Path, step: int, dictionaries: dict[str, Dictionary], x_
 
 @partial(jax.jit, static_argnums=0)
 def firing_share(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array) -> jax.Array:
+    """Share of the rows on which each feature fires, [F]."""
     return (nnx.merge(graphdef, weights).encode(x_NxD.astype(jnp.float32)) != 0).mean(0)
 
 
 def read_snapshots(run: Path, member: str) -> dict[int, Snapshot]:
-    """{step: snapshot} in the order of the steps; empty where none were asked for."""
-    found: dict[int, Snapshot] = {}
+    """{step: snapshot} in the order of the steps; empty if none were requested."""
+    snapshots: dict[int, Snapshot] = {}
     for path in sorted((run / DIRECTORY).glob(f"*/{member}.npz")):
         with read_as(path, ADVICE):
             snapshot = Snapshot(**read_arrays(path, ADVICE))
-            sizes = dict(zip("FD", next(iter(found.values()), snapshot).direction.shape, strict=True))
-            arrays = {f"{name}_{axes}": of for axes, (name, of) in zip(AXES, snapshot._asdict().items(), strict=True)}
+            sizes = dict(zip("FD", next(iter(snapshots.values()), snapshot).direction.shape, strict=True))
+            named = zip(AXES, snapshot._asdict().items(), strict=True)
+            arrays = {f"{name}_{axes}": array for axes, (name, array) in named}
             check_arrays(path, arrays, ADVICE, sizes)
-            found[int(path.parent.name)] = Snapshot(*(array.astype(np.float32) for array in snapshot))
-    return found
+            snapshots[int(path.parent.name)] = Snapshot(*(array.astype(np.float32) for array in snapshot))
+    return snapshots

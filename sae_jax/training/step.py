@@ -1,8 +1,8 @@
-"""One member's step, scanned over a block of batches, lifted over the members of a group, jitted for all groups.
+"""The training step of one member, scanned over a block of batches, mapped over the members, jitted for all groups.
 
-Shapes: P members of a group, L sites, S steps of a block, B rows of a batch, D width of the model, F features.
-The order (scan inside, members outside) keeps one member's weights in the cache for a whole block where members run
-one after another, and is one vmap of the scan where they run side by side.
+Shapes: P members of a group, L sites, S steps of a block, B rows of a batch, N calibration rows or recent rows, D width
+of the model, F features. The scan over steps is inside the map over members. If members run one after another, the
+weights of one member thus stay in the cache for a whole block. If they run side by side, the map is a vmap of the scan.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from sae_jax.training.mesh import AXIS, Placement, on_mesh
 from sae_jax.training.population import OPTIMIZER, Group, Signature, State
 from sae_jax.training.resampling import resample
 
-LARGEST_CORRECTION = 0.1  # at most, of log L0, in one correction
-POOL_ROWS = 1024  # of a block's last rows, from which dead features are revived
+LARGEST_CORRECTION = 0.1  # largest change of log L0 in one correction
+POOL_ROWS = 1024  # the last rows of a block, from which dead features are revived
 
 
 def schedule(step: jax.Array, hyper: Arrays) -> jax.Array:
-    """Linear warm-up, flat, linear decay to zero: the factor of lr and of every steering at this step."""
+    """Factor of the learning rate and of the sparsity control: linear warm-up, flat, linear decay to zero."""
     rise = (step + 1) / hyper["warmup_steps"]
     fall = (hyper["total_steps"] - step) / hyper["decay_steps"]
     return jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0)
@@ -38,7 +38,7 @@ def normalized(raw: jax.Array, hyper: Arrays) -> jax.Array:
 
 
 def sparse_pays(signature: Signature) -> bool:
-    """Whether a group is worth the second path in its program, and its width is a whole number of chunks."""
+    """Whether the sparse path is compiled for a group: it is faster, and the width is a whole number of chunks."""
     candidates = signature.kind.ranks_per_k * signature.k_max or CHUNK
     wide = signature.hidden_dim % CHUNK == 0 and candidates <= DENSEST * signature.hidden_dim
     return signature.kind.has_sparse_path and wide
@@ -47,8 +47,8 @@ def sparse_pays(signature: Signature) -> bool:
 def make_gradients(signature: Signature, in_turn: bool) -> Callable:
     """(state, x_BxD, hyper) → ((loss, terms), gradients) of one member.
 
-    Where members train in turn, each step decides what it need not compute: what does not fire, and AuxK where nothing
-    is dead. The result is the same.
+    If members train in turn, each step skips features that do not fire, and AuxK if no feature is dead. The result is
+    the same.
     """
     kind, graphdef, F = signature.kind, signature.graphdef(), signature.hidden_dim
 
@@ -66,8 +66,8 @@ def make_gradients(signature: Signature, in_turn: bool) -> Callable:
         def reviving_if_dead(known_BxF: jax.Array | None, at: Candidates | None):
             if not kind.has_auxk:
                 return along(known_BxF, at, revive=False)
-            ways = [functools.partial(along, known_BxF, at, revive) for revive in (True, False)]
-            return jax.lax.cond(dead_F.any(), *ways)
+            branches = [functools.partial(along, known_BxF, at, revive) for revive in (True, False)]
+            return jax.lax.cond(dead_F.any(), *branches)
 
         if not in_turn:
             return along(None, None, revive=kind.has_auxk)
@@ -90,7 +90,7 @@ def make_gradients(signature: Signature, in_turn: bool) -> Callable:
 
 
 def in_parts(gradients: Callable, parts: int) -> Callable:
-    """The same over a batch in parts, one after another: means over the batch, firings their sum."""
+    """The gradients of a batch that is computed in parts, one after another: all means, but the sum of the firings."""
     if parts == 1:
         return gradients
 
@@ -112,7 +112,7 @@ def in_parts(gradients: Callable, parts: int) -> Callable:
 def make_step(signature: Signature, in_turn: bool = True) -> Callable:
     """(hyper, state, raw_BxD) → (state, metrics) of one member.
 
-    A member whose loss (or error, in raw units) is not finite stays as it was before that step, for good.
+    A member whose loss (or error in raw units) is not finite keeps the state before that step for the rest of the run.
     """
     gradients, graphdef = make_gradients(signature, in_turn), signature.graphdef()
 
@@ -136,7 +136,7 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
                 params, state.settings, state.coefficient, measured, hyper
             )
             average = state.average
-            if average is not None:  # the plain mean of the first steps, so that the start does not linger
+            if average is not None:  # a plain mean over the first steps, so that the initial weights do not linger
                 rate = jnp.maximum(1 - hyper["ema"], 1 / (state.step + 1))
                 average = jax.tree.map(lambda a, p: a + rate * (p - a), average, params)
             return state.replace(
@@ -161,7 +161,7 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
 
 
 def look_for_dead(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.Array) -> State:
-    """After a block: where it is time, revive what fired on too small a share of the rows since the last look."""
+    """Revive, if a check is due after a block, the features that fired on too few rows since the last check."""
     steps = (state.step - state.last_dead_check).astype(jnp.float32)
     due = (steps >= hyper["dead_steps"]) & (state.step <= hyper["last_look"]) & (state.failed < 0)
     dead_F = state.firings_F < jnp.maximum(hyper["dead_threshold"] * steps * hyper["batch_size"], 1.0)
@@ -172,7 +172,7 @@ def look_for_dead(signature: Signature, hyper: Arrays, state: State, raw_NxD: ja
         clip, adam = state.optimizer
         params, (mu, nu) = resample(sae, (adam.mu, adam.nu), normalized(raw_NxD, hyper), dead_F, draw, hyper)
         optimizer, average = (clip, adam._replace(mu=mu, nu=nu)), state.average
-        if average is not None:  # what was replaced begins anew
+        if average is not None:  # the average of replaced weights starts again
             average = jax.tree.map(lambda a, old, new: jnp.where(new != old, new, a), average, state.params, params)
         return state.replace(params=params, average=average, optimizer=optimizer, key=jax.random.key_data(key))
 
@@ -183,9 +183,10 @@ def look_for_dead(signature: Signature, hyper: Arrays, state: State, raw_NxD: ja
 
 
 def correct_l0(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.Array) -> State:
-    """After a block: if a correction is due, move the L0 aimed at by what held-out rows show.
+    """Correct, if due after a block, the L0 of training rows that is steered to, by the L0 on held-out rows.
 
-    Twenty times between 20% and 80% of the run, that is before the learning rate falls, which steering follows.
+    About twenty corrections lie between 20% and 80% of the run, before the learning rate falls, since the sparsity
+    control slows down with it.
     """
     period = 0.03 * hyper["total_steps"]
     steers = (jnp.abs(state.step / hyper["total_steps"] - 0.5) <= 0.3) & (state.failed < 0)
@@ -201,7 +202,7 @@ def correct_l0(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.A
 
 
 def make_block(signature: Signature, in_turn: bool) -> Callable:
-    """(hyper, state, rows, calibration rows) → (state, metrics of each step and the dead share) of one member."""
+    """(hyper, state, rows, calibration rows) → (state, metrics per step and the dead fraction) of one member."""
     step = make_step(signature, in_turn)
 
     def block(hyper: Arrays, state: State, raw_LxSxBxD: jax.Array, calibration_LxNxD: jax.Array):
@@ -219,12 +220,12 @@ def make_block(signature: Signature, in_turn: bool) -> Callable:
 
 
 def unless_failed(block: Callable) -> Callable:
-    """The same, but nothing is computed where no member is left: its metrics are not numbers then."""
+    """The block, but skipped if all its members have failed; the metrics are then NaN."""
 
     def guarded(hyper: Arrays, state: State, *rows: jax.Array):
         def nothing(hyper: Arrays, state: State, *rows: jax.Array):
             _, metrics = jax.eval_shape(block, hyper, state, *rows)
-            metrics = {name: jnp.full(of.shape, jnp.nan, of.dtype) for name, of in metrics.items() if name != "failed"}
+            metrics = {name: jnp.full(m.shape, jnp.nan, m.dtype) for name, m in metrics.items() if name != "failed"}
             return state, metrics | {"failed": state.failed}
 
         return jax.lax.cond((state.failed < 0).any(), block, nothing, hyper, state, *rows)
@@ -233,10 +234,10 @@ def unless_failed(block: Callable) -> Callable:
 
 
 def over_members(block: Callable, side_by_side: int) -> Callable:
-    """A block of one member as one of a group.
+    """The block of a whole group, from the block of one member.
 
-    One at a time is a plain loop: a vmap, even of one, would turn every `cond` into computing both sides. The loop
-    writes each member back into the state that it was given, of which there is no second copy.
+    Members that run one at a time are in a plain loop, because a vmap, even of one member, computes both branches of
+    every `cond`. The loop writes each member back into the given state, so there is no second copy of the state.
     """
 
     def chunked(hyper: Arrays, state: State, *rows: jax.Array):
@@ -256,21 +257,21 @@ def over_members(block: Callable, side_by_side: int) -> Callable:
 
 
 def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1, placement: Placement | None = None) -> Callable:
-    """(states, hypers, raw_LxSxBxD, calibration_LxNxD) → (states, metrics), an entry a group; jitted, states donated.
+    """(states, hypers, raw_LxSxBxD, calibration_LxNxD) → (states, metrics), one entry per group. States are donated.
 
-    `side_by_side` members of a group run in one vmap, the next ones after them, on each device apart. States and
-    hypers are as `placement.place` gives them, rows as `placement.everywhere` does; without a placement all is on one
-    device. The groups that lie on the same devices are one program, and the programs run at the same time.
+    On each device, `side_by_side` members of a group run in one vmap, and the next ones after them. States and hypers
+    are laid out by `placement.place`, rows by `placement.everywhere`. Without a placement, everything is on one device.
+    Groups on the same devices are compiled as one program, and the programs run at the same time.
     """
     blocks = [over_members(make_block(group.signature, side_by_side == 1), side_by_side) for group in groups]
 
     def program_of(numbers: Sequence[int]) -> Callable:
         def train_block(states: list[State], hypers: list[Arrays], *rows: jax.Array):
-            found = [
+            results = [
                 blocks[number](hyper, state, *rows)
                 for number, state, hyper in zip(numbers, states, hypers, strict=True)
             ]
-            return [state for state, _ in found], [metrics for _, metrics in found]
+            return [state for state, _ in results], [metrics for _, metrics in results]
 
         return train_block
 
@@ -284,16 +285,16 @@ def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1, placement
             mesh=mesh,
             in_specs=(shares, shares, everywhere, everywhere),
             out_specs=shares,
-            check_vma=False,  # no device talks to another
+            check_vma=False,  # devices do not communicate
         )
         programs.append((mesh, numbers, jax.jit(sharded, donate_argnums=0)))
 
     def train_blocks(states: list[State], hypers: list[Arrays], *rows: jax.Array):
-        found: dict[int, tuple[State, Arrays]] = {}
+        results: dict[int, tuple[State, Arrays]] = {}
         for mesh, numbers, program in programs:
-            of = ([trees[number] for number in numbers] for trees in (states, hypers))
-            results = program(*of, *(on_mesh(array, mesh) for array in rows))
-            found |= zip(numbers, zip(*results, strict=True), strict=True)
-        return [found[number][0] for number in range(len(groups))], [found[n][1] for n in range(len(groups))]
+            arguments = ([trees[number] for number in numbers] for trees in (states, hypers))
+            outputs = program(*arguments, *(on_mesh(array, mesh) for array in rows))
+            results |= zip(numbers, zip(*outputs, strict=True), strict=True)
+        return [results[number][0] for number in range(len(groups))], [results[n][1] for n in range(len(groups))]
 
     return train_blocks

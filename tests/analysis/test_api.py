@@ -86,9 +86,9 @@ def test_a_dictionary_of_saelens_is_loaded_too(run, tmp_path):
     cfg = written.cfg | {"metadata": written.cfg["metadata"] | {"model_name": None, "hook_name": None}}
     save_dictionary(replace(written, cfg=cfg), tmp_path / "theirs")
     sae = sae_jax.load(str(tmp_path / "theirs"))
-    assert sae.kind == "topk" and "a hook not named of a model not named" in repr(sae)
+    assert sae.kind == "topk" and "an unnamed hook of an unnamed model" in repr(sae)
     np.testing.assert_array_equal(sae.W_dec, written.tensors["W_dec"])
-    with pytest.raises(InputError, match="is a dictionary and no run: leave out member x"):
+    with pytest.raises(InputError, match="is a dictionary, not a run: omit member='x'"):
         sae_jax.load(tmp_path / "theirs", member="x")
 
 

@@ -310,7 +310,7 @@ def test_a_finished_store_is_found_without_torch(small_store):
     code = HARVEST_IN_ITS_OWN_PROCESS + "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     said = run_harvest(small_store.directory.parents[1], code=code)
     assert said.returncode == 0, said.stderr
-    assert "13,680 rows to train on" in said.stdout
+    assert "13,680 training rows" in said.stdout
 
 
 def test_the_model_is_gone_after_the_harvest(tmp_path):
@@ -338,7 +338,7 @@ def test_progress_and_what_is_said(tmp_path):
     got = store.manifest["n_samples_got"]
     assert told[-1] == ("harvest", got * 5, got * 5) and [done for _, done, _ in told] == sorted(d for _, d, _ in told)
     assert any("cpu" in line or "cuda" in line for line in said)
-    assert any(f"only {got:,} windows of 5 tokens, 5,000 were asked for" in line for line in said)
+    assert any(f"only {got:,} windows of 5 tokens; 5,000 were requested" in line for line in said)
 
 
 def test_activations_too_large_for_float16_are_refused(tmp_path, recwarn):
@@ -474,7 +474,7 @@ def test_a_full_disk_is_said_and_the_harvest_goes_on_from_there(tmp_path, small_
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
 
     try:
-        with pytest.raises(InputError, match="disk is full.*--cache-dir.*goes on from there") as caught:
+        with pytest.raises(InputError, match="disk is full.*--cache-dir.*continues from there") as caught:
             harvest(SMALL, tmp_path, fill_the_disk, shard_bytes=ONE_BATCH)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

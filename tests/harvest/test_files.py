@@ -72,7 +72,7 @@ def test_a_record_and_arrays_of_different_times_are_not_mixed(tmp_path):
     assert same(read_arrays(path, "do it again", first), ARRAYS)
     assert write_arrays(path, ARRAYS) == first  # the same content is the same
     write_arrays(path, ARRAYS | {"density": np.ones(6)})
-    with pytest.raises(InputError, match="arrays.npz is of another time than the record beside it: do it again"):
+    with pytest.raises(InputError, match="arrays.npz was not written together with the record beside it: do it again"):
         read_arrays(path, "do it again", first)
 
 

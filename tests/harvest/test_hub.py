@@ -174,7 +174,7 @@ def test_defaults_fall_back_and_what_is_named_does_not_where_no_hub_answers(tmp_
     assert model["fell_back"] and model["location"] == str(ROOT / "harvest/bundled/model")
     assert dataset["fell_back"] and dataset["location"] == str(ROOT / "harvest/bundled/corpus.jsonl.gz")
     for answer, name in zip(refused, ("--model-name gpt2-small", "--dataset NeelNanda/pile-10k"), strict=True):
-        assert answer["error"].startswith(f"{name}: no hub is in reach ({url}")
+        assert answer["error"].startswith(f"{name}: the hub cannot be reached ({url}")
         assert "'bundled'" in answer["error"] and "\n" not in answer["error"]
 
 
@@ -189,8 +189,8 @@ def test_offline_mode_is_no_hub_and_the_bundled_model_has_its_own_layers(tmp_pat
     offline = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "1"}
     said, named, layer = resolved(tmp_path, offline, {}, {"model_name": "some-org/tiny"}, {"layer": 8})
     assert said["model"]["fell_back"] and said["dataset"]["fell_back"]
-    assert "no hub is in reach" in named["error"] and "HF_HUB_OFFLINE" in named["error"]
-    assert layer["error"] == "--layer 8: the bundled model (no hub is in reach for gpt2-small) has layers 0 to 3"
+    assert "the hub cannot be reached" in named["error"] and "HF_HUB_OFFLINE" in named["error"]
+    assert layer["error"] == "--layer 8: the bundled model (the hub cannot be reached for gpt2-small) has layers 0 to 3"
 
 
 # A hub in reach
@@ -228,7 +228,7 @@ def test_what_a_hub_refuses_is_told_apart(tmp_path, endpoint, token):
     said = resolved(tmp_path, {"HF_ENDPOINT": endpoint, **token}, *(request for request, _ in REFUSALS))
     for answer, (_, parts) in zip(said, REFUSALS, strict=True):
         assert all(part in answer["error"] for part in parts), answer
-        assert "in reach" not in answer["error"] and "\n" not in answer["error"]
+        assert "cannot be reached" not in answer["error"] and "\n" not in answer["error"]
 
 
 def test_data_sets_of_the_hub(tmp_path, endpoint):
@@ -284,7 +284,7 @@ def test_a_cached_model_is_used_without_asking_the_hub(tmp_path):
 def test_a_model_whose_weights_are_not_in_the_cache_cannot_be_had_offline(tmp_path):
     cached(tmp_path, "models--gpt2", {name: MODEL[name] for name in ("config.json", "tokenizer.json")})
     default, named = resolved(tmp_path, {"HF_HUB_OFFLINE": "1"}, {}, {"model_name": "gpt2"})
-    assert default["model"]["fell_back"] and "no hub is in reach" in named["error"]
+    assert default["model"]["fell_back"] and "the hub cannot be reached" in named["error"]
 
 
 def test_a_cached_data_set_is_read_where_no_hub_is_in_reach(tmp_path):
@@ -297,4 +297,4 @@ def test_a_cached_data_set_is_read_where_no_hub_is_in_reach(tmp_path):
     assert [answer["dataset"]["fingerprint"] for answer in had] == [f"{name}@{COMMIT}" for name in names[:2]]
     texts, several = run(READ, *(answer["dataset"]["location"] for answer in had), home=tmp_path, **offline)
     assert texts == {"texts": TEXTS} and several == {"texts": ["from b"]}
-    assert "no hub is in reach" in bare["error"]
+    assert "the hub cannot be reached" in bare["error"]

@@ -327,8 +327,8 @@ def test_a_hub_out_of_reach_stops_nothing_whose_rows_are_here(tmp_path, cache):
             assert line, process.communicate()
     out, err = process.communicate("go\n", timeout=300)
     assert process.returncode == 0, out + err
-    assert "no hub is in reach: what was harvested of it before is used" in out
-    assert "--dataset some-org/texts: no hub is in reach" in err.splitlines()[-1]
+    assert "the hub cannot be reached: activations harvested before are used" in out
+    assert "--dataset some-org/texts: the hub cannot be reached" in err.splitlines()[-1]
 
 
 # Other people's runs.

@@ -114,7 +114,7 @@ def test_a_model_directory_that_is_not_whole_says_what_it_lacks(model, files, la
         (model / file).unlink()
     with pytest.raises(InputError) as error:
         ask(model_name=str(model))
-    assert f"--model-name {model}: not a whole model directory, it lacks {lacks}" in str(error.value)
+    assert f"--model-name {model}: not a complete model directory: it lacks {lacks}" in str(error.value)
 
 
 def test_a_shard_of_the_weights_that_is_missing_is_named(model):

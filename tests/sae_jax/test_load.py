@@ -76,14 +76,14 @@ def test_encoding_can_be_differentiated_and_compiled(sae):
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        (np.zeros((2, D + 1)), r"takes \[..., 6\] here, not \[2, 7\]"),
-        (np.zeros(()), r"takes \[..., 6\] here, not \[\]"),
-        (np.zeros((2, D), complex), "takes real numbers, not complex128"),
-        (torch.zeros((2, D), dtype=torch.complex64), "takes real numbers, not complex64"),
-        (torch.zeros((2, D), device="meta"), "is a meta tensor: it has a shape and no numbers"),
-        ([["a"] * D], "takes real numbers, not <U1"),
-        ([[1.0] * D, [1.0]], "takes rows of numbers, all of one length"),
-        (None, "takes real numbers, not object"),
+        (np.zeros((2, D + 1)), r"needs an array of shape \[..., 6\] here, not \[2, 7\]"),
+        (np.zeros(()), r"needs an array of shape \[..., 6\] here, not \[\]"),
+        (np.zeros((2, D), complex), "needs real numbers, not complex128"),
+        (torch.zeros((2, D), dtype=torch.complex64), "needs real numbers, not complex64"),
+        (torch.zeros((2, D), device="meta"), "is a meta tensor: it has a shape but no values"),
+        ([["a"] * D], "needs real numbers, not <U1"),
+        ([[1.0] * D, [1.0]], "needs rows of numbers, all of one length"),
+        (None, "needs real numbers, not object"),
     ],
     ids=str,
 )

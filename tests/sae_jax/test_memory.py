@@ -100,7 +100,7 @@ def test_a_population_that_cannot_fit_is_refused_before_the_harvest(width, tmp_p
     ]
     assert main.run_as_command(argv) == 2
     said = capsys.readouterr().err
-    assert "GB are to be had" in said and "--hidden-dim" in said
+    assert "GB are available" in said and "--hidden-dim" in said
     assert not list(tmp_path.iterdir())
 
 
@@ -108,7 +108,7 @@ def test_a_batch_that_cannot_fit_names_the_batch():
     wide = need(hidden_dim=65536, batch_size=1 << 20, activation="topk")
     with pytest.raises(InputError, match="--micro-batches"):
         refuse_too_large(wide)
-    with pytest.raises(InputError, match="of the device's memory, and 1 GB are to be had .*--hidden-dim"):
+    with pytest.raises(InputError, match="of the device's memory, but only 1 GB are available .*--hidden-dim"):
         refuse_too_large(need(hidden_dim=65536, on_host=False), device_limit=10**9)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from string import punctuation
@@ -132,17 +133,17 @@ def features() -> Features:
     return saved
 
 
-def asked_feature(last: int) -> str:
+def choose_asked_feature(last: int) -> None:
     """Choose the feature in the address, or the last shown one if the address has none.
 
-    Returns "", or the text in the address if there is no such feature.
+    Shows an error if the member has no such feature.
     """
     seen = min(st.session_state.get("seen", 0), last)
     asked = st.query_params.get("feature", str(seen))
     if asked.isdecimal() and len(asked) <= len(str(last)) and int(asked) <= last:
         st.session_state["feature"] = int(asked)
-        return ""
-    return asked
+    else:
+        st.error(plain(f"feature {asked} does not exist: {chosen().member} has features 0 to {last}"))
 
 
 def see(feature: int) -> None:
@@ -151,8 +152,14 @@ def see(feature: int) -> None:
     st.query_params["feature"] = str(feature)
 
 
-def no_such_feature(asked: str, last: int) -> None:
-    st.error(plain(f"feature {asked} does not exist: {chosen().member} has features 0 to {last}"))
+def clicked_row(rows: list[dict], key: str, formats: Mapping[str, str] | None = None, **columns: Any) -> dict | None:
+    """Show rows as a table and return the row that was clicked, if any. `formats` are for columns of numbers."""
+    columns |= {name: st.column_config.NumberColumn(format=form) for name, form in (formats or {}).items()}
+    table = st.dataframe(
+        rows, hide_index=True, on_select="rerun", selection_mode="single-cell", key=key, column_config=columns
+    )
+    cells = table["selection"]["cells"]
+    return rows[cells[0][0]] if cells else None
 
 
 def shown_in(bar: Any):

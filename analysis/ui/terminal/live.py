@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich import box
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, Group, RenderableType
+from rich.filesize import decimal as size_text
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
@@ -48,7 +49,6 @@ from analysis.ui.terminal.wording import (
     rate_text,
     results_cells,
     share_text,
-    size_text,
     times_text,
     told_apart,
     visible,

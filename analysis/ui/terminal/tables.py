@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group
+from rich.filesize import decimal as size_text
 from rich.table import Table
 from rich.text import Text
 
-from analysis.ui.terminal.wording import duration_text, size_text
+from analysis.ui.terminal.wording import duration_text
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier

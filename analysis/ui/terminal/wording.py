@@ -71,12 +71,6 @@ def duration_text(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def size_text(count: float) -> str:
-    units = ["B", "kB", "MB", "GB", "TB"]
-    power = min(max(int(math.log10(max(count, 1)) // 3), 0), len(units) - 1)
-    return f"{count / 1000**power:.3g} {units[power]}"
-
-
 def left_text(share: float, seconds: float) -> str:
     if share >= 1:
         return "done"

@@ -483,7 +483,7 @@ def test_a_named_model_on_the_default_text_falls_back_for_the_text_alone(cache, 
     sizes = ("--n-samples", 100, "--seq-len", 10, "--epochs", 1)
     done = typed(*model, *sizes, "--run-dir", tmp_path / "run", cache=cache)
     assert done.returncode == 0, done.stderr
-    assert "text: the bundled one, because NeelNanda/pile-10k is not at hand" in done.stdout
+    assert "there is no local copy of NeelNanda/pile-10k" in done.stdout
     store = json.loads((tmp_path / "run" / "config.json").read_text())["stores"][0]
     assert (store["model"]["fell_back"], store["dataset"]["fell_back"]) == (False, True)
 

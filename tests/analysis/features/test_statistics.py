@@ -18,7 +18,6 @@ from analysis.features import statistics as feature_statistics
 from analysis.features.activations import CONTEXT_TOKENS
 from analysis.features.cofiring import CoFiring
 from analysis.features.contexts import context_text
-from analysis.features.hashes import context_hashes
 from analysis.features.row_labels import SHUFFLES, Labels
 from analysis.features.specialization import mutual_information, over_chance, p_values, specialization
 from analysis.features.statistics import Features, load_or_compute_features
@@ -29,6 +28,7 @@ from harvest.files import write_arrays
 from harvest.model.language_model import LanguageModel
 from harvest.model.logit_weights import logit_weights
 from harvest.sources import BUNDLED_MODEL
+from harvest.text.hashes import context_hashes
 from sae_jax.models.registry import KINDS
 
 F, D = 24, 32

@@ -329,7 +329,7 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
         (["--feature", "3", "--temperature", "0", "--samples", "2"], "--samples 2: must be 1"),
         (["--feature", "48", "--member", "FIRST"], "between 0 and 47"),
         (["--feature", "3", "--member", "FIRST", "--max-new-tokens", "125"], "at most 12"),
-        (["--feature", "3", "--member", "FIRST", "--prompt", "long " * 300], "tokens, and the model reads 128: give a"),
+        (["--feature", "3", "--member", "FIRST", "--prompt", "long " * 300], "tokens, but the model takes 128: give a"),
         (["--feature", "3", "--prompt", "a ship", " "], "--prompt: an empty text"),
         (["--concept", "zyxwvut", "--member", "FIRST"], "no feature detects the concept"),
     ],

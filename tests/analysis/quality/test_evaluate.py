@@ -164,7 +164,7 @@ def test_a_run_beside_another_dictionary_on_a_text_of_its_own(finished, known, t
     assert len(found) == 5 and {f["hook_name"] for f in found.values()} == {"blocks.1.hook_mlp_out"}
     assert found["zero"]["metrics"]["ce_recovered"] == 0
     table = capsys.readouterr().out
-    assert "CE rec." in table and "0.000 (0.000 to 0.000)" in table and "0 rows to train on" in table
+    assert "CE rec." in table and "0.000 (0.000 to 0.000)" in table and "0 training rows" in table
 
 
 def test_a_runs_own_text_is_measured_where_it_did_not_train(finished, known, tmp_path, cache, capsys):

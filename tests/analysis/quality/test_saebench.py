@@ -233,7 +233,7 @@ def test_equal_documents_never_straddle(tmp_path):
     text = labelled_text(tmp_path / "a.jsonl", ("label",), 300, 0.5, seed=0)
     sides = {(t, bool(side)) for t, side in zip(text.texts, text.is_train_N, strict=True)}
     assert len(sides) == 50 and len({side for _, side in sides}) == 2
-    with pytest.raises(InputError, match="line 1: no label under the key 'genre'; it has text, label"):
+    with pytest.raises(InputError, match="line 1: no label under the key 'genre'; its keys are text, label"):
         labelled_text(tmp_path / "a.jsonl", ("genre",), 300, 0.5, seed=0)
 
 
@@ -250,7 +250,7 @@ def test_a_spelling_prompt_ends_at_its_word_after_examples_of_training_words(mod
         for example in examples:
             taught, letter = example.split(" has the first letter: ")
             assert taught in train and taught != word and taught.strip()[0].upper() == letter
-    with pytest.raises(InputError, match="--icl-examples 9: at most"):
+    with pytest.raises(InputError, match="--icl-examples 9: must be"):
         spelling(model.tokenizer, 600, 9, 30, 0.8, seed=0)
 
 

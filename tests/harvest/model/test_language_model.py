@@ -27,8 +27,8 @@ from harvest.request import HOOKS, HarvestRequest, Site
 from harvest.sources import BUNDLED_MODEL
 
 TOKENS_WxT = np.random.default_rng(0).integers(5, 4096, (6, 12), dtype=np.int32)
-ADDED = "as in models that normalize after they add"
-LACKING, UNMET = "no such point in layer 1", "does not pass this point of layer 1"
+ADDED = "The model probably normalizes after the addition"
+LACKING, UNMET = "no such point in layer 1", "does not run this point in layer 1"
 UNRUN = "AttributeError: 'CodeGenAttention' object has no attribute 'embed_positions'"
 
 
@@ -67,7 +67,7 @@ REFUSED = {
     ("codegen", "attn_out"): UNRUN,
     ("codegen", "resid_post"): UNRUN,
     ("gpt", "resid_post"): UNMET,
-    ("gpt", "attn_out"): "--hook attn_out: it cannot be seen what it is in this model",
+    ("gpt", "attn_out"): "--hook attn_out: its meaning in this model cannot be checked",
 }
 
 
@@ -81,7 +81,7 @@ def test_hooks_that_are_another_tensor_or_none_are_refused_with_the_reason(model
 @pytest.mark.parametrize(
     ("family", "hook", "trouble"),
     [
-        ("bloom", "resid_mid", "this model cannot be run on from there"),
+        ("bloom", "resid_mid", "this model cannot be run from there"),
         ("bert", "resid_pre", "is an encoder: each of its positions sees the whole text"),
         ("parallel", "attn_out", None),
         ("post-norm opt", "resid_post", None),
@@ -98,11 +98,11 @@ def test_a_site_that_cannot_be_measured_is_refused_before_and_after_its_harvest_
 ):
     directory, cache = write_model("bloom", tmp_path / "model"), tmp_path / "cache"
     request = HarvestRequest(str(directory), "bundled", 1, ("resid_pre", "resid_mid"), n_samples=20)
-    with pytest.raises(InputError, match="resid_mid.*--ce-windows 0 does without it"):
+    with pytest.raises(InputError, match="resid_mid.*skip it with --ce-windows 0"):
         harvest(request, cache, loss_recovered=True)
     assert not list(cache.glob("activations/*/*"))
     assert len(harvest(request, cache)) == 2
-    with pytest.raises(InputError, match="resid_mid.*--ce-windows 0 does without it"):
+    with pytest.raises(InputError, match="resid_mid.*skip it with --ce-windows 0"):
         harvest(request, cache, loss_recovered=True)  # it is cached now
 
 
@@ -189,7 +189,7 @@ def test_a_run_on_an_encoder_ends_well_and_only_what_needs_a_next_token_is_refus
 
 
 def test_an_encoder_decoder_is_refused_before_it_is_loaded(tmp_path):
-    with pytest.raises(InputError, match="t5 is an encoder-decoder; only models of one stack of layers can be read"):
+    with pytest.raises(InputError, match="t5 is an encoder-decoder, which is not supported"):
         LanguageModel.load(str(write_model("t5", tmp_path)), device="cpu")
 
 
@@ -214,7 +214,7 @@ def test_weights_of_more_layers_than_the_config_has_are_refused(tmp_path, family
     own = next(name.partition(".")[0] + "." for name in weights if ".0." in name)
     renamed = {prefix + name.removeprefix(own) if name.startswith(own) else name: t for name, t in weights.items()}
     save_file(renamed, directory / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match="has fewer layers or parts: the two do not belong together") as caught:
+    with pytest.raises(InputError, match="has fewer layers or parts, so the two do not belong together") as caught:
         LanguageModel.load(str(directory), device="cpu")
     assert lacking in str(caught.value)
 
@@ -224,7 +224,7 @@ def test_a_head_for_another_task_is_told_and_not_refused(tmp_path):
     weights = load_file(directory / "model.safetensors")
     save_file(weights | {"score.weight": torch.ones(2, 32)}, directory / "model.safetensors", metadata={"format": "pt"})
     loaded = LanguageModel.load(str(directory), device="cpu")
-    assert loaded.notes == ("its files have weights that it does not use: score.weight",)
+    assert loaded.notes == ("weights in its files are not used: score.weight",)
 
 
 def test_a_token_that_the_model_has_no_embedding_of_is_refused_before_the_first_batch(tmp_path):
@@ -234,7 +234,7 @@ def test_a_token_that_the_model_has_no_embedding_of_is_refused_before_the_first_
     weights["transformer.wte.weight"] = weights["transformer.wte.weight"][:1000].clone()
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     request = HarvestRequest(str(directory), "bundled", 1, n_samples=20)
-    with pytest.raises(InputError, match=r"gives token 4,0\d\d, and the model has embeddings of 1,000 tokens"):
+    with pytest.raises(InputError, match=r"gives token 4,0\d\d, but the model has embeddings of only 1,000 tokens"):
         harvest(request, tmp_path / "cache")
 
 

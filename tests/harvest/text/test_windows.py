@@ -260,7 +260,7 @@ def test_an_empty_file_of_a_folder_is_left_out_and_told(tmp_path, name):
     assert list(documents(str(tmp_path), reading := Reading())) == ["a text"] and reading.left_out == [name]
     said: list[str] = []
     _say_text(asdict(reading), said.append)
-    assert said == [f"left out, being empty or of a test or validation split: {name}"]
+    assert said == [f"not read, because they are empty or of a test or validation split: {name}"]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".jsonl.gz", ".parquet"])
@@ -348,13 +348,13 @@ def test_columns_of_one_name_are_refused(tmp_path, names):
     [
         ("a.jsonl", b'{"text": "x"}\nnot json\n', "line 2: not JSON"),
         ("a.jsonl", b'{"text": "x"}\n{"body": "x", "id": 1}\n', 'line 2.*"text".*body, id'),
-        ("a.jsonl", b'{"text": 3}\n', "line 1: there is no text under 'text' but a value of type int"),
-        ("a.jsonl", b"[1]\n", "line 1: .*no object"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1: 'text' must be text, not a value of type int"),
+        ("a.jsonl", b"[1]\n", "line 1: must be a JSON object"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "line 2: not UTF-8 .byte 0xff"),
         ("a.txt", "zwölf".encode("latin-1"), "line 1: not UTF-8"),
         ("a.txt", b"\n \n", "no document"),
         ("a.jsonl", b"\n", "no document"),
-        ("a.jsonl", b'{"text": "\\ud800"}\n', "document 0 is not Unicode"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "document 0 is not valid Unicode"),
         ("a.jsonl.gz", b"not zipped", "cannot be read after line 0"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 1000)[:-20], "cannot be read after line"),
         ("a.parquet", b"not parquet", "cannot be read as parquet"),
@@ -372,9 +372,9 @@ def test_bad_text_is_named_with_the_place(tokenizer, tmp_path, name, content, sa
 @pytest.mark.parametrize(
     "columns, says",
     [
-        ({"question": ["a"], "answer": ["b"], "n": [1]}, "None is named text, and 2 hold.*question, answer, n"),
-        ({"n": [1], "image": [b"a"]}, "None is named text, and 0 hold.*n, image"),
-        ({"url": ["a"], "text": [["a", "b"]]}, "its column text holds no text but list<.*url, text"),
+        ({"question": ["a"], "answer": ["b"], "n": [1]}, "none is named text and 2 hold.*question, answer, n"),
+        ({"n": [1], "image": [b"a"]}, "none is named text and 0 hold.*n, image"),
+        ({"url": ["a"], "text": [["a", "b"]]}, "its column text holds list<.*url, text"),
         ({"text": [b"a\xff"]}, "row 1: not UTF-8 .byte 0xff"),
     ],
 )

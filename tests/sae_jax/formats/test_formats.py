@@ -318,37 +318,46 @@ def cut(name):
 
 
 DAMAGES = {
-    "truncated": (cut("sae_weights.safetensors"), "sae_weights.safetensors cannot be read, it is missing or damaged"),
+    "truncated": (cut("sae_weights.safetensors"), "sae_weights.safetensors cannot be read because it is missing"),
     "cfg cut": (cut("cfg.json"), "cfg.json cannot be read"),
     "no weights": (lambda d: (d / "sae_weights.safetensors").unlink(), "missing or damaged"),
     "no cfg": (lambda d: (d / "cfg.json").unlink(), "holds no dictionary"),
     "no directory": (shutil.rmtree, "is no directory"),
-    "width": (changed(d_sae=9), r"W_dec is \(16, 6\); its configuration says \(9, 6\)"),
-    "no width": (changed(d_in=None), "has d_in None; a whole number of 1 or more is needed"),
-    "no k": (changed(k=None), "has k None; a whole number of 1 or more is needed"),
-    "k of 0": (changed(k=0), "has k 0; a whole number of 1 or more is needed"),
-    "k": (changed(k=17), "k 17 is over 16"),
-    "architecture": (changed(architecture="transcoder"), "architecture 'transcoder' is not known; known are standard,"),
-    "whitened": (changed(normalize_activations="covariance_whitening"), "is not in these files"),
+    "width": (changed(d_sae=9), r"W_dec has shape \(16, 6\); by its configuration it must be \(9, 6\)"),
+    "no width": (changed(d_in=None), "has d_in None; it must be a whole number of 1 or more"),
+    "no k": (changed(k=None), "has k None; it must be a whole number of 1 or more"),
+    "k of 0": (changed(k=0), "has k 0; it must be a whole number of 1 or more"),
+    "k": (changed(k=17), "k 17 is larger than d_sae 16"),
+    "architecture": (
+        changed(architecture="transcoder"),
+        "architecture 'transcoder' is not supported; these are: standard,",
+    ),
+    "whitened": (changed(normalize_activations="covariance_whitening"), "are not in these files"),
     "missing": (with_tensors(lambda t: t.pop("b_enc")), "it lacks b_enc"),
-    "extra": (with_tensors(lambda t: t.update(extra=t["b_enc"])), "it has besides extra"),
-    "nan": (with_tensors(lambda t: t["W_dec"].__setitem__((0, 0), np.nan)), "W_dec has values that are no numbers"),
-    "metadata": (changed(metadata="mine"), "its metadata is 'mine'; a record is needed"),
-    "architectures": (changed(architecture=["topk"]), "architecture \\['topk'\\] is not known"),
-    "hook": (changed(metadata={"sae_lens_version": "6.0", "hook_name": 5}), "its metadata has hook_name 5; a str"),
-    "not a boolean": (changed(apply_b_dec_to_input="false"), "apply_b_dec_to_input 'false'; true or false is needed"),
-    "integers": (with_tensors(lambda t: t.update(W_enc=t["W_enc"].astype(np.int32))), "W_enc is of int32"),
+    "extra": (with_tensors(lambda t: t.update(extra=t["b_enc"])), "it also has extra"),
+    "nan": (with_tensors(lambda t: t["W_dec"].__setitem__((0, 0), np.nan)), "W_dec has values that are NaN"),
+    "metadata": (changed(metadata="mine"), "its metadata is 'mine'; it must be an object"),
+    "architectures": (changed(architecture=["topk"]), "architecture \\['topk'\\] is not supported"),
+    "hook": (
+        changed(metadata={"sae_lens_version": "6.0", "hook_name": 5}),
+        "its metadata has hook_name 5; it must be of type str",
+    ),
+    "not a boolean": (changed(apply_b_dec_to_input="false"), "apply_b_dec_to_input 'false'; it must be true or false"),
+    "integers": (with_tensors(lambda t: t.update(W_enc=t["W_enc"].astype(np.int32))), "W_enc is of type int32"),
     "densities": (lambda d: (d / "stats.npz").write_bytes(b"PK no"), "stats.npz is damaged"),
     "infinite in float32": (
         with_tensors(lambda t: t.update(W_dec=np.full((F, D), 1e300))),
-        "W_dec has values that are no numbers in float32",
+        "W_dec has values that are NaN or infinite in float32",
     ),
-    "complex": (with_tensors(lambda t: t.update(b_dec=t["b_dec"].astype(np.complex64))), "b_dec is of complex64"),
+    "complex": (with_tensors(lambda t: t.update(b_dec=t["b_dec"].astype(np.complex64))), "b_dec is of type complex64"),
     "empty densities": (lambda d: (d / "stats.npz").write_bytes(b""), "stats.npz is damaged"),
     "no densities": (lambda d: np.savez(d / "stats.npz", density=["x"] * F), "stats.npz has no checksum"),
     "nested": (lambda d: (d / "cfg.json").write_text("[" * 200_000), "cfg.json cannot be read"),
     "old norms": (changed(metadata=None, normalize_activations=["none"]), "normalize_activations \\['none'\\]"),
-    "old settings": (changed(metadata=None, activation_fn_kwargs="k=3"), "its activation_fn_kwargs is 'k=3'; a record"),
+    "old settings": (
+        changed(metadata=None, activation_fn_kwargs="k=3"),
+        "its activation_fn_kwargs is 'k=3'; it must be an object",
+    ),
     "scaled": (with_tensors(lambda t: t.update(scaling_factor=2 * t["b_enc"])), "scaling_factor that is not 1"),
 }
 
@@ -391,7 +400,7 @@ def test_a_dictionary_of_saelens_own_has_no_checksum_but_a_member_of_a_run_must(
     without_checksums(member)
     load_dictionary(member)  # in a folder of that name, but of no run
     (tmp_path / "run" / "config.json").touch()
-    with pytest.raises(InputError, match="sae_weights.safetensors has no checksum: .* --resume writes it again"):
+    with pytest.raises(InputError, match="sae_weights.safetensors has no checksum, .* --resume writes it again"):
         load_dictionary(member)
 
 
@@ -414,27 +423,27 @@ def test_a_configuration_may_begin_with_a_byte_order_mark(tmp_path):
 
 def test_other_reasons_to_refuse(tmp_path):
     save_dictionary(saelens_dictionary("standard"), tmp_path / "members" / "one")
-    with pytest.raises(InputError, match="is for rows of 6 dimensions, and these have 768"):
+    with pytest.raises(InputError, match="is for activations of 6 dimensions, but these have 768"):
         load_dictionary(tmp_path / "members" / "one", d_model=768)
-    with pytest.raises(InputError, match="there is one in members/one: name it"):
+    with pytest.raises(InputError, match="there is one in members/one: give that directory"):
         load_dictionary(tmp_path)
     with pytest.raises(TypeError, match="reconstruct"):
         saelens_dictionary("standard", normalize_activations="layer_norm").sae.decode(np.zeros((1, F)))
     write_dictionary_learning(tmp_path / "k", "AutoEncoderTopK", k=K + 1)
-    with pytest.raises(InputError, match="k is 4 in config.json, 3 in ae.pt"):
+    with pytest.raises(InputError, match="k is 4 in config.json, but 3 in ae.pt"):
         load_dictionary(tmp_path / "k")
     write_dictionary_learning(tmp_path / "c", "AutoEncoder", dict_class="CrossCoder")
-    with pytest.raises(InputError, match="trainer.dict_class 'CrossCoder'; known are AutoEncoder,"):
+    with pytest.raises(InputError, match="trainer.dict_class 'CrossCoder' must be one of AutoEncoder,"):
         load_dictionary(tmp_path / "c")
     write_dictionary_learning(tmp_path / "b", "AutoEncoder")
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     (tmp_path / "b" / "config.json").write_text(json.dumps(config | {"buffer": "mine"}))
-    with pytest.raises(InputError, match="its buffer is 'mine'; a record is needed"):
+    with pytest.raises(InputError, match="its buffer is 'mine'; it must be an object"):
         load_dictionary(tmp_path / "b")
     write_dictionary_learning(tmp_path / "v", "BatchTopKSAE")
     whole = torch.load(tmp_path / "v" / "ae.pt")
     for k, reason in (
-        (torch.ones(2), r"k is \(2,\); one number is needed"),
+        (torch.ones(2), r"k has shape \(2,\); it must be one number"),
         (torch.tensor(torch.nan), "k is .* nan in"),
     ):
         torch.save(whole | {"k": k}, tmp_path / "v" / "ae.pt")
@@ -487,7 +496,7 @@ def test_a_scale_that_lies_beside_a_dictionary_is_folded_into_its_weights(tmp_pa
 def test_a_scale_that_is_not_there_is_told(tmp_path):
     dictionary = saelens_dictionary("standard", normalize_activations=SCALED)
     save_dictionary(dictionary, tmp_path)
-    assert any("no activation_scaler.json beside it says by what" in told for told in load_dictionary(tmp_path).told())
+    assert any("there is no activation_scaler.json" in told for told in load_dictionary(tmp_path).told())
 
 
 @pytest.mark.parametrize(
@@ -521,7 +530,9 @@ def test_a_dictionary_of_a_model_with_centered_weights_reads_rows_less_their_mea
         expected = reconstruction + rows.mean(1, keepdims=True)
         np.testing.assert_allclose(dictionary.sae(rows.astype(np.float32)), expected, atol=1e-4)
     np.testing.assert_allclose(dictionary.sae.decode(features.astype(np.float32)), reconstruction, atol=1e-4)
-    assert dictionary.told() == ["its rows had their mean taken away (center_writing_weights), which is done here, too"]
+    assert dictionary.told() == [
+        "the mean of each row was subtracted (center_writing_weights), which is done here, too"
+    ]
 
 
 def test_the_activations_of_centered_weights_are_those_of_the_model_less_their_mean():
@@ -540,7 +551,7 @@ def test_the_activations_of_centered_weights_are_those_of_the_model_less_their_m
 
 TOLD = {
     "prepend_bos": (True, "windows that begin with a special token"),
-    "hook_head_index": (3, "it is of head 3 alone"),
+    "hook_head_index": (3, "it was trained on head 3 only"),
     "seqpos_slice": ([5, None], r"on the positions \[5, None\] of each window"),
     "model_from_pretrained_kwargs": ({"dtype": "torch.bfloat16"}, "its model ran in bfloat16"),
     "model_from_pretrained_kwargs ": ({"rotary_base": 3}, "its model was loaded with rotary_base"),
@@ -559,7 +570,7 @@ def test_what_is_done_anyway_is_not_told(tmp_path):
     metadata = {"prepend_bos": False, "hook_head_index": None, "seqpos_slice": [None], "context_size": 128}
     dictionary = with_metadata(tmp_path, **metadata, model_from_pretrained_kwargs=kwargs | {"revision": "main"})
     assert dictionary.told() == [] and other_weights(dictionary.cfg["metadata"]) == ""
-    with pytest.raises(InputError, match="model_from_pretrained_kwargs 'main'; a dict is needed"):
+    with pytest.raises(InputError, match="model_from_pretrained_kwargs 'main'; it must be of type dict"):
         with_metadata(tmp_path, model_from_pretrained_kwargs="main")
 
 
@@ -583,7 +594,7 @@ def test_a_tensor_without_numbers_is_refused(tmp_path):
     write_dictionary_learning(tmp_path / "t", "AutoEncoder")
     state = torch.load(tmp_path / "t" / "ae.pt")
     torch.save(state | {"bias": state["bias"].to("meta")}, tmp_path / "t" / "ae.pt")
-    with pytest.raises(InputError, match="ae.pt: bias is a meta tensor: it has a shape and no numbers"):
+    with pytest.raises(InputError, match="ae.pt: bias is a meta tensor: it has a shape but no values"):
         load_dictionary(tmp_path / "t")
 
 

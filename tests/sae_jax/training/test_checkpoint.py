@@ -84,7 +84,7 @@ def test_damage_in_the_newest_is_named_and_the_one_before_is_used_or_it_changes_
         assert same(states, states_at(step)) and metrics == METRICS[step], (name, how)
         if step == 10:
             went_back += 1
-            assert said == [f"the checkpoint of step 20 is damaged, and kept as {copy / 'damaged-20'}"]
+            assert said == [f"the checkpoint of step 20 is damaged and was renamed to {copy / 'damaged-20'}"]
             assert files_in(copy / "damaged-20") == before
         else:
             assert (step, said) == (20, [])
@@ -109,7 +109,7 @@ def test_where_all_are_damaged_all_are_kept_and_it_is_said_what_is_lost(saved, t
     for step in ("10", "20"):
         (copy / step / "states" / "_METADATA").write_text("")
     for _ in range(2):  # also of the next process
-        with pytest.raises(InputError, match=r"all checkpoints in .* are damaged, and kept as damaged-\*: "):
+        with pytest.raises(InputError, match=r"all checkpoints in .* are damaged and were renamed to damaged-\*, "):
             restored(copy, [])
         assert {path.name for path in copy.iterdir()} == {"damaged-10", "damaged-20"}
 
@@ -117,8 +117,8 @@ def test_where_all_are_damaged_all_are_kept_and_it_is_said_what_is_lost(saved, t
 @pytest.mark.parametrize(
     "changed, word",
     [
-        ({"ema": 0.9}, r"\[0\].average.* is not there, and float32 of shape \[1, 24, 12\] is needed"),
-        ({"hidden_dim": 32}, r"is int32 of shape \[1, 24\], and int32 of shape \[1, 32\] is needed"),
+        ({"ema": 0.9}, r"\[0\].average.* is absent, but must be float32 of shape \[1, 24, 12\]"),
+        ({"hidden_dim": 32}, r"is int32 of shape \[1, 24\], but must be int32 of shape \[1, 32\]"),
     ],
     ids=["one array more", "another shape"],
 )
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_step_or_run_is_refused_and_stays(saved, tmp_pat
     copy = shutil.copytree(saved, tmp_path / "copy")
     newest = max(METRICS)
     os.rename(copy / str(newest), copy / "5000")
-    with pytest.raises(InputError, match=f"5000 is a checkpoint of step {newest}, put there since: remove it"):
+    with pytest.raises(InputError, match=f"5000 is a checkpoint of step {newest} that was copied there: remove it"):
         restored(copy, [])
     with pytest.raises(InputError, match="is a checkpoint of another run"):
         restored(saved, [], asked=7)

@@ -88,7 +88,7 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(uninterrupted, cach
     last = typed(*RUN, *OFTEN, "--resume", "--run-dir", run, cache=cache)
     assert (last.returncode, last.stderr) == (0, "")
 
-    assert "nothing to resume" in said[1]
+    assert "there is no checkpoint to resume from" in said[1]
     steps = [resumed_at(output) for output in (*said[2:], last.stdout)]
     assert steps == sorted(steps) and 0 < steps[-1] < STEPS, f"killed after {moments}, resumed at {steps}"
     assert learned(run) == learned(uninterrupted)
@@ -101,7 +101,7 @@ def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(uninterrupted, cache
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 130
-        stopped = re.fullmatch(r"stopped at step (\d+) of 300, all saved; .* --resume to continue\n", error)
+        stopped = re.fullmatch(r"stopped and saved at step (\d+) of 300; .* --resume to continue\n", error)
         assert stopped and step <= int(stopped[1]) < STEPS
         assert not (run / "results.json").exists()
 
@@ -128,7 +128,7 @@ def test_a_signal_just_after_the_look_for_one_is_saved_too(tmp_path, monkeypatch
     run = RunDirectory(tmp_path / "run", {"train": config.to_json()})
     with pytest.raises(Interrupted) as stopped:
         train(config, [make_store(tmp_path / "store")], run)
-    step = re.search(r"stopped at step (\d+) of", str(stopped.value))
+    step = re.search(r"stopped and saved at step (\d+) of", str(stopped.value))
     assert step and (run.checkpoints / step[1]).is_dir()
 
 
@@ -156,7 +156,8 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_ends_the_same(tmp_path,
     said = []
     train(config, [store], broken, resume=True, say=said.append)
     kept = broken.checkpoints / "damaged-16"
-    assert said[-2:] == [f"the checkpoint of step 16 is damaged, and kept as {kept}", "resuming at step 12 of 198"]
+    moved = f"the checkpoint of step 16 is damaged and was renamed to {kept}"
+    assert said[-2:] == [moved, "resuming at step 12 of 198"]
     for path in [*whole.path.glob("members/*/*"), whole.path / "metrics.jsonl"]:
         assert (broken.path / path.relative_to(whole.path)).read_bytes() == path.read_bytes()
 

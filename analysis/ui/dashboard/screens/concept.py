@@ -64,11 +64,5 @@ st.caption(
     "Click a row to open the feature. The 95% interval of the AUROC needs at least "
     f"{FEWEST_SCORED} scored passages of the concept."
 )
-form = {name: st.column_config.NumberColumn(format="%.2f") for name in ("precision", "coverage")}
-form["q"] = st.column_config.NumberColumn(format="%.2g")
-table = st.dataframe(
-    rows, hide_index=True, on_select="rerun", selection_mode="single-cell", key="found", column_config=form
-)
-if cells := table["selection"]["cells"]:
-    row = rows[cells[0][0]]
+if row := opened.clicked_row(rows, "found", {"precision": "%.2f", "coverage": "%.2f", "q": "%.2g"}):
     go("feature", feature=row["feature"], member=row["member"])

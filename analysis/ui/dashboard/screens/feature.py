@@ -15,8 +15,7 @@ SPECIAL = 0.05  # specialization over chance that a label needs for a badge
 at = chosen()
 features = opened.features()
 last = len(features.density_F) - 1
-if asked := opened.asked_feature(last):
-    opened.no_such_feature(asked, last)
+opened.choose_asked_feature(last)
 
 
 def changed() -> None:
@@ -105,9 +104,7 @@ def others(title: str, rows: list[dict], key: str) -> None:
     if not rows:
         st.caption("none")
         return
-    table = st.dataframe(rows, hide_index=True, on_select="rerun", selection_mode="single-cell", key=f"{key}-{number}")
-    if cells := table["selection"]["cells"]:
-        row = rows[cells[0][0]]
+    if row := opened.clicked_row(rows, f"{key}-{number}"):
         go("feature", feature=row["feature"], member=row.get("member", at.member))
 
 

@@ -4,7 +4,7 @@ import streamlit as st
 
 from analysis.pages.feature_table import ORDERS, choose_features
 from analysis.plots.feature_map import feature_map
-from analysis.ui.dashboard.state import chosen, fitted, go, places, plain, the_list
+from analysis.ui.dashboard.state import chosen, clicked_row, fitted, go, places, plain, the_list
 
 MOST_ROWS = 500
 DENSITIES = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
@@ -52,13 +52,5 @@ rows = [
     for feature in chosen_N[:MOST_ROWS].tolist()
 ]
 FORMATS = {"density": "%.4f", "max": "%.2f", "its share": "percent", "specialization": "%.2f"}
-table = st.dataframe(
-    rows,
-    hide_index=True,
-    on_select="rerun",
-    selection_mode="single-cell",
-    key="features",
-    column_config={name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()},
-)
-if cells := table["selection"]["cells"]:
-    go("feature", feature=rows[cells[0][0]]["feature"])
+if row := clicked_row(rows, "features", FORMATS):
+    go("feature", feature=row["feature"])

@@ -4,7 +4,7 @@ import streamlit as st
 
 from analysis.plots.population import scatter
 from analysis.runs.best_member import member_rows
-from analysis.ui.dashboard.state import chosen, fitted, go, plain
+from analysis.ui.dashboard.state import chosen, clicked_row, fitted, go, plain
 from analysis.ui.terminal.wording import failure_text
 
 FORMATS = {"explained_variance": "%.3f", "l0": "%.1f", "dead_fraction": "%.3f", "ce_recovered": "%.3f"}
@@ -19,16 +19,7 @@ for failed in (member for member in at.run.results["members"] if member["failed"
     st.error(plain(f"{failed['id']} failed: {failure_text(failed)}"))
 rows = member_rows(at.run.members)
 picked = st.altair_chart(fitted(scatter(at.run.members, "picked")), theme=None, on_select="rerun", key="pareto")
-table = st.dataframe(
-    rows,
-    hide_index=True,
-    on_select="rerun",
-    selection_mode="single-cell",
-    key="members",
-    column_config={name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}
-    | {"member": st.column_config.TextColumn(pinned=False, width="medium")},
-)
-if cells := table["selection"]["cells"]:
-    go("features", member=rows[cells[0][0]]["member"])
+if row := clicked_row(rows, "members", FORMATS, member=st.column_config.TextColumn(pinned=False, width="medium")):
+    go("features", member=row["member"])
 if points := picked["selection"].get("picked"):
     go("features", member=points[0]["member"])

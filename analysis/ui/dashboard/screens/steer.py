@@ -11,8 +11,7 @@ from analysis.ui.dashboard.token_html import passage, visible
 at = chosen()
 features = opened.features()
 last = len(features.density_F) - 1
-if asked := opened.asked_feature(last):
-    opened.no_such_feature(asked, last)
+opened.choose_asked_feature(last)
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
