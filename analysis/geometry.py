@@ -41,7 +41,7 @@ def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", category=UserWarning, module="umap"
-        )  # about new points, of which there are none
+        )  # it is about adding new points
         from umap import UMAP
 
         itself_Nx1 = np.arange(len(x_NxD))[:, None]  # UMAP expects each row as its own first neighbour
