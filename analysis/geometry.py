@@ -39,9 +39,7 @@ NEIGHBOURS_MIB = 128  # memory for the cosines that are computed at a time
 def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
     """A UMAP layout [N, 2]. Exact neighbours and a single thread make the layout reproducible from the seed."""
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", category=UserWarning, module="umap"
-        )  # it is about adding new points
+        warnings.filterwarnings("ignore", category=UserWarning, module="umap")  # it is about adding new points
         from umap import UMAP
 
         itself_Nx1 = np.arange(len(x_NxD))[:, None]  # UMAP expects each row as its own first neighbour

@@ -60,7 +60,7 @@ class Options:
     words: tuple[str, ...] = flag((), "words whose probability is measured (default: those of the concept)")
     examples: Path | None = flag(None, "texts about the concept, as for find-feature")
     candidates: int = flag(
-        20, "with --concept: most features to try that detect the concept, and most that promote its words"
+        20, "with --concept: how many features to try at most that detect the concept, and that promote its words"
     )
     json: Path | None = flag(None, "JSON file for all texts and figures", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")

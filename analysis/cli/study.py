@@ -1,4 +1,10 @@
-"""Answer five questions about a finished population with several seeds, with intervals over the seeds.
+"""Answer five questions about a finished run whose members have several seeds, with intervals over the seeds.
+
+1. How do different activation functions affect feature learning?
+2. What drives concept emergence when training on transformer activations?
+3. How reliable are activation frequency patterns as indicators of neuron specialization?
+4. Can neuron behaviour during training be quantified and seen?
+5. How do sparsity mechanisms affect the interpretability of features?
 
 python main.py study RUN                         # measures every member, prints the answers, draws the figures
 python main.py study RUN --control RUN_RANDOM    # compares with a run on the same model with shuffled weights
@@ -24,7 +30,7 @@ class Options:
     control: Path | None = flag(
         None, "a run on the same model with shuffled weights (trained with --control random-weights)"
     )
-    documents: int = flag(5000, "most documents of the bundled corpus to train and test probes on")
+    documents: int = flag(5000, "number of documents of the bundled corpus to train and test probes on, at most")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sae_jax.models.base import SAE
 
 FLOOR, STEP = 0.3, 0.1
-LARGEST = 6000  # most features of a component on one side: 290 MB and half a minute
+LARGEST = 6000  # features of a component on one side, at most: 290 MB and half a minute
 CHUNK_ROWS, ROWS = 4096, 65_536
 
 

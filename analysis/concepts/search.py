@@ -40,7 +40,7 @@ class SearchSettings:
         None, "texts about the concept: .txt with one per line, or .jsonl with each text under the key 'text'"
     )
     against: Path | None = flag(None, "texts that are not about the concept (default: passages of the corpus)")
-    passages: int = flag(300, "most documents of the corpus to use that contain the phrase")
+    passages: int = flag(300, "number of documents with the phrase to take from the corpus, at most")
     top: int = flag(10, "how many features to report, besides the best of each member")
     fdr: float = flag(0.05, "false discovery rate among the features that pass")
     seed: int = flag(0, "seed of all random choices")

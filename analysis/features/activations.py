@@ -23,8 +23,8 @@ from sae_jax.models.base import SAE
 
 PADDED = 256  # rows are padded to a multiple of this, so that pages share compiled programs
 CONTEXT_TOKENS = 10  # rows whose token and as many tokens before it are equal count as one context
-CHUNK_ROWS, CHUNK_VALUES = 4096, 1 << 27  # most rows, and most activations, that are encoded at once
-LONGEST = 128  # most tokens of a context: a longer window is cut around the row
+CHUNK_ROWS, CHUNK_VALUES = 4096, 1 << 27  # rows, and activations, that are encoded at once, at most
+LONGEST = 128  # tokens of a context, at most: a longer window is cut around the row
 
 
 @dataclass(frozen=True)

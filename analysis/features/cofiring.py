@@ -13,8 +13,8 @@ import numpy as np
 from scipy import sparse
 
 MATRIX_BYTES = 1 << 28
-MOST_FIRINGS = 1 << 25  # most firings to keep of a wider dictionary: 840,000 rows with 40 firings each
-BLOCK_PAIRS = 1 << 24  # most pairs to count at a time
+MOST_FIRINGS = 1 << 25  # firings to keep of a wider dictionary, at most: 840,000 rows with 40 firings each
+BLOCK_PAIRS = 1 << 24  # pairs to count at a time, at most
 MIN_TOGETHER = 10  # rows on which two features must both fire to count as firing together
 
 

@@ -15,7 +15,7 @@ from analysis.features.near_copies import Originals
 from harvest.text.windows import jsonl_records
 
 MOST_LABELS = 1000  # a field with more different values is not used as a label
-POSITIONS = 16  # most intervals that a window is divided into
+POSITIONS = 16  # intervals that a window is divided into, at most
 TOKEN_CLASSES = ["start of a word", "start of a capitalized word", "rest of a word", "number", "punctuation", "space"]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from analysis.features.density import EDGES, density_histogram
 from analysis.plots.style import kind_colour, step_heatmap, styled, thinned
 
-MOST_ROWS = 256  # most features in a heatmap
+MOST_ROWS = 256  # features in a heatmap, at most
 
 
 def densities_chart(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> Any:

@@ -12,7 +12,7 @@ from analysis.geometry import Embedding
 from analysis.pages.feature_table import FeatureList
 from analysis.plots.style import INK, styled, thinned
 
-MOST_POINTS = 3000  # most points of a map that a browser draws without delay
+MOST_POINTS = 3000  # points of a map, at most: a browser draws these without delay
 
 
 def feature_map(table: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:

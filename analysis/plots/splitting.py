@@ -10,7 +10,7 @@ import numpy as np
 from analysis.comparison.splitting import Splitting
 from analysis.plots.style import styled
 
-CHILDREN_SHOWN = 8  # most children of one parent that are drawn
+CHILDREN_SHOWN = 8  # children of one parent that are drawn, at most
 
 
 def splitting_chart(splitting: Splitting, labels: Mapping[str, Sequence[str]] | None = None, trees: int = 3) -> Any:

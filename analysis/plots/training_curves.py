@@ -7,7 +7,7 @@ from typing import Any
 
 from analysis.plots.style import kind_colour, styled
 
-MOST_POINTS = 80  # most points of a curve that are drawn
+MOST_POINTS = 80  # points of a curve that are drawn, at most
 CURVES = {"loss": "loss (log scale)", "explained_variance": "explained variance"}
 
 

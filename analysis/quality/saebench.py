@@ -37,12 +37,12 @@ class SAEBench:
     concepts: tuple[str, ...] = flag(
         (), "scr: two concepts, each KEY=VALUE,..:VALUE,.. with the values that have the concept before the colon"
     )
-    documents: int = flag(5000, "most documents of the data set to use")
+    documents: int = flag(5000, "number of documents of the data set to use, at most")
     document_tokens: int = flag(128, "tokens to read of each document, in windows as in the run's training")
     train_share: float = flag(0.8, "share of documents and words that probes are trained on")
     k: tuple[int, ...] = flag((1, 2, 5), "probing: numbers of features that a probe may use")
     n_ablated: tuple[int, ...] = flag((2, 5, 10, 20, 50), "scr: numbers of features to ablate")
-    words: int = flag(5000, "absorption: most words of the vocabulary to use")
+    words: int = flag(5000, "absorption: number of words of the vocabulary to use, at most")
     icl_examples: int | None = flag(
         None, "absorption: examples in the prompt before a word (default: as many as fit, at most 10)"
     )

@@ -22,7 +22,7 @@ from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.wording import visible
 from harvest.errors import InputError
 
-DICTIONARIES = 4  # most dictionaries to keep in memory: one with 16,384 features takes over 100 MB
+DICTIONARIES = 4  # dictionaries to keep in memory, at most: one with 16,384 features takes over 100 MB
 
 
 class Chosen(NamedTuple):

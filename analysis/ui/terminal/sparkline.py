@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-CURVE_POINTS = 400  # most points that a curve keeps
+CURVE_POINTS = 400  # points that a curve keeps, at most
 
 
 class LossCurve:
