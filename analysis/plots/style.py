@@ -42,7 +42,7 @@ def kind_colour(kinds: Sequence[str]) -> Any:
 
 
 def step_heatmap(
-    shown: Sequence[int], value_SxF: np.ndarray, steps: Sequence[int], order: str, field: str, colour: Any
+    shown: np.ndarray, value_SxF: np.ndarray, steps: Sequence[int], order: str, field: str, colour: Any
 ) -> Any:
     """A heatmap of the values of the features `shown` over the steps of training, white for values that are not finite.
 
