@@ -1,6 +1,6 @@
-"""The command line: `python main.py COMMAND ...` runs analysis/cli/COMMAND.py; flags alone train.
+"""The command line: `python main.py COMMAND ...` runs analysis/cli/COMMAND.py. Flags without a command train.
 
-`python main.py --help` lists the flags of training, `python main.py COMMAND --help` those of a command.
+`python main.py --help` lists the flags of training. `python main.py COMMAND --help` lists those of a command.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ COMMANDS = (  # each has a file in analysis/cli with `run(argv)`
 
 
 def command_in(argv: list[str]) -> str:
-    """The command that comes first, or "" for training, which has no name."""
+    """The command that the arguments begin with, or "" for training, which has no command name."""
     return argv[0] if argv and argv[0] in COMMANDS else ""
 
 
 def main(argv: list[str]) -> None:
-    """Run a command, with its flags. Raises what went wrong."""
+    """Run a command with its flags. Exceptions are passed on to the caller."""
     command = command_in(argv)
     module = import_module(f"analysis.cli.{command.replace('-', '_') or 'train'}")
     module.run(argv[1:] if command else argv)
 
 
 def run_as_command(argv: list[str]) -> int:
-    """Run a command as a process does: messages in place of exceptions, and the exit status."""
+    """Run a command and return its exit status. Failures are printed as messages instead of being raised."""
     return exit_status(command_in(argv), main, argv)
 
 
@@ -48,5 +48,5 @@ if __name__ == "__main__":
     status = run_as_command(sys.argv[1:])
     leave_to_system()
     if any(thread.name == "wandb" for thread in threading.enumerate()):
-        os._exit(status)  # it is stuck or slow, and what W&B does at an exit would wait for it without an end
+        os._exit(status)  # a W&B thread hangs, and the exit handler of W&B would wait for it forever
     sys.exit(status)

@@ -1,8 +1,8 @@
-"""What a finished run shows. Importing this package loads neither jax nor torch.
+"""Analyses of finished runs. Importing this package loads neither jax nor torch.
 
 import analysis
 run = analysis.open_run("runs/first")
-found = analysis.load_features(run)  # {member: Features}
+features = analysis.load_features(run)  # {member id: Features}
 analysis.figures.to_matplotlib(chart)
 """
 
@@ -13,7 +13,7 @@ __all__ = ["figures", "load_features", "open_run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load_features", "open_run"):  # what they need is loaded where they are used
+    if name in ("load_features", "open_run"):  # imported on first use, so that `import analysis` stays fast
         return getattr(import_module("analysis.api"), name)
     if name == "figures":
         return import_module("analysis.plots.style")

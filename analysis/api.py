@@ -1,4 +1,4 @@
-"""The analyses from Python, as `analysis.open_run` and `analysis.load_features`."""
+"""The Python interface of the analyses: `analysis.open_run` and `analysis.load_features`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from harvest.request import default_cache_dir
 
 
 def open_run(path: Path | str) -> FinishedRun:
-    """Raises InputError, with the reason, where there is no finished run."""
+    """Open a finished run. Raises InputError, with the reason, if there is none at `path`."""
     return ShownRun.open(Path(path))
 
 
 def load_features(
     run: FinishedRun, members: Sequence[str] = (), cache_dir: Path | str | None = None, quiet: bool = False
 ) -> dict[str, Features]:
-    """What each feature does, of these members or of all: computed once, then read from the run.
+    """Statistics of each feature, for the members with these ids or for all members.
 
-    Progress is printed, unless `quiet`. Raises InputError for a member that is not there or failed, and where the run's
-    activations cannot be had.
+    They are computed once and then read from the run directory. Progress is printed unless `quiet`. Raises InputError
+    for a member that does not exist or failed, and if the run's activations are gone and cannot be harvested again.
     """
     with Terminal(quiet=quiet) as terminal:
-        where = Path(cache_dir) if cache_dir else default_cache_dir()
-        return load_or_compute_features(run, run.chosen(tuple(members)), where, terminal.progress, terminal.say)
+        cache = Path(cache_dir) if cache_dir else default_cache_dir()
+        return load_or_compute_features(run, run.chosen(tuple(members)), cache, terminal.progress, terminal.say)

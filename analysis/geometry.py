@@ -1,4 +1,4 @@
-"""Directions in the model's space: unit rows, random directions of the same covariance, UMAP, principal components.
+"""Directions in the model's activation space: unit rows, random directions, UMAP, principal components.
 
 Shapes: N directions, D width of the model, C components, K neighbours.
 """
@@ -14,7 +14,7 @@ import numpy as np
 
 
 def unit(x_NxD: np.ndarray) -> np.ndarray:
-    """Rows of norm 1 in float32; a row of zeros stays one."""
+    """The rows scaled to norm 1, in float32. Rows of zeros stay zero."""
     x_NxD = np.asarray(x_NxD, np.float32)
     return x_NxD / np.maximum(np.linalg.norm(x_NxD, axis=1, keepdims=True), 1e-30)
 
@@ -27,21 +27,19 @@ def slices_of(count: int) -> Iterator[slice]:
 
 
 def random_like(directions_FxD: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian directions with the same second moments, mean direction included, of norm 1: [count, D]."""
+    """Gaussian directions of norm 1, [count, D], with the same second moments as the rows, their mean included."""
     root = np.linalg.qr(directions_FxD, mode="r") / np.sqrt(len(directions_FxD))
     return unit(rng.standard_normal((count, len(root)), np.float32) @ root)
 
 
-NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with 0.1, or 200 epochs, small planted clusters run together
-NEIGHBOURS_MIB = 128  # cosines held at a time
+NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with a distance of 0.1, or 200 epochs, small planted clusters merge
+NEIGHBOURS_MIB = 128  # memory for the cosines that are computed at a time
 
 
 def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
-    """Two dimensions. Neighbours are exact and the layout has one thread, so that a seed says everything."""
+    """A UMAP layout [N, 2]. Exact neighbours and a single thread make the layout reproducible from the seed."""
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", category=UserWarning, module="umap"
-        )  # it cannot place further points: none come
+        warnings.filterwarnings("ignore", category=UserWarning, module="umap")  # it is about adding new points
         from umap import UMAP
 
         itself_Nx1 = np.arange(len(x_NxD))[:, None]  # UMAP expects each row as its own first neighbour
@@ -55,7 +53,7 @@ def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
             random_state=seed,
             n_jobs=1,
             precomputed_knn=(at_NxK, distance_NxK),
-            force_approximation_algorithm=True,  # else it computes all distances of small sets anew
+            force_approximation_algorithm=True,  # else it recomputes all distances for small sets
         )
         return layout.fit_transform(x_NxD)
 
@@ -73,7 +71,10 @@ def neighbours(x_NxD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pca_of(x_NxD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(coordinates, shares of the variance) of principal components, each signed so that its largest weight is > 0."""
+    """(coordinates, shares of the variance) of the first principal components.
+
+    The sign of each component is such that its largest weight is positive.
+    """
     x_NxD = x_NxD - x_NxD.mean(0)
     variance_D, axes_DxD = np.linalg.eigh(x_NxD.T @ x_NxD)
     axes_DxC = axes_DxD[:, ::-1][:, :count]
@@ -81,12 +82,12 @@ def pca_of(x_NxD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return x_NxD @ axes_DxC, variance_D[::-1][:count] / variance_D.sum()
 
 
-FEWEST = 20  # living features that make a map
+FEWEST = 20  # living features that a map needs
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Of the living features: their numbers, places and densities."""
+    """A map of a dictionary's living features: their numbers, positions and densities."""
 
     feature_N: np.ndarray
     xy_Nx2: np.ndarray
@@ -95,7 +96,7 @@ class Embedding:
 
 
 def embed(W_dec_FxD: np.ndarray, density_F: np.ndarray, seed: int = 0) -> Embedding:
-    """UMAP by cosine where umap-learn is installed, else two principal components."""
+    """A map of the decoder directions: by UMAP if umap-learn is installed, otherwise by two principal components."""
     feature_N = np.flatnonzero(density_F > 0)
     x_NxD = unit(W_dec_FxD[feature_N])
     with_umap = find_spec("umap") is not None

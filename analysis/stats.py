@@ -1,7 +1,8 @@
-"""A figure and how sure it is: 95% intervals, and of how many documents, passages or seeds there is none.
+"""95% intervals of means over documents, of AUROCs over passages and of means over seeds.
 
-Means over documents, which are skewed and of unequal length: bootstrap-t. AUROC over passages: a score interval. Means
-over seeds: Student's t. How often each covers the true value is in tests/analysis/test_stats.py.
+Documents are skewed and of unequal length, so means over them get bootstrap-t intervals. An AUROC gets a score
+interval, a mean over seeds Student's t. There is no interval for too few documents, passages or seeds. How often each
+interval covers the true value is measured in tests/analysis/test_stats.py.
 
 Shapes: G documents, S bootstrap samples, P passages of a concept, Q others.
 """
@@ -16,11 +17,11 @@ import numpy as np
 from scipy import stats
 from scipy.optimize import brentq
 
-FEWEST = 3  # seeds for an interval: of two, Student's t is twelve times the standard error
-FEWEST_DOCUMENTS = 50  # with fewer, documents as skewed as a log-normal of sigma 1 are covered under 93% of the time
-FEWEST_SCORED = 15  # passages of the concept that score an AUROC: with fewer, sparse features are covered over 98%
-SAMPLES, ENDS = 2000, (0.02, 0.98)  # a little far out: of skewed documents bootstrap-t is 1 to 2% short of what it says
-EVENTS = 12  # passages that are not perfectly ranked, from which on their own variance counts for more than the model's
+FEWEST = 3  # seeds that an interval needs: with two, it would be 12.7 standard errors to either side
+FEWEST_DOCUMENTS = 50  # with fewer documents, log-normal with sigma 1, the interval covers less than 93%
+FEWEST_SCORED = 15  # scored passages of the concept: with fewer, the interval of a sparse feature covers over 98%
+SAMPLES, ENDS = 2000, (0.02, 0.98)  # wider than 95%, because bootstrap-t covers 1 to 2% less for skewed documents
+EVENTS = 12  # passages that are not perfectly ranked: with more, their measured variance weighs more than the model's
 
 Interval = tuple[float, float]
 
@@ -28,8 +29,9 @@ Interval = tuple[float, float]
 def ratio_interval(numerator_G: np.ndarray, denominator_G: np.ndarray) -> Interval | None:
     """The interval of Σ numerator / Σ denominator over documents: bootstrap-t (Efron 1982), or Student's t if wider.
 
-    The standard error is the linearized one, of each sample anew. Percentiles of the ratio, and BCa, are far too narrow
-    for few skewed documents. None for fewer than FEWEST_DOCUMENTS, and where the denominator may as well be 0.
+    The standard error is the linearized one, recomputed for each sample. Intervals from percentiles of the ratio, and
+    BCa, are far too narrow for few skewed documents. None for fewer than FEWEST_DOCUMENTS, and if the denominator is
+    not significantly different from 0.
     """
     documents = len(numerator_G)
     if documents < FEWEST_DOCUMENTS:
@@ -61,14 +63,14 @@ def _ratio_and_error(sums_SxM: np.ndarray, documents: int) -> tuple[np.ndarray, 
 
 @lru_cache(1)
 def resample(documents: int) -> np.ndarray:
-    """Bootstrap samples: how many times each document is drawn, int [S, G]; the same for the same number."""
+    """Bootstrap samples: how many times each document is drawn, int [S, G]. The same for the same number."""
     drawn_SxG = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)
-    drawn_SxG.setflags(write=False)  # kept
+    drawn_SxG.setflags(write=False)  # cached, so callers must not change it
     return drawn_SxG
 
 
 def auroc_interval(wins_PxQ: np.ndarray) -> Interval | None:
-    """From which passage of the concept has more than which other: 1, ½ where they tie, or 0.
+    """The interval of an AUROC. `wins_PxQ` is 1 if the concept's passage has the larger value, ½ if equal, else 0.
 
     The interval holds the values whose distance from the measured one is at most t standard errors *there* (Newcombe
     2006, method 5). Unlike those of DeLong (1988), these errors do not vanish near 1. DeLong's variance scales them and
@@ -106,7 +108,7 @@ def auroc_interval(wins_PxQ: np.ndarray) -> Interval | None:
 
 
 def _freedom(values_N: np.ndarray) -> float:
-    """Degrees of freedom of a sample's variance: 2N / (kurtosis - 1), which few far-out values make few."""
+    """Degrees of freedom of a sample's variance: 2N / (kurtosis - 1). Outliers make them few."""
     constant = np.ptp(values_N) == 0
     kurtosis = 3.0 if constant else float(stats.kurtosis(values_N, fisher=False))
     return min(len(values_N) - 1, max(1.0, 2 * len(values_N) / max(kurtosis - 1, 1e-9)))
@@ -116,7 +118,7 @@ def _freedom(values_N: np.ndarray) -> float:
 class Estimate:
     """A mean over `n` seeds; `low` and `high` are its 95% interval by Student's t, None for fewer than FEWEST.
 
-    Of few seeds it is wide, and may go over what a share or a correlation can be: it is not cut off there.
+    With few seeds the interval is wide and may exceed the range of a share or a correlation. It is not clipped.
     """
 
     mean: float | None
@@ -139,9 +141,10 @@ class Estimate:
 
 
 def over_seeds(values: Sequence[float | None], tried: int = 1) -> Estimate:
-    """Values that are None are left out: what cannot be measured for a seed.
+    """The mean of one value for each seed, with its interval. Values that are None are left out.
 
-    `tried`: of how many this one is picked out; the interval is so wide that all of them hold at 95% (Bonferroni).
+    `tried` is the number of estimates that this one is selected from: the interval is widened so that all of them hold
+    together at 95% (Bonferroni).
     """
     known = np.array([value for value in values if value is not None], float)
     if not len(known):

@@ -1,11 +1,15 @@
-"""What each feature of a prompt does to the model's next token: attributions, checked by ablation.
+"""How much each feature that is active on a prompt contributes to the next token: attributions, checked by ablation.
 
 python main.py attribute RUN --prompt "The ships lay in the" --target " harbour"
 python main.py attribute RUN --member ID --prompt "The ships lay in the" --target " harbour" --against " garden"
 
-The output is the target's logit, less that of --against or else the vocabulary's mean. An attribution is what a feature
-adds to it: a sum over positions of f · (W_dec · gradient), the gradient at the prompt itself (gradient), its mean while
-all features fade in (integrated), or while this one does (path). Ablation takes the feature away at all positions.
+The explained output is the target's logit minus the logit of --against, or minus the mean logit over the vocabulary.
+A feature's attribution estimates how much the feature adds to that output. It is the sum over positions of
+f · (W_dec · gradient), with f the feature's value and the gradient taken by --method:
+  gradient    at the prompt itself
+  integrated  averaged while all features are scaled from 0 to their values (integrated gradients)
+  path        averaged while only this feature is scaled from 0 to its value
+Ablation is the measured change of the output when the feature is removed at all positions.
 """
 
 from __future__ import annotations
@@ -21,26 +25,27 @@ from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import flag
 
-METHODS = ("gradient", "integrated", "path")  # here, so that --help need not import jax
+METHODS = ("gradient", "integrated", "path")  # defined here, so that --help does not import jax
 
 
 @dataclass(frozen=True)
 class Options:
-    """Of what, and how."""
+    """The flags of `attribute`."""
 
-    member: str | None = flag(None, "id of a member (default: the only one)")
-    prompt: str | None = flag(None, "the text before the token in question")
-    target: str | None = flag(None, "that token, with the space before it if it has one")
-    against: str | None = flag(None, "another one: attribute the difference of their logits")
-    method: str = flag("path", "where the gradient is taken", choices=METHODS)
-    steps: int = flag(16, "of the path of all features together")
-    top: int = flag(20, "features to show and to ablate, those of the largest attributions")
-    json: Path | None = flag(None, "a file for all figures", written=True)
+    member: str | None = flag(None, "id of the member; needed if the run has several")
+    prompt: str | None = flag(None, "the text before the token to explain")
+    target: str | None = flag(None, "the token to explain, with its leading space if it has one")
+    against: str | None = flag(None, "a second token: explain the difference between the two logits")
+    method: str = flag("path", "where the gradient is taken (see above)", choices=METHODS)
+    steps: int = flag(16, "number of gradients that --method integrated averages")
+    top: int = flag(20, "how many features to show and ablate, those with the largest attributions")
+    json: Path | None = flag(None, "JSON file for all figures", written=True)
 
     def __post_init__(self) -> None:
         for name in ("prompt", "target"):
             if not getattr(self, name):
-                raise InputError(f"--{name}: needed, as in --prompt 'The ships lay in the' --target ' harbour'")
+                example = "--prompt 'The ships lay in the' --target ' harbour'"
+                raise InputError(f"--{name} is missing: give it, as in {example}")
         if self.method not in METHODS:
             raise InputError(f"--method {self.method}: must be one of {', '.join(METHODS)}")
         for name in ("steps", "top"):
@@ -51,7 +56,7 @@ class Options:
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py attribute", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_flags("what", Options)
+    parser.add_flags("attribution", Options)
     values = vars(parser.parse_args(argv))
     options, finished = filled(Options, values), FinishedRun.open(values["run"])
     member = finished.only(options.member)
@@ -67,10 +72,12 @@ def run(argv: list[str]) -> None:
     first_position = finished.first_position
     prompt_T = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]
     if not first_position < len(prompt_T) <= longest:
-        raise InputError(f"--prompt: {len(prompt_T)} tokens; from {first_position + 1} to {longest} can be read")
+        raise InputError(
+            f"--prompt has {len(prompt_T)} tokens: it must have from {first_position + 1} to {longest} for this model"
+        )
     target, against = (token_of(tokenizer, name, getattr(options, name)) for name in ("target", "against"))
     assert target is not None
-    found = compute_attribution(
+    result = compute_attribution(
         model,
         prompt_T,
         finished.site(member),
@@ -87,32 +94,36 @@ def run(argv: list[str]) -> None:
         table.add_column(head, justify="right")
     table.add_column("token", overflow="fold")
     tokens = [tokenizer.decode([token]) for token in prompt_T]
-    for effect in found.effects:
+    for effect in result.effects:
         figures = (f"{effect.attribution:+.4f}", f"{effect.ablation:+.4f}", f"{effect.value:.2f}")
         table.add_row(str(effect.feature), *figures, str(effect.position), Text(repr(tokens[effect.position])))
-    less = repr(options.against) if options.against else "the mean logit"
+    subtracted = f"logit of {options.against!r}" if options.against else "mean logit"
     with Terminal() as terminal:
-        terminal.say(f"{options.target!r} less {less}: {found.output:.3f}; its probability: {found.probability:.4f}")
+        terminal.say(f"logit of {options.target!r} minus {subtracted}: {result.output:.3f}")
+        terminal.say(f"probability of {options.target!r}: {result.probability:.4f}")
         terminal.show(table)
-        agree = "cannot be told" if found.correlation is None else f"{found.correlation:.3f}"
-        terminal.say(f"correlation of attribution ({found.method}) and ablation over these: {agree}")
+        correlation = "undefined" if result.correlation is None else f"{result.correlation:.3f}"
+        terminal.say(f"correlation of attribution ({result.method}) with ablation, over these features: {correlation}")
         terminal.say(
-            f"all {found.active} active features together: {found.features_give:+.3f}; "
-            f"the dictionary's error: {found.error_gives:+.3f}"
+            f"contribution of all {result.active} active features together: {result.features_give:+.3f}; "
+            f"of the dictionary's reconstruction error: {result.error_gives:+.3f}"
         )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         facts = {"schema": 1, "run": str(finished.path), "member": member, "prompt": tokens}
         facts |= {"hook_name": finished.site(member).hook_name, "target": options.target, "against": options.against}
-        write_json(options.json, facts | asdict(found))
+        write_json(options.json, facts | asdict(result))
 
 
 def token_of(tokenizer: Any, name: str, text: str | None) -> int | None:
-    """The one token that a text is. Raises InputError where it is several."""
+    """The id of the single token that `text` consists of. Raises InputError if the text is not exactly one token."""
     if text is None:
         return None
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         pieces = " ".join(repr(tokenizer.decode([token])) for token in ids)
-        raise InputError(f"--{name} {text!r}: must be one token; to this model it is {pieces or 'none'}")
+        raise InputError(
+            f"--{name} {text!r} must be one token, but this model's tokenizer splits it into "
+            f"{pieces or 'no tokens'}: give a single token, with its leading space if it has one"
+        )
     return ids[0]

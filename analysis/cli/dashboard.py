@@ -1,7 +1,9 @@
-"""The dashboard: a run's members and features, in the browser.
+"""Browse a run's members and features in a local web page.
 
-python main.py dashboard RUN                     # http://127.0.0.1:8501, until Ctrl-C
-python main.py dashboard RUN RUN --port 9000     # several runs; a link to what is shown is in the address bar
+python main.py dashboard RUN                     # serves http://127.0.0.1:8501 until Ctrl-C
+python main.py dashboard RUN RUN --port 9000     # several runs
+
+The address bar always holds a link to the page that is shown.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from threading import Thread
 
 from analysis.cli.flags import Parser, filled
 from analysis.runs.finished import FinishedRun
+from analysis.ui.dashboard.links import ADDRESS, PORT
 from harvest.errors import InputError
 from harvest.request import default_cache_dir, flag
 
@@ -25,9 +28,11 @@ APP = Path(__file__).parents[1] / "ui" / "dashboard" / "app.py"
 
 @dataclass(frozen=True)
 class Options:
-    port: int = flag(8501, "of the server")
-    address: str = flag("127.0.0.1", "that it listens on; another than this lets other machines in, without a password")
-    host: tuple[str, ...] = flag((), "other names by which browsers may ask for it, as behind a proxy")
+    port: int = flag(PORT, "port of the server")
+    address: str = flag(
+        ADDRESS, "address that the server listens on; any other value lets other machines in without a password"
+    )
+    host: tuple[str, ...] = flag((), "further host names that browsers may use for the server, for example of a proxy")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
@@ -37,7 +42,7 @@ class Options:
 
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py dashboard", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, finished")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of finished runs")
     parser.add_flags("server", Options)
     values = vars(parser.parse_args(argv))
     options, runs = filled(Options, values), list(dict.fromkeys(values["runs"]))
@@ -51,7 +56,7 @@ def run(argv: list[str]) -> None:
 
 
 def need_free(options: Options) -> None:
-    """Raises InputError where the server could not listen."""
+    """Raises InputError if the server could not listen on its address and port."""
     family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
     with socket.socket(family) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -59,38 +64,42 @@ def need_free(options: Options) -> None:
             tried.bind((options.address, options.port))
         except OSError as error:
             raise InputError(
-                f"--address {options.address} --port {options.port}: {error.strerror}: name another --port"
+                f"cannot listen on --address {options.address} --port {options.port} ({error.strerror}): "
+                "give another --port"
             ) from error
 
 
 def warm() -> None:
-    """Imports what the pages of features need and takes seconds, while the first page is looked at."""
+    """Import the slow modules of the feature pages in the background, while the user reads the first page."""
     for module in ("analysis.pages.feature", "harvest.model.tokenizer"):
         import_module(module)
 
 
 def hosts(options: Options) -> list[str]:
-    """The names by which a browser may ask: the loopback's, and where other machines are let in, this one's own."""
+    """Host names that requests may carry: the loopback names, and this machine's names if others may connect."""
     from streamlit import net_util
 
     if options.address in LOOPBACK:
         return [*LOOPBACK, *options.host]
-    own = (options.address, socket.gethostname(), socket.getfqdn(), net_util.get_internal_ip())
-    return [*LOOPBACK, *options.host, *filter(None, own)]
+    this_machine = (options.address, socket.gethostname(), socket.getfqdn(), net_util.get_internal_ip())
+    return [*LOOPBACK, *options.host, *filter(None, this_machine)]
 
 
 def serve(options: Options, runs: list[str]) -> None:
-    """Until it is stopped. Streamlit's own defaults are every address, statistics sent home, and a watch on files."""
+    """Serve the dashboard until the process is stopped.
+
+    The settings replace Streamlit's defaults, which listen on every address, send usage statistics and watch files.
+    """
     from streamlit import net_util
     from streamlit.web import bootstrap
 
-    net_util.get_external_ip = lambda: None  # to refuse a foreign page it would ask an address outside for its own
+    net_util.get_external_ip = lambda: None  # else Streamlit asks a server on the internet for this machine's address
     settings = {
         "server_address": options.address,
         "server_port": options.port,
         "server_headless": True,
         "server_enableXsrfProtection": True,
-        "server_allowedHosts": hosts(options),  # else a page whose name is rebound gets in
+        "server_allowedHosts": hosts(options),  # protects against DNS rebinding
         "server_fileWatcherType": "none",
         "browser_gatherUsageStats": False,
         "client_toolbarMode": "minimal",

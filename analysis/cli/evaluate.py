@@ -1,7 +1,7 @@
-"""Measure dictionaries by one ruler: explained variance, L0, dead features, loss recovered.
+"""Measure explained variance, L0, dead features and loss recovered of several dictionaries on the same text.
 
-python main.py evaluate runs/NAME                             # a run's members, as after training
-python main.py evaluate runs/NAME SAE_DIR --dataset my.jsonl  # a run and another dictionary, on a text of yours
+python main.py evaluate runs/NAME                             # the members of a run, as after training
+python main.py evaluate runs/NAME SAE_DIR --dataset my.jsonl  # a run and another dictionary, on your own text
 python main.py evaluate SAE_DIR --model-name gpt2 --hook-name blocks.8.hook_resid_pre --json figures.json
 """
 
@@ -26,7 +26,7 @@ from harvest.files import write_json
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py evaluate", description=__doc__)
     parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="run directories and dictionaries")
-    parser.add_flags("on what", EvaluateSettings)
+    parser.add_flags("measurement", EvaluateSettings)
     values = vars(parser.parse_args(argv))
     options = filled(EvaluateSettings, values)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
@@ -37,7 +37,7 @@ def run(argv: list[str]) -> None:
     failed = {given: ids for given in values["directories"] if (ids := failed_in(given))}
     with Terminal() as terminal:
         for given, ids in failed.items():
-            terminal.say(f"{given}: no figures of {', '.join(ids)}: training was stopped, nothing was written")
+            terminal.say(f"{given}: no figures for {', '.join(ids)}: training stopped early and wrote no dictionary")
         report = evaluate_dictionaries(opened, options, terminal.progress, terminal.say)
         terminal.evaluation(report)
     if options.json:

@@ -1,9 +1,9 @@
-"""Write one dictionary as SAELens has it, with a model card, or its features' pages as Neuronpedia imports them.
+"""Write one dictionary in the format of SAELens, with a model card, or its feature pages in Neuronpedia's format.
 
-python main.py export RUN --member ID --to DIR                   # of a finished run
-python main.py export DICTIONARY --to DIR                        # of SAELens (old or new) or dictionary_learning
+python main.py export RUN --member ID --to DIR                   # a member of a finished run
+python main.py export DICTIONARY --to DIR                        # a dictionary of SAELens or dictionary_learning
 python main.py export RUN --member ID --to DIR --push-to-hub me/my-saes
-python main.py export RUN --member ID --to DIR --neuronpedia     # the features' pages
+python main.py export RUN --member ID --to DIR --neuronpedia     # feature pages instead of weights
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ from harvest.request import default_cache_dir, flag
 
 @dataclass(frozen=True)
 class Options:
-    member: str | None = flag(None, "which member of the run")
+    member: str | None = flag(None, "id of the member; needed if the run has several")
     to: Path | None = flag(None, "a new or empty directory to write to")
-    neuronpedia: bool = flag(False, "write the features' pages, as Neuronpedia imports them, in place of the weights")
+    neuronpedia: bool = flag(False, "write the feature pages, as Neuronpedia imports them, instead of the weights")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept (for --neuronpedia)")
-    push_to_hub: str | None = flag(None, "upload it to this repository of the model hub, into a folder of its name")
+    push_to_hub: str | None = flag(
+        None, "also upload to this repository of the Hugging Face hub, into a folder named after the dictionary"
+    )
 
 
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py export", description=__doc__)
-    parser.add_argument("source", type=Path, metavar="RUN", help="a run, or the directory of a dictionary")
+    parser.add_argument("source", type=Path, metavar="RUN", help="a run directory, or the directory of a dictionary")
     parser.add_flags("export", Options)
     values = vars(parser.parse_args(argv))
     source, options = values["source"], filled(Options, values)
     if options.to is None:
-        raise InputError("--to: say which directory to write to")
+        raise InputError("--to is missing: give a new or empty directory to write to")
     refuse_taken(options.to)
     if options.neuronpedia:
         if options.push_to_hub:
-            raise InputError("--push-to-hub: uploads weights; leave it out with --neuronpedia, or write them apart")
+            raise InputError("--push-to-hub uploads weights, not the pages of --neuronpedia: leave one of them out")
         write_neuronpedia(source, options)
         return
     if repo := options.push_to_hub:
@@ -71,48 +73,51 @@ def write_neuronpedia(source: Path, options: Options) -> None:
     assert options.to is not None
     with Terminal() as terminal:
         export(run, member, options.to, options.cache_dir, terminal.progress, terminal.say)
-        terminal.say(f"{member}: {options.to}/batch-*.json")
+        terminal.say(f"{member}: pages in {options.to}/batch-*.json")
 
 
 def member_facts(source: Path, member_id: str | None) -> dict | None:
-    """{"member", "asked", "store", "environment"} of a run's member; None where `source` is no run."""
+    """What the run records about the member ("member", "asked", "store", "environment"); None if `source` is no run."""
     if not (source / "config.json").exists() or "asked" not in parse_json(source / "config.json", "choose another"):
         if member_id is not None:
-            raise InputError(f"--member {member_id}: {source} is no run; leave it out for a dictionary's own directory")
+            raise InputError(f"--member {member_id}: {source} is a single dictionary, not a run: leave --member out")
         return None
     run = FinishedRun.open(source)
     if member_id is None and len(run.results["members"]) > 1:
-        raise InputError(f"--member: say which; it has {', '.join(run.members)}")
+        raise InputError(f"--member is missing and the run has several: give one of {', '.join(run.members)}")
     (name,) = run.chosen((member_id,) if member_id else ())
     facts = {"member": run.members[name], "store": run.store_facts(run.site(name))}
     return facts | {what: run.config[what] for what in ("asked", "environment")}
 
 
 def refuse_no_hub(repo: str) -> None:
-    """Raises InputError where nothing can be uploaded: before anything is written."""
+    """Raises InputError if nothing could be uploaded. Called before anything is written."""
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import validate_repo_id
 
     asked, endpoint = f"--push-to-hub {repo}", constants.ENDPOINT
-    login = "set HF_TOKEN to a token that may write, or run `hf auth login`"
+    login = "set HF_TOKEN to a token with write access, or run `hf auth login`"
     try:
         validate_repo_id(repo)
     except ValueError as e:
         raise InputError(f"{asked}: {e}") from e
     if get_token() is None:
-        raise InputError(f"{asked}: there is no login for the hub at {endpoint}: {login}, or leave the flag out")
+        raise InputError(f"{asked}: you are not logged in to the hub at {endpoint}: {login}, or leave the flag out")
     try:
         HfApi().whoami()
     except HfHubHTTPError as e:
-        said = str(e).splitlines()[0]
-        raise InputError(f"{asked}: the hub at {endpoint} does not take the login ({said}): {login}") from e
-    except Exception as e:  # whatever the client raises: there is no hub to talk to
-        raise InputError(f"{asked}: no hub is in reach at {endpoint} ({e}): leave the flag out") from e
+        reason = str(e).splitlines()[0]
+        raise InputError(f"{asked}: the hub at {endpoint} rejects the login ({reason}): {login}") from e
+    except Exception as e:  # the client raises many types if the hub cannot be reached
+        raise InputError(f"{asked}: the hub at {endpoint} cannot be reached ({e}): leave the flag out") from e
 
 
 def push(directory: Path, repo: str, name: str) -> str:
-    """Upload into the folder `name`, which SAELens calls the sae_id; the card also to the front where none is there."""
+    """Upload `directory` into the folder `name`, which SAELens calls the sae_id. Returns the repository's URL.
+
+    If the repository has no README.md of its own, the model card becomes it.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -121,8 +126,8 @@ def push(directory: Path, repo: str, name: str) -> str:
         api.upload_folder(repo_id=repo, folder_path=directory, path_in_repo=name, commit_message=f"Upload SAE {name}")
         if not api.file_exists(repo, "README.md"):
             api.upload_file(repo_id=repo, path_or_fileobj=directory / "README.md", path_in_repo="README.md")
-    except Exception as e:  # of the client: the hub refuses, or is gone
-        again = f"`hf upload {repo} {directory} {name}` tries again"
-        said = str(e).splitlines()[0]
-        raise InputError(f"--push-to-hub {repo}: written to {directory}, but not uploaded ({said}): {again}") from e
+    except Exception as e:  # the client raises many types if the hub refuses or cannot be reached
+        again = f"try again with `hf upload {repo} {directory} {name}`"
+        reason = str(e).splitlines()[0]
+        raise InputError(f"--push-to-hub {repo}: written to {directory}, but not uploaded ({reason}): {again}") from e
     return str(url)

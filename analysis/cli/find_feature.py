@@ -1,8 +1,11 @@
-"""Which feature fires on a concept? By a phrase, by examples, or by both.
+"""Find the features that fire on a concept. The concept is given by a phrase, by example texts, or by both.
 
 python main.py find-feature RUN "the Golden Gate Bridge"                     # passages of the run's own corpus
-python main.py find-feature RUN bridges --examples bridges.txt               # and examples of yours, one a line
-python main.py find-feature RUN irony --examples yes.txt --against no.txt    # against texts of yours
+python main.py find-feature RUN bridges --examples bridges.txt               # also your own examples, one per line
+python main.py find-feature RUN irony --examples yes.txt --against no.txt    # compared with your own texts
+
+Each feature is scored by how well its largest activation in a passage separates passages about the concept from
+others. Different passages choose the features, set their thresholds and score them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from analysis.cli.flags import Parser, filled
@@ -25,6 +29,7 @@ from analysis.concepts.search import (
     search,
 )
 from analysis.runs.finished import FinishedRun, can_be_kept
+from analysis.ui.dashboard.links import page_link
 from analysis.ui.terminal.detectors import LEGEND, description_text, found_table, search_summary
 from analysis.ui.terminal.live import Terminal
 from harvest.files import write_json
@@ -39,8 +44,10 @@ if TYPE_CHECKING:
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py find-feature", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_argument("phrase", metavar="PHRASE", help="in any case; a leading article does not count")
-    parser.add_flags("what", SearchSettings)
+    parser.add_argument(
+        "phrase", metavar="PHRASE", help="word or phrase to search for; case and a leading article are ignored"
+    )
+    parser.add_flags("search", SearchSettings)
     values = vars(parser.parse_args(argv))
     options, phrase = filled(SearchSettings, values), values["phrase"]
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
@@ -53,12 +60,12 @@ def run(argv: list[str]) -> None:
         store = finished.store(finished.site(members[0]), options.cache_dir, **talk)
         dictionaries = {name: finished.dictionary(name) for name in members}
         model = finished.language_model
-        of, result = search(phrase, finished, model, dictionaries, options, examples, against)
+        passages, result = search(phrase, finished, model, dictionaries, options, examples, against)
         descriptions = describe_found(finished, result, model, options.cache_dir, **talk)
         record = {
             "phrase": phrase,
             "settings": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()},
-            "passages": passages_record(of, store.train.documents, options.seed),
+            "passages": passages_record(passages, store.train.documents, options.seed),
             **asdict(result),
         }
         for entry in record["features"]:
@@ -70,6 +77,9 @@ def run(argv: list[str]) -> None:
         for line in search_summary(phrase, record["passages"], result, options.fdr):
             terminal.say(line)
         show(result, descriptions, dictionaries, terminal)
+        if best := next((feature for feature in result.features if feature.passes), None):
+            for line in page_lines(finished.path, best.member, best.feature):
+                terminal.say(line)
         path = options.json or finished.path / "analysis" / "find" / f"{slug(phrase)}.json"
         if not options.json and not can_be_kept(finished.path, terminal.say):
             return
@@ -84,14 +94,20 @@ def show(
     dictionaries: Mapping[str, Dictionary],
     terminal: Terminal,
 ) -> None:
-    of_all, bests = result.features[: result.top], list(result.best_of_members.values())
+    best, best_of_members = result.features[: result.top], list(result.best_of_members.values())
     densities = {(f.member, f.feature): density_of(dictionaries[f.member], f.feature) for f in result.features}
-    terminal.show(found_table("Each dictionary's best", bests, densities, result.baselines))
-    terminal.show(found_table(f"The best {len(of_all)} of all", of_all, densities, {}))
-    for found in result.features:
-        if description := descriptions.get((found.member, found.feature)):
-            terminal.show(description_text(found, description, CONTEXTS_SHOWN))
+    terminal.show(found_table("Best feature of each dictionary", best_of_members, densities, result.baselines))
+    terminal.show(found_table(f"Best {len(best)} features of all dictionaries", best, densities, {}))
+    for feature in result.features:
+        if description := descriptions.get((feature.member, feature.feature)):
+            terminal.show(description_text(feature, description, CONTEXTS_SHOWN))
     terminal.say(LEGEND)
+
+
+def page_lines(run: Path, member: str, feature: int) -> list[str]:
+    """How to open the dashboard's page of a feature: the command that starts the server, and the link."""
+    link = page_link("feature", run=run.resolve().name, member=member, feature=feature)
+    return [f"page of feature {feature}: python main.py dashboard {quote(str(run))}", f"then open {link}"]
 
 
 def slug(phrase: str) -> str:

@@ -1,4 +1,4 @@
-"""Flags from dataclasses: one flag a field, --name for the field `name`, with its default and its help."""
+"""Flags from dataclasses: each field `name` becomes a flag --name, with the field's default and help text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHOLE_BELOW = 2**31
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises InputError in place of argparse's usage and exit; no abbreviations."""
+    """An argparse parser that raises InputError instead of printing its usage, and accepts no abbreviated flags."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
     def add_flags(self, title: str, cls: type) -> None:
-        """A group with the flags of a dataclass."""
+        """Add the fields of a dataclass as a group of flags under a title."""
         group, hints = self.add_argument_group(title), get_type_hints(cls)
         for field in fields(cls):
             add_flag(group, field, hints[field.name])
@@ -47,17 +47,20 @@ def single(text: str) -> float:
 
 def not_empty(text: str) -> str:
     if not text.strip():
-        raise argparse.ArgumentTypeError("an empty text, as of a variable that is not set: leave the flag out")
+        raise argparse.ArgumentTypeError("an empty text, perhaps of a shell variable that is not set: leave it out")
     return text
 
 
 def filled(cls: type[T], values: dict[str, Any]) -> T:
-    """The dataclass with its fields from what was parsed; several values are a tuple."""
-    own = {field.name: values[field.name] for field in fields(cls)}  # type: ignore[arg-type]
+    """The dataclass with its fields filled from the parsed values; lists become tuples.
+
+    Raises InputError if a file that the command will write at its end cannot be written.
+    """
+    chosen = {field.name: values[field.name] for field in fields(cls)}  # type: ignore[arg-type]
     for field in fields(cls):  # type: ignore[arg-type]
-        if field.metadata.get("written") and own[field.name]:  # at the end of what may take long
-            refuse_as_target(own[field.name])
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in own.items()})
+        if field.metadata.get("written") and chosen[field.name]:  # checked before the command's long work
+            refuse_as_target(chosen[field.name])
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()})
 
 
 def add_flag(group: Any, field: Field, hint: Any) -> None:

@@ -1,4 +1,4 @@
-"""How much is explained at which sparsity, of finished runs together: a table and a figure.
+"""Compare explained variance against sparsity (L0) over the members of finished runs: a table and a figure.
 
 python main.py frontier runs/first runs/second --to DIR
 """
@@ -19,12 +19,14 @@ from harvest.request import flag
 
 @dataclass(frozen=True)
 class Options:
-    to: Path | None = flag(None, "folder for the figure and its numbers (default: of one run its own, else frontier)")
+    to: Path | None = flag(
+        None, "folder for the figure and its numbers (default: RUN if one run is given, otherwise ./frontier)"
+    )
 
 
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py frontier", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, finished")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of finished runs")
     parser.add_flags("output", Options)
     values = vars(parser.parse_args(argv))
     runs, options = values["runs"], filled(Options, values)
@@ -34,8 +36,10 @@ def run(argv: list[str]) -> None:
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
         for member in frontier.failed:
-            terminal.say(f"{member} has no figures: its training was stopped")
+            terminal.say(f"{member} has no figures: its training failed")
         if not frontier.has_curve:
-            terminal.say("no figure: it needs one kind at two or more sparsities, as of --target-l0 16 32 or --k 16 32")
+            terminal.say(
+                "no figure: it needs one kind at two or more sparsities, trained with --target-l0 16 32 or --k 16 32"
+            )
         elif options.to or can_be_kept(to, terminal.say):
             terminal.say("figure: " + ", ".join(map(str, write_frontier(frontier, to))))

@@ -1,4 +1,4 @@
-"""A run as one HTML file to send: figures, features in their contexts, answers; it opens without a network.
+"""Write a run as one HTML file that can be sent and opened offline: figures, features in context, answers.
 
 python main.py report RUN                                   # RUN/report.html, its figures in RUN/figures
 python main.py report RUN OTHER --control RUN_RANDOM --to sent.html
@@ -19,14 +19,16 @@ from harvest.request import default_cache_dir, flag
 @dataclass(frozen=True)
 class Options:
     to: Path | None = flag(None, "the file to write (default: report.html in the first run)", written=True)
-    control: Path | None = flag(None, "a run on the same model with its weights shuffled (--control random-weights)")
+    control: Path | None = flag(
+        None, "a run on the same model with shuffled weights (trained with --control random-weights)"
+    )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 
 
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py report", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, finished")
-    parser.add_flags("how", Options)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of finished runs")
+    parser.add_flags("report", Options)
     values = vars(parser.parse_args(argv))
     options = filled(Options, values)
 
@@ -43,9 +45,9 @@ def run(argv: list[str]) -> None:
     control = runs[0].opened_control(options.control) if options.control else None
     to = options.to or runs[0].path / "report.html"
     if to.is_dir() or not to.parent.is_dir():
-        raise InputError(f"--to {to}: must be a file in a folder that exists")
+        raise InputError(f"--to {to}: must be a file in an existing folder: create the folder, or give another file")
     if not os.access(to.parent, os.W_OK):
-        raise InputError(f"{to.parent} cannot be written to: say by --to where else the report shall lie")
+        raise InputError(f"{to.parent} cannot be written to: give another file by --to")
     with Terminal() as terminal, TemporaryDirectory() as spare:
         report = compose(runs, control, options.cache_dir, terminal.progress, terminal.say)
         drawn = [(part, figure) for part in report.parts for figures in part.figures.values() for figure in figures]

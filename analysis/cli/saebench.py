@@ -1,4 +1,4 @@
-"""Sparse probing, feature absorption and spurious correlation removal of a finished run's dictionaries.
+"""Run three SAEBench benchmarks on a finished run: sparse probing, absorption and spurious correlation removal.
 
 python main.py saebench RUN                                       # all members, on the bundled corpus
 python main.py saebench RUN --member ID --metrics probing --k 1 5
@@ -27,8 +27,8 @@ class Options:
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py saebench", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_flags("of whom", Options)
-    parser.add_flags("what", SAEBench)
+    parser.add_flags("dictionaries", Options)
+    parser.add_flags("benchmarks", SAEBench)
     values = vars(parser.parse_args(argv))
     settings, finished = filled(SAEBench, values), FinishedRun.open(values["run"])
     members = finished.chosen(filled(Options, values).member)
@@ -41,5 +41,5 @@ def run(argv: list[str]) -> None:
         answers[question] = answer
     with Terminal() as terminal:
         terminal.show(benchmark_table(answers))
-        for note in [*notes, f"in {finished.path / 'analysis'}"] if kept else notes:
+        for note in [*notes, f"all figures: {finished.path / 'analysis'}"] if kept else notes:
             terminal.say(note)

@@ -1,4 +1,4 @@
-"""A run in the terminal: finished, interrupted, or still being trained by another process.
+"""Show a run in the terminal: finished, interrupted, or still being trained by another process.
 
 python main.py show runs/first --pareto
 python main.py show runs/first --watch
@@ -22,7 +22,7 @@ from harvest.errors import InputError
 from harvest.request import flag
 
 POLL_SECONDS = 1.0
-COMMANDS = {  # by what they leave in RUN
+COMMANDS = {  # by the file that each command leaves in RUN
     "analysis/study.json": "study {}",
     "analysis/sparse_probing.json": "saebench {}",
     "report.html": "report {}",
@@ -32,7 +32,7 @@ COMMANDS = {  # by what they leave in RUN
 
 @dataclass(frozen=True)
 class Options:
-    pareto: bool = flag(False, "draw explained variance against L0, too")
+    pareto: bool = flag(False, "also plot explained variance against L0")
     watch: bool = flag(False, "follow the training until it is finished")
 
 
@@ -49,12 +49,12 @@ def run(argv: list[str]) -> None:
                 follow(live_run, terminal, options.watch)
             except KeyboardInterrupt:
                 terminal.leave_phase()
-                terminal.say(f"no longer watched: {live_run.state()}")
+                terminal.say(f"stopped watching: {live_run.state()}")
                 raise SystemExit(130) from None
         if (path / "results.json").exists():
             show_finished(path, options, terminal)
         elif options.pareto:
-            raise InputError(f"--pareto: {path} is not finished, and has no held-out figures yet")
+            raise InputError(f"--pareto: {path} is not finished and has no held-out figures yet: leave --pareto out")
 
 
 def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
@@ -68,21 +68,21 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
         if points:
             terminal.scatter(points, "L0", "explained variance")
         else:
-            terminal.say("--pareto: all members failed, there is nothing to draw")
+            terminal.say("--pareto: nothing to plot, because all members failed")
     made = sorted({re.split(r"[-.]", p.name)[0] for p in (path / "analysis").glob("*")})
     terminal.say(f"analyses: {', '.join(made)}" if made else "no analyses yet")
     for file, command in COMMANDS.items():
         if not (path / file).exists():
-            terminal.say(f"to be made: python main.py {command.format(quote(str(path)))}")
+            terminal.say(f"not run yet: python main.py {command.format(quote(str(path)))}")
 
 
 def follow(live_run: LiveRun, terminal: Terminal, watch: bool) -> None:
-    """Its last state, once, or until it is finished or no longer written."""
+    """Show the run's latest progress once or, if `watch`, until it is finished or its process no longer writes."""
     terminal.past(live_run.losses())
     drawn = 0
     while not live_run.finished:
         progress = live_run.progress()
-        if progress and progress.step > drawn:  # a block is one point of the curves, however long it takes
+        if progress and progress.step > drawn:  # each block of steps adds one point to the curves, not each poll
             terminal.training_progress(progress)
             drawn = progress.step
         if not watch or not live_run.being_trained:

@@ -1,13 +1,20 @@
-"""What the model writes when one feature is turned up, down or off.
+"""Generate text while one feature is turned up, turned down or switched off, and measure the effect.
 
 python main.py steer RUN --feature 12 --strength 2
 python main.py steer RUN --concept "the Golden Gate Bridge" --sweep      # chooses the feature, then the strength
 python main.py steer RUN --member ID --feature 12 --mode ablate --prompt "The ships lay in the" --json steered.json
 
-add (default): x + S·max·d, d the feature's decoder row and max its largest activation over the corpus; at strength 0
-the model is itself, token for token. clamp: the feature is set to S·max, whatever it was (a clamp to 0 is ablate).
-The concept's words, of which the probability is told: the first tokens of its words; without --concept the tokens that
-the feature promotes most. Perplexity is that of what was written, under the unsteered model.
+--mode, with x the activation, d the feature's decoder row, max its largest activation over the corpus, S --strength:
+  add       x + S·max·d (default); strength 0 leaves the model unchanged
+  clamp     sets the feature to S·max at every token
+  ablate    sets the feature to 0 at every token
+
+The tables show a text for each strength, and these figures, averaged over all texts:
+  probability   of the concept's tokens: the first token of each of its words, or of --words; with --feature and no
+                --words, the tokens that the feature promotes most
+  change        the probability minus that of the unsteered texts
+  perplexity    of the generated text under the unsteered model: lower is more fluent
+  distinct      share of different tokens in a text: low for text that repeats itself
 """
 
 from __future__ import annotations
@@ -39,37 +46,41 @@ RANDOM, MEANS = "random direction", "difference in means"
 
 @dataclass(frozen=True)
 class Options:
-    """What is turned, and how far."""
+    """The flags that choose the feature and how it is steered."""
 
-    member: str | None = flag(None, "id of a member (default: the only one)")
+    member: str | None = flag(None, "id of the member; needed if the run has several")
     feature: int | None = flag(None, "number of the feature")
-    concept: str | None = flag(None, "in its place: a word or phrase, of which the feature that steers best is chosen")
-    mode: str = flag("add", "add to the feature, set it, or take it away", choices=MODES)
+    concept: str | None = flag(
+        None, "a word or phrase, instead of --feature: the feature that steers best towards it is chosen"
+    )
+    mode: str = flag("add", "how the feature is changed (see above)", choices=MODES)
     strength: float | None = flag(None, "in units of the feature's maximum over the corpus (default: 1)")
-    sweep: bool = flag(False, "try --strengths and tell the best")
-    strengths: tuple[float, ...] = flag((), f"of --sweep (default: {' '.join(f'{s:g}' for s in SWEEP)})")
-    words: tuple[str, ...] = flag((), "words of which the probability is told (default: those of the concept)")
+    sweep: bool = flag(False, "try all --strengths and report the best")
+    strengths: tuple[float, ...] = flag((), f"what --sweep tries (default: {' '.join(f'{s:g}' for s in SWEEP)})")
+    words: tuple[str, ...] = flag((), "words whose probability is measured (default: those of the concept)")
     examples: Path | None = flag(None, "texts about the concept, as for find-feature")
-    candidates: int = flag(20, "features that --concept tries at most, of those found and of those promoting its words")
-    json: Path | None = flag(None, "a file for all texts and figures", written=True)
+    candidates: int = flag(
+        20, "with --concept: how many features to try at most that detect the concept, and that promote its words"
+    )
+    json: Path | None = flag(None, "JSON file for all texts and figures", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
         if (self.feature is None) == (self.concept is None):
-            raise InputError("--feature or --concept: which feature, or what about? Give one of them")
+            raise InputError("give exactly one of --feature and --concept")
         if self.mode not in MODES:
             raise InputError(f"--mode {self.mode}: must be one of {', '.join(MODES)}")
         if self.mode == "ablate" and (self.strength is not None or self.sweep):
-            raise InputError("--mode ablate takes the feature away whole: leave --strength and --sweep out")
+            raise InputError("--mode ablate removes the feature completely: leave --strength and --sweep out")
         if self.mode == "clamp" and 0 in self.tried:
             raise InputError(
-                "--strength 0 with --mode clamp sets the feature to 0: say --mode ablate for that, "
-                "or --mode add for the model as it is"
+                "--strength 0 with --mode clamp sets the feature to 0: use --mode ablate for that, "
+                "or --mode add for the unchanged model"
             )
         if self.sweep and self.strength is not None:
-            raise InputError("--strength and --sweep: one strength, or several? Give one of them")
+            raise InputError("--strength is one strength, --sweep tries several: give only one of the two flags")
         if self.strengths and not self.sweep:
-            raise InputError("--strengths are of --sweep: add it, or give one --strength")
+            raise InputError("--strengths needs --sweep: add --sweep, or give one --strength")
         if self.candidates < 1:
             raise InputError(f"--candidates {self.candidates}: must be 1 or more")
 
@@ -83,7 +94,7 @@ class Options:
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py steer", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_flags("what", Options)
+    parser.add_flags("steering", Options)
     parser.add_flags("text", Sampling)
     values = vars(parser.parse_args(argv))
     options, sampling = filled(Options, values), filled(Sampling, values)
@@ -105,32 +116,34 @@ def run(argv: list[str]) -> None:
             detecting: list[int] = []
             try:
                 detecting = detected(options, finished, member, model)
-            except InputError as error:  # too few passages hold it: what promotes its words may do
-                terminal.say(f"none is sought that detects it: {error}")
+            except InputError as error:  # too few passages hold the phrase, but a feature may promote its words
+                terminal.say(f"only features that promote the concept's words are tried, because {error}")
             promoting = candidates(features, watched, options.candidates)
             tried = list(dict.fromkeys([*detecting, *promoting]))
             if not tried:
                 raise InputError(
-                    f"--concept {options.concept}: no feature is found that detects it, and none promotes its words: "
-                    "give --examples, or name a --feature"
+                    f"--concept {options.concept}: no feature detects the concept or promotes its words: "
+                    "give --examples, or a --feature"
                 )
             scores = steer_model.output_scores(model, site, sae, tried, watched, features.max_F, first_position)
             feature = next(iter(scores))
             best = ", ".join(f"{number} ({score:.3f})" for number, score in list(scores.items())[:5])
             terminal.say(f"{len(detecting)} features detect the concept, {len(promoting)} promote its words")
-            terminal.say(f"output score, best first: {best}")
+            terminal.say(f"features with the best output scores: {best}")
             means_D = steer_model.difference_in_means(
                 finished.store(site, options.cache_dir, **talk), model.tokenizer, options.concept
             )
             if means_D is None:
-                terminal.say(f"no difference in means: no passage, or every one, holds {options.concept!r}")
+                terminal.say(
+                    f"the {MEANS} is left out: the activations have no text with, or none without, {options.concept!r}"
+                )
             else:
                 others[MEANS] = means_D
         else:
             assert options.feature is not None
             feature, scores = options.feature, {}
             if not 0 <= feature < len(features.max_F):
-                raise InputError(f"--feature {feature}: {member} has 0 to {len(features.max_F) - 1}")
+                raise InputError(f"--feature {feature}: must be between 0 and {len(features.max_F) - 1} for {member}")
             watched = steer_model.promoted_tokens(features)[0][feature].tolist()
             if options.words:
                 watched = steer_model.word_tokens(model.tokenizer, " ".join(options.words))
@@ -144,28 +157,27 @@ def run(argv: list[str]) -> None:
         again: dict[str, Steered] = {}
         if options.sweep:
             again = steer_model.rerun_best(model, site, ways, steered, watched, sampling, first_position)
-            tell_best(steered, again, finished, f"steer-{member}-{feature}", terminal)
+            report_best(steered, again, finished, f"steer-{member}-{feature}", terminal)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         facts = {"schema": 1, "run": str(finished.path), "member": member, "hook_name": site.hook_name}
         facts |= {"feature": feature, "maximum": maximum, "concept": options.concept, "output_scores": scores}
-        fresh = {"afresh": {way: asdict(of) for way, of in again.items()}}
-        write_json(options.json, facts | {"sampling": asdict(sampling)} | asdict(steered) | fresh)
+        rerun = {"afresh": {way: asdict(result) for way, result in again.items()}}
+        write_json(options.json, facts | {"sampling": asdict(sampling)} | asdict(steered) | rerun)
 
 
 def detected(options: Options, finished: FinishedRun, member: str, model: LanguageModel) -> list[int]:
-    """Features that find-feature finds for the concept."""
-
+    """The features that detect the concept, as find-feature finds them. Raises InputError if too few passages do."""
     assert options.concept is not None
     how = SearchSettings(member=(member,), examples=options.examples, top=options.candidates)
     texts = concept_texts(options.concept, finished, how)
     dictionaries = {member: finished.dictionary(member)}
-    _, found = search(options.concept, finished, model, dictionaries, how, *texts)
-    return [feature.feature for feature in found.features if feature.passes]
+    _, result = search(options.concept, finished, model, dictionaries, how, *texts)
+    return [feature.feature for feature in result.features if feature.passes]
 
 
 def candidates(features: Features, watched: Sequence[int], most: int) -> list[int]:
-    """Features that promote one of the concept's words, by the largest logit weight of one, that fire on the corpus."""
+    """At most `most` features that promote a watched token and fire on the corpus, largest logit weight first."""
     import numpy as np
 
     from analysis.interventions import steering as steer_model
@@ -176,24 +188,26 @@ def candidates(features: Features, watched: Sequence[int], most: int) -> list[in
     return [int(i) for i in np.argsort(-logit_F, kind="stable")[:most] if np.isfinite(logit_F[i])]
 
 
-def tell_best(
+def report_best(
     steered: Steered, again: dict[str, Steered], finished: FinishedRun, name: str, terminal: Terminal
 ) -> None:
+    """Print each direction's best strength and its figures with other random draws, and write the figure."""
     from analysis.plots.steering import steering_chart
     from analysis.plots.style import save
 
     for way in steered.ways:
         best = steered.best(way)
-        found = f"{best.strength:g}" if best else "none raises the concept's probability"
-        terminal.say(f"best strength of {way} that still writes text: {found}")
+        strength = f"{best.strength:g}" if best else "none, no strength raises the concept's probability"
+        terminal.say(f"best strength of {way} at which the text stays fluent: {strength}")
         if way in again:
             plain, (texts,) = again[way].plain[UNSTEERED], again[way].ways[way]
             gain = f"a probability of {texts.probability:.3g}, 0 unsteered"
             if plain.probability:
                 gain = f"{texts.probability / plain.probability:.3g} × the unsteered probability"
             cost = texts.perplexity / plain.perplexity
-            terminal.say(f"    by another seed: {gain}, {cost:.2g} × the perplexity")
+            terminal.say(f"    with another seed: {gain}, {cost:.2g} × the unsteered perplexity")
     if IN_PROMPT in steered.plain:
-        terminal.say(f"{IN_PROMPT}: {steered.plain[IN_PROMPT].probability:.5f} without steering")
+        probability = steered.plain[IN_PROMPT].probability
+        terminal.say(f"probability without steering, with the concept named in the prompt: {probability:.5f}")
     if can_be_kept(finished.path, terminal.say):
         terminal.say("figure: " + ", ".join(map(str, save(steering_chart(steered), finished.path / "figures" / name))))

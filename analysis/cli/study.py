@@ -1,7 +1,13 @@
-"""The owner's five questions, answered with intervals from a finished population with several seeds.
+"""Answer five questions about a finished run whose members have several seeds, with intervals over the seeds.
 
-python main.py study RUN                         # all measures of all members, five answers, figures
-python main.py study RUN --control RUN_RANDOM    # beside the same model with its weights shuffled
+1. How do different activation functions affect feature learning?
+2. What drives concept emergence when training on transformer activations?
+3. How reliable are activation frequency patterns as indicators of neuron specialization?
+4. Can neuron behaviour during training be quantified and seen?
+5. How do sparsity mechanisms affect the interpretability of features?
+
+python main.py study RUN                         # measures every member, prints the answers, draws the figures
+python main.py study RUN --control RUN_RANDOM    # compares with a run on the same model with shuffled weights
 """
 
 from __future__ import annotations
@@ -21,15 +27,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    control: Path | None = flag(None, "a run on the same model with its weights shuffled (--control random-weights)")
-    documents: int = flag(5000, "of the bundled corpus, at most, to probe on")
+    control: Path | None = flag(
+        None, "a run on the same model with shuffled weights (trained with --control random-weights)"
+    )
+    documents: int = flag(5000, "number of documents of the bundled corpus to train and test probes on, at most")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 
 
 def run(argv: list[str]) -> None:
     parser = Parser(prog="main.py study", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_flags("how", Options)
+    parser.add_flags("study", Options)
     values = vars(parser.parse_args(argv))
     options = filled(Options, values)
 
@@ -67,7 +75,7 @@ def run(argv: list[str]) -> None:
 def written(
     answers: list[Answer], finished: FinishedRun, shuffled: FinishedRun | None, gathered: PopulationMeasures
 ) -> list[Path]:
-    """analysis/study.json and the figures, whose paths are returned with it."""
+    """Write the figures and analysis/study.json. Returns their paths, study.json last."""
     from analysis.plots.style import save
     from harvest.files import write_json
 

@@ -1,9 +1,13 @@
-"""Text in, trained and evaluated sparse autoencoders out, in one command.
+"""Train and evaluate sparse autoencoders (SAEs) on the activations of a language model, in one command.
 
-python main.py --activation jump_relu                   # one dictionary, by default settings
-python main.py --activation relu jump_relu topk         # three in one jit, on the same batches
-python main.py --n-samples 100 --seq-len 10 --epochs 2  # a smoke test, in seconds
+python main.py --activation jump_relu                   # one SAE with default settings
+python main.py --activation relu jump_relu topk         # three SAEs, trained together on the same batches
+python main.py --n-samples 100 --seq-len 10 --epochs 2  # a quick test, in seconds
 python main.py --preset frontier                        # kinds x sparsities x seeds, and the Pareto plot
+
+Flags that take several values train one SAE (a member of the run) for each combination of values.
+`python main.py COMMAND --help` describes the commands that analyse a run: attribute, dashboard, evaluate, export,
+find-feature, frontier, report, saebench, show, steer and study.
 """
 
 from __future__ import annotations
@@ -39,26 +43,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How to run it; nothing here changes what is trained."""
+    """How the run is carried out. Nothing here changes the trained weights."""
 
-    run_dir: Path | None = flag(None, "where the run lies (default: runs/, named by what was asked for)")
+    run_dir: Path | None = flag(None, "directory of the run (default: a folder in runs/ named after the settings)")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
-    ce_windows: int = flag(256, "held-out windows on which loss recovered is measured at the end; 0: not at all")
+    ce_windows: int = flag(256, "held-out windows on which loss recovered is measured at the end (0: none)")
     checkpoint_seconds: float = flag(60.0, "seconds between checkpoints")
-    snapshots: int = flag(10, "how often decoders are kept on the way, at log-spaced steps (for `study`); 0: never")
-    resume: bool = flag(False, "go on with an interrupted run from its last checkpoint")
-    force: bool = flag(False, "start again, also where the run is finished or interrupted")
-    quiet: bool = flag(False, "print nothing but where the results lie")
-    dry_run: bool = flag(False, "print what would be trained, and about what it costs, and train nothing")
-    use_wandb: bool = flag(False, "log to Weights & Biases; offline where there is no login")
-    wandb_project: str = flag("sae-interpretability", "the project there")
-    log_freq: int = flag(100, "steps from one point logged there to the next, at least")
-    wandb_artifact: bool = flag(False, "keep the finished run directory there, as an artifact")
+    snapshots: int = flag(10, "decoders saved during training, at log-spaced steps (for `study`); 0: none")
+    resume: bool = flag(False, "continue an interrupted run from its last checkpoint")
+    force: bool = flag(False, "start over, even if the run is finished or interrupted")
+    quiet: bool = flag(False, "print only the path of the results")
+    dry_run: bool = flag(False, "print what would be trained and the estimated cost, without training")
+    use_wandb: bool = flag(False, "log to Weights & Biases; offline if you are not logged in")
+    wandb_project: str = flag("sae-interpretability", "Weights & Biases project")
+    log_freq: int = flag(100, "smallest number of steps between two points logged to Weights & Biases")
+    wandb_artifact: bool = flag(False, "upload the finished run directory to Weights & Biases as an artifact")
 
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--preset", metavar="NAME", help="defaults of a published set-up, or list (flags win over it)")
+    parser.add_argument("--preset", metavar="NAME", help="published set-up (other flags override its values), or list")
     parser.add_flags("activations", HarvestRequest)
     parser.add_flags("training", TrainConfig)
     parser.add_flags("running", Options)
@@ -70,7 +74,7 @@ CONTROL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_
 
 
 def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[str, Any] | None]:
-    """The flags, checked, and the record of a preset. Raises InputError."""
+    """The checked settings, and the record of the preset if one is given. Raises InputError for flags that clash."""
     parser = build_parser()
     values, record = vars(parser.parse_args(argv)), None
     changes: list[str] = []
@@ -89,20 +93,23 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
             and not any(control in SPARSITY_CONTROLS[kind] for kind in config.activation)
             and not config.members
         ):
-            raise InputError(f"{name} means nothing to --activation {' '.join(config.activation)}: leave it out")
+            raise InputError(f"{name} has no effect on --activation {' '.join(config.activation)}: leave it out")
     if {"--target-l0", "--sparsity"} <= given:
-        raise InputError("--target-l0 and --sparsity: steer to an L0, or fix the coefficient? Give one of them")
+        raise InputError("--target-l0 steers to an L0, --sparsity fixes the coefficient: give only one of them")
     if options.resume and options.force:
-        raise InputError("--resume and --force: go on, or start again? Give one of them")
+        raise InputError("--resume continues the run, --force starts over: give only one of them")
     if not options.use_wandb and (idle := [name for name in WANDB_FLAGS if name in given]):
-        raise InputError(f"{idle[0]} means nothing without --use-wandb: add that, or leave it out")
+        raise InputError(f"{idle[0]} has no effect without --use-wandb: add --use-wandb, or leave {idle[0]} out")
     if options.log_freq < 1:
         raise InputError(f"--log-freq {options.log_freq}: must be 1 or more")
     members_of(config, request.sites)
     if request.held_out == 1:
-        raise InputError("--held-out 1: leaves nothing to train on; must be between 0 and 1")
+        raise InputError("--held-out 1 leaves nothing to train on: must be below 1")
     if config.batch_size > (most := request.n_samples * request.seq_len):
-        raise InputError(f"--batch-size {config.batch_size}: --n-samples times --seq-len are at most {most:,} rows")
+        raise InputError(
+            f"--batch-size {config.batch_size} is larger than the {most:,} rows of --n-samples times --seq-len: "
+            "lower it, or raise one of those"
+        )
     if not options.checkpoint_seconds > 0:
         raise InputError(f"--checkpoint-seconds {options.checkpoint_seconds}: must be a positive number")
     for name in ("ce_windows", "snapshots"):
@@ -129,17 +136,17 @@ def run(argv: list[str]) -> None:
         if answered(run, request, options, terminal):
             return
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # members train on all cores, each on its own
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
         began, sources = time.perf_counter(), None
         if options.force or not (options.resume or run.results):
             from sae_jax.cost import refuse_before_harvest
 
-            sources = resolve(request, options.cache_dir)  # here alone: a hub out of reach is waited for
+            sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
             refuse_before_harvest(config, request, sources[0])
         stores = rows_of(run, request, options, terminal, sources)
         harvest_seconds = time.perf_counter() - began
         others.enter_context(run.held())
-        if answered(run, request, options, terminal):  # another process may have finished it meanwhile
+        if answered(run, request, options, terminal):  # another process may have finished the run in the meantime
             return
         log = None
         if options.use_wandb:
@@ -151,20 +158,22 @@ def run(argv: list[str]) -> None:
             location = place_of("model", next(iter(stores.values())).manifest["model"])
             results = complete_run(run, stores, location, options.ce_windows, terminal.progress)
         elif options.ce_windows and "loss_recovered" not in results:
-            terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens leave none to predict")
+            terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens are too short for it")
         show(run, results, terminal, anew=True)
         if log:
             log.results(results, run.path)
 
 
 def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, preset: dict[str, Any] | None) -> None:
-    """What would be trained, and about what it costs."""
+    """Print what would be trained, and the estimated cost."""
     from sae_jax.cost import plan
     from sae_jax.training.memory import refuse_too_large
 
     model, _ = resolve(request)
     if model.d_model is None:
-        raise InputError(f"--dry-run: the config of {model.location} does not say how wide the model is")
+        raise InputError(
+            f"--dry-run: the config of {model.location} does not give the model's width: leave --dry-run out"
+        )
     with Terminal(quiet=options.quiet) as terminal:
         say_preset(preset, terminal)
         planned = plan(config, request, model.d_model)
@@ -172,17 +181,20 @@ def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, p
         try:
             refuse_too_large(planned.memory)
         except InputError as error:
-            terminal.say(f"it would not be trained here: {error}")
+            terminal.say(f"training would be refused on this machine: {error}")
 
 
 def answered(run: RunDirectory, request: HarvestRequest, options: Options, terminal: Terminal) -> bool:
-    """Whether there is nothing left to do, and the results are shown. Raises InputError for an interrupted run."""
+    """Show the results if the run is finished already, and return whether it is.
+
+    Raises InputError for an interrupted run without --resume or --force.
+    """
     if run.interrupted and not (options.resume or options.force):
-        raise InputError(f"{run.path} was interrupted: add --resume to go on, or --force to start again")
+        raise InputError(f"{run.path} was interrupted: add --resume to continue, or --force to start over")
     results = run.results
     if not results or options.force or lacks_loss_recovered(results, request, options):
         return False
-    terminal.say(f"{run.path} is finished; --force does it again")
+    terminal.say(f"{run.path} is finished; --force trains it again")
     show(run, results, terminal)
     return True
 
@@ -194,18 +206,19 @@ def rows_of(
     terminal: Terminal,
     sources: tuple[Source, Source] | None,
 ) -> dict[Site, ActivationStore]:
-    """The stores to train on. Those that the run was begun on, if the cache has them, and then no hub is asked.
+    """The activation stores to train on, harvested if the cache does not hold them.
 
-    `sources` are what `resolve` answered to the request of a run that begins.
+    A resumed run uses the stores that it began with and, if the cache still holds them, does not contact the hub.
+    `sources` is the model and data set that `resolve` found for a new run.
     """
     talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
     if run.results and not options.force:
         finished = FinishedRun.open(run.path)
         return {site: finished.store(site, options.cache_dir, **talk) for site in request.sites}
     if options.resume and run.stores:
-        facts = {site: of for site in request.sites for of in run.stores if of["hook_name"] == site.hook_name}
-        places = {site: options.cache_dir / "activations" / of["directory"] for site, of in facts.items()}
-        stores = {site: store for site, of in facts.items() if (store := found(of["identity"], places[site]))}
+        facts = {site: fact for site in request.sites for fact in run.stores if fact["hook_name"] == site.hook_name}
+        places = {site: options.cache_dir / "activations" / fact["directory"] for site, fact in facts.items()}
+        stores = {site: store for site, fact in facts.items() if (store := found(fact["identity"], places[site]))}
         if len(stores) == len(request.sites):
             say_stores(stores, terminal.say)
             return stores
@@ -221,7 +234,7 @@ def wandb_log(
     from analysis.ui.wandb_log import WandbLog, WandbOptions
 
     members = [member.id for member in members_of(config, request.sites)]
-    others = {part: of for part, of in run.asked.items() if part not in ("harvest", "train")}
+    others = {part: settings for part, settings in run.asked.items() if part not in ("harvest", "train")}
     asked = run.asked["harvest"] | run.asked["train"] | others
     chosen = WandbOptions(
         project=options.wandb_project,
@@ -246,7 +259,7 @@ def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:
 
 
 def show(run: RunDirectory, results: dict, terminal: Terminal, anew: bool = False) -> None:
-    """The box of results and, where a kind was trained at several sparsities, the frontier."""
+    """Print the results and, if a kind was trained at several sparsities, the frontier with its figure."""
     from analysis.comparison.frontier import compute_frontier
     from analysis.plots.frontier import write_frontier
 
@@ -258,12 +271,12 @@ def show(run: RunDirectory, results: dict, terminal: Terminal, anew: bool = Fals
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
         if (run.path / "figures" / "frontier.svg").exists():
-            terminal.say(f"figure: {run.path / 'figures' / 'frontier.png'}, and .svg")
+            terminal.say(f"figure: {run.path / 'figures' / 'frontier.png'} and .svg")
     terminal.results(results, str(run.path))
 
 
 def lacks_loss_recovered(results: dict, request: HarvestRequest, options: Options) -> bool:
-    """Whether it can, and is yet to be measured, on as many windows as are asked for."""
+    """Whether loss recovered can be measured and has not been measured yet on as many windows as requested."""
     if request.seq_len - (not request.keep_first_position) < 2:
         return False
     return options.ce_windows not in (0, results.get("loss_recovered", {}).get("windows_asked"))
@@ -278,10 +291,10 @@ def work(
     terminal: Terminal,
     log: WandbLog | None,
 ) -> dict:
-    """The content of results.json; of a run finished before, that of then."""
+    """Train, unless the run is trained already, and return the content of results.json."""
     results = run.results
     if results and not options.force:
-        terminal.say(f"{run.path} is trained, but its loss recovered is to be measured")
+        terminal.say(f"{run.path} is trained already; only loss recovered is still to be measured")
         return results
 
     import jax

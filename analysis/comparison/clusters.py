@@ -1,11 +1,12 @@
-"""Which features point alike? A map of the decoder's directions, and their clusters, named by what they promote.
+"""A map of the decoder directions, and clusters of similar directions, named after the tokens that they promote.
 
-UMAP (cosine, exact neighbours) and HDBSCAN on its map, which alone would see clusters in noise. So the same is done to
-random directions with the same covariance. A feature belongs to its cluster if its cosine to the rest of it is more
-than 95% of those had, and a cluster counts if the mean of these cosines is more than that of any of theirs. Without
-umap-learn both are done on principal components, which finds fewer.
+UMAP (cosine, exact neighbours) places the directions and HDBSCAN clusters the places. Alone, HDBSCAN also finds
+clusters in noise. The same is therefore done with random directions of the same covariance:
+- A feature stays in its cluster if its cosine to the rest of the cluster is above 95% of those in random clusters.
+- A cluster is kept if the mean of these cosines is above that of every random cluster.
+Without umap-learn, principal components replace UMAP, and fewer clusters are found.
 
-Shapes: F features, N of them alive, D width of the model, K neighbours.
+Shapes: F features, N of them alive, D width of the model, C coordinates.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from harvest.files import ARRAYS, read_arrays, write_arrays, write_json
 from sae_jax.shapes import check_arrays, read_as, read_shaped
 
 MIN_CLUSTER = 10  # features
-COMPONENTS = 100  # clustered on, where there is no UMAP
+COMPONENTS = 100  # principal components to cluster on if UMAP is not installed
 QUANTILE, MOST_DRAWS = 0.95, 5
 NAME_TOKENS, TOOLTIP_TOKENS = 3, 5
 WITHOUT_UMAP = "principal components: without umap-learn (pip install 'sae-jax[umap]') fewer clusters are found"
@@ -36,11 +37,12 @@ WITHOUT_UMAP = "principal components: without umap-learn (pip install 'sae-jax[u
 
 @dataclass(frozen=True)
 class Clusters:
-    """Positions are NaN, labels −1 for features that never fire; label −1 also for what is in no cluster.
+    """A map and its clusters. Features that never fire have position NaN and label −1.
 
-    names, sizes: of the clusters, largest first. noise: share of living features in none. floor: the cosine to the rest
-    of its cluster that a feature needs; cohesion: the mean of these that a cluster needs. pca_variance: shares of the
-    variance that the two components have.
+    label: the number of a feature's cluster, −1 if it is in none. names, sizes: of the clusters, largest first.
+    noise: share of the living features that are in no cluster. floor: the cosine to the rest of its cluster that a
+    feature needs. cohesion: the mean of these cosines that a cluster needs. pca_variance: shares of the variance of the
+    two principal components.
     """
 
     xy_Fx2: np.ndarray
@@ -66,20 +68,21 @@ def compute_clusters(
     min_cluster: int = MIN_CLUSTER,
     use_umap: bool | None = None,
 ) -> Clusters:
-    """Of living features; `promoted` are the tokens that each promotes, strongest first. The same for the same seed.
+    """Map and cluster the living features. The result is reproducible from the seed.
 
-    `use_umap`: None is where it is installed. Raises InputError where shapes do not fit, or fewer than twice
-    `min_cluster` features are alive.
+    `promoted` are the tokens that each feature promotes, strongest first. `use_umap` None means: if it is installed.
+    Raises InputError if the shapes do not fit, or if fewer than twice `min_cluster` features are alive.
     """
     if not len(decoder_FxD) == len(alive_F) == len(promoted):
         raise InputError(
-            f"{len(decoder_FxD)} directions, {len(alive_F)} truth values and {len(promoted)} lists of tokens"
+            f"{len(decoder_FxD)} directions, {len(alive_F)} truth values and {len(promoted)} lists of tokens: "
+            "give one of each for every feature"
         )
     living_N = np.flatnonzero(alive_F)
     if len(living_N) < 2 * min_cluster:
-        raise InputError(f"a map needs {2 * min_cluster} living features or more; there are {len(living_N)}")
+        raise InputError(f"a map needs at least {2 * min_cluster} living features, and there are {len(living_N)}")
     with_umap = find_spec("umap") is not None if use_umap is None else use_umap
-    promoted = [[printable(token.strip()) for token in own] for own in promoted]
+    promoted = [[printable(token.strip()) for token in tokens] for tokens in promoted]
     x_NxD = unit(decoder_FxD[living_N])
     place = (lambda x_NxD: umap_of(x_NxD, seed)) if with_umap else (lambda x_NxD: pca_of(x_NxD, COMPONENTS)[0])
     placed_NxC, (pca_NxC, variance_C) = place(x_NxD), pca_of(x_NxD, 2)
@@ -112,27 +115,28 @@ def compute_clusters(
 
 
 def dense(placed_NxC: np.ndarray, min_cluster: int) -> np.ndarray:
-    """HDBSCAN's labels, of its leaves: the finest clusters."""
+    """HDBSCAN's labels [N] of the leaves of its tree, which are the finest clusters; −1 outside of clusters."""
     from sklearn.cluster import HDBSCAN
 
     return HDBSCAN(min_cluster_size=min_cluster, cluster_selection_method="leaf", copy=True).fit_predict(placed_NxC)
 
 
 def belonging(x_NxD: np.ndarray, label_N: np.ndarray) -> np.ndarray:
-    """Cosine of each to the mean of the other members of its cluster; −1 outside of clusters."""
+    """The cosine of each direction to the mean of the other members of its cluster, [N]; −1 outside of clusters."""
     cosine_N = np.full(len(x_NxD), -1.0)
     for label in range(label_N.max() + 1):
-        own = label_N == label
-        cosine_N[own] = (x_NxD[own] * unit(x_NxD[own].sum(0) - x_NxD[own])).sum(1)
+        inside = label_N == label
+        cosine_N[inside] = (x_NxD[inside] * unit(x_NxD[inside].sum(0) - x_NxD[inside])).sum(1)
     return cosine_N
 
 
 def trimmed(x_NxD: np.ndarray, label_N: np.ndarray, floor: float, min_cluster: int) -> np.ndarray:
+    """The labels without the features whose cosine to the rest of their cluster is at most `floor`."""
     return by_size(np.where(belonging(x_NxD, label_N) > floor, label_N, -1), min_cluster)
 
 
 def cohesions(x_NxD: np.ndarray, label_N: np.ndarray) -> np.ndarray:
-    """Of each cluster the mean cosine of its members to the rest of it."""
+    """For each cluster the mean cosine of its members to the rest of the cluster."""
     inside = label_N >= 0
     return np.bincount(label_N[inside], belonging(x_NxD, label_N)[inside]) / np.bincount(label_N[inside])
 
@@ -140,7 +144,7 @@ def cohesions(x_NxD: np.ndarray, label_N: np.ndarray) -> np.ndarray:
 def chance(
     x_NxD: np.ndarray, labels_of: Callable[[np.ndarray], np.ndarray], min_cluster: int, seed: int
 ) -> tuple[float, float]:
-    """(floor, highest cohesion) that random directions have: of the first draw in which clusters are seen, or zeros."""
+    """(floor, highest cohesion) of random directions, in the first draw in which clusters are found; zeros if none."""
     rng = np.random.default_rng(seed)
     for _ in range(MOST_DRAWS):
         random_NxD = random_like(x_NxD, len(x_NxD), rng)
@@ -153,25 +157,26 @@ def chance(
 
 
 def by_size(label_N: np.ndarray, min_cluster: int) -> np.ndarray:
-    """Clusters that still have so many members, numbered from the largest."""
+    """The labels renumbered from the largest cluster on. Clusters with fewer than `min_cluster` members become −1."""
     sizes = np.bincount(label_N[label_N >= 0])
     order = [label for label in np.argsort(-sizes, kind="stable") if sizes[label] >= min_cluster]
-    renumbered = np.full(len(sizes) + 1, -1)  # the last is that of −1
+    renumbered = np.full(len(sizes) + 1, -1)  # the last entry is for label −1
     renumbered[order] = np.arange(len(order))
     return renumbered[label_N]
 
 
 def names_of(label_N: np.ndarray, promoted: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Of each cluster up to three tokens that two or more of its members promote, and the rest do more rarely.
+    """A name for each cluster: up to three tokens that at least two members promote, and other features more rarely.
 
-    By the log-odds of promoting it, in units of its deviation (Monroe et al. 2008, doi 10.1093/pan/mpn018, with counts
-    of ½ added). Tokens that differ in spaces or case are one, written as it is most often.
+    Tokens are ranked by the log-odds of being promoted, divided by their standard deviation (Monroe et al. 2008, doi
+    10.1093/pan/mpn018, with ½ added to the counts). Tokens that differ only in spaces or case count as one, and are
+    written in their most frequent form.
     """
     written: dict[str, Counter[str]] = defaultdict(Counter)
-    for token in (token.strip() for own in promoted for token in own):
+    for token in (token.strip() for tokens in promoted for token in tokens):
         written[token.casefold()][token] += 1
-    kinds = [{token.strip().casefold() for token in own} - {""} for own in promoted]
-    everywhere = Counter(token for own in kinds for token in own)
+    kinds = [{token.strip().casefold() for token in tokens} - {""} for tokens in promoted]
+    everywhere = Counter(token for tokens in kinds for token in tokens)
     names = []
     for label in range(label_N.max() + 1):
         members = np.flatnonzero(label_N == label)
@@ -189,7 +194,7 @@ def names_of(label_N: np.ndarray, promoted: Sequence[Sequence[str]]) -> tuple[st
 
 
 def write_clusters(clusters: Clusters, folder: Path, name: str) -> list[Path]:
-    """clusters-NAME.json (figures, names) and .npz (xy, pca, label of each feature)."""
+    """Write clusters-NAME.json (figures and names) and clusters-NAME.npz (xy, pca and label of each feature)."""
     folder.mkdir(parents=True, exist_ok=True)
     record = {k: v for k, v in vars(clusters).items() if not isinstance(v, np.ndarray) and k != "tokens_F"}
     arrays: dict[str, Any] = {"xy_Fx2": clusters.xy_Fx2, "pca_Fx2": clusters.pca_Fx2, "label_F": clusters.label_F}
@@ -199,7 +204,7 @@ def write_clusters(clusters: Clusters, folder: Path, name: str) -> list[Path]:
 
 
 def read_clusters(folder: Path, name: str, promoted: Sequence[Sequence[str]]) -> Clusters | None:
-    """What `write` left, with the tokens that each feature promotes, as for `compute`; None where there is nothing."""
+    """The saved clusters, or None if there are none. `promoted` is as for `compute_clusters`."""
     paths = folder / f"clusters-{name}.json", folder / f"clusters-{name}.npz"
     if not all(path.exists() for path in paths):
         return None
@@ -211,9 +216,9 @@ def read_clusters(folder: Path, name: str, promoted: Sequence[Sequence[str]]) ->
     check_arrays(paths[1], arrays, STUDY_AGAIN, {"F": len(promoted)}, {"label_F": len(record["names"])})
     with read_as(paths[0], STUDY_AGAIN):
         if len(record["names"]) != len(record["sizes"]):
-            raise ValueError("as many names as sizes are needed")
+            raise ValueError("it has not as many names as sizes")
         return Clusters(**record, **arrays, tokens_F=tooltips(promoted))
 
 
 def tooltips(promoted: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    return tuple(" · ".join(printable(token.strip()) for token in own[:TOOLTIP_TOKENS]) for own in promoted)
+    return tuple(" · ".join(printable(token.strip()) for token in tokens[:TOOLTIP_TOKENS]) for tokens in promoted)

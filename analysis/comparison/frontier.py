@@ -1,6 +1,6 @@
-"""How much is explained at which sparsity: a curve a kind, over the runs of a grid, with the spread over seeds.
+"""Explained variance and loss recovered against sparsity: a curve for each kind, with the spread over seeds.
 
-Everything comes from the runs' config.json and results.json: held-out figures of the exported weights.
+All figures are the held-out figures of the exported weights in the runs' results.json.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ ON_A_CURVE = ("activation", "sparsity", "seed")  # what may differ in one panel
 
 @dataclass(frozen=True)
 class Point:
-    """Members that differ by nothing but their seed. `metrics` has l0 and those of METRICS that all of them have."""
+    """Members that differ only in their seed. `metrics` has l0 and those of METRICS that all of the members have."""
 
-    panel: str  # the settings that differ between curves of one kind, in words; "" where none does
+    panel: str  # the settings that differ between curves of one kind, in words; "" if none differs
     kind: str
-    asked: float  # of k, target_l0 or sparsity
+    asked: float  # the value of k, target_l0 or sparsity
     seeds: tuple[int, ...]
     metrics: dict[str, Spread]
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """All points, ordered by panel, kind and sparsity, and what they have in common."""
+    """All points, ordered by panel, kind and sparsity, and the settings that they have in common."""
 
     points: list[Point]
-    failed: list[str]  # members without figures: their training was stopped
-    settings: dict[str, Any]  # the same in all members
+    failed: list[str]  # members without figures, because their training failed
+    settings: dict[str, Any]  # settings that are the same in all members
     runs: list[str]
 
     @property
@@ -50,7 +50,7 @@ class Frontier:
 
     @property
     def drawn(self) -> list[Point]:
-        """Those that have a place on a logarithmic axis: without members of which no feature fires on any row."""
+        """The points with an L0 above 0, which have a position on a logarithmic axis."""
         return [point for point in self.points if point.metrics["l0"].mean > 0]
 
     @property
@@ -78,7 +78,7 @@ def compute_frontier(*runs: Path) -> Frontier:
         panel = families.in_words(settings, between)
         same = groups[panel, member["activation"], member[member["sparsity_control"]]]
         if member["seed"] in same:
-            raise InputError(f"{member['id']} is in these runs twice, with the same seed: give each run once")
+            raise InputError(f"{member['id']} is twice in these runs, with the same seed: give each run once")
         same[member["seed"]] = member
     points = [Point(*key, *spread(same)) for key, same in groups.items() if any(m["metrics"] for m in same.values())]
     kinds = [*SPARSITY_CONTROLS, *sorted({point.kind for point in points} - set(SPARSITY_CONTROLS))]
@@ -92,12 +92,12 @@ def compute_frontier(*runs: Path) -> Frontier:
 
 
 def penalty_of(member: dict[str, Any]) -> str | None:
-    """The setting that fixes the sparsity, an L0 or a coefficient: they share no curve. None for a kind with a k."""
+    """Whether a target L0 or a coefficient sets the sparsity: the two never share a curve. None for a kind with a k."""
     return None if member["sparsity_control"] == "k" else member["sparsity_control"]
 
 
 def spread(members: dict[int, dict[str, Any]]) -> tuple[tuple[int, ...], dict[str, Spread]]:
-    """The seeds that have figures, and the mean and deviation over them of each metric that all of them have."""
+    """(the seeds that have figures, mean and standard deviation over them of each metric that all of them have)."""
     measured = {seed: member["metrics"] for seed, member in sorted(members.items()) if member["metrics"]}
     spreads = {}
     for name in ("l0", *METRICS):

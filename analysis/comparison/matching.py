@@ -1,8 +1,8 @@
-"""Features of one dictionary matched one-to-one to another's, by direction or by activation on the same rows.
+"""One-to-one matching of the features of two dictionaries, by direction or by activation on the same rows.
 
-The assignment is the one of the largest total similarity over pairs of at least FLOOR (Hungarian algorithm); a pair
-under it is nobody's match. Features linked by no such pair never compete, so that each connected component is solved by
-itself: exact, seconds at F 4,608, and memory of SLICE × F numbers where the components are small.
+The matching has the largest total similarity over pairs with a similarity of at least FLOOR (Hungarian algorithm).
+Other pairs are never matched, so each connected component of the graph of pairs is solved on its own. This is exact. It
+takes seconds for 4,608 features, and memory for SLICE × F numbers if the components are small.
 
 Shapes: N rows, F and G features of two dictionaries, D width of the model.
 """
@@ -26,17 +26,16 @@ if TYPE_CHECKING:
     from sae_jax.models.base import SAE
 
 FLOOR, STEP = 0.3, 0.1
-LARGEST = 6000  # features of a component on one side: 290 MB, and half a minute
+LARGEST = 6000  # features of a component on one side, at most: 290 MB and half a minute
 CHUNK_ROWS, ROWS = 4096, 65_536
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """A member's directions; `settings` as `families.settings_of` gives them.
+    """A member's decoder rows and its settings (from `families.settings_of`).
 
-    Features that never fire are left out of all that follows.
-
-    Raises InputError where the shapes do not fit or nothing is alive.
+    Features that never fire are left out of all comparisons. Raises InputError if the shapes do not fit, or if no
+    feature ever fires.
     """
 
     settings: Mapping[str, Any]
@@ -45,19 +44,22 @@ class Decoder:
 
     def __post_init__(self) -> None:
         if self.alive_F.shape != self.W_dec_FxD.shape[:1] or self.alive_F.dtype != bool:
-            raise InputError(f"a decoder {self.W_dec_FxD.shape} needs one truth value a feature: {self.alive_F.shape}")
+            raise InputError(
+                f"alive_F has shape {self.alive_F.shape} and type {self.alive_F.dtype}: it must have one bool for each "
+                f"row of the decoder {self.W_dec_FxD.shape}"
+            )
         if not self.alive_F.any():
-            raise InputError("none of its features ever fires: there is nothing to compare")
+            raise InputError("a dictionary whose features never fire cannot be compared: leave it out")
 
     @property
     def directions(self) -> np.ndarray:
-        """Of norm 1, float32, of the living features only; `np.flatnonzero(alive_F)` tells which they are."""
+        """The decoder rows of the living features (`np.flatnonzero(alive_F)`) scaled to norm 1, float32."""
         return unit(self.W_dec_FxD[self.alive_F])
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """The pairs of at least FLOOR, and the best value of each feature whatever it is."""
+    """The similarities of at least FLOOR, and the highest similarity of each feature even if it is below FLOOR."""
 
     pairs_FxG: csr_array
     best_F: np.ndarray
@@ -65,14 +67,17 @@ class Similarity:
 
 
 def cosines(a_FxD: np.ndarray, b_GxD: np.ndarray) -> Similarity:
-    """Of rows of norm 1, a slice of F at a time. Raises InputError for directions of models of other widths."""
+    """Cosines of rows of norm 1, computed in slices. Raises InputError for directions of different widths."""
     if a_FxD.shape[1] != b_GxD.shape[1]:
-        raise InputError(f"directions in {a_FxD.shape[1]} and {b_GxD.shape[1]} dimensions cannot be compared")
+        raise InputError(
+            f"directions in {a_FxD.shape[1]} and {b_GxD.shape[1]} dimensions cannot be compared: give dictionaries of "
+            "the same model"
+        )
     return gathered(a_FxD[s] @ b_GxD.T for s in slices_of(len(a_FxD)))
 
 
 def correlations(a_NxF: csr_array, b_NxG: csr_array) -> Similarity:
-    """Pearson's r of activations on the same rows, from sparse sums in float64; 0 of a feature that is constant."""
+    """Pearson's r of activations on the same rows, from sparse sums in float64. It is 0 for a constant feature."""
     n = a_NxF.shape[0]
     mean_F, scale_F = moments(a_NxF)
     mean_G, scale_G = moments(b_NxG)
@@ -84,7 +89,7 @@ def correlations(a_NxF: csr_array, b_NxG: csr_array) -> Similarity:
 
 
 def moments(a_NxF: csr_array) -> tuple[np.ndarray, np.ndarray]:
-    """(means, 1 / deviations or 0 where there is none) of the columns."""
+    """(means, 1 / standard deviations) of the columns; 0 instead of the latter for a constant column."""
     mean_F = np.asarray(a_NxF.sum(0, dtype=np.float64)) / a_NxF.shape[0]
     square_F = np.asarray(a_NxF.astype(np.float64).power(2).sum(0)) / a_NxF.shape[0]
     variance_F = square_F - mean_F**2
@@ -103,44 +108,44 @@ def gathered(slices: Iterable[np.ndarray]) -> Similarity:
 
 
 def match(pairs_FxG: csr_array, floor: float = FLOOR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(F's, G's, similarity) of the matched pairs [P].
+    """(feature of F, feature of G, similarity) of the matched pairs, [P] each.
 
-    Where a component has over LARGEST features on a side its weakest pairs are let go, STEP by STEP, until it falls
-    apart: nothing changes at a threshold above.
+    If a component has more than LARGEST features on a side, its weakest pairs are dropped by raising the floor in steps
+    of STEP until it falls apart. Pairs above the raised floor are not dropped.
     """
     n_f = pairs_FxG.shape[0]
     graph = block_array([[None, pairs_FxG], [pairs_FxG.T, None]], format="csr")
     _, component = connected_components(graph, directed=False)
     order = np.argsort(component, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(component))[:-1])
-    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    matched = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for nodes in (nodes for nodes in members if len(nodes) > 1):
         f, g = nodes[nodes < n_f], nodes[nodes >= n_f] - n_f
-        own = pairs_FxG[f][:, g]
-        if max(own.shape) > LARGEST and floor + STEP < 1:
-            own.data[own.data < floor + STEP] = 0
-            own.eliminate_zeros()
-            row, column, value = match(own, floor + STEP)
+        pairs = pairs_FxG[f][:, g]
+        if max(pairs.shape) > LARGEST and floor + STEP < 1:
+            pairs.data[pairs.data < floor + STEP] = 0
+            pairs.eliminate_zeros()
+            row, column, value = match(pairs, floor + STEP)
         else:
-            dense = own.toarray()
+            dense = pairs.toarray()
             row, column = linear_sum_assignment(dense, maximize=True)
             value = dense[row, column]
-        found.append((f[row[value > 0]], g[column[value > 0]], value[value > 0]))
-    f_P, g_P, value_P = (np.concatenate(part) for part in zip(*found, strict=True))
+        matched.append((f[row[value > 0]], g[column[value > 0]], value[value > 0]))
+    f_P, g_P, value_P = (np.concatenate(part) for part in zip(*matched, strict=True))
     return f_P, g_P, value_P
 
 
 def spread_rows(split: Split, rows: int = ROWS) -> Iterator[np.ndarray]:
-    """Up to so many rows of a split, in chunks that lie evenly over it."""
+    """Yield at most `rows` rows of a split, in chunks that are spread evenly over it."""
     chunks = -(-len(split) // CHUNK_ROWS)
     for chunk in np.unique(np.linspace(0, chunks - 1, min(chunks, max(1, rows // CHUNK_ROWS))).round().astype(int)):
         yield split.read(int(chunk) * CHUNK_ROWS, (int(chunk) + 1) * CHUNK_ROWS)
 
 
 def sparse_activations(chunks: Iterable[np.ndarray], saes: Mapping[str, SAE]) -> dict[str, csr_array]:
-    """What fires on the rows of one site, by all its members in one pass; float32 [N, F].
+    """The activations of all members of a site on its rows, sparse float32 [N, F], in one pass over the rows.
 
-    Memory: 8 bytes an active feature, so 17 MB a member for ROWS rows at L0 32; one dense chunk besides.
+    Memory: 8 bytes per active feature, which is 17 MB per member for ROWS rows at L0 32, and one dense chunk.
     """
     from flax import nnx
 
@@ -153,5 +158,5 @@ def sparse_activations(chunks: Iterable[np.ndarray], saes: Mapping[str, SAE]) ->
         for name, part in parts.items():
             fired[name].append(csr_array(np.asarray(encode(*part, x_NxD))))
     if not all(fired.values()):
-        raise InputError("there are no rows to compare activations on")
+        raise InputError("there are no rows to compare activations on: harvest more text")
     return {name: vstack(pieces, format="csr") for name, pieces in fired.items()}

@@ -1,10 +1,10 @@
-"""Which features do dictionaries of other kinds, widths and seeds have in common, and which does every seed find?
+"""Features that dictionaries of different kinds, widths and seeds share, and features that every seed finds.
 
-Two features are the same if they are matched one-to-one (`matching.py`) at a similarity of THRESHOLD or more, by the
-cosine of their decoder rows or by the correlation of their activations. What chance would match is measured on
-random directions with the same covariance.
+Two features count as the same if they are matched one-to-one (`matching.py`) with a similarity of THRESHOLD or more.
+The similarity is the cosine of their decoder rows or the correlation of their activations. How many features would
+match by chance is measured with random directions of the same covariance.
 
-Shapes: M members, F features of one, P pairs, N rows, D width of the model.
+Shapes: M members, F features of a member, P pairs, N rows, D width of the model.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from harvest.files import ARRAYS, read_arrays, write_arrays, write_json
 from sae_jax.shapes import check_arrays, read_as, read_shaped
 
 SCHEMA = 2
-THRESHOLD = 0.7  # as Leask et al. 2025 (arXiv 2502.04878) and Paulo and Belrose 2025 (arXiv 2501.16615)
+THRESHOLD = 0.7  # the value of Leask et al. 2025 (arXiv 2502.04878) and Paulo and Belrose 2025 (arXiv 2501.16615)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Pairs of members that differ in the same settings; a pair's figure is the mean of both ways."""
+    """Pairs of members that differ in the same settings. A pair's figure is the mean of entries [i, j] and [j, i]."""
 
     differ: str
     pairs: int
@@ -46,17 +46,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Entry [i, j] of a matrix: of the living features of member i, in member j.
+    """The comparison of all members. Entry [i, j] of a matrix is about the living features of member i in member j.
 
-    shared: the share matched at `threshold` or more; chance: the same of random directions with i's covariance.
-    mmcs: mean over i's features of the best cosine in j (mean max cosine similarity). matched_cosine: mean over
-    min(F_i, F_j) pairs, one without a match counts 0. From activations on `rows` rows, where they are given:
-    shared_by_activation: matched by Pearson's r; confirmed: of the pairs shared by direction, the share with r of
-    `threshold` or more (NaN where there is no pair).
+    shared: share of i's features matched in j with a cosine of `threshold` or more.
+    chance: the same share for random directions with the covariance of i's directions.
+    mmcs: mean max cosine similarity, the mean over i's features of the highest cosine in j.
+    matched_cosine: mean cosine over min(F_i, F_j) pairs; a missing pair counts as 0.
+    shared_by_activation: share matched by Pearson's r of activations on `rows` rows; None without activations.
+    confirmed: share of the pairs shared by direction whose r is `threshold` or more; NaN without such pairs.
 
-    partner, cosine: of each feature its match in each other member, -1 and 0 where it has none.
-    found_again: in how many other seeds of the same settings each feature has a cosine of `threshold` or more;
-    only of members with other seeds, of which there are `other_seeds`. `dead` members are in none of this.
+    partner, cosine: each feature's match in each other member, and its cosine; -1 and 0 without a match.
+    found_again: in how many other seeds with the same settings each feature has a cosine of `threshold` or more. Only
+    members with other seeds have it; `other_seeds` is their number.
+    Members in `dead` have no living feature and are not compared.
     """
 
     members: tuple[str, ...]
@@ -86,14 +88,15 @@ def compute_shared_features(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     dead: Sequence[str] = (),
 ) -> Comparison:
-    """All pairs of two or more members; `activations` [N, F] as of sparse_activations, on the same rows for all.
+    """Compare all pairs of two or more members.
 
-    `dead` are further members, of which no feature ever fires: they are named, and compared with nothing. Raises
-    InputError for fewer members, for the same one twice, other widths of the model, or activations that do not fit.
+    `activations` [N, F] are those of `sparse_activations`, on the same rows for all members. `dead` are the ids of
+    further members whose features never fire. Raises InputError for fewer than two members, for a member given twice,
+    for models of different widths, and for activations that do not fit.
     """
     ids, m = tuple(decoders), len(decoders)
     if m < 2:
-        raise InputError("a comparison needs two or more members: train with another --seed, --activation or width")
+        raise InputError("a comparison needs two or more members: train with several --seed or --activation")
     check(decoders, activations)
     shared, chance, mmcs, matched = np.eye(m), np.zeros((m, m)), np.eye(m), np.eye(m)
     by_activation, confirmed = np.eye(m), np.eye(m)
@@ -123,7 +126,7 @@ def compute_shared_features(
                 r_P = match(pairs)[2]
                 by_activation[i, j], by_activation[j, i] = (share(r_P, threshold, len(x)) for x in (living_F, living_G))
                 same = cosine_P >= threshold
-                # asked for no pairs, scipy answers with a sparse array
+                # for an empty selection scipy returns a sparse array instead of a vector
                 r_P = np.asarray(pairs[f_P[same], g_P[same]]) if same.any() else np.zeros(0)
                 confirmed[i, j] = confirmed[j, i] = (r_P >= threshold).mean() if len(r_P) else np.nan
     settings = {name: decoder.settings for name, decoder in decoders.items()}
@@ -161,20 +164,24 @@ def check(decoders: Mapping[str, Decoder], activations: Mapping[str, csr_array] 
     if activations is None:
         return
     if missing := decoders.keys() - activations:
-        raise InputError(f"no activations of {', '.join(sorted(missing))}: give all members', or none")
+        raise InputError(f"no activations of {', '.join(sorted(missing))}: give those of all members, or none")
     if len(rows := {activations[name].shape[0] for name in decoders}) > 1:
-        raise InputError(f"activations on {' and '.join(map(str, sorted(rows)))} rows: they must be the same rows")
+        raise InputError(
+            f"activations on {' and '.join(map(str, sorted(rows)))} rows: give activations on the same rows for all"
+        )
     for name, decoder in decoders.items():
         if activations[name].shape[1] != len(decoder.alive_F):
             raise InputError(
-                f"{name} has {len(decoder.alive_F)} features, its activations {activations[name].shape[1]}"
+                f"{name} has {len(decoder.alive_F)} features, but its activations {activations[name].shape[1]}: "
+                "give the activations of this dictionary"
             )
 
 
 def stability_of(decoders: Mapping[Any, np.ndarray], threshold: float = THRESHOLD) -> dict[Any, np.ndarray]:
     """{seed: in how many other seeds each feature is found again, int [F]}, from {seed: W_dec [F, D]}.
 
-    Found again: its best cosine there is `threshold` or more. A row of zeros (put one for a dead feature) never is.
+    A feature is found again if its highest cosine in the other seed is `threshold` or more. Rows of dead features must
+    be set to zero, so that they are never found.
     """
     units = {seed: unit(W_dec_FxD) for seed, W_dec_FxD in decoders.items()}
     counts = {seed: np.zeros(len(u_FxD), np.int64) for seed, u_FxD in units.items()}
@@ -186,38 +193,41 @@ def stability_of(decoders: Mapping[Any, np.ndarray], threshold: float = THRESHOL
 
 
 def over_seeds(decoders: Mapping[str, Decoder], threshold: float) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    found: dict[str, np.ndarray] = {}
+    """({member: `stability_of` its features}, {member: number of other seeds}) for members that have other seeds."""
+    found_again: dict[str, np.ndarray] = {}
     others: dict[str, int] = {}
     for family in families.alike({name: decoder.settings for name, decoder in decoders.items()}, but_for="seed"):
         if len(family) > 1:
             living = {name: decoders[name].W_dec_FxD * decoders[name].alive_F[:, None] for name in family}
-            found |= stability_of(living, threshold)
+            found_again |= stability_of(living, threshold)
             others |= dict.fromkeys(family, len(family) - 1)
-    return found, others
+    return found_again, others
 
 
 def grouped(settings: Sequence[Mapping[str, Any]], *matrices: np.ndarray | None) -> tuple[Group, ...]:
-    """By what the members of a pair differ in, fewest differences first."""
+    """The pairs grouped by the settings in which their members differ, fewest differences first."""
     pairs: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
     for i, j in combinations(range(len(settings)), 2):
         pairs[tuple(map(families.name_of, families.differing([settings[i], settings[j]])))].append((i, j))
 
-    def spread(matrix: np.ndarray, of: list[tuple[int, int]]) -> Spread:
-        values = [(matrix[i, j] + matrix[j, i]) / 2 for i, j in of]
+    def spread(matrix: np.ndarray, group: list[tuple[int, int]]) -> Spread:
+        values = [(matrix[i, j] + matrix[j, i]) / 2 for i, j in group]
         return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
     return tuple(
-        Group("other " + " and ".join(names), len(of), *(None if x is None else spread(x, of) for x in matrices))  # type: ignore[arg-type]
-        for names, of in sorted(pairs.items(), key=lambda item: (len(item[0]), item[0]))
+        Group("other " + " and ".join(names), len(ij), *(None if x is None else spread(x, ij) for x in matrices))  # type: ignore[arg-type]
+        for names, ij in sorted(pairs.items(), key=lambda item: (len(item[0]), item[0]))
     )
 
 
 def write_shared_features(comparison: Comparison, folder: Path) -> list[Path]:
-    """comparison.json (figures) and comparison.npz (what there is of each feature: partner, cosine, found_again)."""
+    """Write comparison.json (the figures) and comparison.npz (partner, cosine and found_again of each feature)."""
     folder.mkdir(parents=True, exist_ok=True)
     per_feature = {"partner": comparison.partner_FxM, "cosine": comparison.cosine_FxM}
     per_feature |= {"found_again": comparison.found_again_F}
-    arrays: dict[str, Any] = {f"{name}/{what}": array for what, of in per_feature.items() for name, array in of.items()}
+    arrays: dict[str, Any] = {
+        f"{name}/{what}": array for what, by_member in per_feature.items() for name, array in by_member.items()
+    }
     record = {name: plain(value) for name, value in vars(comparison).items() if not isinstance(value, dict)}
     record |= {"other_seeds": comparison.other_seeds, "groups": [asdict(group) for group in comparison.groups]}
     written = write_arrays(folder / "comparison.npz", arrays, compressed=True)
@@ -226,7 +236,7 @@ def write_shared_features(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def read_shared_features(folder: Path, members: Sequence[str]) -> Comparison | None:
-    """The comparison that `write` left of just these members, dead ones included; None where there is none."""
+    """The saved comparison of exactly these members, dead ones included; None if there is none."""
     paths = folder / "comparison.json", folder / "comparison.npz"
     if not all(path.exists() for path in paths):
         return None
@@ -241,8 +251,8 @@ def read_shared_features(folder: Path, members: Sequence[str]) -> Comparison | N
             name, _, what = key.rpartition("/")
             of_features[names[what]][name] = array
         for name in members:
-            own = {what: of[name] for what, of in of_features.items() if what != "found_again_F" or name in of}
-            check_arrays(paths[1], own, STUDY_AGAIN, {"M": len(members)})
+            arrays = {w: by_id[name] for w, by_id in of_features.items() if w != "found_again_F" or name in by_id}
+            check_arrays(paths[1], arrays, STUDY_AGAIN, {"M": len(members)})
     with read_as(paths[0], STUDY_AGAIN):
         for group in (groups := record.pop("groups")):
             group |= {name: Spread(**value) for name, value in group.items() if isinstance(value, dict)}
@@ -253,13 +263,13 @@ def read_shared_features(folder: Path, members: Sequence[str]) -> Comparison | N
                 record[name] = tuple(value)
         found_again = of_features["found_again_F"].keys()
         if len(record["labels"]) != len(members) or found_again != record["other_seeds"].keys():
-            raise ValueError("labels and other_seeds are not those of its members")
+            raise ValueError("its labels or other_seeds do not belong to its members")
         record |= of_features
         return Comparison(**record, groups=tuple(Group(**group) for group in groups))
 
 
 def plain(value: Any) -> Any:
-    """For JSON, which has no NaN."""
+    """A matrix as nested lists with None instead of NaN, which JSON does not have."""
     if not isinstance(value, np.ndarray):
         return value
     return [[None if np.isnan(x) else x for x in row] for row in value.tolist()]

@@ -1,8 +1,8 @@
-"""Into what do features split as a dictionary gets wider? A tree over members that differ in nothing but their width.
+"""Feature splitting (Bricken et al. 2023): a tree of features over members that differ only in their width.
 
-Each feature of a wider dictionary has the parent with the highest decoder cosine in the next narrower one, if that is
-at least PARENT; several may have the same (feature splitting, Bricken et al. 2023). Where activations are given the
-parent is checked: on which share of the child's firings does it fire, too?
+The parent of a feature is the feature with the highest decoder cosine in the next narrower dictionary, if that cosine
+is at least PARENT. Several features may have the same parent. If activations are given, the parent is checked by the
+share of the child's firings on which it fires, too.
 
 Shapes: F features of a member, N rows.
 """
@@ -23,17 +23,20 @@ from harvest.errors import InputError
 from harvest.files import write_arrays, write_json
 
 PARENT = 0.5
-COFIRING = 0.5  # of a child's firings; a parent with less is not confirmed
+COFIRING = 0.5  # share of a child's firings on which a confirmed parent fires, too
 
 
 @dataclass(frozen=True)
 class Step:
-    """From one width to the next, living features only.
+    """The step from one width to the next, over living features only.
 
-    children: {number of children: how many of the narrower one's features have it}: 0 lost, 1 kept, 2 and more split.
-    new: features of the wider one without a parent. chance: share of random directions with the same covariance as the
-    wider one's that have one. confirmed: share of the children that fire here whose parent fires on COFIRING or more of
-    their firings; cofiring: mean of that share over them. None without activations, or where nothing fires.
+    children: {number of children: how many features of the narrower dictionary have that many}. A feature without
+    children is lost, one with one child is kept, and one with several is split.
+    new: number of features of the wider dictionary without a parent.
+    chance: share of random directions, with the covariance of the wider dictionary, that have a parent.
+    cofiring: share of a child's firings on which its parent fires, too, as a mean over the children that fire.
+    confirmed: share of these children whose parent fires on COFIRING or more of their firings.
+    The last two are None without activations, or if no child fires.
     """
 
     narrow: int
@@ -47,9 +50,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Splitting:
-    """`parent_F`, `cosine_F` and `cofiring_F` of each member, narrowest first: −1, 0 and NaN where there is no parent.
+    """The tree of a family of members, narrowest first.
 
-    trees: (member's place, feature, leaves) of features that have no parent, most leaves first.
+    parent_F, cosine_F, cofiring_F: of each member's features; −1, 0 and NaN for features without a parent.
+    trees: (index of the member, feature, number of leaves) of features without a parent, most leaves first.
     """
 
     members: tuple[str, ...]
@@ -69,7 +73,7 @@ class Splitting:
 
 
 def families(decoders: Mapping[str, Decoder]) -> list[list[str]]:
-    """Members that differ in nothing but `hidden_dim`, two or more, narrowest first."""
+    """Groups of two or more members that differ only in `hidden_dim`, narrowest first."""
     same = alike({name: decoder.settings for name, decoder in decoders.items()}, but_for="hidden_dim")
     return [sorted(names, key=lambda name: len(decoders[name].alive_F)) for names in same if len(names) > 1]
 
@@ -80,37 +84,40 @@ def compute_splitting(
     threshold: float = PARENT,
     seed: int = 0,
 ) -> Splitting:
-    """Of one family, narrowest first; activations [N, F] on the same rows. Raises InputError for fewer than two."""
+    """The splitting of one family, narrowest first. `activations` [N, F] are on the same rows for all members.
+
+    Raises InputError for fewer than two members.
+    """
     if len(decoders) < 2:
-        raise InputError("feature splitting needs members of two or more widths: train with --hidden-dim 512 1024 2048")
+        raise InputError("feature splitting needs members of several widths: train with --hidden-dim 512 1024 2048")
     if not FLOOR <= threshold <= 1:
-        raise InputError(f"threshold {threshold}: a parent's cosine must be between {FLOOR} and 1")
+        raise InputError(f"threshold {threshold}: must be between {FLOOR} and 1")
     ids, rng, steps = list(decoders), np.random.default_rng(seed), []
     width = len(decoders[ids[0]].alive_F)
     parents, cosine, cofiring = [np.full(width, -1)], [np.zeros(width, np.float32)], [np.full(width, np.nan)]
     for narrow, wide in zip(ids, ids[1:], strict=False):
-        own_FxD, other_GxD = decoders[wide].directions, decoders[narrow].directions
+        wide_FxD, narrow_GxD = decoders[wide].directions, decoders[narrow].directions
         living_F, living_G = (np.flatnonzero(decoders[name].alive_F) for name in (wide, narrow))
-        similarity = cosines(own_FxD, other_GxD)
+        similarity = cosines(wide_FxD, narrow_GxD)
         has = similarity.best_F >= threshold
         child, parent = living_F[has], living_G[similarity.pairs_FxG[has].argmax(axis=1)]
         width = len(decoders[wide].alive_F)
-        for of, empty, values in ((parents, -1, parent), (cosine, np.float32(0), similarity.best_F[has])):
-            of.append(np.full(width, empty))
-            of[-1][child] = values
+        for levels, empty, values in ((parents, -1, parent), (cosine, np.float32(0), similarity.best_F[has])):
+            levels.append(np.full(width, empty))
+            levels[-1][child] = values
         cofiring.append(np.full(width, np.nan))
         if activations is not None:
             cofiring[-1][child] = fires_with(activations[wide], child, activations[narrow], parent)
         known = cofiring[-1][~np.isnan(cofiring[-1])]
         sizes = np.bincount(np.bincount(parent, minlength=len(decoders[narrow].alive_F))[living_G])
-        random_FxD = random_like(own_FxD, len(own_FxD), rng)
+        random_FxD = random_like(wide_FxD, len(wide_FxD), rng)
         steps.append(
             Step(
                 narrow=len(decoders[narrow].alive_F),
                 wide=width,
                 children={n: int(count) for n, count in enumerate(sizes) if count},
                 new=int((~has).sum()),
-                chance=float((cosines(random_FxD, other_GxD).best_F >= threshold).mean()),
+                chance=float((cosines(random_FxD, narrow_GxD).best_F >= threshold).mean()),
                 cofiring=float(known.mean()) if len(known) else None,
                 confirmed=float((known >= COFIRING).mean()) if len(known) else None,
             )
@@ -130,14 +137,14 @@ def compute_splitting(
 
 
 def fires_with(wide_NxF: csr_array, child_P: np.ndarray, narrow_NxG: csr_array, parent_P: np.ndarray) -> np.ndarray:
-    """On which share of a child's firings its parent fires; NaN for one that never fires."""
+    """The share of each child's firings on which its parent fires, too, [P]; NaN for a child that never fires."""
     children_NxP, parents_NxP = csc_array(wide_NxF)[:, child_P] != 0, csc_array(narrow_NxG)[:, parent_P] != 0
-    both_P, own_P = (np.asarray(x.sum(0)) for x in (children_NxP.multiply(parents_NxP), children_NxP))
-    return np.where(own_P > 0, both_P / np.maximum(own_P, 1), np.nan)
+    both_P, child_fires_P = (np.asarray(x.sum(0)) for x in (children_NxP.multiply(parents_NxP), children_NxP))
+    return np.where(child_fires_P > 0, both_P / np.maximum(child_fires_P, 1), np.nan)
 
 
 def trees_of(parents: Sequence[np.ndarray], alive: Sequence[np.ndarray]) -> tuple[tuple[int, int, int], ...]:
-    """Leaves are features without children; a tree of one leaf that is its root is none."""
+    """(level, root, number of leaves) of each tree, most leaves first. A tree has more than one feature."""
     trees, below_F = [], np.zeros(len(parents[-1]), np.int64)
     for level in range(len(parents) - 1, -1, -1):
         parent_F, leaves_F = parents[level], np.maximum(below_F, 1)
@@ -150,13 +157,13 @@ def trees_of(parents: Sequence[np.ndarray], alive: Sequence[np.ndarray]) -> tupl
 
 
 def write_splitting(splitting: Splitting, folder: Path) -> list[Path]:
-    """splitting-ID.json (figures, the 100 largest trees) and .npz (parents), by the id of the widest member."""
+    """Write splitting-ID.json (figures, 100 largest trees) and .npz (parents). ID is that of the widest member."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"splitting-{splitting.members[-1]}"
     arrays = {
-        f"{name}/{what}": of[level]
+        f"{name}/{what}": values[level]
         for level, name in enumerate(splitting.members)
-        for what, of in vars(splitting).items()
+        for what, values in vars(splitting).items()
         if what.endswith("_F")
     }
     record = {name: value for name, value in asdict(splitting).items() if not name.endswith("_F")}

@@ -1,9 +1,10 @@
-"""Which feature fires on a concept? Chosen, given its threshold and scored on three different sets of passages.
+"""Features that detect a concept: chosen, given a threshold and scored on three different sets of passages.
 
-A feature's value on a passage is its largest over the positions that count. Thousands are tried: on the passages that
-the best was chosen by, a chance feature looks like a find. So each feature is chosen on one set, gets its threshold on
-a second and every figure that is reported on a third; p-values of all that are reported, over all dictionaries, are
-by a permutation test on the third and corrected together (Benjamini and Hochberg 1995).
+A feature's value on a passage is its largest activation over the passage's tokens. Because thousands of features are
+tried, the best one looks good by chance on the passages that it was chosen by. Features are therefore chosen on one
+set of passages (CHOOSING), get their threshold on a second (THRESHOLD), and get all reported figures on a third
+(SCORING). The p-values are from a permutation test on SCORING, and are corrected together for all reported features of
+all dictionaries (Benjamini and Hochberg 1995).
 
 Shapes: N passages (P of the concept, Q others), F features, C candidates, S permutations.
 """
@@ -20,22 +21,22 @@ from analysis.concepts.max_pooling import MaxPooled
 from analysis.stats import Interval, auroc_interval
 
 CHOOSING, THRESHOLD, SCORING = range(3)
-DEAL = (CHOOSING, SCORING, THRESHOLD, CHOOSING, SCORING)  # passages to sets, in turn
-ENOUGH = 6  # passages of the concept: with fewer nothing is called found
+TURNS = (CHOOSING, SCORING, THRESHOLD, CHOOSING, SCORING)  # the sets that shuffled passages are assigned to, in turn
+ENOUGH = 6  # passages of the concept that are needed: with fewer, no feature passes
 PERMUTATIONS = 10_000
 
 
 @dataclass(frozen=True)
 class Detector:
-    """How well "value > threshold" tells the concept, and AUROC the value itself; all but the threshold on SCORING."""
+    """How well a value separates passages of the concept from others. All but the threshold is measured on SCORING."""
 
     auroc: float
-    auroc_interval: Interval | None  # 95%, over passages; None: there are too few
-    auroc_without_phrase: float | None  # the phrase's own tokens left out of both sides; None: nothing else there
-    threshold: float  # of the best F1 on THRESHOLD
-    precision: float | None  # None: it fires on none
-    coverage: float  # recall
-    difference: float  # of the means
+    auroc_interval: Interval | None  # 95% over passages; None if there are too few
+    auroc_without_phrase: float | None  # without the tokens of the phrase; None if no others are left
+    threshold: float  # with the best F1 on THRESHOLD
+    precision: float | None  # of "value > threshold"; None if no passage is above it
+    coverage: float  # recall of "value > threshold"
+    difference: float  # mean on the concept's passages minus mean on the others
     p_value: float  # one-sided
 
 
@@ -45,26 +46,29 @@ class FoundFeature:
     feature: int
     chosen_by: float  # AUROC on CHOOSING
     detector: Detector
-    q_value: float  # the smallest false discovery rate at which it passes
+    q_value: float  # the smallest false discovery rate at which the feature passes
     passes: bool
 
 
 @dataclass(frozen=True)
 class FindFeature:
-    """`features` are the first `top` of all dictionaries and each one's first, best on CHOOSING first."""
+    """The result of a search. `features` are the `top` best of all dictionaries and the best of each dictionary.
+
+    They are ordered by their AUROC on CHOOSING, best first.
+    """
 
     features: list[FoundFeature]
-    top: int  # of these, the first of all dictionaries
-    baselines: dict[str, Detector]  # difference in means, by where it was read
-    tried: dict[str, int]  # features of each dictionary
-    sets: dict[str, dict[str, int]]  # passages of the concept and others in each set
+    top: int  # how many of `features`, from the first on, are the best of all dictionaries
+    baselines: dict[str, Detector]  # of the difference in means, by hook name
+    tried: dict[str, int]  # number of features of each dictionary
+    sets: dict[str, dict[str, int]]  # number of passages of the concept and of others in each set
 
     @property
     def best_of_members(self) -> dict[str, FoundFeature]:
-        """The best of all first."""
+        """The best feature of each dictionary, by the dictionary's name, best first."""
         best: dict[str, FoundFeature] = {}
-        for found in self.features:
-            best.setdefault(found.member, found)
+        for feature in self.features:
+            best.setdefault(feature.member, feature)
         return best
 
 
@@ -73,8 +77,8 @@ class _Candidate:
     member: str
     feature: int
     auroc: float
-    separation: float  # difference of the means in standard deviations: breaks ties
-    values: MaxPooled  # its own column, copied: what it is from is let go
+    separation: float  # difference of the means in standard deviations, to break ties
+    values: MaxPooled  # a copy of the feature's column, so that the dictionary's whole table can be freed
 
 
 def find_detectors(
@@ -86,11 +90,15 @@ def find_detectors(
     fdr: float = 0.05,
     seed: int = 0,
 ) -> FindFeature:
-    """`pooled` is read one dictionary at a time, `set_N` is of `deal`. A baseline has one column."""
+    """Choose, threshold and score features of all dictionaries.
+
+    `pooled` yields (name, values) of one dictionary at a time. A baseline has one column. `set_N` is the set of each
+    passage, from `split_passages`.
+    """
     tried, candidates = {}, []
-    for member, of in pooled:
-        tried[member] = of.whole_NxF.shape[1]
-        candidates += _best(member, of, is_concept_N, set_N == CHOOSING, top)
+    for member, values in pooled:
+        tried[member] = values.whole_NxF.shape[1]
+        candidates += _best(member, values, is_concept_N, set_N == CHOOSING, top)
     candidates.sort(key=lambda candidate: (-candidate.auroc, -candidate.separation))
     firsts = {candidate.member: i for i, candidate in reversed(list(enumerate(candidates)))}
     top = min(top, len(candidates))
@@ -113,28 +121,34 @@ def find_detectors(
     return FindFeature(features, top, beside, tried, sets)
 
 
-def deal(is_concept_N: np.ndarray, seed: int = 0) -> np.ndarray:
-    """CHOOSING (two fifths), THRESHOLD (one) or SCORING (two) for each passage, the same shares of either side."""
+def split_passages(is_concept_N: np.ndarray, seed: int = 0) -> np.ndarray:
+    """A random assignment of passages to CHOOSING (2/5), THRESHOLD (1/5) and SCORING (2/5), [N].
+
+    The shares are the same for passages of the concept and for others.
+    """
     rng, set_N = np.random.default_rng(seed), np.empty(len(is_concept_N), np.int64)
     for side in (True, False):
         rows = rng.permutation(np.flatnonzero(is_concept_N == side))
-        set_N[rows] = np.resize(DEAL, len(rows))
+        set_N[rows] = np.resize(TURNS, len(rows))
     return set_N
 
 
 def auroc(values_NxF: np.ndarray, is_concept_N: np.ndarray) -> np.ndarray:
-    """Of each column, [F], or of one: how often a passage of the concept has more than another, ties counting half."""
+    """The AUROC of each column [F], or of a single one.
+
+    This is how often a passage of the concept has a larger value than another passage. Equal values count half.
+    """
     p, q = is_concept_N.sum(), (~is_concept_N).sum()
     return (rankdata(values_NxF, axis=0)[is_concept_N].sum(0) - p * (p + 1) / 2) / (p * q)
 
 
 def best_threshold(values_N: np.ndarray, is_concept_N: np.ndarray) -> float:
-    """The threshold of the best F1, half-way between two values; one that all pass is none."""
+    """The threshold with the best F1, half-way between two values. A threshold below all values is never chosen."""
     values, counts = np.unique(values_N, return_counts=True)
     if len(values) == 1:
         return float(values[0])
     concept = np.array([is_concept_N[values_N == value].sum() for value in values])
-    fires, right = counts[::-1].cumsum()[:-1], concept[::-1].cumsum()[:-1]  # over each threshold, the highest first
+    fires, right = counts[::-1].cumsum()[:-1], concept[::-1].cumsum()[:-1]  # above each threshold, the highest first
     f1 = 2 * right / (fires + is_concept_N.sum())
     return float(((values[1:] + values[:-1]) / 2)[::-1][f1.argmax()])
 
@@ -142,9 +156,9 @@ def best_threshold(values_N: np.ndarray, is_concept_N: np.ndarray) -> float:
 def permutation_test(
     values_NxC: np.ndarray, is_concept_N: np.ndarray, permutations: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """One-sided p-values [C] of the rank sum (Mann and Whitney's U) under labels dealt anew, (1 + as large) / (1 + S).
+    """One-sided p-values [C] of the rank sum (Mann and Whitney's U) under shuffled labels, (1 + as large) / (1 + S).
 
-    Not by the normal approximation: with many zeros tied and few passages that is far too small in the tail.
+    The normal approximation is not used. With many tied zeros and few passages its p-values are far too small.
     """
     ranks_NxC = rankdata(values_NxC, axis=0)
     observed_C, p = ranks_NxC[is_concept_N].sum(0), int(is_concept_N.sum())
@@ -152,28 +166,28 @@ def permutation_test(
     for start in range(0, permutations, 1000):
         count = min(1000, permutations - start)
         drawn_SxP = rng.random((count, len(values_NxC))).argpartition(p - 1, axis=1)[:, :p]
-        dealt_SxN = np.zeros((count, len(values_NxC)))
-        np.put_along_axis(dealt_SxN, drawn_SxP, 1.0, axis=1)
-        as_large_C += (dealt_SxN @ ranks_NxC >= observed_C - 1e-6).sum(0)
+        permuted_SxN = np.zeros((count, len(values_NxC)))
+        np.put_along_axis(permuted_SxN, drawn_SxP, 1.0, axis=1)
+        as_large_C += (permuted_SxN @ ranks_NxC >= observed_C - 1e-6).sum(0)
     return (1 + as_large_C) / (1 + permutations)
 
 
 def judge(
     columns: list[MaxPooled], is_concept_N: np.ndarray, set_N: np.ndarray, fdr: float, rng: np.random.Generator
 ) -> list[Detector]:
-    """Of features (one column each), with as many permutations that the smallest p-value passes among them at `fdr`."""
+    """Threshold and score features, one column each. Permutations are enough for the smallest p-value to pass `fdr`."""
     if not columns:
         return []
     is_threshold_N, is_concept_M = set_N == THRESHOLD, is_concept_N[set_N == SCORING]
-    whole_MxC = np.concatenate([of.whole_NxF[set_N == SCORING] for of in columns], 1)
+    whole_MxC = np.concatenate([column.whole_NxF[set_N == SCORING] for column in columns], 1)
     p_C = permutation_test(whole_MxC, is_concept_M, max(PERMUTATIONS, int(2 * len(columns) / fdr)), rng)
     detectors = []
-    for of, whole_M, p_value in zip(columns, whole_MxC.T, p_C, strict=True):
-        threshold = best_threshold(of.whole_NxF[is_threshold_N, 0], is_concept_N[is_threshold_N])
+    for column, whole_M, p_value in zip(columns, whole_MxC.T, p_C, strict=True):
+        threshold = best_threshold(column.whole_NxF[is_threshold_N, 0], is_concept_N[is_threshold_N])
         concept_P, others_Q = whole_M[is_concept_M], whole_M[~is_concept_M]
         wins_PxQ = (concept_P[:, None] > others_Q) + 0.5 * (concept_P[:, None] == others_Q)
         hits, alarms = int((concept_P > threshold).sum()), int((others_Q > threshold).sum())
-        rest_M = of.rest_NxF[set_N == SCORING, 0]
+        rest_M = column.rest_NxF[set_N == SCORING, 0]
         there_M = np.isfinite(rest_M)
         both_sides = 0 < is_concept_M[there_M].sum() < there_M.sum()
         detectors.append(
@@ -191,12 +205,14 @@ def judge(
     return detectors
 
 
-def _best(member: str, of: MaxPooled, is_concept_N: np.ndarray, among_N: np.ndarray, top: int) -> list[_Candidate]:
-    values_MxF, is_concept_M = of.whole_NxF[among_N], is_concept_N[among_N]
+def _best(member: str, pooled: MaxPooled, is_concept_N: np.ndarray, among_N: np.ndarray, top: int) -> list[_Candidate]:
+    values_MxF, is_concept_M = pooled.whole_NxF[among_N], is_concept_N[among_N]
     auroc_F = auroc(values_MxF, is_concept_M)
     difference_F = values_MxF[is_concept_M].mean(0) - values_MxF[~is_concept_M].mean(0)
     separation_F = difference_F / np.maximum(values_MxF.std(0), 1e-30)
     return [
-        _Candidate(member, f, float(auroc_F[f]), float(separation_F[f]), MaxPooled(*(v_NxF[:, [f]] for v_NxF in of)))
+        _Candidate(
+            member, f, float(auroc_F[f]), float(separation_F[f]), MaxPooled(*(x_NxF[:, [f]] for x_NxF in pooled))
+        )
         for f in np.lexsort((-separation_F, -auroc_F))[:top].tolist()
     ]

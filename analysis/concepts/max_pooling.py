@@ -1,6 +1,6 @@
-"""Features, and directions of raw activations, at their largest over a passage.
+"""The largest value of features, and of projections of raw activations, over each passage.
 
-Shapes: W windows, T tokens a window, N passages, D width of the model, F features.
+Shapes: W windows, T tokens per window, N passages, D width of the model, F features.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class MaxPooled(NamedTuple):
-    """Over all positions of a passage that count, and over those that are not the phrase's own tokens.
+    """The largest values over all counted positions of each passage, and over those without the tokens of the phrase.
 
-    A passage in which no other counts has −∞ in `rest`.
+    `rest_NxF` is −∞ for a passage that has no positions besides the phrase.
     """
 
     whole_NxF: np.ndarray
@@ -33,37 +33,38 @@ class MaxPooled(NamedTuple):
 
 
 def activations(model: LanguageModel, tokens_WxT: np.ndarray, sites: Iterable[Site]) -> dict[Site, np.ndarray]:
-    """Raw activations of all windows, float32 [W, T, D] a site, in one pass of the model."""
+    """Raw activations of all windows, float32 [W, T, D] for each site, in one pass of the model."""
     wanted, batch = list(dict.fromkeys(sites)), -(-BATCH_TOKENS // tokens_WxT.shape[1])
     parts = [model.activations(tokens_WxT[i : i + batch], wanted) for i in range(0, len(tokens_WxT), batch)]
     return {site: np.concatenate([part[site] for part in parts]) for site in wanted}
 
 
-def max_features(sae: SAE, x_WxTxD: np.ndarray, of: ConceptPassages) -> MaxPooled:
+def max_features(sae: SAE, x_WxTxD: np.ndarray, texts: ConceptPassages) -> MaxPooled:
+    """The largest activation of each feature over each passage."""
     graphdef, weights = nnx.split(sae)
-    return _pooled(lambda x_NxD: encode(graphdef, weights, x_NxD), sae.W_dec.shape[0], x_WxTxD, of)
+    return _pooled(lambda x_NxD: encode(graphdef, weights, x_NxD), sae.W_dec.shape[0], x_WxTxD, texts)
 
 
-def mean_difference(x_WxTxD: np.ndarray, of: ConceptPassages, among_N: np.ndarray) -> np.ndarray:
-    """The unit direction from the mean row of others to that of the concept, [D], of passages in `among_N`."""
-    counts_WxT = of.passages.counts_WxT & among_N[of.passages.item_W][:, None]
-    is_concept_Wx1 = of.is_concept_N[of.passages.item_W][:, None]
+def mean_difference(x_WxTxD: np.ndarray, texts: ConceptPassages, among_N: np.ndarray) -> np.ndarray:
+    """The unit direction [D] from the mean activation of other passages to that of the concept's, over `among_N`."""
+    counts_WxT = texts.passages.counts_WxT & among_N[texts.passages.item_W][:, None]
+    is_concept_Wx1 = texts.is_concept_N[texts.passages.item_W][:, None]
     mean_of = [x_WxTxD[counts_WxT & side].mean(0, dtype=np.float64) for side in (is_concept_Wx1, ~is_concept_Wx1)]
     difference_D = mean_of[0] - mean_of[1]
     return (difference_D / max(float(np.linalg.norm(difference_D)), 1e-30)).astype(np.float32)
 
 
-def max_projection(direction_D: np.ndarray, x_WxTxD: np.ndarray, of: ConceptPassages) -> MaxPooled:
-    """x · direction, pooled in the same way: F is 1."""
-    return _pooled(lambda x_NxD: x_NxD @ direction_D[:, None], 1, x_WxTxD, of)
+def max_projection(direction_D: np.ndarray, x_WxTxD: np.ndarray, texts: ConceptPassages) -> MaxPooled:
+    """The largest projection x · direction over each passage, in one column."""
+    return _pooled(lambda x_NxD: x_NxD @ direction_D[:, None], 1, x_WxTxD, texts)
 
 
 def _pooled(
-    values: Callable[[np.ndarray], jax.Array | np.ndarray], features: int, x_WxTxD: np.ndarray, of: ConceptPassages
+    values: Callable[[np.ndarray], jax.Array | np.ndarray], features: int, x_WxTxD: np.ndarray, texts: ConceptPassages
 ) -> MaxPooled:
-    item_W, counts_WxT = of.passages.item_W, of.passages.counts_WxT
-    masks = (counts_WxT, counts_WxT & ~of.phrase_WxT)
-    pooled = tuple(np.full((len(of.is_concept_N), features), -np.inf, np.float32) for _ in masks)
+    item_W, counts_WxT = texts.passages.item_W, texts.passages.counts_WxT
+    masks = (counts_WxT, counts_WxT & ~texts.phrase_WxT)
+    pooled = tuple(np.full((len(texts.is_concept_N), features), -np.inf, np.float32) for _ in masks)
     batch = -(-BATCH_TOKENS // x_WxTxD.shape[1])
     for start in range(0, len(item_W), batch):
         here = slice(start, start + batch)

@@ -1,4 +1,4 @@
-"""The model card of a dictionary: what it is, how it was trained, what was measured, how to load it."""
+"""The model card of a dictionary: its kind and size, how it was trained, its metrics, and how to load it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from sae_jax.formats import Dictionary
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 METRICS = {
     "explained_variance": "explained variance, 1 − E‖x − x̂‖² / E‖x − E x‖²",
-    "explained_variance_z": "the same with every dimension counting alike",
+    "explained_variance_z": "explained variance with all dimensions weighted equally",
     "mse": "squared error, summed over dimensions",
-    "l0": "L0, active features a row",
+    "l0": "L0, active features per row",
     "l1": "L1, Σ f ‖W_dec‖",
-    "cosine": "cosine of row and reconstruction",
+    "cosine": "cosine of activation and reconstruction",
     "dead_fraction": "share of features that never fire",
-    "ce_recovered": "cross-entropy recovered, of zero ablation",
-    "kl_recovered": "KL divergence recovered, of zero ablation",
+    "ce_recovered": "cross-entropy recovered, relative to zero ablation",
+    "kl_recovered": "KL divergence recovered, relative to zero ablation",
 }
 
 
 def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> str:
-    """Markdown with a hub's front matter. `facts` are those of a run's member (`export.member_facts`)."""
+    """The card as Markdown with the hub's front matter. `facts` are from `member_facts`, None without a run."""
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(library_name="saelens", tags=["sparse-autoencoder", "mechanistic-interpretability"])
@@ -31,8 +31,8 @@ def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> 
         if name and name != "bundled" and HUB_NAME.fullmatch(name):
             setattr(data, field, name)
     what = f"A sparse autoencoder ({dictionary.cfg['architecture']}) with {dictionary.d_sae:,} features"
-    where = f"`{dictionary.hook_name or 'a hook that is not named'}` of `{dictionary.model_name or 'an unnamed model'}`"
-    load = f'from_pretrained("{repo}", "{dictionary.name}")' if repo else 'load_from_disk(".")  # where this lies'
+    where = f"`{dictionary.hook_name or 'an unknown hook'}` of `{dictionary.model_name or 'an unknown model'}`"
+    load = f'from_pretrained("{repo}", "{dictionary.name}")' if repo else 'load_from_disk(".")  # this directory'
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {dictionary.name}",
@@ -40,7 +40,7 @@ def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> 
         *(
             how_trained(dictionary, facts)
             if facts
-            else [f"Read from a directory of {dictionary.format}{unchanged(dictionary)}."]
+            else [f"Converted from a directory of {dictionary.format}{unchanged(dictionary)}."]
         ),
         f"## Load it\n```python\nfrom sae_lens import SAE\n\nsae = SAE.{load}",
     ]
@@ -50,25 +50,26 @@ def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> 
 
 def unchanged(dictionary: Dictionary) -> str:
     if dictionary.scale is None:
-        return ", its tensors unchanged"
-    return f", the scale of its rows, {dictionary.scale:.6g}, folded into its weights"
+        return ", with unchanged tensors"
+    return f", with the scale of its rows, {dictionary.scale:.6g}, folded into its weights"
 
 
 def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
+    """The sections on training and metrics."""
     member, store, asked = facts["member"], facts["store"], facts["asked"]
     measured = {name: member["metrics"][name] for name in METRICS if member["metrics"].get(name) is not None}
-    settings = {name: of.get(name) for of, names in ((member, MEMBER), (asked["train"], TRAINING)) for name in names}
+    settings = {name: p.get(name) for p, names in ((member, MEMBER), (asked["train"], TRAINING)) for name in names}
     settings = {name: value for name, value in settings.items() if value is not None}
     settings |= {"control": control} if (control := asked["harvest"].get("control")) else {}
     positions = "all positions" if asked["harvest"]["keep_first_position"] else "all but the first position"
     rows = f"{store['rows']:,} rows: {positions} of windows of {asked['harvest']['seq_len']} tokens, no BOS"
     return [
         "## How it was trained",
-        f"By sae-jax {facts['environment']['sae-jax']} on `{dictionary.dataset_path}`, {rows}. "
-        "The normalization of rows is folded into the weights, which take raw activations.",
+        f"Trained with sae-jax {facts['environment']['sae-jax']} on `{dictionary.dataset_path}`: {rows}. "
+        "The normalization of activations is folded into the weights, so the SAE takes raw activations.",
         table("setting", {name: f"{value}" for name, value in settings.items()}),
         "## Held-out metrics",
-        "On documents that were never trained on, from these weights, in units of the raw activations.",
+        "Measured with these weights on documents that were never trained on, in units of the raw activations.",
         table("metric", {METRICS[name]: f"{value:.4g}" for name, value in measured.items()}),
         *filter(None, [why_undefined(member["metrics"])]),
     ]

@@ -1,9 +1,6 @@
-"""Each feature's activation at every token of some contexts of its own.
+"""Activations of features at every token of their contexts, and the chunks of rows that passes over a store read.
 
-One pass over the store: every row is encoded once, whatever the number of contexts. Memory: 4 bytes a context and
-token.
-
-Shapes: C contexts, L tokens of a context, P positions of a window with a row, N = W·P rows, F features.
+Shapes: C contexts, L tokens of a context, W windows, P positions of a window that have a row, N = W·P rows, F features.
 """
 
 from __future__ import annotations
@@ -24,18 +21,18 @@ from sae_jax.formats import Dictionary
 from sae_jax.formats.dictionary import BY_K
 from sae_jax.models.base import SAE
 
-PADDED = 256  # rows: pages of about as many share a compiled program
-CONTEXT_TOKENS = 10  # rows with the same token and as many the same before it are one context
-CHUNK_ROWS, CHUNK_VALUES = 4096, 1 << 27  # rows encoded at once, and activations at most
-LONGEST = 128  # tokens of a context: a longer window is cut around the row
+PADDED = 256  # rows are padded to a multiple of this, so that pages share compiled programs
+CONTEXT_TOKENS = 10  # rows whose token and as many tokens before it are equal count as one context
+CHUNK_ROWS, CHUNK_VALUES = 4096, 1 << 27  # rows, and activations, that are encoded at once, at most
+LONGEST = 128  # tokens of a context, at most: a longer window is cut around the row
 
 
 @dataclass(frozen=True)
 class FeatureValues:
-    """`value_CxL`: 0 at a first position that training left out. The contexts are in the order that was asked for."""
+    """Activations at the tokens of the requested contexts; 0 at a first position that training left out."""
 
     value_CxL: np.ndarray
-    start_C: np.ndarray  # the position in its window of a context's first token
+    start_C: np.ndarray  # position of each context's first token in its window
 
 
 def feature_values(
@@ -45,12 +42,16 @@ def feature_values(
     row_C: np.ndarray,
     on_rows: Callable[[int], None] = lambda n: None,
 ) -> FeatureValues:
-    """The context of a row is its window. Rows count on from training rows to held-out ones."""
+    """The activations of feature `feature_C[c]` in the window of row `row_C[c]`, for each context c.
+
+    Held-out rows are numbered after the training rows. Every row of the store is encoded once, in one pass over it,
+    for any number of contexts. Memory: 4 bytes per context and token.
+    """
     positions, first = store.train.positions, store.train.first_position
     length = min(LONGEST, positions + first)
     window_C, position_C = np.divmod(row_C, positions)
     start_C = np.clip(position_C + first - length // 2, 0, positions + first - length)
-    offset_CxL = start_C[:, None] + np.arange(length) - first  # −1 where there is no row
+    offset_CxL = start_C[:, None] + np.arange(length) - first  # −1 at a position without a row
     value_CxL = np.zeros((len(row_C), length), np.float32)
     order_C = np.argsort(window_C, kind="stable")
     sorted_C = window_C[order_C]
@@ -66,46 +67,46 @@ def feature_values(
 
         before = chunk.row_N[0] // positions
         here_C = order_C[slice(*np.searchsorted(sorted_C, [before, before + len(f_WxPxF)]))]
-        at_CxL, of_Cx1 = offset_CxL[here_C], feature_C[here_C, None]
-        found_CxL = f_WxPxF[window_C[here_C, None] - before, np.maximum(at_CxL, 0), of_Cx1]
-        value_CxL[here_C] = np.where(at_CxL >= 0, found_CxL, 0)
+        position_CxL, feature_Cx1 = offset_CxL[here_C], feature_C[here_C, None]
+        f_CxL = f_WxPxF[window_C[here_C, None] - before, np.maximum(position_CxL, 0), feature_Cx1]
+        value_CxL[here_C] = np.where(position_CxL >= 0, f_CxL, 0)
         on_rows(n)
     return FeatureValues(value_CxL, start_C)
 
 
 def context_tokens(store: ActivationStore, values: FeatureValues, number: int, row: int) -> tuple[np.ndarray, int]:
-    """(the tokens [L] of one of the contexts, that of this row, and which of them is the row's)."""
+    """(the tokens [L] of context `number`, which is that of `row`; the index of the row's own token in them)."""
     tokens_T, position, _ = place(store, row)
     start, length = int(values.start_C[number]), values.value_CxL.shape[1]
     return tokens_T[start : start + length], position - start
 
 
 def values_of_feature(dictionary: Dictionary, feature: int, x_NxD: np.ndarray) -> np.ndarray:
-    """One feature's activation on raw rows, [N]: of kinds whose features do not compete nothing else is encoded."""
+    """One feature's activation on raw rows, [N]. Other features are encoded only if the kind makes features compete."""
     if dictionary.cfg["architecture"] in BY_K:
         sae, column = dictionary.sae, feature
     else:
-        own, column = slice(feature, feature + 1), 0
-        tensors = {name: t if name == "b_dec" else t[own] for name, t in dictionary.tensors.items() if name != "W_enc"}
-        tensors["W_enc"] = dictionary.tensors["W_enc"][:, own]
+        part, column = slice(feature, feature + 1), 0
+        tensors = {name: t if name == "b_dec" else t[part] for name, t in dictionary.tensors.items() if name != "W_enc"}
+        tensors["W_enc"] = dictionary.tensors["W_enc"][:, part]
         sae = replace(dictionary, cfg={**dictionary.cfg, "d_sae": 1}, tensors=tensors).sae
     padded_NxD = np.pad(x_NxD, ((0, -len(x_NxD) % PADDED), (0, 0)))
     return np.asarray(encode(*nnx.split(sae), padded_NxD)[:, column])[: len(x_NxD)]
 
 
 class Chunk(NamedTuple):
-    """Rows that follow each other, and where they stand; `row_N` counts on from training rows to held-out ones."""
+    """Consecutive rows of a store and where they come from. Held-out rows are numbered after the training rows."""
 
     x_NxD: np.ndarray
     row_N: np.ndarray
     token_N: np.ndarray
     position_N: np.ndarray
     document_N: np.ndarray
-    alike_N: np.ndarray  # a hash of the token and of those before it
+    alike_N: np.ndarray  # hash of the token and the tokens before it: equal for equal contexts
 
 
 def chunks(store: ActivationStore, rows_at_once: int) -> Iterator[Chunk]:
-    """All rows, training rows first; whole windows, of about so many rows."""
+    """All rows of a store, training rows first, in chunks of whole windows with about `rows_at_once` rows."""
     before = 0
     for split in (store.train, store.held_out):
         positions = split.positions

@@ -1,4 +1,4 @@
-"""Contexts of one feature by strength of activation, and what its direction is aligned with."""
+"""Contexts of a feature grouped by the strength of its activation, and the neurons that its direction aligns with."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from analysis.features.statistics import Features
 
-ALIGNED = 3  # neurons and features beside a feature
-INTERVALS, EACH = 5, 5  # of the firings by rank; contexts of each
+ALIGNED = 3  # neurons to report
+INTERVALS, EACH = 5, 5  # number of intervals of the firings' ranks, and contexts from each
 
 
 class Group(NamedTuple):
-    """Contexts of about one strength; `bin_min` and `bin_contains` of the strongest are −1."""
+    """Contexts of similar strength. For the group of the strongest contexts `bin_min` and `bin_contains` are −1."""
 
     bin_min: float
     bin_max: float
@@ -22,7 +22,7 @@ class Group(NamedTuple):
 
 
 class Aligned(NamedTuple):
-    """A neuron that a decoder row points along: its entry there, and the share of the row's L1 norm."""
+    """A neuron that a decoder row is aligned with: the row's entry there, and its share of the row's L1 norm."""
 
     neuron: int
     value: float
@@ -30,15 +30,15 @@ class Aligned(NamedTuple):
 
 
 def alignment(decoder_D: np.ndarray) -> list[Aligned]:
-    """The neurons with the largest entries."""
+    """The neurons with the largest entries of a decoder row, largest first."""
     size = max(float(np.abs(decoder_D).sum()), 1e-30)
     largest = np.argsort(-decoder_D, kind="stable")[:ALIGNED].tolist()
     return [Aligned(d, float(decoder_D[d]), abs(float(decoder_D[d])) / size) for d in largest]
 
 
 def groups_of(features: Features, feature: int) -> list[Group]:
-    """The strongest contexts, then some of each stretch of ranks, strongest first; no window and no context twice."""
-    top_K, row_R = (of_FxN[feature][of_FxN[feature] >= 0] for of_FxN in (features.top_row_FxK, features.sample_row_FxR))
+    """The strongest contexts, then some of each interval of ranks, strongest first. No window or context repeats."""
+    top_K, row_R = (rows_N[rows_N >= 0] for rows_N in (features.top_row_FxK[feature], features.sample_row_FxR[feature]))
     if not len(top_K):
         return []
     value_R = features.sample_value_FxR[feature, : len(row_R)]
@@ -55,7 +55,7 @@ def groups_of(features: Features, feature: int) -> list[Group]:
 
 
 def firing_cosine(features: Features, feature: int, others_A: np.ndarray) -> np.ndarray:
-    """Of the rows on which each fires, as 0 and 1: from the correlation that is kept."""
+    """The cosine of a feature's firing (0 or 1 on each row) with that of others, [A], from their stored correlation."""
     share, share_A = features.density_F[feature], features.density_F[others_A]
     phi_A = features.together_phi_FxJ[feature, : len(others_A)]
     both_A = phi_A * np.sqrt(share * (1 - share) * share_A * (1 - share_A)) + share * share_A

@@ -1,10 +1,10 @@
 """Pairs of features that fire on the same rows, found in bounded memory at any width.
 
-Up to MATRIX_BYTES all pairs are counted on all rows, in one matrix. For a wider dictionary (over 8192 features) whole
-rows of firings are kept, all of them or as many as MOST_FIRINGS allow, drawn at random, and pairs are counted at the
-end, a block of features at a time: 16 bytes a firing kept, and what a block takes.
+If a matrix of all pairs fits into MATRIX_BYTES, pairs are counted on all rows. For a wider dictionary (more than 8192
+features), the firings of whole rows are kept, of all rows or of a random sample with MOST_FIRINGS firings. Pairs are
+then counted at the end, a block of features at a time. Memory: 16 bytes per kept firing, and the block.
 
-Shapes: N rows or pairs, F features, B of a block, J others.
+Shapes: N rows or pairs, F features, B features of a block, J other features.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 from scipy import sparse
 
 MATRIX_BYTES = 1 << 28
-MOST_FIRINGS = 1 << 25  # kept, of a wider dictionary: at 40 a row 840,000 rows
-BLOCK_PAIRS = 1 << 24  # at a time, at most
-MIN_TOGETHER = 10  # firings of both that make two features fire together
+MOST_FIRINGS = 1 << 25  # firings to keep of a wider dictionary, at most: 840,000 rows with 40 firings each
+BLOCK_PAIRS = 1 << 24  # pairs to count at a time, at most
+MIN_TOGETHER = 10  # rows on which two features must both fire to count as firing together
 
 
 class CoFiring:
-    """`rows` and `count_F` are of the rows on which pairs are counted: all, or those that were drawn."""
+    """A counter of pairs. `rows` and `count_F` are of the rows on which pairs are counted: all rows or the sample."""
 
     def __init__(self, features: int, seed: int):
         self.features, self.rng = features, np.random.default_rng(seed)
@@ -28,7 +28,7 @@ class CoFiring:
         self.matrix_FxF = np.zeros((features, features), np.int32) if is_small else None
         self.kept = sparse.csr_array((0, features), dtype=np.int32)
         self.pending: list[sparse.csr_array] = []
-        self.key_N, self.share = np.empty(0), 1.0  # a row is kept where its key is under the share of rows to keep
+        self.key_N, self.share = np.empty(0), 1.0  # a row is kept if its random key is below the share of rows to keep
 
     def add(self, fires_NxF: sparse.csr_array) -> None:
         if self.matrix_FxF is not None:
@@ -40,13 +40,13 @@ class CoFiring:
         key_N = self.rng.random(fires_NxF.shape[0])
         self.pending.append(fires_NxF[key_N < self.share])
         self.key_N = np.concatenate([self.key_N, key_N[key_N < self.share]])
-        while self.kept.nnz + sum(of.nnz for of in self.pending) > MOST_FIRINGS:
+        while self.kept.nnz + sum(rows.nnz for rows in self.pending) > MOST_FIRINGS:
             self.share /= 2
             self.kept, self.pending = sparse.vstack([self.kept, *self.pending], format="csr"), []
             self.kept, self.key_N = self.kept[self.key_N < self.share], self.key_N[self.key_N < self.share]
 
     def counted(self) -> CoFiring:
-        """Itself, once all rows were added."""
+        """Finish counting after all rows were added. Returns itself."""
         if self.matrix_FxF is None:
             self.kept, self.pending = sparse.vstack([self.kept, *self.pending], format="csr"), []
             self.by_feature_FxN = self.kept.T.tocsr()
@@ -54,15 +54,15 @@ class CoFiring:
         return self
 
     def together(self, block: slice) -> sparse.coo_array:
-        """On how many rows each feature of the block fires with each other one and itself, [B, F]."""
+        """The number of rows on which each feature of a block fires together with each feature, [B, F]."""
         if self.matrix_FxF is not None:
             return sparse.coo_array(self.matrix_FxF[block])
         return (self.by_feature_FxN[block] @ self.kept).tocoo()
 
     def closest(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """(the others that a feature's firing is correlated with most, their phi) [F, most]; −1 and 0: no more are.
+        """(the features whose firing correlates most with each feature's, their correlation phi), [F, most] each.
 
-        Of features that fire on MIN_TOGETHER rows together, and more often than by chance.
+        Only features count that fire together on MIN_TOGETHER rows and with phi above 0. The rest is −1 and 0.
         """
         other_FxJ, phi_FxJ = np.full((self.features, most), -1), np.zeros((self.features, most), np.float32)
         share_F = self.count_F / max(self.rows, 1)

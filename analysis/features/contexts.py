@@ -20,7 +20,7 @@ class Context(NamedTuple):
 
 
 def context_text(store: ActivationStore, tokenizer, row: int, before: int = 10, after: int = 5) -> Context:
-    """Some tokens before and after that of a row; rows count on from the training rows to the held-out ones."""
+    """The text around the token of a row. Held-out rows are numbered after the training rows."""
     held_out = bool(row >= len(store.train))
     tokens_T, position, document = place(store, row)
     cuts = (max(0, position - before), position), (position, position + 1), (position + 1, position + 1 + after)
@@ -29,11 +29,11 @@ def context_text(store: ActivationStore, tokenizer, row: int, before: int = 10, 
 
 
 def place(store: ActivationStore, row: int) -> tuple[np.ndarray, int, int]:
-    """Where such a row comes from: (its token window [T], the position in it, its document)."""
+    """(token window [T], position in it, document) of a row. Raises InputError if the store has no such row."""
     if row >= len(store.train) + len(store.held_out):
         raise InputError(
-            f"row {row:,} is asked for, and {store.directory} has {len(store.train) + len(store.held_out):,}: the "
-            "features' statistics are of other rows; delete analysis/features of the run, and they are computed again"
+            f"{store.directory} has {len(store.train) + len(store.held_out):,} rows and no row {row:,}, which the "
+            "features' statistics refer to: delete analysis/features of the run, so that they are computed again"
         )
     if row >= len(store.train):
         return store.held_out.context(row - len(store.train))
@@ -41,16 +41,16 @@ def place(store: ActivationStore, row: int) -> tuple[np.ndarray, int, int]:
 
 
 def token_texts(tokenizer, tokens: Iterable[int]) -> list[str]:
-    """Each token's own text, its space before it included; of a part of a character "�", of no token ""."""
+    """The text of each token with its leading space: "�" for part of a character, "" for an id that is no token."""
     tokens = [int(token) for token in tokens]
     texts = tokenizer.batch_decode([[token] for token in tokens], clean_up_tokenization_spaces=False)
     pieces = tokenizer.convert_ids_to_tokens(tokens)
     return [
-        f" {text}" if (piece or "").startswith("▁") and not text.startswith(" ") else text  # decoding takes it away
+        f" {text}" if (piece or "").startswith("▁") and not text.startswith(" ") else text  # decoding drops the space
         for text, piece in zip(texts, pieces, strict=True)
     ]
 
 
 def printable(text: str) -> str:
-    """A token's text as a figure can hold it: an .svg has no control characters."""
+    """The text with replacement characters instead of control characters, which .svg files cannot contain."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,6 +1,6 @@
-"""Arrays of an .npz as memory maps: of a large file only what is asked for is kept.
+"""Arrays of an .npz file as memory maps, so that only the needed parts of a large file are read.
 
-A file is compared with its checksums when this process maps it first.
+Checksums are verified when this process maps a file for the first time.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Near-copies among the windows and documents of a store: a null that shuffles labels must move them together.
+"""Near-copies among the windows and documents of a store. Shuffled labels must be the same for all copies of a text.
 
-By MinHash (Broder 1997) of the runs of three tokens: two that share a share J of their runs agree on as many of their
-least hashes. Near-copies agree on half of them or more: one word changed in twenty leaves J = .75.
+They are found by MinHash (Broder 1997) over sequences of three tokens: two texts that share a fraction J of these
+sequences agree on about the same fraction of their minimal hashes. Near-copies agree on at least half. A text in which
+one word in twenty is changed has J = 0.75.
 
-Memory: 64 bytes a window.
+Memory: 64 bytes per window.
 
-Shapes: W windows, T tokens a window, G documents, U of either, H hashes.
+Shapes: W windows, T tokens per window, G documents, U windows or documents, H hashes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ AT_ONCE = 1 << 18  # tokens
 
 
 class Originals(NamedTuple):
-    """The number of the first window or document that each one is a near-copy of; its own where there is none."""
+    """For each window and document the number of the first one that it is a near-copy of, or its own number."""
 
     window_W: np.ndarray  # training windows first
     document_G: np.ndarray
@@ -48,7 +49,7 @@ def originals_in(store: ActivationStore) -> Originals:
 
 
 def signatures(tokens_WxT: np.ndarray) -> np.ndarray:
-    """The least hashes, uint32 [W, H]."""
+    """The minimal hashes of each window, uint32 [W, H]."""
     runs_WxT = context_hashes(tokens_WxT, RUN - 1)[:, min(RUN, tokens_WxT.shape[1]) - 1 :]
     keys_H = hashed(np.arange(HASHES, dtype=np.uint64))
     return np.stack([(hashed(runs_WxT ^ key) >> np.uint64(32)).min(1) for key in keys_H], 1).astype(np.uint32)

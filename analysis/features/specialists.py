@@ -1,4 +1,4 @@
-"""Which features of a dictionary are specialized on a label, beyond what shuffled labels give.
+"""The features of a dictionary that are more specialized on a label than shuffled labels would make them.
 
 Shapes: F features."""
 
@@ -11,24 +11,24 @@ from analysis.features.statistics import Features
 
 
 def most_special(features: Features) -> tuple[list[str], np.ndarray]:
-    """(the label, the specialization) [F], of that set of labels on which a feature is most specialized."""
+    """(label, specialization over chance), [F] each, from the set of labels on which a feature is most specialized."""
     names = list(features.labels)
     score_SxF = np.stack([over_chance(np.array(features.label_score[name][1])) for name in names])
     score_SxF = np.where(np.isnan(score_SxF), -np.inf, score_SxF)
     best_F, label_F = score_SxF.argmax(0), np.full(score_SxF.shape[1], NO_LABEL, object)
     for number, name in enumerate(names):
-        own_N = np.flatnonzero((best_F == number) & features.alive_F)
-        rate_NxL = features.label_count[name][own_N] / np.maximum(features.label_rows[name], 1)
-        label_F[own_N] = np.array([f"{name}: {label}" for label in features.labels[name]], object)[rate_NxL.argmax(1)]
+        most_N = np.flatnonzero((best_F == number) & features.alive_F)
+        rate_NxL = features.label_count[name][most_N] / np.maximum(features.label_rows[name], 1)
+        label_F[most_N] = np.array([f"{name}: {label}" for label in features.labels[name]], object)[rate_NxL.argmax(1)]
     return label_F.tolist(), np.where(features.alive_F, score_SxF.max(0), 0.0)
 
 
-RATE = 0.05  # of false discoveries, by Benjamini and Hochberg (1995)
+RATE = 0.05  # false discovery rate (Benjamini and Hochberg 1995)
 
 
-MIN_FIRINGS = 100  # of a feature that is asked what it is specialized on, or whether it is one of a single token
+MIN_FIRINGS = 100  # firings that a feature needs for its specialization, or its share of one token, to be measured
 
 
 def judged(features: Features) -> np.ndarray:
-    """Numbers of the features that fire often enough to be asked what they are specialized on."""
+    """Numbers of the features that fire often enough for their specialization to be measured."""
     return np.flatnonzero(features.density_F * features.rows >= MIN_FIRINGS)

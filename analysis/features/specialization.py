@@ -1,4 +1,4 @@
-"""How far a feature is specialized on some labels, from how often it fires on the rows of each.
+"""Measures of how specialized a feature is on some labels, from how often it fires on the rows of each label.
 
 Shapes: F features, L labels, S shuffles.
 """
@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 NO_LABEL = "none"
-NEAREST, ALIKE = 100, 1000  # features that share the size of a null, and its shape
+NEAREST, ALIKE = 100, 1000  # features that are pooled to estimate the width of a null, and its shape
 
 
 def mutual_information(count_FxL: np.ndarray, rows_L: np.ndarray) -> np.ndarray:
-    """Between whether a feature fires and the label of a row, in bits, [F]; corrected by Miller and Madow (1955)."""
+    """Mutual information of firing and a row's label, in bits [F], corrected by Miller and Madow (1955)."""
     rows, seen_L = rows_L.sum(), rows_L > 0
     p_L, fires_FxL = rows_L[seen_L] / rows, count_FxL[:, seen_L] / rows
     information_F = np.zeros(len(count_FxL))
@@ -24,9 +24,10 @@ def mutual_information(count_FxL: np.ndarray, rows_L: np.ndarray) -> np.ndarray:
 
 
 def specialization(count_FxL: np.ndarray, rows_L: np.ndarray) -> np.ndarray:
-    """1 − H(label | it fires) / log2 L, [F], as if all labels had as many rows: 0 fires evenly, 1 on one label alone.
+    """1 − H(label | the feature fires) / log2 L, [F], computed as if all labels had the same number of rows.
 
-    The entropy is corrected by Miller and Madow (1955): + (labels seen − 1) / (2 · firings). NaN where it never fires.
+    0 means that a feature fires equally often on all labels, 1 that it fires on one label only. It is NaN for a feature
+    that never fires. The entropy is corrected by Miller and Madow (1955): + (labels seen − 1) / (2 · firings).
     """
     seen_L = rows_L > 0
     rate_FxL = count_FxL[:, seen_L] / rows_L[seen_L]
@@ -39,19 +40,21 @@ def specialization(count_FxL: np.ndarray, rows_L: np.ndarray) -> np.ndarray:
 
 
 def over_chance(score_SxF: np.ndarray) -> np.ndarray:
-    """A score less its mean over the shuffles, [F]; row 0 is the score, the others those of labels dealt anew."""
+    """A score minus its mean over shuffles, [F]. Row 0 is the score with true labels, the others with shuffled ones."""
     return score_SxF[0] - score_SxF[1:].mean(0)
 
 
 def p_values(score_SxF: np.ndarray, effective_F: np.ndarray) -> np.ndarray:
-    """Of each feature, [F]: how often labels dealt anew give so high a score over the feature's own mean.
+    """p-values [F]: how often shuffled labels give a feature as high a score over chance.
 
-    Few shuffles of one feature give no tail, so the null is pooled. How wide it is depends on over how many units that
-    are dealt a feature's firings are spread, `effective_F`, and not on how often it fires: it is about inverse to that.
-    So scores are taken times it, their size over the NEAREST features by it, and their shape over the ALIKE nearest, in
-    units of that size. (Over NEAREST alone no p-value is under 1 / (1 + S · NEAREST),
-    too much for a few specialists among many features.) What a score, and a shuffle, is over the mean of S shuffles
-    varies by √(1 + 1/S), and √(1 − 1/S), of a score: they are scaled alike.
+    The few shuffles of one feature do not show the tail of its null distribution, so the nulls of features are pooled:
+    - The width of the null is about inverse to `effective_F`, the number of shuffled units over which a feature's
+      firings are spread. Scores are therefore multiplied by it.
+    - The remaining width is estimated from the NEAREST features by `effective_F`.
+    - The shape, in units of that width, is pooled over the ALIKE nearest features. With NEAREST alone, no p-value would
+      be below 1 / (1 + S · NEAREST), which is too large to find a few specialists among many features.
+    - The difference of a score from the mean of S shuffles is √(1 + 1/S) times as wide as the scores, that of a shuffle
+      from the same mean √(1 − 1/S) times. Both are divided by these factors.
     """
     shuffles, features = len(score_SxF) - 1, len(effective_F)
     score_SxF = score_SxF * effective_F
@@ -61,15 +64,15 @@ def p_values(score_SxF: np.ndarray, effective_F: np.ndarray) -> np.ndarray:
         width = min(features, width)
         return np.clip(rank_F - width // 2, 0, features - width), width
 
-    found_F = over_chance(score_SxF)[order_F] / np.sqrt(1 + 1 / shuffles)
+    observed_F = over_chance(score_SxF)[order_F] / np.sqrt(1 + 1 / shuffles)
     null_SxF = (score_SxF[1:] - score_SxF[1:].mean(0))[:, order_F] / np.sqrt(1 - 1 / shuffles)
     summed_F = np.concatenate([[0], np.square(null_SxF).mean(0).cumsum()])
     first_F, width = around(NEAREST)
     size_F = np.sqrt(np.maximum(summed_F[first_F + width] - summed_F[first_F], 1e-30) / width)
-    found_F, null_SxF = found_F / size_F, null_SxF / size_F
+    observed_F, null_SxF = observed_F / size_F, null_SxF / size_F
     first_F, width = around(ALIKE)
     p_F = np.empty(features)
     for rank, first in enumerate(first_F):
         null = null_SxF[:, first : first + width]
-        p_F[order_F[rank]] = (1 + (null >= found_F[rank]).sum()) / (1 + null.size)
+        p_F[order_F[rank]] = (1 + (null >= observed_F[rank]).sum()) / (1 + null.size)
     return p_F

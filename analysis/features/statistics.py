@@ -1,11 +1,11 @@
-"""What each feature of a run's dictionaries does: the base of all other analyses, computed once for a run.
+"""Statistics of each feature of a run's dictionaries. They are computed once for a run and used by most analyses.
 
-A pass over all rows for each member, written to RUN/analysis/features/<member>.npz when it is whole, so that what was
-computed before a stop is not computed again. (One pass for all is no faster: what members could share is next to
-nothing beside their own firings. It would need all their memory at once, and lose all of it to a stop.)
+Each member takes one pass over all rows. Its statistics are then written to RUN/analysis/features/<member>.npz, so that
+members that were finished before an interruption are not computed again. (One pass for all members would hardly be
+faster, because members share little work. It would need the memory of all members at once.)
 
-Shapes: F features, K contexts, R firings sampled, Q quantiles, P positions, J neighbours, T tokens, L labels,
-S shuffles, B bars of activations, or features of a block, H bars of logit weights.
+Shapes: F features, K contexts, R sampled firings, Q quantiles, P positions, J neighbours, T tokens, L labels,
+S shuffles, B bars of activations or features of a block, H bars of logit weights.
 """
 
 from __future__ import annotations
@@ -35,58 +35,58 @@ if TYPE_CHECKING:
 FORMAT = 3
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 NEIGHBOURS, TOKENS, LOGIT_BARS = 10, 20, 50
-BLOCK = 512  # features at a time against all tokens
+BLOCK = 512  # features whose weights on all tokens are computed at a time
 SCORES = {"mutual_information": mutual_information, "specialization": specialization}
 
 
 @dataclass(frozen=True, repr=False)
 class Features:
-    """Of one dictionary. Row numbers count on from training rows to held-out ones; −1: none."""
+    """The statistics of one dictionary's features. Held-out rows are numbered after training rows; −1 is no row."""
 
     rows: int
-    density_F: np.ndarray  # share of all rows on which it fires
-    mean_F: np.ndarray  # where it fires; 0 where it never does
+    density_F: np.ndarray  # share of all rows on which the feature fires
+    mean_F: np.ndarray  # mean activation over the rows on which it fires; 0 if it never fires
     max_F: np.ndarray
-    quantiles_FxQ: np.ndarray  # where it fires, of the sample
-    top_value_FxK: np.ndarray  # its strongest contexts, each once
+    quantiles_FxQ: np.ndarray  # of the sampled activations
+    top_value_FxK: np.ndarray  # activations of the strongest contexts; no context is repeated
     top_row_FxK: np.ndarray
-    sample_value_FxR: np.ndarray  # firings drawn at random, by falling value
+    sample_value_FxR: np.ndarray  # activations of randomly sampled firings, largest first
     sample_row_FxR: np.ndarray
-    sample_new_FxR: np.ndarray  # whether neither the strongest contexts nor those before have its window or context
-    bar_count_FxB: np.ndarray  # firings, by bars of equal width from −limit to limit
+    sample_new_FxR: np.ndarray  # whether no strongest context and no earlier sample has the same window or context
+    bar_count_FxB: np.ndarray  # histogram of activations, with bars of equal width from −limit to limit
     bar_limit_F: np.ndarray
-    token_F: np.ndarray  # its most frequent token in the sample
-    token_share_F: np.ndarray  # and that token's share
-    position_FxP: np.ndarray  # share of the rows at a position on which it fires
-    cosine_F: np.ndarray  # of its encoder and decoder vectors
-    neighbour_FxJ: np.ndarray  # by the cosine of decoder rows
+    token_F: np.ndarray  # most frequent token in the sample
+    token_share_F: np.ndarray  # share of that token in the sample
+    position_FxP: np.ndarray  # share of the rows at a position on which the feature fires
+    cosine_F: np.ndarray  # of the feature's encoder and decoder vectors
+    neighbour_FxJ: np.ndarray  # features with the highest cosines of decoder rows
     neighbour_cosine_FxJ: np.ndarray
-    together_FxJ: np.ndarray  # by phi, the correlation of firing; −1 and 0 where there are no more
-    together_phi_FxJ: np.ndarray
-    promoted_FxT: np.ndarray  # tokens, by harvest.model.logit_weights.logit_weights
+    together_FxJ: np.ndarray  # features with the highest phi, the correlation of firing; −1 if there are no more
+    together_phi_FxJ: np.ndarray  # 0 if there are no more
+    promoted_FxT: np.ndarray  # tokens with the largest weights of harvest.model.logit_weights
     promoted_weight_FxT: np.ndarray
     suppressed_FxT: np.ndarray
     suppressed_weight_FxT: np.ndarray
-    logit_count_FxH: np.ndarray  # all tokens, by bars of equal width from the least to the largest weight
+    logit_count_FxH: np.ndarray  # histogram of all tokens' weights, with bars of equal width from lowest to highest
     labels: dict[str, list[str]]
-    label_rows: dict[str, np.ndarray]  # [L], how many rows have a label
-    label_count: dict[str, np.ndarray]  # [F, L], on how many of them it fires
-    label_effective: dict[str, np.ndarray]  # [F], over how many units that the null deals its firings are spread
-    label_score: dict[str, np.ndarray]  # [score, 1 + S, F], of SCORES: first of the labels, then of dealt ones
+    label_rows: dict[str, np.ndarray]  # [L], number of rows with each label
+    label_count: dict[str, np.ndarray]  # [F, L], number of these rows on which the feature fires
+    label_effective: dict[str, np.ndarray]  # [F], number of shuffled units over which the firings are spread
+    label_score: dict[str, np.ndarray]  # [score, 1 + S, F], of SCORES: with the true labels, then with shuffled ones
 
     @property
     def alive_F(self) -> np.ndarray:
         return self.density_F > 0
 
     def activations(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
-        """(firings in each bar, edges of the bars), of those from 0, or the least, to the largest."""
+        """(firings in each bar, edges of the bars): histogram of activations from 0, or the lowest, to the highest."""
         count_B, edge_E = self.bar_count_FxB[feature], self.bar_limit_F[feature] * np.linspace(-1, 1, BARS + 1)
         used = np.flatnonzero(count_B)
         first, last = min([*used, BARS // 2]), max([*used, BARS // 2]) + 1
         return count_B[first:last], edge_E[first : last + 1]
 
     def logits(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens in each bar, edges of the bars) of its logit weights."""
+        """(tokens in each bar, edges of the bars): the histogram of logit weights."""
         ends = self.suppressed_weight_FxT[feature, 0], self.promoted_weight_FxT[feature, 0]
         return self.logit_count_FxH[feature], np.linspace(*ends, LOGIT_BARS + 1)
 
@@ -97,16 +97,19 @@ class Features:
 
     def save(self, path: Path) -> None:
         arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
-        for of in fields(self):
-            value = getattr(self, of.name)
-            parts = {f"{of.name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else None
-            arrays |= {name: np.asarray(part) for name, part in (parts or {of.name: value}).items()}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            parts = {f"{field.name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else None
+            arrays |= {name: np.asarray(part) for name, part in (parts or {field.name: value}).items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: Path, mapped: bool = False) -> Features | None:
-        """None where there is none, or one of another version; mapped, a row of an array is read when asked for."""
+        """Read saved statistics. None if there are none, or if they have another format.
+
+        If `mapped`, arrays are memory maps, whose rows are read when they are used.
+        """
         if not path.exists():
             return None
         with read_as(path, STUDY_AGAIN):
@@ -124,12 +127,12 @@ class Features:
                 values.setdefault(field, {})[key] = part.tolist() if field == "labels" else part
             elif name != "format":
                 values[field] = arrays[name]
-        found = cls(**values | {"rows": int(values["rows"])})
-        found.check(path)
-        return found
+        features = cls(**values | {"rows": int(values["rows"])})
+        features.check(path)
+        return features
 
     def check(self, path: Path) -> None:
-        """Raises InputError where the arrays do not fit one another, or point to what cannot be."""
+        """Raises InputError if the arrays do not fit each other, or contain impossible indices."""
         features, labels = len(self.density_F), self.labels.keys()
         below = dict.fromkeys(("top_row_FxK", "sample_row_FxR"), self.rows)
         below |= dict.fromkeys(("neighbour_FxJ", "together_FxJ"), features)
@@ -138,15 +141,14 @@ class Features:
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         check_arrays(path, arrays, STUDY_AGAIN, sizes, below)
         if not ((self.density_F >= 0) & (self.density_F <= 1)).all():
-            raise ValueError("a density is no share")
-        if any(
-            of.keys() != labels for of in (self.label_rows, self.label_count, self.label_effective, self.label_score)
-        ):
-            raise ValueError("its labels are not the same everywhere")
+            raise ValueError("a density is not between 0 and 1")
+        by_label = (self.label_rows, self.label_count, self.label_effective, self.label_score)
+        if any(values.keys() != labels for values in by_label):
+            raise ValueError("its labels are not the same in all fields")
         for label, names in self.labels.items():
-            of = {"rows_L": self.label_rows[label], "count_FxL": self.label_count[label]}
-            of |= {"effective_F": self.label_effective[label], "score_2xSxF": self.label_score[label]}
-            check_arrays(path, of, STUDY_AGAIN, {"F": features, "L": len(names)})
+            counts = {"rows_L": self.label_rows[label], "count_FxL": self.label_count[label]}
+            counts |= {"effective_F": self.label_effective[label], "score_2xSxF": self.label_score[label]}
+            check_arrays(path, counts, STUDY_AGAIN, {"F": features, "L": len(names)})
 
 
 def load_or_compute_features(
@@ -156,10 +158,13 @@ def load_or_compute_features(
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Features]:
-    """Of each member; read from the run where it was computed before. Raises InputError as FinishedRun.store does."""
+    """The statistics of each member, read from the run if they were computed before.
+
+    Raises InputError as FinishedRun.store does.
+    """
     paths = {name: run.path / "analysis" / "features" / f"{name}.npz" for name in members}
-    found = {name: of for name in members if (of := Features.load(paths[name]))}
-    if missing := [name for name in members if name not in found]:
+    features = {name: saved for name in members if (saved := Features.load(paths[name]))}
+    if missing := [name for name in members if name not in features]:
         kept = can_be_kept(run.path, say)
         model, done = run.language_model, 0
         for site in dict.fromkeys(map(run.site, missing)):
@@ -176,10 +181,10 @@ def load_or_compute_features(
                 if run.site(name) == site:
                     dictionary = run.dictionary(name)
                     firing, rows_SxL = accumulate_firings(dictionary.sae, store, labels, 0, advance)
-                    found[name] = summarize(firing, dictionary, model, labels, rows_SxL)
+                    features[name] = summarize(firing, dictionary, model, labels, rows_SxL)
                     if kept:
-                        found[name].save(paths[name])
-    return {name: found[name] for name in members}
+                        features[name].save(paths[name])
+    return {name: features[name] for name in members}
 
 
 def summarize(
@@ -189,7 +194,7 @@ def summarize(
     labels: Mapping[str, Labels],
     rows_SxL: Mapping[str, np.ndarray],
 ) -> Features:
-    """From what was counted, and from the weights alone."""
+    """The statistics of a dictionary from its accumulated firings and from its weights."""
     rows = int(next(iter(rows_SxL.values()))[0].sum())
     positions = firing.position_FxP.shape[1]
     top_value_FxK = firing.top.table("value", 0)
@@ -197,8 +202,8 @@ def summarize(
     token_F, token_share_F = most_frequent(firing.sample.table("token", -1))
     falling_FxR = np.argsort(-np.abs(sample_value_FxR), axis=1, kind="stable")
     sample_value_FxR, sample_row_FxR, alike_FxR = (
-        np.take_along_axis(of, falling_FxR, 1)
-        for of in (sample_value_FxR, sample_row_FxR, firing.sample.table("alike", 0))
+        np.take_along_axis(table_FxR, falling_FxR, 1)
+        for table_FxR in (sample_value_FxR, sample_row_FxR, firing.sample.table("alike", 0))
     )
     W_dec_FxD = unit(dictionary.tensors["W_dec"])
     most = min(NEIGHBOURS, len(W_dec_FxD) - 1)
@@ -226,21 +231,21 @@ def summarize(
         together_FxJ=together_FxJ,
         together_phi_FxJ=together_phi_FxJ,
         **promotes(model, dictionary.tensors["W_dec"]),
-        labels={name: of.names for name, of in labels.items()},
-        label_rows={name: of_SxL[0] for name, of_SxL in rows_SxL.items()},
-        label_count={name: of_SxFxL[0] for name, of_SxFxL in firing.label_SxFxL.items()},
+        labels={name: label_set.names for name, label_set in labels.items()},
+        label_rows={name: count_SxL[0] for name, count_SxL in rows_SxL.items()},
+        label_count={name: count_SxFxL[0] for name, count_SxFxL in firing.label_SxFxL.items()},
         label_effective={name: firing.effective(name) for name in labels},
         label_score={
             name: np.stack(
-                [[score(*counts) for counts in zip(of_SxFxL, rows_SxL[name], strict=True)] for score in SCORES.values()]
+                [[score(*counts) for counts in zip(c_SxFxL, rows_SxL[name], strict=True)] for score in SCORES.values()]
             )
-            for name, of_SxFxL in firing.label_SxFxL.items()
+            for name, c_SxFxL in firing.label_SxFxL.items()
         },
     )
 
 
 def most_frequent(token_FxR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(token, share of the sample) [F]; −1 and 0 where the sample is empty."""
+    """(most frequent token, its share of the sample), [F] each; −1 and 0 if the sample is empty."""
     token_F, share_F = np.full(len(token_FxR), -1), np.zeros(len(token_FxR))
     for feature, tokens_R in enumerate(token_FxR):
         if (seen := tokens_R[tokens_R >= 0]).size:
@@ -250,43 +255,44 @@ def most_frequent(token_FxR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quantiles(value_FxR: np.ndarray, is_firing_FxR: np.ndarray) -> np.ndarray:
-    """Of the activations where it fires; 0 where it never does."""
+    """QUANTILES of the activations of each feature, [F, Q]; 0 if it never fires."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of the dead
-        found_QxF = np.nanquantile(np.where(is_firing_FxR, value_FxR, np.nan), QUANTILES, axis=1)
-    return np.nan_to_num(found_QxF.T)
+        warnings.simplefilter("ignore", RuntimeWarning)  # dead features have only NaN
+        quantile_QxF = np.nanquantile(np.where(is_firing_FxR, value_FxR, np.nan), QUANTILES, axis=1)
+    return np.nan_to_num(quantile_QxF.T)
 
 
 def is_new(firing: FiringAccumulator, positions: int, row_FxR: np.ndarray, alike_FxR: np.ndarray) -> np.ndarray:
-    """Mark the sampled firings that may be shown after the strongest contexts: no window and no context twice."""
+    """Whether a sampled firing repeats no window and no context of the top contexts and earlier samples, [F, R]."""
     strongest = firing.top.settle()
     entries = np.zeros(row_FxR.shape, ENTRY)
     entries["feature"], entries["row"], entries["alike"] = np.arange(len(row_FxR))[:, None], row_FxR, alike_FxR
-    found = np.concatenate([strongest, entries.ravel()])  # in this order, and each of them as it is ordered
-    order = np.argsort(found["feature"], kind="stable")
-    is_new_N = np.empty(len(found), bool)
-    is_new_N[order] = distinct(found[order], positions)
+    both = np.concatenate([strongest, entries.ravel()])  # `distinct` keeps the first of equal entries
+    order = np.argsort(both["feature"], kind="stable")
+    is_new_N = np.empty(len(both), bool)
+    is_new_N[order] = distinct(both[order], positions)
     return is_new_N[len(strongest) :].reshape(row_FxR.shape) & (row_FxR >= 0)
 
 
 def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:
+    """The fields of Features on logit weights: promoted and suppressed tokens, their weights, and the histogram."""
     from harvest.model.logit_weights import logit_weights
 
-    if model.reads_both_ways:  # an encoder predicts no next token, so no feature promotes one
+    if model.reads_both_ways:  # such a model predicts no next token, so no feature promotes one
         none_FxT = np.zeros((len(W_dec_FxD), 0))
-        found_none = {"logit_count_FxH": np.zeros((len(W_dec_FxD), LOGIT_BARS), np.int32)}
+        empty = {"logit_count_FxH": np.zeros((len(W_dec_FxD), LOGIT_BARS), np.int32)}
         for name in ("promoted", "suppressed"):
-            found_none |= {f"{name}_FxT": none_FxT.astype(np.int64), f"{name}_weight_FxT": none_FxT.astype(np.float32)}
-        return found_none
-    found: dict[str, list[np.ndarray]] = {}
+            empty |= {f"{name}_FxT": none_FxT.astype(np.int64), f"{name}_weight_FxT": none_FxT.astype(np.float32)}
+        return empty
+    parts: dict[str, list[np.ndarray]] = {}
     for first in range(0, len(W_dec_FxD), BLOCK):
         weight_BxV = logit_weights(model, W_dec_FxD[first : first + BLOCK])
         counts_BxH = np.stack([np.histogram(weight_V, LOGIT_BARS)[0] for weight_V in weight_BxV])
-        found.setdefault("logit_count_FxH", []).append(counts_BxH.astype(np.int32))
+        parts.setdefault("logit_count_FxH", []).append(counts_BxH.astype(np.int32))
         for name, signed_BxV in (("promoted", weight_BxV), ("suppressed", -weight_BxV)):
             token_BxT = np.argpartition(-signed_BxV, TOKENS, axis=1)[:, :TOKENS]
             order_BxT = np.argsort(-np.take_along_axis(signed_BxV, token_BxT, 1), axis=1)
             token_BxT = np.take_along_axis(token_BxT, order_BxT, 1)
-            found.setdefault(f"{name}_FxT", []).append(token_BxT)
-            found.setdefault(f"{name}_weight_FxT", []).append(np.take_along_axis(weight_BxV, token_BxT, 1))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+            parts.setdefault(f"{name}_FxT", []).append(token_BxT)
+            parts.setdefault(f"{name}_weight_FxT", []).append(np.take_along_axis(weight_BxV, token_BxT, 1))
+    return {name: np.concatenate(blocks) for name, blocks in parts.items()}

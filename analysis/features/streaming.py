@@ -1,4 +1,4 @@
-"""The strongest and a random sample of firings for each feature, gathered in bounded memory as rows stream by.
+"""The strongest firings and a histogram of activations for each feature, collected in bounded memory from a stream.
 
 Shapes: N firings, F features."""
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from harvest.text.hashes import MIX
 
-BARS, SMALLEST = 128, 2.0**-20  # of a histogram, half of them below 0; where a feature's first ones end
-PENDING = 1 << 20  # firings that wait to be sorted in
+BARS, SMALLEST = 128, 2.0**-20  # bars of a histogram, half of them below 0, and its initial limit
+PENDING = 1 << 20  # firings that are collected before they are merged
 
 
 ENTRY = np.dtype([("feature", "i4"), ("key", "f4"), ("value", "f4"), ("row", "i8"), ("token", "i4"), ("alike", "u8")])
@@ -19,11 +19,11 @@ ENTRY = np.dtype([("feature", "i4"), ("key", "f4"), ("value", "f4"), ("row", "i8
 
 @dataclass
 class TopKPerFeature:
-    """A streaming top-k: of each feature the firings of the largest keys.
+    """A streaming top-k: the `size` firings with the largest keys for each feature.
 
-    With `positions`, those of a window, no two are of one window or of equal contexts: from the largest key on, each
-    firing is left out that shares its window or context with one that is not. As many of those left out are kept at
-    hand, for the one that hides them may itself be hidden by what comes later.
+    With `positions` (per window), no two of the firings share a window or an equal context: from the largest key on,
+    each firing is hidden that shares one with a firing before it. As many hidden firings are kept in reserve, because
+    the firing that hides them may be hidden itself by a later one.
     """
 
     features: int
@@ -41,19 +41,19 @@ class TopKPerFeature:
             self.settle()
 
     def settle(self) -> np.ndarray:
-        """All that were seen, merged: the entries kept, ordered by feature and falling key."""
-        found = np.concatenate([self.entries, *self.pending])
-        found = found[np.lexsort((found["row"], -found["key"], found["feature"]))]
-        counts = distinct(found, self.positions) if self.positions else np.ones(len(found), bool)
-        rank, hidden = ranks(found["feature"], counts), ranks(found["feature"], ~counts)
+        """Merge all firings seen so far. Returns the top entries, ordered by feature and falling key."""
+        seen = np.concatenate([self.entries, *self.pending])
+        seen = seen[np.lexsort((seen["row"], -seen["key"], seen["feature"]))]
+        counts = distinct(seen, self.positions) if self.positions else np.ones(len(seen), bool)
+        rank, hidden = ranks(seen["feature"], counts), ranks(seen["feature"], ~counts)
         last = counts & (rank == self.size - 1)
-        self.floor_F[found["feature"][last]] = found["key"][last]
+        self.floor_F[seen["feature"][last]] = seen["key"][last]
         stays = (rank < self.size) & (counts | (hidden < self.size))
-        self.entries, self.pending = found[stays], []
-        return found[stays & counts]
+        self.entries, self.pending = seen[stays], []
+        return seen[stays & counts]
 
     def table(self, name: str, none: float) -> np.ndarray:
-        """One field of the entries as [F, K], filled up with `none`."""
+        """One field of the top entries as [F, size], padded with `none`."""
         entries = self.settle()
         rank = ranks(entries["feature"], np.ones(len(entries), bool))
         table_FxK = np.full((self.features, self.size), none, ENTRY[name])
@@ -67,31 +67,34 @@ def ranks(feature_N: np.ndarray, counts_N: np.ndarray) -> np.ndarray:
     return before_N - before_N[np.searchsorted(feature_N, feature_N)]
 
 
-def distinct(found_N: np.ndarray, positions: int) -> np.ndarray:
-    """Mark the entries that share neither window nor context with an earlier marked one; ordered by feature and key."""
-    feature_N, groups = found_N["feature"].astype(np.uint64) << np.uint64(40), []
-    for what_N in (found_N["alike"], (found_N["row"] // positions).astype(np.uint64)):
+def distinct(entries_N: np.ndarray, positions: int) -> np.ndarray:
+    """Mark each entry that shares neither window nor context with an earlier marked entry of its feature, bool [N].
+
+    Entries must be ordered by feature and falling key.
+    """
+    feature_N, groups = entries_N["feature"].astype(np.uint64) << np.uint64(40), []
+    for what_N in (entries_N["alike"], (entries_N["row"] // positions).astype(np.uint64)):
         groups.append(np.unique((what_N * MIX) ^ feature_N, return_inverse=True)[1])
-    is_distinct_N, open_M = np.zeros(len(found_N), bool), np.arange(len(found_N))
-    while len(open_M):  # the first of its window and of its context is hidden by none
+    is_distinct_N, open_M = np.zeros(len(entries_N), bool), np.arange(len(entries_N))
+    while len(open_M):  # no entry hides one that is the first of its window and the first of its context
         first_M = np.ones(len(open_M), bool)
         for group_N in groups:
-            first = np.empty(len(found_N), np.int64)
+            first = np.empty(len(entries_N), np.int64)
             first[group_N[open_M][::-1]] = open_M[::-1]
             first_M &= first[group_N[open_M]] == open_M
         is_distinct_N[open_M[first_M]] = True
         for group_N in groups:
-            is_taken = np.zeros(len(found_N), bool)
+            is_taken = np.zeros(len(entries_N), bool)
             is_taken[group_N[is_distinct_N]] = True
             open_M = open_M[~is_taken[group_N[open_M]]]
     return is_distinct_N
 
 
 class Histogram:
-    """How often each value was seen, in bars of equal width from −limit to limit.
+    """A histogram of each feature's values, with bars of equal width from −limit to limit.
 
-    Where a value lies beyond a feature's limit, its bars are joined in pairs, which doubles the limit: nothing need be
-    known of the values before, and at the end the positive ones are in 32 to 64 bars.
+    If a value exceeds a feature's limit, the feature's bars are merged in pairs, which doubles the limit. The range of
+    values therefore need not be known in advance. In the end, positive values are in 32 to 64 bars.
     """
 
     def __init__(self, features: int):
@@ -110,4 +113,5 @@ class Histogram:
 
 
 def counted(row_Z: np.ndarray, column_Z: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A table of how often each (row, column) occurs."""
     return np.bincount(row_Z * shape[1] + column_Z, minlength=shape[0] * shape[1]).reshape(shape)

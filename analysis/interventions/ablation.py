@@ -1,6 +1,8 @@
-"""What a feature does to the model's predictions: ablated, x' = x − f_i(x) · W_dec[i], the error kept; or amplified.
+"""The effect of one feature on the model's predictions, measured by ablating or amplifying it.
 
-Shapes: W windows, T tokens a window, G documents, N rows, D width of the model, R firings sampled, V vocabulary.
+Ablation replaces the activation x by x − f_i(x) · W_dec[i], so the dictionary's reconstruction error is kept.
+
+Shapes: W windows, T tokens per window, G documents, N rows, D width of the model, R sampled firings, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,24 +19,24 @@ from analysis.interventions.steering import feature_reader, output_scores
 from analysis.runs.finished import FinishedRun
 from analysis.stats import Interval, ratio_interval
 
-TOKENS = 10  # that it raises, and that it lowers
-WINDOWS = 64  # enough that most features have FEWEST_DOCUMENTS among them
+TOKENS = 10  # tokens to report whose probability rises most, and as many whose probability falls most
+WINDOWS = 64  # windows of most features are from at least FEWEST_DOCUMENTS documents
 
 
 @dataclass(frozen=True)
 class AblationEffect:
-    """Of a feature that never fires, or only where no token follows: all 0, on 0 windows.
+    """The effect of ablating a feature. Means are over all tokens after the feature's first firing in a window.
 
-    Means are over the tokens predicted from the first position of a window at which it fires on.
+    For a feature that never fires, or only at last positions of windows, everything is 0.
     """
 
     windows: int
     documents: int
     tokens: int
-    loss_increase: float  # nats a token
-    interval: Interval | None  # of it, 95% over documents; None: there are too few
-    kl: float  # KL(unchanged model ‖ without the feature), nats a token
-    tokens_up: list[tuple[str, float]]  # mean change of log-probability at positions where it fires, largest first
+    loss_increase: float  # nats per token
+    interval: Interval | None  # 95% interval of loss_increase over documents; None if there are too few
+    kl: float  # KL(unchanged model ‖ model without the feature), nats per token
+    tokens_up: list[tuple[str, float]]  # mean change of log-probability where the feature fires, largest first
     tokens_down: list[tuple[str, float]]
 
 
@@ -49,7 +51,7 @@ def ablation_effect(
     windows: int = WINDOWS,
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> AblationEffect:
-    """On up to `windows` windows in which it fires, spread over its whole range of activation.
+    """Ablate a feature in at most `windows` windows in which it fires, spread over its range of activation.
 
     Raises InputError as FinishedRun.store does, and for a hook that the model lacks.
     """
@@ -62,10 +64,10 @@ def ablation_effect(
     firing_R = sampled_R[(sampled_R >= 0) & (sampled_R % positions < positions - 1)]
     if not len(firing_R):
         return NOTHING
-    firing_R = firing_R[np.sort(np.unique(firing_R // positions, return_index=True)[1])]  # each window once
+    firing_R = firing_R[np.sort(np.unique(firing_R // positions, return_index=True)[1])]  # one firing per window
     spread = np.unique(np.linspace(0, len(firing_R) - 1, min(windows, len(firing_R))).round().astype(int))
     places = [place(store, row) for row in firing_R[spread].tolist()]
-    tokens_WxT, document_W = np.stack([of[0] for of in places]), np.array([of[2] for of in places])
+    tokens_WxT, document_W = np.stack([tokens_T for tokens_T, _, _ in places]), np.array([d for _, _, d in places])
 
     sae, done = run.dictionary(member).sae, 0
     value_of, direction_D = feature_reader(sae, feature), np.asarray(sae.W_dec[feature])
@@ -81,13 +83,13 @@ def ablation_effect(
     lost = lost_without(run.language_model, tokens_WxT, site, taken, run.first_position, advance)
     counts_WxT = np.maximum.accumulate(lost.is_taken_WxT, 1)
     counts_WxT[:, -1] = False
-    fires_W = counts_WxT.any(1)  # what just fired in a rounded row of the store may not here
+    fires_W = counts_WxT.any(1)  # a weak firing on a rounded row of the store may be missing here
     if not fires_W.any():
         return NOTHING
     documents, document_W = np.unique(document_W[fires_W], return_inverse=True)
     counts_G, ce_G, kl_G = (
-        np.bincount(document_W, of_WxT.sum(1, where=counts_WxT)[fires_W])
-        for of_WxT in (counts_WxT, lost.ce_WxT, lost.kl_WxT)
+        np.bincount(document_W, value_WxT.sum(1, where=counts_WxT)[fires_W])
+        for value_WxT in (counts_WxT, lost.ce_WxT, lost.kl_WxT)
     )
     order_V = np.argsort(lost.logp_V, kind="stable")
     down, up = (
@@ -107,7 +109,7 @@ def ablation_effect(
 
 
 def output_score(run: FinishedRun, member: str, feature: int, features: Features) -> float:
-    """By Arad et al. 2025, of the tokens that it promotes; amplified as `steer_model.output_scores` has it."""
+    """A feature's output score (Arad et al. 2025) for the tokens that it promotes; see `steering.output_scores`."""
     watched = features.promoted_FxT[feature].tolist()
     arguments = run.site(member), run.dictionary(member).sae, [feature], watched, features.max_F, run.first_position
     return output_scores(run.language_model, *arguments)[feature]

@@ -1,19 +1,20 @@
-"""What each feature of a prompt does to one output of the model, estimated by gradients and checked by ablation.
+"""Contributions of a prompt's features to one output of the model, estimated by gradients and checked by ablation.
 
-At position t feature i gives f_ti · (W_dec[i] · g_t), the output's gradient g taken from the site on, with the
-dictionary's error kept: x = decode(f) + error, error constant. Summed over positions that is the feature's attribution.
+The attribution of feature i is the sum over positions t of f_ti · (W_dec[i] · g_t). Here g is the gradient of the
+output with respect to the activation x = decode(f) + error, with the error constant. The methods differ in g:
 
-    gradient     g at x: the first-order effect of taking f_i away (attribution patching)
-    integrated   the mean of g along x − (1 − α)·f W_dec, α from 0 to 1, all features faded in together (Sundararajan et
-                 al. 2017): attributions add up to the output with the features less the output without any
-    path         the mean of g along x − (1 − α)·f_i W_dec[i], the way that the ablation of i takes: summed over
-                 positions it is what ablation takes, as nearly as two points stand for the way. It costs two gradients
-                 a feature, and so is done for the CANDIDATES × top largest by `integrated`
+    gradient     g at x: the first-order effect of removing f_i (attribution patching)
+    integrated   the mean of g along x − (1 − α)·f W_dec for α from 0 to 1, which scales all features up together
+                 (Sundararajan et al. 2017). The attributions add up to the output with all features minus the output
+                 without any.
+    path         the mean of g along x − (1 − α)·f_i W_dec[i], the path that ablation of feature i takes. The
+                 attribution is the effect of the ablation, up to the error of PATH_POINTS quadrature points. It costs
+                 that many gradients per feature and is computed for the CANDIDATES × top largest by `integrated`.
 
-An ablation runs the model on with x − f_i · W_dec[i] at all positions. Where the rest of the model is linear all three
-are the same. The output is the target's logit less that of another token, or less the mean logit of the vocabulary.
+Ablation runs the rest of the model with x − f_i · W_dec[i] at all positions. If the rest of the model is linear, all
+three methods equal it. The output is the target's logit minus that of another token, or minus the mean logit.
 
-Shapes: T tokens, S steps, K features ablated, D width of the model, F features.
+Shapes: T tokens, S steps, K ablated features, D width of the model, F features, V vocabulary.
 """
 
 from __future__ import annotations
@@ -37,25 +38,25 @@ PATH_POINTS, CANDIDATES = 2, 3
 
 @dataclass(frozen=True)
 class Effect:
-    """Of one feature: its attribution, what ablating it took from the output, and where it gave most."""
+    """The effect of one feature: its attribution, and the decrease of the output when it is ablated."""
 
     feature: int
     attribution: float
     ablation: float
-    position: int
-    value: float  # of the feature there
+    position: int  # of the largest contribution to the attribution
+    value: float  # of the feature at that position
 
 
 @dataclass(frozen=True)
 class Attribution:
     method: str
     output: float  # the contrast of logits
-    probability: float  # of the target, next
-    active: int  # features that fire somewhere in the prompt
-    features_give: float  # sum of all features' attributions (of `path`: by `integrated`)
-    error_gives: float  # gradient · error, of what the dictionary does not reconstruct
-    effects: tuple[Effect, ...]  # of the features with the largest attributions, either sign, largest first
-    correlation: float | None  # of attribution and ablation over these; None where one of them is constant
+    probability: float  # of the target as the next token
+    active: int  # number of features that fire somewhere in the prompt
+    features_give: float  # sum of the attributions of all features (`path` sums those by `integrated`)
+    error_gives: float  # gradient · error: the contribution of what the dictionary does not reconstruct
+    effects: tuple[Effect, ...]  # of the features with the largest absolute attributions, largest first
+    correlation: float | None  # of attribution and ablation over these features; None if one of them is constant
 
 
 def compute_attribution(
@@ -70,7 +71,10 @@ def compute_attribution(
     steps: int = 16,
     first_position: int = 1,
 ) -> Attribution:
-    """Positions before `first_position`, which the dictionary was not trained on, stay as they are."""
+    """Attribute the model's output after a prompt to the features of a dictionary.
+
+    Positions before `first_position` have no features, because the dictionary was not trained on them.
+    """
     from harvest.interventions.attribution import Output
 
     vocabulary = model.bridge.cfg.d_vocab
@@ -89,8 +93,8 @@ def compute_attribution(
     features_give, chosen_K = float(given_TxF.sum()), largest(given_TxF.sum(0), min(CANDIDATES * top, active_F.sum()))
     if method == "path":
         for i in chosen_K:
-            own_TxD = f_TxF[:, i, None] * W_dec_FxD[i]
-            given_TxF[:, i] = (slopes(output, own_TxD, PATH_POINTS) * own_TxD).sum(1)
+            feature_TxD = f_TxF[:, i, None] * W_dec_FxD[i]
+            given_TxF[:, i] = (slopes(output, feature_TxD, PATH_POINTS) * feature_TxD).sum(1)
     given_F = given_TxF.sum(0)
     chosen_K = chosen_K[largest(given_F[chosen_K], top)]
     taken_K = ablations(output, f_TxF[:, chosen_K], W_dec_FxD[chosen_K])
@@ -114,7 +118,10 @@ def compute_attribution(
 
 
 def slopes(output: Output, faded_TxD: np.ndarray, points: int) -> np.ndarray:
-    """The output's gradient [T, D]: at x, or its mean while a part of x fades in, at so many Gauss–Legendre points."""
+    """The output's gradient [T, D] at x if `points` is 0, otherwise its mean while `faded_TxD` is scaled from 0 to 1.
+
+    The mean is computed at `points` Gauss–Legendre points.
+    """
     if not points:
         return output.gradients(output.activation_TxD[None])[0]
     at_S, weight_S = np.polynomial.legendre.leggauss(points)
@@ -124,12 +131,12 @@ def slopes(output: Output, faded_TxD: np.ndarray, points: int) -> np.ndarray:
 
 
 def largest(values_K: np.ndarray, count: int) -> np.ndarray:
-    """Where the values of largest size are, either sign, largest first."""
+    """Indices of the `count` values with the largest absolute value, largest first."""
     return np.argsort(-np.abs(values_K), kind="stable")[:count]
 
 
 def ablations(output: Output, f_TxK: np.ndarray, W_dec_KxD: np.ndarray) -> np.ndarray:
-    """What the output loses without each feature, [K]."""
+    """The decrease of the output when each feature is ablated, [K]."""
     x_TxD = output.activation_TxD
     without = output.values(x_TxD - np.einsum("tk,kd->ktd", f_TxK, W_dec_KxD))
     return output.values(x_TxD[None])[0] - without

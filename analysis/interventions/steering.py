@@ -1,12 +1,12 @@
-"""What a language model writes when one feature of a dictionary is turned up, down or off, and what that costs.
+"""Steering: text that a language model generates while one feature of a dictionary is changed, and its side effects.
 
-    add     x + S·max·d         as decode(f with f_i + S·max) + error; strength 0 adds nothing
-    clamp   x + (S·max − f_i(x))·d    as decode(f with f_i = S·max) + error, exactly, without a full decode
-    ablate  x − f_i(x)·d        a clamp to 0
+    add     x + S·max·d               equals decode(f with f_i + S·max) + error; strength 0 adds nothing
+    clamp   x + (S·max − f_i(x))·d    equals decode(f with f_i = S·max) + error
+    ablate  x − f_i(x)·d              equals a clamp to 0
 
-d is the feature's decoder row, max its largest activation over the corpus (of abs_topk the one of the largest size,
-which may be below 0), S the strength; the dictionary's error stays in x. Beside it, in directions of the same norm and
-by the same amounts: a random one, and the difference in means.
+x is the activation, d the feature's decoder row, S the strength, and max the feature's largest activation over the
+corpus (for abs_topk the one with the largest absolute value, which may be negative). The dictionary's error stays in x.
+For comparison, a random direction and the difference in means, scaled to the norm of d, are added by the same amounts.
 
 Shapes: N rows, W windows, C candidates, T tokens, D width of the model, F features, V vocabulary.
 """
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
 
 MODES, POSITIONS = ("add", "clamp", "ablate"), ("all", "generated")
 NEUTRAL = "From my experience,"  # Arad et al. 2025, arXiv 2505.20063
-AMPLIFIED = (1.0, 2.0, 4.0)  # times the maximum
-FLUENT = 2.0  # times the unsteered text's perplexity, at most, of a strength to recommend; and of its repetition
-ROWS = 8192  # of a store, read at a time
+AMPLIFIED = (1.0, 2.0, 4.0)  # strengths of output_scores, in units of the maximum
+FLUENT = 2.0  # largest factor by which a recommended strength may raise perplexity, or lower the distinct tokens
+ROWS = 8192  # rows of a store that are read at a time
 UNSTEERED, IN_PROMPT = "unsteered", "named in the prompt"
 
-Amounts = Callable[[np.ndarray], np.ndarray]  # rows [N, D] to how much of the direction each is given [N]
+Amounts = Callable[[np.ndarray], np.ndarray]  # from rows [N, D] to how much of the direction is added to each [N]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is written."""
+    """How texts are generated."""
 
-    prompt: tuple[str, ...] = flag(("I went for a walk and",), "one or several")
-    max_new_tokens: int = flag(40, "that each text has")
-    samples: int | None = flag(None, "texts a prompt (default: 4, or 1 where temperature is 0)")
-    temperature: float = flag(0.7, "0: always the likeliest token")
-    top_p: float = flag(0.9, "draw from the likeliest tokens that hold this probability together")
-    positions: str = flag("all", "steer the prompt, too, or only what is written", choices=POSITIONS)
-    seed: int = flag(0, "of everything drawn, with and without steering alike")
+    prompt: tuple[str, ...] = flag(("I went for a walk and",), "one or several texts to continue")
+    max_new_tokens: int = flag(40, "number of tokens to generate for each text")
+    samples: int | None = flag(None, "texts per prompt (default: 4, or 1 if the temperature is 0)")
+    temperature: float = flag(0.7, "sampling temperature; 0 always takes the most likely token")
+    top_p: float = flag(0.9, "sample from the most likely tokens that have this total probability")
+    positions: str = flag("all", "steer the prompt and the generated text, or only the latter", choices=POSITIONS)
+    seed: int = flag(0, "seed of all random choices; texts with and without steering use the same")
 
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, allowed: str) -> None:
@@ -63,7 +63,7 @@ class Sampling:
         need(all(map(str.strip, self.prompt)), "prompt", "a text")
         need(self.max_new_tokens > 0, "max_new_tokens", "1 or more")
         need(self.temperature >= 0, "temperature", "0 or more")
-        need(self.count == 1 or (self.count > 1 and self.temperature > 0), "samples", "1 (all are alike at 0 degrees)")
+        need(self.count == 1 or (self.count > 1 and self.temperature > 0), "samples", "1 at temperature 0, else more")
         need(0 < self.top_p <= 1, "top_p", "over 0 and at most 1")
         need(self.seed >= 0, "seed", "0 or more")
         need(self.positions in POSITIONS, "positions", f"one of {', '.join(POSITIONS)}")
@@ -75,7 +75,7 @@ class Sampling:
 
 
 class Direction(NamedTuple):
-    """What is added to rows: `amounts` of `d_D`."""
+    """A change of rows: each row x gets `amounts(x)` times `d_D` added."""
 
     d_D: np.ndarray
     amounts: Amounts
@@ -86,14 +86,16 @@ class Direction(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """`probability`: of the watched tokens together, at temperature 1, where each token of these texts was drawn, mean.
+    """Texts of one strength and their figures, which are means over all texts.
 
-    `perplexity`: of all texts under the unsteered model after the plain prompt: exp of the mean −log p of a token.
-    `distinct`: tokens of a text that differ, over all of them, mean: one that repeats itself is likely, and no text.
+    probability: the summed probability of the watched tokens at temperature 1, mean over the generated positions.
+    perplexity: of the texts under the unsteered model after the plain prompt, exp(mean −log p).
+    distinct: share of different tokens among the tokens of a text. It is low for text that repeats itself, which has
+    a low perplexity although it is not fluent.
     """
 
     strength: float
-    texts: tuple[tuple[str, ...], ...]  # of each prompt its samples
+    texts: tuple[tuple[str, ...], ...]  # the samples of each prompt
     probability: float
     perplexity: float
     distinct: float
@@ -101,16 +103,20 @@ class Texts:
 
 @dataclass(frozen=True)
 class Steered:
+    """The result of a steering experiment."""
+
     mode: str
     prompts: tuple[str, ...]
-    watched: tuple[str, ...]
-    plain: dict[str, Texts]  # without steering: unsteered, and with the concept named in the prompt
-    ways: dict[str, tuple[Texts, ...]]  # a direction's texts, strength by strength
+    watched: tuple[str, ...]  # the tokens whose probability is measured
+    plain: dict[str, Texts]  # without steering: with the plain prompt, and with the concept named in the prompt
+    ways: dict[str, tuple[Texts, ...]]  # the texts of each direction, one entry per strength
 
     def best(self, way: str) -> Texts | None:
-        """The strength that raises the watched probability most while what is written is text.
+        """The strength with the largest watched probability among those whose texts stay fluent. None if none is above
+        the unsteered probability.
 
-        That is: perplexity at most FLUENT times the plain one, and distinct tokens at least a FLUENTth of the plain.
+        Fluent: the perplexity is at most FLUENT times the unsteered one, and the share of distinct tokens at least
+        1/FLUENT of the unsteered one.
         """
         plain = self.plain[UNSTEERED]
         fluent = [
@@ -133,10 +139,10 @@ def compute_steering(
     first_position: int,
     concept: str | None = None,
 ) -> Steered:
-    """What the model writes without steering, and in each way at each strength.
+    """Generate texts without steering, and for each direction in `ways` at each strength.
 
-    Nothing before `first_position` of a text is steered: what a dictionary never saw there it cannot read. Raises
-    InputError for a prompt without tokens, and for one too long.
+    Positions before `first_position` are not steered, because the dictionary was not trained on them. Raises InputError
+    for a prompt that has no tokens or is too long.
     """
     from harvest.interventions.steering import Change, surprise, write_texts
 
@@ -144,7 +150,7 @@ def compute_steering(
         return model.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def texts(strength: float, replace: Callable[[np.ndarray], np.ndarray], before: str = "") -> Texts:
-        found, probabilities, surprises, distinct = [], [], [], []
+        generated, probabilities, surprises, distinct = [], [], [], []
         for prompt in sampling.prompt:
             prompt_T = tokens(before + prompt)
             first = first_position if sampling.positions == "all" else max(first_position, len(prompt_T))
@@ -159,12 +165,12 @@ def compute_steering(
                 sampling.seed,
                 watched,
             )
-            found.append(tuple(model.tokenizer.batch_decode(written.tokens_SxN)))
+            generated.append(tuple(model.tokenizer.batch_decode(written.tokens_SxN)))
             probabilities.append(written.watched_SxN)
             surprises.append(surprise(model, tokens(prompt), written.tokens_SxN))
             distinct += [len(set(tokens_N)) / len(tokens_N) for tokens_N in np.asarray(written.tokens_SxN).tolist()]
         perplexity = float(np.exp(np.mean(surprises)))
-        return Texts(strength, tuple(found), float(np.mean(probabilities)), perplexity, float(np.mean(distinct)))
+        return Texts(strength, tuple(generated), float(np.mean(probabilities)), perplexity, float(np.mean(distinct)))
 
     plain = {UNSTEERED: texts(0.0, unchanged)}
     if concept:
@@ -183,9 +189,9 @@ def rerun_best(
     sampling: Sampling,
     first_position: int,
 ) -> dict[str, Steered]:
-    """Each direction's best strength again with other random draws: figures that it was not chosen on.
+    """The best strength of each direction again, with another seed, because its first figures decided its choice.
 
-    Of directions that have one; none at temperature 0, where every text would be the same again.
+    Directions without a best strength are left out, and at temperature 0 all are: their texts would be the same.
     """
     if not sampling.temperature:
         return {}
@@ -204,12 +210,14 @@ def unchanged(x_NxD: np.ndarray) -> np.ndarray:
 def directions_for(
     sae: SAE, feature: int, maximum: float, mode: str, others: Mapping[str, np.ndarray]
 ) -> dict[str, Callable[[float], Direction]]:
-    """The feature's direction and, of the same norm, others, each by strength.
+    """Functions from a strength to a Direction: for the feature, and for `others` scaled to the same norm.
 
-    Raises InputError where the feature never fires and so has no maximum to measure a strength by.
+    Raises InputError if the feature never fires, because strengths are in units of its maximum.
     """
     if mode != "ablate" and not maximum:
-        raise InputError(f"--feature {feature} never fires on the corpus: its maximum is 0, no strength means anything")
+        raise InputError(
+            f"--feature {feature} never fires on the corpus, so it has no maximum to steer by: give another feature"
+        )
     d_D = np.asarray(sae.W_dec[feature])
     norm = np.linalg.norm(d_D)
     directions = {f"feature {feature}": d_D}
@@ -229,7 +237,7 @@ def directions_for(
 
 
 def feature_reader(sae: SAE, feature: int) -> Amounts:
-    """f_i of rows."""
+    """A function that computes the feature's activation f_i for rows [N, D]."""
     from flax import nnx
 
     from analysis.features.activations import encode
@@ -243,9 +251,9 @@ def random_direction(d_model: int, seed: int) -> np.ndarray:
 
 
 def difference_in_means(store: ActivationStore, tokenizer: Any, phrase: str) -> np.ndarray | None:
-    """Mean training row of windows whose text holds a phrase, less that of the others; None where one side is empty.
+    """The mean training row of windows that contain a phrase minus that of the others, [D]. None if one side is empty.
 
-    As find-feature reads a phrase: whole words, in any case, without its article.
+    As in find-feature, the phrase matches whole words in any case, and its article is ignored.
     """
     from harvest.text.folding import Phrase
 
@@ -265,22 +273,22 @@ def difference_in_means(store: ActivationStore, tokenizer: Any, phrase: str) -> 
 
 
 def promoted_tokens(features: Features) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, logit weights) [F, T] that each feature promotes as it fires at its largest, whatever its sign there."""
+    """(tokens, logit weights) [F, T] that each feature promotes at its activation of largest absolute value."""
     rises_Fx1 = (features.max_F >= 0)[:, None]
     token_FxT = np.where(rises_Fx1, features.promoted_FxT, features.suppressed_FxT)
     return token_FxT, np.where(rises_Fx1, features.promoted_weight_FxT, -features.suppressed_weight_FxT)
 
 
 def word_tokens(tokenizer: Any, phrase: str) -> list[int]:
-    """First tokens of a phrase's words after a space: as written, in lower case, and with a capital.
+    """The first tokens of a phrase's words after a space: as written, in lower case, and capitalized.
 
-    Function words are left out, and first tokens of one letter, which begin many words; each unless nothing is left.
+    Function words are left out, unless there are no others. So are first tokens of one letter, which begin many words.
     """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     words = re.findall(r"\w+", phrase)
     if not words:
-        raise InputError(f"--concept {phrase!r}: there is no word in it")
+        raise InputError(f"--concept {phrase!r} contains no word: give a word or phrase")
     words = [word for word in words if word.lower() not in ENGLISH_STOP_WORDS] or words
     forms = dict.fromkeys(form for word in words for form in (word, word.lower(), word.capitalize()))
     ids = [tokenizer(f" {form}", add_special_tokens=False)["input_ids"] for form in forms]
@@ -297,12 +305,14 @@ def output_scores(
     max_F: np.ndarray,
     first_position: int,
 ) -> dict[int, float]:
-    """How well each candidate steers, best first: S_out = (1 − best rank / V) · max p over the watched tokens.
+    """The output score of each candidate, best first: S_out = (1 − best rank / V) · max p over the watched tokens.
 
-    By Arad et al. 2025: a neutral prompt with the feature AMPLIFIED, ranks from 0; the best of these amounts. Their
-    tokens are the 20 that the feature promotes: by these one that promotes a word of the concept, but other words more,
-    would win. They amplify to ten times the largest activation of all features: so far from any text, features that
-    steer fluently score less than others.
+    The score is that of Arad et al. 2025: ranks (from 0) and probabilities p after a neutral prompt with the feature
+    amplified. It is the largest over the strengths AMPLIFIED. Two choices differ from the paper:
+    - The paper watches the 20 tokens that the feature promotes. Then a feature could win that promotes a word of the
+      concept, but other words more.
+    - The paper amplifies to ten times the largest activation of all features. That is so far from any real activation
+      that features which steer fluently score lower than others.
     """
     from harvest.interventions.steering import next_probabilities
 

@@ -1,9 +1,10 @@
-"""Everything that is known of one feature: what a page about it shows.
+"""The content of a feature's page.
 
-From what the run keeps already (statistics, comparison, snapshots) and one encoding of the contexts' windows, so that
-each of their tokens has its activation. No language model: a tokenizer does.
+It is computed from the run's saved statistics, comparison and snapshots, and from one encoding of the windows of its
+contexts, which gives every token its activation. This needs a tokenizer, but not the language model.
 
-Shapes: F features, T tokens of a window, P positions of a window with a row, D width of the model, B bars.
+Shapes: F features, C contexts, T tokens of a window, P positions of a window that have a row, D width of the model,
+B bars, E edges of bars, J other features, L labels.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from harvest.store import ActivationStore
 from sae_jax.formats import Dictionary
 from sae_jax.training.snapshots import ADVICE, DIRECTORY
 
-NAMED = 5  # tokens that name a feature beside it
+NAMED = 5  # promoted tokens that describe another feature
 
 
 class ShownContext(NamedTuple):
-    """A window; `value_T` is 0 at a first position that training left out, `peak` the token that it was chosen by."""
+    """A window. `value_T` is 0 at a first position that training left out. `peak` is the token it was selected for."""
 
     tokens: list[str]
     value_T: np.ndarray
@@ -40,7 +41,7 @@ class ShownContext(NamedTuple):
 
 
 class Band(NamedTuple):
-    """Contexts of about one strength: the strongest of all (share None), or some of a share of the firings by rank."""
+    """Contexts of similar strength: the strongest (share None), or a sample from a share of the firings by rank."""
 
     low: float
     high: float
@@ -62,16 +63,16 @@ class Beside(NamedTuple):
 
 
 class Label(NamedTuple):
-    """The label of a set on whose rows it fires most, for how many there are."""
+    """The label of a set on which the feature fires most often, relative to the label's number of rows."""
 
     name: str
     label: str
-    rate: float  # share of that label's rows on which it fires
-    specialization: float  # over all labels of the set, less that of labels dealt anew
+    rate: float  # share of the label's rows on which the feature fires
+    specialization: float  # on all labels of the set, minus that with shuffled labels
 
 
 class Twin(NamedTuple):
-    """Its one-to-one match in another member; `feature` is None where it has none."""
+    """The feature's one-to-one match in another member; `feature` is None if it has none."""
 
     member: str
     feature: int | None
@@ -79,7 +80,7 @@ class Twin(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A snapshot: the best cosine of any decoder row to the feature's final direction, and that of its own row."""
+    """A snapshot: the highest cosine of any decoder row to the feature's final direction, and that of its own row."""
 
     step: int
     best: float
@@ -89,27 +90,29 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class FeaturePage:
+    """What is shown about one feature."""
+
     member: str
     feature: int
-    density: float  # share of all rows
-    mean: float  # where it fires
+    density: float  # share of all rows on which the feature fires
+    mean: float  # mean activation over these rows
     maximum: float
-    threshold: float | None  # where its kind has one
+    threshold: float | None  # None if its kind has no threshold
     cosine: float  # of its encoder and decoder vectors
-    token: str  # its most frequent one
-    token_share: float  # of a sample of its firings
-    position_P: np.ndarray  # share of the rows at a position on which it fires
+    token: str  # the token on which it fires most often
+    token_share: float  # that token's share of a sample of its firings
+    position_P: np.ndarray  # share of the rows at each position on which it fires
     labels: list[Label]
     activations: Bars
-    logits: Bars  # of its weight on each token of the vocabulary
+    logits: Bars  # of its logit weights on all tokens of the vocabulary
     aligned: list[Aligned]
     input_score: float  # share of the strongest contexts whose peak is on a token that it promotes (Arad et al. 2025)
     bands: list[Band]
     promoted: list[tuple[str, float]]
     suppressed: list[tuple[str, float]]
-    neighbours: list[Beside]  # by the cosine of decoder rows
-    together: list[Beside]  # by phi
-    found_again: tuple[int, int] | None  # in so many of so many other seeds; None: there are none
+    neighbours: list[Beside]  # features with the highest cosines of decoder rows
+    together: list[Beside]  # features with the highest phi, the correlation of firing
+    found_again: tuple[int, int] | None  # (seeds in which it is found again, other seeds); None if there are no others
     twins: list[Twin]
     stages: list[Stage]
 
@@ -128,40 +131,43 @@ def compute_feature_page(
     tokenizer: Any,
     compared: Comparison | None = None,
 ) -> FeaturePage:
-    """All but `run` and the tokenizer are this member's. Raises InputError for a feature that it does not have."""
-    of, f = features, feature
-    if not 0 <= f < len(of.density_F):
-        raise InputError(f"feature {f}: {member} has 0 to {len(of.density_F) - 1}")
+    """Compute a feature's page. `features`, `dictionary` and `store` are those of the member.
+
+    Raises InputError for a feature that the member does not have.
+    """
+    f = feature
+    if not 0 <= f < len(features.density_F):
+        raise InputError(f"feature {f} does not exist: {member} has features 0 to {len(features.density_F) - 1}")
     threshold_F = dictionary.tensors.get("threshold")
     again_F = compared.found_again_F.get(member) if compared else None
     promoted, suppressed = (
         list(zip(token_texts(tokenizer, token_T), weight_T.tolist(), strict=True))
         for token_T, weight_T in (
-            (of.promoted_FxT[f], of.promoted_weight_FxT[f]),
-            (of.suppressed_FxT[f], of.suppressed_weight_FxT[f]),
+            (features.promoted_FxT[f], features.promoted_weight_FxT[f]),
+            (features.suppressed_FxT[f], features.suppressed_weight_FxT[f]),
         )
     )
     return FeaturePage(
         member=member,
         feature=f,
-        density=float(of.density_F[f]),
-        mean=float(of.mean_F[f]),
-        maximum=float(of.max_F[f]),
+        density=float(features.density_F[f]),
+        mean=float(features.mean_F[f]),
+        maximum=float(features.max_F[f]),
         threshold=None if threshold_F is None else float(threshold_F[f]),
-        cosine=float(of.cosine_F[f]),
-        token=token_texts(tokenizer, [of.token_F[f]])[0] if of.token_F[f] >= 0 else "",
-        token_share=float(of.token_share_F[f]),
-        position_P=np.array(of.position_FxP[f]),
-        labels=labels_of(of, f),
-        activations=Bars(*of.activations(f)),
-        logits=Bars(*of.logits(f)),
+        cosine=float(features.cosine_F[f]),
+        token=token_texts(tokenizer, [features.token_F[f]])[0] if features.token_F[f] >= 0 else "",
+        token_share=float(features.token_share_F[f]),
+        position_P=np.array(features.position_FxP[f]),
+        labels=labels_of(features, f),
+        activations=Bars(*features.activations(f)),
+        logits=Bars(*features.logits(f)),
         aligned=alignment(dictionary.tensors["W_dec"][f]),
-        input_score=input_score(of, f, store),
-        bands=bands_of(of, f, dictionary, store, tokenizer),
+        input_score=input_score(features, f, store),
+        bands=bands_of(features, f, dictionary, store, tokenizer),
         promoted=promoted,
         suppressed=suppressed,
-        neighbours=beside(of, tokenizer, of.neighbour_FxJ[f], of.neighbour_cosine_FxJ[f]),
-        together=beside(of, tokenizer, of.together_FxJ[f], of.together_phi_FxJ[f], above=0.0),
+        neighbours=beside(features, tokenizer, features.neighbour_FxJ[f], features.neighbour_cosine_FxJ[f]),
+        together=beside(features, tokenizer, features.together_FxJ[f], features.together_phi_FxJ[f], above=0.0),
         found_again=None if again_F is None or not compared else (int(again_F[f]), compared.other_seeds[member]),
         twins=twins_of(compared, member, f),
         stages=stages_of(run, member, f),
@@ -169,28 +175,29 @@ def compute_feature_page(
 
 
 def labels_of(features: Features, feature: int) -> list[Label]:
-    """Of each set of labels, the most telling first; none where it never fires."""
-    found = []
+    """The label of each set on which a feature fires most often, by falling specialization. Empty if it never fires."""
+    labels = []
     for name, names in features.labels.items():
         rows_L, count_L = features.label_rows[name], features.label_count[name][feature]
         if not count_L.any():
             continue
         rate_L = count_L / np.maximum(rows_L, 1)
         score = over_chance(np.array(features.label_score[name][1, :, feature]))
-        found.append(Label(name, names[rate_L.argmax()], float(rate_L.max()), float(score)))
-    return sorted(found, key=lambda label: -label.specialization)
+        labels.append(Label(name, names[rate_L.argmax()], float(rate_L.max()), float(score)))
+    return sorted(labels, key=lambda label: -label.specialization)
 
 
 def input_score(features: Features, feature: int, store: ActivationStore) -> float:
+    """The share of the strongest contexts whose peak is on a token that the feature promotes (Arad et al. 2025)."""
     row_K = features.top_row_FxK[feature]
-    peaks = [tokens_T[at] for tokens_T, at, _ in (place(store, row) for row in row_K[row_K >= 0].tolist())]
+    peaks = [tokens_T[peak] for tokens_T, peak, _ in (place(store, row) for row in row_K[row_K >= 0].tolist())]
     return float(np.isin(peaks, features.promoted_FxT[feature]).mean()) if peaks else 0.0
 
 
 def bands_of(
     features: Features, feature: int, dictionary: Dictionary, store: ActivationStore, tokenizer: Any
 ) -> list[Band]:
-    """Its strongest contexts, then those of each stretch of ranks; all their windows are encoded at once."""
+    """The strongest contexts, then those of each interval of ranks. All their windows are encoded at once."""
     groups = groups_of(features, feature)
     rows_C = np.concatenate([np.empty(0, np.int64), *(group.rows for group in groups)])
     contexts = iter(shown_contexts(dictionary, feature, store, tokenizer, rows_C))
@@ -208,7 +215,7 @@ def bands_of(
 def shown_contexts(
     dictionary: Dictionary, feature: int, store: ActivationStore, tokenizer: Any, rows_C: np.ndarray
 ) -> list[ShownContext]:
-    """The windows of these rows, which count on from training rows to held-out ones."""
+    """The windows of these rows. Held-out rows are numbered after training rows."""
     if not len(rows_C):
         return []
     positions, first, trained = store.train.positions, store.train.first_position, len(store.train)
@@ -234,7 +241,7 @@ def shown_contexts(
 def beside(
     features: Features, tokenizer: Any, others_J: np.ndarray, similarity_J: np.ndarray, above: float = -np.inf
 ) -> list[Beside]:
-    """Other features with the tokens that each promotes most."""
+    """Other features whose similarity is larger than `above`, with the tokens that they promote most."""
     return [
         Beside(int(other), float(similarity), token_texts(tokenizer, features.promoted_FxT[other, :NAMED]))
         for other, similarity in zip(others_J, similarity_J, strict=True)
@@ -243,7 +250,8 @@ def beside(
 
 
 def twins_of(compared: Comparison | None, member: str, feature: int) -> list[Twin]:
-    if compared is None or member not in compared.members:  # none of its features ever fires
+    """The feature's match in each other member; empty without a comparison."""
+    if compared is None or member not in compared.members:  # members whose features never fire are not compared
         return []
     matches = zip(
         compared.members, compared.partner_FxM[member][feature], compared.cosine_FxM[member][feature], strict=True
@@ -256,7 +264,7 @@ def twins_of(compared: Comparison | None, member: str, feature: int) -> list[Twi
 
 
 def stages_of(run: FinishedRun, member: str, feature: int) -> list[Stage]:
-    """By the snapshots of training; empty where none were kept."""
+    """The feature in each snapshot of training; empty if the run has no snapshots."""
     paths = sorted((run.path / DIRECTORY).glob(f"*/{member}.npz"))
     snapshots = {int(path.parent.name): mapped_arrays(path, ADVICE) for path in paths}
     if not snapshots:

@@ -1,7 +1,7 @@
-"""The features of a dictionary to show where there is no room for all, and what to show of each.
+"""A selection of a dictionary's features for pages that have no room for all, and what to show of each.
 
-Half of them are those most specialized over chance (of the features that fire often enough to be asked); the others lie
-at evenly spaced ranks of density, so that the rare and the frequent are seen too.
+Half of them are the features with the highest specialization over chance, among those that fire often enough to measure
+it. The others are at evenly spaced ranks of density, so that rare and frequent features are included.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ CONTEXTS, TOKENS = 5, 8
 
 @dataclass(frozen=True)
 class Highlight:
-    """Of one feature. `on` names the label it is most specialized on and `over_chance` by how much; None: not asked."""
+    """One feature. `on` is the label that it is most specialized on, `over_chance` its specialization.
+
+    Both are None for a feature that fires too rarely to measure it.
+    """
 
     feature: int
     density: float
@@ -31,17 +34,17 @@ class Highlight:
     over_chance: float | None
     promoted: list[str]
     suppressed: list[str]
-    contexts: list[tuple[float, Context]]  # activation, text around it
+    contexts: list[tuple[float, Context]]  # (activation, the text around it)
 
 
 def choose_highlights(features: Features, score_F: np.ndarray, count: int) -> list[int]:
-    """At most `count` living features, the specialized ones first, most specialized on top; then by falling density.
+    """Numbers of at most `count` living features: the most specialized ones first, then others by falling density.
 
-    `score_F` is NaN for those that are not asked.
+    `score_F` is the specialization, NaN if it is not measured.
     """
     living = np.flatnonzero(features.alive_F)
-    asked = living[~np.isnan(score_F[living])]
-    special = asked[np.argsort(-score_F[asked], kind="stable")][: count // 2]
+    measured = living[~np.isnan(score_F[living])]
+    special = measured[np.argsort(-score_F[measured], kind="stable")][: count // 2]
     rest = np.setdiff1d(living, special)
     rest = rest[np.argsort(-features.density_F[rest], kind="stable")]
     places = np.linspace(0, len(rest) - 1, min(len(rest), count - len(special))).round().astype(int)
@@ -49,18 +52,18 @@ def choose_highlights(features: Features, score_F: np.ndarray, count: int) -> li
 
 
 def highlights(features: Features, count: int, store: ActivationStore, tokenizer) -> list[Highlight]:
-    """Of at most `count` features."""
+    """At most `count` features with what to show of each."""
     label_F, special_F = most_special(features)
-    is_asked_F = np.isin(np.arange(len(special_F)), judged(features))
-    score_F = np.where(is_asked_F, special_F, np.nan)
+    is_measured_F = np.isin(np.arange(len(special_F)), judged(features))
+    score_F = np.where(is_measured_F, special_F, np.nan)
     return [
         Highlight(
             feature=f,
             density=float(features.density_F[f]),
             max=float(features.max_F[f]),
             token_share=float(features.token_share_F[f]),
-            on=label_F[f] if is_asked_F[f] else None,
-            over_chance=float(score_F[f]) if is_asked_F[f] else None,
+            on=label_F[f] if is_measured_F[f] else None,
+            over_chance=float(score_F[f]) if is_measured_F[f] else None,
             promoted=token_texts(tokenizer, features.promoted_FxT[f, :TOKENS]),
             suppressed=token_texts(tokenizer, features.suppressed_FxT[f, :TOKENS]),
             contexts=[

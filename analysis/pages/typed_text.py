@@ -1,4 +1,4 @@
-"""A text that a person typed, through the run's own language model and a member's dictionary.
+"""The features that fire on a text that the user typed, with the run's language model and a member's dictionary.
 
 Shapes: T tokens, D width of the model, F features.
 """
@@ -16,21 +16,23 @@ from analysis.features.contexts import token_texts
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 
-PADDED = 64  # tokens: texts of about one length share a compiled program
+PADDED = 64  # texts are padded to a multiple of so many tokens, so that they share compiled programs
 
 
 @dataclass(frozen=True)
 class TypedText:
+    """A text's tokens and the activations at each token."""
+
     tokens: list[str]
-    values_TxF: sparse.csr_array  # no feature fires at a first position that training left out
+    values_TxF: sparse.csr_array  # 0 at a first position that training left out
 
 
 def read_text(run: FinishedRun, member: str, text: str) -> TypedText:
-    """What fires at each token. Raises InputError for a text without a token, or longer than the model reads."""
+    """Compute the activations at each token. Raises InputError for a text without a token or too long for the model."""
     model, site = run.language_model, run.site(member)
     token_T = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not token_T:
-        raise InputError(f"{text!r}: there is no token in this text: type some")
+        raise InputError(f"there is no token in this text ({text!r}): type some words")
     if len(token_T) > (longest := model.bridge.cfg.n_ctx):
         raise InputError(f"this text has {len(token_T):,} tokens: the model reads at most {longest:,}, so shorten it")
     x_TxD = model.activations(np.array([token_T]), [site])[site][0]
@@ -41,17 +43,17 @@ def read_text(run: FinishedRun, member: str, text: str) -> TypedText:
 
 
 def ranked(text: TypedText, position: int | None = None) -> list[tuple[int, float, int, int]]:
-    """Features that fire, the strongest first: (feature, its largest activation, at which token, on how many tokens).
+    """(feature, its largest activation, the token of that, the number of tokens on which it fires), strongest first.
 
-    Of a position only those that fire there, by what they have there.
+    With a position, only features that fire there are returned, with their activation there.
     """
-    of_FxT = text.values_TxF.T.tocsr()
-    found = []
-    for feature in np.flatnonzero(np.diff(of_FxT.indptr)).tolist():
-        own = slice(of_FxT.indptr[feature], of_FxT.indptr[feature + 1])
-        token_N, value_N = of_FxT.indices[own], of_FxT.data[own]
+    values_FxT = text.values_TxF.T.tocsr()
+    firing = []
+    for feature in np.flatnonzero(np.diff(values_FxT.indptr)).tolist():
+        row = slice(values_FxT.indptr[feature], values_FxT.indptr[feature + 1])
+        token_N, value_N = values_FxT.indices[row], values_FxT.data[row]
         here_N = np.abs(value_N) if position is None else np.where(token_N == position, np.abs(value_N), 0)
         best = int(here_N.argmax())
         if here_N[best] > 0:
-            found.append((feature, float(value_N[best]), int(token_N[best]), len(token_N)))
-    return sorted(found, key=lambda entry: -abs(entry[1]))
+            firing.append((feature, float(value_N[best]), int(token_N[best]), len(token_N)))
+    return sorted(firing, key=lambda entry: -abs(entry[1]))

@@ -1,4 +1,4 @@
-"""A map of a decoder's directions, with its largest clusters coloured and named."""
+"""A map of the decoder directions, with the largest clusters coloured and named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from analysis.plots.style import KIND_STYLES, styled
 
 
 def clusters_chart(clusters: Clusters, shown: int = 10) -> Any:
-    """An Altair figure, the largest clusters (10 at most) coloured, numbered and named, the others grey."""
+    """An Altair figure: at most 10 of the largest clusters are coloured, numbered and named, the others are grey."""
     import altair as alt
 
     colours = [colour for colour, _ in KIND_STYLES.values()][:shown]
@@ -35,7 +35,7 @@ def clusters_chart(clusters: Clusters, shown: int = 10) -> Any:
         for f, label in enumerate(clusters.label_F)
         if not np.isnan(clusters.xy_Fx2[f, 0])
     ]
-    rows.sort(key=lambda row: row["rank"])  # what is coloured is drawn last, on top
+    rows.sort(key=lambda row: row["rank"])  # coloured points are drawn last, on top
     middles = [
         {"x": float(x), "y": float(y), "number": str(label + 1)}
         for label in range(len(legend))
@@ -57,5 +57,5 @@ def clusters_chart(clusters: Clusters, shown: int = 10) -> Any:
     )
     counted = "1 cluster" if len(clusters.names) == 1 else f"{len(clusters.names)} clusters"
     how = "UMAP by cosine" if clusters.method == "UMAP" else WITHOUT_UMAP
-    subtitle = [f"{alive}; {counted}; named by the tokens that they promote", how]
+    subtitle = [f"{alive}; {counted}, named after the tokens that they promote", how]
     return styled(alt.layer(points, halo, ink).properties(width=640, height=460), "Directions of features", subtitle)

@@ -1,4 +1,4 @@
-"""How often features fire: the pictures in which dead and very frequent ones are seen.
+"""Charts of how often features fire, which show dead and very frequent features.
 
 Shapes: F features.
 """
@@ -13,19 +13,22 @@ import numpy as np
 from analysis.features.density import EDGES, density_histogram
 from analysis.plots.style import kind_colour, step_heatmap, styled, thinned
 
-MOST_ROWS = 256  # of a heatmap
+MOST_ROWS = 256  # features in a heatmap, at most
 
 
 def densities_chart(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> Any:
-    """An Altair figure: how many features fire how often (log10), a line a dictionary; those that never do are said."""
+    """An Altair figure: a histogram of the log10 density of features, with a line for each dictionary.
+
+    The subtitle gives the number of features that never fire.
+    """
     import altair as alt
 
     rows = [
         {"kind": kinds[name], "member": name, "density": float(edge + 0.125), "features": int(count)}
-        for name, own_F in density_F.items()
-        for edge, count in zip(EDGES, density_histogram(own_F)[0], strict=False)
+        for name, member_F in density_F.items()
+        for edge, count in zip(EDGES, density_histogram(member_F)[0], strict=False)
     ]
-    dead = sum(int((own_F == 0).sum()) for own_F in density_F.values())
+    dead = sum(int((member_F == 0).sum()) for member_F in density_F.values())
     present = list(dict.fromkeys(kinds[name] for name in density_F))
     chart = (
         alt.Chart(alt.Data(values=rows))
@@ -38,14 +41,14 @@ def densities_chart(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str
         )
         .properties(width=380, height=240)
     )
-    return styled(chart, "Densities", f"a line a dictionary; {dead} features in all fire on no row")
+    return styled(chart, "Densities", f"one line per dictionary; {dead} features in total fire on no row")
 
 
 def density_heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:
-    """An Altair figure: each feature's density (log10) over the steps of training, the most frequent at the end above.
+    """An Altair figure: each feature's density (log10) over the steps of training, white while it never fires.
 
-    Of more than MOST_ROWS features, as many at even distances in that order are shown; white is a feature that never
-    fires.
+    Features are ordered by their final density, the most frequent on top. At most MOST_ROWS are shown, evenly spaced in
+    that order.
     """
     import altair as alt
 
@@ -56,5 +59,5 @@ def density_heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:
         log_density_SxF = np.log10([density_F[step] for step in steps])
     colour = alt.Color("density:Q", title="log10 of the density").scale(scheme="viridis")
     chart = step_heatmap(shown, log_density_SxF, steps, "most frequent", "density", colour)
-    of = "" if len(shown) == len(ordered) else f", {len(shown)} of {len(ordered):,} features"
-    return styled(chart, "How often each feature fires as it learns", f"{name}{of}")
+    part = "" if len(shown) == len(ordered) else f", {len(shown)} of {len(ordered):,} features"
+    return styled(chart, "How often each feature fires during training", f"{name}{part}")

@@ -1,4 +1,4 @@
-"""Means over seeds with their intervals, a panel a measure."""
+"""A chart of means over seeds with their intervals, with a panel for each measure."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from analysis.stats import Estimate
 
 
 def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], columns: int = 3) -> Any:
-    """An Altair figure: a panel a column, a point a row with its interval."""
+    """An Altair figure with a panel for each column of the table and a point with its interval for each row."""
     import altair as alt
 
     rows = [
-        {"row": row, "column": column, "mean": of.mean, "low": of.low, "high": of.high}
+        {"row": row, "column": column, "mean": value.mean, "low": value.low, "high": value.high}
         for row, estimates in table.items()
-        for column, of in estimates.items()
-        if of.mean is not None
+        for column, value in estimates.items()
+        if value.mean is not None
     ]
     y = alt.Y("row:N", title=None, sort=list(table)).axis(labelLimit=220)
     base = alt.Chart().encode(y=y, color=alt.value("#0072B2"))

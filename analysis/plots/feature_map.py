@@ -1,4 +1,4 @@
-"""The directions of one dictionary's features, drawn as a map."""
+"""Maps of the directions of one dictionary's features."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from analysis.geometry import Embedding
 from analysis.pages.feature_table import FeatureList
 from analysis.plots.style import INK, styled, thinned
 
-MOST_POINTS = 3000  # of a map: a browser draws no more at once
+MOST_POINTS = 3000  # points of a map, at most: a browser draws these without delay
 
 
-def feature_map(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:
-    """An Altair figure: the chosen features on the map, evenly thinned to MOST_POINTS; a click selects `feature`."""
+def feature_map(table: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:
+    """An Altair figure: at most MOST_POINTS of the chosen features on the map. A click selects `feature`."""
     import altair as alt
 
     chosen_N = np.asarray(chosen_N, int)
@@ -27,16 +27,16 @@ def feature_map(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: n
             "x": float(xy_Fx2[feature, 0]),
             "y": float(xy_Fx2[feature, 1]),
             "feature": feature,
-            "promotes": of.promotes_F[feature],
-            "density": float(max(of.density_F[feature], 1e-6)),
-            "label": of.label_F[feature],
+            "promotes": table.promotes_F[feature],
+            "density": float(max(table.density_F[feature], 1e-6)),
+            "label": table.label_F[feature],
         }
         for feature in shown_N.tolist()
     ]
     axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
     colour = alt.Color("density:Q", title="density").scale(type="log", scheme="viridis")
     return (
-        alt.Chart(pa.Table.from_pylist(rows))  # as a table, which Altair need not check value by value
+        alt.Chart(pa.Table.from_pylist(rows))  # Altair validates a table faster than a list of rows
         .mark_circle(size=60 if len(rows) < 1000 else 25, opacity=0.9)
         .encode(
             *axes,
@@ -46,12 +46,12 @@ def feature_map(of: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: n
         .add_params(alt.selection_point(name=selection, fields=["feature"]))
         .properties(width="container", height=340, background="white")
         .configure_view(stroke=None)
-        .configure_legend(labelColor=INK, titleColor=INK)  # else a dark page puts its own ink on it
+        .configure_legend(labelColor=INK, titleColor=INK)  # else a dark theme would override the text colours
     )
 
 
 def density_map(name: str, embedding: Embedding) -> Any:
-    """An Altair figure, a point a living feature, coloured by how often it fires."""
+    """An Altair figure with a point for each living feature, coloured by its density."""
     import altair as alt
 
     rows = [

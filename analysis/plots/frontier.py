@@ -1,4 +1,4 @@
-"""Each metric against L0: a curve for each kind, with the spread over seeds."""
+"""Charts of each metric against L0, with a curve for each kind and the spread over seeds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harvest.files import write_json
 
 
 def write_frontier(frontier: Frontier, folder: Path) -> list[Path]:
-    """analysis/frontier.json, figures/frontier.png and .svg in a folder; returns the paths of the figures."""
+    """Write analysis/frontier.json, figures/frontier.png and .svg in a folder. Returns the paths of the figures."""
     drawn = frontier_chart(frontier)
     (folder / "analysis").mkdir(parents=True, exist_ok=True)
     write_json(folder / "analysis" / "frontier.json", {"schema": 1, **asdict(frontier)})
@@ -23,9 +23,9 @@ def write_frontier(frontier: Frontier, folder: Path) -> list[Path]:
 
 
 def frontier_chart(frontier: Frontier) -> Any:
-    """An Altair figure: each metric against L0 (log scale), a curve a kind, bars of one deviation over seeds.
+    """An Altair figure: each metric against L0 (log scale), a curve for each kind, bars of one standard deviation.
 
-    A panel for each setting in which curves of one kind differ. Raises InputError where no kind has two sparsities.
+    Settings in which curves of one kind differ have a panel each. Raises InputError if no kind has two sparsities.
     """
     if not frontier.has_curve:
         raise InputError(
@@ -50,6 +50,7 @@ def frontier_chart(frontier: Frontier) -> Any:
 
 
 def metric_chart(frontier: Frontier, metric: str) -> Any:
+    """An Altair chart of one metric against L0."""
     import altair as alt
 
     points = [point for point in frontier.drawn if metric in point.metrics]
@@ -63,7 +64,7 @@ def metric_chart(frontier: Frontier, metric: str) -> Any:
     l0s = [row["l0"] for row in rows]
     low, high = min(l0s) / 1.15, max(l0s) * 1.15
     ticks = [2**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
-    x = alt.X("l0:Q", title="L0: active features a row (log scale)")
+    x = alt.X("l0:Q", title="L0: active features per row (log scale)")
     x = x.scale(type="log", domain=[low, high], nice=False).axis(values=ticks, format="~g", grid=True)
     y = alt.Y("mean:Q", title=METRICS[metric]).scale(zero=False, padding=14).axis(format=".3~f", tickCount=6)
     colour = alt.Color("kind:N", title=None).scale(domain=kinds, range=list(colours))
@@ -82,6 +83,6 @@ def metric_chart(frontier: Frontier, metric: str) -> Any:
 
 
 def bar(spread: Spread) -> dict[str, float]:
-    """The ends of an error bar, at the mean itself for a single seed."""
+    """The ends of an error bar. For a single seed both are the mean."""
     deviation = spread.deviation or 0.0
     return {"low": spread.mean - deviation, "high": spread.mean + deviation}

@@ -1,4 +1,4 @@
-"""All members in one picture: what each explains at which sparsity, and how much of it is dead."""
+"""Charts with all members of a run: explained variance against L0, and shares of dead features."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.plots.style import KIND_STYLES, OTHER_STYLE, kind_colour, styled
-from analysis.runs.best_member import member_rows
+from analysis.runs.member_table import member_rows
 
 
 def scatter(members: Mapping[str, Mapping[str, Any]], selection: str | None = None) -> Any:
-    """An Altair figure: explained variance against L0, a point a member; where it is named, a click is a selection."""
+    """An Altair figure: explained variance against L0, a point for each member.
+
+    If `selection` is given, a click on a point selects its `member` under that name.
+    """
     import altair as alt
 
     rows = member_rows(members)
@@ -20,7 +23,7 @@ def scatter(members: Mapping[str, Mapping[str, Any]], selection: str | None = No
         alt.Chart(alt.Data(values=rows))
         .mark_point(filled=True, size=70, opacity=0.85)
         .encode(
-            x=alt.X("l0:Q", title="L0: active features a row").scale(zero=False, padding=16).axis(tickCount=6),
+            x=alt.X("l0:Q", title="L0: active features per row").scale(zero=False, padding=16).axis(tickCount=6),
             y=alt.Y("explained_variance:Q", title="explained variance").scale(zero=False, padding=16),
             color=alt.Color("activation:N", title=None).scale(domain=present, range=list(colours)),
             shape=alt.Shape("activation:N", title=None).scale(domain=present, range=list(shapes)),
@@ -31,11 +34,11 @@ def scatter(members: Mapping[str, Mapping[str, Any]], selection: str | None = No
     )
     if selection:
         chart = chart.add_params(alt.selection_point(name=selection, fields=["member"]))
-    return styled(chart, "Explained variance and sparsity", "a point a member, on held-out rows")
+    return styled(chart, "Explained variance and sparsity", "one point per member, on held-out rows")
 
 
 def dead(shares: Mapping[str, float], kinds: Mapping[str, str]) -> Any:
-    """An Altair figure: a bar a member, the share of its features that fire on no row."""
+    """An Altair figure: a bar for each member with the share of its features that fire on no row."""
     import altair as alt
 
     rows = [{"member": name, "kind": kinds[name], "dead": share} for name, share in shares.items()]
@@ -51,4 +54,4 @@ def dead(shares: Mapping[str, float], kinds: Mapping[str, str]) -> Any:
         )
         .properties(width=380, height=alt.Step(18))
     )
-    return styled(chart, "Dead features", "of all rows, held-out ones included")
+    return styled(chart, "Dead features", "on all rows, including held-out ones")

@@ -1,4 +1,4 @@
-"""A heatmap of the features that each member shares with each other."""
+"""A heatmap of the share of features that members have in common."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from analysis.plots.style import styled
 
 
 def shared_features_chart(comparison: Comparison) -> Any:
-    """An Altair heatmap of what each member shares with each other, by direction and, where given, by activation."""
+    """An Altair heatmap of the share of features in common, by direction and, if measured, by activation."""
     import altair as alt
 
     matrices = {"by direction (cosine)": comparison.shared_MxM}
@@ -28,8 +28,8 @@ def shared_features_chart(comparison: Comparison) -> Any:
             if i != j
         ]
         base = alt.Chart(alt.Data(values=rows)).encode(
-            x=alt.X("in:N", title="are also in").sort(labels).axis(labelAngle=-40, labelLimit=260),
-            y=alt.Y("of:N", title="of the features of" if index == 0 else None).sort(labels).axis(labelLimit=260),
+            x=alt.X("in:N", title="found in this member").sort(labels).axis(labelAngle=-40, labelLimit=260),
+            y=alt.Y("of:N", title="features of this member" if index == 0 else None).sort(labels).axis(labelLimit=260),
         )
         colour = alt.Color("share:Q", title=["share of", "features"]).scale(scheme="viridis", domain=[0, 1])
         colour = colour.legend(format=".0%", gradientLength=180)
@@ -44,6 +44,6 @@ def shared_features_chart(comparison: Comparison) -> Any:
         f"random directions with the same covariance: {100 * chance:.1f}%"
     ]
     if comparison.dead:
-        subtitle.append(f"left out, as none of their features fires: {', '.join(comparison.dead)}")
+        subtitle.append(f"left out, because none of their features fires: {', '.join(comparison.dead)}")
     drawn = (alt.hconcat if m <= 10 else alt.vconcat)(*panels, spacing=36)
     return styled(drawn, "Features in common", subtitle)

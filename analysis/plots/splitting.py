@@ -1,4 +1,4 @@
-"""How features of a narrow dictionary split in wider ones."""
+"""A chart of how the features of a narrow dictionary split in wider ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from analysis.comparison.splitting import Splitting
 from analysis.plots.style import styled
 
-CHILDREN_SHOWN = 8  # of one parent, in the picture
+CHILDREN_SHOWN = 8  # children of one parent that are drawn, at most
 
 
 def splitting_chart(splitting: Splitting, labels: Mapping[str, Sequence[str]] | None = None, trees: int = 3) -> Any:
-    """An Altair figure: what became of the features at each step, and the largest trees, a column a width.
+    """An Altair figure: the fate of the features at each step, and the largest trees with a column for each width.
 
-    `labels`: of each member a few words a feature.
+    `labels` are a few words for each feature of each member.
     """
     import altair as alt
 
@@ -54,6 +54,7 @@ def splitting_chart(splitting: Splitting, labels: Mapping[str, Sequence[str]] | 
 
 
 def bars(splitting: Splitting) -> Any:
+    """A bar chart of how many features are lost, kept, split or new at each step."""
     import altair as alt
 
     names = ("lost", "kept", "split into 2", "split into 3", "split into 4 or more", "new")
@@ -76,7 +77,7 @@ def bars(splitting: Splitting) -> Any:
 
 
 def boxes_of(splitting: Splitting, labels: Mapping[str, Sequence[str]], trees: int) -> list[dict[str, Any]]:
-    """Boxes of an icicle, as high as they have leaves, one under another; a gap of half a leaf between trees."""
+    """The boxes of an icicle chart. Each is as high as its number of leaves; trees are half a leaf apart."""
     boxes: list[dict[str, Any]] = []
 
     def place(level: int, feature: int, top: float) -> float:

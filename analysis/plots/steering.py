@@ -1,4 +1,4 @@
-"""What steering does, by strength."""
+"""A chart of the effects of steering against its strength."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from analysis.plots.style import KIND_STYLES
 
 
 def steering_chart(steered: Steered) -> Any:
-    """An Altair figure: probability of the watched tokens, and perplexity, against strength, a curve a direction."""
+    """An Altair figure: probability of the watched tokens and perplexity by strength, a curve for each direction."""
     import altair as alt
 
     plain = steered.plain[UNSTEERED]
@@ -21,9 +21,9 @@ def steering_chart(steered: Steered) -> Any:
     ]
     colours = alt.Scale(domain=list(steered.ways), range=[colour for colour, _ in KIND_STYLES.values()])
     charts = []
-    for name, axis, of_plain in (
+    for name, axis, unsteered in (
         ("probability", "probability of the concept's tokens", plain.probability),
-        ("perplexity", "perplexity, unsteered model", plain.perplexity),
+        ("perplexity", "perplexity under the unsteered model", plain.perplexity),
     ):
         base = alt.Chart(alt.Data(values=rows)).encode(
             x=alt.X("strength:Q", scale=alt.Scale(type="symlog"), title="strength (× the feature's maximum)"),
@@ -31,10 +31,11 @@ def steering_chart(steered: Steered) -> Any:
             color=alt.Color("direction:N", scale=colours, title=None),
             shape=alt.Shape("direction:N", scale=alt.Scale(domain=list(steered.ways)), title=None),
         )
-        rule = alt.Chart(alt.Data(values=[{name: of_plain}])).mark_rule(strokeDash=[4, 3]).encode(y=f"{name}:Q")
+        rule = alt.Chart(alt.Data(values=[{name: unsteered}])).mark_rule(strokeDash=[4, 3]).encode(y=f"{name}:Q")
         charts.append(alt.layer(rule, base.mark_line(), base.mark_point(filled=True, size=60)).properties(width=300))
     subtitle = (
-        f"prompts: {len(steered.prompts)}; dashed: unsteered. Watched: {printable(', '.join(steered.watched[:8]))}"
+        f"prompts: {len(steered.prompts)}; dashed: unsteered; "
+        f"probability of: {printable(', '.join(steered.watched[:8]))}"
     )
     title = alt.TitleParams(
         f"steering by {next(iter(steered.ways))} ({steered.mode})", subtitle=subtitle, anchor="start"

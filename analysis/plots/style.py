@@ -1,4 +1,4 @@
-"""What all figures share: colours that the colour-blind tell apart, and saving without a browser or a network."""
+"""The common style of all figures, and functions that save them without a browser or a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.files import write_atomically
 
-# Okabe and Ito (2008), then Tol's muted scheme; each kind has its own in every figure, and a shape besides.
+# Colours for the colour-blind (Okabe and Ito 2008, then Tol's muted scheme). Each kind also has a shape of its own.
 KIND_STYLES = {
     "relu": ("#0072B2", "circle"),
     "jump_relu": ("#D55E00", "square"),
@@ -26,7 +26,7 @@ KIND_STYLES = {
     "multi_topk": ("#117733", "stroke"),
     "abs_topk": ("#666666", "wedge"),
 }
-OTHER_STYLE = ("#000000", "arrow")  # of a kind that was added since
+OTHER_STYLE = ("#000000", "arrow")  # for a kind that is not listed above
 INK = "#111111"
 GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -34,7 +34,7 @@ PIXELS_PER_INCH, SHOWN_PER_INCH = 200, 100
 
 
 def kind_colour(kinds: Sequence[str]) -> Any:
-    """The encoding of `kind` by each kind's own colour, and a legend of these."""
+    """The encoding of `kind` by colour, with a legend of the given kinds."""
     import altair as alt
 
     colours = [KIND_STYLES.get(kind, OTHER_STYLE)[0] for kind in kinds]
@@ -42,16 +42,16 @@ def kind_colour(kinds: Sequence[str]) -> Any:
 
 
 def step_heatmap(
-    shown: np.ndarray, value_SxF: np.ndarray, steps: Sequence[int], order: str, of: str, colour: Any
+    shown: np.ndarray, value_SxF: np.ndarray, steps: Sequence[int], order: str, field: str, colour: Any
 ) -> Any:
-    """A chart of the features `shown` over the steps of training, coloured by their values.
+    """A heatmap of the values of the features `shown` over the steps of training, white for values that are not finite.
 
-    `order` says which features are at the top, `of` what the values are. A value that is not finite leaves a gap.
+    `order` describes the features that come first, `field` is the name of the values.
     """
     import altair as alt
 
     rows = [
-        {"rank": rank, "feature": int(feature), "step": str(step), of: float(value_SxF[s, feature])}
+        {"rank": rank, "feature": int(feature), "step": str(step), field: float(value_SxF[s, feature])}
         for rank, feature in enumerate(shown)
         for s, step in enumerate(steps)
         if np.isfinite(value_SxF[s, feature])
@@ -61,16 +61,16 @@ def step_heatmap(
         .mark_rect()
         .encode(
             x=alt.X("step:O", title="training step", sort=[str(step) for step in steps]),
-            y=alt.Y("rank:O", title=f"features, the {order} above", axis=alt.Axis(labels=False, ticks=False)),
+            y=alt.Y("rank:O", title=f"features, {order} on top", axis=alt.Axis(labels=False, ticks=False)),
             color=colour,
-            tooltip=["feature:Q", "step:O", alt.Tooltip(f"{of}:Q", format=".2f")],
+            tooltip=["feature:Q", "step:O", alt.Tooltip(f"{field}:Q", format=".2f")],
         )
         .properties(width=380, height=300)
     )
 
 
 def thinned(numbers: np.ndarray, most: int) -> np.ndarray:
-    """All, or `most` of them at even distances."""
+    """All numbers, or `most` of them at even distances."""
     return numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), most)).astype(int)]
 
 
@@ -81,7 +81,7 @@ def png_of(figure: Any, pixels_per_inch: int = PIXELS_PER_INCH) -> bytes:
 
 
 def writable(figure: Any) -> Any:
-    """The same figure without what XML cannot hold, on which the library that draws ends the whole process."""
+    """The figure without characters that XML forbids: the renderer would abort the process because of them."""
     import altair as alt
 
     spec = figure.to_dict()
@@ -92,12 +92,12 @@ def without_controls(value: Any) -> Any:
     if isinstance(value, str):
         return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", value)
     if isinstance(value, dict):
-        return {without_controls(name): without_controls(of) for name, of in value.items()}
-    return [without_controls(of) for of in value] if isinstance(value, list | tuple) else value
+        return {without_controls(name): without_controls(part) for name, part in value.items()}
+    return [without_controls(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def save(figure: Any, stem: Path) -> list[Path]:
-    """An Altair figure as stem.png and stem.svg; returns both paths."""
+    """Save an Altair figure as stem.png and stem.svg. Returns both paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     svg = io.StringIO()
     writable(figure).save(svg, format="svg")
@@ -108,18 +108,18 @@ def save(figure: Any, stem: Path) -> list[Path]:
 
 
 def to_matplotlib(figure: Any, dpi: int = PIXELS_PER_INCH) -> Any:
-    """An Altair figure as a picture, legend and all, that fills a matplotlib Figure of its size; a notebook shows it.
+    """An Altair figure as a matplotlib Figure of the same size, which contains it as an image. Notebooks show it.
 
-    What `save` writes as .svg scales, too. Raises InputError where there is no matplotlib.
+    For a figure that can be scaled use the .svg of `save`. Raises InputError if matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
         from matplotlib.image import imread
     except ImportError as e:
-        raise InputError(f"figures for matplotlib need it: pip install 'sae-jax[notebook]' ({e})") from e
+        raise InputError(f"matplotlib is not installed ({e}): pip install 'sae-jax[notebook]'") from e
 
     class Picture(Figure):
-        def _repr_png_(self) -> bytes:  # a notebook shows only pyplot's figures by itself
+        def _repr_png_(self) -> bytes:  # by default, notebooks show only figures of pyplot
             png = io.BytesIO()
             self.savefig(png, format="png", dpi=SHOWN_PER_INCH)
             return png.getvalue()
@@ -127,14 +127,14 @@ def to_matplotlib(figure: Any, dpi: int = PIXELS_PER_INCH) -> Any:
     pixels_HxWx4 = imread(io.BytesIO(png_of(figure, dpi)), format="png")
     height, width, _ = pixels_HxWx4.shape
     drawn = Picture(figsize=(width / dpi, height / dpi), dpi=dpi)
-    whole = drawn.add_axes((0, 0, 1, 1))  # figimage would cut it off where it is saved at another density
+    whole = drawn.add_axes((0, 0, 1, 1))  # figimage would be cut off when saved at another resolution
     whole.set_axis_off()
     whole.imshow(pixels_HxWx4, aspect="auto")
     return drawn
 
 
 def styled(chart: Any, title: str, subtitle: str | list[str]) -> Any:
-    """Title, background, ink and typography of a whole figure: all said, or a dark page puts its own ink on it."""
+    """The chart with title, background, colours and fonts, all set so that a dark theme does not override them."""
     import altair as alt
 
     ink = {"labelColor": INK, "titleColor": INK}

@@ -1,4 +1,4 @@
-"""How loss and explained variance went over the steps of training, from metrics.jsonl."""
+"""A chart of loss and explained variance over the steps of training, from metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from analysis.plots.style import kind_colour, styled
 
-MOST_POINTS = 80  # of one curve, drawn
+MOST_POINTS = 80  # points of a curve that are drawn, at most
 CURVES = {"loss": "loss (log scale)", "explained_variance": "explained variance"}
 
 
 def thinned(lines: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Evenly spaced ones, the last among them."""
+    """At most MOST_POINTS evenly spaced lines, including the last one."""
     stride = -(-len(lines) // MOST_POINTS)
     return lines[::-1][::stride][::-1]
 
 
 def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: Mapping[str, str]) -> Any:
-    """An Altair figure: loss and explained variance on the way, a line a member in the colour of its kind."""
+    """An Altair figure: loss and explained variance during training, a line for each member in its kind's colour."""
     import altair as alt
 
     rows = [
@@ -43,4 +43,4 @@ def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: M
             ).properties(width=360, height=240)
         )
     chart = alt.hconcat(*panels, spacing=32, data=alt.Data(values=rows))
-    return styled(chart, "Training", "a line a member, on the batches of training")
+    return styled(chart, "Training", "one line per member, measured on the training batches")

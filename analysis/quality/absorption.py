@@ -1,8 +1,8 @@
-"""Does a feature keep silent where another has taken over its meaning? Absorption on first letters.
+"""Feature absorption on first letters: how often a letter's feature is silent because another feature replaces it.
 
-Chanin et al. 2024 (arXiv 2409.14507), in SAEBench's form (arXiv 2503.09532).
+The method is of Chanin et al. 2024 (arXiv 2409.14507), in the version of SAEBench (arXiv 2503.09532).
 
-Shapes: N words, M words of one letter that are held out and on which the probe is right, D width of the model,
+Shapes: N words, M held-out words of one letter that the probe classifies correctly, D width of the model,
 F features.
 """
 
@@ -15,18 +15,18 @@ import numpy as np
 from analysis.quality.pooling import Pooled
 from analysis.quality.probe import fit
 
-SPLIT_GAIN = 0.03  # tau_fs: of F1, for one more feature to count as part of the concept
+SPLIT_GAIN = 0.03  # tau_fs: gain in F1 that one more feature must bring to count as part of the concept
 MAX_SPLIT = 10
-L1 = 0.01  # of the probe that ranks features: SAEBench's
-MIN_PROBE_F1 = 0.6  # else the model does not show the letter, and its absorption means nothing
-MIN_WORDS = 5  # of a letter, on either side
+L1 = 0.01  # L1 coefficient of the probe that ranks features, as in SAEBench
+MIN_PROBE_F1 = 0.6  # below it the model does not represent the letter, and absorption has no meaning
+MIN_WORDS = 5  # words that each letter needs, both to train on and held out
 FRACTION_COSINE, FULL_COSINE, SHARE = 0.1, 0.025, 0.4
 ABSORBERS = 3
 
 
 @dataclass(frozen=True)
 class Letter:
-    """`fraction` and `full` are means over the `words`: held out, of this letter, and the probe is right."""
+    """Absorption of one letter. `fraction` and `full` are means over its M words, whose number is `words`."""
 
     probe_f1: float
     split_f1: float
@@ -39,10 +39,10 @@ class Letter:
 
 @dataclass(frozen=True)
 class Absorption:
-    """Means over letters: 0 is a dictionary without absorption; None where no letter could be judged.
+    """Means over letters. A dictionary without absorption has 0. None if no letter could be measured.
 
-    Where `split_f1` is far below `probe_f1`, the dictionary has no features of letters: then `fraction` and `full`
-    tell of their absence, not of their absorption.
+    If `split_f1` is far below `probe_f1`, the dictionary has no features for letters. `fraction` and `full` then
+    measure their absence, not their absorption.
     """
 
     fraction: float | None
@@ -51,14 +51,14 @@ class Absorption:
     split_f1: float | None
     probe_f1: float | None
     letters: dict[str, Letter]
-    left_out: dict[str, str]  # letters that could not be judged, and why
+    left_out: dict[str, str]  # letters that could not be measured, and why
 
 
 def compute_absorption(pooled: Pooled, words: list[str], letters_N: np.ndarray, is_train_N: np.ndarray) -> Absorption:
-    """From the activation, and the features, at each word's own token.
+    """Absorption of every letter, from the activation and the features at the token of each word.
 
     The letter's direction is a logistic probe on the activations of training words. The letter's own features are
-    the k that an L1 probe weighs most, k rising as long as F1 on held-out words gains more than 0.03.
+    the k features that an L1 probe weighs most; k grows as long as F1 on held-out words gains more than 0.03.
     """
     letters, left_out = {}, {}
     alive_F = np.flatnonzero((pooled.f_NxF[is_train_N] != 0).any(0))
@@ -69,7 +69,7 @@ def compute_absorption(pooled: Pooled, words: list[str], letters_N: np.ndarray, 
         is_letter_N = letters_N == name
         counts = [int((is_letter_N & side_N).sum()) for side_N in (is_train_N, ~is_train_N)]
         if min(counts) < MIN_WORDS:
-            left_out[str(name)] = f"{counts[0]} words to train on, {counts[1]} held out: {MIN_WORDS} are needed"
+            left_out[str(name)] = f"{counts[0]} words to train on, {counts[1]} held out: {MIN_WORDS} of each are needed"
             continue
         probe = fit(pooled.x_NxD[is_train_N], is_letter_N[is_train_N], balanced=True)
         says_N = probe.says(pooled.x_NxD)
@@ -91,13 +91,12 @@ def compute_absorption(pooled: Pooled, words: list[str], letters_N: np.ndarray, 
     def mean(values: list[float]) -> float | None:
         return float(np.mean(values)) if values else None
 
-    found = letters.values()
     return Absorption(
-        mean([of.fraction for of in found]),
-        mean([of.full for of in found]),
-        mean([len(of.split_features) for of in found]),
-        mean([of.split_f1 for of in found]),
-        mean([of.probe_f1 for of in found]),
+        mean([letter.fraction for letter in letters.values()]),
+        mean([letter.full for letter in letters.values()]),
+        mean([len(letter.split_features) for letter in letters.values()]),
+        mean([letter.split_f1 for letter in letters.values()]),
+        mean([letter.probe_f1 for letter in letters.values()]),
         letters,
         left_out,
     )
@@ -106,29 +105,31 @@ def compute_absorption(pooled: Pooled, words: list[str], letters_N: np.ndarray, 
 def split_features(
     f_NxF: np.ndarray, alive_F: np.ndarray, is_letter_N: np.ndarray, is_train_N: np.ndarray
 ) -> tuple[list[int], float]:
-    """(the features that together stand for the letter, F1 of a probe on them)."""
+    """(the features that together represent the letter, the F1 of a probe on them)."""
     weights = fit(f_NxF[np.ix_(is_train_N, alive_F)], is_letter_N[is_train_N], l1=L1, balanced=True).weights_C
     order = np.argsort(-weights, kind="stable")[: max(1, min(MAX_SPLIT, int((weights > 0).sum())))]
     best: tuple[list[int], float] = ([], 0.0)
     for k in range(1, len(order) + 1):
-        own = alive_F[order[:k]]
-        probe = fit(f_NxF[np.ix_(is_train_N, own)], is_letter_N[is_train_N], balanced=True)
-        score = f1(probe.says(f_NxF[np.ix_(~is_train_N, own)]), is_letter_N[~is_train_N])
+        features = alive_F[order[:k]]
+        probe = fit(f_NxF[np.ix_(is_train_N, features)], is_letter_N[is_train_N], balanced=True)
+        score = f1(probe.says(f_NxF[np.ix_(~is_train_N, features)]), is_letter_N[~is_train_N])
         if k > 1 and score <= best[1] + SPLIT_GAIN:
             break
-        best = (own.tolist(), score)
+        best = (features.tolist(), score)
     return best
 
 
 def absorbed(
     projection_M: np.ndarray, f_MxF: np.ndarray, cosine_F: np.ndarray, split: list[int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(absorption fraction, full absorption, the feature with the largest projection) of each word.
+    """(absorption fraction, full absorption, the feature with the largest contribution) of each word, [M] each.
 
-    What a feature gives to the letter's direction is f·cos. Full: no feature of the split fires, and the one that
-    gives most has cos ≥ 0.025 and gives ≥ 0.4 of the activation's projection. Fraction: A / (A + what the split
-    gives), A being what the best three others with cos ≥ 0.1 give, of what the split leaves over; 0 where
-    they give < 0.4 of the projection or the split gives all of it.
+    A feature contributes f·cos to the projection of the activation on the letter's direction.
+    Full absorption: no feature of the split fires, and the feature that contributes most has cos ≥ 0.025 and
+    contributes at least 0.4 of the projection.
+    Fraction: A / (A + S). S is the contribution of the split. A is that of the three largest other features with
+    cos ≥ 0.1, at most the projection − S. The fraction is 0 if those three contribute less than 0.4 of the projection,
+    or if the split contributes all of it.
     """
     gives_MxF = f_MxF * cosine_F
     top_M = gives_MxF.argmax(1)

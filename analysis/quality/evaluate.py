@@ -1,4 +1,4 @@
-"""Runs and single dictionaries measured on the same windows, by the code that measures a run after training."""
+"""Evaluation of runs and single dictionaries on the same windows, with the code that evaluates a run after training."""
 
 from __future__ import annotations
 
@@ -18,33 +18,40 @@ if TYPE_CHECKING:
     from harvest.sources import Source
     from sae_jax.formats import Dictionary
 
-N_SAMPLES, SEQ_LEN = 1000, 128  # where no run and no configuration says them
+N_SAMPLES, SEQ_LEN = 1000, 128  # used if neither a run nor a dictionary's configuration gives them
 
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """On what they are measured. What is not given is the first dictionary's own; the hook is each one's own."""
+    """What the dictionaries are measured on. Settings that are not given are those of the first dictionary.
 
-    model_name: str | None = flag(None, "hub name, alias, local directory or 'bundled'")
-    layer: int | None = flag(None, "layer of the model, for all dictionaries")
-    hook: str | None = flag(None, "where in that layer", choices=HOOKS)
-    hook_name: str | None = flag(None, "layer and hook in one, as blocks.8.hook_resid_pre")
-    dataset: str | None = flag(None, "hub data set, .txt, .jsonl, .jsonl.gz, .parquet or 'bundled'")
-    n_samples: int | None = flag(None, f"token windows of the text (default: the run's, or {N_SAMPLES})")
-    seq_len: int | None = flag(None, f"tokens a window (default: its own, or {SEQ_LEN})")
+    A hook that is not given is each dictionary's own.
+    """
+
+    model_name: str | None = flag(
+        None, "hub name, alias, local directory or 'bundled' (default: the first dictionary's model)"
+    )
+    layer: int | None = flag(None, "layer of the model, for all dictionaries (default: each one's own)")
+    hook: str | None = flag(None, "where in the layer, for all dictionaries (default: each one's own)", choices=HOOKS)
+    hook_name: str | None = flag(None, "layer and hook in one, for example blocks.8.hook_resid_pre")
+    dataset: str | None = flag(
+        None, "hub data set, .txt, .jsonl, .jsonl.gz, .parquet or 'bundled' (default: the first dictionary's text)"
+    )
+    n_samples: int | None = flag(None, f"token windows to harvest (default: those of the run, or {N_SAMPLES})")
+    seq_len: int | None = flag(None, f"tokens per window (default: as the dictionary was trained, or {SEQ_LEN})")
     held_out: float | None = flag(
         None,
-        "share of the documents to measure on (default: all; of a run's own text those it never trained on)",
+        "share of the documents to measure on (default: all, or on a run's own text those that it never trained on)",
     )
-    keep_first_position: bool = flag(False, "measure at the first position of each window, too")
-    ce_windows: int = flag(256, "windows, of these, on which loss recovered is measured; 0: not at all")
-    json: Path | None = flag(None, "a file for all figures", written=True)
+    keep_first_position: bool = flag(False, "also measure at the first position of each window")
+    ce_windows: int = flag(256, "how many of the windows loss recovered is measured on (0: none)")
+    json: Path | None = flag(None, "JSON file for all figures", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A dictionary, where it lies, and config.json of the run that it lies in."""
+    """A dictionary, its directory, and the config.json of its run, None if it belongs to none."""
 
     directory: Path
     dictionary: Dictionary
@@ -57,7 +64,10 @@ def evaluate_dictionaries(
     on_progress: Callable[[str, int, int], None],
     say: Callable[[str], None],
 ) -> dict:
-    """Every dictionary on the same windows, with the code that measures a run after training."""
+    """Evaluate every dictionary on the same windows. Returns the report that `evaluate --json` writes.
+
+    Raises InputError if the dictionaries cannot be compared: of different models, or of another width than the model.
+    """
     import numpy as np
 
     from analysis.quality.loss_recovered import loss_recovered, spread_windows
@@ -72,7 +82,7 @@ def evaluate_dictionaries(
     model, dataset = resolve(request, options.cache_dir)
     request = replace(request, held_out=share_of(opened, options, dataset, say))
     compare_models(opened, options, model, say)
-    tell_other_rows(opened, request, say)
+    report_other_rows(opened, request, say)
     refuse_another_width(opened, model.d_model, model)
     stores = harvest(
         request,
@@ -85,7 +95,7 @@ def evaluate_dictionaries(
     refuse_another_width(opened, next(iter(stores.values())).d_model, model)
 
     names = names_of(opened)
-    found: dict[str, dict[str, Any]] = {}
+    report: dict[str, dict[str, Any]] = {}
     language_model = None
     if options.ce_windows and not any(store.manifest.get("reads_both_ways") for store in stores.values()):
         language_model = LanguageModel.load(model.location, control=request.control)
@@ -95,16 +105,16 @@ def evaluate_dictionaries(
         first_row = calibration_rows(store.held_out) if request.held_out < 1 else 0
         for name, evaluation in evaluate(saes, store.held_out, store.mean, first_row).items():
             refuse_no_numbers(name, evaluation.metrics)
-            found[name] = {"metrics": evaluation.metrics, "intervals": {}}
-            found[name]["rows"] = len(store.held_out) - first_row
+            report[name] = {"metrics": evaluation.metrics, "intervals": {}}
+            report[name]["rows"] = len(store.held_out) - first_row
         if language_model:
             windows_W = spread_windows(store.held_out, options.ce_windows, first_row)
             for name, measured in loss_recovered(language_model, store, saes, windows_W).items():
-                found[name]["metrics"] |= measured["metrics"]
+                report[name]["metrics"] |= measured["metrics"]
                 if why := why_undefined(measured["metrics"]):
                     say(f"{name}: {why}")
                 documents = len(np.unique(store.held_out.documents[windows_W]))
-                found[name] |= {"intervals": measured["intervals"], "windows": len(windows_W), "documents": documents}
+                report[name] |= {"intervals": measured["intervals"], "windows": len(windows_W), "documents": documents}
     return {
         "schema": 1,
         "model": model.location,
@@ -119,7 +129,7 @@ def evaluate_dictionaries(
                 "kind": o.dictionary.sae.activation,
                 "d_in": o.dictionary.d_in,
                 "d_sae": o.dictionary.d_sae,
-                **found[name],
+                **report[name],
             }
             for name, o, site in zip(names, opened, sites, strict=True)
         ],
@@ -127,28 +137,28 @@ def evaluate_dictionaries(
 
 
 def dictionaries_in(directory: Path) -> list[Path]:
-    """The members of a run directory, or the directory itself."""
+    """The directories of a run's members, or the directory itself if it is a single dictionary."""
     if not directory.is_dir():
         raise InputError(f"{directory}: there is no such directory")
     if not (directory / "members").is_dir():
         return [directory]
     members = sorted(path for path in (directory / "members").iterdir() if path.is_dir())
     if not (directory / "results.json").exists():
-        raise InputError(f"{directory}: this run is not finished; --resume its command")
+        raise InputError(f"{directory} is not finished: run its training command with --resume")
     if not members:
-        raise InputError(f"{directory}: all its members failed in training, and none was written: give another run")
+        raise InputError(f"{directory}: all its members failed in training and none was written: give another run")
     return members
 
 
 def failed_in(directory: Path) -> list[str]:
-    """The ids of a run's members that failed in training, none of what is no run directory."""
+    """The ids of a run's members that failed in training; empty if the directory is not a run."""
     if not (directory / "members").is_dir():
         return []
     return [member["id"] for member in read_record(directory, "results.json")["members"] if member["failed"]]
 
 
 def open_dictionary(directory: Path) -> Opened:
-    """Read a dictionary; raises InputError, with the reason, where it cannot be read."""
+    """Read a dictionary. Raises InputError, with the reason, if it cannot be read."""
     from sae_jax.formats import load_dictionary
 
     config = directory.resolve().parent.parent / "config.json"
@@ -159,17 +169,17 @@ def open_dictionary(directory: Path) -> Opened:
 
 def sites_of(opened: list[Opened], options: EvaluateSettings) -> list[Site]:
     if options.hook_name and (options.layer is not None or options.hook):
-        raise InputError("--hook-name says the layer and the hook: leave --layer and --hook out, or it")
+        raise InputError("--hook-name already gives the layer and the hook: leave --layer and --hook out")
     if options.hook_name:
         return [site_named(options.hook_name, "--hook-name")] * len(opened)
     sites = []
     for o in opened:
         whole = options.layer is not None and options.hook
         if not (whole or o.dictionary.hook_name):
-            raise InputError(f"{o.directory} does not say its hook: give --hook-name")
-        own = None if whole else site_named(o.dictionary.hook_name, f"{o.directory}: its hook")
-        layer = options.layer if options.layer is not None else own.layer  # type: ignore[union-attr]
-        sites.append(Site(layer, options.hook or own.hook))  # type: ignore[union-attr]
+            raise InputError(f"{o.directory} does not record its hook: give --hook-name")
+        trained = None if whole else site_named(o.dictionary.hook_name, f"{o.directory}: its hook")
+        layer = options.layer if options.layer is not None else trained.layer  # type: ignore[union-attr]
+        sites.append(Site(layer, options.hook or trained.hook))  # type: ignore[union-attr]
     return sites
 
 
@@ -181,52 +191,58 @@ def site_named(hook_name: str | None, what: str) -> Site:
 
 
 def request_of(first: Opened, options: EvaluateSettings, sites: list[Site]) -> HarvestRequest:
-    """What the flags say, or else what the first dictionary was trained on: a run's own store is found again."""
+    """The harvest that the flags request, completed by what the first dictionary was trained on.
+
+    Without flags it equals the harvest of the first dictionary's run, so that the run's store is found in the cache.
+    """
     from harvest.sources import name_of
 
     if first.run:
         facts = first.run["stores"][0]
-        own = dict(first.run["asked"]["harvest"])
-        own |= {"model_name": name_of("model", facts["model"]), "dataset": name_of("dataset", facts["dataset"])}
+        settings = dict(first.run["asked"]["harvest"])
+        settings |= {"model_name": name_of("model", facts["model"]), "dataset": name_of("dataset", facts["dataset"])}
     else:
-        own = {
+        settings = {
             "model_name": first.dictionary.model_name,
             "dataset": first.dictionary.dataset_path,
             "store_dtype": "float32",
         }
-        own["seq_len"] = first.dictionary.context_size or SEQ_LEN
+        settings["seq_len"] = first.dictionary.context_size or SEQ_LEN
     if options.dataset or not first.run:
-        own |= {"n_samples": N_SAMPLES}
+        settings |= {"n_samples": N_SAMPLES}
     given = {name: getattr(options, name) for name in ("model_name", "dataset", "n_samples", "seq_len")}
-    own |= {name: value for name, value in given.items() if value is not None}
+    settings |= {name: value for name, value in given.items() if value is not None}
     for name, flag_name in (("model_name", "--model-name"), ("dataset", "--dataset")):
-        if own[name] is None and not first.run:
-            raise InputError(f"{first.directory} does not say its {name.replace('_', ' ')}: give {flag_name}")
-    own["keep_first_position"] = options.keep_first_position or own.get("keep_first_position", False)
-    own |= {"layer": tuple(sorted({s.layer for s in sites})), "hook": tuple(sorted({s.hook for s in sites}))}
-    return HarvestRequest(**own | {"held_out": 1.0})
+        if settings[name] is None and not first.run:
+            raise InputError(f"{first.directory} does not record its {name.replace('_', ' ')}: give {flag_name}")
+    settings["keep_first_position"] = options.keep_first_position or settings.get("keep_first_position", False)
+    settings |= {"layer": tuple(sorted({s.layer for s in sites})), "hook": tuple(sorted({s.hook for s in sites}))}
+    return HarvestRequest(**settings | {"held_out": 1.0})
 
 
 def share_of(opened: list[Opened], options: EvaluateSettings, dataset: Source, say: Callable[[str], None]) -> float:
-    """Of the documents, those that no run here trained on: documents are held out by a hash, so shares are nested."""
+    """The share of documents to measure on: by default the documents that none of these runs trained on.
+
+    Documents are held out by a hash, so the documents of a smaller share are contained in those of a larger one.
+    """
     if options.held_out is not None:
         return options.held_out
     from harvest.sources import place_of, same_name
 
     shares = [1.0]
     for o in opened:
-        own = place_of("dataset", o.run["stores"][0]["dataset"]) if o.run else o.dictionary.dataset_path
-        if own is None or same_name(own) != same_name(dataset.location):
+        trained_on = place_of("dataset", o.run["stores"][0]["dataset"]) if o.run else o.dictionary.dataset_path
+        if trained_on is None or same_name(trained_on) != same_name(dataset.location):
             continue
         if o.run:
             shares.append(o.run["asked"]["harvest"]["held_out"])
         else:
-            say(f"{o.directory} was trained on this very text: its figures may be those of training rows")
+            say(f"{o.directory} was trained on this text: its figures may be measured on training rows")
     return min(shares)
 
 
 def compare_models(opened: list[Opened], options: EvaluateSettings, model: Source, say: Callable[[str], None]) -> None:
-    """Another model than a dictionary's own is refused, or only told where --model-name says that it is meant."""
+    """Refuse another model than a dictionary was trained on, or report it if --model-name asks for it."""
     from harvest.sources import place_of, same_name
     from sae_jax.formats.made_for import other_weights
 
@@ -234,41 +250,43 @@ def compare_models(opened: list[Opened], options: EvaluateSettings, model: Sourc
         if others := other_weights(o.dictionary.cfg["metadata"]):
             if options.model_name is None:
                 raise InputError(
-                    f"{o.directory} is of other weights of its model than those found by its name ({others}): give "
-                    "--model-name with a directory that holds them"
+                    f"{o.directory} was trained on other weights than its model's name stands for ({others}): give "
+                    "--model-name with a directory that contains them"
                 )
-            say(f"{o.directory} is of a model with {others}; it is measured on {options.model_name}")
-        own = place_of("model", o.run["stores"][0]["model"]) if o.run else o.dictionary.model_name
-        if own is None or same_name(own) == same_name(model.location):
+            say(f"{o.directory} was trained on a model with {others}, and is measured on {options.model_name}")
+        trained_on = place_of("model", o.run["stores"][0]["model"]) if o.run else o.dictionary.model_name
+        if trained_on is None or same_name(trained_on) == same_name(model.location):
             continue
         if options.model_name is None:
             measured = opened[0].dictionary.model_name or same_name(model.location)
             raise InputError(
-                f"{o.directory} is of the model {own}, {opened[0].directory} of {measured}: evaluate each alone, or "
-                "say by --model-name which model is to judge them all"
+                f"{o.directory} was trained on the model {trained_on}, {opened[0].directory} on {measured}: evaluate "
+                "each alone, or give the model to measure both on by --model-name"
             )
-        say(f"{o.directory} is of the model {own}; it is measured on {options.model_name}")
+        say(f"{o.directory} was trained on the model {trained_on}, and is measured on {options.model_name}")
 
 
-def tell_other_rows(opened: list[Opened], request: HarvestRequest, say: Callable[[str], None]) -> None:
+def report_other_rows(opened: list[Opened], request: HarvestRequest, say: Callable[[str], None]) -> None:
+    """Report dictionaries that were trained on other rows than they are measured on."""
     for o in opened:
-        told, own = o.dictionary.told(), o.dictionary.context_size
-        if own is not None and own != request.seq_len:
-            told.append(f"it was trained on windows of {own} tokens; here they have {request.seq_len}")
-        for sentence in told:
-            say(f"{o.directory}: {sentence}")
+        notes, trained = o.dictionary.told(), o.dictionary.context_size
+        if trained is not None and trained != request.seq_len:
+            notes.append(f"it was trained on windows of {trained} tokens; here they have {request.seq_len}")
+        for note in notes:
+            say(f"{o.directory}: {note}")
 
 
 def refuse_another_width(opened: list[Opened], d_model: int | None, model: Source) -> None:
     for o in opened:
         if d_model is not None and o.dictionary.d_in != d_model:
             raise InputError(
-                f"{o.directory} is for activations of width {o.dictionary.d_in}; {model.asked} has {d_model}"
+                f"{o.directory} is for activations of width {o.dictionary.d_in}, but {model.asked} has {d_model}: "
+                "give the model that it was trained on by --model-name"
             )
 
 
 def refuse_a_control_among_others(opened: list[Opened]) -> None:
-    """One model judges all: a dictionary of shuffled weights does not belong to the trained ones."""
+    """All dictionaries are measured on one model, so those of the shuffled control cannot be among the others."""
     by_control = {o.run["asked"]["harvest"].get("control") if o.run else None: o.directory for o in opened}
     if len(by_control) > 1:
         first, other = by_control.values()
@@ -279,12 +297,12 @@ def refuse_no_numbers(name: str, metrics: dict[str, float]) -> None:
     for metric, value in metrics.items():
         if not math.isfinite(value):
             raise InputError(
-                f"{name}: its {metric.replace('_', ' ')} on these activations is no number ({value}): "
-                "its weights are damaged or far too large, or the activations are all the same"
+                f"{name}: its {metric.replace('_', ' ')} on these activations is not a number ({value}): "
+                "leave it out; its weights are damaged or far too large, or the activations are all the same"
             )
 
 
 def names_of(opened: list[Opened]) -> list[str]:
-    """The directories' own names, or their whole paths where two have the same."""
+    """The names of the dictionaries' directories, or their whole paths if names are not unique."""
     short = [o.directory.resolve().name for o in opened]
     return [n if short.count(n) == 1 else str(o.directory) for n, o in zip(short, opened, strict=True)]

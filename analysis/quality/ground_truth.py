@@ -1,4 +1,4 @@
-"""How well a dictionary found features that are known: harvest/synthetic.py makes rows from them.
+"""How well a dictionary recovers known features, from which harvest/synthetic.py generates rows.
 
 Shapes: G true features, F features of the dictionary, D width, N held-out rows, P pairs of a true and a found feature.
 """
@@ -19,12 +19,12 @@ CHUNK_ROWS = 4096
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Scores between 0 and 1, 1 for a dictionary that has every true feature.
+    """Scores between 0 and 1. A dictionary that has every true feature scores 1.
 
-    mean_max_cosine: of each true direction the best |cos| over the decoder's rows, mean over true features.
+    mean_max_cosine: mean over true features of the largest |cos| between the true direction and any decoder row.
     mcc: mean |cos| under the best one-to-one matching, over its `pairs` = min(F, G) (arXiv 2505.20254).
-    f1, precision, recall: of a matched feature's firing as a detector of its true feature's on held-out rows, mean
-    over the pairs whose true feature fires there; 0 for a feature that never fires or never rightly.
+    f1, precision, recall: of a matched feature as a detector of its true feature on held-out rows; means over the pairs
+    whose true feature fires there. A feature that never fires, or never fires correctly, counts as 0.
     """
 
     mean_max_cosine: float
@@ -36,10 +36,10 @@ class GroundTruth:
 
 
 def compare(decoder_FxD: np.ndarray, features_held_out_NxF: np.ndarray, truth: Truth) -> GroundTruth:
-    """Both on raw activations, as dictionaries are exported: cosines are not those of normalized rows.
+    """Compare a dictionary with the true features. Its decoder must be in the units of raw activations, as exported.
 
-    Of the features only is it asked where they are not 0, a slice of rows at a time: a memory map or booleans do.
-    Raises InputError where shapes do not fit the truth.
+    Of the features only whether they are 0 matters, and rows are read in slices: a memory map or booleans work, too.
+    Raises InputError if the shapes do not fit the truth.
     """
     (n_true, d), rows = truth.directions_GxD.shape, len(truth.fired)
     expected = (rows, len(decoder_FxD))

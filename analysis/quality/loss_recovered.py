@@ -1,11 +1,11 @@
-"""Loss recovered: how much of what a language model knows passes through a dictionary, on held-out windows.
+"""Loss recovered: how well a language model predicts held-out text when a dictionary's output replaces its activation.
 
-By SAELens' definitions (sae_lens/evals.py), means over tokens of all windows:
+The definitions are those of SAELens (sae_lens/evals.py), with means over the tokens of all windows:
 
     ce_recovered = (ce_zero − ce_sae) / (ce_zero − ce_clean)      kl_recovered = (kl_zero − kl_sae) / kl_zero
 
-Zero- and mean-ablation replace the same positions as the dictionary: those in the store. Intervals are over documents,
-whose windows are alike, by `analysis.stats.ratio_interval`: of few documents there are none.
+Zero and mean ablation replace the same positions as the dictionary: those in the store. Intervals are over documents,
+because windows of a document are similar (`analysis.stats.ratio_interval`, None for too few documents).
 
 Shapes: W windows, G documents, N rows, D width of the model.
 """
@@ -31,7 +31,7 @@ from sae_jax.run_directory import RunDirectory
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel
 
-ZERO, MEAN = "zero/", "mean/"  # ablations, named as no member and no path is
+ZERO, MEAN = "zero/", "mean/"  # names of the ablations, which no member and no path can have
 
 Measured = dict[str, dict[str, Any]]  # {name: {"metrics": {metric: value}, "intervals": {metric: (low, high) | None}}}
 
@@ -45,8 +45,8 @@ def loss_recovered(
 ) -> Measured:
     """ce_clean, ce_sae, ce_zero, ce_mean, ce_recovered and kl_recovered of each dictionary, and their intervals.
 
-    `windows_W` are numbers of held-out windows of the store, whose tokens it holds; its training rows' mean is what
-    mean-ablation puts. A share of what zero ablation costs is None where it costs nothing. Raises InputError.
+    `windows_W` are numbers of held-out windows of the store. Mean ablation uses the mean of the store's training rows.
+    ce_recovered and kl_recovered are None if zero ablation costs nothing.
     """
     from harvest.interventions.loss_recovered import losses
 
@@ -73,20 +73,17 @@ def loss_recovered(
 
 
 def scores(sums: dict[str, Any]) -> dict[str, Any]:
-    """From sums over windows to what is reported.
-
-    NaN where nothing is lost: a share of what zero ablation costs has no meaning where it costs nothing.
-    """
+    """The reported metrics from sums over windows: NaN if zero ablation costs nothing."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return {name: np.where(lost > 0, np.divide(of, lost), np.nan) for name, (of, lost) in ratios(sums).items()}
+        return {name: np.where(lost > 0, np.divide(part, lost), np.nan) for name, (part, lost) in ratios(sums).items()}
 
 
 def ratios(sums: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """(numerator, denominator) of all that is reported, from sums over windows: of all, or of each document."""
-    found = {name: (of, sums["count"]) for name, of in sums.items() if name != "count"}
-    found["ce_recovered"] = sums["ce_zero"] - sums["ce_sae"], sums["ce_zero"] - sums["ce_clean"]
-    found["kl_recovered"] = sums["kl_zero"] - sums["kl_sae"], sums["kl_zero"]
-    return found
+    """(numerator, denominator) of each reported metric, from sums over all windows or over those of each document."""
+    parts = {name: (total, sums["count"]) for name, total in sums.items() if name != "count"}
+    parts["ce_recovered"] = sums["ce_zero"] - sums["ce_sae"], sums["ce_zero"] - sums["ce_clean"]
+    parts["kl_recovered"] = sums["kl_zero"] - sums["kl_sae"], sums["kl_zero"]
+    return parts
 
 
 def finite(value: Any) -> float | None:
@@ -104,7 +101,7 @@ def reconstruct(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array) ->
 
 
 def spread_windows(split: Split, count: int, first_row: int) -> np.ndarray:
-    """Numbers of up to `count` windows, spread evenly over those from `first_row` on."""
+    """Numbers of at most `count` windows, spread evenly over the windows from `first_row` on."""
     first, last = first_row // split.positions, len(split) // split.positions
     return np.unique(np.linspace(first, last - 1, min(count, last - first)).round().astype(int))
 
@@ -116,10 +113,11 @@ def complete_run(
     windows: int,
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> dict:
-    """Measure a finished run's members on up to that many held-out windows, write it to results.json and return that.
+    """Measure loss recovered of a finished run's members and write it to results.json, whose content is returned.
 
-    The windows come after those that calibrate. A member's `metrics` gain what `loss_recovered` tells, `intervals`
-    stand beside them; members that failed have neither, and of an encoder's nothing is measured.
+    It is measured on at most `windows` held-out windows that were not used for calibration. Each member's `metrics`
+    gain those of `loss_recovered`, and `intervals` are added. Failed members get neither. Nothing is measured for
+    models that read in both directions, because they do not predict the next token.
     """
     from harvest.model.language_model import LanguageModel
 
@@ -127,7 +125,7 @@ def complete_run(
     with run.held():
         results = run.results
         assert results is not None
-        if any(store.manifest.get("reads_both_ways") for store in stores.values()):  # which was said before
+        if any(store.manifest.get("reads_both_ways") for store in stores.values()):  # the harvest reported this already
             results["loss_recovered"] = {"windows_asked": windows, "windows": 0, "documents": 0}
             run.finish(results)
             return results
@@ -147,9 +145,9 @@ def complete_run(
         for site, store in stores.items():
             here = {m["id"]: m for m in living if (m["layer"], m["hook"]) == site}
             saes = {name: load_dictionary(run.path / "members" / name).sae for name in here}
-            for name, found in loss_recovered(model, store, saes, windows_W, advance).items() if here else ():
-                here[name]["metrics"] |= found["metrics"]
-                here[name]["intervals"] = found["intervals"]
+            for name, measured in loss_recovered(model, store, saes, windows_W, advance).items() if here else ():
+                here[name]["metrics"] |= measured["metrics"]
+                here[name]["intervals"] = measured["intervals"]
         documents = len(np.unique(split.documents[windows_W]))
         results["loss_recovered"] = {"windows_asked": windows, "windows": len(windows_W), "documents": documents}
         results["timing"]["loss_recovered_seconds"] = time.perf_counter() - began

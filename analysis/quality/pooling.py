@@ -1,6 +1,6 @@
-"""Activations and features of documents or words, averaged over the rows that count, for all members in one pass.
+"""Mean activations and features of documents or words, for all members in one pass of the model.
 
-Shapes: N items, W windows, T tokens a window, D width of the model, F features.
+Shapes: N items, W windows, T tokens per window, D width of the model, F features.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 
 class Pooled(NamedTuple):
-    """Features are f·‖W_dec‖, in units of x, and the decoder's rows of norm 1: how a dictionary shares its scale out
-    between the two then changes no score."""
+    """Mean activations and features of each item. Features are f·‖W_dec‖ in units of x, and decoder rows have norm 1.
+
+    How a dictionary divides its scale between features and decoder rows therefore changes no score.
+    """
 
     x_NxD: np.ndarray
     f_NxF: np.ndarray
@@ -32,7 +34,7 @@ class Pooled(NamedTuple):
 
 
 def pool(model: LanguageModel, passages: Passages, saes: dict[str, SAE], sites: dict[str, Site]) -> dict[str, Pooled]:
-    """Of each member, by one pass of the model. Memory: N × F floats a member, N × D a site."""
+    """The pooled items of each member, in one pass of the model. Memory: N × F floats per member, N × D per site."""
     n, (windows, length) = passages.item_W.max() + 1, passages.tokens_WxT.shape
     parts = {name: nnx.split(sae) for name, sae in saes.items()}
     f_sums = {name: np.zeros((n, sae.W_dec.shape[0]), np.float32) for name, sae in saes.items()}
@@ -41,12 +43,12 @@ def pool(model: LanguageModel, passages: Passages, saes: dict[str, SAE], sites: 
     batch = -(-BATCH_TOKENS // length)
     for start in range(0, windows, batch):
         item_W = passages.item_W[start : start + batch]
-        fill = ((0, batch - len(item_W)), (0, 0))  # one shape, compiled once; what is filled in does not count
+        fill = ((0, batch - len(item_W)), (0, 0))  # padding to one shape, which is compiled once; it has weight 0
         tokens_WxT = np.pad(passages.tokens_WxT[start : start + batch], fill)
         counts_WxT = np.pad(passages.counts_WxT[start : start + batch], fill)
         for site, x_WxTxD in model.activations(tokens_WxT, list(x_sums)).items():
             np.add.at(x_sums[site], item_W, (x_WxTxD * counts_WxT[..., None]).sum(1)[: len(item_W)])
-            for name in (name for name, own in sites.items() if own == site):
+            for name in (name for name, member_site in sites.items() if member_site == site):
                 f_WxF = sums(*parts[name], x_WxTxD, counts_WxT)
                 np.add.at(f_sums[name], item_W, np.asarray(f_WxF)[: len(item_W)])
     rows_Nx1 = np.bincount(passages.item_W, weights=passages.counts_WxT.sum(1))[:, None].astype(np.float32)

@@ -1,4 +1,4 @@
-"""Logistic probes: is a row of a class?
+"""Logistic probes, which predict whether a row belongs to a class.
 
 Shapes: N rows, C columns (features or neurons).
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Probe(NamedTuple):
-    """Says yes where x·weights + bias > 0."""
+    """A linear probe. It predicts the class if x·weights + bias > 0."""
 
     weights_C: np.ndarray
     bias: float
@@ -24,10 +24,11 @@ class Probe(NamedTuple):
 
 
 def fit(x_NxC: np.ndarray, is_class_N: np.ndarray, l1: float | None = None, balanced: bool = False) -> Probe:
-    """scikit-learn's logistic regression, L2 with C = 1; on x in units of its columns' root mean variance, so that
-    the penalty does not depend on the unit of the activations. The probe takes x as it is.
+    """Fit scikit-learn's logistic regression, with an L2 penalty and C = 1.
 
-    `l1`: mean loss + l1·‖w‖₁ instead. `balanced`: both classes weigh the same.
+    It is fitted on x divided by the root of the columns' mean variance, so that the penalty does not depend on the
+    unit of the activations. The returned probe takes the unscaled x. With `l1`, the objective is
+    mean loss + l1·‖w‖₁ instead. `balanced` gives both classes the same total weight.
     """
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
@@ -38,6 +39,6 @@ def fit(x_NxC: np.ndarray, is_class_N: np.ndarray, l1: float | None = None, bala
         model = LogisticRegression(**weighting)
     else:
         model = LogisticRegression(**weighting, C=1 / (l1 * len(x_NxC)), l1_ratio=1.0, solver="liblinear")
-    with threadpool_limits(1):  # on two threads such small products take ten times as long, waiting for each other
+    with threadpool_limits(1):  # such small products are ten times slower on two threads, which wait for each other
         model.fit(x_NxC / scale, is_class_N)
     return Probe(model.coef_[0] / scale, float(model.intercept_[0]))

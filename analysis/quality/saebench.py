@@ -1,4 +1,4 @@
-"""SAEBench's core metrics of a run's dictionaries: sparse probing, feature absorption, spurious correlation removal."""
+"""Three SAEBench metrics of a run's dictionaries: sparse probing, feature absorption, spurious correlation removal."""
 
 from __future__ import annotations
 
@@ -29,20 +29,24 @@ BUNDLED_CONCEPTS = (
 class SAEBench:
     """What is measured, and on which text."""
 
-    metrics: tuple[str, ...] = flag(tuple(METRICS), "one or several of them", choices=tuple(METRICS))
-    dataset: Path | None = flag(None, "labelled .jsonl(.gz): a text and labels a line (default: the bundled corpus)")
-    label: tuple[str, ...] = flag((), "probing: keys of the labels (default: topic form of the bundled corpus)")
-    concepts: tuple[str, ...] = flag(
-        (), "scr: two concepts KEY=VALUE,..:VALUE,.. of which one side has it and the other not"
+    metrics: tuple[str, ...] = flag(tuple(METRICS), "benchmarks to run, one or several", choices=tuple(METRICS))
+    dataset: Path | None = flag(
+        None, "labelled .jsonl(.gz) with a text and its labels on each line (default: the bundled corpus)"
     )
-    documents: int = flag(5000, "at most, of the data set")
-    document_tokens: int = flag(128, "read of each document, in windows as the run was trained on")
+    label: tuple[str, ...] = flag((), "probing: keys of the labels (default for the bundled corpus: topic form)")
+    concepts: tuple[str, ...] = flag(
+        (), "scr: two concepts, each KEY=VALUE,..:VALUE,.. with the values that have the concept before the colon"
+    )
+    documents: int = flag(5000, "number of documents of the data set to use, at most")
+    document_tokens: int = flag(128, "tokens to read of each document, in windows as in the run's training")
     train_share: float = flag(0.8, "share of documents and words that probes are trained on")
-    k: tuple[int, ...] = flag((1, 2, 5), "probing: features a probe may see")
-    n_ablated: tuple[int, ...] = flag((2, 5, 10, 20, 50), "scr: features taken away")
-    words: int = flag(5000, "absorption: at most, of the vocabulary")
-    icl_examples: int | None = flag(None, "absorption: examples before a word (default: what fits, at most 10)")
-    seed: int = flag(0, "of everything drawn")
+    k: tuple[int, ...] = flag((1, 2, 5), "probing: numbers of features that a probe may use")
+    n_ablated: tuple[int, ...] = flag((2, 5, 10, 20, 50), "scr: numbers of features to ablate")
+    words: int = flag(5000, "absorption: number of words of the vocabulary to use, at most")
+    icl_examples: int | None = flag(
+        None, "absorption: examples in the prompt before a word (default: as many as fit, at most 10)"
+    )
+    seed: int = flag(0, "seed of all random choices")
 
     def __post_init__(self) -> None:
         for metric in self.metrics:
@@ -62,15 +66,18 @@ class SAEBench:
         elif not self.dataset.is_file():
             raise InputError(f"--dataset {self.dataset}: there is no such file")
         if "probing" in self.metrics and not self.label:
-            raise InputError("--label: under which key are the labels? Or leave probing out of --metrics")
+            raise InputError("--label is missing: give the key of the labels, or leave probing out of --metrics")
         if "scr" in self.metrics and len(self.concepts) != 2:
-            raise InputError("--concepts: scr needs two, KEY=VALUE,..:VALUE,.. each. Or leave scr out of --metrics")
+            raise InputError(
+                "--concepts: scr needs two concepts: give two of the form KEY=VALUE,..:VALUE,.. "
+                "or leave scr out of --metrics"
+            )
 
 
 def run_benchmarks(
     settings: SAEBench, run: FinishedRun, members: Sequence[str], notes: list[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each question and its answer, as they come; `notes` for the reader are added to."""
+    """Yield each benchmark's name and its results by member. Remarks for the user are appended to `notes`."""
     saes = {name: run.dictionary(name).sae for name in members}
     if {"probing", "scr"} & set(settings.metrics):
         yield from on_documents(settings, run, saes, notes)
@@ -100,7 +107,7 @@ def on_documents(
         concepts, either_N = concepts_of(paired, text.labels)
         concepts = {concept: has_N[either_N] for concept, has_N in concepts.items()}
         spurious_correlation.sides(concepts, text.is_train_N[either_N], np.random.default_rng(settings.seed))
-    model = run.language_model  # only now: what needs none is checked
+    model = run.language_model  # loaded only now, after all checks that do not need it
     passages = document_passages(
         model.tokenizer, text.texts, settings.document_tokens, run.request.seq_len, run.first_position
     )
@@ -108,7 +115,7 @@ def on_documents(
     pooled = pool(model, passages, saes, sites)
     probing: dict[str, dict[str, Any]] = {}
     for label in probed:
-        columns = {name: of.f_NxF for name, of in pooled.items()}
+        columns = {name: member.f_NxF for name, member in pooled.items()}
         columns |= {f"activations, {site.hook_name}": pooled[name].x_NxD for name, site in sites.items()}
         for name, x_NxC in columns.items():
             result = sparse_probing.compute_sparse_probing(
@@ -116,13 +123,13 @@ def on_documents(
             )
             probing.setdefault(name, {})[label] = result
         train, held_out = (min(of[side] for of in result.documents.values()) for side in ("train", "held_out"))
-        notes.append(f"{label}: classes of {train:,} documents or more to train on, {held_out:,} or more held out")
+        notes.append(f"{label}: each class has at least {train:,} documents to train on and {held_out:,} held out")
         if result.left_out:
-            notes.append(f"{label}: too few documents of {', '.join(result.left_out)}: left out")
+            notes.append(f"{label}: left out, because they have too few documents: {', '.join(result.left_out)}")
     if probed:
         yield METRICS["probing"], probing
     if paired:
-        rows = {name: of._replace(x_NxD=of.x_NxD[either_N], f_NxF=of.f_NxF[either_N]) for name, of in pooled.items()}
+        rows = {name: p._replace(x_NxD=p.x_NxD[either_N], f_NxF=p.f_NxF[either_N]) for name, p in pooled.items()}
         is_train_N = text.is_train_N[either_N]
         yield (
             METRICS["scr"],
@@ -139,13 +146,13 @@ def refuse_too_many(settings: SAEBench, saes: dict[str, SAE]) -> None:
     features = min(len(sae.W_dec) for sae in saes.values())
     columns = min(features, *(sae.W_dec.shape[1] for sae in saes.values()))
     if "probing" in settings.metrics and (k := max(settings.k)) > columns:
-        raise InputError(f"--k {k}: there are only {columns} to choose from")
+        raise InputError(f"--k {k}: must be at most {columns}, the number of features or neurons")
     if "scr" in settings.metrics and (n := max(settings.n_ablated)) > features:
-        raise InputError(f"--n-ablated {n}: the dictionary has {features} features")
+        raise InputError(f"--n-ablated {n}: must be at most {features}, the number of features")
 
 
 def concepts_of(texts: tuple[str, ...], labels: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """(of each concept whether a document has it, the documents that are on a side of both)."""
+    """(whether each document has each concept, which documents have a listed value for both concepts), bool [N]."""
     import numpy as np
 
     concepts: dict[str, np.ndarray] = {}
@@ -154,7 +161,7 @@ def concepts_of(texts: tuple[str, ...], labels: dict[str, np.ndarray]) -> tuple[
         key, _, values = text.partition("=")
         sides = [side.split(",") for side in values.split(":")]
         if len(sides) != 2 or not all(all(side) for side in sides):
-            raise InputError(f"--concepts {text}: write KEY=VALUE,..:VALUE,.. with the values that have it first")
+            raise InputError(f"--concepts {text}: must be KEY=VALUE,..:VALUE,.. with the values that have it first")
         if unknown := [value for side in sides for value in side if value not in labels[key]]:
             raise InputError(f"--concepts {text}: no document has {key} {unknown[0]!r}")
         concepts[text] = np.isin(labels[key], sides[0])
@@ -183,12 +190,13 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
     }
     for name, of in pooled.items():
         if not (of.f_NxF[asked.is_train_N] != 0).any():
-            notes.append(f"{name}: none of its features fires on a word to train on: its absorption is not measured")
-    judged = sorted({letter for of in answers.values() for letter in of.letters})
+            notes.append(f"{name}: absorption is not measured, because no feature fires on a word to train on")
+    letters = sorted({letter for answer in answers.values() for letter in answer.letters})
     notes.append(
-        f"absorption: {len(asked.words):,} words, examples before each: {asked.n_examples}; letters that the model "
-        f"shows (a probe's F1 ≥ {absorption.MIN_PROBE_F1}): {' '.join(judged) or 'none'}. SAEBench advises models "
-        "of 2B parameters or more; where F1 (of the split) is far below probe (its F1), there is no letter to absorb"
+        f"absorption: {len(asked.words):,} words with {asked.n_examples} examples before each; letters that the model "
+        f"represents (F1 of a probe at least {absorption.MIN_PROBE_F1}): {' '.join(letters) or 'none'}. SAEBench "
+        "recommends models of 2B parameters or more. If F1 (of the letter's features) is far below probe (F1 of a "
+        "probe on the activations), the dictionary has no features for letters, and absorption means little"
     )
     return answers
 
@@ -196,7 +204,7 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
 def write_benchmark(
     question: str, answer: dict[str, Any], settings: SAEBench, run: FinishedRun, members: Sequence[str]
 ) -> None:
-    """analysis/<question>.json of the run."""
+    """Write the run's analysis/<question>.json."""
     from harvest.files import write_json
 
     directory = run.path / "analysis"
@@ -207,5 +215,5 @@ def write_benchmark(
 
 
 def plain(answers: Any) -> Any:
-    """As JSON has it."""
-    return {name: plain(of) for name, of in answers.items()} if isinstance(answers, dict) else asdict(answers)
+    """Results as nested dictionaries that JSON can store."""
+    return {name: plain(part) for name, part in answers.items()} if isinstance(answers, dict) else asdict(answers)

@@ -1,4 +1,4 @@
-"""Do one, two or five features tell what a document is about? Sparse probing, by SAEBench (arXiv 2503.09532).
+"""Sparse probing: how well a few features predict a document's label, as in SAEBench (arXiv 2503.09532).
 
 Shapes: N documents, C columns (features, or neurons of the raw activations).
 """
@@ -12,31 +12,31 @@ import numpy as np
 from analysis.quality.probe import fit
 from harvest.errors import InputError
 
-MIN_TRAIN, MIN_HELD_OUT = 20, 5  # documents of a class
+MIN_TRAIN, MIN_HELD_OUT = 20, 5  # documents that a class needs
 
 
 @dataclass(frozen=True)
 class SparseProbing:
-    """Accuracies on held-out documents, half of them of the class: 0.5 is chance.
+    """Accuracies on held-out documents. Half of the documents belong to the class, so chance is 0.5.
 
-    `accuracy` is the mean over classes, by k ("1", "2", ..., and "all" columns); `columns` are each class' best.
+    `accuracy` is the mean over classes, by k ("1", "2", ..., and "all" columns). `columns` are each class's best ones.
     """
 
     accuracy: dict[str, float]
     classes: dict[str, dict[str, float]]
     columns: dict[str, list[int]]
-    documents: dict[str, dict[str, int]]  # of each class: to train on, held out; as many of the rest
-    left_out: dict[str, int]  # classes with too few documents, and how many these are
+    documents: dict[str, dict[str, int]]  # each class's documents to train on and held out; as many are of the rest
+    left_out: dict[str, int]  # classes with too few documents, and their numbers of documents
 
 
 def compute_sparse_probing(
     x_NxC: np.ndarray, labels_N: np.ndarray, is_train_N: np.ndarray, ks: tuple[int, ...] = (1, 2, 5), seed: int = 0
 ) -> SparseProbing:
-    """One-vs-rest probes on mean-pooled columns, the k with the largest |mean of the class − mean of the rest|.
+    """One-vs-rest probes on the k mean-pooled columns with the largest |mean of the class − mean of the rest|.
 
-    Both the choice and the probe see training documents only. The rest is as many documents as the class has, drawn
-    alike from all other classes. With the same seed and labels the documents are the same whatever the columns.
-    Raises InputError where no two classes are large enough.
+    Columns are chosen and probes are trained on training documents only. The rest has as many documents as the class,
+    drawn equally from all other classes. The same seed and labels give the same documents for any columns.
+    Raises InputError if fewer than two classes are large enough.
     """
     names, sizes = np.unique(labels_N, return_counts=True)
     large = large_classes(labels_N, is_train_N)
@@ -51,18 +51,18 @@ def compute_sparse_probing(
         best_C = np.argsort(-difference_C, kind="stable")
         chosen = {str(k): best_C[:k] for k in ks} | {"all": np.arange(x_NxC.shape[1])}
         classes[str(name)] = {
-            k: fit(x_MxC[:, own], is_class_M).accuracy(x_NxC[test_M][:, own], labels_N[test_M] == name)
-            for k, own in chosen.items()
+            k: fit(x_MxC[:, best], is_class_M).accuracy(x_NxC[test_M][:, best], labels_N[test_M] == name)
+            for k, best in chosen.items()
         }
         columns[str(name)] = best_C[: max(ks)].tolist()
         documents[str(name)] = {"train": len(train_M) // 2, "held_out": len(test_M) // 2}
-    means = {k: float(np.mean([of[k] for of in classes.values()])) for k in (*map(str, ks), "all")}
+    means = {k: float(np.mean([accuracy[k] for accuracy in classes.values()])) for k in (*map(str, ks), "all")}
     left_out = {str(n): int(size) for n, size in zip(names, sizes, strict=True) if n not in large}
     return SparseProbing(means, classes, columns, documents, left_out)
 
 
 def large_classes(labels_N: np.ndarray, is_train_N: np.ndarray) -> list[str]:
-    """Those with enough documents on either side. Raises InputError where there are no two."""
+    """The classes with enough documents to train on and held out. Raises InputError if there are fewer than two."""
     names = np.unique(labels_N)
     large = [
         name
@@ -79,13 +79,13 @@ def large_classes(labels_N: np.ndarray, is_train_N: np.ndarray) -> list[str]:
 
 
 def balanced(labels_N: np.ndarray, name: str, among_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Row numbers: equally many of a class and of the rest, these taken from the other classes in turn."""
+    """Row numbers of a class and of equally many others, which are taken from the other classes in turn."""
     rows = rng.permutation(np.flatnonzero(among_N))
-    own, rest = rows[labels_N[rows] == name], rows[labels_N[rows] != name]
+    members, rest = rows[labels_N[rows] == name], rows[labels_N[rows] != name]
     turn = np.zeros(len(rest), np.int64)
     for other in np.unique(labels_N[rest]):
-        of_other = labels_N[rest] == other
-        turn[of_other] = np.arange(of_other.sum())
+        is_other = labels_N[rest] == other
+        turn[is_other] = np.arange(is_other.sum())
     rest = rest[np.argsort(turn, kind="stable")]
-    count = min(len(own), len(rest))
-    return np.concatenate([own[:count], rest[:count]])
+    count = min(len(members), len(rest))
+    return np.concatenate([members[:count], rest[:count]])

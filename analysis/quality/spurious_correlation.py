@@ -1,4 +1,6 @@
-"""Can a bias be taken out of a probe by a few features? Spurious correlation removal, by SAEBench (arXiv 2503.09532).
+"""Spurious correlation removal (SCR): how much of a probe's bias a few ablated features remove.
+
+The method is that of SAEBench (arXiv 2503.09532).
 
 Shapes: N documents, D width of the model, F features.
 """
@@ -13,17 +15,18 @@ from analysis.quality.pooling import Pooled
 from analysis.quality.probe import Probe, fit
 from harvest.errors import InputError
 
-MIN_DOCUMENTS = 10  # of each combination of labels, on either side
-MIN_ROOM = 0.02  # accuracy that a bias must cost to be spoken of
+MIN_DOCUMENTS = 10  # documents that each combination of labels needs, both to train on and held out
+MIN_ROOM = 0.02  # accuracy that the bias must cost for a score to be defined
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Accuracies of telling `wanted` on held-out documents on which both labels are balanced.
+    """Accuracies of probes for `wanted` on held-out documents, in which both labels are balanced.
 
-    base: of a probe trained where `wanted` and `spurious` always agree; oracle: trained on balanced documents;
-    ablated: of the biased probe once the n features are gone. score = (ablated − base)/(oracle − base), by n; None
-    where the bias costs the probe less than 0.02.
+    base: a biased probe, trained on documents in which `wanted` and `spurious` always agree.
+    oracle: a probe trained on balanced documents.
+    ablated: the biased probe after n features are ablated, by n.
+    score: (ablated − base) / (oracle − base), by n; None if the bias costs less than 0.02 of accuracy.
     """
 
     wanted: str
@@ -32,16 +35,16 @@ class Removal:
     oracle: float
     ablated: dict[str, float]
     score: dict[str, float | None]
-    features: list[int]  # the most guilty first
+    features: list[int]  # those with the largest effect on the spurious probe first
 
 
 @dataclass(frozen=True)
 class SpuriousCorrelation:
-    """Each concept in turn is the spurious one; `score` is that of the direction in which the bias does more harm."""
+    """Each concept in turn is the spurious one. `score` is of the direction in which the biased probe is worse."""
 
     score: dict[str, float | None]
     directions: list[Removal]
-    documents: dict[str, int]  # of each combination of labels: to train on, held out
+    documents: dict[str, int]  # documents of each combination of labels: to train on, held out
 
 
 def compute_spurious_correlation(
@@ -51,26 +54,26 @@ def compute_spurious_correlation(
     ns: tuple[int, ...] = (2, 5, 10, 20, 50),
     seed: int = 0,
 ) -> SpuriousCorrelation:
-    """`concepts`: two names, of each whether a document has it, bool [N]. Probes see mean-pooled activations.
+    """SCR for a pair of concepts. `concepts` maps two names to whether each document has the concept, bool [N].
 
-    Raises InputError where some combination of labels has too few documents.
+    Probes are trained on mean-pooled activations. Raises InputError if a combination of labels has too few documents.
     """
     (name_a, a_N), (name_b, b_N) = concepts.items()
     rng = np.random.default_rng(seed)
     train, test, sizes = sides(concepts, is_train_N, rng)
     balanced, held_out = (
-        np.concatenate([rows[:size] for rows in of.values()])
-        for of, size in zip((train, test), sizes.values(), strict=True)
+        np.concatenate([rows[:size] for rows in combinations.values()])
+        for combinations, size in zip((train, test), sizes.values(), strict=True)
     )
     biased = np.concatenate([train[both][: 2 * sizes["train"]] for both in ((True, True), (False, False))])
     x_NxD = pooled.x_NxD
-    base = fit(x_NxD[biased], a_N[biased])  # there, a is b
-    fair = {name: fit(x_NxD[balanced], of_N[balanced]) for name, of_N in concepts.items()}
+    base = fit(x_NxD[biased], a_N[biased])  # a and b are equal in the biased documents
+    fair = {name: fit(x_NxD[balanced], has_N[balanced]) for name, has_N in concepts.items()}
     directions = [
         remove(pooled, base, fair, concepts, wanted, spurious, balanced, held_out, ns)
         for wanted, spurious in ((name_a, name_b), (name_b, name_a))
     ]
-    return SpuriousCorrelation(min(directions, key=lambda of: of.base).score, directions, sizes)
+    return SpuriousCorrelation(min(directions, key=lambda removal: removal.base).score, directions, sizes)
 
 
 def remove(
@@ -84,9 +87,10 @@ def remove(
     held_out: np.ndarray,
     ns: tuple[int, ...],
 ) -> Removal:
-    """Ablates the features with the largest |mean difference · decoder row · probe of the spurious concept|.
+    """Ablate the features with the largest |mean difference · decoder row · probe of the spurious concept|.
 
-    Their part of x is taken away and the dictionary's error stays. All of it is linear, so the mean-pooled do.
+    Their contribution is subtracted from x, and the dictionary's error stays. Ablation is linear, so it can be
+    applied to mean-pooled activations.
     """
     f_MxF, has_M = pooled.f_NxF[balanced], concepts[spurious][balanced]
     effect_F = np.abs((f_MxF[has_M].mean(0) - f_MxF[~has_M].mean(0)) * (pooled.decoder_FxD @ fair[spurious].weights_C))
@@ -107,7 +111,7 @@ def remove(
 def sides(
     concepts: dict[str, np.ndarray], is_train_N: np.ndarray, rng: np.random.Generator
 ) -> tuple[dict, dict, dict[str, int]]:
-    """(quadrants to train on, held out, the smallest size of each). Raises InputError where one is too small."""
+    """(quadrants to train on, held-out quadrants, the smallest size of each). Raises InputError if one is too small."""
     (name_a, a_N), (name_b, b_N) = concepts.items()
     train, test = (quadrants(a_N, b_N, side_N, rng) for side_N in (is_train_N, ~is_train_N))
     sizes = {name: min(map(len, rows.values())) for name, rows in (("train", train), ("held_out", test))}

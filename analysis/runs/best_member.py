@@ -1,4 +1,4 @@
-"""Which member of a population is the best one to begin with."""
+"""The choice of the best member of a population."""
 
 from __future__ import annotations
 
@@ -6,55 +6,33 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.runs import families
-
-METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered", "mse", "cosine")
-
 L0_TOLERANCE = 0.1
 
 
 def best_member(metrics: Mapping[str, Mapping[str, float]], l0_asked: Mapping[str, float | None]) -> str | None:
-    """Of those whose L0 is within a tenth of what was asked, the one with the highest explained variance.
+    """The id of the member with the highest explained variance among those whose L0 is within 10% of its target.
 
-    `metrics` by id. Members of which no L0 was asked (a fixed coefficient) count as on target. None where there are
-    fewer than two members, or none is on target.
+    `metrics` and `l0_asked` (the target L0) are by id. Members without a target (trained with a fixed coefficient)
+    count as on target. None if there are fewer than two members, or if no member is on target.
     """
 
     def on_target(name: str) -> bool:
         asked = l0_asked.get(name)
         return asked is None or abs(metrics[name].get("l0", math.nan) - asked) <= L0_TOLERANCE * asked
 
-    found = {name: of.get("explained_variance", math.nan) for name, of in metrics.items() if on_target(name)}
-    finite = {name: value for name, value in found.items() if math.isfinite(value)}
+    explained = {name: m.get("explained_variance", math.nan) for name, m in metrics.items() if on_target(name)}
+    finite = {name: value for name, value in explained.items() if math.isfinite(value)}
     return max(finite, key=finite.__getitem__) if finite and len(metrics) > 1 else None
 
 
 def l0_asked_of(member: dict[str, Any]) -> float | None:
-    """Of a member of results.json; None where a coefficient is fixed."""
+    """The target L0 (or k) of a member of results.json; None if it was trained with a fixed coefficient."""
     return member.get("k") or member.get("target_l0")
 
 
 def best_of_results(members: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The same of the members of results.json, those that failed left out."""
+    """The best of the members of results.json (see `best_member`); members that failed are left out."""
     trained = {member["id"]: member for member in members if member.get("metrics") and not member.get("failed")}
     asked = {name: l0_asked_of(member) for name, member in trained.items()}
     best = best_member({name: member["metrics"] for name, member in trained.items()}, asked)
     return trained[best] if best else None
-
-
-def member_rows(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row a member of results.json, by name: what was measured, and asked for, then what it was trained with.
-
-    The best one has a star.
-    """
-    best = best_of_results([{"id": name, **member} for name, member in members.items()])
-    return [
-        {
-            "member": name,
-            "best": "★" if best and best["id"] == name else "",
-            "L0 asked": l0_asked_of(dict(member)),
-            **{metric: member["metrics"][metric] for metric in METRICS if metric in member["metrics"]},
-            **{setting: member.get(setting) for setting in families.MEMBER},
-        }
-        for name, member in members.items()
-    ]

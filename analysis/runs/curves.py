@@ -12,13 +12,13 @@ from sae_jax.shapes import MetricsLine, check
 
 
 def read_curves(run: FinishedRun) -> dict[str, list[dict[str, float]]]:
-    """{member: its lines, in the order of their steps}. Raises InputError where the file is missing or damaged."""
-    path, found = run.path / METRICS, defaultdict(list)
+    """{member id: its lines of metrics.jsonl, ordered by step}. Raises InputError if the file is missing or damaged."""
+    path, curves = run.path / METRICS, defaultdict(list)
     if not path.exists():
-        raise InputError(f"{run.path}: it has no {METRICS}, which training writes")
+        raise InputError(f"{run.path} has no {METRICS}: {TRAIN_AGAIN}")
     for line in read_lines(path, TRAIN_AGAIN):
         check(line, MetricsLine, path, WITHOUT_LINE)
-        found[line["member"]].append(line)
+        curves[line["member"]].append(line)
     if run.results.get(METRICS) != RunDirectory(run.path, {}).metrics_written():
         raise InputError(f"{path} is damaged (lines are missing or changed): {TRAIN_AGAIN}")
-    return dict(found)
+    return dict(curves)

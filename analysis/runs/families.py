@@ -1,7 +1,7 @@
-"""Groups of members that are alike, and what tells them apart: by their settings, never by the text of their ids.
+"""Groups of members that differ in one setting only, such as the seed. Ids are never parsed for this.
 
-The settings are the fields of `Member` and of `TrainConfig`, so that one which is added later counts by itself, and
-the text and the model that the rows are from.
+The compared settings are the fields of `Member` and `TrainConfig`, and the model, text and rows that a member was
+trained on. A field that is added to those classes is compared without further code.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Settings = Mapping[str, Any]
 
 MEMBER = tuple(field.name for field in fields(Member) if field.name != "id")
 TRAINING = {field.name: field.default for field in fields(TrainConfig) if field.name not in (*AXES, "members")}
-CONTROLS = {control for controls in SPARSITY_CONTROLS.values() for control in controls}  # of which each member has one
+CONTROLS = {control for controls in SPARSITY_CONTROLS.values() for control in controls}  # each member has one of them
 ROWS = ("model", "text", "rows", "layer", "hook")
 NAMES = {"activation": "kind", "hidden_dim": "width", "lr": "learning rate"}
 WORDS = {"activation": "{}", "sparsity": "{}", "hidden_dim": "{:,} features", "hook": "{}"}
@@ -31,9 +31,9 @@ WORDS |= {"penalty": "by {}", "model": "{}", "text": "{}", "rows": "{:,} rows", 
 
 
 def settings_of(run: FinishedRun, member: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the figures of a member of results.json depend on; None is what means nothing to its kind.
+    """All settings that the figures of a member of results.json depend on. None if one does not apply to its kind.
 
-    `sparsity` is the k, L0 or coefficient that was asked for, in words that are the same for a k and an L0.
+    `sparsity` is the k, target L0 or coefficient as text. The text is the same for a k and a target L0.
     """
     control, training = member["sparsity_control"], {**TRAINING, **run.config["asked"]["train"]}
     store = run.store_facts(Site(member["layer"], member["hook"]))
@@ -53,33 +53,33 @@ def source_name(source: dict[str, Any], what: str) -> str:
 
 
 def alike(settings: Mapping[str, Settings], but_for: str) -> list[list[str]]:
-    """The names of members with the same settings, one setting left out of account; families of one among them."""
+    """Families of members with the same settings except for the setting `but_for`. A family may have one member."""
     families: dict[frozenset, list[str]] = defaultdict(list)
-    for name, of in settings.items():
-        families[frozenset(item for item in of.items() if item[0] != but_for)].append(name)
+    for name, member in settings.items():
+        families[frozenset(item for item in member.items() if item[0] != but_for)].append(name)
     return list(families.values())
 
 
 def differing(settings: Collection[Settings], but_for: Collection[str] = ()) -> list[str]:
-    """The settings in which members differ; the store only where nothing else says that the rows are others."""
+    """The settings in which members differ. The store is listed only if the settings in ROWS do not distinguish it."""
 
     def values(*names: str) -> set[tuple]:
-        return {tuple(of.get(name) for name in names) for of in settings}
+        return {tuple(member.get(name) for name in names) for member in settings}
 
     names = [name for name in next(iter(settings)) if len(values(name) - {(None,)}) > 1 and name not in but_for]
-    told = len(values(*ROWS)) == len(values(*ROWS, "store"))
-    return [name for name in names if name != "store" or not told]
+    rows_suffice = len(values(*ROWS)) == len(values(*ROWS, "store"))
+    return [name for name in names if name != "store" or not rows_suffice]
 
 
 def common(settings: Sequence[Settings]) -> dict[str, Any]:
-    """The settings that are the same in all members for which they mean something."""
-    values = {name: {of[name] for of in settings} - {None} for name in settings[0]}
+    """The settings that are the same in all members to which they apply."""
+    values = {name: {member[name] for member in settings} - {None} for name in settings[0]}
     return {name: only.pop() for name, only in values.items() if len(only) == 1}
 
 
-def in_words(of: Settings, names: Sequence[str]) -> str:
+def in_words(settings: Settings, names: Sequence[str]) -> str:
     form = {name: WORDS.get(name, name_of(name) + " {}") for name in names}
-    return ", ".join(form[name].format(of[name]) for name in names if of.get(name) is not None)
+    return ", ".join(form[name].format(settings[name]) for name in names if settings.get(name) is not None)
 
 
 def name_of(setting: str) -> str:
@@ -87,15 +87,15 @@ def name_of(setting: str) -> str:
 
 
 def labels(settings: Mapping[str, Settings], but_for: Collection[str] = ()) -> dict[str, str]:
-    """Words that tell each member from the others; the names themselves where no words do."""
+    """A label for each member, made of the settings in which members differ; the ids if labels would not be unique."""
     names = ["activation", *differing(settings.values(), {*but_for, "activation"})]
-    found = {name: in_words(of, names) for name, of in settings.items()}
-    return found if len(set(found.values())) == len(found) else {name: name for name in found}
+    words = {name: in_words(member, names) for name, member in settings.items()}
+    return words if len(set(words.values())) == len(words) else {name: name for name in words}
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Over seeds; the deviation is that of a sample (n - 1), None of a single seed."""
+    """Mean and sample standard deviation (n - 1) over seeds; the deviation is None for a single seed."""
 
     mean: float
     deviation: float | None

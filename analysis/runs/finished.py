@@ -1,4 +1,4 @@
-"""A finished run, opened to be asked questions: its records, members, activation stores and language model."""
+"""A finished run, opened for analysis: its records, members, activation stores and language model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from sae_jax.formats import Dictionary
 
 TRAIN_AGAIN, STUDY_AGAIN = "--force trains it again", "delete it, and run `study` again"
-SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position")  # of a run and its control
+SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position")  # equal in a run and its control
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """`config` and `results` are config.json and results.json."""
+    """A finished run. `config` and `results` are the contents of its config.json and results.json."""
 
     path: Path
     config: dict[str, Any]
@@ -36,66 +36,76 @@ class FinishedRun:
 
     @classmethod
     def open(cls, path: Path) -> FinishedRun:
-        """Raises InputError, with the reason, where there is no finished run."""
+        """Open the run at `path`. Raises InputError, with the reason, if there is no finished run."""
         refuse_no_run(path)
         config, results = (read_record(path, name) for name in ("config.json", "results.json"))
         sites = {store["hook_name"] for store in config["stores"]}
         for member in results["members"]:
             if (name := Site(member["layer"], member["hook"]).hook_name) not in sites:
-                raise InputError(f"{path}: config.json has no store of {name}, where {member['id']} was trained")
+                raise InputError(
+                    f"{path}: config.json lacks the store of {name} that {member['id']} was trained on: {TRAIN_AGAIN}"
+                )
             if member["activation"] not in SPARSITY_CONTROLS or member_id(member, len(sites) > 1) != member["id"]:
                 raise InputError(
-                    f"{path / 'results.json'}: {member['id']} has other settings than its id says: {TRAIN_AGAIN}"
+                    f"{path / 'results.json'}: the settings of {member['id']} do not match its id: {TRAIN_AGAIN}"
                 )
         return cls(path, config, results)
 
     def opened_control(self, path: Path) -> FinishedRun:
-        """The same with shuffled weights. Raises InputError where it is not harvested like this run, but for them.
+        """Open the run at `path` as the control of this one: trained on the same model with shuffled weights.
 
-        What a model's files hold or its name at the hub tells that it is the same, and token windows that a text is.
+        Raises InputError if the control's activations were harvested differently except for the shuffled weights. The
+        models are compared by the content of their files or their hub names, the texts by their token windows.
         """
         control = FinishedRun.open(path)
         if control.request.control is None:
-            raise InputError(f"--control {path}: it was trained on the model as it is, not --control random-weights")
+            raise InputError(
+                f"--control {path}: was trained on unshuffled weights: give a run trained with --control random-weights"
+            )
         facts = [
             {
-                "model_name": of.config["stores"][0]["model"]["fingerprint"].partition("@")[0],
-                **{name: getattr(of.request, name) for name in SAME},
-                "dataset": of.config["stores"][0]["identity"]["windows_hash"],
+                "model_name": run.config["stores"][0]["model"]["fingerprint"].partition("@")[0],
+                **{name: getattr(run.request, name) for name in SAME},
+                "dataset": run.config["stores"][0]["identity"]["windows_hash"],
             }
-            for of in (self, control)
+            for run in (self, control)
         ]
         if other := [f"--{name.replace('_', '-')}" for name in facts[0] if facts[0][name] != facts[1][name]]:
-            raise InputError(f"--control {path}: harvested with another {', '.join(other)}; it must be {self.path}'s")
+            raise InputError(
+                f"--control {path}: was harvested with another {', '.join(other)} than {self.path}: "
+                "give a control that was harvested like the run"
+            )
         return control
 
     @property
     def members(self) -> dict[str, dict[str, Any]]:
-        """Those that did not fail, as in results.json, by id."""
+        """The members of results.json that did not fail, by id."""
         return {member["id"]: member for member in self.results["members"] if not member["failed"]}
 
     def chosen(self, ids: tuple[str, ...]) -> list[str]:
-        """These members, or all where none is named. Raises InputError for one that is not there or failed."""
+        """The given ids, or all ids if none is given. Raises InputError for an id that does not exist or failed."""
         for name in ids:
             for member in self.results["members"]:
                 if member["id"] == name and (failed := member["failed"]):
-                    raise InputError(f"--member {name} failed at step {failed['step']:,} and was not written")
+                    raise InputError(
+                        f"--member {name} failed at step {failed['step']:,} and was not written: give another member"
+                    )
             if name not in self.members:
-                raise InputError(f"--member {name} is not in {self.path}; it has {', '.join(self.members)}")
+                raise InputError(f"--member {name} is not in {self.path}: give one of {', '.join(self.members)}")
         return list(ids) or list(self.members)
 
     def only(self, name: str | None) -> str:
-        """This member, or the only one. Raises InputError where none is named of several."""
+        """The given id, or the id of the only member. Raises InputError if none is given and the run has several."""
         members = self.chosen((name,) if name else ())
         if len(members) > 1:
-            raise InputError(f"--member: which of {', '.join(members)}?")
+            raise InputError(f"--member is missing and the run has several: give one of {', '.join(members)}")
         return members[0]
 
     def site(self, member: str) -> Site:
         return Site(self.members[member]["layer"], self.members[member]["hook"])
 
     def store_facts(self, site: Site) -> dict[str, Any]:
-        """What config.json says of the store that members of this site were trained on."""
+        """The record in config.json of the store that the members at this site were trained on."""
         return next(store for store in self.config["stores"] if store["hook_name"] == site.hook_name)
 
     @property
@@ -104,17 +114,17 @@ class FinishedRun:
 
     @property
     def first_position(self) -> int:
-        """The first of a window that was trained on."""
+        """The first position of each window that was trained on."""
         return 0 if self.request.keep_first_position else 1
 
     @property
     def model_location(self) -> str:
-        """The place of the model on this machine: a path, or its name at the hub."""
+        """The model's path on this machine, or its name at the hub."""
         return self._place("model")
 
     @property
     def corpus(self) -> str:
-        """Where the text lies: a path or the name of a hub data set."""
+        """The text's path on this machine, or the name of a hub data set."""
         return self._place("dataset")
 
     def _place(self, kind: Kind) -> str:
@@ -122,8 +132,8 @@ class FinishedRun:
         if Path(place).is_absolute() and not Path(place).exists():
             what = "model" if kind == "model" else "text"
             raise InputError(
-                f"{self.path}: the {what} it was trained on is not at {place} any more: put it back there, or give the "
-                "command that trained it once more, with the new place, which is then kept"
+                f"{self.path}: the {what} it was trained on is not at {place} any more: put it back there, or run the "
+                "training command again with the new path, which is then recorded"
             )
         return place
 
@@ -133,20 +143,20 @@ class FinishedRun:
         directory = self.path / "members" / member
         dictionary = load_dictionary(directory)
         if (written := dictionary.cfg["metadata"].get("member")) != member:
-            raise InputError(f"{directory} holds the weights of {written}: {WRITTEN_AGAIN}")
+            raise InputError(f"{directory} contains the weights of {written}: {WRITTEN_AGAIN}")
         return dictionary
 
     @cached_property
     def language_model(self) -> LanguageModel:
-        """Loaded once, whichever analyses ask for it. Raises InputError where it is not the one trained on."""
+        """The language model, loaded once for all analyses. Raises InputError if its weights have changed."""
         from harvest.model.language_model import LanguageModel
 
         trained, location = self.config["stores"][0]["identity"]["model"], self.model_location
         model = LanguageModel.load(location, control=self.request.control)
         if model_fingerprint(location) != trained["fingerprint"] and model.weights_hash() != trained["weights_hash"]:
             raise InputError(
-                f"{self.path} was trained on a model of other weights than the one that is now at {location}: "
-                "put back the one that it was trained on"
+                f"{self.path} was trained on a model with other weights than the one that is now at {location}: "
+                "put the original model back"
             )
         return model
 
@@ -157,10 +167,10 @@ class FinishedRun:
         on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
         say: Callable[[str], None] = lambda text: None,
     ) -> ActivationStore:
-        """The rows that the members of a site were trained on, harvested again where the cache lacks them.
+        """The activations that the members at a site were trained on, harvested again if the cache lacks them.
 
-        Raises InputError where they cannot be had, or are others. Where another version of torch or another processor
-        made them differ by rounding, `say` is told.
+        Raises InputError if they cannot be harvested, or differ from the original ones. Differences by rounding, from
+        another version of torch or another processor, are accepted and reported through `say`.
         """
         from harvest.capture import harvest
         from harvest.identity import difference, found, identity, rounding
@@ -175,29 +185,32 @@ class FinishedRun:
             store = harvest(asked, cache_dir, on_progress=on_progress, say=say)[site]
         here = identity(store)
         if other := difference(facts["identity"], here):
-            raise InputError(f"{self.path} was trained on other activations than those in {store.directory} ({other})")
+            raise InputError(
+                f"{self.path} was trained on other activations than those in {store.directory} ({other}): "
+                "restore the original model and text"
+            )
         if apart := rounding(facts["identity"], here):
-            say_once(say, f"{self.path} was trained with other versions or on another processor: {apart}")
+            say_once(say, f"{self.path} was trained with other library versions or on another processor: {apart}")
         return store
 
 
 def can_be_kept(run: Path, say: Callable[[str], None]) -> bool:
-    """True where results of an analysis can be written to the run's directory; `say` is told where they cannot."""
+    """Whether results of an analysis can be written to the run directory. If not, this is reported through `say`."""
     folders = (run, run / "analysis", run / "analysis" / "features", run / "figures")
     if all(os.access(folder, os.W_OK) for folder in folders if folder.exists()):
         return True
-    say_once(say, f"{run} cannot be written to: what is computed of it is not kept")
+    say_once(say, f"{run} cannot be written to: the results are not saved")
     return False
 
 
 @lru_cache
 def say_once(say: Callable[[str], None], text: str) -> None:
-    """Pass the text to `say` the first time only: a command checks several times whether a run can be written to."""
+    """Call `say` once for each text: a command may check several times whether a run can be written to."""
     say(text)
 
 
 def refuse_no_run(path: Path) -> None:
-    """Raises InputError where there is no such directory, or one whose links lead elsewhere."""
+    """Raises InputError if there is no such directory, or if links in it lead out of it."""
     if not path.is_dir():
         raise InputError(f"{path}: there is no such run directory")
     from sae_jax.shapes import refuse_links
@@ -206,10 +219,10 @@ def refuse_no_run(path: Path) -> None:
 
 
 def read_record(run: Path, name: str) -> dict[str, Any]:
-    """One of a run's JSON files. Raises InputError where it is not there, damaged, or not what it must be."""
+    """The content of one of a run's JSON files. Raises InputError if it is missing, damaged or of the wrong form."""
     path = run / name
     if not path.exists():
-        raise InputError(f"{run}: it has no {name}: no run, or one that is not finished (--resume goes on)")
-    from sae_jax.shapes import read_shaped  # here, for the time that pydantic takes
+        raise InputError(f"{run} has no {name}: it is not a run, or not finished (continue it with --resume)")
+    from sae_jax.shapes import read_shaped  # imported here, because importing pydantic is slow
 
     return read_shaped(path, WRITTEN_AGAIN if name == "results.json" else TRAIN_AGAIN)

@@ -1,4 +1,4 @@
-"""A run that is not finished, read from outside while another process may be training it."""
+"""A run that is not finished, read while another process may be training it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sae_jax.training.progress import Progress
 
 @dataclass
 class LiveRun:
-    """`first` is the (time, step) at which it was first looked at: the rate is what was seen since."""
+    """An unfinished run. `first` is the (time, step) of the first reading; the training rate is measured since then."""
 
     run: RunDirectory
     config: dict[str, Any]
@@ -26,7 +26,7 @@ class LiveRun:
 
     @classmethod
     def open(cls, path: Path) -> LiveRun:
-        """Raises InputError where no run was begun."""
+        """Open the run at `path`. Raises InputError if no run was started there."""
         refuse_no_run(path)
         config = read_record(path, "config.json")
         return cls(RunDirectory(path, config["asked"]), config)
@@ -37,9 +37,9 @@ class LiveRun:
 
     @property
     def being_trained(self) -> bool:
-        """True while another process holds the directory; nothing is written to find out.
+        """Whether another process holds the lock of the run directory. Nothing is written to find out.
 
-        The lock is shared for an instant, for which a training that begins waits.
+        The lock is taken as a shared one for an instant. A training that starts in that instant waits for it.
         """
         path = self.run.path / LOCK
         if not path.exists():
@@ -52,7 +52,7 @@ class LiveRun:
         return False
 
     def lines(self) -> list[dict[str, Any]]:
-        path, advice = self.run.path / "metrics.jsonl", "--resume, by the command that began it, writes it again"
+        path, advice = self.run.path / "metrics.jsonl", "run the training command with --resume to write it again"
         with read_as(path, advice):
             lines = self.run.metrics(self.config["total_steps"])
         for line in lines:
@@ -60,12 +60,12 @@ class LiveRun:
         return lines
 
     def losses(self) -> Iterator[tuple[str, float]]:
-        """(member, loss) of each block but the last, in order."""
+        """(member id, loss) of each block of steps except the last, in order."""
         lines = self.lines()
         yield from ((line["member"], line["loss"]) for line in lines if line["step"] < lines[-1]["step"])
 
     def progress(self) -> Progress | None:
-        """Its last block; a member without a line there has failed. None before the first."""
+        """The metrics of the last block of steps, or None before the first. A member without a line has failed."""
         lines, total = self.lines(), self.config["total_steps"]
         if not lines:
             return None
@@ -92,5 +92,5 @@ class LiveRun:
                 return f"{path} is being trained; nothing is reported yet"
             return f"{path} is being trained; last reported {time.time() - metrics.stat().st_mtime:.0f} s ago"
         if self.run.interrupted:
-            return f"{path} was interrupted: the command that began it, with --resume, goes on from its last checkpoint"
-        return f"{path} was interrupted before its first checkpoint: the command that began it begins again"
+            return f"{path} was interrupted: run the training command with --resume to continue from the checkpoint"
+        return f"{path} was interrupted before its first checkpoint: run the training command again to start over"

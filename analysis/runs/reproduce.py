@@ -1,4 +1,4 @@
-"""The command line that a run was asked for with, from its config.json and results.json."""
+"""The command that reproduces a run, from its config.json and results.json."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sae_jax.config import TrainConfig
 
 
 def reproduction_command(config: dict[str, Any], results: dict[str, Any]) -> str:
-    """What to type for the same run: the flags that are not at their defaults, a preset's among them.
+    """The command that trains the same run: all flags that differ from their defaults, including those of a preset.
 
-    A file of members is named members.json, whatever its name was: its content is `asked.train.members`.
+    A file of members is always called members.json. Its content is in config.json under `asked.train.members`.
     """
     words = ["python", "main.py"]
     for cls, part in ((HarvestRequest, "harvest"), (TrainConfig, "train")):

@@ -1,4 +1,4 @@
-"""The required content of files under RUN/analysis, checked as they are read: a run may come from anybody."""
+"""The required content of the files under RUN/analysis. It is checked on reading, because runs are shared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StudyAnswer(Shape):
 
 
 class Study(Shape):
-    """study.json"""
+    """The content of study.json."""
 
     answers: list[StudyAnswer]
 
@@ -39,7 +39,7 @@ class PairGroup(Shape):
 
 
 class Comparison(Shape):
-    """comparison.json"""
+    """The content of comparison.json."""
 
     members: list[Name]
     dead: list[Name]
@@ -59,7 +59,7 @@ class Comparison(Shape):
 
 
 class Clusters(Shape):
-    """clusters-MEMBER.json"""
+    """The content of clusters-MEMBER.json."""
 
     arrays_crc32: Count
     names: list[Text]
@@ -91,7 +91,7 @@ class BenchmarkAnswers(Shape):
 
 
 class Benchmarks(Shape):
-    """study_benchmarks.json"""
+    """The content of study_benchmarks.json."""
 
     documents: Count
     answers: BenchmarkAnswers

@@ -1,6 +1,6 @@
-"""Maps of a run's dictionaries: clusters of directions for each kind, features that split across widths.
+"""Maps of a run's dictionaries: clusters of directions for each kind, and features that split as widths grow.
 
-Drawn once for a run and kept in RUN/analysis and RUN/figures.
+They are drawn once for a run and kept in RUN/analysis and RUN/figures.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from analysis.study.measures import PopulationMeasures
 
 
 def draw(gathered: PopulationMeasures, members: list[str], say: Callable[[str], None]) -> list[str]:
-    """Of these members, and of every family of widths; returns the names of the figures."""
+    """Draw the clusters of these members and the splitting of every family of widths. Returns the figures' names."""
     run, tokenizer = gathered.run.path, None
     drawn = []
     for name in members:
@@ -27,7 +27,7 @@ def draw(gathered: PopulationMeasures, members: list[str], say: Callable[[str], 
             continue
         drawn.append(stem.name)
         if not stem.with_suffix(".svg").exists():
-            say(f"map of {name}")
+            say(f"drawing a map of {name}")
             tokenizer = tokenizer or gathered.run.language_model.tokenizer
             promoted = [token_texts(tokenizer, tokens) for tokens in gathered.features[name].promoted_FxT]
             clusters = clustering.compute_clusters(decoder.W_dec_FxD, decoder.alive_F, promoted)

@@ -1,6 +1,6 @@
-"""Every measure of each dictionary of a run, gathered once: what the study's questions are answered from.
+"""All measures of each dictionary of a run, from which the study answers its questions.
 
-What takes long is kept in RUN/analysis (features, probing and absorption, the comparison) and read again from there.
+Slow ones (feature statistics, probing and absorption, the comparison) are kept in RUN/analysis and read from there.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from harvest.sources import BUNDLED_CORPUS
 from sae_jax.shapes import read_shaped
 from sae_jax.training.snapshots import read_snapshots
 
-ONE_TOKEN = 0.9  # share of a feature's firings that makes it one of a single token
-RARE = 1e-4  # density
+ONE_TOKEN = 0.9  # share of a feature's firings on one token from which on it counts as a single-token feature
+RARE = 1e-4  # density below which a feature counts as rare
 
 MEASURES = {
     "explained_variance": "explained variance",
@@ -51,13 +51,16 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class PopulationMeasures:
-    """`values` are MEASURES, and LABEL_MEASURES as `specialized: <label>`; None where nothing can be measured."""
+    """The measures of all members, by id.
+
+    `values` has MEASURES, and LABEL_MEASURES as `specialized: LABEL`. A value is None if it cannot be measured.
+    """
 
     run: FinishedRun
     settings: dict[str, dict[str, Any]]
     features: dict[str, Features]
     values: dict[str, dict[str, float | None]]
-    frequency: dict[str, dict[str, tuple[float | None, float | None]]]  # by label: rank correlation raw, over chance
+    frequency: dict[str, dict[str, tuple[float | None, float | None]]]  # by label: rank correlation (raw, over chance)
     trajectories: dict[str, Trajectory]
     decoders: dict[str, Decoder]
     compared: comparison.Comparison | None
@@ -75,15 +78,15 @@ def collect_measures(
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> PopulationMeasures:
-    """Raises InputError for a run whose text or model cannot be had."""
+    """Collect all measures of a run. Raises InputError if the run's text or model is not available."""
     members = list(run.members)
     settings = {name: families.settings_of(run, member) for name, member in run.members.items()}
     features = load_or_compute_features(run, members, cache_dir, on_progress, say)
     bench, notes = benchmarks(run, members, documents, say)
     decoders = {
-        name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], of.alive_F)
-        for name, of in features.items()
-        if of.alive_F.any()
+        name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], member.alive_F)
+        for name, member in features.items()
+        if member.alive_F.any()
     }
     compared = comparison.read_shared_features(run.path / "analysis", members)
     if not compared and len(decoders) > 1:
@@ -105,7 +108,7 @@ def collect_measures(
         settings=settings,
         features=features,
         values={name: values_of(run.members[name], features[name], bench, compared) for name in members},
-        frequency={name: frequency_of(of) for name, of in features.items()},
+        frequency={name: frequency_of(member) for name, member in features.items()},
         trajectories=trajectories,
         decoders=decoders,
         compared=compared,
@@ -120,7 +123,7 @@ def fired_together(
     on_progress: Callable[[str, int, int], None],
     say: Callable[[str], None],
 ) -> dict[str, csr_array] | None:
-    """Activations on the same held-out rows; None where members are of several sites, whose rows differ."""
+    """Activations of all members on the same held-out rows; None if members are of several sites, whose rows differ."""
     sites = {run.site(name) for name in members}
     if len(sites) > 1:
         return None
@@ -131,9 +134,9 @@ def fired_together(
 def benchmarks(
     run: FinishedRun, members: list[str], documents: int, say: Callable[[str], None]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """({question: {member: its record}}, notes) of probing and absorption: an earlier study's, or measured now.
+    """({benchmark: {member: its results}}, notes) of probing and absorption, from an earlier study or measured now.
 
-    Probing is on the topics and forms of the bundled corpus, whatever the run's text was.
+    Probes predict the topics and forms of the bundled corpus for any run, whatever text the run was trained on.
     """
     settings = SAEBench(metrics=("probing",), k=(1,), documents=documents)
     path = run.path / "analysis" / "study_benchmarks.json"
@@ -144,7 +147,7 @@ def benchmarks(
         answers = dict(run_benchmarks(settings, run, members, notes)) | {"absorption": {}}
         try:
             answers |= run_benchmarks(replace(settings, metrics=("absorption",)), run, members, notes)
-        except InputError as error:  # windows too short to spell in
+        except InputError as error:  # windows are too short for the spelling prompts
             notes.append(f"absorption is not measured: {error}")
         record = {"documents": documents, "answers": plain(answers), "notes": notes}
         if can_be_kept(run.path, say):
@@ -155,6 +158,7 @@ def benchmarks(
 def values_of(
     member: dict[str, Any], features: Features, bench: dict[str, dict[str, Any]], compared: comparison.Comparison | None
 ) -> dict[str, float | None]:
+    """The values of MEASURES and LABEL_MEASURES for one member."""
     alive_F = features.alive_F
     name, metrics = member["id"], member["metrics"]
     again = None
@@ -174,7 +178,7 @@ def values_of(
         "one_token": share(features.token_share_F[judged(features)] >= ONE_TOKEN),
     }
     for label in features.labels:
-        values |= {f"{family}: {label}": of(features, label) for family, of in LABEL_MEASURES.items()}
+        values |= {f"{family}: {label}": measure(features, label) for family, measure in LABEL_MEASURES.items()}
     return values
 
 
@@ -183,22 +187,22 @@ def share(is_one_A: np.ndarray) -> float | None:
 
 
 def specialized(features: Features, label: str) -> float | None:
-    """Share of the features judged that are more specialized than chance, at a false discovery rate of RATE."""
-    asked = judged(features)
-    if not len(asked):
+    """The share of features (with MIN_FIRINGS or more) that are more specialized than chance, at a rate of RATE."""
+    frequent_A = judged(features)
+    if not len(frequent_A):
         return None
-    p_A = p_values(features.label_score[label][1][:, asked], features.label_effective[label][asked])
+    p_A = p_values(features.label_score[label][1][:, frequent_A], features.label_effective[label][frequent_A])
     return share(stats.false_discovery_control(p_A) <= RATE)
 
 
 def mean_over_chance(features: Features, label: str) -> float | None:
-    """How specialized the features judged are, less what dealt labels give: 1 is a feature of one label alone."""
+    """The mean specialization of features (with MIN_FIRINGS or more) minus that with shuffled labels, at most 1."""
     score_F = over_chance(features.label_score[label][1][:, judged(features)])
     return float(score_F.mean()) if len(score_F) else None
 
 
 def mean_information(features: Features, label: str) -> float | None:
-    """Mutual information of firing and label, over that with dealt labels, thousandths of a bit."""
+    """The mean mutual information of firing and label minus that with shuffled labels, in thousandths of a bit."""
     score_F = over_chance(features.label_score[label][0][:, judged(features)])
     return float(1000 * score_F.mean()) if len(score_F) else None
 
@@ -207,17 +211,17 @@ LABEL_MEASURES = {"specialized": specialized, "over chance": mean_over_chance, "
 
 
 def frequency_of(features: Features) -> dict[str, tuple[float | None, float | None]]:
-    """Spearman's rank correlation of density with specialization, on each set of labels: raw, and over chance."""
-    asked = judged(features)
-    if len(asked) < 3:
+    """Spearman's rank correlation of density with specialization, for each set of labels: (raw, over chance)."""
+    frequent_A = judged(features)
+    if len(frequent_A) < 3:
         return dict.fromkeys(features.labels, (None, None))
 
     def rank_correlation(score_A: np.ndarray) -> float | None:
-        value = stats.spearmanr(features.density_F[asked], score_A).statistic
+        value = stats.spearmanr(features.density_F[frequent_A], score_A).statistic
         return float(value) if np.isfinite(value) else None
 
-    found = {}
+    correlations = {}
     for label in features.labels:
-        score_SxA = features.label_score[label][1][:, asked]
-        found[label] = rank_correlation(score_SxA[0]), rank_correlation(over_chance(score_SxA))
-    return found
+        score_SxA = features.label_score[label][1][:, frequent_A]
+        correlations[label] = rank_correlation(score_SxA[0]), rank_correlation(over_chance(score_SxA))
+    return correlations

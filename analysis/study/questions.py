@@ -1,4 +1,4 @@
-"""The owner's five questions, answered from the measures of a population with several seeds.
+"""The study's five questions, answered from the measures of a population with several seeds.
 
 1. How do different activation functions affect feature learning?
 2. What drives concept emergence when training on transformer activations?
@@ -6,7 +6,7 @@
 4. Can neuron behaviour during training be quantified and seen?
 5. How do sparsity mechanisms affect the interpretability of features?
 
-An answer's words are made from its figures: means over seeds with 95% intervals by Student's t.
+The text of an answer is generated from its figures: means over seeds with 95% intervals by Student's t.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ LABEL_WORDS = {
     "over chance": "specialization over chance",
     "information": "information over chance, mbit",
 }
-L0_APART = 1.1  # kinds whose L0 differ by more are not compared at equal sparsity
+L0_APART = 1.1  # largest ratio of the L0 of kinds that count as equally sparse
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`table` is {row: {column: estimate}}; `figures` are names of files in figures/."""
+    """An answer. `table` is {row: {column: estimate}}. `figures` are charts by the names of their files."""
 
     question: str
     measured: str
@@ -52,7 +52,7 @@ class Answer:
 
 
 def study(gathered: PopulationMeasures, control: PopulationMeasures | None = None) -> list[Answer]:
-    """The five answers; `control` is a run on the same model with its weights shuffled."""
+    """The five answers. `control` holds the measures of a run on the same model with shuffled weights."""
     questions: Iterable[Callable[[PopulationMeasures, PopulationMeasures | None], Answer]] = (
         feature_learning,
         what_drives_emergence,
@@ -64,7 +64,7 @@ def study(gathered: PopulationMeasures, control: PopulationMeasures | None = Non
 
 
 def kinds_of(gathered: PopulationMeasures) -> dict[str, list[str]]:
-    """{what tells members that differ by nothing but their seed from the others: their ids}."""
+    """{label: ids of the members that differ only in their seed}. Labels are made of the settings that differ."""
     kinds = families.alike(gathered.settings, but_for="seed")
     labels = families.labels({names[0]: gathered.settings[names[0]] for names in kinds}, but_for=("seed",))
     return {labels[names[0]]: names for names in kinds}
@@ -79,7 +79,10 @@ def table_of(gathered: PopulationMeasures, measures: Iterable[str], prefix: str 
 
 
 def difference(gathered: PopulationMeasures, measure: str, a: str, b: str) -> Estimate:
-    """Of two kinds that are picked out of all, paired by seed where both have the same seeds."""
+    """The mean difference of a measure between two kinds, over the seeds that both have.
+
+    The interval is corrected for selecting the two kinds among all (see `over_seeds`).
+    """
     kinds = kinds_of(gathered)
     seeds = [
         {gathered.settings[name]["seed"]: gathered.values[name][measure] for name in kinds[kind]} for kind in (a, b)
@@ -89,17 +92,19 @@ def difference(gathered: PopulationMeasures, measure: str, a: str, b: str) -> Es
 
 
 def extremes(gathered: PopulationMeasures, measure: str, table: dict[str, dict[str, Estimate]]) -> str:
-    """The kinds with the most and the least of a measure, and whether they differ by more than chance."""
+    """A sentence on the kinds with the highest and lowest value of a measure, and whether they differ significantly."""
     known = {kind: row[measure].mean for kind, row in table.items()}
     means = {kind: mean for kind, mean in known.items() if mean is not None}
     if not means:
         return f"{words(measure)}: not measured"
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     if means[most] == means[least]:
-        return f"{words(measure)}: {means[most]:.3f} in all"
-    apart = difference(gathered, measure, most, least)
-    verdict = "" if apart.excludes_zero else " (may be chance)"
-    return f"{words(measure)}: most in {most} ({means[most]:.3f}), least in {least}, by {apart}{verdict}"
+        return f"{words(measure)}: {means[most]:.3f} for all kinds"
+    gap = difference(gathered, measure, most, least)
+    verdict = "" if gap.excludes_zero else " (may be chance)"
+    return (
+        f"{words(measure)}: highest for {most} ({means[most]:.3f}), lowest for {least}, a difference of {gap}{verdict}"
+    )
 
 
 def words(measure: str) -> str:
@@ -108,11 +113,11 @@ def words(measure: str) -> str:
 
 
 def named(table: dict[str, dict[str, Estimate]]) -> dict[str, dict[str, Estimate]]:
-    return {row: {words(measure): of for measure, of in columns.items()} for row, columns in table.items()}
+    return {row: {words(measure): value for measure, value in columns.items()} for row, columns in table.items()}
 
 
 def activations(gathered: PopulationMeasures) -> dict[str, str]:
-    return {name: of["activation"] for name, of in gathered.settings.items()}
+    return {name: member["activation"] for name, member in gathered.settings.items()}
 
 
 def equal_l0(gathered: PopulationMeasures) -> str:
@@ -127,11 +132,15 @@ def seeds_of(gathered: PopulationMeasures) -> str:
     counts = sorted({len(names) for names in kinds_of(gathered).values()})
     n = " to ".join(map(str, counts))
     single = "; with one seed there is no interval" if counts[0] == 1 else ""
-    wider = "; between the most and the least: of all pairs of kinds together" if len(kinds_of(gathered)) > 2 else ""
+    wider = (
+        ", widened for a difference between highest and lowest so that they hold for all pairs of kinds"
+        if len(kinds_of(gathered)) > 2
+        else ""
+    )
     return (
-        f"{n} seeds a kind, 95% intervals over seeds by Student's t{wider}{single}. They cover what the seed changes: "
-        "the weights at the start, and the rows that dead features are revived from. They do not cover the text: all "
-        "seeds see the same rows in the same order and are measured on the same held-out documents, and on other text "
+        f"{n} seeds per kind, 95% intervals over seeds by Student's t{wider}{single}. They cover what the seed "
+        "changes: the initial weights, and the rows that dead features are resampled from. They do not cover the text: "
+        "all seeds see the same rows in the same order and are measured on the same held-out documents. On other text "
         "the figures may lie outside the intervals."
     )
 
@@ -144,23 +153,26 @@ def feature_learning(gathered: PopulationMeasures, control: PopulationMeasures |
     if gathered.compared:
         for group in gathered.compared.groups:
             sentences.append(
-                f"features in common ({group.differ}): {group.shared.mean:.3f} of {group.pairs} pairs "
-                f"(chance {group.chance.mean:.3f})"
+                f"share of features in common ({group.differ}): {group.shared.mean:.3f}, the mean of {group.pairs} "
+                f"pairs of members (by chance: {group.chance.mean:.3f})"
             )
     return Answer(
         question="How do different activation functions affect feature learning?",
-        measured="Held-out reconstruction, loss recovered, densities, decoder rows matched one-to-one (cosine ≥ 0.7).",
+        measured=(
+            "Held-out reconstruction and loss recovered, densities, and features shared between members (decoder rows "
+            "matched one-to-one with a cosine of at least 0.7)."
+        ),
         table=table,
         answer=f"{equal_l0(gathered)}: {'; '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
         not_shown=(
-            "Other widths, rates and lengths of training may order the kinds differently: each has one recipe. Members "
-            "of one seed begin with the same weights: what they have in common beyond members of two is no find."
+            "Other widths, learning rates and lengths of training may order the kinds differently. Members with the "
+            "same seed start from the same weights and therefore share more features than members with different seeds."
         ),
         figures={
             "learning": estimates_chart("Activation functions", named(table)),
             "densities": densities(
-                {name: of.density_F for name, of in gathered.features.items()}, activations(gathered)
+                {name: member.density_F for name, member in gathered.features.items()}, activations(gathered)
             ),
             **({"comparison": shared_features_chart(gathered.compared)} if gathered.compared else {}),
         },
@@ -173,60 +185,59 @@ def what_drives_emergence(gathered: PopulationMeasures, control: PopulationMeasu
         known = {name: gathered.trajectories[name] for name in names if name in gathered.trajectories}
         table[kind] = emergence.predictors_over_seeds(known)
         sure = [
-            f"{'earlier' if of.mean < 0 else 'later'} the higher its {what} ({of})"
-            for what, of in table[kind].items()
-            if of.mean is not None and of.excludes_zero
+            f"{'earlier' if value.mean < 0 else 'later'} the higher its {what} ({value})"
+            for what, value in table[kind].items()
+            if value.mean is not None and value.excludes_zero
         ]
-        unsure = [what for what, of in table[kind].items() if of.mean is not None and not of.excludes_zero]
-        parts = [", ".join(sure)] if sure else []
-        parts += [f"not told by {', '.join(unsure)}"] if unsure else []
-        sentences.append(f"{kind}: {'; '.join(parts) or 'under three snapshots, or all emerge at one step'}")
+        unsure = [what for what, value in table[kind].items() if value.mean is not None and not value.excludes_zero]
+        parts = [f"a feature emerges {', '.join(sure)}"] if sure else []
+        parts += [f"no clear correlation with {', '.join(unsure)}"] if unsure else []
+        none = "not measured (fewer than three snapshots, or all features emerge at the same step)"
+        sentences.append(f"{kind}: {'; '.join(parts) or none}")
     return Answer(
         question="What drives concept emergence when training on transformer activations?",
         measured=(
-            "Spearman's rank correlation, over living features, of the step at which a feature emerges (is "
-            f"recognizable from then on, cosine ≥ {emergence.RECOGNIZABLE}) with "
-            f"{'; '.join(emergence.PREDICTORS.values())}. Negative: the more, the earlier."
+            "Spearman's rank correlation, over living features, of the step at which a feature emerges (from then on "
+            f"a decoder row has a cosine of at least {emergence.RECOGNIZABLE} to its final direction) with "
+            f"{'; '.join(emergence.PREDICTORS.values())}. Negative: features with higher values emerge earlier."
         ),
         table=table,
         answer=f"{'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
         not_shown=(
-            "What correlates need not drive: frequency, norm and co-occurrence depend on each other and are those of "
-            "the finished dictionary. Steps between two snapshots are not told apart."
+            "Correlation is not causation: frequency, norm and co-occurrence depend on each other and are measured on "
+            "the finished dictionary. Steps between two snapshots cannot be distinguished."
         ),
-        figures={
-            "emergence-predictors": estimates_chart("What tells the step at which a feature emerges", named(table))
-        },
+        figures={"emergence-predictors": estimates_chart("Rank correlation with the step of emergence", named(table))},
     )
 
 
 def frequency_and_specialization(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table: dict[str, dict[str, Estimate]] = {}
-    for of, prefix in ((gathered, ""), (control, CONTROL)):
-        for kind, names in kinds_of(of).items() if of else ():
+    for measures, prefix in ((gathered, ""), (control, CONTROL)):
+        for kind, names in kinds_of(measures).items() if measures else ():
             table[prefix + kind] = {}
-            for label in of.labels if of else ():
-                pairs = [of.frequency[name][label] for name in names] if of else []
+            for label in measures.labels if measures else ():
+                pairs = [measures.frequency[name][label] for name in names] if measures else []
                 table[prefix + kind][f"{label}, raw"] = over_seeds([raw for raw, _ in pairs])
                 table[prefix + kind][f"{label}, over chance"] = over_seeds([over for _, over in pairs])
-    sentences, own = [], kinds_of(gathered)
+    sentences, kinds = [], kinds_of(gathered)
     for label in gathered.labels:
-        estimates = {kind: table[kind][f"{label}, over chance"] for kind in own}
-        sentences.append(f"{label}: {', '.join(f'{of} in {kind}' for kind, of in estimates.items())}")
-    means = [abs(table[kind][f"{label}, over chance"].mean or 0) for kind in own for label in gathered.labels]
+        estimates = {kind: table[kind][f"{label}, over chance"] for kind in kinds}
+        sentences.append(f"{label}: {', '.join(f'{value} for {kind}' for kind, value in estimates.items())}")
+    means = [abs(table[kind][f"{label}, over chance"].mean or 0) for kind in kinds for label in gathered.labels]
     strength = "weak" if max(means) < 0.3 else "moderate at best" if max(means) < 0.6 else "strong for some labels"
     return Answer(
         question="How reliable are activation frequency patterns as indicators of neuron specialization?",
         measured=(
-            "Spearman's rank correlation of a feature's density with how specialized it is (1 − entropy of its labels "
-            "/ log2 of their number, Miller–Madow corrected), raw and less its mean over labels dealt anew."
+            "Spearman's rank correlation of a feature's density with its specialization (1 − entropy of its labels / "
+            "log2 of their number, Miller–Madow corrected), raw and minus the mean with shuffled labels (over chance)."
         ),
         table=table,
         answer=f"As an indicator, frequency is {strength} (rank correlation over chance; the largest is "
         f"{max(means):.2f}). {'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
-        not_shown=f"Specialization on what is not labelled. Features with under {MIN_FIRINGS} firings are not asked.",
+        not_shown=f"Specialization on what has no label. Features with fewer than {MIN_FIRINGS} firings are left out.",
         figures={
             "frequency": estimates_chart("Frequency and specialization: rank correlation", named(table), columns=2)
         },
@@ -239,15 +250,15 @@ def behaviour_during_training(gathered: PopulationMeasures, control: PopulationM
     for kind, names in kinds_of(gathered).items():
         known = [gathered.trajectories[name] for name in names if name in gathered.trajectories]
         if not known:
-            sentences.append(f"{kind}: under three snapshots (train longer, with --snapshots), or nothing alive")
+            sentences.append(f"{kind}: fewer than three snapshots (train longer, with --snapshots), or nothing alive")
             continue
-        halves = [of.steps[int((of.recognizable_S >= 0.5).argmax())] for of in known]
+        halves = [t.steps[int((t.recognizable_S >= 0.5).argmax())] for t in known]
         table[kind] = {
             "step at which half are recognizable": over_seeds(halves),
-            "recognizable at the middle snapshot": over_seeds([of.recognizable_S[len(of.steps) // 2] for of in known]),
-            "births": over_seeds([int(of.births_S[1:].sum()) for of in known]),
-            "deaths": over_seeds([int(of.deaths_S.sum()) for of in known]),
-            "rows that split": over_seeds([int(of.splits_S[:-1].max()) for of in known]),
+            "recognizable at the middle snapshot": over_seeds([t.recognizable_S[len(t.steps) // 2] for t in known]),
+            "births": over_seeds([int(t.births_S[1:].sum()) for t in known]),
+            "deaths": over_seeds([int(t.deaths_S.sum()) for t in known]),
+            "rows that split": over_seeds([int(t.splits_S[:-1].max()) for t in known]),
         }
         last = known[0].steps[-1]
         sentences.append(
@@ -261,11 +272,11 @@ def behaviour_during_training(gathered: PopulationMeasures, control: PopulationM
         figures |= {f"emergence-{first}": emergence_heatmap(first, gathered.trajectories[first])}
     return Answer(
         question="Can neuron behaviour during training be quantified and seen?",
-        measured="Snapshots of decoders and densities at log-spaced steps: cosine of rows to the final directions.",
+        measured="Cosines of decoder rows to their final directions, and densities, in snapshots at log-spaced steps.",
         table=table,
         answer=f"{'Yes' if table else 'Not from this run'}. {'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
-        not_shown="What happens between snapshots, and why. Births and deaths are on the calibration rows.",
+        not_shown="What happens between snapshots, and why. Births and deaths are counted on the calibration rows.",
         figures=figures,
     )
 
@@ -274,39 +285,42 @@ def interpretability(gathered: PopulationMeasures, control: PopulationMeasures |
     labels = [f"{family}: {label}" for family in LABEL_MEASURES for label in gathered.labels]
     measures = [*INTERPRETABILITY, *labels]
     table = table_of(gathered, measures)
-    told_of = [*INTERPRETABILITY, *(label for label in labels if label.startswith("over chance"))]
-    sentences = [extremes(gathered, measure, table) for measure in told_of]
-    verdict = "No run with shuffled weights was given (--control): what the measures prove is open."
+    in_answer = [*INTERPRETABILITY, *(label for label in labels if label.startswith("over chance"))]
+    sentences = [extremes(gathered, measure, table) for measure in in_answer]
+    verdict = (
+        "Whether the measures depend on what the model has learned is open: no run with shuffled weights was given "
+        "(--control)."
+    )
     if control:
         shuffled = table_of(control, measures, CONTROL)
-        told = {measure: told_apart(table, shuffled, measure) for measure in measures}
-        apart, alike, unknown = ([words(m) for m in measures if told[m] is is_so] for is_so in (True, False, None))
+        differs = {measure: intervals_differ(table, shuffled, measure) for measure in measures}
+        apart, alike, unknown = ([words(m) for m in measures if differs[m] is is_so] for is_so in (True, False, None))
         verdict = (
-            "A model with shuffled weights is told from the trained one, by intervals of all kinds that do not "
-            f"overlap, by: {'; '.join(apart) or 'nothing'}."
+            "Measures whose intervals for the trained model and for the model with shuffled weights do not overlap, "
+            f"for all kinds: {'; '.join(apart) or 'none'}."
         )
-        verdict += f" It is not by: {'; '.join(alike)}: these prove nothing about the model." if alike else ""
-        verdict += f" Without an interval on either model: {'; '.join(unknown)}." if unknown else ""
+        verdict += f" They overlap for: {'; '.join(alike)}; these show nothing about the model." if alike else ""
+        verdict += f" No interval for at least one model: {'; '.join(unknown)}." if unknown else ""
         table |= shuffled
     return Answer(
         question="How do sparsity mechanisms affect the interpretability of features?",
         measured=(
-            "Sparse probing and absorption by SAEBench's formulas, features of a single token; on each set of labels "
-            f"the share of features more specialized than chance (false discovery rate {RATE}: it grows with the "
-            "text), and how specialized they are, and how much their firing tells of the label, over labels dealt anew."
+            "Sparse probing and absorption (SAEBench), and single-token features. For each set of labels: the share of "
+            f"features more specialized than chance (false discovery rate {RATE}; the share grows with the amount of "
+            "text), and the mean specialization and mutual information minus those with shuffled labels."
         ),
         table=table,
         answer=f"{equal_l0(gathered)}: {'; '.join(sentences)}. {verdict}",
         uncertainty=seeds_of(gathered),
-        not_shown="Whether people find the features meaningful; absorption needs a model that spells.",
+        not_shown="Whether people find the features meaningful. Absorption needs a model that can spell.",
         figures={"interpretability": estimates_chart("Interpretability", named(table))},
     )
 
 
-def told_apart(
+def intervals_differ(
     trained: dict[str, dict[str, Estimate]], shuffled: dict[str, dict[str, Estimate]], measure: str
 ) -> bool | None:
-    """Whether the intervals of all kinds on one model are over those of all kinds on the other; None: one has none."""
+    """Whether the intervals of all kinds on one model are above all those on the other. None if one is missing."""
     lows, highs = (
         [[getattr(row[measure], end) for row in table.values()] for table in (trained, shuffled)]
         for end in ("low", "high")

@@ -1,4 +1,4 @@
-"""A run as a notebook shows it: plain text, or a table in HTML. Names are escaped: they come from files."""
+"""How a notebook shows a run: as plain text, or as an HTML table. Names come from files and are therefore escaped."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from analysis.runs.undefined import why_undefined
 from analysis.ui.terminal.live import BEST, Terminal
 from analysis.ui.terminal.wording import failure_text, member_name, model_text, results_cells
 
-HIGHEST = "30em"  # a table with more members scrolls
+HIGHEST = "30em"  # a higher table scrolls
 
 
 @dataclass(frozen=True, repr=False)
 class ShownRun(FinishedRun):
-    """A finished run that prints as the box of its results, and that a notebook shows as the table of its members."""
+    """A finished run that prints as its box of results and that a notebook shows as a table of its members."""
 
     def __repr__(self) -> str:
         stream = StringIO()

@@ -116,7 +116,7 @@ def test_another_model_or_text_in_the_same_place_is_refused(moved, tmp_path, wha
     with pytest.raises(InputError, match=f"was trained on other activations than .*{says}"):
         moved.store(moved.request.sites[0], tmp_path / "cache")
     if what == "model":
-        with pytest.raises(InputError, match="was trained on a model of other weights"):
+        with pytest.raises(InputError, match="was trained on a model with other weights"):
             _ = moved.language_model
 
 
@@ -132,7 +132,7 @@ def test_what_was_moved_away_is_named_with_a_way_out(run, tmp_path):
         config["stores"][0][part] |= {"location": str(tmp_path / part), "asked": part}
     gone = FinishedRun(run.path, config, run.results)
     for place in (lambda: gone.model_location, lambda: gone.corpus, lambda: gone.store(run.request.sites[0], tmp_path)):
-        with pytest.raises(InputError, match="is not at .* any more: .* once more, with the new place"):
+        with pytest.raises(InputError, match="is not at .* any more: .* again with the new path"):
             place()
 
 
@@ -372,7 +372,7 @@ def test_a_run_that_cannot_be_written_to_is_read(run, cache, tmp_path, all_comma
     places = variables(cache) | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*mount, *argv], capture_output=True, text=True, cwd=tmp_path, env=os.environ | places)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    assert "cannot be written to: what is computed of it is not kept" in done.stdout
-    assert "STATUS report 2" in done.stdout and "say by --to where else" in done.stderr
+    assert "cannot be written to: the results are not saved" in done.stdout
+    assert "STATUS report 2" in done.stdout and "give another file by --to" in done.stderr
     assert "was interrupted" in done.stdout and (tmp_path / "sent.html").stat().st_size > 10_000
     assert files_of(runs / "run") == before

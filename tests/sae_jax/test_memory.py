@@ -57,7 +57,7 @@ def test_every_library_that_runs_out_of_memory_is_understood(action, monkeypatch
     for argv, advice in (["saebench", "run"], "--member"), (["--epochs", "1"], "--hidden-dim"), (["show"], "narrower"):
         assert main.run_as_command(argv) == 1
         said = capsys.readouterr().err
-        assert said.startswith("error: there is not enough memory (") and advice in said and said.count("\n") == 1
+        assert said.startswith("error: out of memory (") and advice in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The dashboard's frame: which run and which member, and the pages. Started by `python main.py dashboard RUN...`."""
+"""The dashboard's menu: the choice of run and member, and the pages. Started by `python main.py dashboard RUN...`."""
 
 from importlib import import_module
 from threading import Thread
@@ -11,7 +11,7 @@ from harvest.errors import InputError
 
 @st.cache_resource(show_spinner=False)
 def import_ahead() -> None:
-    """While the first page is looked at: what the first click on a feature would wait for."""
+    """Import slow modules in the background while the user reads the first page, so that the first click is fast."""
 
     def imports() -> None:
         for name in (
@@ -20,13 +20,13 @@ def import_ahead() -> None:
             "analysis.interventions.ablation",
         ):
             import_module(name)
-        import_module("jax").numpy.zeros(1)  # its first computation takes longer than those that follow
+        import_module("jax").numpy.zeros(1)  # initializes JAX, which is slow
 
     Thread(target=imports, daemon=True).start()
 
 
 st.set_page_config("sae-jax", layout="wide")
-page = st.navigation(  # the folder is not named pages: Streamlit would show its files without this frame
+page = st.navigation(  # the folder must not be named `pages`: Streamlit would show its files without this menu
     [
         st.Page("screens/population.py", title="Population", default=True),
         st.Page("screens/features.py", title="Features"),
@@ -41,7 +41,7 @@ path = runs[follow("run", list(runs), st.sidebar)]
 with errors_shown():
     members = list(run_at(path).members)
     if not members:
-        raise InputError(f"{path}: all its members failed, there is nothing to show")
+        raise InputError(f"{path}: all its members failed in training: choose another run")
 st.session_state["chosen"] = Chosen(path, follow("member", members, st.sidebar))
 with errors_shown():
     page.run()

@@ -1,6 +1,6 @@
-"""The figures of a feature's page, as Altair objects as wide as what holds them.
+"""The figures of a feature's page, as Altair charts that fill the width of their container.
 
-Shapes: P positions of a window with a row, B bars.
+Shapes: P positions of a window that have a row, B bars, E edges of bars.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from analysis.pages.feature import Bars, FeaturePage
 from analysis.plots.style import styled
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
-HEIGHT = 240  # of a whole figure: Streamlit fits title, axes and legend into it
+HEIGHT = 240  # of a whole figure, including title, axes and legend
 
 
-def histogram(bars: Bars, x: str, of: str, title: str, subtitle: str) -> Any:
-    """An Altair figure: which share of all lies in each bar."""
+def histogram(bars: Bars, x: str, counted: str, title: str, subtitle: str) -> Any:
+    """An Altair figure: the share of all values in each bar. `counted` names what the values are of."""
     import altair as alt
 
     share_B = bars.count_B / max(1, bars.count_B.sum())
@@ -32,7 +32,7 @@ def histogram(bars: Bars, x: str, of: str, title: str, subtitle: str) -> Any:
         .encode(
             x=alt.X("from:Q", title=x, bin="binned"),
             x2="to:Q",
-            y=alt.Y("share:Q", title=f"share of {of}", axis=alt.Axis(format=".2~%")),
+            y=alt.Y("share:Q", title=f"share of {counted}", axis=alt.Axis(format=".2~%")),
             tooltip=[alt.Tooltip(name, format=".3g") for name in ("from:Q", "to:Q", "share:Q")],
         )
         .properties(width="container", height=HEIGHT)
@@ -41,7 +41,7 @@ def histogram(bars: Bars, x: str, of: str, title: str, subtitle: str) -> Any:
 
 
 def positions(page: FeaturePage) -> Any:
-    """An Altair figure: on which share of the rows at each position of a window it fires."""
+    """An Altair figure: the share of the rows at each position of a window on which the feature fires."""
     import altair as alt
 
     rows = [{"position": number, "share": float(share)} for number, share in enumerate(page.position_P, 1)]
@@ -50,7 +50,9 @@ def positions(page: FeaturePage) -> Any:
         .mark_bar(color=BLUE)
         .encode(
             x=alt.X(
-                "position:O", title="row of a window, counted from 1", axis=alt.Axis(labelAngle=0, labelOverlap=True)
+                "position:O",
+                title="position in the window (1 is the first with a row)",
+                axis=alt.Axis(labelAngle=0, labelOverlap=True),
             ),
             y=alt.Y("share:Q", title="share of rows", axis=alt.Axis(format=".2~%")),
             tooltip=["position:O", alt.Tooltip("share:Q", format=".4f")],
@@ -61,7 +63,7 @@ def positions(page: FeaturePage) -> Any:
 
 
 def emergence(page: FeaturePage) -> Any:
-    """An Altair figure: how near training was to the feature's final direction, over the steps."""
+    """An Altair figure: the cosine of decoder rows to the feature's final direction over the steps of training."""
     import altair as alt
 
     start = page.stages[1].step / 2 if len(page.stages) > 1 else 1
@@ -83,11 +85,11 @@ def emergence(page: FeaturePage) -> Any:
     )
     rule = alt.Chart(alt.Data(values=[{"cosine": RECOGNIZABLE}])).mark_rule(strokeDash=[4, 3]).encode(y="cosine:Q")
     chart = alt.layer(rule, base.mark_line(point=True)).properties(width="container", height=HEIGHT + 80)
-    return styled(chart, "When it emerged", f"dashed: recognizable, cosine {RECOGNIZABLE}")
+    return styled(chart, "When it emerged", f"dashed: recognizable from a cosine of {RECOGNIZABLE} on")
 
 
 def weights(entries: Sequence[tuple[str, float]], title: str, colour: str) -> Any:
-    """An Altair figure: tokens with their logit weights, as bars."""
+    """An Altair figure: a bar for each token with its logit weight."""
     import altair as alt
 
     rows = [{"rank": i, "token": repr(printable(token))[1:-1], "weight": w} for i, (token, w) in enumerate(entries)]
@@ -104,7 +106,7 @@ def weights(entries: Sequence[tuple[str, float]], title: str, colour: str) -> An
 
 
 def figures(page: FeaturePage) -> Iterator[tuple[str, Any]]:
-    """Those that there is something to draw in, by name."""
+    """(name, figure) of all figures for which the feature has data."""
     if page.fires:
         firings = f"all {page.activations.count_B.sum():,} firings"
         yield "histogram", histogram(page.activations, "activation", "firings", "How strongly it fires", firings)

@@ -1,6 +1,6 @@
-"""What the pages share: the run and member that the address names, read once and kept while the server runs.
+"""State that the pages share: the run and member of the address, and data that is kept while the server runs.
 
-Statistics are mapped, not read; a dictionary and the language model are read when a page needs them.
+Statistics are memory maps. Dictionaries and the language model are loaded when a page needs them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.wording import visible
 from harvest.errors import InputError
 
-DICTIONARIES = 4  # kept in memory: one of 16,384 features has 100 MB and more
+DICTIONARIES = 4  # dictionaries to keep in memory, at most: one with 16,384 features takes over 100 MB
 
 
 class Chosen(NamedTuple):
-    """By what the caches hash: the run's path, and the member's id."""
+    """The chosen run and member, as the path and the id that the caches are keyed by."""
 
     path: str
     member: str
@@ -37,7 +37,10 @@ class Chosen(NamedTuple):
 
 
 def arguments() -> tuple[dict[str, str], Path]:
-    """({name of a run: its path}, the cache directory): as the launcher gives them."""
+    """({name of a run: its path}, the cache directory), from the arguments that `main.py dashboard` passes on.
+
+    A run whose name is not unique is named by its path.
+    """
     cache_dir, *paths = sys.argv[1:]
     names = [Path(path).resolve().name for path in paths]
     return {name if names.count(name) == 1 else path: path for name, path in zip(names, paths, strict=True)}, Path(
@@ -46,10 +49,10 @@ def arguments() -> tuple[dict[str, str], Path]:
 
 
 def follow(name: str, options: list[str], container: Any) -> str:
-    """A choice that the address keeps, too: a link to it opens the same."""
+    """A select box whose choice is kept in the address, so that a link opens the same choice."""
     asked = st.query_params.get(name)
     if asked is not None and asked not in options:
-        container.error(plain(f"{asked}: there is no such {name}; shown is {options[0]}"))
+        container.error(plain(f"{asked}: there is no such {name}, so {options[0]} is shown"))
         asked = options[0]
     if asked or st.session_state.get(name) not in options:
         st.session_state[name] = asked or options[0]
@@ -63,12 +66,12 @@ def follow(name: str, options: list[str], container: Any) -> str:
 
 
 def chosen() -> Chosen:
-    """The run and the member of this page, as app.py has let the user choose."""
+    """The run and the member that the user has chosen in app.py."""
     return st.session_state["chosen"]
 
 
 def go(page: str, **query: object) -> None:
-    """To another page, whose address says what is shown there."""
+    """Open another page, with the run, the member and `query` in its address."""
     at = chosen()
     names = {path: name for name, path in arguments()[0].items()}
     asked = {"run": names[at.path], "member": at.member} | query
@@ -77,7 +80,7 @@ def go(page: str, **query: object) -> None:
 
 @contextmanager
 def errors_shown():
-    """What the user can mend is said on the page; a defect still shows its traceback."""
+    """Show InputErrors as messages on the page. Bugs still show their traceback."""
     try:
         yield
     except InputError as error:
@@ -86,17 +89,17 @@ def errors_shown():
 
 
 def without_flags(text: str) -> str:
-    """As it is said where nothing is typed: `(--flag ...)`, how to do it on the command line, is left out."""
+    """The text without hints for the command line, which are in parentheses: `(--flag ...)`."""
     return re.sub(r" \(--[^)]*\)", "", text)
 
 
 def plain(text: str) -> str:
-    """Text for Streamlit's Markdown, which shows it as it stands: all that is not of this program's words."""
+    """The text escaped for Streamlit's Markdown. Used for everything that is not written by this program."""
     return "".join(f"\\{c}" if c in punctuation else c for c in visible(text))
 
 
 def fitted(figure: Any) -> Any:
-    """A figure as Streamlit takes it: with a padding for each side."""
+    """A figure with padding on each side, which Streamlit needs."""
     return figure.properties(padding=dict.fromkeys(("left", "right", "top", "bottom"), 12))
 
 
@@ -115,42 +118,42 @@ def features_path(path: str, member: str) -> Path:
 
 
 def features() -> Features:
-    """Of the chosen member; where the run has none yet, the page offers to compute them, and ends there."""
+    """The statistics of the chosen member. If there are none yet, the page ends with an offer to compute them."""
     at = chosen()
     file = features_path(*at)
-    found = saved_features(*at, file.stat().st_mtime) if file.exists() else None
-    if found is None:
-        st.info("What this member's features do is not computed yet: one pass over the activations, some minutes.")
+    saved = saved_features(*at, file.stat().st_mtime) if file.exists() else None
+    if saved is None:
+        st.info("The statistics of this member's features are not computed yet. This takes some minutes.")
         if st.button("Compute it now"):
             bar = st.progress(0.0, "reading")
             with errors_shown():
                 load_or_compute_features(at.run, [at.member], arguments()[1], shown_in(bar))
             st.rerun()
         st.stop()
-    return found
+    return saved
 
 
 def choose_asked_feature(last: int) -> None:
-    """The feature that the address names becomes the one that is chosen; where it names none, the one looked at last.
+    """Choose the feature in the address, or the last shown one if the address has none.
 
-    An error is shown if the member has no such feature.
+    Shows an error if the member has no such feature.
     """
     seen = min(st.session_state.get("seen", 0), last)
     asked = st.query_params.get("feature", str(seen))
     if asked.isdecimal() and len(asked) <= len(str(last)) and int(asked) <= last:
         st.session_state["feature"] = int(asked)
     else:
-        st.error(plain(f"feature {asked}: {chosen().member} has 0 to {last}"))
+        st.error(plain(f"feature {asked} does not exist: {chosen().member} has features 0 to {last}"))
 
 
 def see(feature: int) -> None:
-    """The address names it, and other pages begin with it."""
+    """Keep a feature in the address, and as the first choice of other pages."""
     st.session_state["seen"] = feature
     st.query_params["feature"] = str(feature)
 
 
 def clicked_row(rows: list[dict], key: str, formats: Mapping[str, str] | None = None, **columns: Any) -> dict | None:
-    """Show the rows as a table and return the one that was clicked; `formats` are those of columns of numbers."""
+    """Show rows as a table and return the row that was clicked, if any. `formats` are for columns of numbers."""
     columns |= {name: st.column_config.NumberColumn(format=form) for name, form in (formats or {}).items()}
     table = st.dataframe(
         rows, hide_index=True, on_select="rerun", selection_mode="single-cell", key=key, column_config=columns
@@ -160,7 +163,7 @@ def clicked_row(rows: list[dict], key: str, formats: Mapping[str, str] | None = 
 
 
 def shown_in(bar: Any):
-    """A callback of progress that moves Streamlit's bar."""
+    """A progress callback that moves a Streamlit progress bar."""
     return lambda phase, done, total: bar.progress(min(1.0, done / max(1, total)), phase)
 
 
@@ -187,7 +190,7 @@ def store(path: str, member: str):
 
 
 def compared(path: str) -> comparison.Comparison | None:
-    """The study's comparison of all members, or None as long as there is none."""
+    """The study's comparison of all members, or None if the study has not been run."""
     record = Path(path) / "analysis" / "comparison.json"
     return read_comparison(path, record.stat().st_mtime) if record.exists() else None
 
@@ -199,13 +202,13 @@ def read_comparison(path: str, changed: float) -> comparison.Comparison | None:
 
 @st.cache_resource(show_spinner=False)
 def listed(path: str, member: str, changed: float) -> feature_list.FeatureList:
-    found = saved_features(path, member, changed)
-    assert found is not None
-    return feature_list.compute_feature_table(found, tokenizer_at(run_at(path).model_location))
+    features = saved_features(path, member, changed)
+    assert features is not None
+    return feature_list.compute_feature_table(features, tokenizer_at(run_at(path).model_location))
 
 
 def the_list() -> feature_list.FeatureList:
-    """Of the chosen member; ends the page where `features` does."""
+    """The table of the chosen member's features. Like `features`, ends the page if they are not computed yet."""
     features()
     at = chosen()
     return listed(*at, features_path(*at).stat().st_mtime)

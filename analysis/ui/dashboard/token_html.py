@@ -1,6 +1,6 @@
-"""Tokens of a corpus as HTML: each is escaped, whatever it holds, and none is read as Markdown.
+"""Tokens of a corpus as HTML. All tokens are escaped.
 
-Colours are laid over the page's own, so that its ink stays legible in the light and the dark theme.
+Background colours are transparent, so that text stays legible in the light and in the dark theme.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 POSITIVE, NEGATIVE = "86, 180, 233", "230, 159, 0"  # of Okabe and Ito
-STRONGEST = 0.6  # opacity: more would drown the ink
+STRONGEST = 0.6  # opacity of the strongest colour: with more, text would be hard to read
 STYLE = "line-height:1.9; white-space:pre-wrap; overflow-wrap:anywhere; margin:0 0 .5rem 0"
 NOTE = "font-size:.8rem; opacity:.7; white-space:nowrap"
 
 
 def coloured(tokens: Sequence[str], values: Iterable[float], largest: float, peak: int | None = None) -> str:
-    """Tokens, each the stronger coloured the nearer its value is to the largest; `peak` is underlined."""
+    """Tokens on a background whose opacity grows with the token's value. The token at `peak` is underlined."""
     spans = []
     for number, (token, value) in enumerate(zip(tokens, values, strict=True)):
         share = min(1.0, abs(value) / largest) if largest else 0.0
@@ -27,18 +27,18 @@ def coloured(tokens: Sequence[str], values: Iterable[float], largest: float, pea
 
 
 def visible(token: str) -> str:
-    """Escaped; a line's end is shown as such, and does not break the line."""
+    """The token escaped, with a visible symbol instead of a line break."""
     return escape(token).replace("\r", "").replace("\n", "↵")
 
 
 def passage(content: str, note: str = "") -> str:
-    """Coloured tokens as a paragraph, and what is to be said of it."""
-    said = f' <span style="{NOTE}">{escape(note)}</span>' if note else ""
-    return f'<p style="{STYLE}">{content}{said}</p>'
+    """Coloured tokens as a paragraph, followed by a note."""
+    small = f' <span style="{NOTE}">{escape(note)}</span>' if note else ""
+    return f'<p style="{STYLE}">{content}{small}</p>'
 
 
 def bars(entries: Sequence[tuple[str, float]], digits: int = 3) -> str:
-    """Tokens with their figures, a line each, and a bar as long as the figure."""
+    """A line for each token with its value, and a bar whose length shows the value."""
     largest = max((abs(value) for _, value in entries), default=0.0) or 1.0
     lines = []
     for token, value in entries:

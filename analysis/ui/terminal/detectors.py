@@ -1,4 +1,4 @@
-"""What find-feature found, as tables of 80 columns: it is given plain data and computes nothing."""
+"""The output of find-feature as tables of at most 80 columns. Computes nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from analysis.concepts.search import FeatureDescription
 
 HEADERS = ("AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
-LEGEND = (
-    "AUROC: on passages that neither chose the feature nor set its threshold, and, of "
-    f"{FEWEST_SCORED} passages of the concept or more, its interval; w/o: without the phrase's own tokens; "
-    "prec., cov.: precision and coverage above the threshold; diff.: of the means; dens.: share of all tokens on "
-    "which it fires; q: the smallest false discovery rate at which it passes"
-)
+LEGEND = f"""\
+AUROC   on passages that neither chose the feature nor set its threshold
+95%     interval of the AUROC, from {FEWEST_SCORED} scored passages of the concept on
+w/o     AUROC without the tokens of the phrase itself
+prec.   precision: share of the passages above the threshold with the concept
+cov.    coverage: share of the concept's passages above the threshold
+diff.   mean value on the concept's passages minus the mean on the others
+dens.   density: share of all tokens on which the feature fires
+q       smallest false discovery rate at which the feature passes; dim: fails"""
 
 
 def found_table(
@@ -29,17 +32,17 @@ def found_table(
     densities: Mapping[tuple[str, int], float | None],
     baselines: Mapping[str, Detector],
 ) -> Table:
-    """A line a feature, dim where it does not pass; then a line a baseline."""
+    """A row for each feature, dim if it does not pass, and then a row for each baseline."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
     table.add_column("dictionary", overflow="fold")
     table.add_column("feature", justify="right", no_wrap=True)
     for header in HEADERS:
         table.add_column(header, justify="right", no_wrap=True)
-    for found in features:
-        density = densities.get((found.member, found.feature))
-        last = ["-" if density is None else f"{density:.4f}", f"{found.q_value:.2g}"]
-        cells = [f"#{found.feature}", *detector_cells(found.detector), *last]
-        table.add_row(Text(found.member), *cells, style="" if found.passes else "dim")
+    for feature in features:
+        density = densities.get((feature.member, feature.feature))
+        last = ["-" if density is None else f"{density:.4f}", f"{feature.q_value:.2g}"]
+        cells = [f"#{feature.feature}", *detector_cells(feature.detector), *last]
+        table.add_row(Text(feature.member), *cells, style="" if feature.passes else "dim")
     for name, detector in baselines.items():
         table.add_row(Text(f"mean difference, {name}"), "", *detector_cells(detector), "", "")
     return table
@@ -57,7 +60,7 @@ def detector_cells(detector: Detector) -> list[str]:
 
 
 def description_text(found: FoundFeature, description: FeatureDescription, contexts: int) -> Text:
-    """What it promotes, and its largest places, the token marked."""
+    """The tokens that a feature promotes, and the contexts of its largest activations with the token marked."""
     text = Text(f"#{found.feature} of {found.member}", style="bold")
     text.append("\n  promotes " + " ".join(map(repr, description.promoted)), style="not bold")
     for context in description.contexts[:contexts]:
@@ -76,29 +79,27 @@ def search_summary(phrase: str, passages: dict[str, Any], result: FindFeature, f
 
     p, passing = passages, sum(found.passes for found in result.features)
     lines = [
-        f"{phrase}: {p['concept']} passages of {p['mean_tokens_concept']:.0f} tokens, {p['of_which_examples']} of them "
-        f"examples, and {p['others']} others of {p['mean_tokens_others']:.0f}; {p['documents_read']:,} documents read",
-        f"scored on {p['scored_concept']} passages and {p['scored_others']} others, of which "
-        f"{p['scored_concept_not_trained_on']} and {p['scored_others_not_trained_on']} were not trained on",
+        f"{phrase}: {p['concept']} passages about it ({p['of_which_examples']} of them your examples), on average "
+        f"{p['mean_tokens_concept']:.0f} tokens long",
+        f"compared with {p['others']} other passages, on average {p['mean_tokens_others']:.0f} tokens long; "
+        f"{p['documents_read']:,} documents read",
+        f"scored on {p['scored_concept']} passages about it ({p['scored_concept_not_trained_on']} from documents not "
+        f"trained on) and {p['scored_others']} others ({p['scored_others_not_trained_on']} not trained on)",
     ]
     if p["texts_left_out"]:
         lines.append(
-            f"left out: {p['texts_left_out']} of your texts, which nearly equal another or, given against it, hold the "
-            "phrase"
+            f"left out: {p['texts_left_out']} of your texts, because they nearly equal another text, or contain the "
+            "phrase although they were given as texts without the concept"
         )
     if p["near_copies_left_out"]:
-        lines.append(
-            f"left out: {p['near_copies_left_out']} near-copies among the documents and passages of the corpus"
-        )
-    tried = f"of {sum(result.tried.values()):,} features tried in {len(result.tried)} dictionaries"
+        lines.append(f"left out: {p['near_copies_left_out']} near-copies among the corpus's documents and passages")
+    tried = f"{sum(result.tried.values()):,} features in {len(result.tried)} dictionaries tried"
+    rate = f"a false discovery rate of {fdr:g}"
     if passing:
-        return [
-            *lines,
-            f"{tried}, {passing} of the {len(result.features)} best pass, at a false discovery rate of {fdr:g}",
-        ]
+        return [*lines, f"{tried}; {passing} of the {len(result.features)} best pass at {rate}"]
     few = (
-        f" {p['concept']} passages are too few, {ENOUGH} are needed: give examples (--examples)"
+        f"; {p['concept']} passages about the concept are too few, {ENOUGH} are needed: give examples (--examples)"
         if p["concept"] < ENOUGH
         else ""
     )
-    return [*lines, f"nothing found: {tried}, none passes at a false discovery rate of {fdr:g}.{few}"]
+    return [*lines, f"nothing found: {tried}, none passes at {rate}{few}"]

@@ -1,10 +1,10 @@
-"""The terminal face of a run: progress redrawn in place, plain lines in a log, and the box of results at the end.
+"""Terminal output of a run: progress that is redrawn in place, and a box of results at the end.
 
-It computes nothing and knows neither torch nor jax: what it draws is handed to it. Names, ids and paths are printed
-as they are. Where the stream is not a terminal it writes plain lines, with never an escape code among them.
+This module computes nothing and imports neither torch nor jax. Names, ids and paths are printed as they are. If the
+stream is not a terminal, the output is plain lines without escape codes.
 
     with Terminal() as terminal:
-        terminal.say("no model hub in reach: using the bundled model")
+        terminal.say("the hub cannot be reached: using the bundled model")
         terminal.progress("harvest", done_tokens, total_tokens)
         terminal.training_progress(progress)
         terminal.results(results, run_dir)
@@ -58,21 +58,21 @@ if TYPE_CHECKING:
     from sae_jax.cost import Plan
     from sae_jax.training.progress import Progress
 
-FRAME_SECONDS = 0.1  # a terminal is redrawn no more often
-LINE_SECONDS = 3.0  # a log gets a line no more often: n lines at once are followed by n times as long a silence
-UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}  # what a phase counts
+FRAME_SECONDS = 0.1  # shortest time between two redraws of a terminal
+LINE_SECONDS = 3.0  # shortest average time between two lines of a log: n lines at once are followed by n times as long
+UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}  # what the progress of a phase counts
 UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features", "examples": "members", "figures": "figures"}
-LOG_COLUMNS = 160  # no line of progress in a log is longer
-CURVE_COLUMNS = 16  # ids give way before the curve gets narrower
+LOG_COLUMNS = 160  # longest line of progress in a log
+CURVE_COLUMNS = 16  # ids are shortened before the curve gets narrower than this
 SCATTER_COLUMNS = 100
-BEST = f"explains most, of those with an L0 within {L0_TOLERANCE:.0%} of what was asked"
-ID_COLUMNS = 12  # and the curve gives way before the ids get narrower
+BEST = f"highest explained variance, with an L0 within {L0_TOLERANCE:.0%} of the target"
+ID_COLUMNS = 12  # the curve is shortened before the ids get narrower than this
 GAP = 2  # between columns
-LEAST_COLUMNS, LEAST_LINES = 40, 5  # a narrower screen folds the lines
+LEAST_COLUMNS, LEAST_LINES = 40, 5  # on a narrower screen the lines wrap
 
 
 class Screen(Console):
-    """A console to which no text brings control characters of its own, and which is never too narrow to draw on."""
+    """A console that removes control characters from the text it prints and has a minimum size."""
 
     @property  # type: ignore[misc]
     def size(self) -> ConsoleDimensions:
@@ -80,7 +80,7 @@ class Screen(Console):
         return ConsoleDimensions(max(width, LEAST_COLUMNS), max(height, LEAST_LINES))
 
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError  # and not SystemExit: main.py says what it means
+        raise BrokenPipeError  # instead of rich's SystemExit, so that the command can report it
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for text, style, control in super().render(renderable, options):
@@ -88,10 +88,10 @@ class Screen(Console):
 
 
 class Terminal:
-    """Shows a run on `stream` (standard output by default); a context manager, so that the cursor always comes back.
+    """Shows a run on `stream`, by default the standard output. A context manager, so that the cursor is restored.
 
-    With `quiet` it prints the run directory's path at the end and nothing else; a member that failed is named on
-    standard error. `NO_COLOR` and `TERM=dumb` (then: plain lines) are respected.
+    If `quiet`, only the run directory's path is printed at the end, and failed members on standard error. `NO_COLOR`
+    is respected. With `TERM=dumb` the output is plain lines.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class Terminal:
         self._best = " ★" if unicode else " *"
         self._curves: defaultdict[str, LossCurve] = defaultdict(LossCurve)
         self._phase: str | None = None
-        self._first: tuple[float, int] = (0.0, 0)  # when the phase began, and with how many tokens already there
+        self._first: tuple[float, int] = (0.0, 0)  # the time at which the phase began, and the count at that time
         self._live: Live | None = None
-        self._frame: Callable[[int | None], RenderableType] | None = None  # what is on screen, for a number of lines
-        self._unwritten: list[str] = []  # what a log was spared so far
+        self._frame: Callable[[int | None], RenderableType] | None = None  # draws the screen in a number of lines
+        self._unwritten: list[str] = []  # the latest lines that came too early for the log
         self._next = -math.inf
 
     def __enter__(self) -> Terminal:
@@ -129,10 +129,10 @@ class Terminal:
         self.leave_phase()
 
     def say(self, text: str) -> None:
-        """A line that stays, above whatever is being redrawn."""
+        """Print a message that stays on screen, above the progress that is being redrawn."""
         if self._quiet:
             return
-        if self._redraws:  # wrapped between words only: a long path is left to the terminal, and so can be copied
+        if self._redraws:  # wrapped between words only, so that a long path can be copied from the terminal
             columns = self._console.width
             text = "\n".join(
                 line
@@ -143,12 +143,12 @@ class Terminal:
         self._console.print(self._literal(text), soft_wrap=True)
 
     def show(self, table: RenderableType) -> None:
-        """Something finished, as wide as the screen."""
+        """Print a finished table, as wide as the screen."""
         if not self._quiet:
             self._console.print(table)
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        """A bar with tokens/s, or what else is counted (since the phase's first call), and time left."""
+        """Show a phase's progress bar with its rate and time left. The rate counts from the phase's first call."""
         if self._quiet:
             return
         if self._enter_phase(phase):
@@ -166,12 +166,12 @@ class Terminal:
         self._show(frame, [head_line(phase, share, left, counts)], last=done >= total)
 
     def past(self, losses: Iterable[tuple[str, float]]) -> None:
-        """Losses of members, each with its id, from before this terminal was there."""
+        """Add earlier losses, as (member id, loss), to the curves of the members."""
         for member_id, loss in losses:
             self._curves[member_id].append(loss)
 
     def training_progress(self, progress: Progress) -> None:
-        """Step, rows/s and time left; per member loss, explained variance, L0, dead and the loss so far."""
+        """Show step, rows/s and time left, and a table of the members' metrics and loss curves."""
         if self._quiet:
             return
         for member_id, metrics in progress.members.items():
@@ -190,7 +190,7 @@ class Terminal:
         self._show(frame, lines, last=progress.step >= progress.total_steps)
 
     def results(self, results: dict[str, Any], run_dir: str) -> None:
-        """The double-line box EXPERIMENT RESULTS from the content of results.json, and where the results lie."""
+        """Print the box EXPERIMENT RESULTS from the content of results.json, and the path of the results."""
         self.leave_phase()
         failed = [member for member in results["members"] if member.get("failed")]
         if self._quiet:
@@ -219,16 +219,16 @@ class Terminal:
         for section in sections:
             frame.add_row(section)
         self._console.print(frame)
-        if facts[-1][1] != where:  # the box had no room for it; nobody shall have to guess a path
+        if facts[-1][1] != where:  # the box had no room for the whole path
             self._console.print(self._literal(f"results: {run_dir}"), soft_wrap=True)
 
     def scatter(self, points: Sequence[tuple[str, float, float]], x_title: str, y_title: str) -> None:
-        """Points (kind, x, y), drawn in characters."""
+        """Print points (kind, x, y) as a plot made of characters."""
         for line in scatter(points, x_title, y_title, min(self._console.width, SCATTER_COLUMNS)):
             self._console.print(self._literal(line), soft_wrap=True)
 
     def plan(self, plan: Plan) -> None:
-        """The members of a dry run, and what they cost."""
+        """Print the members of a dry run and their estimated costs."""
         header = ["member", "group", "parameters", "memory", "time"]
         rows = [
             [p.member.id, str(p.group), f"{p.parameters:,}", size_text(p.bytes), duration_text(p.seconds)]
@@ -238,27 +238,28 @@ class Terminal:
         memory = size_text(sum(p.bytes for p in plan.members))
         groups = max(p.group for p in plan.members)
         self.say(
-            f"{len(rows)} members in {groups} groups, {plan.steps:,} steps each: {memory} of weights and moments, "
-            f"about {size_text(sum(plan.memory.host.values()))} in all, about {duration_text(plan.seconds)} on this CPU"
+            f"{len(rows)} members in {groups} groups, {plan.steps:,} steps each: {memory} for weights and optimizer, "
+            f"about {size_text(sum(plan.memory.host.values()))} in total, about {duration_text(plan.seconds)} "
+            "on this CPU"
         )
 
     def evaluation(self, report: dict[str, Any]) -> None:
-        """The table of `python main.py evaluate`: one line a dictionary, intervals in parentheses."""
+        """Print the table of `python main.py evaluate`: one row for each dictionary, intervals in parentheses."""
         from analysis.stats import FEWEST_DOCUMENTS
 
         self.leave_phase()
         header = ["dictionary", "expl. var.", "L0", "dead", "CE clean", "CE", "CE rec.", "KL rec."]
         rows = []
-        for found in report["dictionaries"]:
-            metrics, intervals = found["metrics"], found["intervals"]
+        for dictionary in report["dictionaries"]:
+            metrics, intervals = dictionary["metrics"], dictionary["intervals"]
             _, variance, l0, dead = (number.strip() for number in number_cells(metrics))
             losses = [share_text(metrics.get(name)) for name in ("ce_clean", "ce_sae")]
             shares = [share_text(metrics.get(n), intervals.get(n)) for n in ("ce_recovered", "kl_recovered")]
-            rows.append([found["name"], variance, l0, dead, *losses, *shares])
+            rows.append([dictionary["name"], variance, l0, dead, *losses, *shares])
         self._console.print(self._table(header, rows, self._console.width))
-        documents = {found["documents"] for found in report["dictionaries"] if "documents" in found}
+        documents = {entry["documents"] for entry in report["dictionaries"] if "documents" in entry}
         if documents and min(documents) < FEWEST_DOCUMENTS:
-            self.say(f"no intervals: {min(documents)} documents were measured on, {FEWEST_DOCUMENTS} are needed")
+            self.say(f"no intervals: they need {FEWEST_DOCUMENTS} documents, and only {min(documents)} were measured")
 
     # Phases.
 
@@ -270,7 +271,7 @@ class Terminal:
         return True
 
     def leave_phase(self) -> None:
-        """The last frame, or line, stays behind."""
+        """End the phase. Its last frame or line stays visible."""
         if self._live is not None and self._frame is not None:
             self._live.update(self._frame(None))
             self._live.stop()
@@ -287,7 +288,7 @@ class Terminal:
         if self._redraws:
             self._next = now + FRAME_SECONDS
             if self._live is None:
-                # What others print goes above the live region, unless it goes to another place than the terminal.
+                # Rich redirects what others print to above the live region. A stream to a file is left alone.
                 elsewhere = {f"redirect_{name}": getattr(sys, name).isatty() for name in ("stdout", "stderr")}
                 self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop", **elsewhere)
                 self._live.start()
@@ -312,9 +313,9 @@ class Terminal:
         return Group(bar, Text("   ".join(filter(None, counts)), style="dim", no_wrap=True))
 
     def _members(self, progress: Progress, height: int | None) -> RenderableType:
-        """The members' table in at most `height` lines, heading included: those without room are summed up.
+        """The members' table in at most `height` lines, heading included. Members without room are summarized.
 
-        The best one always has room.
+        The best member is always shown.
         """
         members, best = progress.members, best_member(progress.members, progress.l0_asked)
         room = len(members) if height is None else max(height - 4, 1)
@@ -338,7 +339,7 @@ class Terminal:
         curves: Sequence[LossCurve] | None = None,
         best: str | None = None,
     ) -> Table:
-        """Rows of an id and numbers. The id gets what the numbers (and the curve) leave, the curve the rest."""
+        """A table with an id and numbers in each row. Ids get the width that numbers and curves leave free."""
         names = [self._literal(row[0]).plain for row in rows]
         stars = [self._best if row[0] == best else "" for row in rows]
         widths = [max(map(len, cells)) for cells in zip(*(row[1:] for row in [header, *rows]), strict=True)]
@@ -379,7 +380,7 @@ class Terminal:
         return table
 
     def _log_lines(self, head: str, members: dict[str, dict[str, float]]) -> list[str]:
-        """One member stands in the line itself, several below it."""
+        """Lines of a log: a single member's figures follow the heading, those of several are listed below it."""
         texts = [
             "loss {}  ev {}  l0 {}  dead {}".format(*map(str.strip, number_cells(metrics)))
             for metrics in members.values()
@@ -395,11 +396,11 @@ class Terminal:
         return lines if len(members) == 1 else [head, *lines]
 
     def _literal(self, text: str) -> Text:
-        """The text as it is: no markup, no control characters, nothing that the stream cannot encode."""
+        """The text without markup, control characters and characters that the stream cannot encode."""
         return Text(visible(text.expandtabs()).encode(self._console.encoding, "replace").decode(self._console.encoding))
 
     def _shorten(self, text: str, columns: int) -> str:
-        """At most `columns` wide, the middle left out: ids and paths differ at their ends."""
+        """The text in at most `columns` columns. The middle is left out, because ids and paths differ at their ends."""
         if cell_len(text) <= columns:
             return text
         keep = max(columns - len(self._ellipsis), 0)

@@ -1,17 +1,17 @@
-"""A plot in characters, for a terminal or a log."""
+"""A scatter plot made of characters, for a terminal or a log."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-LEAST_X, LEAST_Y = 0.1, 0.02  # of the largest value: what lies closer together shall not look far apart
+LEAST_X, LEAST_Y = 0.1, 0.02  # smallest span of an axis, relative to its largest value: close points stay close
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def scatter(
     points: Sequence[tuple[str, float, float]], x_title: str, y_title: str, columns: int, lines: int = 16
 ) -> list[str]:
-    """Points (kind, x, y) as a letter a kind, with a legend; `*` where kinds fall on one place."""
+    """Lines that plot points (kind, x, y): one letter for each kind, `*` where kinds overlap, and a legend."""
     kinds = list(dict.fromkeys(kind for kind, _, _ in points))
     letters = dict(zip(kinds, LETTERS * (1 + len(kinds) // len(LETTERS)), strict=False))
     x_low, x_high = spread([x for _, x, _ in points], LEAST_X)
@@ -34,7 +34,7 @@ def scatter(
 
 
 def spread(values: Sequence[float], least: float) -> tuple[float, float]:
-    """Lowest and highest, or a span around them that is `least` of the largest."""
+    """The lowest and highest value, spread apart to at least `least` times the largest absolute value."""
     low, high = min(values), max(values)
     lacking = (least * max(abs(low), abs(high)) or 1.0) - (high - low)
     return (low, high) if lacking <= 0 else (low - lacking / 2, high + lacking / 2)

@@ -1,15 +1,15 @@
-"""A loss so far as one line of text."""
+"""A loss curve as one line of text."""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
 
-CURVE_POINTS = 400  # a curve keeps at most so many points, over however many blocks
+CURVE_POINTS = 400  # points that a curve keeps, at most
 
 
 class LossCurve:
-    """A loss over a run of any length, in bounded memory: when full, every second point goes."""
+    """The loss of a run of any length in bounded memory: when the curve is full, every second point is dropped."""
 
     def __init__(self) -> None:
         self._points: list[float] = []
@@ -25,7 +25,7 @@ class LossCurve:
             self._stride *= 2
 
     def draw(self, columns: int, levels: str, gap: str) -> str:
-        """A sparkline of at most `columns` characters, lowest to highest loss; `gap` where no loss was finite."""
+        """A sparkline of at most `columns` characters from `levels`, or `gap` at steps without a finite loss."""
         n = len(self._points)
         columns = min(columns, n)
         edges = [n * i // columns for i in range(columns + 1)] if columns > 0 else []

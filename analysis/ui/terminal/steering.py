@@ -1,4 +1,4 @@
-"""What steering wrote, and its figures, as tables."""
+"""The texts and figures of a steering experiment as tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from analysis.interventions.steering import UNSTEERED, Steered, Texts
 
 
 def steered_texts_table(steered: Steered) -> Table:
-    """The first text of each prompt, unsteered and by the feature, side by side, strength by strength."""
+    """The first text of each prompt, unsteered beside steered by the feature, with a row for each strength."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -27,11 +27,12 @@ def steered_texts_table(steered: Steered) -> Table:
 
 
 def steered_figures_table(steered: Steered) -> Table:
+    """A row for each direction and strength and for the unsteered texts. `steer --help` explains the columns."""
     from rich import box
     from rich.table import Table
 
     table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("strength", "concept's\nprobability", "change", "perplexity,\nunsteered", "distinct\ntokens"):
+    for head in ("strength", "concept's\nprobability", "change", "perplexity", "distinct\ntokens"):
         table.add_column(head, justify="right")
     plain = steered.plain[UNSTEERED].probability
 

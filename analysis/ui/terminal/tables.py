@@ -1,4 +1,4 @@
-"""Tables of the terminal face: what presets are and cost, a frontier's points."""
+"""Tables that commands print: presets and their costs, frontiers, a study's answers, benchmarks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def preset_table(presets: dict[str, tuple[Preset, Cost, Cost]]) -> Table:
-    """Of each preset what it is, where it is from, and its costs on GPT-2 small and on the bundled model."""
+    """A row for each preset: its description, its source, and its costs on GPT-2 small and on the bundled model."""
     table = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
-    for column in ("--preset", "what, source, figures published", "GPT-2 small, on this CPU", "bundled model"):
+    for column in ("--preset", "description, source, published figures", "GPT-2 small, on this CPU", "bundled model"):
         table.add_column(column, overflow="fold", no_wrap=column == "--preset")
     for name, (preset, full, small) in presets.items():
-        lacks = "\nnot followed:" * bool(preset.not_followed) + "".join(f"\n- {text}" for text in preset.not_followed)
+        lacks = "\ndeviations:" * bool(preset.not_followed) + "".join(f"\n- {text}" for text in preset.not_followed)
         about = f"{preset.about}\n{preset.source}\n{preset.published}{lacks}"
         table.add_row(name, about, cost_text(full), cost_text(small))
     return table
@@ -40,7 +40,7 @@ def cost_text(cost: Cost) -> str:
 
 
 def frontier_table(frontier: Frontier) -> Group:
-    """Of each panel a table, a line a point: means over seeds, their deviation in brackets."""
+    """A table for each panel with a row for each point: means over seeds, standard deviations in parentheses."""
     from analysis.comparison.frontier import METRICS
 
     metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.points)]
@@ -66,7 +66,7 @@ def spread_text(spread: Spread | None, digits: int) -> str:
 
 
 def study_table(estimates: dict[str, dict[str, Estimate]]) -> Table:
-    """A line a measure, a column a kind: means over seeds, and 95% intervals."""
+    """A row for each measure and a column for each kind: means over seeds with 95% intervals."""
     from analysis.study.questions import words
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -79,23 +79,23 @@ def study_table(estimates: dict[str, dict[str, Estimate]]) -> Table:
 
 
 def benchmark_table(answers: dict[str, dict[str, Any]]) -> Table:
-    """A row for each member, with what each benchmark measured of it."""
+    """A row for each member with its figures from each benchmark."""
     rows: dict[str, dict[str, str]] = {}
     for name, by_label in answers.get("sparse_probing", {}).items():
         for k in next(iter(by_label.values())).accuracy:
-            mean = sum(of.accuracy[k] for of in by_label.values()) / len(by_label)
+            mean = sum(probing.accuracy[k] for probing in by_label.values()) / len(by_label)
             rows.setdefault(name, {})[f"probe\n{k if k == 'all' else f'k={k}'}"] = f"{mean:.3f}"
-    for name, of in answers.get("absorption", {}).items():
+    for name, absorption in answers.get("absorption", {}).items():
         cells = {
-            "mean": of.fraction,
-            "full": of.full,
-            "split": of.split_features,
-            "F1": of.split_f1,
-            "probe": of.probe_f1,
+            "mean": absorption.fraction,
+            "full": absorption.full,
+            "split": absorption.split_features,
+            "F1": absorption.split_f1,
+            "probe": absorption.probe_f1,
         }
         rows.setdefault(name, {}).update({f"absorb\n{k}": number(value) for k, value in cells.items()})
-    for name, of in answers.get("spurious_correlation", {}).items():
-        rows.setdefault(name, {}).update({f"SCR\nn={n}": number(value) for n, value in of.score.items()})
+    for name, removal in answers.get("spurious_correlation", {}).items():
+        rows.setdefault(name, {}).update({f"SCR\nn={n}": number(value) for n, value in removal.score.items()})
     heads = list(dict.fromkeys(head for row in rows.values() for head in row))
     table = Table("", *heads, box=box.SIMPLE, padding=(0, 1, 0, 0))
     for column in table.columns[1:]:

@@ -1,4 +1,4 @@
-"""Figures of a run as people read them."""
+"""Numbers, ids and settings of a run as text for people."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 from analysis.runs.best_member import l0_asked_of
 
 HYPHEN = re.compile(r"(?<!\de)-")  # between the parts of an id, not in 1e-3
-# All but the end of a line; marks that turn the direction of writing round; halves of characters.
+# Control characters except the line feed, marks that change the writing direction, and unpaired surrogates.
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """Without what a terminal obeys instead of showing it."""
+    """The text with every character replaced that a terminal would obey instead of showing."""
     return CONTROL.sub("\ufffd", text)
 
 
 def number_cells(metrics: dict[str, float]) -> list[str]:
-    """Loss, explained variance, L0 and dead fraction, in widths that hold still while a run goes on."""
+    """Loss, explained variance, L0 and dead fraction, in widths that stay constant during a run."""
     loss, variance, l0, dead = (
         math.nan if (value := metrics.get(name)) is None else float(value)
         for name in ("loss", "explained_variance", "l0", "dead_fraction")
@@ -41,7 +41,7 @@ def ranges_text(members: list[dict[str, float]]) -> str:
 
 
 def percent_done(share: float) -> str:
-    """Rounded down: 100% means done."""
+    """The share in percent, rounded down so that 100% means done."""
     return f"{math.floor(100 * share)}%"
 
 
@@ -50,7 +50,7 @@ def percent_text(share: float, digits: int) -> str:
 
 
 def share_text(value: float | None, interval: list | None = None) -> str:
-    """A share and the interval around it, to three digits; a dash for what is not known."""
+    """A share with three digits, and its interval in parentheses; a dash if the share is None."""
     if value is None:
         return "-"
     if interval is None or None in interval:
@@ -59,7 +59,7 @@ def share_text(value: float | None, interval: list | None = None) -> str:
 
 
 def rate_text(rate: float, unit: str) -> str:
-    """Nothing where the rate is not known yet."""
+    """A rate with its unit, or nothing if it is not known yet."""
     if not math.isfinite(rate):
         return ""
     return f"{rate:,.0f} {unit}" if rate >= 10 else f"{rate:.1f} {unit}"
@@ -82,14 +82,14 @@ def head_line(phase: str, share: float, left: str, counts: list[str]) -> str:
 
 
 def member_name(member: dict[str, Any]) -> str:
-    """The id, with the activation function before it where it does not say which."""
+    """The member's id, preceded by its activation function if the id does not contain it."""
     member_id, activation = str(member["id"]), str(member["activation"])
     return member_id if activation in member_id else f"{activation} {member_id}"
 
 
 def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """(header, a row a member) of the table of results, from the members of results.json."""
-    header, rows = ["member", "loss (mse)", "sparsity", "expl. var.", "L0 (asked)", "dead"], []
+    """(header, a row for each member) of the table of results, from the members of results.json."""
+    header, rows = ["member", "loss (mse)", "sparsity", "expl. var.", "L0 (target)", "dead"], []
     measured = any("ce_recovered" in (member.get("metrics") or {}) for member in members)
     header += ["CE rec."] if measured else []
     for member in members:
@@ -105,10 +105,10 @@ def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[s
 
 
 def told_apart(ids: list[str]) -> list[str]:
-    """Ids without the parts that all of them have in the same place, where that leaves them different."""
+    """The ids without the parts that all of them share, if the rest still distinguishes them."""
     columns = list(zip_longest(*(HYPHEN.split(name) for name in ids), fillvalue=""))
-    apart = [column for column in columns if len(set(column)) > 1]
-    short = ["-".join(filter(None, own)) for own in zip(*apart, strict=True)]
+    different = [column for column in columns if len(set(column)) > 1]
+    short = ["-".join(filter(None, parts)) for parts in zip(*different, strict=True)]
     return short if all(short) and len(set(short)) == len(ids) else ids
 
 
@@ -117,7 +117,7 @@ def failure_text(member: dict[str, Any]) -> str:
 
 
 def model_text(model: dict[str, Any]) -> str:
-    return f"{model['name']} (fallback: no model hub in reach)" if model["fell_back"] else str(model["name"])
+    return f"{model['name']} (fallback: the hub cannot be reached)" if model["fell_back"] else str(model["name"])
 
 
 def times_text(timing: dict[str, float | None]) -> str:

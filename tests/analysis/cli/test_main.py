@@ -158,7 +158,7 @@ sys.exit(status)"""
     again = typed(*SMOKE, "--run-dir", run, cache=cache, script=script, cwd=ROOT)
     assert time.perf_counter() - began < 3
     assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout.endswith("[]\n") and "--force does it again" in again.stdout
+    assert again.stdout.endswith("[]\n") and "--force trains it again" in again.stdout
     assert again.stdout.count("EXPERIMENT RESULTS") == 1
     assert files_of(run) == before
 
@@ -352,7 +352,7 @@ FLAGS = {
     "a layer in words": (("--layer", "first"), "first", "int"),
     "a layer twice": (("--layer", "0", "0"), "0 0", "different layers"),
     "a window longer than the model's": (("--seq-len", "4096"), "4096", "at most"),
-    "everything held out": (("--held-out", "1"), "1", "between 0 and 1"),
+    "everything held out": (("--held-out", "1"), "1", "must be below 1"),
     "one window": (("--n-samples", "1"), "1", "at least 2"),
     "a number format unknown": (("--store-dtype", "int8"), "int8", "float16, float32"),
     "a seed too large": (("--seed", "2147483648"), "2147483648", "must be below 2147483648"),
@@ -365,7 +365,7 @@ FLAGS = {
     "a flag that is none": (("--learning-rate", "1"), "--learning-rate", "--help"),
     "a flag cut short": (("--activ", "relu"), "--activ", "--help"),
     "a word too many": (("train",), "train", "--help"),
-    "both ways to go on": (("--resume", "--force"), "--resume and --force", "one of them"),
+    "both ways to go on": (("--resume", "--force"), "--resume continues", "one of them"),
 }
 
 

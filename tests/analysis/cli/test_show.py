@@ -67,7 +67,7 @@ def test_watching_ends_with_a_word_and_leaves_the_training_alone(live_run):
     watching.send_signal(signal.SIGINT)
     out, err = watching.communicate(timeout=60)
     assert watching.returncode == 130 and err == ""
-    assert f"no longer watched: {run} is being trained" in out
+    assert f"stopped watching: {run} is being trained" in out
     assert process.poll() is None
 
 
@@ -114,12 +114,12 @@ def test_a_finished_run_is_shown_as_it_was_at_its_end(cache, tmp_path):
         (row,) = (line for line in shown.stdout.splitlines() if line.startswith(f"║ {member['id']} "))
         assert f"{member['metrics']['explained_variance']:.3f}" in row
     assert "a relu  b jump_relu  c topk" in shown.stdout and "no analyses yet" in shown.stdout
-    assert f"to be made: python main.py study {run}\n" in shown.stdout
+    assert f"not run yet: python main.py study {run}\n" in shown.stdout
     (run / "analysis").mkdir()
     (run / "analysis" / "study.json").write_text("{}")
     shown = show(run)
     assert "analyses: study\n" in shown.stdout and "main.py study" not in shown.stdout
-    assert f"to be made: python main.py saebench {run}\n" in shown.stdout
+    assert f"not run yet: python main.py saebench {run}\n" in shown.stdout
 
 
 def test_nothing_to_show(tmp_path):

@@ -62,7 +62,7 @@ def test_an_empty_text_is_a_variable_that_is_not_set(capsys):
 
 
 def test_bytes_that_are_no_text_are_refused(capsys):
-    assert r"/tmp/\udcff: its bytes are no utf-8" in said(capsys, "show", "/tmp/\udcff")
+    assert r"/tmp/\udcff is not valid utf-8" in said(capsys, "show", "/tmp/\udcff")
 
 
 @pytest.fixture(params=["fifo", "folder", "device", "link to a device"])
@@ -145,7 +145,7 @@ def test_a_reader_that_leaves_is_no_fault():
     os.close(reads)
     running = process("--preset", "list", stdout=writes)
     os.close(writes)
-    assert running.communicate(timeout=120)[1].startswith("error: nobody reads the output")
+    assert running.communicate(timeout=120)[1].startswith("error: the output pipe was closed")
     assert running.returncode == 141
 
 
@@ -184,8 +184,8 @@ def test_a_file_that_has_no_room_is_named(tmp_path):
 @pytest.mark.parametrize(
     "number, words",
     [
-        (errno.ENOSPC, "the disk is full ({}): what was done before stays; make room, and "),
-        (errno.EMFILE, "too many files are open for this system to open {}: allow more (ulimit -n 4096); "),
+        (errno.ENOSPC, "the disk is full, so {} cannot be written: free some space, then "),
+        (errno.EMFILE, "too many open files, so {} cannot be opened: allow more (ulimit -n 4096), then "),
         (errno.EACCES, "Permission denied: {}"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_signal_ends_it_with_a_word(number):
     running = process(script=SLOW.format(leaving=0))
     assert running.stdout.readline() == "working\n"
     running.send_signal(number)
-    assert "the same command again begins again" in running.communicate(timeout=60)[1] and running.returncode == 130
+    assert "the same command again to start over" in running.communicate(timeout=60)[1] and running.returncode == 130
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -152,7 +152,7 @@ def test_control_characters_of_tokens_can_be_drawn(tmp_path):
 
 def test_what_cannot_be_mapped_is_refused():
     x_FxD, group_F = planted(0.75)
-    with pytest.raises(InputError, match="20 living features or more; there are 19"):
+    with pytest.raises(InputError, match="at least 20 living features, and there are 19"):
         clustering.compute_clusters(x_FxD, np.arange(F) < 19, tokens_of(group_F))
     with pytest.raises(InputError, match="600 directions, 600 truth values and 1 lists"):
         clustering.compute_clusters(x_FxD, np.ones(F, bool), [["a"]])

@@ -105,7 +105,7 @@ def test_the_figure_is_a_picture(run):
     svg = xml.parse(run / "figures" / "frontier.svg").getroot()
     assert svg.tag.endswith("svg") and 400 < float(svg.get("width")) < 1500
     texts = {element.text for element in svg.iter() if element.tag.endswith("text")}
-    assert {"relu", "topk", "4", "8", "L0: active features a row (log scale)", *METRICS.values()} <= texts
+    assert {"relu", "topk", "4", "8", "L0: active features per row (log scale)", *METRICS.values()} <= texts
     assert "bundled model, layer 2 resid_pre, 48 features, 810 rows" in texts
     points = [e for e in svg.iter() if e.get("aria-roledescription") == "point"]
     assert len(points) == 4 * len(METRICS)

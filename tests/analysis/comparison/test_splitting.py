@@ -122,7 +122,7 @@ def test_many_children_are_cut_aloud(rng):
 
 def test_what_cannot_split_is_refused(rng):
     x_FxD = unit(rng.standard_normal((4, D)))
-    with pytest.raises(InputError, match="two or more widths"):
+    with pytest.raises(InputError, match="several widths"):
         splitting.compute_splitting({"a": decoder(x_FxD)})
     with pytest.raises(InputError, match="threshold 0.1"):
         splitting.compute_splitting({"a": decoder(x_FxD), "b": decoder(x_FxD)}, threshold=0.1)

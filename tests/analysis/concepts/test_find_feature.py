@@ -21,9 +21,9 @@ from analysis.concepts.detectors import (
     THRESHOLD,
     auroc,
     best_threshold,
-    deal,
     find_detectors,
     permutation_test,
+    split_passages,
 )
 from analysis.concepts.max_pooling import MaxPooled, max_features, max_projection, mean_difference
 from analysis.concepts.search import FeatureDescription
@@ -58,7 +58,7 @@ def sides(concept: int, others: int) -> np.ndarray:
 
 def test_a_planted_feature_is_found_and_its_figures_are_sklearns(rng):
     is_concept_N = sides(60, 240)
-    set_N = deal(is_concept_N)
+    set_N = split_passages(is_concept_N)
     values = {name: sparse(rng, 300, 400) for name in ("a", "b")}
     fires_N = np.where(is_concept_N, rng.random(300) < 0.9, rng.random(300) < 0.05)
     values["b"][:, 7] = fires_N * rng.uniform(2, 3, 300)
@@ -89,7 +89,7 @@ def test_a_planted_feature_is_found_and_its_figures_are_sklearns(rng):
 def test_of_few_passages_an_auroc_has_no_interval_and_the_table_a_dash(rng, concept, has_interval):
     is_concept_N = sides(concept, 120)
     values = both(sparse(rng, len(is_concept_N), 3))
-    result = find_detectors([("a", values)], {}, is_concept_N, deal(is_concept_N))
+    result = find_detectors([("a", values)], {}, is_concept_N, split_passages(is_concept_N))
     assert all((found.detector.auroc_interval is not None) is has_interval for found in result.features)
     densities = {("a", feature): 0.1 for feature in range(3)}
     console = Console(width=100, record=True)
@@ -99,7 +99,7 @@ def test_of_few_passages_an_auroc_has_no_interval_and_the_table_a_dash(rng, conc
 
 def test_a_feature_that_tells_the_choosing_set_alone_is_no_find(rng):
     is_concept_N = sides(60, 240)
-    set_N, values_NxF = deal(is_concept_N), sparse(rng, 300, 50)
+    set_N, values_NxF = split_passages(is_concept_N), sparse(rng, 300, 50)
     values_NxF[set_N == CHOOSING, 5] = is_concept_N[set_N == CHOOSING]
     values_NxF[set_N == THRESHOLD, 5] = is_concept_N[set_N == THRESHOLD]
     best = find_detectors([("a", both(values_NxF))], {}, is_concept_N, set_N).features[0]
@@ -115,7 +115,7 @@ def test_under_shuffled_labels_the_false_discovery_rate_is_kept(monkeypatch):
         rng = np.random.default_rng(seed)
         is_concept_N = rng.permutation(sides(25, 100))
         members = [(name, both(sparse(rng, 125, 100))) for name in ("a", "b", "c")]
-        result = find_detectors(members, {}, is_concept_N, deal(is_concept_N, seed), top=5, fdr=0.2)
+        result = find_detectors(members, {}, is_concept_N, split_passages(is_concept_N, seed), top=5, fdr=0.2)
         alarms += any(found.passes for found in result.features)
     assert alarms / repetitions < 0.2 + 2 * (0.2 * 0.8 / repetitions) ** 0.5
 
@@ -128,7 +128,9 @@ def test_among_true_features_the_share_of_false_ones_is_kept(monkeypatch):
         is_concept_N = sides(25, 100)
         values_NxF = sparse(rng, 125, 300)
         values_NxF[:, :4] += is_concept_N[:, None]
-        result = find_detectors([("a", both(values_NxF))], {}, is_concept_N, deal(is_concept_N, seed), top=10, fdr=0.2)
+        result = find_detectors(
+            [("a", both(values_NxF))], {}, is_concept_N, split_passages(is_concept_N, seed), top=10, fdr=0.2
+        )
         passing = [found.feature for found in result.features if found.passes]
         assert set(range(4)) <= set(passing)
         shares.append(np.mean([feature >= 4 for feature in passing]))
@@ -141,7 +143,7 @@ def test_p_values_are_exact_ones_and_auroc_counts_ties_half(rng):
     p_C = permutation_test(np.stack([free_N, tied_N], 1), is_concept_N, 40_000, rng)
     exact = mannwhitneyu(free_N[:4], free_N[4:], alternative="greater", method="exact").pvalue
     ranks_N = rankdata(tied_N)
-    sums = [ranks_N[list(dealt)].sum() for dealt in combinations(range(12), 4)]
+    sums = [ranks_N[list(chosen)].sum() for chosen in combinations(range(12), 4)]
     assert p_C == pytest.approx([exact, np.mean(np.array(sums) >= ranks_N[:4].sum())], abs=0.01)
     values_NxF = rng.integers(0, 4, (50, 6))
     labels_N = sides(20, 30)
@@ -159,7 +161,9 @@ def test_the_threshold_has_the_best_f1_and_lets_some_pass_not(rng):
 def test_with_few_passages_nothing_is_found():
     for concept, passes in ((5, False), (6, True)):
         is_concept_N = sides(concept, 120)
-        result = find_detectors([("a", both(is_concept_N[:, None] * 1.0))], {}, is_concept_N, deal(is_concept_N))
+        result = find_detectors(
+            [("a", both(is_concept_N[:, None] * 1.0))], {}, is_concept_N, split_passages(is_concept_N)
+        )
         assert result.features[0].detector.auroc == 1 and result.features[0].passes is passes
 
 
@@ -232,18 +236,20 @@ def test_from_a_phrase_to_the_table(run, capsys, tmp_path):
     assert found["passages"]["of_which_examples"] == 2 and found["passages"]["concept"] > 25
     scored = [found["passages"][f"scored_concept{what}"] for what in ("", "_not_trained_on")]
     assert scored[0] / 2 < scored[1] <= scored[0]  # 90 windows are of few of the documents
-    assert found["settings"]["seed"] == 0 and "Each dictionary's best" in out and "mean difference" in out
+    assert found["settings"]["seed"] == 0 and "Best feature of each dictionary" in out and "mean difference" in out
     passing = [of for of in found["features"] if of["passes"]]
     assert passing and out.count("promotes") == len(passing)
     assert all(len(of["promoted"]) == 10 and of["contexts"][0]["token"] for of in passing)
     best = found["features"][0]
     assert f"{best['detector']['auroc']:.3f}" in out and f"#{best['feature']}" in out and 0 < best["density"] < 1
+    query = f"run={path.name}&member={passing[0]['member']}&feature={passing[0]['feature']}"
+    assert f"dashboard {path}\nthen open http://127.0.0.1:8501/feature?{query}\n" in out
 
 
 def test_the_table_fits_into_80_columns_and_a_description_marks_the_token(rng):
     is_concept_N = sides(20, 60)
     member = "jump_relu-f512-l32-lr1e-3-s0"
-    result = find_detectors([(member, both(sparse(rng, 80, 4)))], {}, is_concept_N, deal(is_concept_N))
+    result = find_detectors([(member, both(sparse(rng, 80, 4)))], {}, is_concept_N, split_passages(is_concept_N))
     console = Console(width=80, record=True)
     console.print(found_table("Best", result.features, {(member, 0): 0.123}, {}))
     mark = SimpleNamespace(before="over the\nGolden", token=" Gate", after=" Bridge")
@@ -277,7 +283,7 @@ def test_what_cannot_be_is_refused(run, tmp_path):
     assert "--member nobody is not in" in refused("a hurricane", "--member", "nobody")
     assert "has no word in it" in refused("  ")
     assert "0 of 7,137 documents" in (text := refused("xyzzy")) and "--examples FILE" in text
-    assert "each of its 2 texts holds 'a hurricane'" in refused("a hurricane", "--against", tmp_path / "all.txt")
+    assert "each of its 2 texts contains 'a hurricane'" in refused("a hurricane", "--against", tmp_path / "all.txt")
     assert "2 texts without 'a hurricane'" in refused("a hurricane", "--against", tmp_path / "few.txt")
     assert "--fdr 2.0: must be between 0 and 1" in refused("a hurricane", "--fdr", 2)
     config = read_json(path / "config.json", "")

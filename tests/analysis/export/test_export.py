@@ -80,8 +80,8 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(run_directory
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     cases = {
-        (): "--to: say which directory",
-        ("--to", "out"): f"--member: say which; it has {member}$",
+        (): "--to is missing: give a new or empty directory",
+        ("--to", "out"): f"--member is missing and the run has several: give one of {member}$",
         ("--to", "out", "--member", "no"): "--member no is not in",
         ("--to", "out", "--member", failed): "failed at step 7",
         ("--to", "full", "--member", member): "is there already",
@@ -90,7 +90,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(run_directory
         argv = [str(tmp_path / a) if a in ("out", "full") else a for a in argv]
         with pytest.raises(InputError, match=reason):
             export([str(run_directory), *argv])
-    with pytest.raises(InputError, match="is no run; leave it out"):
+    with pytest.raises(InputError, match="is a single dictionary, not a run: leave --member out"):
         export([str(run_directory / "members" / member), "--member", member, "--to", str(tmp_path / "out")])
     (run_directory / "results.json").unlink()
     with pytest.raises(InputError, match="is not finished"):
@@ -164,9 +164,9 @@ def test_an_export_is_uploaded_into_a_folder_of_its_name(run_directory, tmp_path
         for path in (tmp_path / "out").iterdir():
             assert repository[f"{member}/{path.name}"] == path.read_bytes()
         refused = typed(*argv, tmp_path / "out2", HF_ENDPOINT=endpoint, HF_TOKEN="another", **home)
-        assert refused.returncode == 2 and "does not take the login" in refused.stderr
+        assert refused.returncode == 2 and "rejects the login" in refused.stderr
         no_login = typed(*argv, tmp_path / "out2", HF_ENDPOINT=endpoint, **home)
-        assert no_login.returncode == 2 and "there is no login for the hub" in no_login.stderr
+        assert no_login.returncode == 2 and "you are not logged in to the hub" in no_login.stderr
     gone = typed(*argv, tmp_path / "out2", HF_ENDPOINT=endpoint, HF_TOKEN="secret", **home)
-    assert gone.returncode == 2 and "no hub is in reach" in gone.stderr
+    assert gone.returncode == 2 and "cannot be reached" in gone.stderr
     assert not (tmp_path / "out2").exists()

@@ -149,9 +149,9 @@ def test_the_same_export_is_the_same_bytes_and_what_is_there_is_refused(
     with pytest.raises(InputError, match="is there already: choose a new or an empty"):
         export(run, member, tmp_path / "again", cache)
     argv = ["export", str(run.path), "--to", str(tmp_path / "other"), "--neuronpedia", "--cache-dir", str(cache)]
-    with pytest.raises(InputError, match="--member: which of"):
+    with pytest.raises(InputError, match="--member is missing"):
         main.main(argv)
-    with pytest.raises(InputError, match="leave it out with --neuronpedia"):
+    with pytest.raises(InputError, match="not the pages of --neuronpedia"):
         main.main([*argv, "--member", member, "--push-to-hub", "me/saes"])
     monkeypatch.setattr(neuronpedia.Pages, "page", lambda self, feature: {"value": float("nan")})
     with pytest.raises(ValueError, match="JSON"):

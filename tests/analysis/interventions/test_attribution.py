@@ -150,13 +150,13 @@ def test_the_command(tmp_path_factory, tmp_path, capsys):
     out, found = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text())
     assert len(found["effects"]) == 5 and found["prompt"][-1] == " the" and found["method"] == "path"
     assert all(f"{effect['ablation']:+.4f}" in out for effect in found["effects"])
-    assert f"{found['correlation']:.3f}" in out and "' sea' less the mean logit" in out
+    assert f"{found['correlation']:.3f}" in out and "logit of ' sea' minus mean logit" in out
     for argv, message in (
-        ([*asked, "--target", " volcano"], "must be one token; to this model it is ' v"),
+        ([*asked, "--target", " volcano"], "must be one token, but this model's tokenizer splits it into ' v"),
         ([*asked, "--target", " sea", "--method", "guess"], "must be one of gradient"),
-        ([*asked], "--target: needed"),
-        ([str(path), "--prompt", "The ships", "--target", " sea"], "--member: which of"),
-        ([*asked, "--target", " sea", "--prompt", "ship " * 200], "from 2 to 128"),
+        ([*asked], "--target is missing"),
+        ([str(path), "--prompt", "The ships", "--target", " sea"], "--member is missing"),
+        ([*asked, "--target", " sea", "--prompt", "ship " * 200], "from 2 to 128 "),
     ):
         with pytest.raises(InputError, match=message):
             main.main(["attribute", *argv])

@@ -320,18 +320,18 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--feature", "3"], "--member: which of "),
-        (["--feature", "3", "--mode", "clamp", "--strength", "0"], "say --mode ablate for that, or --mode add"),
+        (["--feature", "3"], "--member is missing"),
+        (["--feature", "3", "--mode", "clamp", "--strength", "0"], "use --mode ablate for that, or --mode add"),
         (["--feature", "3", "--mode", "ablate", "--strength", "2"], "leave --strength and --sweep out"),
-        (["--feature", "3", "--concept", "sea"], "Give one of them"),
-        (["--feature", "3", "--strengths", "2"], "are of --sweep"),
+        (["--feature", "3", "--concept", "sea"], "give exactly one of"),
+        (["--feature", "3", "--strengths", "2"], "needs --sweep"),
         (["--feature", "3", "--seed", "-1"], "--seed -1: must be 0 or more"),
         (["--feature", "3", "--temperature", "0", "--samples", "2"], "--samples 2: must be 1"),
-        (["--feature", "48", "--member", "FIRST"], "has 0 to 47"),
+        (["--feature", "48", "--member", "FIRST"], "between 0 and 47"),
         (["--feature", "3", "--member", "FIRST", "--max-new-tokens", "125"], "at most 12"),
         (["--feature", "3", "--member", "FIRST", "--prompt", "long " * 300], "tokens, but the model takes 128: give a"),
         (["--feature", "3", "--prompt", "a ship", " "], "--prompt: an empty text"),
-        (["--concept", "zyxwvut", "--member", "FIRST"], "no feature is found that detects it"),
+        (["--concept", "zyxwvut", "--member", "FIRST"], "no feature detects the concept"),
     ],
 )
 def test_what_cannot_be_is_refused(run, argv, message):

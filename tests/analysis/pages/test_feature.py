@@ -170,7 +170,7 @@ def test_what_it_reads_is_what_it_promotes(run, cache):
 
 def test_a_feature_that_is_not_there_is_an_error_that_says_which_are(run, cache):
     name = next(iter(run.members))
-    with pytest.raises(InputError, match="feature 48: .* has 0 to 47"):
+    with pytest.raises(InputError, match="feature 48 does not exist: .* has features 0 to 47"):
         page_of(run, cache, name, 48)
 
 

@@ -181,9 +181,9 @@ def test_an_export_beside_no_run_is_told_to_be_measured_on_its_training_text(fin
     member = next((finished / "members").iterdir())
     shutil.copytree(member, tmp_path / "export")
     evaluated(tmp_path, cache, tmp_path / "export", "--n-samples", "50", "--ce-windows", "0")
-    assert f"{tmp_path / 'export'} was trained on this very text" in capsys.readouterr().out
+    assert f"{tmp_path / 'export'} was trained on this text" in capsys.readouterr().out
     evaluated(tmp_path, cache, member, "--n-samples", "50", "--ce-windows", "0")
-    assert "this very text" not in capsys.readouterr().out, "its run says which documents it never saw"
+    assert "on this text" not in capsys.readouterr().out, "its run says which documents it never saw"
 
 
 def test_a_dictionary_of_another_model_is_measured_only_where_the_model_is_named(finished, tmp_path, cache, capsys):
@@ -195,12 +195,12 @@ def test_a_dictionary_of_another_model_is_measured_only_where_the_model_is_named
         (other / "cfg.json").write_text(json.dumps({**cfg, "metadata": {**cfg["metadata"], "model_name": name}}))
         argv = ["evaluate", str(member), str(other), *few, "--cache-dir", str(cache)]
         assert main.run_as_command(argv) == (0 if same else 2)
-        told = f"{other} is of the model gpt2, {member} of bundled: evaluate each alone, or say by --model-name"
-        assert (told in capsys.readouterr().err) is not same
+        refusal = f"{other} was trained on the model gpt2, {member} on bundled: evaluate each alone, or give the model"
+        assert (refusal in capsys.readouterr().err) is not same
         evaluated(tmp_path, cache, member, other, *few, "--model-name", "bundled")
-        told = f"{other} is of the model gpt2; it is measured on bundled"
+        note = f"{other} was trained on the model gpt2, and is measured on bundled"
         out = capsys.readouterr().out
-        assert (told in out) is not same and f"{member} is of the model" not in out
+        assert (note in out) is not same and f"{member} was trained on the model" not in out
 
 
 def test_what_a_dictionary_was_trained_on_and_is_not_measured_on_is_told(text, tmp_path, cache, capsys):
@@ -213,7 +213,7 @@ def test_what_a_dictionary_was_trained_on_and_is_not_measured_on_is_told(text, t
     assert found["metrics"]["explained_variance"] == pytest.approx(1)
     said = capsys.readouterr().out
     for sentence in (
-        "is of a model with revision = 'v2'; it is measured on bundled",
+        "was trained on a model with revision = 'v2', and is measured on bundled",
         "begin with a special token (prepend_bos)",
         "its model ran in bfloat16; here it runs in float32",
         "it was trained on windows of 16 tokens; here they have 12",
@@ -230,11 +230,11 @@ def test_members_that_failed_in_training_are_named(finished, tmp_path, cache, ca
     shutil.rmtree(lame / "members" / lost["id"])
     found = evaluated(tmp_path, cache, lame, "--ce-windows", "0")
     assert set(found) == {member["id"] for member in results["members"][1:]}
-    assert f"no figures of {lost['id']}" in " ".join(capsys.readouterr().out.split())
+    assert f"no figures for {lost['id']}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
-    ("written", "reason"), [((), "not finished; --resume"), (("results.json",), "all its members")]
+    ("written", "reason"), [((), "not finished: .* --resume"), (("results.json",), "all its members")]
 )
 def test_a_run_without_members_is_refused_with_the_reason(written, reason, tmp_path):
     (tmp_path / "members").mkdir()
@@ -256,18 +256,18 @@ REFUSED = {
     "no directory": (("nowhere",), "no such directory"),
     "no dictionary": (("{text.parent}",), "holds no dictionary"),
     "twice": (("{zero}", "{zero}/../zero"), "is given twice"),
-    "no hook": (("{unhooked}",), "does not say its hook: give --hook-name"),
+    "no hook": (("{unhooked}",), "does not record its hook: give --hook-name"),
     "another hook": (("{zero}", "--hook-name", "blocks.1.hook_q"), "must be blocks.LAYER.hook_NAME"),
     "a layer beyond": (("{zero}", "--hook-name", "blocks.9.hook_mlp_out", "--dataset", "bundled"), "has layers 0 to 3"),
     "two hooks": (("{zero}", "--hook-name", "blocks.1.hook_mlp_out", "--layer", "2"), "leave --layer and --hook out"),
-    "another width": (("{narrow}",), "is for activations of width 16; bundled has 256"),
+    "another width": (("{narrow}",), "is for activations of width 16, but bundled has 256"),
     "no text": (("{zero}", "--dataset", "{empty}"), "empty"),
     "too short a text": (("{zero}", "--dataset", "{short}"), "no held_out window of 16 tokens"),
-    "no numbers": (("{large}",), "its explained variance on these activations is no number (-inf): its weights are"),
-    "no text named": (("{zero}",), "does not say its dataset: give --dataset"),
+    "no numbers": (("{large}",), "its explained variance on these activations is not a number (-inf)"),
+    "no text named": (("{zero}",), "does not record its dataset: give --dataset"),
     "other weights": (
         ("{revision}",),
-        "is of other weights of its model than those found by its name (revision = 'v2')",
+        "was trained on other weights than its model's name stands for (revision = 'v2')",
     ),
     "next to the root": (("/dev",), "/dev holds no dictionary"),
     "nothing": ((), "DIR"),

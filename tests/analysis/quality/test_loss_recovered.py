@@ -270,8 +270,8 @@ def test_where_zero_ablation_costs_nothing_there_is_no_share_and_it_is_said_why(
     }
     found = {name: finite(value) for name, value in scores(sums).items()}
     assert found["ce_recovered"] is found["kl_recovered"] is None and found["ce_sae"] == 3.5
-    assert f"does no worse (cross-entropy {zero:.4f}) than as it is ({clean:.4f})" in why_undefined(found)
-    assert why_undefined(found | {"ce_recovered": 0.5}).startswith("KL recovered has no meaning here")
+    assert f"cross-entropy is no worse ({zero:.4f}) than unchanged ({clean:.4f})" in why_undefined(found)
+    assert why_undefined(found | {"ce_recovered": 0.5}).startswith("KL recovered is undefined")
     assert why_undefined(found | {"ce_recovered": 0.5, "kl_recovered": 0.5}) == why_undefined({}) == ""
 
 

@@ -287,11 +287,11 @@ def test_from_a_run_to_the_table(run, capsys):
     assert neurons["documents"].keys() == neurons["classes"].keys()
     train, held_out = (min(of[side] for of in neurons["documents"].values()) for side in ("train", "held_out"))
     assert train >= 20 and held_out >= 5
-    assert f"form: classes of {train} documents or more to train on, {held_out} or more held out" in out
+    assert f"form: each class has at least {train} documents to train on and {held_out} held out" in out
     assert all(0.4 < probing[name]["form"]["accuracy"]["5"] < 1 for name in ids)
     judged = found["absorption"]["members"][ids[0]]
     assert set(judged["letters"]) | set(judged["left_out"]) <= set(LETTERS)
-    assert "letters that the model shows" in out
+    assert "letters that the model represents" in out
     scr = found["spurious_correlation"]["members"][ids[0]]
     assert set(scr["score"]) == {"2", "10"} and min(scr["documents"].values()) >= 10
 
@@ -327,20 +327,20 @@ def test_what_cannot_be_is_refused(run, tmp_path, capsys, monkeypatch):
         return capsys.readouterr().err
 
     (tmp_path / "a.jsonl").write_text('{"text": "a", "genre": "b"}')
-    assert "it has no config.json" in refused(str(tmp_path))
+    assert "has no config.json" in refused(str(tmp_path))
     for name in ("results.json", "config.json"):
         (tmp_path / name).write_text('{"members": []}')
     assert "an earlier version wrote it" in refused(str(tmp_path))
     assert "--member nobody is not in" in refused(str(run), "--member", "nobody")
     assert "--metrics spelling: must be one of" in refused(str(run), "--metrics", "spelling")
-    assert "--label: under which key" in refused(str(run), "--dataset", str(tmp_path / "a.jsonl"))
+    assert "--label is missing" in refused(str(run), "--dataset", str(tmp_path / "a.jsonl"))
     monkeypatch.setattr(LanguageModel, "load", None)  # all of these are said before a model is loaded
     few = [str(run), "--metrics", "probing", "--documents", "200"]
     assert "no two labels of" in refused(*few)
     four_hundred = [str(run), "--documents", "400", "--label", "form", "--n-ablated", "5"]
     assert "a combination of them has" in refused(*four_hundred)
-    assert "--n-ablated 49: the dictionary has 48" in refused(str(run), "--metrics", "scr", "--n-ablated", "49")
-    assert "--k 49: there are only 48" in refused(*few, "--k", "49")
+    assert "--n-ablated 49: must be at most 48" in refused(str(run), "--metrics", "scr", "--n-ablated", "49")
+    assert "--k 49: must be at most 48" in refused(*few, "--k", "49")
     assert "no document has form 'poem'" in refused(
         *four_hundred, "--metrics", "scr", "--concepts", "form=poem:news", "topic=sea:law"
     )

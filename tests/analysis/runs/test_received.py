@@ -74,8 +74,8 @@ def test_an_id_is_the_name_of_a_file(run, name, capsys):
 
 
 CONTRADICTIONS = {
-    "lr": (lambda results: results["members"][0].update(lr=-1.0), "has other settings than its id says"),
-    "activation": (lambda results: results["members"][0].update(activation="x"), "has other settings than its id says"),
+    "lr": (lambda results: results["members"][0].update(lr=-1.0), "do not match its id"),
+    "activation": (lambda results: results["members"][0].update(activation="x"), "do not match its id"),
     "documents": (lambda results: results.update(loss_recovered={"windows_asked": 1, "windows": 1}), "loss_recovered"),
     "variance": (lambda results: results["members"][0]["metrics"].update(explained_variance=1e308), "variance"),
 }
@@ -135,7 +135,7 @@ def test_what_is_missing_or_of_another_kind_is_named_with_its_file(run, file, ke
 def test_a_member_of_no_store_is_named(run):
     record = read_record(run / "results.json")
     write_record(run / "results.json", changed(record, ("members", 0, "layer"), 3))
-    with pytest.raises(InputError, match="no store of blocks.3.hook_resid_pre"):
+    with pytest.raises(InputError, match="lacks the store of blocks.3.hook_resid_pre"):
         FinishedRun.open(run)
 
 

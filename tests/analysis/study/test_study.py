@@ -128,11 +128,12 @@ def gathered_of(values, frequency=(None, None)):
 def test_a_control_is_told_apart_by_intervals_only():
     trained = gathered_of([0.80, 0.81, 0.82])
     verdict = interpretability(trained, gathered_of([0.60, 0.61, 0.62])).answer
-    assert "do not overlap, by: probe on one feature" in verdict and "prove nothing" not in verdict
-    assert "overlap, by: nothing. It is not by: probe" in interpretability(trained, gathered_of([0.1, 0.7, 0.9])).answer
+    assert "for all kinds: probe on one feature" in verdict and "show nothing" not in verdict
+    verdict = interpretability(trained, gathered_of([0.1, 0.7, 0.9])).answer
+    assert "for all kinds: none. They overlap for: probe" in verdict
     for none in (gathered_of([0.6]), gathered_of([None, None])):  # one seed; not measured
         verdict = interpretability(trained, none).answer
-        assert "by: nothing. Without an interval on either model: probe" in verdict and "prove nothing" not in verdict
+        assert "none. No interval for at least one model: probe" in verdict and "show nothing" not in verdict
 
 
 def test_how_strong_frequency_is_told_of_the_run_and_not_of_its_control():
@@ -209,7 +210,7 @@ def test_a_run_without_its_text_or_as_its_own_control_is_refused(run, monkeypatc
     for name, value in environment(cache).items():
         monkeypatch.setenv(name, value)
     assert main.run_as_command(["study", str(run), "--control", str(run), "--cache-dir", str(cache)]) == 2
-    assert "not --control random-weights" in capsys.readouterr().err
+    assert "give a run trained with --control random-weights" in capsys.readouterr().err
     moved = tmp_path / "moved"
     moved.mkdir()
     config = read_json(run / "config.json", "")
@@ -232,7 +233,7 @@ def test_a_control_of_another_layer_is_refused(run, tmp_path):
         return tmp_path
 
     assert one.opened_control(control()).path == tmp_path
-    with pytest.raises(InputError, match="harvested with another --layer, --seq-len; it must be"):
+    with pytest.raises(InputError, match="harvested with another --layer, --seq-len than"):
         one.opened_control(control(layer=[1], seq_len=30))
 
 

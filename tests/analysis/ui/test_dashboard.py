@@ -201,7 +201,7 @@ def test_members_that_failed_are_named(run, cache, tmp_path, capsys):
     (all_failed := copy.rename(tmp_path / "all")).touch()  # by its path it is kept open
     assert "all its members failed" in app(FinishedRun.open(all_failed), cache).error[0].value
     show([str(all_failed), "--pareto"])
-    assert "there is nothing to draw" in capsys.readouterr().out
+    assert "all members failed" in capsys.readouterr().out
 
 
 def test_only_who_asks_for_the_loopback_by_its_name_is_served(run, cache):
@@ -233,7 +233,7 @@ def test_a_port_that_is_taken_is_said(run, cache, capsys):
         taken.listen()
         port = taken.getsockname()[1]
         assert main.run_as_command(["dashboard", str(run.path), "--port", str(port)]) == 2
-    assert "name another --port" in capsys.readouterr().err
+    assert "give another --port" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_said(run, cache):

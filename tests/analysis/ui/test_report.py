@@ -153,8 +153,8 @@ def test_the_command_that_it_gives_trains_the_same_run(run):
 def test_what_is_wrong_is_said(run, cache, tmp_path):
     for argv, words in (
         ((tmp_path / "no",), "no such run"),
-        ((run, "--control", run), "not --control random-weights"),
-        ((run, "--to", tmp_path / "no" / "x.html"), "a folder that exists"),
+        ((run, "--control", run), "give a run trained with --control random-weights"),
+        ((run, "--to", tmp_path / "no" / "x.html"), "an existing folder"),
         ((run, run), "give each run once"),
     ):
         with pytest.raises(InputError, match=words):

@@ -280,7 +280,7 @@ def test_force_begins_another_run_and_forgets_the_first(logged, tmp_path):
 
 @pytest.mark.parametrize("name", [("--wandb-project", "x"), ("--log-freq", "5")])
 def test_its_flags_are_refused_without_it(name):
-    with pytest.raises(InputError, match=f"{name[0]} means nothing without --use-wandb"):
+    with pytest.raises(InputError, match=f"{name[0]} has no effect without --use-wandb"):
         train_command.parse([*THREE_KINDS, *name])
     train_command.parse([*THREE_KINDS, "--use-wandb", *name])
 

@@ -101,14 +101,14 @@ def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(uninterrupted, cache
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 130
-        stopped = re.fullmatch(r"stopped and saved at step (\d+) of 300; .* --resume goes on\n", error)
+        stopped = re.fullmatch(r"stopped and saved at step (\d+) of 300; .* --resume to continue\n", error)
         assert stopped and step <= int(stopped[1]) < STEPS
         assert not (run / "results.json").exists()
 
         before = files_of(run)
         again = typed(*RUN, "--run-dir", run, cache=cache)
         assert again.returncode == 2 and again.stdout == ""
-        assert f"{run} was interrupted: add --resume to go on, or --force" in again.stderr
+        assert f"{run} was interrupted: add --resume to continue, or --force" in again.stderr
         other_rows_are_refused(run, tmp_path / f"store-{number}")
         assert files_of(run) == before
 

@@ -1,4 +1,4 @@
-"""From a concept to the features that detect it."""
+"""The page that searches for features that detect a concept."""
 
 import streamlit as st
 
@@ -13,24 +13,24 @@ at = chosen()
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def found(path: str, members: tuple[str, ...], phrase: str, examples: tuple[str, ...], against: tuple[str, ...]):
-    """(the result, what it was found by in words)."""
+    """(the result of the search, a summary of the passages and the result as lines of text)."""
     run, options = opened.run_at(path), SearchSettings(member=members)
     of_corpus = concept_texts(phrase, run, options)
     dictionaries = {name: opened.dictionary(path, name) for name in members}
-    of, result = search(
+    texts, result = search(
         phrase, run, run.language_model, dictionaries, options, [*of_corpus[0], *examples], [*of_corpus[1], *against]
     )
-    record = passages_record(of, opened.store(path, members[0]).train.documents, options.seed)
+    record = passages_record(texts, opened.store(path, members[0]).train.documents, options.seed)
     return result, search_summary(phrase, record, result, options.fdr)
 
 
 st.title("Find a concept")
 with st.form("concept"):
     phrase = st.text_input("Word or phrase", placeholder="ship")
-    with st.expander("Texts of your own"):
-        examples = st.text_area("About it, one a line")
-        against = st.text_area("Not about it, one a line, in place of others of the corpus")
-    everywhere = st.checkbox(f"In all {len(at.run.members)} members", help="takes longer: each dictionary is tried")
+    with st.expander("Your own texts"):
+        examples = st.text_area("About the concept, one per line")
+        against = st.text_area("Not about the concept, one per line (instead of passages of the corpus)")
+    everywhere = st.checkbox(f"In all {len(at.run.members)} members", help="takes longer: every dictionary is searched")
     asked = st.form_submit_button("Find", type="primary")
 if asked and phrase.strip():
     members = tuple(at.run.members) if everywhere else (at.member,)
@@ -41,7 +41,7 @@ if asked and phrase.strip():
         *(tuple(line for line in map(str.strip, box.splitlines()) if line) for box in (examples, against)),
     )
 if not (query := st.session_state.get("sought")) or query[0] != at.path:
-    st.caption("Each feature is chosen, given its threshold and scored on different passages.")
+    st.caption("Different passages choose the features, set their thresholds and score them.")
     st.stop()
 with errors_shown(), st.spinner("reading passages of the corpus"):
     result, lines = found(*query)
@@ -49,20 +49,20 @@ for line in lines:
     st.caption(plain(without_flags(line)))
 rows = [
     {
-        "feature": of.feature,
-        "member": of.member,
-        "AUROC": round(of.detector.auroc, 3),
-        "95%": "{:.2f} to {:.2f}".format(*of.detector.auroc_interval) if of.detector.auroc_interval else None,
-        "precision": of.detector.precision,
-        "coverage": of.detector.coverage,
-        "q": of.q_value,
-        "passes": of.passes,
+        "feature": feature.feature,
+        "member": feature.member,
+        "AUROC": round(feature.detector.auroc, 3),
+        "95%": "{:.2f} to {:.2f}".format(*feature.detector.auroc_interval) if feature.detector.auroc_interval else None,
+        "precision": feature.detector.precision,
+        "coverage": feature.detector.coverage,
+        "q": feature.q_value,
+        "passes": feature.passes,
     }
-    for of in sorted(result.features, key=lambda of: (not of.passes, -of.detector.auroc))
+    for feature in sorted(result.features, key=lambda feature: (not feature.passes, -feature.detector.auroc))
 ]
 st.caption(
-    f"A click on a row opens the feature. With fewer than {FEWEST_SCORED} passages of the concept to score on there is "
-    "no interval."
+    "Click a row to open the feature. The 95% interval of the AUROC needs at least "
+    f"{FEWEST_SCORED} scored passages of the concept."
 )
 if row := opened.clicked_row(rows, "found", {"precision": "%.2f", "coverage": "%.2f", "q": "%.2g"}):
     go("feature", feature=row["feature"], member=row["member"])

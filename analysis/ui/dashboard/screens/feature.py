@@ -1,4 +1,4 @@
-"""Everything of one feature."""
+"""The page of one feature."""
 
 import streamlit as st
 
@@ -10,7 +10,7 @@ from analysis.ui.dashboard import state as opened
 from analysis.ui.dashboard.state import chosen, errors_shown, fitted, go, plain
 from analysis.ui.dashboard.token_html import bars, coloured, passage
 
-SPECIAL = 0.05  # over chance: what is less is not worth a badge
+SPECIAL = 0.05  # specialization over chance that a label needs for a badge
 
 at = chosen()
 features = opened.features()
@@ -39,15 +39,16 @@ with errors_shown(), st.spinner("reading its contexts"):
 
 def facts() -> None:
     with st.container(horizontal=True, gap="medium"):
-        st.metric("density", f"{page.density:.4f}", help="share of all rows on which it fires")
-        st.metric("maximum", f"{page.maximum:.2f}")
+        st.metric("density", f"{page.density:.4f}", help="share of all rows on which the feature fires")
+        st.metric("maximum", f"{page.maximum:.2f}", help="largest activation over all rows")
         st.metric("mean where it fires", f"{page.mean:.2f}")
         if page.threshold is not None:
             st.metric("threshold", f"{page.threshold:.3f}")
-        st.metric("encoder · decoder", f"{page.cosine:.2f}", help="cosine of its two vectors")
-        st.metric("one token", f"{page.token_share:.0%}", help="share of its firings on its most frequent token")
+        st.metric("encoder · decoder", f"{page.cosine:.2f}", help="cosine of the encoder and the decoder vector")
+        st.metric("one token", f"{page.token_share:.0%}", help="share of the firings on the most frequent token")
         words = (
-            "share of its strongest contexts whose peak is on one of the 20 tokens that it promotes (Arad et al. 2025)"
+            "share of the strongest contexts whose peak is one of the 20 tokens that the feature promotes "
+            "(Arad et al. 2025)"
         )
         st.metric("input score", f"{page.input_score:.0%}", help=words)
     with st.container(horizontal=True):
@@ -57,8 +58,8 @@ def facts() -> None:
             st.badge(words, icon=":material/verified:", color="green" if again else "orange")
         if page.token:
             st.badge(f"most frequent token: {plain(repr(page.token)[1:-1])}", color="gray")
-        neurons = ", ".join(f"{of.neuron} ({of.share:.1%})" for of in page.aligned)
-        st.badge(plain(f"points along dimensions {neurons} of its L1 norm"), color="gray")
+        neurons = ", ".join(f"{aligned.neuron} ({aligned.share:.1%})" for aligned in page.aligned)
+        st.badge(plain(f"largest dimensions (share of the L1 norm): {neurons}"), color="gray")
         for label in page.labels:
             if label.specialization < SPECIAL:
                 continue
@@ -70,7 +71,7 @@ def facts() -> None:
 
 def contexts() -> None:
     st.subheader("Where it fires")
-    st.caption("Contexts over the whole range of activation, by rank; a token's colour is how strongly it fires there.")
+    st.caption("Contexts from the whole range of activation, by rank. Colour shows the activation at each token.")
     below, names = 1.0, []
     for band in page.bands:
         if band.share is None:
@@ -98,7 +99,7 @@ def rows_of(features: list[feature_page.Beside], by: str) -> list[dict]:
 
 
 def others(title: str, rows: list[dict], key: str) -> None:
-    """A table of features; a click on one opens its page."""
+    """A table of features. A click on a row opens the feature's page."""
     st.subheader(title)
     if not rows:
         st.caption("none")
@@ -108,37 +109,38 @@ def others(title: str, rows: list[dict], key: str) -> None:
 
 
 def ablation() -> None:
-    st.subheader("What ablating it does")
+    st.subheader("Effect of ablating it")
     st.caption(
-        "To the loss on the next token, from where it fires on, in up to "
-        f"{WINDOWS} windows; and its output score. Loads the language model."
+        f"Measures the loss on the next tokens after its first firing in at most {WINDOWS} windows, and its output "
+        "score. Loads the language model."
     )
     if not st.button("Ablate it", icon=":material/content_cut:"):
         return
     bar = st.progress(0.0, "loading")
     with errors_shown():
-        found = ablation_effect(at.run, at.member, number, opened.arguments()[1], on_progress=opened.shown_in(bar))
+        effect = ablation_effect(at.run, at.member, number, opened.arguments()[1], on_progress=opened.shown_in(bar))
         score = output_score(at.run, at.member, number, features)
     bar.empty()
-    if not found.windows:
-        st.info("It fires nowhere that a token follows.")
+    if not effect.windows:
+        st.info("It fires at no position that is followed by another token.")
         return
     with st.container(horizontal=True, gap="medium"):
-        few = f"no interval: {found.documents} documents, {FEWEST_DOCUMENTS} are needed"
-        interval = "95%: {:.4f} to {:.4f}".format(*found.interval) if found.interval else few
-        st.metric("loss, nats a token", f"{found.loss_increase:+.4f}", help=interval)
-        st.metric("KL, nats a token", f"{found.kl:.4f}")
-        st.metric("windows", found.windows)
-        st.metric("tokens", found.tokens)
+        few = f"no interval: {FEWEST_DOCUMENTS} documents are needed, {effect.documents} were measured"
+        interval = "95%: {:.4f} to {:.4f}".format(*effect.interval) if effect.interval else few
+        st.metric("loss, nats per token", f"{effect.loss_increase:+.4f}", help=interval)
+        st.metric("KL, nats per token", f"{effect.kl:.4f}")
+        st.metric("windows", effect.windows)
+        st.metric("tokens", effect.tokens)
         words = (
-            "(1 − best rank / V) · largest probability of the 20 tokens it promotes, amplified after a neutral prompt"
+            "(1 − best rank / V) · largest probability of the 20 tokens that it promotes, after a neutral prompt with "
+            "the feature amplified"
         )
         st.metric("output score", f"{score:.4f}", help=f"{words} (Arad et al. 2025)")
     up, down = st.columns(2)
     up.caption("becomes likelier without it")
-    up.html(bars(found.tokens_up))
-    down.caption("becomes less likely")
-    down.html(bars(found.tokens_down))
+    up.html(bars(effect.tokens_up))
+    down.caption("becomes less likely without it")
+    down.html(bars(effect.tokens_down))
 
 
 facts()
@@ -162,8 +164,8 @@ with left:
 with right:
     others("Fires together with", rows_of(page.together, "phi"), "together")
 if compared is None:
-    st.caption("Stability over seeds and twins in other members: `python main.py study` computes them.")
+    st.caption("Run `python main.py study` to see whether other seeds and members have this feature, too.")
 else:
     matched = [twin for twin in page.twins if twin.feature is not None]
     rows = [{"member": t.member, "feature": t.feature, "cosine": round(t.cosine, 3)} for t in matched]
-    others(f"Its twin in {len(rows)} of {len(page.twins)} other members", rows, "twins")
+    others(f"Matching features in {len(rows)} of {len(page.twins)} other members", rows, "twins")

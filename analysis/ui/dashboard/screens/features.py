@@ -1,4 +1,4 @@
-"""All features of a member: to search, to filter, to sort, and on a map."""
+"""The page with all features of a member, as a table that can be searched, filtered and sorted, and as a map."""
 
 import streamlit as st
 
@@ -11,24 +11,29 @@ DENSITIES = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
 
 at = chosen()
 st.title("Features")
-of = the_list()
-words = st.text_input("Search", placeholder="in the tokens that a feature promotes, and in its most frequent one")
+listed = the_list()
+words = st.text_input("Search", placeholder="tokens that a feature promotes, or its most frequent token")
 density_column, special_column, order_column = st.columns(3)
 density = density_column.select_slider("Density", DENSITIES, (0.0, 1.0), format_func=lambda share: f"{share:g}")
 special = special_column.slider(
-    "Specialization, at least", -0.1, 1.0, -0.1, 0.05, help="over labels dealt anew; 1: fires on one label alone"
+    "Specialization, at least",
+    -0.1,
+    1.0,
+    -0.1,
+    0.05,
+    help="minus that with shuffled labels; 1: fires on one label only",
 )
 order = order_column.selectbox("Order", list(ORDERS))
-chosen_N = choose_features(of, words, density, special if special > -0.1 else float("-inf"), order)
+chosen_N = choose_features(listed, words, density, special if special > -0.1 else float("-inf"), order)
 shown = f", the first {MOST_ROWS} in the table" if len(chosen_N) > MOST_ROWS else ""
-st.caption(f"{len(chosen_N):,} of {len(of.density_F):,} features{shown}. A click on one opens its page.")
+st.caption(f"{len(chosen_N):,} of {len(listed.density_F):,} features{shown}. Click a feature to open its page.")
 if not len(chosen_N):
-    st.info("No feature is like that: search for less, or widen the filters.")
+    st.info("No feature matches: shorten the search, or widen the filters.")
     st.stop()
 if st.segmented_control("View", ["Table", "Map"], default="Table", label_visibility="collapsed") == "Map":
     xy_Fx2, what = places(*at)
     st.caption(f"Decoder directions: {plain(what)}")
-    chart = fitted(feature_map(of, chosen_N, xy_Fx2, "picked"))
+    chart = fitted(feature_map(listed, chosen_N, xy_Fx2, "picked"))
     picked = st.altair_chart(chart, theme=None, on_select="rerun", key="map")
     if points := picked["selection"].get("picked"):
         go("feature", feature=points[0]["feature"])
@@ -36,13 +41,13 @@ if st.segmented_control("View", ["Table", "Map"], default="Table", label_visibil
 rows = [
     {
         "feature": feature,
-        "promotes": of.promotes_F[feature],
-        "density": float(of.density_F[feature]),
-        "max": float(of.maximum_F[feature]),
-        "token": of.token_F[feature],
-        "its share": float(of.token_share_F[feature]),
-        "fires most on": of.label_F[feature],
-        "specialization": float(of.specialization_F[feature]),
+        "promotes": listed.promotes_F[feature],
+        "density": float(listed.density_F[feature]),
+        "max": float(listed.maximum_F[feature]),
+        "token": listed.token_F[feature],
+        "its share": float(listed.token_share_F[feature]),
+        "fires most on": listed.label_F[feature],
+        "specialization": float(listed.specialization_F[feature]),
     }
     for feature in chosen_N[:MOST_ROWS].tolist()
 ]

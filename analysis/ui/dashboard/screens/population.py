@@ -1,9 +1,9 @@
-"""All members of a run: a table to sort, and what sparsity costs each."""
+"""The page with all members of a run: a sortable table, and explained variance against sparsity."""
 
 import streamlit as st
 
 from analysis.plots.population import scatter
-from analysis.runs.best_member import member_rows
+from analysis.runs.member_table import member_rows
 from analysis.ui.dashboard.state import chosen, clicked_row, fitted, go, plain
 from analysis.ui.terminal.wording import failure_text
 
@@ -13,7 +13,7 @@ FORMATS |= {"mse": "%.4g", "cosine": "%.3f", "lr": "%.1e"}
 at = chosen()
 st.title("Population")
 st.caption(
-    f"{len(at.run.members)} members, by held-out rows. Choose one in the table or the figure to see its features."
+    f"{len(at.run.members)} members, measured on held-out rows. Click one in the table or figure to see its features."
 )
 for failed in (member for member in at.run.results["members"] if member["failed"]):
     st.error(plain(f"{failed['id']} failed: {failure_text(failed)}"))

@@ -1,4 +1,4 @@
-"""What the model writes when a feature is turned up, down or off, beside what it writes without."""
+"""The page that shows the model's text with and without a feature being turned up, down or off."""
 
 import streamlit as st
 
@@ -17,10 +17,11 @@ opened.choose_asked_feature(last)
 @st.cache_data(show_spinner=False, max_entries=32)
 def steered(path: str, member: str, feature: int, mode: str, strength: float, sampling: Sampling):
     run = opened.run_at(path)
-    own = opened.features()
+    statistics = opened.features()
     sae = opened.dictionary(path, member).sae
-    ways = steer_model.directions_for(sae, feature, float(own.max_F[feature]), mode, {})
-    watched = (own.promoted_FxT if own.max_F[feature] >= 0 else own.suppressed_FxT)[feature].tolist()
+    maximum = float(statistics.max_F[feature])
+    ways = steer_model.directions_for(sae, feature, maximum, mode, {})
+    watched = (statistics.promoted_FxT if maximum >= 0 else statistics.suppressed_FxT)[feature].tolist()
     strengths = (0.0,) if mode == "ablate" else (strength,)
     return steer_model.compute_steering(
         run.language_model, run.site(member), ways, mode, strengths, watched, sampling, run.first_position
@@ -32,23 +33,23 @@ with st.form("steer"):
     prompt = st.text_input("Prompt", "I went for a walk and")
     first, second, third = st.columns(3)
     feature = int(first.number_input("Feature", 0, last, key="feature"))
-    mode = second.selectbox("How", MODES, help="add to it, set it (clamp), or take it away (ablate)")
-    strength = third.slider("Strength, in maxima of the feature", -4.0, 4.0, 1.0, 0.25)
+    mode = second.selectbox("Mode", MODES, help="add to the feature, set it (clamp), or remove it (ablate)")
+    strength = third.slider("Strength, in units of the feature's maximum", -4.0, 4.0, 1.0, 0.25)
     fourth, fifth, sixth = st.columns(3)
-    new_tokens = int(fourth.slider("Tokens to write", 5, 100, 40))
+    new_tokens = int(fourth.slider("Tokens to generate", 5, 100, 40))
     temperature = fifth.slider("Temperature", 0.0, 1.5, 0.7, 0.1)
     seed = int(sixth.number_input("Seed", 0, value=0))
     if st.form_submit_button("Write", type="primary"):
         st.session_state["steered"] = (at, feature, mode, strength, (prompt, new_tokens, temperature, seed))
 opened.see(feature)
 if not (query := st.session_state.get("steered")) or query[0] != at:
-    st.caption(f"Feature {feature} reaches {features.max_F[feature]:.2f} on the corpus: strength 1 adds as much.")
+    st.caption(f"Strength 1 adds the feature's maximum on the corpus, which is {features.max_F[feature]:.2f}.")
     st.stop()
 _, feature, mode, strength, (text, new_tokens, temperature, seed) = query
 if mode == "clamp" and not strength:
-    st.error("A feature set to 0 is one taken away: choose ablate, or another strength.")
+    st.error("Clamping a feature to 0 is the same as ablating it: choose ablate, or another strength.")
     st.stop()
-with errors_shown(), st.spinner("the language model writes"):
+with errors_shown(), st.spinner("generating text"):
     sampling = Sampling(prompt=(text,), max_new_tokens=new_tokens, samples=1, temperature=temperature, seed=seed)
     result = steered(at.path, at.member, feature, mode, strength, sampling)
 (name, (after,)), before = next(iter(result.ways.items())), result.plain[UNSTEERED]
@@ -60,4 +61,4 @@ for column, title, texts in zip(st.columns(2), ("As it is", f"With {name}, {labe
         change = None if texts is before else f"{texts.probability - before.probability:+.4f}"
         help = f"probability of the {len(result.watched)} tokens that the feature promotes most"
         st.metric("its tokens", f"{texts.probability:.4f}", change, help=help)
-        st.metric("perplexity", f"{texts.perplexity:.1f}", help="of what was written, under the model as it is")
+        st.metric("perplexity", f"{texts.perplexity:.1f}", help="of the generated text under the unsteered model")

@@ -1,4 +1,4 @@
-"""A text that is typed here: which features fire where."""
+"""The page that shows which features fire on a typed text."""
 
 import numpy as np
 import streamlit as st
@@ -23,32 +23,32 @@ st.title("Type text")
 text = st.text_area("Text", key="typed", placeholder="The ships lay in the harbour, and the sea was calm.")
 st.button("Read it", type="primary")
 if not text.strip():
-    st.caption("Each token is coloured by one feature; below are all that fire, the strongest first.")
+    st.caption("Each token is coloured by one feature. The table below has all features that fire, strongest first.")
     st.stop()
-with errors_shown(), st.spinner("the language model reads it"):
-    found = read(*at, text)
-of = opened.the_list()
-token_names = [ANYWHERE, *(f"{number}: {token!r}" for number, token in enumerate(found.tokens))]
+with errors_shown(), st.spinner("reading the text"):
+    typed = read(*at, text)
+listed = opened.the_list()
+token_names = [ANYWHERE, *(f"{number}: {token!r}" for number, token in enumerate(typed.tokens))]
 where = st.selectbox("Which features fire", token_names, help="anywhere in the text, or at one token")
 position = None if where == ANYWHERE else token_names.index(where) - 1
-firing = ranked(found, position)
+firing = ranked(typed, position)
 if not firing:
-    st.info("No feature fires there. At the first token none does: training left it out.")
+    st.info("No feature fires there. No feature ever fires at the first token if training left that position out.")
     st.stop()
-promotes = {feature: of.promotes_F[feature] for feature, *_ in firing[:MOST_ROWS]}
+promotes = {feature: listed.promotes_F[feature] for feature, *_ in firing[:MOST_ROWS]}
 shown = st.selectbox("Colour by feature", list(promotes), format_func=lambda feature: f"{feature}: {promotes[feature]}")
-values_T = np.asarray(found.values_TxF[:, [shown]].toarray()).ravel()
-st.html(passage(coloured(found.tokens, values_T.tolist(), float(np.abs(values_T).max()), position)))
+values_T = np.asarray(typed.values_TxF[:, [shown]].toarray()).ravel()
+st.html(passage(coloured(typed.tokens, values_T.tolist(), float(np.abs(values_T).max()), position)))
 if st.button(f"Open feature {shown}"):
     go("feature", feature=shown)
 rows = [
     {
         "feature": feature,
         "activation": round(value, 3),
-        "at": found.tokens[token],
+        "at": typed.tokens[token],
         "fires on tokens": count,
         "promotes": promotes[feature],
-        "density": round(float(of.density_F[feature]), 4),
+        "density": round(float(listed.density_F[feature]), 4),
     }
     for feature, value, token, count in firing[:MOST_ROWS]
 ]
