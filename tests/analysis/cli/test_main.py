@@ -357,7 +357,7 @@ FLAGS = {
     "a number format unknown": (("--store-dtype", "int8"), "int8", "float16, float32"),
     "a seed too large": (("--seed", "2147483648"), "2147483648", "must be below 2147483648"),
     "no time between checkpoints": (("--checkpoint-seconds", "0"), "0", "positive"),
-    "a batch larger than any rows": (("--batch-size", "1001"), "1001", "at most 1,000 rows"),
+    "a batch larger than any rows": (("--batch-size", "1001"), "1001", "the 1,000 rows"),
     "a batch larger than the rows": (("--batch-size", "811"), "811", "only 810 training rows"),
     "a model that cannot be had": (("--model-name", "no-such/model"), "no-such/model", "bundled"),
     "a model directory that is none": (("--model-name", "./nowhere"), "./nowhere", "no such file or directory"),
@@ -381,7 +381,7 @@ def test_bad_input(flags, value, allowed, smoke, cache, tmp_path, capsys):
 TEXTS = {
     "an empty file": ("text.txt", b"", "is empty"),
     "no document": ("text.jsonl", b"\n\n", "no document"),
-    "too short for one window": ("text.txt", b"Too short.\n\nThis one too.", "longest with"),
+    "too short for one window": ("text.txt", b"Too short.\n\nThis one too.", "the longest has"),
     "no text under the key": ("text.jsonl", b'{"body": 3}\n', '"text"'),
     "a kind unknown": ("text.pdf", b"%PDF", ".txt, .jsonl"),
 }
