@@ -2,18 +2,18 @@
 
 import analysis
 run = analysis.open_run("runs/first")
-features = analysis.features(run)  # {member id: Features}
+features = analysis.load_features(run)  # {member id: Features}
 analysis.figures.to_matplotlib(chart)
 """
 
 from importlib import import_module
 from typing import Any
 
-__all__ = ["features", "figures", "open_run"]
+__all__ = ["figures", "load_features", "open_run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("features", "open_run"):  # imported on first use, so that `import analysis` stays fast
+    if name in ("load_features", "open_run"):  # imported on first use, so that `import analysis` stays fast
         return getattr(import_module("analysis.api"), name)
     if name == "figures":
         return import_module("analysis.plots.style")

@@ -1,4 +1,4 @@
-"""The Python interface of the analyses: `analysis.open_run` and `analysis.features`."""
+"""The Python interface of the analyses: `analysis.open_run` and `analysis.load_features`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def open_run(path: Path | str) -> FinishedRun:
     return ShownRun.open(Path(path))
 
 
-def features(
+def load_features(
     run: FinishedRun, members: Sequence[str] = (), cache_dir: Path | str | None = None, quiet: bool = False
 ) -> dict[str, Features]:
     """Statistics of each feature, for the members with these ids or for all members.

@@ -130,16 +130,16 @@ def test_names_do_nothing_in_a_notebook(run):
 
 
 def test_features_of_the_members_asked_for(run, cache, capsys):
-    found = analysis.features(run, [TOPK], cache)
+    found = analysis.load_features(run, [TOPK], cache)
     assert list(found) == [TOPK] and "features" in capsys.readouterr().out
     assert found[TOPK].density_F.shape == (48,)
     firing = int((found[TOPK].density_F > 0).sum())
     assert f"Features({firing} of 48 features fire on {found[TOPK].rows:,} rows, 8.0 on each;" in repr(found)
-    assert list(analysis.features(run, cache_dir=str(cache), quiet=True)) == list(run.members)
-    assert analysis.features(run, [TOPK], cache)[TOPK].rows == found[TOPK].rows
+    assert list(analysis.load_features(run, cache_dir=str(cache), quiet=True)) == list(run.members)
+    assert analysis.load_features(run, [TOPK], cache)[TOPK].rows == found[TOPK].rows
     assert capsys.readouterr().out == ""  # nothing is computed twice
     with pytest.raises(InputError, match="relu is not in"):
-        analysis.features(run, ["relu"], cache)
+        analysis.load_features(run, ["relu"], cache)
 
 
 def test_a_figure_in_matplotlib_is_the_one_that_is_saved(tmp_path):

@@ -1,6 +1,6 @@
 """How often each kind of interval covers the true value, and how often null data are called a discovery, by simulation.
 
-`python tests/analysis/test_stats.py` prints the whole table: 1,000 simulated runs a line.
+`PYTHONPATH=.:tests python tests/analysis/test_stats.py` prints the whole table: 1,000 simulated runs a line.
 """
 
 from collections.abc import Callable

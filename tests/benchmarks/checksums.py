@@ -59,10 +59,13 @@ def main() -> None:
         shutil.rmtree(run, ignore_errors=True)
         train(CONFIG, [store], RunDirectory(run, {"train": CONFIG.to_json()}), checkpoint_seconds=2.0)
 
-    def analysis() -> None:
-        again = ActivationStore(store.directory)
-        evaluate({"one": load_dictionary(next((run / "members").iterdir())).sae}, again.train, again.mean)
+    def load_trained() -> None:  # with its checksums, before any is left out
+        trained["sae"] = load_dictionary(next((run / "members").iterdir())).sae
 
+    def analysis() -> None:
+        evaluate({"one": trained["sae"]}, store.train, store.mean)
+
+    trained: dict = {}
     request = HarvestRequest(model_name="bundled", dataset="bundled", layer=2, n_samples=asked.rows // 50)
 
     def harvesting() -> None:
@@ -70,6 +73,8 @@ def main() -> None:
         harvest_rows(request, asked.folder / "cache")
 
     for task in (harvesting, training, analysis):
+        if task is analysis:
+            load_trained()
         took: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
         for taken in (False, True) * (asked.pairs + 1):
             with checksums(taken):

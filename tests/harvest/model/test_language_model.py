@@ -181,7 +181,7 @@ def test_a_run_on_an_encoder_ends_well_and_only_what_needs_a_next_token_is_refus
     for command in (["steer", run, "--feature", "0", *cache], ["attribute", run, *prompt]):
         assert main.run_as_command(command) == 2
         assert "is an encoder: each of its positions sees the whole text" in capsys.readouterr().err
-    (found,) = analysis.features(analysis.open_run(run), cache_dir=tmp_path / "cache").values()
+    (found,) = analysis.load_features(analysis.open_run(run), cache_dir=tmp_path / "cache").values()
     assert found.promoted_FxT.shape == (16, 0) and found.density_F.any()
 
 
