@@ -26,7 +26,7 @@ SAMPLED = 32  # rows of a split
 ROUNDING = {"float16": 2**-10, "float32": 2**-13}  # relative to the length of a row; in float32 it adds up over layers
 
 
-@lru_cache(1)
+@lru_cache(1)  # opening a run's store asks for it twice
 def identity(store: ActivationStore) -> dict[str, Any]:
     """The facts by which a run recognizes the rows that it was trained on."""
     manifest, mean_norm = store.manifest, store.manifest["mean_norm"]

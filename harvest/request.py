@@ -94,7 +94,7 @@ class HarvestRequest:
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
     control: str | None = flag(
         None,
-        "harvest the model with shuffled weights: results found there, too, are not learned by the model",
+        "harvest a control, the model with shuffled weights: what it shows, too, was not learned",
         choices=CONTROLS,
     )
 

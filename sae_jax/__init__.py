@@ -11,7 +11,7 @@ __all__ = ["load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":  # loads jax only when it is used
-        from sae_jax.load import load
+        from sae_jax.loading import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

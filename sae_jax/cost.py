@@ -63,9 +63,7 @@ def plan(config: TrainConfig, request: HarvestRequest, d_model: int) -> Plan:
         for m in group.members:
             products = SPARSE_MATMULS if is_sparse(m, group.signature) else MATMULS
             seconds = 2 * products * config.batch_size * matrix / flops + UPDATE_SECONDS * parameters
-            copies = (
-                4 if group.signature.averages else 3
-            )  # weights, two moments, and perhaps the average of the weights
+            copies = 4 if group.signature.averages else 3  # weights, two moments, perhaps an average of weights
             members.append(Planned(m, number, parameters, 4 * copies * parameters, steps * seconds))
     return Plan(members, steps, memory(config, request, d_model))
 

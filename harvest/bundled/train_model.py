@@ -124,9 +124,7 @@ def train(out: Path, epochs: float, batch: int, muon_lr: float, adam_lr: float, 
     best, history, began = float("inf"), [], time.time()
     print(f"{len(stream):,} training tokens, {sum(p.numel() for p in model.parameters()):,} parameters, {total} steps")
     for step in range(total):
-        torch.set_num_threads(
-            len(os.sched_getaffinity(0))
-        )  # so that `taskset` can change the number of cores during the run
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # `taskset` may change the cores
         if step % steps_per_epoch == 0:  # windows start at another token in each epoch
             shift = int(torch.randint(CONTEXT, ()))
             windows = stream[shift : shift + windows_per_epoch * CONTEXT].view(-1, CONTEXT)

@@ -8,14 +8,14 @@ MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mixed(number_N: np.ndarray) -> np.ndarray:
-    """A hash of each uint64: each of its bits depends on all of the number's (the end of splitmix64; 0 stays 0)."""
+    """A hash of each uint64, whose bits depend on all bits of the number (the end of splitmix64; 0 stays 0)."""
     number_N = (number_N ^ (number_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     number_N = (number_N ^ (number_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return number_N ^ (number_N >> np.uint64(31))
 
 
 def hashed(number_N: np.ndarray) -> np.ndarray:
-    """A hash of each uint64, of 0 too (splitmix64)."""
+    """A hash of each uint64, including 0 (splitmix64)."""
     return mixed(number_N + MIX)
 
 

@@ -64,9 +64,9 @@ def test_a_member_encodes_and_decodes_rows_of_any_sort(run, cache):
 def test_rows_of_another_width_are_refused(run):
     sae = sae_jax.load(run.path, member=TOPK)
     for rows in (np.zeros((2, 48)), np.zeros((256, 2)), 1.0):
-        with pytest.raises(InputError, match=r"takes \[..., 256\]"):
+        with pytest.raises(InputError, match=r"shape \[..., 256\]"):
             sae.encode(rows)
-    with pytest.raises(InputError, match=r"takes \[..., 48\] here, not \[2, 256\]"):
+    with pytest.raises(InputError, match=r"shape \[..., 48\] here, not \[2, 256\]"):
         sae.decode(np.zeros((2, 256)))
 
 
@@ -111,7 +111,8 @@ def test_the_only_member_need_not_be_named(cache, tmp_path):
 
 
 def test_a_run_shows_its_members(run):
-    text, html = repr(analysis.open_run(str(run.path))), run._repr_html_()
+    opened = analysis.open_run(str(run.path))
+    text, html = repr(opened), opened._repr_html_()
     assert "EXPERIMENT RESULTS" in text and "\x1b" not in text
     for name, member in run.members.items():
         variance = f"{member['metrics']['explained_variance']:.3f}"
@@ -124,7 +125,8 @@ def test_names_do_nothing_in_a_notebook(run):
     members = [dict(m) for m in run.results["members"]]
     members[0]["id"] = "relu-<script>alert(1)</script>"
     members[1] |= {"metrics": None, "failed": {"step": 7, "reason": "<b>lost</b>"}}
-    html = replace(run, results=run.results | {"members": members}, path=Path("<i>here</i>"))._repr_html_()
+    opened = analysis.open_run(run.path)
+    html = replace(opened, results=run.results | {"members": members}, path=Path("<i>here</i>"))._repr_html_()
     assert not any(tag in html for tag in ("<script", "<b>lost", "<i>"))
     assert "relu-&lt;script&gt;" in html and "stopped at step 7: &lt;b&gt;lost" in html
 

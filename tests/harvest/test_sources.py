@@ -128,7 +128,7 @@ def test_a_shard_of_the_weights_that_is_missing_is_named(model):
 @pytest.mark.parametrize("text", ["{", "[]", "null", "3", "", '"gpt2"', "[" * 100_000, "\xff"])
 def test_a_config_that_is_no_json_object_is_named(model, text):
     (model / "config.json").write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match=rf"^{model}/config.json is damaged .*: get the model again"):
+    with pytest.raises(InputError, match=rf"^{model}/config.json is damaged .*: get another copy of the model"):
         ask(model_name=str(model))
 
 

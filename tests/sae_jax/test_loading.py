@@ -12,7 +12,7 @@ import sae_jax
 from harvest.errors import InputError
 from sae_jax.formats import Dictionary, save_dictionary
 from sae_jax.formats.saelens import new_cfg
-from sae_jax.load import LoadedSAE
+from sae_jax.loading import LoadedSAE
 
 D, F = 6, 16
 X_NxD = np.random.default_rng(0).integers(-8, 8, (5, D)).astype(np.float32)  # exact in every format, float8, too
