@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.plots.style import KIND_STYLES, OTHER_STYLE, kind_colour, styled
-from analysis.runs.best_member import member_rows
+from analysis.runs.member_table import member_rows
 
 
 def scatter(members: Mapping[str, Mapping[str, Any]], selection: str | None = None) -> Any:

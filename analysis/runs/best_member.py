@@ -6,10 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.runs import families
-
-METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered", "mse", "cosine")
-
 L0_TOLERANCE = 0.1
 
 
@@ -40,18 +36,3 @@ def best_of_results(members: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     asked = {name: l0_asked_of(member) for name, member in trained.items()}
     best = best_member({name: member["metrics"] for name, member in trained.items()}, asked)
     return trained[best] if best else None
-
-
-def member_rows(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each member of results.json (by id): a star for the best, the target L0, the metrics, the settings."""
-    best = best_of_results([{"id": name, **member} for name, member in members.items()])
-    return [
-        {
-            "member": name,
-            "best": "★" if best and best["id"] == name else "",
-            "L0 asked": l0_asked_of(dict(member)),
-            **{metric: member["metrics"][metric] for metric in METRICS if metric in member["metrics"]},
-            **{setting: member.get(setting) for setting in families.MEMBER},
-        }
-        for name, member in members.items()
-    ]

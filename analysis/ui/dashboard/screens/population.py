@@ -3,7 +3,7 @@
 import streamlit as st
 
 from analysis.plots.population import scatter
-from analysis.runs.best_member import member_rows
+from analysis.runs.member_table import member_rows
 from analysis.ui.dashboard.state import chosen, clicked_row, fitted, go, plain
 from analysis.ui.terminal.wording import failure_text
 
