@@ -381,7 +381,7 @@ def test_bad_input(flags, value, allowed, smoke, cache, tmp_path, capsys):
 TEXTS = {
     "an empty file": ("text.txt", b"", "is empty"),
     "no document": ("text.jsonl", b"\n\n", "no document"),
-    "too short for one window": ("text.txt", b"Too short.\n\nThis one too.", "longest with"),
+    "too short for one window": ("text.txt", b"Too short.\n\nThis one too.", "the longest has"),
     "no text under the key": ("text.jsonl", b'{"body": 3}\n', '"text"'),
     "a kind unknown": ("text.pdf", b"%PDF", ".txt, .jsonl"),
 }
