@@ -117,7 +117,12 @@ def run(script: str, *arguments: str, home: Path, **environment: str) -> list:
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=ROOT,
-        env={**kept, "HF_HOME": str(home), "PYTHONPATH": str(ROOT), **environment},
+        env={
+            **kept,
+            "HF_HOME": str(home),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=120,
@@ -216,8 +221,8 @@ REFUSALS = [
     ({"model_name": "some-org/nothing"}, ["--model-name some-org/nothing: the hub", "check the name", "HF_TOKEN"]),
     ({"dataset": "some-org/nothing"}, ["--dataset some-org/nothing: the hub", "check the name", "HF_TOKEN"]),
     ({}, ["--dataset NeelNanda/pile-10k: the hub", "check the name"]),  # a hub that has not got the default
-    ({"model_name": GATED}, [f"--model-name {GATED}: access to it is gated: accept its terms", f"/{GATED}"]),
-    ({"dataset": GATED}, [f"--dataset {GATED}: access to it is gated", f"/datasets/{GATED}", "HF_TOKEN"]),
+    ({"model_name": GATED}, [f"--model-name {GATED}: access is gated: accept the terms", f"/{GATED}"]),
+    ({"dataset": GATED}, [f"--dataset {GATED}: access is gated", f"/datasets/{GATED}", "HF_TOKEN"]),
     ({"dataset": "some-org/texts", "layer": 4}, ["--layer 4: gpt2 has layers 0 to 3"]),
     ({"dataset": "some-org/texts", "seq_len": 129}, ["--seq-len 129: gpt2 takes at most 128 tokens"]),
 ]
