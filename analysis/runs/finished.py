@@ -222,7 +222,7 @@ def read_record(run: Path, name: str) -> dict[str, Any]:
     """The content of one of a run's JSON files. Raises InputError if it is missing, damaged or of the wrong form."""
     path = run / name
     if not path.exists():
-        raise InputError(f"{run} has no {name}: it is not a run, or not finished (continue it with --resume)")
+        raise InputError(f"{run} has no {name}: it is not a run, or is not finished (continue it with --resume)")
     from sae_jax.shapes import read_shaped  # imported here, because importing pydantic is slow
 
     return read_shaped(path, WRITTEN_AGAIN if name == "results.json" else TRAIN_AGAIN)

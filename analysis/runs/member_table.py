@@ -18,7 +18,7 @@ def member_rows(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
         {
             "member": name,
             "best": "★" if best and best["id"] == name else "",
-            "L0 asked": l0_asked_of(dict(member)),
+            "L0 target": l0_asked_of(dict(member)),
             **{metric: member["metrics"][metric] for metric in METRICS if metric in member["metrics"]},
             **{setting: member.get(setting) for setting in families.MEMBER},
         }

@@ -49,7 +49,7 @@ def frontier_table(frontier: Frontier) -> Group:
         if point.panel not in tables:
             tables[point.panel] = table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
             table.add_column("kind", no_wrap=True)
-            for header in ("asked", "seeds", "L0", *(METRICS[name] for name in metrics)):
+            for header in ("target", "seeds", "L0", *(METRICS[name] for name in metrics)):
                 table.add_column(header, justify="right", no_wrap=header != "cross-entropy recovered")
         cells = [
             spread_text(point.metrics.get(name), digits) for name, digits in (("l0", 1), *((m, 3) for m in metrics))

@@ -357,7 +357,7 @@ FLAGS = {
     "a number format unknown": (("--store-dtype", "int8"), "int8", "float16, float32"),
     "a seed too large": (("--seed", "2147483648"), "2147483648", "must be below 2147483648"),
     "no time between checkpoints": (("--checkpoint-seconds", "0"), "0", "positive"),
-    "a batch larger than any rows": (("--batch-size", "1001"), "1001", "at most 1,000 rows"),
+    "a batch larger than any rows": (("--batch-size", "1001"), "1001", "larger than the 1,000 rows"),
     "a batch larger than the rows": (("--batch-size", "811"), "811", "only 810 training rows"),
     "a model that cannot be had": (("--model-name", "no-such/model"), "no-such/model", "bundled"),
     "a model directory that is none": (("--model-name", "./nowhere"), "./nowhere", "no such file or directory"),
