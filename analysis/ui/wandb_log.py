@@ -1,8 +1,8 @@
-"""The W&B face of a run: its curves while it trains, its tables and figures at the end. Never in training's way.
+"""A run on Weights & Biases: its curves during training, its tables and figures at the end.
 
-It computes nothing. What it is fed goes into a queue, and a thread gives it to W&B, so that training waits neither for
-a network nor for a disk. Whatever goes wrong there is said once, and training goes on. W&B's files lie in RUN/wandb,
-and RUN/wandb.json names its run, so that a resumed training goes on in it.
+What is logged goes into a queue, and a thread passes it to W&B, so that training waits neither for a network nor for a
+disk. An error of W&B is reported once, and training continues. The files of W&B lie in RUN/wandb. RUN/wandb.json names
+the run on W&B, so that a resumed training continues it.
 
     with WandbLog(options, run.path, config, members, terminal.say) as log:
         log.training_progress(progress)
@@ -52,10 +52,10 @@ class WandbOptions:
 
 
 class WandbLog:
-    """A context manager that takes the calls a Terminal takes.
+    """A context manager with the same methods as a Terminal.
 
-    `config` is all that was asked for, `members` are the ids. `say` is only called from the caller's
-    thread. What was logged before a resumed training was interrupted is not logged again.
+    `config` has all flags, `members` are the ids. `say` is called from the thread of the caller only. A resumed training
+    does not log again what was logged before it was interrupted.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class WandbLog:
             self._notes.put(f"W&B stopped, training does not: {' '.join(str(error).split()) or type(error).__name__}")
 
     def _open(self) -> None:
-        """Begin the run, or go on in that of an interrupted training; offline if there is no login."""
+        """Begin the run on W&B, or continue that of an interrupted training; offline if there is no login."""
         if self._run:
             return
         import wandb
@@ -227,7 +227,7 @@ class WandbLog:
 
 
 def table(members: dict[str, dict[str, Any]], density: dict[str, np.ndarray]) -> Any:
-    """A line a member: its settings, its metrics on held-out rows, how often its features fire."""
+    """A W&B table with a row for each member: its settings, held-out metrics, and how often its features fire."""
     import wandb
 
     records = [
@@ -247,7 +247,7 @@ def image(figure: Any) -> Any:
 
 
 def artifact(run_dir: Path) -> Any:
-    """The run's own files, without W&B's."""
+    """A W&B artifact with the files of the run, without those of W&B."""
     import wandb
 
     whole = wandb.Artifact(run_dir.name, type="sae-run")

@@ -1,4 +1,4 @@
-"""What a report of finished runs shows: read from what was computed, and computed here only where that is cheap.
+"""The content of a report of finished runs: what was computed already, and what is cheap to compute now.
 
 What is missing and takes long is not computed: `missing` says of a section why it is empty, and which command fills it.
 """
@@ -46,7 +46,7 @@ CHEAP = 3e8  # pairs of features that are compared within a minute
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure; `alt` says in words, from its numbers, what is to be seen."""
+    """A figure; `alt` describes in words, from its numbers, what it shows."""
 
     name: str  # of figures/NAME.svg
     figure: Any
@@ -55,7 +55,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Part:
-    """Of one run. `figures` and `missing` are by section; `answers` are those of analysis/study.json."""
+    """What the report shows of one run; `figures` and `missing` are by section, `answers` are those of study.json."""
 
     run: FinishedRun
     is_control: bool
@@ -82,7 +82,7 @@ def compose(
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Raises InputError where a run is given twice."""
+    """The report of these runs, the control last. Raises InputError if a run is given twice."""
     everything = [*runs, control] if control else list(runs)
     members = sum(len(run.members) for run in everything)
     count = min(MOST, max(LEAST, SHOWN // max(1, members)))
@@ -171,7 +171,7 @@ def part_of(
 
 
 def facts_of(run: FinishedRun) -> dict[str, str]:
-    """Model, hooks, text, rows and versions, in words."""
+    """The model, hooks, text, rows and versions of a run, in words."""
     stores, environment, timing = run.config["stores"], run.config["environment"], run.results["timing"]
     versions = environment | stores[0].get("versions", {})
     rows = dict.fromkeys(f"{store['rows']:,}" for store in stores)
@@ -213,7 +213,7 @@ def of_dead(features: dict[str, Features], kinds: dict[str, str]) -> Drawn:
 
 
 def in_common(part: Part, study: str) -> list[Drawn]:
-    """The study's comparison, or one by direction alone."""
+    """The comparison of the study, or, if there is none, a comparison by direction alone."""
     run, living = part.run, {name: of for name, of in part.features.items() if of.alive_F.any()}
     if len(living) < 2:
         part.missing["comparison"] = "A comparison needs two or more members with living features."
@@ -242,7 +242,7 @@ def in_common(part: Part, study: str) -> list[Drawn]:
 
 
 def emerged(part: Part, kinds: dict[str, str]) -> list[Drawn]:
-    """Curves of all members, and the way of each feature of the first one."""
+    """The emergence curves of all members, and a heatmap of the features of the first member."""
     trajectories = {}
     for name, of in part.features.items():
         if of.alive_F.any() and len(snapshots := read_snapshots(part.run.path, name)) > 2:
@@ -267,7 +267,7 @@ def emerged(part: Part, kinds: dict[str, str]) -> list[Drawn]:
 
 
 def mapped(part: Part, study: str) -> list[Drawn]:
-    """The maps that a study left."""
+    """The maps of clusters that a study wrote."""
     drawn = []
     for name, of in part.features.items():
         folder = part.run.path / "analysis"
@@ -288,7 +288,7 @@ def mapped(part: Part, study: str) -> list[Drawn]:
 
 
 def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
-    """The table of an answer, drawn."""
+    """A chart of the table of an answer."""
     if not answer["table"]:
         return []
     table = {row: {name: Estimate(**of) for name, of in cells.items()} for row, cells in answer["table"].items()}

@@ -1,7 +1,7 @@
-"""The report as one HTML file that opens from disk and asks for nothing; `contents.py` gives what it shows.
+"""The report as one HTML file, which opens from disk and loads nothing from a network. `contents.py` composes it.
 
-Vega is inlined once, every figure is its JSON beside a picture of it (for print, and where no script runs). The page's
-Content-Security-Policy allows just the two scripts of its own, by their hash, and no address at all.
+The library Vega is included once. Every figure is included twice: as its JSON, and as a picture for print and for pages
+without scripts. The Content-Security-Policy of the page allows its own two scripts, by their hashes, and no address.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from analysis.study.questions import words
 from analysis.ui.report.contents import Drawn, Part, Report
 from analysis.ui.terminal.wording import failure_text, member_name, share_text
 
-SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # of an SVG's marks: half of it, and an image has its alt text
-SPEC_BYTES = 300_000  # a figure with more data is a picture only
-FIGURES_BYTES = 3_300_000  # of all figures; over it those with most data are pictures only
-SHOWN_SETTINGS = ("activation", "layer", "hook", "hidden_dim", "sparsity", "seed")  # of members, always
+SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # half of an SVG's bytes; its image has an alt text instead
+SPEC_BYTES = 300_000  # a figure with more data is included as a picture only
+FIGURES_BYTES = 3_300_000  # for all figures together; beyond it, those with most data are pictures only
+SHOWN_SETTINGS = ("activation", "layer", "hook", "hidden_dim", "sparsity", "seed")  # shown for every member
 SECTIONS = {
     "training": "Training",
     "densities": "Densities",
@@ -37,7 +37,7 @@ SECTIONS = {
     "emergence": "Emergence",
     "clusters": "Clusters",
 }
-DARK = {  # the colours of figures.py, on a dark page
+DARK = {  # what the colours of plots/style.py become on a dark page
     "#0072B2": "#56B4E9",
     "#56B4E9": "#A6DBFF",
     "#332288": "#A99BFF",
@@ -54,7 +54,7 @@ DARK = {  # the colours of figures.py, on a dark page
 
 
 def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
-    """The HTML; `pictures` are the files that `figures.save` made, by `key` of their figure."""
+    """The HTML of a report; `pictures` are the files that `plots.style.save` wrote, by the `key` of their figure."""
     import vl_convert
 
     environment = Environment(
