@@ -54,8 +54,8 @@ class WandbOptions:
 class WandbLog:
     """A context manager with the same methods as a Terminal.
 
-    `config` has all flags, `members` are the ids. `say` is called from the thread of the caller only. A resumed training
-    does not log again what was logged before it was interrupted.
+    `config` has all flags, `members` are the ids. `say` is called only from the caller's thread. A resumed training does
+    not log again what was logged before it was interrupted.
     """
 
     def __init__(
