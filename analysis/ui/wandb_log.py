@@ -54,7 +54,7 @@ class WandbOptions:
 class WandbLog:
     """A context manager with the same methods as a Terminal.
 
-    `config` has all flags, `members` are the ids. `say` is called only from the caller's thread. A resumed training does
+    `config` has all flags, `members` are the ids. `say` is called only from the caller's thread. A resumed run does
     not log again what was logged before it was interrupted.
     """
 
