@@ -89,12 +89,12 @@ class HarvestRequest:
     hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", choices=HOOKS)
     n_samples: int = flag(10000, "token windows to harvest, including held-out ones")
     seq_len: int = flag(20, "tokens per window; a window never spans two documents")
-    held_out: float = flag(0.1, "share of the windows from documents that are only used for evaluation")
+    held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents")
     keep_first_position: bool = flag(False, "also use the first position of each window (an outlier in GPT-2)")
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
     control: str | None = flag(
         None,
-        "harvest a control, the model with shuffled weights: what it shows, too, was not learned",
+        "harvest the model with shuffled weights: results that it also shows were not learned",
         choices=CONTROLS,
     )
 

@@ -56,7 +56,7 @@ class TrainConfig:
     )
     dead_rule: tuple[str, ...] = flag(
         ("rate",),
-        "which features to revive: rate (fire below --dead-threshold), anthropic (never fire; Anthropic's rule), none",
+        "which features to revive: rate (fire below --dead-threshold), anthropic (silent since the last check), none",
         choices=DEAD_RULES,
         shorthands={"--dead-resample": "rate", "--no-dead-resample": "none"},
     )
@@ -67,7 +67,7 @@ class TrainConfig:
     epochs: int = flag(100, "passes over the training rows")
     batch_size: int = flag(64, "rows per step")
     data_seed: int = flag(0, "seed of the order of rows, which is the same for all members")
-    dead_threshold: float = flag(1e-3, "a feature that fires on a smaller share of rows is dead")
+    dead_threshold: float = flag(1e-3, "with --dead-rule rate: revive features that fire on a smaller share of rows")
     unit_norm_decoder: bool = flag(True, "keep decoder rows at norm 1")
     decay: float = flag(0.2, "share of the steps, at the end, in which lr falls to zero")
     ema: float = flag(

@@ -18,7 +18,7 @@ from sae_jax.config import TrainConfig
 N_LAYERS, D_MODEL = 12, 768  # of GPT-2 small
 # Of the bundled corpus. Its documents are short: longer windows lose more of them than shorter ones.
 BUNDLED_SEQ_LEN, BUNDLED_WINDOWS, BUNDLED_HELD_OUT = 64, 14_819, 0.1
-SHORT_RUN_STEPS, SHORT_RUN_LR = 1500, 1e-3  # the lr that runs of so few steps want: figures in the README
+SHORT_RUN_STEPS, SHORT_RUN_LR = 1500, 1e-3  # the learning rate that suits runs of so few steps
 
 
 @dataclass(frozen=True)

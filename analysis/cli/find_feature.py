@@ -1,4 +1,4 @@
-"""Find the features that fire on a concept. The concept is given by a phrase, by example texts, or by both.
+"""Find the features that fire on a concept. The concept is a phrase, to which example texts can be added.
 
 python main.py find-feature RUN "the Golden Gate Bridge"                     # passages of the run's own corpus
 python main.py find-feature RUN bridges --examples bridges.txt               # also your own examples, one per line

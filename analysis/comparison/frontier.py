@@ -92,7 +92,7 @@ def compute_frontier(*runs: Path) -> Frontier:
 
 
 def penalty_of(member: dict[str, Any]) -> str | None:
-    """Whether a target L0 or a coefficient sets the sparsity: the two never share a curve. None for a kind with a k."""
+    """ "target_l0" or "sparsity", whichever was set; None for kinds with a k. The two never share a curve."""
     return None if member["sparsity_control"] == "k" else member["sparsity_control"]
 
 

@@ -98,7 +98,7 @@ class Labels:
     names: list[str]
 
     def units(self, originals: Originals) -> np.ndarray:
-        """The number of the shuffled unit that each window, document or token belongs to, [U]."""
+        """For each window, document or token, the index of the unit with which it is shuffled, [U]."""
         if self.by == "position":
             return originals.window_W
         if self.by == "token":

@@ -40,7 +40,7 @@ L0_APART = 1.1  # largest ratio of the L0 of kinds that count as equally sparse
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer. `table` is {row: {column: estimate}}. `figures` are charts by the names of their files."""
+    """The answer to one question: `table` is {row: {column: estimate}}, `figures` is {file name: chart}."""
 
     question: str
     measured: str

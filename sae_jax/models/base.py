@@ -194,7 +194,7 @@ class SAE(nnx.Module):
 
 
 def start_quantile(z_NxF: jax.Array, l0: jax.Array) -> jax.Array:
-    """The threshold above which `l0` pre-activations of a row lie on average."""
+    """The threshold that on average `l0` pre-activations of a row exceed."""
     return jnp.quantile(z_NxF, 1 - l0 / z_NxF.shape[1])
 
 
