@@ -91,14 +91,14 @@ OTHER_CASES = {
 
 
 class GatedOfSAELens(Gated):
-    def extra_loss(self, sae, z, f, error_BxD, batch):
-        return mean_square(batch.x_BxD - sae.decode(jax.nn.relu(z), batch.at))
+    def extra_loss(self, z, f, error_BxD, batch):
+        return mean_square(batch.x_BxD - self.decode(jax.nn.relu(z), batch.at))
 
 
 class MatryoshkaOfSAELens(Matryoshka):
-    def extra_loss(self, sae, z, f, error_BxD, batch):
+    def extra_loss(self, z, f, error_BxD, batch):
         whole = mean_square(error_BxD)
-        mean_of_prefixes = super().extra_loss(sae, z, f, error_BxD, batch) + whole
+        mean_of_prefixes = super().extra_loss(z, f, error_BxD, batch) + whole
         return len(self.SHARES) * mean_of_prefixes - whole
 
 
