@@ -54,7 +54,7 @@ def test_training_ends_in_table_and_picture(trained):
     done, run = trained
     assert (done.returncode, done.stderr) == (0, "")
     assert "bundled model, layer 2 resid_pre, 48 features, 810 rows" in done.stdout
-    assert f"figure: {run}/figures/frontier.png, and .svg" in done.stdout and "EXPERIMENT RESULTS" in done.stdout
+    assert f"figure: {run}/figures/frontier.png and .svg" in done.stdout and "EXPERIMENT RESULTS" in done.stdout
     cells = [line.split() for line in done.stdout.splitlines()]
     for point in compute_frontier(run).points:
         l0, variance = point.metrics["l0"], point.metrics["explained_variance"]
