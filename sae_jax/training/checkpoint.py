@@ -193,10 +193,10 @@ def trouble_of_the_machine(error: BaseException, directory: Path) -> Exception |
     """The cause of an error that lies in the machine (no memory, no descriptors, no access), not in the files."""
     cause: BaseException | None = error
     while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else system_error_in(cause)
+        if number and number not in (*LACKING, errno.ENOMEM):  # first: tensorstore calls EMFILE "exhausted", too
+            return OSError(number, os.strerror(number), str(directory))
         if is_out_of_memory(cause):
             return MemoryError(str(cause))
-        number = cause.errno if isinstance(cause, OSError) else system_error_in(cause)
-        if number and number not in LACKING:
-            return OSError(number, os.strerror(number), str(directory))
         cause = cause.__cause__ or cause.__context__
     return None

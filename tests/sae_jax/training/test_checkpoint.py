@@ -15,7 +15,7 @@ from populations import prepare
 
 from harvest.errors import InputError
 from sae_jax.config import TrainConfig
-from sae_jax.training.checkpoint import Checkpoints
+from sae_jax.training.checkpoint import Checkpoints, trouble_of_the_machine
 
 D = 12
 METRICS = {10: {"bytes": 7, "crc32": 1}, 20: {"bytes": 9, "crc32": 2}}
@@ -174,6 +174,14 @@ def test_without_a_file_descriptor_left_nothing_is_moved(left, saved, tmp_path):
         checkpoints.close()
     assert outcome in (20, -errno.EMFILE) and (outcome < 0 or left)
     assert files_in(copy) == before
+
+
+def test_too_many_open_files_are_not_a_lack_of_memory():
+    """Both are RESOURCE_EXHAUSTED to tensorstore; the number of the system error tells them apart."""
+    exhausted = "RESOURCE_EXHAUSTED: Error opening: {} [os_error_code='{}']"
+    for number, kind in ((errno.EMFILE, OSError), (errno.ENOMEM, MemoryError)):
+        found = trouble_of_the_machine(ValueError(exhausted.format(os.strerror(number), number)), Path("there"))
+        assert type(found) is kind and (kind is MemoryError or found.errno == number)
 
 
 def test_a_checkpoint_of_another_step_or_run_is_refused_and_stays(saved, tmp_path):
