@@ -6,11 +6,14 @@ Shapes: N directions, D width of the model, C components, K neighbours.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
+
+NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with a distance of 0.1, or 200 epochs, small planted clusters merge
+NEIGHBOURS_MIB = 128  # memory for the cosines that are computed at a time
+FEWEST = 20  # living features that a map needs
 
 
 def unit(x_NxD: np.ndarray) -> np.ndarray:
@@ -19,21 +22,10 @@ def unit(x_NxD: np.ndarray) -> np.ndarray:
     return x_NxD / np.maximum(np.linalg.norm(x_NxD, axis=1, keepdims=True), 1e-30)
 
 
-SLICE = 1024  # features at a time
-
-
-def slices_of(count: int) -> Iterator[slice]:
-    return (slice(start, min(start + SLICE, count)) for start in range(0, count, SLICE))
-
-
 def random_like(directions_FxD: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Gaussian directions of norm 1, [count, D], with the same second moments as the rows, their mean included."""
     root = np.linalg.qr(directions_FxD, mode="r") / np.sqrt(len(directions_FxD))
     return unit(rng.standard_normal((count, len(root)), np.float32) @ root)
-
-
-NEIGHBOURS, MIN_DISTANCE, EPOCHS = 15, 0.0, 500  # with a distance of 0.1, or 200 epochs, small planted clusters merge
-NEIGHBOURS_MIB = 128  # memory for the cosines that are computed at a time
 
 
 def umap_of(x_NxD: np.ndarray, seed: int) -> np.ndarray:
@@ -80,9 +72,6 @@ def pca_of(x_NxD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     axes_DxC = axes_DxD[:, ::-1][:, :count]
     axes_DxC = axes_DxC * np.sign(axes_DxC[np.abs(axes_DxC).argmax(0), np.arange(axes_DxC.shape[1])])
     return x_NxD @ axes_DxC, variance_D[::-1][:count] / variance_D.sum()
-
-
-FEWEST = 20  # living features that a map needs
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import block_array, csc_array, csr_array, vstack
 from scipy.sparse.csgraph import connected_components
 
-from analysis.geometry import slices_of, unit
+from analysis.geometry import unit
 from harvest.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 FLOOR, STEP = 0.3, 0.1
 LARGEST = 6000  # features of a component on one side, at most: 290 MB and half a minute
+SLICE = 1024  # features at a time
 CHUNK_ROWS, ROWS = 4096, 65_536
 
 
@@ -160,3 +161,7 @@ def sparse_activations(chunks: Iterable[np.ndarray], saes: Mapping[str, SAE]) ->
     if not all(fired.values()):
         raise InputError("there are no rows to compare activations on: harvest more text")
     return {name: vstack(pieces, format="csr") for name, pieces in fired.items()}
+
+
+def slices_of(count: int) -> Iterator[slice]:
+    return (slice(start, min(start + SLICE, count)) for start in range(0, count, SLICE))

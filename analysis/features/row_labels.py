@@ -17,6 +17,7 @@ from harvest.text.windows import jsonl_records
 MOST_LABELS = 1000  # a field with more different values is not used as a label
 POSITIONS = 16  # intervals that a window is divided into, at most
 TOKEN_CLASSES = ["start of a word", "start of a capitalized word", "rest of a word", "number", "punctuation", "space"]
+SHUFFLES = 5
 
 
 def labels_of(corpus: str, tokenizer, positions: int) -> dict[str, Labels]:
@@ -78,9 +79,6 @@ def token_classes(tokenizer) -> np.ndarray:
             name = "start of a capitalized word" if word[0].isupper() else "start of a word"
         classes_V[number] = TOKEN_CLASSES.index(name)
     return classes_V
-
-
-SHUFFLES = 5
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The features of a dictionary that are more specialized on a label than shuffled labels would make them.
 
-Shapes: F features."""
+Shapes: F features.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ import numpy as np
 
 from analysis.features.specialization import NO_LABEL, over_chance
 from analysis.features.statistics import Features
+
+MIN_FIRINGS = 100  # firings that a feature needs for its specialization, or its share of one token, to be measured
+RATE = 0.05  # false discovery rate (Benjamini and Hochberg 1995)
 
 
 def most_special(features: Features) -> tuple[list[str], np.ndarray]:
@@ -21,12 +25,6 @@ def most_special(features: Features) -> tuple[list[str], np.ndarray]:
         rate_NxL = features.label_count[name][most_N] / np.maximum(features.label_rows[name], 1)
         label_F[most_N] = np.array([f"{name}: {label}" for label in features.labels[name]], object)[rate_NxL.argmax(1)]
     return label_F.tolist(), np.where(features.alive_F, score_SxF.max(0), 0.0)
-
-
-RATE = 0.05  # false discovery rate (Benjamini and Hochberg 1995)
-
-
-MIN_FIRINGS = 100  # firings that a feature needs for its specialization, or its share of one token, to be measured
 
 
 def judged(features: Features) -> np.ndarray:

@@ -10,7 +10,6 @@ from rows import make_store
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 
-from analysis import geometry
 from analysis.comparison import matching
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder, correlations, cosines, match, sparse_activations, spread_rows
@@ -51,7 +50,7 @@ def decoder(W_dec_FxD: np.ndarray, dead: tuple[int, ...] = (), **settings) -> De
 
 @pytest.mark.parametrize("slice_size", [64, 1024])
 def test_planted_partners_are_found_and_nothing_else(rng, monkeypatch, slice_size):
-    monkeypatch.setattr(geometry, "SLICE", slice_size)
+    monkeypatch.setattr(matching, "SLICE", slice_size)
     a_FxD = directions(rng)
     b_FxD, truth_G = partner_of(rng, a_FxD, 180, noise=0.6)
     f_P, g_P, cosine_P = match(cosines(a_FxD, b_FxD).pairs_FxG)
@@ -85,7 +84,7 @@ def test_a_component_too_large_falls_apart_at_a_higher_floor(rng, monkeypatch):
 
 
 def test_correlations_are_pearsons(rng, monkeypatch):
-    monkeypatch.setattr(geometry, "SLICE", 7)
+    monkeypatch.setattr(matching, "SLICE", 7)
     a_NxF = rng.random((500, 20)) * (rng.random((500, 20)) < 0.2)
     b_NxG = np.concatenate([a_NxF[:, :5] * 2 + 1e-3 * rng.random((500, 5)), rng.random((500, 7)) - 0.5], axis=1)
     b_NxG[:, 11] = 3.0  # constant

@@ -8,12 +8,11 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from command_line import BUNDLED, environment, shared_cache
+from command_line import BUNDLED, shared_cache, trained
 from rich.console import Console
 from scipy.stats import mannwhitneyu, rankdata
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
-import main
 from analysis.cli.find_feature import run as find_feature
 from analysis.concepts.detectors import (
     CHOOSING,
@@ -201,13 +200,9 @@ def test_pooling_takes_the_largest_over_what_counts(rng):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     cache = shared_cache(tmp_path_factory)
-    path = tmp_path_factory.mktemp("runs") / "two"
-    argv = [*BUNDLED, "--n-samples", "100", "--seq-len", "20", "--activation", "topk", "--hidden-dim", "48", "--k", "8"]
-    argv += ["--layer", "1", "2", "--epochs", "1", "--run-dir", str(path), "--cache-dir", str(cache), "--quiet"]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(cache).items():
-            patch.setenv(name, value)
-        assert main.run_as_command(argv) == 0
+    argv = (*BUNDLED, "--n-samples", "100", "--seq-len", "20", "--activation", "topk", "--hidden-dim", "48", "--k", "8")
+    argv += ("--layer", "1", "2", "--epochs", "1")
+    path = trained(tmp_path_factory.mktemp("runs") / "two", cache, *argv).path
     return path, cache
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from command_line import BUNDLED, environment, shared_cache
+from command_line import BUNDLED, shared_cache, trained
 
 import main
 from analysis.quality import absorption, sparse_probing, spurious_correlation
@@ -260,13 +260,9 @@ def test_a_spelling_prompt_ends_at_its_word_after_examples_of_training_words(mod
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     cache = shared_cache(tmp_path_factory)
-    path = tmp_path_factory.mktemp("runs") / "two"
-    argv = [*BUNDLED, "--n-samples", "100", "--seq-len", "20", "--activation", "topk", "--hidden-dim", "48", "--k", "8"]
-    argv += ["--layer", "1", "2", "--epochs", "1", "--run-dir", str(path), "--cache-dir", str(cache), "--quiet"]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment(cache).items():
-            patch.setenv(name, value)
-        assert main.run_as_command(argv) == 0
+    argv = (*BUNDLED, "--n-samples", "100", "--seq-len", "20", "--activation", "topk", "--hidden-dim", "48", "--k", "8")
+    argv += ("--layer", "1", "2", "--epochs", "1")
+    path = trained(tmp_path_factory.mktemp("runs") / "two", cache, *argv).path
     return path
 
 
