@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed, place
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
@@ -32,6 +32,7 @@ METHODS = ("gradient", "integrated", "path")  # defined here, so that --help doe
 class Options:
     """The flags of `attribute`."""
 
+    run: Path = place("RUN", "a run directory")
     member: str | None = flag(None, "id of the member; needed if the run has several")
     prompt: str | None = flag(None, "the text before the token to explain")
     target: str | None = flag(None, "the token to explain, with its leading space if it has one")
@@ -54,11 +55,8 @@ class Options:
 
 
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="main.py attribute", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_flags("attribution", Options)
-    values = vars(parser.parse_args(argv))
-    options, finished = filled(Options, values), FinishedRun.open(values["run"])
+    options = filled(Options, parsed("attribute", __doc__, argv, Options))
+    finished = FinishedRun.open(options.run)
     member = finished.only(options.member)
     from rich import box
     from rich.table import Table

@@ -8,7 +8,6 @@ The address bar always holds a link to the page that is shown.
 
 from __future__ import annotations
 
-import os
 import socket
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed, place
 from analysis.runs.finished import FinishedRun
 from analysis.ui.dashboard.links import ADDRESS, PORT
 from harvest.errors import InputError
@@ -28,6 +27,7 @@ APP = Path(__file__).parents[1] / "ui" / "dashboard" / "app.py"
 
 @dataclass(frozen=True)
 class Options:
+    runs: tuple[Path, ...] = place("RUN", "directories of finished runs")
     port: int = flag(PORT, "port of the server")
     address: str = flag(
         ADDRESS, "address that the server listens on; any other value lets other machines in without a password"
@@ -41,17 +41,13 @@ class Options:
 
 
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="main.py dashboard", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of finished runs")
-    parser.add_flags("server", Options)
-    values = vars(parser.parse_args(argv))
-    options, runs = filled(Options, values), list(dict.fromkeys(values["runs"]))
+    options = filled(Options, parsed("dashboard", __doc__, argv, Options))
+    runs = list(dict.fromkeys(options.runs))
     for path in runs:
         FinishedRun.open(path)
     if find_spec("streamlit") is None:
         raise InputError("the dashboard needs streamlit: pip install 'sae-jax[dashboard]'")
     need_free(options)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
     serve(options, [str(path) for path in runs])
 
 

@@ -7,10 +7,10 @@ python main.py evaluate SAE_DIR --model-name gpt2 --hook-name blocks.8.hook_resi
 
 from __future__ import annotations
 
-import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed, place
 from analysis.quality.evaluate import (
     EvaluateSettings,
     dictionaries_in,
@@ -23,18 +23,19 @@ from harvest.errors import InputError
 from harvest.files import write_json
 
 
+@dataclass(frozen=True)
+class Options:
+    directories: tuple[Path, ...] = place("DIR", "run directories and dictionaries")
+
+
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="main.py evaluate", description=__doc__)
-    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR", help="run directories and dictionaries")
-    parser.add_flags("measurement", EvaluateSettings)
-    values = vars(parser.parse_args(argv))
-    options = filled(EvaluateSettings, values)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
-    paths = [path for given in values["directories"] for path in dictionaries_in(given)]
+    values = parsed("evaluate", __doc__, argv, Options, EvaluateSettings)
+    directories, options = filled(Options, values).directories, filled(EvaluateSettings, values)
+    paths = [path for given in directories for path in dictionaries_in(given)]
     if twice := [path for path in paths if [p.resolve() for p in paths].count(path.resolve()) > 1]:
         raise InputError(f"{twice[0]} is given twice: give each dictionary once")
     opened = [open_dictionary(path) for path in paths]
-    failed = {given: ids for given in values["directories"] if (ids := failed_in(given))}
+    failed = {given: ids for given in directories if (ids := failed_in(given))}
     with Terminal() as terminal:
         for given, ids in failed.items():
             terminal.say(f"{given}: no figures for {', '.join(ids)}: training stopped early and wrote no dictionary")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed, place
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
@@ -21,6 +21,7 @@ from harvest.request import default_cache_dir, flag
 
 @dataclass(frozen=True)
 class Options:
+    source: Path = place("RUN", "a run directory, or the directory of a dictionary")
     member: str | None = flag(None, "id of the member; needed if the run has several")
     to: Path | None = flag(None, "a new or empty directory to write to")
     neuronpedia: bool = flag(False, "write the feature pages, as Neuronpedia imports them, instead of the weights")
@@ -31,11 +32,8 @@ class Options:
 
 
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="main.py export", description=__doc__)
-    parser.add_argument("source", type=Path, metavar="RUN", help="a run directory, or the directory of a dictionary")
-    parser.add_flags("export", Options)
-    values = vars(parser.parse_args(argv))
-    source, options = values["source"], filled(Options, values)
+    options = filled(Options, parsed("export", __doc__, argv, Options))
+    source = options.source
     if options.to is None:
         raise InputError("--to is missing: give a new or empty directory to write to")
     refuse_taken(options.to)

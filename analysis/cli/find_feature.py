@@ -10,15 +10,14 @@ others. Different passages choose the features, set their thresholds and score t
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed, place
 from analysis.concepts.search import (
     FeatureDescription,
     SearchSettings,
@@ -41,16 +40,15 @@ if TYPE_CHECKING:
     from sae_jax.formats import Dictionary
 
 
+@dataclass(frozen=True)
+class Options:
+    run: Path = place("RUN", "a run directory")
+    phrase: str = place("PHRASE", "word or phrase to search for; case and a leading article are ignored")
+
+
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="main.py find-feature", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_argument(
-        "phrase", metavar="PHRASE", help="word or phrase to search for; case and a leading article are ignored"
-    )
-    parser.add_flags("search", SearchSettings)
-    values = vars(parser.parse_args(argv))
+    values = parsed("find-feature", __doc__, argv, Options, SearchSettings)
     options, phrase = filled(SearchSettings, values), values["phrase"]
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
     finished = FinishedRun.open(values["run"])
     members = finished.chosen(options.member)
     examples, against = concept_texts(phrase, finished, options)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import Field, fields
+import os
+from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -26,11 +27,32 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise InputError(f"{message} (see --help)")
 
-    def add_flags(self, title: str, cls: type) -> None:
-        """Add the fields of a dataclass as a group of flags under a title."""
-        group, hints = self.add_argument_group(title), get_type_hints(cls)
+    def add_flags(self, cls: type, title: str | None = None) -> None:
+        """Add the fields of a dataclass as flags, and those that `place` declares as positional arguments."""
+        group, hints = self.add_argument_group(title) if title else self, get_type_hints(cls)
         for field in fields(cls):
             add_flag(group, field, hints[field.name])
+
+
+def place(metavar: str, help: str) -> Any:
+    """A dataclass field that is a positional argument on the command line."""
+    return field(metadata={"help": help, "place": metavar})
+
+
+def parsed(command: str, description: str | None, argv: list[str], *classes: type) -> dict[str, Any]:
+    """The values that a command was given for the fields of these dataclasses, for `filled`."""
+    parser = Parser(prog=f"main.py {command}", description=description)
+    for cls in classes:
+        parser.add_flags(cls)
+    values = vars(parser.parse_args(argv))
+    if "cache_dir" in values:
+        keep_compiled(values["cache_dir"])
+    return values
+
+
+def keep_compiled(cache_dir: Path) -> None:
+    """Let JAX, which must not be imported yet, keep its compiled programs in the cache directory."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir / "compiled"))
 
 
 def whole(text: str) -> int:
@@ -65,16 +87,19 @@ def filled(cls: type[T], values: dict[str, Any]) -> T:
 
 def add_flag(group: Any, field: Field, hint: Any) -> None:
     name, default, help = "--" + field.name.replace("_", "-"), field.default, field.metadata["help"]
-    if default not in (None, ()):
+    if default not in (None, (), MISSING):
         help = f"{help} (default: {shown(default)})"
+    kind = next((k for k in (int, float, Path) if k is hint or k in get_args(hint)), str)
+    several = "+" if get_origin(hint) is tuple else None
+    if metavar := field.metadata.get("place"):
+        group.add_argument(field.name, type=kind, nargs=several, metavar=metavar, help=help)
+        return
     if hint is bool:
         group.add_argument(name, dest=field.name, action="store_true", default=default, help=help)
         if default:
             off = name.replace("--", "--no-")
             group.add_argument(off, dest=field.name, action="store_false", help=f"turn {name} off")
         return
-    kind = next((k for k in (int, float, Path) if k is hint or k in get_args(hint)), str)
-    several = "+" if get_origin(hint) is tuple else None
     metavar = "|".join(field.metadata.get("choices", ())) or kind.__name__.upper()
     group.add_argument(name, type=kind, nargs=several, default=default, metavar=metavar, help=help)
     for short, value in field.metadata.get("shorthands", {}).items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed, place
 from analysis.comparison.frontier import compute_frontier
 from analysis.plots.frontier import write_frontier
 from analysis.runs.finished import can_be_kept
@@ -19,19 +19,16 @@ from harvest.request import flag
 
 @dataclass(frozen=True)
 class Options:
+    runs: tuple[Path, ...] = place("RUN", "directories of finished runs")
     to: Path | None = flag(
         None, "folder for the figure and its numbers (default: RUN if one run is given, otherwise ./frontier)"
     )
 
 
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="main.py frontier", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of finished runs")
-    parser.add_flags("output", Options)
-    values = vars(parser.parse_args(argv))
-    runs, options = values["runs"], filled(Options, values)
-    frontier = compute_frontier(*runs)
-    to = options.to or (runs[0] if len(runs) == 1 else Path("frontier"))
+    options = filled(Options, parsed("frontier", __doc__, argv, Options))
+    frontier = compute_frontier(*options.runs)
+    to = options.to or (options.runs[0] if len(options.runs) == 1 else Path("frontier"))
     with Terminal() as terminal:
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed, place
 from harvest.errors import InputError
 from harvest.request import default_cache_dir, flag
 
 
 @dataclass(frozen=True)
 class Options:
+    runs: tuple[Path, ...] = place("RUN", "directories of finished runs")
     to: Path | None = flag(None, "the file to write (default: report.html in the first run)", written=True)
     control: Path | None = flag(
         None, "a run on the same model with shuffled weights (trained with --control random-weights)"
@@ -26,11 +27,7 @@ class Options:
 
 
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="main.py report", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directories of finished runs")
-    parser.add_flags("report", Options)
-    values = vars(parser.parse_args(argv))
-    options = filled(Options, values)
+    options = filled(Options, parsed("report", __doc__, argv, Options))
 
     from rich.filesize import decimal as size_text
 
@@ -41,7 +38,7 @@ def run(argv: list[str]) -> None:
     from analysis.ui.terminal.live import Terminal
     from harvest.files import write_atomically
 
-    runs = [FinishedRun.open(path) for path in values["runs"]]
+    runs = [FinishedRun.open(path) for path in options.runs]
     control = runs[0].opened_control(options.control) if options.control else None
     to = options.to or runs[0].path / "report.html"
     if to.is_dir() or not to.parent.is_dir():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed, place
 from analysis.quality.saebench import SAEBench, run_benchmarks, write_benchmark
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
@@ -21,17 +21,15 @@ from harvest.request import flag
 
 @dataclass(frozen=True)
 class Options:
+    run: Path = place("RUN", "a run directory")
     member: tuple[str, ...] = flag((), "ids of members (default: all)")
 
 
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="main.py saebench", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_flags("dictionaries", Options)
-    parser.add_flags("benchmarks", SAEBench)
-    values = vars(parser.parse_args(argv))
-    settings, finished = filled(SAEBench, values), FinishedRun.open(values["run"])
-    members = finished.chosen(filled(Options, values).member)
+    values = parsed("saebench", __doc__, argv, Options, SAEBench)
+    options, settings = filled(Options, values), filled(SAEBench, values)
+    finished = FinishedRun.open(options.run)
+    members = finished.chosen(options.member)
     answers: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
     kept = can_be_kept(finished.path, print)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed, place
 from analysis.comparison.frontier import compute_frontier
 from analysis.runs.finished import FinishedRun
 from analysis.runs.live import LiveRun
@@ -32,16 +32,14 @@ COMMANDS = {  # by the file that each command leaves in RUN
 
 @dataclass(frozen=True)
 class Options:
+    run: Path = place("RUN", "a run directory")
     pareto: bool = flag(False, "also plot explained variance against L0")
     watch: bool = flag(False, "follow the training until it is finished")
 
 
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="main.py show", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_flags("output", Options)
-    values = vars(parser.parse_args(argv))
-    path, options = values["run"], filled(Options, values)
+    options = filled(Options, parsed("show", __doc__, argv, Options))
+    path = options.run
     with Terminal() as terminal:
         if not (path / "results.json").exists():
             live_run = LiveRun.open(path)

@@ -19,12 +19,11 @@ The tables show a text for each strength, and these figures, averaged over all t
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed, place
 from analysis.concepts.search import SearchSettings, concept_texts, search
 from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered
 from analysis.runs.finished import FinishedRun, can_be_kept
@@ -48,6 +47,7 @@ RANDOM, MEANS = "random direction", "difference in means"
 class Options:
     """The flags that choose the feature and how it is steered."""
 
+    run: Path = place("RUN", "a run directory")
     member: str | None = flag(None, "id of the member; needed if the run has several")
     feature: int | None = flag(None, "number of the feature")
     concept: str | None = flag(
@@ -92,15 +92,10 @@ class Options:
 
 
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="main.py steer", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_flags("steering", Options)
-    parser.add_flags("text", Sampling)
-    values = vars(parser.parse_args(argv))
+    values = parsed("steer", __doc__, argv, Options, Sampling)
     options, sampling = filled(Options, values), filled(Sampling, values)
-    finished = FinishedRun.open(values["run"])
+    finished = FinishedRun.open(options.run)
     member = finished.only(options.member)
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
     from analysis.features.statistics import load_or_compute_features
     from analysis.interventions import steering as steer_model
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed, place
 from harvest.request import default_cache_dir, flag
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
+    run: Path = place("RUN", "a run directory")
     control: Path | None = flag(
         None, "a run on the same model with shuffled weights (trained with --control random-weights)"
     )
@@ -35,11 +36,7 @@ class Options:
 
 
 def run(argv: list[str]) -> None:
-    parser = Parser(prog="main.py study", description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    parser.add_flags("study", Options)
-    values = vars(parser.parse_args(argv))
-    options = filled(Options, values)
+    options = filled(Options, parsed("study", __doc__, argv, Options))
 
     from analysis.runs.finished import FinishedRun, can_be_kept
     from analysis.study.maps import draw
@@ -48,7 +45,7 @@ def run(argv: list[str]) -> None:
     from analysis.ui.terminal.live import Terminal
     from analysis.ui.terminal.tables import study_table
 
-    finished = FinishedRun.open(values["run"])
+    finished = FinishedRun.open(options.run)
     shuffled = finished.opened_control(options.control) if options.control else None
     with Terminal() as terminal:
         gathered = collect_measures(finished, options.cache_dir, options.documents, terminal.progress, terminal.say)

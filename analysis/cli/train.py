@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from joblib import cpu_count
 
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import Parser, filled, keep_compiled
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table, preset_table
@@ -63,9 +63,9 @@ class Options:
 def build_parser() -> Parser:
     parser = Parser(description=__doc__)
     parser.add_argument("--preset", metavar="NAME", help="published set-up (other flags override its values), or list")
-    parser.add_flags("activations", HarvestRequest)
-    parser.add_flags("training", TrainConfig)
-    parser.add_flags("running", Options)
+    parser.add_flags(HarvestRequest, "activations")
+    parser.add_flags(TrainConfig, "training")
+    parser.add_flags(Options, "running")
     return parser
 
 
@@ -135,7 +135,7 @@ def run(argv: list[str]) -> None:
         say_preset(preset, terminal)
         if answered(run, request, options, terminal):
             return
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
+        keep_compiled(options.cache_dir)
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
         began, sources = time.perf_counter(), None
         if options.force or not (options.resume or run.results):

@@ -16,7 +16,7 @@ from command_line import ROOT
 
 import main
 from analysis.cli.exit_status import os_trouble
-from analysis.cli.flags import Parser, filled
+from analysis.cli.flags import filled, parsed
 from analysis.cli.steer import Options as SteerOptions
 from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
@@ -86,9 +86,7 @@ def test_what_is_no_file_is_not_read(irregular, capsys):
 def test_what_is_no_file_is_not_replaced_by_one(irregular):
     with pytest.raises(InputError, match="not a regular file"):
         write_json(irregular, {})
-    parser = Parser()
-    parser.add_flags("what", SteerOptions)
-    values = vars(parser.parse_args(["--feature", "1", "--json", str(irregular)]))
+    values = parsed("steer", None, ["run", "--feature", "1", "--json", str(irregular)], SteerOptions)
     with pytest.raises(InputError, match="not a regular file"):  # before what takes long
         filled(SteerOptions, values)
 

@@ -310,9 +310,9 @@ def test_a_number_too_long_to_be_one_is_no_feature(run, cache):
 
 def test_who_may_ask_where_other_machines_are_let_in():
     """Any name would let a page in whose name is rebound to this address."""
-    at_all = hosts(Options(address="0.0.0.0"))
+    at_all = hosts(Options((), address="0.0.0.0"))
     assert "*" not in at_all and {"127.0.0.1", "0.0.0.0", socket.gethostname()} <= set(at_all)
-    assert hosts(Options()) == LOOPBACK and "proxy.test" in hosts(Options(host=("proxy.test",)))
+    assert hosts(Options(())) == LOOPBACK and "proxy.test" in hosts(Options((), host=("proxy.test",)))
 
 
 def test_an_address_that_is_not_set_is_refused(run, capsys):
