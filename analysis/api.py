@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from analysis.features.statistics import Features, load_or_compute_features
 from analysis.runs.finished import FinishedRun
-from analysis.ui.notebook import ShownRun
 from analysis.ui.terminal.live import Terminal
 from harvest.request import default_cache_dir
+
+
+@dataclass(frozen=True, repr=False)
+class ShownRun(FinishedRun):
+    """A finished run that prints as its box of results."""
+
+    def __repr__(self) -> str:
+        stream = StringIO()
+        Terminal(stream=stream).results(self.results, str(self.path))
+        return stream.getvalue().rstrip()
 
 
 def open_run(path: Path | str) -> FinishedRun:

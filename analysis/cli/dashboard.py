@@ -66,9 +66,10 @@ def need_free(options: Options) -> None:
 
 
 def warm() -> None:
-    """Import the slow modules of the feature pages in the background, while the user reads the first page."""
-    for module in ("analysis.pages.feature", "harvest.model.tokenizer"):
+    """Import slow modules in the background while the user reads the first page, so that the first click is fast."""
+    for module in ("harvest.model.tokenizer", "analysis.pages.feature", "analysis.interventions.ablation"):
         import_module(module)
+    import_module("jax").numpy.zeros(1)  # initializes JAX, which is slow
 
 
 def hosts(options: Options) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from harvest.errors import InputError
 from harvest.files import refuse_as_target
+from harvest.request import flag
 from sae_jax.config import in_float32
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 def place(metavar: str, help: str) -> Any:
     """A dataclass field that is a positional argument on the command line."""
-    return field(metadata={"help": help, "place": metavar})
+    return flag(MISSING, help, place=metavar)
 
 
 def parsed(command: str, description: str | None, argv: list[str], *classes: type) -> dict[str, Any]:

@@ -57,7 +57,6 @@ class Options:
     use_wandb: bool = flag(False, "log to Weights & Biases; offline if you are not logged in")
     wandb_project: str = flag("sae-interpretability", "Weights & Biases project")
     log_freq: int = flag(100, "smallest number of steps between two points logged to Weights & Biases")
-    wandb_artifact: bool = flag(False, "upload the finished run directory to Weights & Biases as an artifact")
 
 
 def build_parser() -> Parser:
@@ -69,7 +68,7 @@ def build_parser() -> Parser:
     return parser
 
 
-WANDB_FLAGS = ("--wandb-project", "--log-freq", "--wandb-artifact")
+WANDB_FLAGS = ("--wandb-project", "--log-freq")
 CONTROL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
@@ -161,7 +160,7 @@ def run(argv: list[str]) -> None:
             terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens are too short for it")
         show(run, results, terminal, anew=True)
         if log:
-            log.results(results, run.path)
+            log.results(results)
 
 
 def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, preset: dict[str, Any] | None) -> None:
@@ -231,17 +230,12 @@ def rows_of(
 def wandb_log(
     request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal
 ) -> WandbLog:
-    from analysis.ui.wandb_log import WandbLog, WandbOptions
+    from analysis.ui.wandb_log import WandbLog
 
+    settings = dict(run.asked)
+    asked = settings.pop("harvest") | settings.pop("train") | settings
     members = [member.id for member in members_of(config, request.sites)]
-    others = {part: settings for part, settings in run.asked.items() if part not in ("harvest", "train")}
-    asked = run.asked["harvest"] | run.asked["train"] | others
-    chosen = WandbOptions(
-        project=options.wandb_project,
-        log_freq=options.log_freq,
-        artifact=options.wandb_artifact,
-    )
-    return WandbLog(chosen, run.path, asked, members, terminal.say)
+    return WandbLog(run.path, asked | {"members": members}, terminal.say, options.wandb_project, options.log_freq)
 
 
 def list_presets() -> None:

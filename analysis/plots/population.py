@@ -1,11 +1,11 @@
-"""Charts with all members of a run: explained variance against L0, and shares of dead features."""
+"""A chart with all members of a run: explained variance against L0."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.plots.style import KIND_STYLES, OTHER_STYLE, kind_colour, styled
+from analysis.plots.style import KIND_STYLES, OTHER_STYLE, styled
 from analysis.runs.member_table import member_rows
 
 
@@ -35,23 +35,3 @@ def scatter(members: Mapping[str, Mapping[str, Any]], selection: str | None = No
     if selection:
         chart = chart.add_params(alt.selection_point(name=selection, fields=["member"]))
     return styled(chart, "Explained variance and sparsity", "one point per member, on held-out rows")
-
-
-def dead(shares: Mapping[str, float], kinds: Mapping[str, str]) -> Any:
-    """An Altair figure: a bar for each member with the share of its features that fire on no row."""
-    import altair as alt
-
-    rows = [{"member": name, "kind": kinds[name], "dead": share} for name, share in shares.items()]
-    present = list(dict.fromkeys(kinds[name] for name in shares))
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_bar()
-        .encode(
-            x=alt.X("dead:Q", title="share of features that fire on no row").axis(format=".0%"),
-            y=alt.Y("member:N", title=None, sort=list(shares)).axis(labelLimit=240),
-            color=kind_colour(present),
-            tooltip=["member:N", alt.Tooltip("dead:Q", format=".2%")],
-        )
-        .properties(width=380, height=alt.Step(18))
-    )
-    return styled(chart, "Dead features", "on all rows, including held-out ones")

@@ -4,9 +4,9 @@ What is logged goes into a queue, and a thread passes it to W&B, so that trainin
 disk. An error of W&B is reported once, and training continues. The files of W&B lie in RUN/wandb. RUN/wandb.json names
 the run on W&B, so that a resumed training continues it.
 
-    with WandbLog(options, run.path, config, members, terminal.say) as log:
+    with WandbLog(run.path, config, terminal.say) as log:
         log.training_progress(progress)
-        log.results(results, run.path)
+        log.results(results)
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,30 +43,23 @@ SEND_SECONDS = 60.0  # and then for what is left to send
 PIXELS_PER_INCH = 144
 
 
-@dataclass(frozen=True)
-class WandbOptions:
-    project: str = "sae-interpretability"
-    log_freq: int = 100  # steps from one logged point to the next, at least
-    artifact: bool = False  # the run directory, once it is finished
-
-
 class WandbLog:
     """A context manager with the same methods as a Terminal.
 
-    `config` has all flags, `members` are the ids. `say` is called only from the caller's thread. A resumed run does
-    not log again what was logged before it was interrupted.
+    `say` is called only from the caller's thread. Points are at least `log_freq` steps apart. A resumed run does not
+    log again what was logged before it was interrupted.
     """
 
     def __init__(
         self,
-        options: WandbOptions,
         path: Path,
         config: dict[str, Any],
-        members: Sequence[str],
         say: Callable[[str], None],
+        project: str = "sae-interpretability",
+        log_freq: int = 100,
     ) -> None:
-        self._config = {**config, "members": list(members)}
-        self._options, self._path, self._say = options, path, say
+        self._path, self._config, self._say = path, config, say
+        self._project, self._log_freq = project, log_freq
         self._fed: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -97,9 +89,9 @@ class WandbLog:
         self._fed.put(lambda: self._log_progress(progress))
         self._say_notes()
 
-    def results(self, results: dict[str, Any], run_dir: Path) -> None:
+    def results(self, results: dict[str, Any]) -> None:
         """The table, figures and histograms of a finished run, from the content of results.json and its files."""
-        self._fed.put(lambda: self._log_results(results, run_dir))
+        self._fed.put(lambda: self._log_results(results))
         self._say_notes()
 
     def _say_notes(self) -> None:
@@ -157,7 +149,7 @@ class WandbLog:
         import wandb
 
         run = wandb.init(
-            project=self._options.project,
+            project=self._project,
             id=self._record["run"],
             resume="allow",
             name=self._path.name,
@@ -175,7 +167,7 @@ class WandbLog:
 
     def _log_progress(self, progress: Progress) -> None:
         self._open()
-        last, step, every = self._record["step"], progress.step, self._options.log_freq
+        last, step, every = self._record["step"], progress.step, self._log_freq
         if step <= last or (step // every == last // every and step < progress.total_steps):
             return
         speed = {"rows_per_second": progress.rows_per_second, "data_wait": progress.data_wait}
@@ -189,22 +181,20 @@ class WandbLog:
         self._record["step"] = step
         write_json(self._path / RECORD, self._record)
 
-    def _log_results(self, results: dict[str, Any], run_dir: Path) -> None:
+    def _log_results(self, results: dict[str, Any]) -> None:
         self._open()
         members = {member["id"]: member for member in results["members"] if not member["failed"]}
-        stats = {name: read_arrays(run_dir / "members" / name / "stats.npz", WRITTEN_AGAIN) for name in members}
+        stats = {name: read_arrays(self._path / "members" / name / "stats.npz", WRITTEN_AGAIN) for name in members}
         density = {name: arrays["density"] for name, arrays in stats.items()}
-        self._run.log(dict(self._pictures(run_dir, members, density)))
+        self._run.log(dict(self._pictures(members, density)))
         for name, member in members.items():
             measured = {**member["metrics"], **density_statistics(density[name])}
             self._run.summary.update({f"final/{key}/{name}": value for key, value in measured.items()})
         self._run.summary.update({f"timing/{key}": value for key, value in results["timing"].items()})
         self._run.log({"results": table(members, density)})
-        if self._options.artifact:
-            self._run.log_artifact(artifact(run_dir))
 
     def _pictures(
-        self, run_dir: Path, members: dict[str, dict[str, Any]], density: dict[str, np.ndarray]
+        self, members: dict[str, dict[str, Any]], density: dict[str, np.ndarray]
     ) -> Iterator[tuple[str, Any]]:
         """Histograms and figures by their names; directions are mapped of one member a kind, the slowest to draw."""
         import wandb
@@ -217,11 +207,11 @@ class WandbLog:
         first_of_kind = {kinds[name]: name for name in reversed(living)}
         for name, density_F in density.items():
             yield f"density/{name}", wandb.Histogram(np_histogram=density_histogram(density_F))
-            if snapshots := read_snapshots(run_dir, name):
+            if snapshots := read_snapshots(self._path, name):
                 heat = densities.density_heatmap(name, {step: of.density for step, of in snapshots.items()})
                 yield f"figures/activation_heatmap/{name}", image(heat)
             if name in first_of_kind.values():
-                W_dec_FxD = load_dictionary(run_dir / "members" / name).tensors["W_dec"]
+                W_dec_FxD = load_dictionary(self._path / "members" / name).tensors["W_dec"]
                 feature_map = density_map(name, embed(W_dec_FxD, density_F))
                 yield f"figures/feature_map/{name}", image(feature_map)
 
@@ -244,15 +234,3 @@ def image(figure: Any) -> Any:
     from PIL import Image
 
     return wandb.Image(Image.open(io.BytesIO(png_of(figure, PIXELS_PER_INCH))))
-
-
-def artifact(run_dir: Path) -> Any:
-    """A W&B artifact with the files of the run, without those of W&B."""
-    import wandb
-
-    whole = wandb.Artifact(run_dir.name, type="sae-run")
-    for path in sorted(run_dir.rglob("*")):
-        inside = path.relative_to(run_dir)
-        if path.is_file() and inside.parts[0] not in ("wandb", RECORD, ".lock"):
-            whole.add_file(str(path), name=str(inside))
-    return whole

@@ -1,29 +1,9 @@
 """The dashboard's menu: the choice of run and member, and the pages. Started by `python main.py dashboard RUN...`."""
 
-from importlib import import_module
-from threading import Thread
-
 import streamlit as st
 
 from analysis.ui.dashboard.state import Chosen, arguments, errors_shown, follow, run_at
 from harvest.errors import InputError
-
-
-@st.cache_resource(show_spinner=False)
-def import_ahead() -> None:
-    """Import slow modules in the background while the user reads the first page, so that the first click is fast."""
-
-    def imports() -> None:
-        for name in (
-            "harvest.model.tokenizer",
-            "analysis.ui.dashboard.feature_figures",
-            "analysis.interventions.ablation",
-        ):
-            import_module(name)
-        import_module("jax").numpy.zeros(1)  # initializes JAX, which is slow
-
-    Thread(target=imports, daemon=True).start()
-
 
 st.set_page_config("sae-jax", layout="wide")
 page = st.navigation(  # the folder must not be named `pages`: Streamlit would show its files without this menu
@@ -45,4 +25,3 @@ with errors_shown():
 st.session_state["chosen"] = Chosen(path, follow("member", members, st.sidebar))
 with errors_shown():
     page.run()
-import_ahead()

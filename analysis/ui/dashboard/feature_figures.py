@@ -5,11 +5,10 @@ Shapes: P positions of a window that have a row, B bars, E edges of bars.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from analysis.comparison.emergence import RECOGNIZABLE
-from analysis.features.contexts import printable
 from analysis.pages.feature import Bars, FeaturePage
 from analysis.plots.style import styled
 
@@ -86,23 +85,6 @@ def emergence(page: FeaturePage) -> Any:
     rule = alt.Chart(alt.Data(values=[{"cosine": RECOGNIZABLE}])).mark_rule(strokeDash=[4, 3]).encode(y="cosine:Q")
     chart = alt.layer(rule, base.mark_line(point=True)).properties(width="container", height=HEIGHT + 80)
     return styled(chart, "When it emerged", f"dashed: recognizable from a cosine of {RECOGNIZABLE} on")
-
-
-def weights(entries: Sequence[tuple[str, float]], title: str, colour: str) -> Any:
-    """An Altair figure: a bar for each token with its logit weight."""
-    import altair as alt
-
-    rows = [{"rank": i, "token": repr(printable(token))[1:-1], "weight": w} for i, (token, w) in enumerate(entries)]
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_bar(color=colour)
-        .encode(
-            x=alt.X("weight:Q", title="logit weight"),
-            y=alt.Y("rank:O", title=None, axis=alt.Axis(labelExpr="", ticks=False, domain=False)),
-            tooltip=["token:N", alt.Tooltip("weight:Q", format=".3f")],
-        )
-    )
-    return styled(chart.properties(width="container", height=220), title, "")
 
 
 def figures(page: FeaturePage) -> Iterator[tuple[str, Any]]:

@@ -161,9 +161,6 @@ def part_of(
         say(missing["training"])
     if features:
         part.figures["densities"] = [of_densities(features, kinds)]
-        part.figures["dead"] = (
-            [of_dead(features, kinds)] if any(not of.alive_F.all() for of in features.values()) else []
-        )
         part.figures["comparison"] = in_common(part, study)
         part.figures["emergence"] = emerged(part, kinds)
         part.figures["clusters"] = mapped(part, study)
@@ -203,13 +200,6 @@ def of_densities(features: dict[str, Features], kinds: dict[str, str]) -> Drawn:
     alt = f"How many features fire how often, in {len(features)} members"
     alt += f"; the median living feature fires on {span(medians, '.3%')} of the rows." if medians else "; none does."
     return Drawn("report-densities", drawn, alt)
-
-
-def of_dead(features: dict[str, Features], kinds: dict[str, str]) -> Drawn:
-    shares = {name: float(1 - of.alive_F.mean()) for name, of in features.items()}
-    worst = max(shares, key=shares.__getitem__)
-    alt = f"Share of features that fire on no row: {span(list(shares.values()), '.1%')}; most in {worst}."
-    return Drawn("report-dead", population.dead(shares, kinds), alt)
 
 
 def in_common(part: Part, study: str) -> list[Drawn]:

@@ -32,7 +32,6 @@ SHOWN_SETTINGS = ("activation", "layer", "hook", "hidden_dim", "sparsity", "seed
 SECTIONS = {
     "training": "Training",
     "densities": "Densities",
-    "dead": "Dead features",
     "comparison": "Features in common",
     "emergence": "Emergence",
     "clusters": "Clusters",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from analysis.interventions.steering import UNSTEERED, Steered, Texts
 
 
 def steered_texts_table(steered: Steered) -> Table:
     """The first text of each prompt, unsteered beside steered by the feature, with a row for each strength."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     way, curve = next(iter(steered.ways.items()))
     table = Table(UNSTEERED, way, box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
     for column in table.columns:
@@ -28,9 +26,6 @@ def steered_texts_table(steered: Steered) -> Table:
 
 def steered_figures_table(steered: Steered) -> Table:
     """A row for each direction and strength and for the unsteered texts. `steer --help` explains the columns."""
-    from rich import box
-    from rich.table import Table
-
     table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("strength", "concept's\nprobability", "change", "perplexity", "distinct\ntokens"):
         table.add_column(head, justify="right")

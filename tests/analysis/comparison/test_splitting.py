@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from analysis.comparison import splitting
 from analysis.comparison.matching import Decoder
 from analysis.geometry import unit
-from analysis.plots.splitting import CHILDREN_SHOWN, boxes_of, splitting_chart
+from analysis.plots.splitting import splitting_chart
 from analysis.plots.style import save
 from harvest.errors import InputError
 
@@ -98,26 +98,9 @@ def test_what_is_written_and_drawn(rng, tmp_path):
     assert record["steps"][0]["children"] == {"0": 5, "1": 20, "2": 5, "3": 10} and record["trees"][0] == [0, 0, 12]
     with np.load(tmp_path / "splitting-F89.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["F80/parent_F"], parent_F)
-    words = {name: [f"word{name}-{f}" for f in range(len(d.alive_F))] for name, d in decoders.items()}
-    save(splitting_chart(found, words, trees=2), tmp_path / "tree")
-    svg = (tmp_path / "tree.svg").read_text()
-    assert all(f"wordF80-{child}<" in svg for child in np.flatnonzero(parent_F == 0)) and "wordF40-0<" in svg
-
-
-def test_boxes_stand_beside_their_children_without_overlap(rng):
-    found = splitting.compute_splitting(planted(rng)[0])
-    boxes = boxes_of(found, {}, trees=3)
-    for level in range(3):
-        ends = sorted((box["y"], box["y2"]) for box in boxes if box["x"] == level)
-        assert all(low >= high for (_, high), (low, _) in zip(ends, ends[1:], strict=False))
-    assert boxes[-1]["y2"] - boxes[-1]["y"] == found.trees[2][2]
-
-
-def test_many_children_are_cut_aloud(rng):
-    narrow_FxD = unit(rng.standard_normal((1, D)))
-    found = splitting.compute_splitting({"a": decoder(narrow_FxD), "b": decoder(near(rng, narrow_FxD[[0] * 30]))})
-    labels = [box["label"] for box in boxes_of(found, {}, trees=1)]
-    assert "and 22 more" in labels and len(labels) == 1 + CHILDREN_SHOWN + 1
+    save(splitting_chart(found), tmp_path / "fates")
+    svg = (tmp_path / "fates.svg").read_text()
+    assert "split into 3" in svg and "F 40 → 80" in svg
 
 
 def test_what_cannot_split_is_refused(rng):

@@ -17,7 +17,7 @@ from wandb_files import records
 
 from analysis.cli import train as train_command
 from analysis.ui.terminal.live import Terminal
-from analysis.ui.wandb_log import WandbLog, WandbOptions
+from analysis.ui.wandb_log import WandbLog
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, named_files
@@ -26,7 +26,7 @@ from sae_jax.run_directory import RunDirectory
 from sae_jax.training.progress import Progress
 
 RUN = (*THREE_KINDS, "--epochs", "10", "--seed", "3", "--snapshots", "4", "--ce-windows", "0")
-LOGGED = ("--use-wandb", "--wandb-project", "toads", "--log-freq", "20", "--wandb-artifact")
+LOGGED = ("--use-wandb", "--wandb-project", "toads", "--log-freq", "20")
 CURVES = ("loss", "explained_variance", "l0", "dead_fraction")
 LAST = 10 * 12
 
@@ -72,9 +72,7 @@ def read_back(run: Path) -> dict[str, dict]:
         if "run" not in of:  # killed before W&B wrote anything
             continue
         header = of["run"][0].run
-        own = found.setdefault(
-            header.run_id, {"history": [], "summary": {}, "config": {}, "artifacts": [], "defined": [], "parts": 0}
-        )
+        own = found.setdefault(header.run_id, {"history": [], "summary": {}, "config": {}, "defined": [], "parts": 0})
         own |= {"project": header.project, "group": header.run_group, "name": header.display_name}
         own["parts"] += 1
         own["files"] = file.parent / "files"
@@ -82,9 +80,6 @@ def read_back(run: Path) -> dict[str, dict]:
         own["history"] += [named(record.history.item) for record in of["history"]]
         for record in of["summary"]:
             own["summary"] |= named(record.summary.update)
-        own["artifacts"] += [r.request.log_artifact.artifact for r in of["request"]] + [
-            r.artifact for r in of["artifact"]
-        ]
         own["defined"] += [(r.metric.glob_name or r.metric.name, r.metric.step_metric) for r in of["metric"]]
     return found
 
@@ -176,15 +171,6 @@ def test_histograms_figures_and_the_table_of_results(logged):
             assert len(picture.convert("RGB").getcolors(1 << 20)) > 20  # something is drawn on it
 
 
-def test_the_artifact_is_the_run_directory_without_the_files_of_wandb(logged):
-    run, _ = logged
-    (artifact,) = (artifact for artifact in only_run(run)["artifacts"] if artifact.type == "sae-run")
-    contents = {entry.path for entry in artifact.manifest.contents}
-    assert {"results.json", "config.json", "metrics.jsonl"} <= contents
-    assert {f"members/{member['id']}/sae_weights.safetensors" for member in members_of(run)} <= contents
-    assert not [name for name in contents if "wandb" in name]
-
-
 def test_what_is_learned_is_the_same_with_it_and_without(plain, logged):
     assert learned(logged[0]) == learned(plain)
 
@@ -245,16 +231,15 @@ def test_a_resumed_run_goes_on_in_the_same_one_without_a_step_twice(plain, cache
     assert points == {step: expected[step] for step in points} and set(expected) - set(points) <= {before["step"] + 4}
 
 
-def replayed(run: Path, options: WandbOptions) -> list[str]:
+def replayed(run: Path) -> list[str]:
     """A finished run's metrics and results given to W&B again; returns what it said."""
     said: list[str] = []
     lines, results = metrics_of(run), json.loads((run / "results.json").read_text())
-    members = [member["id"] for member in results["members"]]
-    with WandbLog(options, run, {"epochs": 10}, members, said.append) as log:
+    with WandbLog(run, {"epochs": 10}, said.append) as log:
         for step, of_step in groupby(lines, key=lambda line: line["step"]):
             figures = {line.pop("member"): {k: v for k, v in line.items() if k != "step"} for line in of_step}
             log.training_progress(Progress(step, LAST, 1.0, 1.0, 0.0, figures, {}))
-        log.results(results, run)
+        log.results(results)
     wandb.teardown()  # as at the end of a process: until then W&B may not have written the last run's file
     return said
 
@@ -266,7 +251,7 @@ def without_wandb(run: Path, to: Path) -> Path:
 def test_a_mode_that_is_asked_for_is_kept(logged, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     run = without_wandb(logged[0], tmp_path / "run")
-    assert replayed(run, WandbOptions()) == []
+    assert replayed(run) == []
     assert not list(run.glob("wandb/*run-*"))
 
 
