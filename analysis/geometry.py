@@ -6,7 +6,6 @@ Shapes: N directions, D width of the model, C components, K neighbours.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
@@ -74,21 +73,8 @@ def pca_of(x_NxD: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return x_NxD @ axes_DxC, variance_D[::-1][:count] / variance_D.sum()
 
 
-@dataclass(frozen=True)
-class Embedding:
-    """A map of a dictionary's living features: their numbers, positions and densities."""
-
-    feature_N: np.ndarray
-    xy_Nx2: np.ndarray
-    density_N: np.ndarray
-    method: str
-
-
-def embed(W_dec_FxD: np.ndarray, density_F: np.ndarray, seed: int = 0) -> Embedding:
-    """A map of the decoder directions: by UMAP if umap-learn is installed, otherwise by two principal components."""
-    feature_N = np.flatnonzero(density_F > 0)
-    x_NxD = unit(W_dec_FxD[feature_N])
-    with_umap = find_spec("umap") is not None
-    xy_Nx2 = umap_of(x_NxD, seed) if with_umap else pca_of(x_NxD, 2)[0]
-    method = "UMAP by cosine" if with_umap else "two principal components"
-    return Embedding(feature_N, xy_Nx2, density_F[feature_N], method)
+def embed(directions_NxD: np.ndarray, seed: int = 0) -> tuple[np.ndarray, str]:
+    """(a map [N, 2], its method): by UMAP if umap-learn is installed, otherwise by two principal components."""
+    if find_spec("umap") is None:
+        return pca_of(unit(directions_NxD), 2)[0], "two principal components"
+    return umap_of(unit(directions_NxD), seed), "UMAP by cosine"

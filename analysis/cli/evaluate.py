@@ -19,6 +19,7 @@ from analysis.quality.evaluate import (
     open_dictionary,
 )
 from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.tables import evaluation_cells
 from harvest.errors import InputError
 from harvest.files import write_json
 
@@ -29,6 +30,8 @@ class Options:
 
 
 def run(argv: list[str]) -> None:
+    from analysis.stats import FEWEST_DOCUMENTS
+
     values = parsed("evaluate", __doc__, argv, Options, EvaluateSettings)
     directories, options = filled(Options, values).directories, filled(EvaluateSettings, values)
     paths = [path for given in directories for path in dictionaries_in(given)]
@@ -40,7 +43,12 @@ def run(argv: list[str]) -> None:
         for given, ids in failed.items():
             terminal.say(f"{given}: no figures for {', '.join(ids)}: training stopped early and wrote no dictionary")
         report = evaluate_dictionaries(opened, options, terminal.progress, terminal.say)
-        terminal.evaluation(report)
+        terminal.table(*evaluation_cells(report))
+        documents = {entry["documents"] for entry in report["dictionaries"] if "documents" in entry}
+        if documents and min(documents) < FEWEST_DOCUMENTS:
+            terminal.say(
+                f"no intervals: they need {FEWEST_DOCUMENTS} documents, and only {min(documents)} were measured"
+            )
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, report)

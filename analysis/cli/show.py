@@ -17,6 +17,7 @@ from analysis.comparison.frontier import compute_frontier
 from analysis.runs.finished import FinishedRun
 from analysis.runs.live import LiveRun
 from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.scatter import scatter
 from analysis.ui.terminal.tables import frontier_table
 from harvest.errors import InputError
 from harvest.request import flag
@@ -64,7 +65,7 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
     if options.pareto:
         points = [(p.kind, p.metrics["l0"].mean, p.metrics["explained_variance"].mean) for p in frontier.points]
         if points:
-            terminal.scatter(points, "L0", "explained variance")
+            terminal.say("\n".join(scatter(points, "L0", "explained variance")))
         else:
             terminal.say("--pareto: nothing to plot, because all members failed")
     made = sorted({re.split(r"[-.]", p.name)[0] for p in (path / "analysis").glob("*")})

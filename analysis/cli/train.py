@@ -24,7 +24,7 @@ from joblib import cpu_count
 from analysis.cli.flags import Parser, filled, keep_compiled
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
-from analysis.ui.terminal.tables import frontier_table, preset_table
+from analysis.ui.terminal.tables import frontier_table, plan_cells, plan_text, preset_table
 from harvest.capture import harvest, say_stores
 from harvest.errors import InputError
 from harvest.identity import found
@@ -176,7 +176,8 @@ def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, p
     with Terminal(quiet=options.quiet) as terminal:
         say_preset(preset, terminal)
         planned = plan(config, request, model.d_model)
-        terminal.plan(planned)
+        terminal.table(*plan_cells(planned))
+        terminal.say(plan_text(planned))
         try:
             refuse_too_large(planned.memory)
         except InputError as error:

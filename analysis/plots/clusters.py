@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from analysis.comparison.clusters import WITHOUT_UMAP, Clusters
+from analysis.plots.feature_map import map_points
 from analysis.plots.style import KIND_STYLES, styled
 
 
@@ -45,10 +46,9 @@ def clusters_chart(clusters: Clusters, shown: int = 10) -> Any:
         domain=domain, range=[*colours[: len(legend)], *["#9a9a9a"] * len(others), "#dcdcdc"]
     )
     colour = colour.legend(orient="bottom", columns=2, labelLimit=300, symbolSize=90, symbolOpacity=1)
-    axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
     tooltip = [alt.Tooltip(f"{name}:N") for name in ("feature", "promotes", "cluster")]
-    points = alt.Chart(alt.Data(values=rows)).mark_circle(size=28 if len(rows) < 5000 else 12, opacity=0.85)
-    points = points.encode(*axes, color=colour, tooltip=tooltip)
+    points = map_points(alt.Data(values=rows), 28 if len(rows) < 5000 else 12, 0.85)
+    points = points.encode(color=colour, tooltip=tooltip)
     numbers = alt.Chart(alt.Data(values=middles)).encode(x="x:Q", y="y:Q", text="number:N")
     halo = numbers.mark_text(fontSize=14, fontWeight="bold", stroke="white", strokeWidth=4, strokeJoin="round")
     ink = numbers.mark_text(fontSize=14, fontWeight="bold", color="#111111")

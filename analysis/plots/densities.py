@@ -29,14 +29,13 @@ def densities_chart(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str
         for edge, count in zip(EDGES, density_histogram(member_F)[0], strict=False)
     ]
     dead = sum(int((member_F == 0).sum()) for member_F in density_F.values())
-    present = list(dict.fromkeys(kinds[name] for name in density_F))
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(interpolate="step")
         .encode(
             x=alt.X("density:Q", title="log10 of the share of rows on which a feature fires"),
             y=alt.Y("features:Q", title="features"),
-            color=kind_colour(present),
+            color=kind_colour(kinds[name] for name in density_F),
             detail="member:N",
         )
         .properties(width=380, height=240)

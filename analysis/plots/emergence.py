@@ -20,14 +20,13 @@ def emergence_curves(trajectories: Mapping[str, Trajectory], kinds: Mapping[str,
         for name, trajectory in trajectories.items()
         for step, share in zip(trajectory.steps, trajectory.recognizable_S, strict=True)
     ]
-    present = list(dict.fromkeys(kinds[name] for name in trajectories))
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_line(point=True, opacity=0.8)
         .encode(
             x=alt.X("step:Q", title="training step (log scale; step 0 at the left edge)").scale(type="log"),
             y=alt.Y("share:Q", title=f"features recognizable (cosine ≥ {RECOGNIZABLE})").scale(domain=[0, 1]),
-            color=kind_colour(present).sort(present),
+            color=kind_colour(kinds[name] for name in trajectories),
             detail="member:N",
             tooltip=["member:N", "step:Q", alt.Tooltip("share:Q", format=".3f")],
         )

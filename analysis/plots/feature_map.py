@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.geometry import Embedding
 from analysis.pages.feature_table import FeatureList
 from analysis.plots.style import INK, styled, thinned
 
 MOST_POINTS = 3000  # points of a map, at most: a browser draws these without delay
+
+
+def map_points(data: Any, size: int, opacity: float) -> Any:
+    """An Altair chart with a point at each `x` and `y`, without axes."""
+    import altair as alt
+
+    axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
+    return alt.Chart(data).mark_circle(size=size, opacity=opacity).encode(*axes)
 
 
 def feature_map(table: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:
@@ -33,13 +40,11 @@ def feature_map(table: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2
         }
         for feature in shown_N.tolist()
     ]
-    axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
+    table_of_rows = pa.Table.from_pylist(rows)  # Altair validates a table faster than a list of rows
     colour = alt.Color("density:Q", title="density").scale(type="log", scheme="viridis")
     return (
-        alt.Chart(pa.Table.from_pylist(rows))  # Altair validates a table faster than a list of rows
-        .mark_circle(size=60 if len(rows) < 1000 else 25, opacity=0.9)
+        map_points(table_of_rows, 60 if len(rows) < 1000 else 25, 0.9)
         .encode(
-            *axes,
             color=colour.legend(orient="bottom", gradientLength=160, format="~g"),
             tooltip=["feature:Q", "promotes:N", "label:N", alt.Tooltip("density:Q", format=".2g")],
         )
@@ -50,17 +55,15 @@ def feature_map(table: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2
     )
 
 
-def density_map(name: str, embedding: Embedding) -> Any:
+def density_map(name: str, density_N: np.ndarray, xy_Nx2: np.ndarray, method: str) -> Any:
     """An Altair figure with a point for each living feature, coloured by its density."""
     import altair as alt
 
     rows = [
-        {"feature": int(f), "x": float(x), "y": float(y), "density": float(np.log10(density))}
-        for f, (x, y), density in zip(embedding.feature_N, embedding.xy_Nx2, embedding.density_N, strict=True)
+        {"x": float(x), "y": float(y), "density": float(np.log10(density))}
+        for (x, y), density in zip(xy_Nx2, density_N, strict=True)
     ]
-    axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
     colour = alt.Color("density:Q", title="log10 of the density").scale(scheme="viridis")
-    points = alt.Chart(alt.Data(values=rows)).mark_circle(size=28 if len(rows) < 5000 else 12, opacity=0.85)
-    chart = points.encode(*axes, color=colour, tooltip=["feature:N", alt.Tooltip("density:Q", format=".2f")])
-    subtitle = [f"{name}: {len(rows):,} living features", embedding.method]
-    return styled(chart.properties(width=480, height=360), "Directions of features", subtitle)
+    points = map_points(alt.Data(values=rows), 28 if len(rows) < 5000 else 12, 0.85).encode(color=colour)
+    subtitle = [f"{name}: {len(rows):,} living features", method]
+    return styled(points.properties(width=480, height=360), "Directions of features", subtitle)

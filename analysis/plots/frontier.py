@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.comparison.frontier import METRICS, Frontier
-from analysis.plots.style import INK, KIND_STYLES, OTHER_STYLE, save, styled
+from analysis.plots.style import INK, kind_marks, save, styled
 from analysis.runs.families import Spread
-from harvest.errors import InputError
 from harvest.files import write_json
 
 
@@ -25,12 +24,8 @@ def write_frontier(frontier: Frontier, folder: Path) -> list[Path]:
 def frontier_chart(frontier: Frontier) -> Any:
     """An Altair figure: each metric against L0 (log scale), a curve for each kind, bars of one standard deviation.
 
-    Settings in which curves of one kind differ have a panel each. Raises InputError if no kind has two sparsities.
+    Settings in which curves of one kind differ have a panel each.
     """
-    if not frontier.has_curve:
-        raise InputError(
-            "a frontier needs one kind at two or more sparsities: train with --target-l0 16 32 or --k 16 32"
-        )
     import altair as alt
 
     metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.drawn)]
@@ -59,16 +54,13 @@ def metric_chart(frontier: Frontier, metric: str) -> Any:
         | bar(p.metrics[metric])
         for p in points
     ]
-    kinds = list(dict.fromkeys(point.kind for point in frontier.drawn))
-    colours, shapes = zip(*(KIND_STYLES.get(kind, OTHER_STYLE) for kind in kinds), strict=True)
+    colour, shape = kind_marks(point.kind for point in frontier.drawn)
     l0s = [row["l0"] for row in rows]
     low, high = min(l0s) / 1.15, max(l0s) * 1.15
     ticks = [2**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
     x = alt.X("l0:Q", title="L0: active features per row (log scale)")
     x = x.scale(type="log", domain=[low, high], nice=False).axis(values=ticks, format="~g", grid=True)
     y = alt.Y("mean:Q", title=METRICS[metric]).scale(zero=False, padding=14).axis(format=".3~f", tickCount=6)
-    colour = alt.Color("kind:N", title=None).scale(domain=kinds, range=list(colours))
-    shape = alt.Shape("kind:N", title=None).scale(domain=kinds, range=list(shapes))
     base = alt.Chart().encode(x=x, color=colour)
     layers = [
         base.mark_line(strokeWidth=2).encode(y=y),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.plots.style import KIND_STYLES, OTHER_STYLE, styled
+from analysis.plots.style import kind_marks, styled
 from analysis.runs.member_table import member_rows
 
 
@@ -17,16 +17,15 @@ def scatter(members: Mapping[str, Mapping[str, Any]], selection: str | None = No
     import altair as alt
 
     rows = member_rows(members)
-    present = list(dict.fromkeys(row["activation"] for row in rows))
-    colours, shapes = zip(*(KIND_STYLES.get(kind, OTHER_STYLE) for kind in present), strict=True)
+    colour, shape = kind_marks((row["activation"] for row in rows), "activation")
     chart = (
         alt.Chart(alt.Data(values=rows))
         .mark_point(filled=True, size=70, opacity=0.85)
         .encode(
             x=alt.X("l0:Q", title="L0: active features per row").scale(zero=False, padding=16).axis(tickCount=6),
             y=alt.Y("explained_variance:Q", title="explained variance").scale(zero=False, padding=16),
-            color=alt.Color("activation:N", title=None).scale(domain=present, range=list(colours)),
-            shape=alt.Shape("activation:N", title=None).scale(domain=present, range=list(shapes)),
+            color=colour,
+            shape=shape,
             tooltip=["member:N", alt.Tooltip("l0:Q", format=".2f"), alt.Tooltip("explained_variance:Q", format=".4f")]
             + [alt.Tooltip("dead_fraction:Q", format=".1%")],
         )

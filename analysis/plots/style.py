@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,21 @@ NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 PIXELS_PER_INCH, SHOWN_PER_INCH = 200, 100
 
 
-def kind_colour(kinds: Sequence[str]) -> Any:
-    """The encoding of `kind` by colour, with a legend of the given kinds."""
+def kind_colour(kinds: Iterable[str]) -> Any:
+    """The encoding of `kind` by colour, with a legend of the given kinds, each once."""
+    return kind_marks(kinds)[0]
+
+
+def kind_marks(kinds: Iterable[str], field: str = "kind") -> tuple[Any, Any]:
+    """The encodings of a field with kinds by colour and by shape, with one legend for both."""
     import altair as alt
 
-    colours = [KIND_STYLES.get(kind, OTHER_STYLE)[0] for kind in kinds]
-    return alt.Color("kind:N", title=None).scale(domain=list(kinds), range=colours)
+    present = list(dict.fromkeys(kinds))
+    styles = [KIND_STYLES.get(kind, OTHER_STYLE) for kind in present]
+    return (
+        alt.Color(f"{field}:N", title=None).scale(domain=present, range=[colour for colour, _ in styles]),
+        alt.Shape(f"{field}:N", title=None).scale(domain=present, range=[shape for _, shape in styles]),
+    )
 
 
 def step_heatmap(

@@ -27,7 +27,6 @@ def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: M
         for name, lines in curves.items()
         for line in thinned(lines)
     ]
-    present = list(dict.fromkeys(kinds[name] for name in curves))
     base = alt.Chart().mark_line(opacity=0.8, strokeWidth=1.6)
     panels = []
     for what, title in CURVES.items():
@@ -37,7 +36,7 @@ def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: M
             positive.encode(
                 x=alt.X("step:Q", title="training step").axis(format="~s", tickCount=6),
                 y=alt.Y(f"{what}:Q", title=title).scale(scale),
-                color=kind_colour(present),
+                color=kind_colour(kinds[name] for name in curves),
                 detail="member:N",
                 tooltip=["member:N", "step:Q", alt.Tooltip(f"{what}:Q", format=".4g")],
             ).properties(width=360, height=240)

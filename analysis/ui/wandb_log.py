@@ -212,7 +212,8 @@ class WandbLog:
                 yield f"figures/activation_heatmap/{name}", image(heat)
             if name in first_of_kind.values():
                 W_dec_FxD = load_dictionary(self._path / "members" / name).tensors["W_dec"]
-                feature_map = density_map(name, embed(W_dec_FxD, density_F))
+                living_F = density_F > 0
+                feature_map = density_map(name, density_F[living_F], *embed(W_dec_FxD[living_F]))
                 yield f"figures/feature_map/{name}", image(feature_map)
 
 

@@ -9,7 +9,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def scatter(
-    points: Sequence[tuple[str, float, float]], x_title: str, y_title: str, columns: int, lines: int = 16
+    points: Sequence[tuple[str, float, float]], x_title: str, y_title: str, columns: int = 80, lines: int = 16
 ) -> list[str]:
     """Lines that plot points (kind, x, y): one letter for each kind, `*` where kinds overlap, and a legend."""
     kinds = list(dict.fromkeys(kind for kind, _, _ in points))

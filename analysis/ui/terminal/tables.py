@@ -11,12 +11,13 @@ from rich.filesize import decimal as size_text
 from rich.table import Table
 from rich.text import Text
 
-from analysis.ui.terminal.wording import duration_text
+from analysis.ui.terminal.wording import duration_text, number_cells, share_text
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
     from analysis.runs.families import Spread
     from analysis.stats import Estimate
+    from sae_jax.cost import Plan
     from sae_jax.presets import Cost, Preset
 
 
@@ -37,6 +38,38 @@ def cost_text(cost: Cost) -> str:
     time = f"about {days:,.0f} days" if days >= 2 else f"about {duration_text(cost.seconds)}"
     members = f"{cost.members} member" + "s" * (cost.members > 1)
     return f"{members}, {cost.parameters / 1e6:,.1f}M parameters\n{cost.rows:,} rows, {size_text(cost.bytes)}\n{time}"
+
+
+def plan_cells(plan: Plan) -> tuple[list[str], list[list[str]]]:
+    """(header, a row for each member) of the table of a dry run."""
+    header = ["member", "group", "parameters", "memory", "time"]
+    rows = [
+        [p.member.id, str(p.group), f"{p.parameters:,}", size_text(p.bytes), duration_text(p.seconds)]
+        for p in plan.members
+    ]
+    return header, rows
+
+
+def plan_text(plan: Plan) -> str:
+    memory, groups = size_text(sum(p.bytes for p in plan.members)), max(p.group for p in plan.members)
+    return (
+        f"{len(plan.members)} members in {groups} groups, {plan.steps:,} steps each: {memory} for weights and "
+        f"optimizer, about {size_text(sum(plan.memory.host.values()))} in total, about {duration_text(plan.seconds)} "
+        "on this CPU"
+    )
+
+
+def evaluation_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(header, a row for each dictionary) of the table of `evaluate`: intervals in parentheses."""
+    header = ["dictionary", "expl. var.", "L0", "dead", "CE clean", "CE", "CE rec.", "KL rec."]
+    rows = []
+    for dictionary in report["dictionaries"]:
+        metrics, intervals = dictionary["metrics"], dictionary["intervals"]
+        _, variance, l0, dead = (number.strip() for number in number_cells(metrics))
+        losses = [share_text(metrics.get(name)) for name in ("ce_clean", "ce_sae")]
+        shares = [share_text(metrics.get(n), intervals.get(n)) for n in ("ce_recovered", "kl_recovered")]
+        rows.append([dictionary["name"], variance, l0, dead, *losses, *shares])
+    return header, rows
 
 
 def frontier_table(frontier: Frontier) -> Group:

@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 from command_line import ROOT
 
-from analysis.ui.terminal.live import LINE_SECONDS, LOG_COLUMNS, Terminal
+from analysis.ui.terminal.live import LINE_SECONDS, Terminal
+from analysis.ui.terminal.screen import LOG_COLUMNS
 from analysis.ui.terminal.sparkline import CURVE_POINTS, LossCurve
 from analysis.ui.terminal.wording import told_apart
 
@@ -279,7 +280,7 @@ def test_ids_without_room_keep_what_tells_them_apart():
     found["members"][4]["metrics"] = {**found["members"][4]["metrics"], "explained_variance": 0.99}
     stream = io.StringIO()
     terminal = Terminal(stream=stream)
-    terminal.show(terminal._results_table(found["members"], 76))
+    terminal.show(terminal._console.results_table(found["members"], 76))
     cells = [line.split("  ")[0] for line in stream.getvalue().splitlines()[1:]]
     assert len(set(cells)) == len(ids) and cells[0] == "relu-l16-s0" and max(map(len, cells)) <= 24
     assert [cell for cell in cells if "★" in cell] == [cells[4]]

@@ -1,0 +1,155 @@
+"""The console of a terminal or a log, and the tables that are fitted to its width. Computes nothing.
+
+Names, ids and paths are printed as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from operator import add
+from typing import Any, TextIO
+
+from rich import box
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from analysis.runs.best_member import L0_TOLERANCE, best_of_results
+from analysis.runs.undefined import why_undefined
+from analysis.ui.terminal.sparkline import LossCurve
+from analysis.ui.terminal.wording import (
+    failure_text,
+    member_name,
+    model_text,
+    results_cells,
+    times_text,
+    told_apart,
+    visible,
+)
+
+LOG_COLUMNS = 160  # longest line of progress in a log
+CURVE_COLUMNS = 16  # ids are shortened before the curve gets narrower than this
+BEST = f"highest explained variance, with an L0 within {L0_TOLERANCE:.0%} of the target"
+ID_COLUMNS = 12  # the curve is shortened before the ids get narrower than this
+GAP = 2  # between columns
+LEAST_COLUMNS, LEAST_LINES = 40, 5  # on a narrower screen the lines wrap
+
+
+class Screen(Console):
+    """A console that removes control characters from the text it prints and has a minimum size.
+
+    If it does not redraw, it is as wide as a log and has no colours.
+    """
+
+    def __init__(self, stream: TextIO, redraws: bool) -> None:
+        plain: dict[str, Any] = {} if redraws else {"color_system": None, "width": LOG_COLUMNS}
+        super().__init__(
+            file=stream,
+            force_terminal=redraws,
+            force_jupyter=False,
+            highlight=False,
+            emoji=False,
+            markup=False,
+            **plain,
+        )
+        unicode = self.encoding.startswith("utf")
+        self._levels, self._no_level, self._ellipsis = ("▁▂▃▄▅▆▇█", "×", "…") if unicode else ("_.:-=+*#", "x", "..")
+        self._best = " ★" if unicode else " *"
+
+    @property  # type: ignore[misc]
+    def size(self) -> ConsoleDimensions:
+        width, height = super().size
+        return ConsoleDimensions(max(width, LEAST_COLUMNS), max(height, LEAST_LINES))
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # instead of rich's SystemExit, so that the command can report it
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
+
+    def literal(self, text: str) -> Text:
+        """The text without markup, control characters and characters that the stream cannot encode."""
+        return Text(visible(text.expandtabs()).encode(self.encoding, "replace").decode(self.encoding))
+
+    def shorten(self, text: str, columns: int) -> str:
+        """The text in at most `columns` columns. The middle is left out, because ids and paths differ at their ends."""
+        if cell_len(text) <= columns:
+            return text
+        keep = max(columns - len(self._ellipsis), 0)
+        head, tail = set_cell_size(text, keep // 2), set_cell_size(text[::-1], keep - keep // 2)[::-1]
+        return head.removesuffix(self._ellipsis) + self._ellipsis + tail.removeprefix(self._ellipsis)
+
+    def table(
+        self,
+        header: list[str],
+        rows: list[list[str]],
+        columns: int | None = None,
+        curves: Sequence[LossCurve] | None = None,
+        best: str | None = None,
+    ) -> Table:
+        """A table with an id and numbers in each row. Ids get the width that numbers and curves leave free."""
+        names = [self.literal(row[0]).plain for row in rows]
+        stars = [self._best if row[0] == best else "" for row in rows]
+        widths = [max(map(len, cells)) for cells in zip(*(row[1:] for row in [header, *rows]), strict=True)]
+        free = (columns or self.width) - sum(widths) - GAP * len(widths)
+        least = CURVE_COLUMNS + GAP if curves is not None else 0
+        room = max(free - least, ID_COLUMNS)
+        if max(map(cell_len, map(add, names, stars))) > room:
+            names = told_apart(names)
+        ids = list(map(add, names, stars))
+        id_columns = min(max(map(cell_len, [header[0], *ids])), room)
+        curve_columns = free - id_columns - GAP
+
+        table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
+        table.add_column(header[0], width=id_columns, no_wrap=True)
+        for name, width in zip(header[1:], widths, strict=True):
+            table.add_column(name, width=width, justify="right", no_wrap=True)
+        if curves is not None and curve_columns >= len("loss"):
+            table.add_column("loss so far" if curve_columns >= 11 else "loss", width=curve_columns, no_wrap=True)
+        for i, (member_id, row) in enumerate(zip(ids, rows, strict=True)):
+            cells = [Text(self.shorten(member_id, id_columns)), *map(Text, row[1:])]
+            if len(table.columns) > len(cells) and curves is not None:
+                cells.append(Text(curves[i].draw(curve_columns, self._levels, self._no_level), style="cyan"))
+            bad = any(cell.strip() in ("nan", "inf", "-inf", "failed") for cell in row[1:])
+            table.add_row(*cells, style="red" if bad else "")
+        return table
+
+    def results_table(self, members: list[dict[str, Any]], columns: int) -> Table:
+        header, rows = results_cells(members)
+        best = best_of_results(members)
+        return self.table(header, rows, columns, best=member_name(best) if best else None)
+
+    def results_box(self, results: dict[str, Any], run_dir: str) -> Table:
+        """The box EXPERIMENT RESULTS from the content of results.json."""
+        inside = self.width - 4
+        members = results["members"]
+        sections: list[RenderableType] = [self.results_table(members, inside)]
+        if failed := [(member_name(m), failure_text(m)) for m in members if m.get("failed")]:
+            sections.append(self._pairs(failed, inside, style="red"))
+        measured = [(member_name(m), why_undefined(m.get("metrics") or {})) for m in members]
+        if unknown := [(name, why) for name, why in measured if why]:
+            sections.append(self._pairs(unknown, inside))
+        facts = [(self._best.strip(), BEST)] if best_of_results(members) else []
+        facts += [("model", model_text(results["model"])), ("backend", results["backend"])]
+        facts += [("time", times_text(results["timing"])), ("results", self.shortened_path(run_dir))]
+        sections.append(self._pairs(facts, inside))
+        frame = Table(box=box.DOUBLE, show_lines=True, border_style="cyan")
+        frame.add_column(Text("EXPERIMENT RESULTS", style="bold", justify="center"))
+        for section in sections:
+            frame.add_row(section)
+        return frame
+
+    def shortened_path(self, run_dir: str) -> str:
+        """The path as the box of results has room for it."""
+        return self.shorten(self.literal(run_dir).plain, self.width - 4 - len("results") - GAP)
+
+    def _pairs(self, pairs: list[tuple[str, str]], columns: int, style: str = "") -> Table:
+        table = Table.grid(padding=(0, GAP))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(style=style, overflow="fold")
+        for name, value in pairs:
+            table.add_row(Text(self.shorten(self.literal(name).plain, columns // 2)), self.literal(value))
+        return table
