@@ -22,7 +22,6 @@ from analysis.features.mapped import mapped_arrays
 from analysis.features.specialization import over_chance
 from analysis.features.statistics import Features
 from analysis.runs.finished import FinishedRun
-from harvest.errors import InputError
 from harvest.store import ActivationStore
 from sae_jax.formats import Dictionary
 from sae_jax.training.snapshots import ADVICE, DIRECTORY
@@ -131,13 +130,8 @@ def compute_feature_page(
     tokenizer: Any,
     compared: Comparison | None = None,
 ) -> FeaturePage:
-    """Compute a feature's page. `features`, `dictionary` and `store` are those of the member.
-
-    Raises InputError for a feature that the member does not have.
-    """
+    """Compute a feature's page. `features`, `dictionary` and `store` are those of the member."""
     f = feature
-    if not 0 <= f < len(features.density_F):
-        raise InputError(f"feature {f} does not exist: {member} has features 0 to {len(features.density_F) - 1}")
     threshold_F = dictionary.tensors.get("threshold")
     again_F = compared.found_again_F.get(member) if compared else None
     promoted, suppressed = (

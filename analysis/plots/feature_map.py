@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,10 @@ def map_points(data: Any, size: int, opacity: float) -> Any:
     return alt.Chart(data).mark_circle(size=size, opacity=opacity).encode(*axes)
 
 
-def feature_map(table: FeatureList, chosen_N: Sequence[int] | np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:
+def feature_map(table: FeatureList, chosen_N: np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:
     """An Altair figure: at most MOST_POINTS of the chosen features on the map. A click selects `feature`."""
     import altair as alt
 
-    chosen_N = np.asarray(chosen_N, int)
     placed_N = chosen_N[np.isfinite(xy_Fx2[chosen_N]).all(1)]
     shown_N = thinned(placed_N, MOST_POINTS)
     rows = [

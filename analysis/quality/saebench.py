@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sae_jax.models.base import SAE
 
 METRICS = {"probing": "sparse_probing", "absorption": "absorption", "scr": "spurious_correlation"}
+TRAIN_SHARE = 0.8  # of the documents and words
 BUNDLED_LABELS = ("topic", "form")
 BUNDLED_CONCEPTS = (
     "topic=animals,plants,insects,farming,weather,sea:mathematics,physics,chemistry,computing,law,money",
@@ -39,13 +40,9 @@ class SAEBench:
     )
     documents: int = flag(5000, "number of documents of the data set to use, at most")
     document_tokens: int = flag(128, "tokens to read of each document, in windows as in the run's training")
-    train_share: float = flag(0.8, "share of documents and words that probes are trained on")
     k: tuple[int, ...] = flag((1, 2, 5), "probing: numbers of features that a probe may use")
     n_ablated: tuple[int, ...] = flag((2, 5, 10, 20, 50), "scr: numbers of features to ablate")
     words: int = flag(5000, "absorption: number of words of the vocabulary to use, at most")
-    icl_examples: int | None = flag(
-        None, "absorption: examples in the prompt before a word (default: as many as fit, at most 10)"
-    )
     seed: int = flag(0, "seed of all random choices")
 
     def __post_init__(self) -> None:
@@ -58,8 +55,6 @@ class SAEBench:
         for name in ("documents", "document_tokens", "words"):
             if (value := getattr(self, name)) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
-        if not 0 < self.train_share < 1:
-            raise InputError(f"--train-share {self.train_share}: must be between 0 and 1")
         if self.dataset is None:
             object.__setattr__(self, "label", self.label or BUNDLED_LABELS)
             object.__setattr__(self, "concepts", self.concepts or BUNDLED_CONCEPTS)
@@ -97,9 +92,7 @@ def on_documents(
     probed = settings.label if "probing" in settings.metrics else ()
     paired = settings.concepts if "scr" in settings.metrics else ()
     fields = tuple(dict.fromkeys((*probed, *(concept.partition("=")[0] for concept in paired))))
-    text = labelled_text(
-        settings.dataset or BUNDLED_CORPUS, fields, settings.documents, settings.train_share, settings.seed
-    )
+    text = labelled_text(settings.dataset or BUNDLED_CORPUS, fields, settings.documents, TRAIN_SHARE, settings.seed)
     refuse_too_many(settings, saes)
     for label in probed:
         sparse_probing.large_classes(text.labels[label], text.is_train_N)
@@ -175,14 +168,7 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
     from harvest.text.passages import spelling
 
     model = run.language_model
-    asked = spelling(
-        model.tokenizer,
-        settings.words,
-        settings.icl_examples,
-        run.request.seq_len,
-        settings.train_share,
-        settings.seed,
-    )
+    asked = spelling(model.tokenizer, settings.words, run.request.seq_len, TRAIN_SHARE, settings.seed)
     pooled = pool(model, asked.passages, saes, {name: run.site(name) for name in saes})
     answers = {
         name: absorption.compute_absorption(of, asked.words, asked.letters_N, asked.is_train_N)
@@ -210,7 +196,12 @@ def write_benchmark(
     directory = run.path / "analysis"
     directory.mkdir(exist_ok=True)
     record = asdict(settings) | {"dataset": str(settings.dataset or "bundled"), "member": list(members)}
-    record |= {"model": run.model_location, "seq_len": run.request.seq_len, "first_position": run.first_position}
+    record |= {
+        "train_share": TRAIN_SHARE,
+        "model": run.model_location,
+        "seq_len": run.request.seq_len,
+        "first_position": run.first_position,
+    }
     write_json(directory / f"{question}.json", {"settings": record, "members": plain(answer)})
 
 

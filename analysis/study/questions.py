@@ -1,11 +1,5 @@
 """The study's five questions, answered from the measures of a population with several seeds.
 
-1. How do different activation functions affect feature learning?
-2. What drives concept emergence when training on transformer activations?
-3. How reliable are activation frequency patterns as indicators of neuron specialization?
-4. Can neuron behaviour during training be quantified and seen?
-5. How do sparsity mechanisms affect the interpretability of features?
-
 The text of an answer is generated from its figures: means over seeds with 95% intervals by Student's t.
 """
 
@@ -114,6 +108,12 @@ def words(measure: str) -> str:
 
 def named(table: dict[str, dict[str, Estimate]]) -> dict[str, dict[str, Estimate]]:
     return {row: {words(measure): value for measure, value in columns.items()} for row, columns in table.items()}
+
+
+def lines_of(table: dict[str, dict[str, Estimate]]) -> list[tuple[str, list[str]]]:
+    """A line for each measure, with a cell for each kind: the mean over seeds with its interval."""
+    measures = dict.fromkeys(measure for row in table.values() for measure in row)
+    return [(words(name), [str(row[name]) if name in row else "" for row in table.values()]) for name in measures]
 
 
 def activations(gathered: PopulationMeasures) -> dict[str, str]:

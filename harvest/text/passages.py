@@ -97,12 +97,12 @@ class Spelling:
     n_examples: int  # examples before each word
 
 
-def spelling(tokenizer, n_words: int, n_examples: int | None, seq_len: int, train_share: float, seed: int) -> Spelling:
+def spelling(tokenizer, n_words: int, seq_len: int, train_share: float, seed: int) -> Spelling:
     """Prompts of at most `n_words` tokens of the vocabulary that consist of letters a to z, with or without a space.
 
     A prompt ends with its word. SAEBench continues it ("has the first letter:"), but this does not change a causal
-    model at the word. By default there are as many examples as fit into a window of `seq_len` tokens, at most ten as in
-    SAEBench. They are drawn from the training words. Raises InputError if `n_examples` do not fit.
+    model at the word. There are as many examples as fit into a window of `seq_len` tokens, at most ten as in SAEBench.
+    They are drawn from the training words. Raises InputError if none fits.
     """
     tokens: dict[str, int] = {}
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
@@ -118,12 +118,12 @@ def spelling(tokenizer, n_words: int, n_examples: int | None, seq_len: int, trai
         if train
     ]
     longest = max(map(len, teachers), default=seq_len)
-    fit = min((seq_len - 1) // longest, len(teachers) - 1)
-    count = min(10, fit) if n_examples is None else n_examples
-    if not 0 < count <= fit:
+    count = min(10, (seq_len - 1) // longest, len(teachers) - 1)
+    if count < 1:
         raise InputError(
-            f"--icl-examples {count}: must be 1 to {max(fit, 0)}, because examples have up to {longest} tokens, are "
-            f"drawn from {len(teachers)} training words, and must fit into windows of {seq_len} tokens"
+            f"absorption needs an example before each word: examples have up to {longest} tokens, are drawn from "
+            f"{len(teachers)} training words, and must fit into windows of {seq_len} tokens: raise --words, or leave "
+            "absorption out of --metrics"
         )
     rng, windows = random.Random(seed), []
     for word in words:

@@ -168,14 +168,10 @@ def shown_in(bar: Any):
 
 
 @st.cache_resource(show_spinner=False)
-def tokenizer_at(location: str):
+def tokenizer(path: str):
     from harvest.model.tokenizer import load_tokenizer
 
-    return load_tokenizer(location)
-
-
-def tokenizer():
-    return tokenizer_at(chosen().run.model_location)
+    return load_tokenizer(run_at(path).model_location)
 
 
 @st.cache_resource(show_spinner=False, max_entries=DICTIONARIES)
@@ -204,7 +200,7 @@ def read_comparison(path: str, changed: float) -> comparison.Comparison | None:
 def listed(path: str, member: str, changed: float) -> feature_list.FeatureList:
     features = saved_features(path, member, changed)
     assert features is not None
-    return feature_list.compute_feature_table(features, tokenizer_at(run_at(path).model_location))
+    return feature_list.compute_feature_table(features, tokenizer(path))
 
 
 def the_list() -> feature_list.FeatureList:

@@ -34,7 +34,7 @@ from analysis.runs.finished import STUDY_AGAIN, FinishedRun
 from analysis.runs.reproduce import reproduction_command
 from analysis.runs.shapes import Study
 from analysis.stats import Estimate
-from analysis.study.questions import named
+from analysis.study.questions import lines_of, named
 from harvest.errors import InputError
 from sae_jax.shapes import read_shaped
 from sae_jax.training.snapshots import read_snapshots
@@ -79,8 +79,8 @@ def compose(
     runs: Sequence[FinishedRun],
     control: FinishedRun | None,
     cache_dir: Path,
-    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
-    say: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[str, int, int], None],
+    say: Callable[[str], None],
 ) -> Report:
     """The report of these runs, the control last. Raises InputError if a run is given twice."""
     everything = [*runs, control] if control else list(runs)
@@ -134,7 +134,10 @@ def part_of(
         say(missing["features"])
     path, answers = run.path / "analysis" / "study.json", []
     if path.exists():
-        answers = read_shaped(path, STUDY_AGAIN, Study)["answers"]
+        for answer in read_shaped(path, STUDY_AGAIN, Study)["answers"]:
+            rows = answer["table"].items()
+            table = {row: {name: Estimate(**of) for name, of in cells.items()} for row, cells in rows}
+            answers.append(answer | {"table": table})
     else:
         missing["study"] = f"The study was not run: {study}"
     part = Part(
@@ -279,10 +282,9 @@ def mapped(part: Part, study: str) -> list[Drawn]:
 
 def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
     """A chart of the table of an answer."""
-    if not answer["table"]:
+    if not (table := answer["table"]):
         return []
-    table = {row: {name: Estimate(**of) for name, of in cells.items()} for row, cells in answer["table"].items()}
-    measures = len(dict.fromkeys(name for cells in table.values() for name in cells))
+    measures = len(lines_of(table))
     alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the figures of the table."
     return [Drawn(f"report-question-{number}", estimates_chart(f"Question {number}", named(table)), alt)]
 

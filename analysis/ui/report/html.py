@@ -20,13 +20,12 @@ from markupsafe import Markup
 from analysis.pages.highlights import RULE
 from analysis.runs import families
 from analysis.runs.undefined import why_undefined
-from analysis.stats import FEWEST_DOCUMENTS, Estimate
-from analysis.study.questions import words
+from analysis.stats import FEWEST_DOCUMENTS
+from analysis.study.questions import lines_of
 from analysis.ui.report.contents import Drawn, Part, Report
 from analysis.ui.terminal.wording import failure_text, member_name, share_text
 
 SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # half of an SVG's bytes; its image has an alt text instead
-SPEC_BYTES = 300_000  # a figure with more data is included as a picture only
 FIGURES_BYTES = 3_300_000  # for all figures together; beyond it, those with most data are pictures only
 SHOWN_SETTINGS = ("activation", "layer", "hook", "hidden_dim", "sparsity", "seed")  # shown for every member
 SECTIONS = {
@@ -63,7 +62,7 @@ def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"one_line": lambda text: text.replace("\n", "↵"), "words": words}
+    environment.filters["one_line"] = lambda text: text.replace("\n", "↵")
     vega = Markup(vl_convert.javascript_bundle().replace("</script", r"<\/script"))  # type: ignore[call-arg]
     own = Markup(environment.get_template("report.js").render(DARK=DARK))
     return environment.get_template("report.html").render(
@@ -73,7 +72,7 @@ def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
         rule=RULE,
         key=key,
         rows=rows,
-        estimates=estimates,
+        lines_of=lines_of,
         fewest_documents=FEWEST_DOCUMENTS,
         embedded=fitted(report, pictures),
         scripts=[vega, own],
@@ -104,23 +103,14 @@ def sha256(script: str) -> str:
 
 
 def embedded(drawn: Drawn, paths: list[Path]) -> dict[str, Any]:
-    """A figure's words, its picture as a data: address, and its specification where that is not too large."""
-    spec = rounded(drawn.figure.to_dict())
+    """A figure's words, its picture as a data: address, and its specification."""
+    # Five digits are more than a figure shows.
+    spec = json.loads(json.dumps(drawn.figure.to_dict()), parse_float=lambda number: float(f"{float(number):.5g}"))
     png, svg = (path.read_bytes() for path in paths)
     svg = SPOKEN.sub("", svg.decode()).encode()
     kind, smaller = ("svg+xml", svg) if len(svg) <= len(png) else ("png", png)
     picture = f"data:image/{kind};base64,{base64.b64encode(smaller).decode()}"
-    fits = len(json.dumps(spec)) <= SPEC_BYTES
-    return {"name": drawn.name, "alt": drawn.alt, "picture": picture, "spec": spec if fits else None}
-
-
-def rounded(value: Any) -> Any:
-    """Five digits are more than a figure shows."""
-    if isinstance(value, float):
-        return float(f"{value:.5g}")
-    if isinstance(value, dict):
-        return {name: rounded(of) for name, of in value.items()}
-    return [rounded(of) for of in value] if isinstance(value, list) else value
+    return {"name": drawn.name, "alt": drawn.alt, "picture": picture, "spec": spec}
 
 
 def rows(part: Part) -> list[dict[str, Any]]:
@@ -151,12 +141,3 @@ def rows(part: Part) -> list[dict[str, Any]]:
         unknown = why_undefined(metrics)
         table.append({"name": member_name(member), "failed": failed, "unknown": unknown, "cells": cells})
     return table
-
-
-def estimates(table: dict[str, dict[str, dict[str, Any]]]) -> list[tuple[str, list[str]]]:
-    """Of an answer of study.json a line a measure, a column a kind: means, and their intervals."""
-    columns = dict.fromkeys(column for row in table.values() for column in row)
-    return [
-        (column, [str(Estimate(**row[column])) if column in row else "" for row in table.values()])
-        for column in columns
-    ]

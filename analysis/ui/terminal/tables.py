@@ -100,14 +100,14 @@ def spread_text(spread: Spread | None, digits: int) -> str:
 
 def study_table(estimates: dict[str, dict[str, Estimate]]) -> Table:
     """A row for each measure and a column for each kind: means over seeds with 95% intervals."""
-    from analysis.study.questions import words
+    from analysis.study.questions import lines_of
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
     for row in estimates:
         table.add_column(row, overflow="fold")
-    for column in dict.fromkeys(column for row in estimates.values() for column in row):
-        table.add_row(words(column), *(str(row[column]) if column in row else "" for row in estimates.values()))
+    for measure, cells in lines_of(estimates):
+        table.add_row(measure, *cells)
     return table
 
 

@@ -12,7 +12,6 @@ from analysis.pages import feature as feature_page
 from analysis.pages import feature_table as feature_list
 from analysis.runs.families import settings_of
 from analysis.ui.dashboard import feature_figures
-from harvest.errors import InputError
 from harvest.model.logit_weights import logit_weights
 from harvest.model.tokenizer import load_tokenizer
 from sae_jax.training.snapshots import read_snapshots
@@ -166,12 +165,6 @@ def test_what_it_reads_is_what_it_promotes(run, cache):
         decoder_D = run.dictionary(name).tensors["W_dec"][feature]
         assert [of.neuron for of in page.aligned] == np.argsort(-decoder_D)[:3].tolist()
         assert page.aligned[0].share == pytest.approx(decoder_D.max() / np.abs(decoder_D).sum())
-
-
-def test_a_feature_that_is_not_there_is_an_error_that_says_which_are(run, cache):
-    name = next(iter(run.members))
-    with pytest.raises(InputError, match="feature 48 does not exist: .* has features 0 to 47"):
-        page_of(run, cache, name, 48)
 
 
 def test_a_list_is_searched_filtered_and_sorted(run):

@@ -238,7 +238,7 @@ def test_equal_documents_never_straddle(tmp_path):
 
 
 def test_a_spelling_prompt_ends_at_its_word_after_examples_of_training_words(model):
-    asked = spelling(model.tokenizer, 600, 2, 30, 0.8, seed=0)
+    asked = spelling(model.tokenizer, 600, 30, 0.8, seed=0)
     train = {word for word, side in zip(asked.words, asked.is_train_N, strict=True) if side}
     assert not {word.strip().lower() for word in train} & {w.strip().lower() for w in set(asked.words) - train}
     assert (asked.passages.counts_WxT.sum(1) == 1).all() and len(asked.words) == 600
@@ -246,12 +246,12 @@ def test_a_spelling_prompt_ends_at_its_word_after_examples_of_training_words(mod
         end = asked.passages.counts_WxT[i].argmax()
         *examples, word = model.tokenizer.decode(asked.passages.tokens_WxT[i, : end + 1]).split("\n")
         assert word == asked.words[i] and word.strip()[0].lower() == asked.letters_N[i] in LETTERS
-        assert len(examples) == 2
+        assert len(examples) == asked.n_examples > 0
         for example in examples:
             taught, letter = example.split(" has the first letter: ")
             assert taught in train and taught != word and taught.strip()[0].upper() == letter
-    with pytest.raises(InputError, match="--icl-examples 9: must be"):
-        spelling(model.tokenizer, 600, 9, 30, 0.8, seed=0)
+    with pytest.raises(InputError, match="must fit into windows of 3 tokens"):
+        spelling(model.tokenizer, 600, 3, 0.8, seed=0)
 
 
 # The command.
@@ -311,9 +311,9 @@ def test_a_dictionary_that_never_fires_leaves_the_absorption_of_others_as_it_is(
 def test_answers_are_written_as_they_come(run, capsys):
     path = run / "analysis" / "sparse_probing.json"
     path.unlink(missing_ok=True)
-    argv = ["--documents", "300", "--document-tokens", "20", "--label", "form", "--k", "1", "--icl-examples", "99"]
+    argv = ["--documents", "300", "--document-tokens", "20", "--label", "form", "--k", "1", "--words", "1"]
     assert main.run_as_command(["saebench", str(run), "--metrics", "probing", "absorption", *argv]) == 2
-    assert "--icl-examples 99" in capsys.readouterr().err
+    assert "raise --words" in capsys.readouterr().err
     assert json.loads(path.read_text())["members"]
 
 

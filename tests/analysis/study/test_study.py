@@ -240,13 +240,13 @@ def test_a_control_of_another_layer_is_refused(run, tmp_path):
 def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypatch):
     def measure(settings, *_):
         if "absorption" in settings.metrics:
-            raise InputError("--icl-examples 0: at most 0")
+            raise InputError("windows of 3 tokens")
         yield "sparse_probing", {}
 
     monkeypatch.setattr(measures, "run_benchmarks", measure)
     monkeypatch.setattr(measures, "write_json", lambda *_: None)
     answers, notes = measures.benchmarks(FinishedRun.open(run[0]), [], 77, lambda text: None)
-    assert answers == {"sparse_probing": {}, "absorption": {}} and "not measured: --icl-examples 0" in notes[0]
+    assert answers == {"sparse_probing": {}, "absorption": {}} and "not measured: windows of 3 tokens" in notes[0]
 
 
 # Intervals in every table, whatever the members' ids end in.

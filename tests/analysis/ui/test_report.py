@@ -168,7 +168,7 @@ def test_features_that_cannot_be_had_are_named_not_skipped(run, tmp_path):
     write_json(copy / "config.json", config)
     finished = FinishedRun.open(copy)
     said = []
-    (part,) = compose([finished], None, tmp_path / "cache", say=said.append).parts
+    (part,) = compose([finished], None, tmp_path / "cache", lambda *_: None, said.append).parts
     assert "not shown" in part.missing["features"]
     assert part.missing["features"] in said
 

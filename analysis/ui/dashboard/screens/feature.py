@@ -33,7 +33,14 @@ if chooser.button("Steer it", icon=":material/tune:"):
 with errors_shown(), st.spinner("reading its contexts"):
     compared = opened.compared(at.path)
     page = feature_page.compute_feature_page(
-        at.run, at.member, number, features, opened.dictionary(*at), opened.store(*at), opened.tokenizer(), compared
+        at.run,
+        at.member,
+        number,
+        features,
+        opened.dictionary(*at),
+        opened.store(*at),
+        opened.tokenizer(at.path),
+        compared,
     )
 
 
