@@ -10,7 +10,6 @@ from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
 from analysis.comparison.frontier import compute_frontier
-from analysis.plots.frontier import write_frontier
 from analysis.runs.finished import can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table
@@ -26,6 +25,8 @@ class Options:
 
 
 def run(argv: list[str]) -> None:
+    from analysis.plots.frontier import write_frontier
+
     options = filled(Options, parsed("frontier", __doc__, argv, Options))
     frontier = compute_frontier(*options.runs)
     to = options.to or (options.runs[0] if len(options.runs) == 1 else Path("frontier"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import altair as alt
 import numpy as np
 
 from analysis.comparison.clusters import WITHOUT_UMAP, Clusters
@@ -13,8 +14,6 @@ from analysis.plots.style import KIND_STYLES, styled
 
 def clusters_chart(clusters: Clusters, shown: int = 10) -> Any:
     """An Altair figure: at most 10 of the largest clusters are coloured, numbered and named, the others are grey."""
-    import altair as alt
-
     colours = [colour for colour, _ in KIND_STYLES.values()][:shown]
     legend = [
         f"{i + 1}  {name} ({size})" for i, (name, size) in enumerate(zip(clusters.names, clusters.sizes, strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import altair as alt
 import numpy as np
 
 from analysis.features.density import EDGES, density_histogram
@@ -21,24 +22,18 @@ def densities_chart(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str
 
     The subtitle gives the number of features that never fire.
     """
-    import altair as alt
-
     rows = [
         {"kind": kinds[name], "member": name, "density": float(edge + 0.125), "features": int(count)}
         for name, member_F in density_F.items()
         for edge, count in zip(EDGES, density_histogram(member_F)[0], strict=False)
     ]
     dead = sum(int((member_F == 0).sum()) for member_F in density_F.values())
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_line(interpolate="step")
-        .encode(
-            x=alt.X("density:Q", title="log10 of the share of rows on which a feature fires"),
-            y=alt.Y("features:Q", title="features"),
-            color=kind_colour(kinds[name] for name in density_F),
-            detail="member:N",
-        )
-        .properties(width=380, height=240)
+    marks = alt.Chart(alt.Data(values=rows)).mark_line(interpolate="step").properties(width=380, height=240)
+    chart = marks.encode(
+        x=alt.X("density:Q", title="log10 of the share of rows on which a feature fires"),
+        y=alt.Y("features:Q", title="features"),
+        color=kind_colour(kinds[name] for name in density_F),
+        detail="member:N",
     )
     return styled(chart, "Densities", f"one line per dictionary; {dead} features in total fire on no row")
 
@@ -49,8 +44,6 @@ def density_heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:
     Features are ordered by their final density, the most frequent on top. At most MOST_ROWS are shown, evenly spaced in
     that order.
     """
-    import altair as alt
-
     steps = sorted(density_F)
     ordered = np.argsort(-density_F[steps[-1]], kind="stable")
     shown = thinned(ordered, MOST_ROWS)

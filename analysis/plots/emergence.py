@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import altair as alt
 import numpy as np
 
 from analysis.comparison.emergence import RECOGNIZABLE, Trajectory
@@ -13,32 +14,24 @@ from analysis.plots.style import kind_colour, step_heatmap, styled, thinned
 
 def emergence_curves(trajectories: Mapping[str, Trajectory], kinds: Mapping[str, str]) -> Any:
     """An Altair figure: the share of final features that are recognizable at each step, a line for each dictionary."""
-    import altair as alt
-
     rows = [
         {"member": name, "kind": kinds[name], "step": max(step, trajectory.steps[1] / 2), "share": float(share)}
         for name, trajectory in trajectories.items()
         for step, share in zip(trajectory.steps, trajectory.recognizable_S, strict=True)
     ]
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_line(point=True, opacity=0.8)
-        .encode(
-            x=alt.X("step:Q", title="training step (log scale; step 0 at the left edge)").scale(type="log"),
-            y=alt.Y("share:Q", title=f"features recognizable (cosine ≥ {RECOGNIZABLE})").scale(domain=[0, 1]),
-            color=kind_colour(kinds[name] for name in trajectories),
-            detail="member:N",
-            tooltip=["member:N", "step:Q", alt.Tooltip("share:Q", format=".3f")],
-        )
-        .properties(width=380, height=240)
+    marks = alt.Chart(alt.Data(values=rows)).mark_line(point=True, opacity=0.8).properties(width=380, height=240)
+    chart = marks.encode(
+        x=alt.X("step:Q", title="training step (log scale; step 0 at the left edge)").scale(type="log"),
+        y=alt.Y("share:Q", title=f"features recognizable (cosine ≥ {RECOGNIZABLE})").scale(domain=[0, 1]),
+        color=kind_colour(kinds[name] for name in trajectories),
+        detail="member:N",
+        tooltip=["member:N", "step:Q", alt.Tooltip("share:Q", format=".3f")],
     )
     return styled(chart, "When features emerge", "share of the final features in each snapshot, one line per member")
 
 
 def emergence_heatmap(name: str, trajectory: Trajectory) -> Any:
     """An Altair figure: each feature's cosine to its final direction, with features ordered by step of emergence."""
-    import altair as alt
-
     alive = np.flatnonzero(trajectory.alive_F)
     mean_A = trajectory.best_cosine_SxF[:, alive].mean(0)
     ordered = alive[np.lexsort((-mean_A, trajectory.emerged_F[alive]))]

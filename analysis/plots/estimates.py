@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import altair as alt
+
 from analysis.plots.style import styled
 from analysis.stats import Estimate
 
 
 def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], columns: int = 3) -> Any:
     """An Altair figure with a panel for each column of the table and a point with its interval for each row."""
-    import altair as alt
-
     rows = [
         {"row": row, "column": column, "mean": value.mean, "low": value.low, "high": value.high}
         for row, estimates in table.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import altair as alt
 import numpy as np
 import pyarrow as pa
 
@@ -15,16 +16,12 @@ MOST_POINTS = 3000  # points of a map, at most: a browser draws these without de
 
 def map_points(data: Any, size: int, opacity: float) -> Any:
     """An Altair chart with a point at each `x` and `y`, without axes."""
-    import altair as alt
-
     axes = (axis.scale(zero=False, nice=False, padding=12).axis(None) for axis in (alt.X("x:Q"), alt.Y("y:Q")))
     return alt.Chart(data).mark_circle(size=size, opacity=opacity).encode(*axes)
 
 
 def feature_map(table: FeatureList, chosen_N: np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:
     """An Altair figure: at most MOST_POINTS of the chosen features on the map. A click selects `feature`."""
-    import altair as alt
-
     placed_N = chosen_N[np.isfinite(xy_Fx2[chosen_N]).all(1)]
     shown_N = thinned(placed_N, MOST_POINTS)
     rows = [
@@ -55,8 +52,6 @@ def feature_map(table: FeatureList, chosen_N: np.ndarray, xy_Fx2: np.ndarray, se
 
 def density_map(name: str, density_N: np.ndarray, xy_Nx2: np.ndarray, method: str) -> Any:
     """An Altair figure with a point for each living feature, coloured by its density."""
-    import altair as alt
-
     rows = [
         {"x": float(x), "y": float(y), "density": float(np.log10(density))}
         for (x, y), density in zip(xy_Nx2, density_N, strict=True)

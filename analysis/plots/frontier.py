@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import altair as alt
+
 from analysis.comparison.frontier import METRICS, Frontier
 from analysis.plots.style import INK, kind_marks, save, styled
 from analysis.runs.families import Spread
@@ -26,8 +28,6 @@ def frontier_chart(frontier: Frontier) -> Any:
 
     Settings in which curves of one kind differ have a panel each.
     """
-    import altair as alt
-
     metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.drawn)]
     seeds = sorted({len(point.seeds) for point in frontier.drawn})
     counts = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
@@ -46,8 +46,6 @@ def frontier_chart(frontier: Frontier) -> Any:
 
 def metric_chart(frontier: Frontier, metric: str) -> Any:
     """An Altair chart of one metric against L0."""
-    import altair as alt
-
     points = [point for point in frontier.drawn if metric in point.metrics]
     rows: list[dict[str, Any]] = [
         {"panel": p.panel, "kind": p.kind, "l0": p.metrics["l0"].mean, "mean": p.metrics[metric].mean}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import altair as alt
 import numpy as np
 
 from analysis.comparison.shared_features import Comparison
@@ -12,8 +13,6 @@ from analysis.plots.style import styled
 
 def shared_features_chart(comparison: Comparison) -> Any:
     """An Altair heatmap of the share of features in common, by direction and, if measured, by activation."""
-    import altair as alt
-
     matrices = {"by direction (cosine)": comparison.shared_MxM}
     if comparison.shared_by_activation_MxM is not None:
         matrices["by activation (correlation)"] = comparison.shared_by_activation_MxM

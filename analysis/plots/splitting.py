@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import altair as alt
+
 from analysis.comparison.splitting import Splitting
 from analysis.plots.style import styled
 
 
 def splitting_chart(splitting: Splitting) -> Any:
     """An Altair figure: how many features are lost, kept, split or new at each step to a wider dictionary."""
-    import altair as alt
-
     names = ("lost", "kept", "split into 2", "split into 3", "split into 4 or more", "new")
     steps = [f"F {step.narrow:,} → {step.wide:,}" for step in splitting.steps]
     rows = []
@@ -24,11 +24,8 @@ def splitting_chart(splitting: Splitting) -> Any:
         x=alt.X("count:Q", title="features").axis(tickCount=4, format=",d", grid=True),
     )
     layers = base.mark_bar(color="#0072B2"), base.mark_text(align="left", dx=4, fontSize=12).encode(text="count:Q")
-    drawn = (
-        alt.layer(*layers)
-        .properties(width=190, height=130)
-        .facet(alt.Facet("step:N", title=None).sort(steps), columns=4)
-    )
+    drawn = alt.layer(*layers).properties(width=190, height=130)
+    drawn = drawn.facet(alt.Facet("step:N", title=None).sort(steps), columns=4)
     checked = [step.confirmed for step in splitting.steps if step.confirmed is not None]
     subtitle = [f"a parent has a cosine of {splitting.threshold:g} or more to its child"]
     if checked:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import altair as alt
+
 from analysis.features.contexts import printable
 from analysis.interventions.steering import UNSTEERED, Steered
 from analysis.plots.style import KIND_STYLES
@@ -11,8 +13,6 @@ from analysis.plots.style import KIND_STYLES
 
 def steering_chart(steered: Steered) -> Any:
     """An Altair figure: probability of the watched tokens and perplexity by strength, a curve for each direction."""
-    import altair as alt
-
     plain = steered.plain[UNSTEERED]
     rows = [
         {"strength": t.strength, "direction": way, "probability": t.probability, "perplexity": t.perplexity}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
 
 from harvest.errors import InputError
@@ -40,8 +41,6 @@ def kind_colour(kinds: Iterable[str]) -> Any:
 
 def kind_marks(kinds: Iterable[str], field: str = "kind") -> tuple[Any, Any]:
     """The encodings of a field with kinds by colour and by shape, with one legend for both."""
-    import altair as alt
-
     present = list(dict.fromkeys(kinds))
     styles = [KIND_STYLES.get(kind, OTHER_STYLE) for kind in present]
     return (
@@ -57,24 +56,18 @@ def step_heatmap(
 
     `order` describes the features that come first, `field` is the name of the values.
     """
-    import altair as alt
-
     rows = [
         {"rank": rank, "feature": int(feature), "step": str(step), field: float(value_SxF[s, feature])}
         for rank, feature in enumerate(shown)
         for s, step in enumerate(steps)
         if np.isfinite(value_SxF[s, feature])
     ]
-    return (
-        alt.Chart(alt.Data(values=rows))
-        .mark_rect()
-        .encode(
-            x=alt.X("step:O", title="training step", sort=[str(step) for step in steps]),
-            y=alt.Y("rank:O", title=f"features, {order} on top", axis=alt.Axis(labels=False, ticks=False)),
-            color=colour,
-            tooltip=["feature:Q", "step:O", alt.Tooltip(f"{field}:Q", format=".2f")],
-        )
-        .properties(width=380, height=300)
+    base = alt.Chart(alt.Data(values=rows)).mark_rect().properties(width=380, height=300)
+    return base.encode(
+        x=alt.X("step:O", title="training step", sort=[str(step) for step in steps]),
+        y=alt.Y("rank:O", title=f"features, {order} on top", axis=alt.Axis(labels=False, ticks=False)),
+        color=colour,
+        tooltip=["feature:Q", "step:O", alt.Tooltip(f"{field}:Q", format=".2f")],
     )
 
 
@@ -91,8 +84,6 @@ def png_of(figure: Any, pixels_per_inch: int = PIXELS_PER_INCH) -> bytes:
 
 def writable(figure: Any) -> Any:
     """The figure without characters that XML forbids: the renderer would abort the process because of them."""
-    import altair as alt
-
     spec = figure.to_dict()
     return figure if (clean := without_controls(spec)) == spec else alt.Chart.from_dict(clean)
 
@@ -144,8 +135,6 @@ def to_matplotlib(figure: Any, dpi: int = PIXELS_PER_INCH) -> Any:
 
 def styled(chart: Any, title: str, subtitle: str | list[str]) -> Any:
     """The chart with title, background, colours and fonts, all set so that a dark theme does not override them."""
-    import altair as alt
-
     ink = {"labelColor": INK, "titleColor": INK}
     words = alt.TitleParams(
         title, subtitle=subtitle, anchor="start", offset=14, fontSize=16, fontWeight="bold", subtitlePadding=6

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import altair as alt
+
 from analysis.plots.style import kind_colour, styled
 
 MOST_POINTS = 80  # points of a curve that are drawn, at most
@@ -19,8 +21,6 @@ def thinned(lines: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: Mapping[str, str]) -> Any:
     """An Altair figure: loss and explained variance during training, a line for each member in its kind's colour."""
-    import altair as alt
-
     rows = [
         {"member": name, "kind": kinds[name], "step": line["step"]}
         | {what: line[what] for what in CURVES if line.get(what) is not None}

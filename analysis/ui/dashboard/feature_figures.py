@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import altair as alt
+
 from analysis.comparison.emergence import RECOGNIZABLE
 from analysis.pages.feature import Bars, FeaturePage
 from analysis.plots.style import styled
@@ -18,53 +20,39 @@ HEIGHT = 240  # of a whole figure, including title, axes and legend
 
 def histogram(bars: Bars, x: str, counted: str, title: str, subtitle: str) -> Any:
     """An Altair figure: the share of all values in each bar. `counted` names what the values are of."""
-    import altair as alt
-
     share_B = bars.count_B / max(1, bars.count_B.sum())
     rows = [
         {"from": float(low), "to": float(high), "share": float(share)}
         for share, low, high in zip(share_B, bars.edge_E[:-1], bars.edge_E[1:], strict=True)
     ]
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_bar(color=BLUE, stroke="white", strokeWidth=0.5)
-        .encode(
-            x=alt.X("from:Q", title=x, bin="binned"),
-            x2="to:Q",
-            y=alt.Y("share:Q", title=f"share of {counted}", axis=alt.Axis(format=".2~%")),
-            tooltip=[alt.Tooltip(name, format=".3g") for name in ("from:Q", "to:Q", "share:Q")],
-        )
-        .properties(width="container", height=HEIGHT)
+    marks = alt.Chart(alt.Data(values=rows)).mark_bar(color=BLUE, stroke="white", strokeWidth=0.5)
+    chart = marks.encode(
+        x=alt.X("from:Q", title=x, bin="binned"),
+        x2="to:Q",
+        y=alt.Y("share:Q", title=f"share of {counted}", axis=alt.Axis(format=".2~%")),
+        tooltip=[alt.Tooltip(name, format=".3g") for name in ("from:Q", "to:Q", "share:Q")],
     )
-    return styled(chart, title, subtitle)
+    return styled(chart.properties(width="container", height=HEIGHT), title, subtitle)
 
 
 def positions(page: FeaturePage) -> Any:
     """An Altair figure: the share of the rows at each position of a window on which the feature fires."""
-    import altair as alt
-
     rows = [{"position": number, "share": float(share)} for number, share in enumerate(page.position_P, 1)]
-    chart = (
-        alt.Chart(alt.Data(values=rows))
-        .mark_bar(color=BLUE)
-        .encode(
-            x=alt.X(
-                "position:O",
-                title="position in the window (1 is the first with a row)",
-                axis=alt.Axis(labelAngle=0, labelOverlap=True),
-            ),
-            y=alt.Y("share:Q", title="share of rows", axis=alt.Axis(format=".2~%")),
-            tooltip=["position:O", alt.Tooltip("share:Q", format=".4f")],
-        )
-        .properties(width="container", height=HEIGHT)
+    marks = alt.Chart(alt.Data(values=rows)).mark_bar(color=BLUE).properties(width="container", height=HEIGHT)
+    chart = marks.encode(
+        x=alt.X(
+            "position:O",
+            title="position in the window (1 is the first with a row)",
+            axis=alt.Axis(labelAngle=0, labelOverlap=True),
+        ),
+        y=alt.Y("share:Q", title="share of rows", axis=alt.Axis(format=".2~%")),
+        tooltip=["position:O", alt.Tooltip("share:Q", format=".4f")],
     )
     return styled(chart, "Where in a window it fires", "share of the rows at each position")
 
 
 def emergence(page: FeaturePage) -> Any:
     """An Altair figure: the cosine of decoder rows to the feature's final direction over the steps of training."""
-    import altair as alt
-
     start = page.stages[1].step / 2 if len(page.stages) > 1 else 1
     rows = [
         {"step": max(stage.step, start), "cosine": cosine, "row": name}
