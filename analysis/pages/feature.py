@@ -4,7 +4,7 @@ It is computed from the run's saved statistics, comparison and snapshots, and fr
 contexts, which gives every token its activation. This needs a tokenizer, but not the language model.
 
 Shapes: F features, C contexts, T tokens of a window, P positions of a window that have a row, D width of the model,
-B bars, E edges of bars, J other features, L labels.
+J other features, L labels.
 """
 
 from __future__ import annotations
@@ -48,13 +48,6 @@ class Band(NamedTuple):
     contexts: list[ShownContext]
 
 
-class Bars(NamedTuple):
-    """A histogram."""
-
-    count_B: np.ndarray
-    edge_E: np.ndarray
-
-
 class Beside(NamedTuple):
     feature: int
     similarity: float
@@ -84,26 +77,15 @@ class Stage(NamedTuple):
     step: int
     best: float
     own: float
-    density: float
 
 
 @dataclass(frozen=True)
 class FeaturePage:
-    """What is shown about one feature."""
+    """What is shown about one feature besides its statistics."""
 
-    member: str
-    feature: int
-    density: float  # share of all rows on which the feature fires
-    mean: float  # mean activation over these rows
-    maximum: float
     threshold: float | None  # None if its kind has no threshold
-    cosine: float  # of its encoder and decoder vectors
     token: str  # the token on which it fires most often
-    token_share: float  # that token's share of a sample of its firings
-    position_P: np.ndarray  # share of the rows at each position on which it fires
     labels: list[Label]
-    activations: Bars
-    logits: Bars  # of its logit weights on all tokens of the vocabulary
     aligned: list[Aligned]
     input_score: float  # share of the strongest contexts whose peak is on a token that it promotes (Arad et al. 2025)
     bands: list[Band]
@@ -114,10 +96,6 @@ class FeaturePage:
     found_again: tuple[int, int] | None  # (seeds in which it is found again, other seeds); None if there are no others
     twins: list[Twin]
     stages: list[Stage]
-
-    @property
-    def fires(self) -> bool:
-        return self.density > 0
 
 
 def compute_feature_page(
@@ -142,19 +120,9 @@ def compute_feature_page(
         )
     )
     return FeaturePage(
-        member=member,
-        feature=f,
-        density=float(features.density_F[f]),
-        mean=float(features.mean_F[f]),
-        maximum=float(features.max_F[f]),
         threshold=None if threshold_F is None else float(threshold_F[f]),
-        cosine=float(features.cosine_F[f]),
         token=token_texts(tokenizer, [features.token_F[f]])[0] if features.token_F[f] >= 0 else "",
-        token_share=float(features.token_share_F[f]),
-        position_P=np.array(features.position_FxP[f]),
         labels=labels_of(features, f),
-        activations=Bars(*features.activations(f)),
-        logits=Bars(*features.logits(f)),
         aligned=alignment(dictionary.tensors["W_dec"][f]),
         input_score=input_score(features, f, store),
         bands=bands_of(features, f, dictionary, store, tokenizer),
@@ -267,5 +235,5 @@ def stages_of(run: FinishedRun, member: str, feature: int) -> list[Stage]:
     stages = []
     for step, arrays in snapshots.items():
         cosine_F = arrays["direction"].astype(np.float32) @ final_D
-        stages.append(Stage(step, float(cosine_F.max()), float(cosine_F[feature]), float(arrays["density"][feature])))
+        stages.append(Stage(step, float(cosine_F.max()), float(cosine_F[feature])))
     return stages

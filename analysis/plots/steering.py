@@ -8,7 +8,7 @@ import altair as alt
 
 from analysis.features.contexts import printable
 from analysis.interventions.steering import UNSTEERED, Steered
-from analysis.plots.style import KIND_STYLES
+from analysis.plots.style import KIND_STYLES, styled
 
 
 def steering_chart(steered: Steered) -> Any:
@@ -37,8 +37,6 @@ def steering_chart(steered: Steered) -> Any:
         f"prompts: {len(steered.prompts)}; dashed: unsteered; "
         f"probability of: {printable(', '.join(steered.watched[:8]))}"
     )
-    title = alt.TitleParams(
-        f"steering by {next(iter(steered.ways))} ({steered.mode})", subtitle=subtitle, anchor="start"
+    return styled(
+        alt.hconcat(*charts, spacing=36), f"steering by {next(iter(steered.ways))} ({steered.mode})", subtitle
     )
-    chart = alt.hconcat(*charts, spacing=36).properties(title=title, background="white", padding=16)
-    return chart.configure_view(stroke=None)

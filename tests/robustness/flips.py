@@ -125,7 +125,7 @@ def page(folder: Path) -> Callable[[], object]:
             finished, MEMBER, feature, features, dictionary, store, tokenizer, compared
         )
         places = feature_list.places(finished.path / "analysis", MEMBER, dictionary.tensors["W_dec"])
-        print(found, places)
+        print(found, places, features.activations(feature), features.logits(feature), features.max_F[feature])
 
     return compute
 

@@ -9,21 +9,24 @@ from collections.abc import Iterator
 from typing import Any
 
 import altair as alt
+import numpy as np
 
 from analysis.comparison.emergence import RECOGNIZABLE
-from analysis.pages.feature import Bars, FeaturePage
+from analysis.features.statistics import Features
+from analysis.pages.feature import Stage
 from analysis.plots.style import styled
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 HEIGHT = 240  # of a whole figure, including title, axes and legend
 
 
-def histogram(bars: Bars, x: str, counted: str, title: str, subtitle: str) -> Any:
+def histogram(bars: tuple[np.ndarray, np.ndarray], x: str, counted: str, title: str, subtitle: str) -> Any:
     """An Altair figure: the share of all values in each bar. `counted` names what the values are of."""
-    share_B = bars.count_B / max(1, bars.count_B.sum())
+    count_B, edge_E = bars
+    share_B = count_B / max(1, count_B.sum())
     rows = [
         {"from": float(low), "to": float(high), "share": float(share)}
-        for share, low, high in zip(share_B, bars.edge_E[:-1], bars.edge_E[1:], strict=True)
+        for share, low, high in zip(share_B, edge_E[:-1], edge_E[1:], strict=True)
     ]
     marks = alt.Chart(alt.Data(values=rows)).mark_bar(color=BLUE, stroke="white", strokeWidth=0.5)
     chart = marks.encode(
@@ -35,9 +38,9 @@ def histogram(bars: Bars, x: str, counted: str, title: str, subtitle: str) -> An
     return styled(chart.properties(width="container", height=HEIGHT), title, subtitle)
 
 
-def positions(page: FeaturePage) -> Any:
+def positions(share_P: np.ndarray) -> Any:
     """An Altair figure: the share of the rows at each position of a window on which the feature fires."""
-    rows = [{"position": number, "share": float(share)} for number, share in enumerate(page.position_P, 1)]
+    rows = [{"position": number, "share": float(share)} for number, share in enumerate(share_P, 1)]
     marks = alt.Chart(alt.Data(values=rows)).mark_bar(color=BLUE).properties(width="container", height=HEIGHT)
     chart = marks.encode(
         x=alt.X(
@@ -51,20 +54,18 @@ def positions(page: FeaturePage) -> Any:
     return styled(chart, "Where in a window it fires", "share of the rows at each position")
 
 
-def emergence(page: FeaturePage) -> Any:
+def emergence(stages: list[Stage]) -> Any:
     """An Altair figure: the cosine of decoder rows to the feature's final direction over the steps of training."""
-    start = page.stages[1].step / 2 if len(page.stages) > 1 else 1
+    start, names = stages[1].step / 2, ["the nearest of all rows", "its own row"]
     rows = [
         {"step": max(stage.step, start), "cosine": cosine, "row": name}
-        for stage in page.stages
-        for name, cosine in (("the nearest of all rows", stage.best), ("its own row", stage.own))
+        for stage in stages
+        for name, cosine in zip(names, (stage.best, stage.own), strict=True)
     ]
-    names = ["the nearest of all rows", "its own row"]
+    lowest = min(0.0, *(stage.own for stage in stages))
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("step:Q", title="training step (log)").scale(type="log"),
-        y=alt.Y("cosine:Q", title="cosine to its final direction").scale(
-            domain=[min(0, *(r["cosine"] for r in rows)), 1]
-        ),  # type: ignore[type-var]
+        y=alt.Y("cosine:Q", title="cosine to its final direction").scale(domain=[lowest, 1]),
         color=alt.Color("row:N", title=None, sort=names)
         .scale(domain=names, range=[BLUE, ORANGE])
         .legend(orient="bottom", columns=1),
@@ -75,13 +76,14 @@ def emergence(page: FeaturePage) -> Any:
     return styled(chart, "When it emerged", f"dashed: recognizable from a cosine of {RECOGNIZABLE} on")
 
 
-def figures(page: FeaturePage) -> Iterator[tuple[str, Any]]:
+def figures(features: Features, feature: int, stages: list[Stage]) -> Iterator[tuple[str, Any]]:
     """(name, figure) of all figures for which the feature has data."""
-    if page.fires:
-        firings = f"all {page.activations.count_B.sum():,} firings"
-        yield "histogram", histogram(page.activations, "activation", "firings", "How strongly it fires", firings)
-        yield "positions", positions(page)
-    tokens = f"its logit weight on each of {page.logits.count_B.sum():,} tokens"
-    yield "logits", histogram(page.logits, "logit weight", "tokens", "What it does to the vocabulary", tokens)
-    if len(page.stages) > 2:
-        yield "emergence", emergence(page)
+    activations, logits = features.activations(feature), features.logits(feature)
+    if features.alive_F[feature]:
+        firings = f"all {activations[0].sum():,} firings"
+        yield "histogram", histogram(activations, "activation", "firings", "How strongly it fires", firings)
+        yield "positions", positions(features.position_FxP[feature])
+    tokens = f"its logit weight on each of {logits[0].sum():,} tokens"
+    yield "logits", histogram(logits, "logit weight", "tokens", "What it does to the vocabulary", tokens)
+    if len(stages) > 2:
+        yield "emergence", emergence(stages)

@@ -131,16 +131,19 @@ def test_what_it_is_found_with_is_that_of_the_comparison_and_the_snapshots(run, 
         cosine_F = snapshots[stage.step].direction @ final_D
         assert (stage.best, stage.own) == pytest.approx((cosine_F.max(), cosine_F[feature]), abs=1e-5)
     assert page.stages[-1].own == pytest.approx(1, abs=1e-3)
-    assert dict(feature_figures.figures(page)).keys() == {"histogram", "positions", "logits", "emergence"}
+    assert dict(feature_figures.figures(of, feature, page.stages)).keys() == {
+        "histogram",
+        "positions",
+        "logits",
+        "emergence",
+    }
 
 
 def test_figures_hold_what_they_draw(run, cache):
     name = next(iter(run.members))
-    feature = frequent(saved(run, name))
-    page = page_of(run, cache, name, feature)
-    drawn = {
-        of: figure.to_dict()["data"]["values"] for of, figure in feature_figures.figures(page) if of != "emergence"
-    }
+    features = saved(run, name)
+    feature = frequent(features)
+    drawn = {of: figure.to_dict()["data"]["values"] for of, figure in feature_figures.figures(features, feature, [])}
     store = run.store(run.site(name), cache)
     raw_NxD = np.concatenate([split.read(0, len(split)) for split in (store.train, store.held_out)])
     f_N = np.asarray(run.dictionary(name).sae.encode(raw_NxD.astype(np.float32)))[:, feature]
@@ -149,8 +152,8 @@ def test_figures_hold_what_they_draw(run, cache):
         edges = [*(bar["from"] for bar in bars), bars[-1]["to"]]
         shares = np.histogram(values, edges)[0] / len(values)
         np.testing.assert_allclose(np.cumsum([bar["share"] for bar in bars]), np.cumsum(shares), atol=2 / len(values))
-    shares = [row["share"] for row in feature_figures.positions(page).to_dict()["data"]["values"]]
-    assert np.mean(shares) == pytest.approx(page.density, rel=1e-6)
+    shares = [row["share"] for row in drawn["positions"]]
+    assert np.mean(shares) == pytest.approx(features.density_F[feature], rel=1e-6)
 
 
 def test_what_it_reads_is_what_it_promotes(run, cache):

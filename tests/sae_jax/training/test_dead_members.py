@@ -98,7 +98,7 @@ def test_its_features_have_pages_without_matches(studied, cache):
     of = Features.load(run.path / "analysis" / "features" / f"{DEAD}.npz")
     tokenizer, store = load_tokenizer(run.model_location), run.store(run.site(DEAD), cache)
     page = feature_page.compute_feature_page(run, DEAD, 3, of, run.dictionary(DEAD), store, tokenizer, compared)
-    assert not page.fires and page.twins == [] and page.found_again is None
+    assert not of.alive_F[3] and page.twins == [] and page.found_again is None
 
 
 @pytest.mark.slow

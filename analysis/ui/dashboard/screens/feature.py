@@ -46,13 +46,17 @@ with errors_shown(), st.spinner("reading its contexts"):
 
 def facts() -> None:
     with st.container(horizontal=True, gap="medium"):
-        st.metric("density", f"{page.density:.4f}", help="share of all rows on which the feature fires")
-        st.metric("maximum", f"{page.maximum:.2f}", help="largest activation over all rows")
-        st.metric("mean where it fires", f"{page.mean:.2f}")
+        st.metric("density", f"{features.density_F[number]:.4f}", help="share of all rows on which the feature fires")
+        st.metric("maximum", f"{features.max_F[number]:.2f}", help="largest activation over all rows")
+        st.metric("mean where it fires", f"{features.mean_F[number]:.2f}")
         if page.threshold is not None:
             st.metric("threshold", f"{page.threshold:.3f}")
-        st.metric("encoder · decoder", f"{page.cosine:.2f}", help="cosine of the encoder and the decoder vector")
-        st.metric("one token", f"{page.token_share:.0%}", help="share of the firings on the most frequent token")
+        st.metric(
+            "encoder · decoder", f"{features.cosine_F[number]:.2f}", help="cosine of the encoder and the decoder vector"
+        )
+        st.metric(
+            "one token", f"{features.token_share_F[number]:.0%}", help="share of the firings on the most frequent token"
+        )
         words = (
             "share of the strongest contexts whose peak is one of the 20 tokens that the feature promotes "
             "(Arad et al. 2025)"
@@ -90,7 +94,7 @@ def contexts() -> None:
         tab.caption(f"activation {band.low:.2f} to {band.high:.2f}")
         shown = [
             passage(
-                coloured(context.tokens, context.value_T.tolist(), abs(page.maximum), context.peak),
+                coloured(context.tokens, context.value_T.tolist(), abs(float(features.max_F[number])), context.peak),
                 f"{context.value_T[context.peak]:.2f}, document {context.document}" + ", held out" * context.held_out,
             )
             for context in band.contexts
@@ -151,7 +155,7 @@ def ablation() -> None:
 
 
 facts()
-if page.fires:
+if features.alive_F[number]:
     contexts()
 else:
     st.info("It never fires on this text.")
@@ -160,7 +164,7 @@ left.subheader("Promotes")
 left.html(bars(page.promoted[:10]))
 right.subheader("Suppresses")
 right.html(bars(page.suppressed[:10]))
-drawn = list(feature_figures.figures(page))
+drawn = list(feature_figures.figures(features, number, page.stages))
 for pair in (drawn[:2], drawn[2:]):
     for column, (_, figure) in zip(st.columns(2), pair, strict=False):
         column.altair_chart(fitted(figure), theme=None)
