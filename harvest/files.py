@@ -30,11 +30,12 @@ TEMPORARY = ".tmp"  # suffix of temporary files
 def write_atomically(path: Path, write: Callable[..., object]) -> None:
     """Write a file with `write(file)` to a temporary file in the same folder, then rename it to `path`.
 
-    The file is therefore complete or absent. The temporary file has a random name, so that writers do not interfere,
-    and is never a link. Raises InputError if `path` is a folder, a pipe or a device, and OSError with the name of the
-    file.
+    The folder is created if needed. The file is therefore complete or absent. The temporary file has a random name, so
+    that writers do not interfere, and is never a link. Raises InputError if `path` is a folder, a pipe or a device, and
+    OSError with the name of the file.
     """
     refuse_as_target(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}{TEMPORARY}")
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)

@@ -107,7 +107,6 @@ def run(argv: list[str]) -> None:
             f"of the dictionary's reconstruction error: {result.error_gives:+.3f}"
         )
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         facts = {"schema": 1, "run": str(finished.path), "member": member, "prompt": tokens}
         facts |= {"hook_name": finished.site(member).hook_name, "target": options.target, "against": options.against}
         write_json(options.json, facts | asdict(result))

@@ -50,5 +50,4 @@ def run(argv: list[str]) -> None:
                 f"no intervals: they need {FEWEST_DOCUMENTS} documents, and only {min(documents)} were measured"
             )
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, report)

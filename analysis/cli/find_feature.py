@@ -81,7 +81,6 @@ def run(argv: list[str]) -> None:
         path = options.json or finished.path / "analysis" / "find" / f"{slug(phrase)}.json"
         if not options.json and not can_be_kept(finished.path, terminal.say):
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
         terminal.say(f"all figures: {path}")
 

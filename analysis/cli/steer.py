@@ -154,7 +154,6 @@ def run(argv: list[str]) -> None:
             again = steer_model.rerun_best(model, site, ways, steered, watched, sampling, first_position)
             report_best(steered, again, finished, f"steer-{member}-{feature}", terminal)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         facts = {"schema": 1, "run": str(finished.path), "member": member, "hook_name": site.hook_name}
         facts |= {"feature": feature, "maximum": maximum, "concept": options.concept, "output_scores": scores}
         rerun = {"afresh": {way: asdict(result) for way, result in again.items()}}

@@ -195,7 +195,6 @@ def names_of(label_N: np.ndarray, promoted: Sequence[Sequence[str]]) -> tuple[st
 
 def write_clusters(clusters: Clusters, folder: Path, name: str) -> list[Path]:
     """Write clusters-NAME.json (figures and names) and clusters-NAME.npz (xy, pca and label of each feature)."""
-    folder.mkdir(parents=True, exist_ok=True)
     record = {k: v for k, v in vars(clusters).items() if not isinstance(v, np.ndarray) and k != "tokens_F"}
     arrays: dict[str, Any] = {"xy_Fx2": clusters.xy_Fx2, "pca_Fx2": clusters.pca_Fx2, "label_F": clusters.label_F}
     written = write_arrays(folder / f"clusters-{name}.npz", arrays, compressed=True)

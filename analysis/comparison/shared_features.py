@@ -222,7 +222,6 @@ def grouped(settings: Sequence[Mapping[str, Any]], *matrices: np.ndarray | None)
 
 def write_shared_features(comparison: Comparison, folder: Path) -> list[Path]:
     """Write comparison.json (the figures) and comparison.npz (partner, cosine and found_again of each feature)."""
-    folder.mkdir(parents=True, exist_ok=True)
     per_feature = {"partner": comparison.partner_FxM, "cosine": comparison.cosine_FxM}
     per_feature |= {"found_again": comparison.found_again_F}
     arrays: dict[str, Any] = {

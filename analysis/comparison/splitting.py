@@ -158,7 +158,6 @@ def trees_of(parents: Sequence[np.ndarray], alive: Sequence[np.ndarray]) -> tupl
 
 def write_splitting(splitting: Splitting, folder: Path) -> list[Path]:
     """Write splitting-ID.json (figures, 100 largest trees) and .npz (parents). ID is that of the widest member."""
-    folder.mkdir(parents=True, exist_ok=True)
     stem = folder / f"splitting-{splitting.members[-1]}"
     arrays = {
         f"{name}/{what}": values[level]

@@ -101,7 +101,6 @@ class Features:
             value = getattr(self, field.name)
             parts = {f"{field.name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else None
             arrays |= {name: np.asarray(part) for name, part in (parts or {field.name: value}).items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(path, arrays)
 
     @classmethod

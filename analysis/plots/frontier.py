@@ -18,7 +18,6 @@ from harvest.files import write_json
 def write_frontier(frontier: Frontier, folder: Path) -> list[Path]:
     """Write analysis/frontier.json, figures/frontier.png and .svg in a folder. Returns the paths of the figures."""
     drawn = frontier_chart(frontier)
-    (folder / "analysis").mkdir(parents=True, exist_ok=True)
     write_json(folder / "analysis" / "frontier.json", {"schema": 1, **asdict(frontier)})
     return save(drawn, folder / "figures" / "frontier")
 

@@ -98,7 +98,6 @@ def without_controls(value: Any) -> Any:
 
 def save(figure: Any, stem: Path) -> list[Path]:
     """Save an Altair figure as stem.png and stem.svg. Returns both paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
     svg = io.StringIO()
     writable(figure).save(svg, format="svg")
     contents = {stem.with_suffix(".png"): png_of(figure), stem.with_suffix(".svg"): svg.getvalue().encode()}

@@ -193,16 +193,10 @@ def write_benchmark(
     """Write the run's analysis/<question>.json."""
     from harvest.files import write_json
 
-    directory = run.path / "analysis"
-    directory.mkdir(exist_ok=True)
     record = asdict(settings) | {"dataset": str(settings.dataset or "bundled"), "member": list(members)}
-    record |= {
-        "train_share": TRAIN_SHARE,
-        "model": run.model_location,
-        "seq_len": run.request.seq_len,
-        "first_position": run.first_position,
-    }
-    write_json(directory / f"{question}.json", {"settings": record, "members": plain(answer)})
+    record |= {"train_share": TRAIN_SHARE, "model": run.model_location}
+    record |= {"seq_len": run.request.seq_len, "first_position": run.first_position}
+    write_json(run.path / "analysis" / f"{question}.json", {"settings": record, "members": plain(answer)})
 
 
 def plain(answers: Any) -> Any:
