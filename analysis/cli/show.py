@@ -11,16 +11,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 from analysis.cli.flags import filled, parsed, place
-from analysis.comparison.frontier import compute_frontier
-from analysis.runs.finished import FinishedRun
+from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.runs.live import LiveRun
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.scatter import scatter
 from analysis.ui.terminal.tables import frontier_table
 from harvest.errors import InputError
 from harvest.request import flag
+
+if TYPE_CHECKING:
+    from analysis.comparison.frontier import Frontier
 
 POLL_SECONDS = 1.0
 COMMANDS = {  # by the file that each command leaves in RUN
@@ -57,11 +60,7 @@ def run(argv: list[str]) -> None:
 
 
 def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
-    finished, frontier = FinishedRun.open(path), compute_frontier(path)
-    if frontier.has_curve:
-        terminal.say(frontier.title)
-        terminal.show(frontier_table(frontier))
-    terminal.results(finished.results, str(path))
+    frontier = show_results(path, FinishedRun.open(path).results, terminal)
     if options.pareto:
         points = [(p.kind, p.metrics["l0"].mean, p.metrics["explained_variance"].mean) for p in frontier.points]
         if points:
@@ -73,6 +72,24 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
     for file, command in COMMANDS.items():
         if not (path / file).exists():
             terminal.say(f"not run yet: python main.py {command.format(quote(str(path)))}")
+
+
+def show_results(path: Path, results: dict[str, Any], terminal: Terminal, anew: bool = False) -> Frontier:
+    """Print the results and, if a kind was trained at several sparsities, the frontier with its figure."""
+    from analysis.comparison.frontier import compute_frontier
+
+    frontier, figure = compute_frontier(path), path / "figures" / "frontier.svg"
+    if frontier.has_curve:
+        if (anew or not figure.exists()) and can_be_kept(path, terminal.say):
+            from analysis.plots.frontier import write_frontier
+
+            write_frontier(frontier, path)
+        terminal.say(frontier.title)
+        terminal.show(frontier_table(frontier))
+        if figure.exists():
+            terminal.say(f"figure: {figure.with_suffix('.png')} and .svg")
+    terminal.results(results, str(path))
+    return frontier
 
 
 def follow(live_run: LiveRun, terminal: Terminal, watch: bool) -> None:

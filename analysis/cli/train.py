@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 from joblib import cpu_count
 
 from analysis.cli.flags import Parser, filled, keep_compiled
-from analysis.runs.finished import FinishedRun, can_be_kept
+from analysis.cli.show import show_results
+from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.live import Terminal
-from analysis.ui.terminal.tables import frontier_table, plan_cells, plan_text, preset_table
+from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
 from harvest.capture import harvest, say_stores
 from harvest.errors import InputError
 from harvest.identity import found
@@ -158,7 +159,7 @@ def run(argv: list[str]) -> None:
             results = complete_run(run, stores, location, options.ce_windows, terminal.progress)
         elif options.ce_windows and "loss_recovered" not in results:
             terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens are too short for it")
-        show(run, results, terminal, anew=True)
+        show_results(run.path, results, terminal, anew=True)
         if log:
             log.results(results)
 
@@ -195,7 +196,7 @@ def answered(run: RunDirectory, request: HarvestRequest, options: Options, termi
     if not results or options.force or lacks_loss_recovered(results, request, options):
         return False
     terminal.say(f"{run.path} is finished; --force trains it again")
-    show(run, results, terminal)
+    show_results(run.path, results, terminal)
     return True
 
 
@@ -251,23 +252,6 @@ def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:
         terminal.say(f"--preset {preset['name']} scaled down to the bundled model: {', '.join(preset['scaled_down'])}")
     if preset and preset["not_followed"]:
         terminal.say(f"--preset {preset['name']} does not follow: {'; '.join(preset['not_followed'])}")
-
-
-def show(run: RunDirectory, results: dict, terminal: Terminal, anew: bool = False) -> None:
-    """Print the results and, if a kind was trained at several sparsities, the frontier with its figure."""
-    from analysis.comparison.frontier import compute_frontier
-    from analysis.plots.frontier import write_frontier
-
-    frontier = compute_frontier(run.path)
-    if frontier.has_curve:
-        drawn = not anew and (run.path / "figures" / "frontier.svg").exists()
-        if not drawn and can_be_kept(run.path, terminal.say):
-            write_frontier(frontier, run.path)
-        terminal.say(frontier.title)
-        terminal.show(frontier_table(frontier))
-        if (run.path / "figures" / "frontier.svg").exists():
-            terminal.say(f"figure: {run.path / 'figures' / 'frontier.png'} and .svg")
-    terminal.results(results, str(run.path))
 
 
 def lacks_loss_recovered(results: dict, request: HarvestRequest, options: Options) -> bool:
