@@ -223,6 +223,7 @@ class Terminal:
         if best and best not in shown:
             shown[-1] = best
         rows = [[member_id, *number_cells(members[member_id])] for member_id in shown]
+        # Padded, so that the columns keep their widths during a run.
         header = ["member", "loss".rjust(9), "EV".rjust(7), "L0".rjust(7), "dead".rjust(6)]
         curves = [self._curves[member_id] for member_id in shown]
         table = self._console.table(header, rows, curves=curves, best=best)
@@ -233,10 +234,7 @@ class Terminal:
 
     def _log_lines(self, head: str, members: dict[str, dict[str, float]]) -> list[str]:
         """Lines of a log: a single member's figures follow the heading, those of several are listed below it."""
-        texts = [
-            "loss {}  ev {}  l0 {}  dead {}".format(*map(str.strip, number_cells(metrics)))
-            for metrics in members.values()
-        ]
+        texts = ["loss {}  ev {}  l0 {}  dead {}".format(*number_cells(metrics)) for metrics in members.values()]
         before = f"{head}  |  " if len(members) == 1 else "  "
         ids = [self._console.literal(member_id).plain for member_id in members]
         rooms = [max(LOG_COLUMNS - len(before) - len(text) - 2, ID_COLUMNS) for text in texts]

@@ -113,7 +113,7 @@ class Screen(Console):
             cells = [Text(self.shorten(member_id, id_columns)), *map(Text, row[1:])]
             if len(table.columns) > len(cells) and curves is not None:
                 cells.append(Text(curves[i].draw(curve_columns, self._levels, self._no_level), style="cyan"))
-            bad = any(cell.strip() in ("nan", "inf", "-inf", "failed") for cell in row[1:])
+            bad = any(cell in ("nan", "inf", "-inf", "failed") for cell in row[1:])
             table.add_row(*cells, style="red" if bad else "")
         return table
 

@@ -65,7 +65,7 @@ def evaluation_cells(report: dict[str, Any]) -> tuple[list[str], list[list[str]]
     rows = []
     for dictionary in report["dictionaries"]:
         metrics, intervals = dictionary["metrics"], dictionary["intervals"]
-        _, variance, l0, dead = (number.strip() for number in number_cells(metrics))
+        _, variance, l0, dead = number_cells(metrics)
         losses = [share_text(metrics.get(name)) for name in ("ce_clean", "ce_sae")]
         shares = [share_text(metrics.get(n), intervals.get(n)) for n in ("ce_recovered", "kl_recovered")]
         rows.append([dictionary["name"], variance, l0, dead, *losses, *shares])

@@ -20,14 +20,14 @@ def visible(text: str) -> str:
 
 
 def number_cells(metrics: dict[str, float]) -> list[str]:
-    """Loss, explained variance, L0 and dead fraction, in widths that stay constant during a run."""
+    """Loss, explained variance, L0 and dead fraction as text."""
     loss, variance, l0, dead = (
         math.nan if (value := metrics.get(name)) is None else float(value)
         for name in ("loss", "explained_variance", "l0", "dead_fraction")
     )
     loss_text = f"{loss:.4g}" if abs(loss) >= 1e4 or 0 < abs(loss) < 1e-3 else f"{loss:#.4g}".rstrip(".")
     variance_text = f"{variance:.3f}" if abs(variance) < 100 else f"{variance:.2g}"
-    return [loss_text.rjust(9), variance_text.rjust(7), f"{l0:.1f}".rjust(7), percent_text(dead, digits=1).rjust(6)]
+    return [loss_text, variance_text, f"{l0:.1f}", percent_text(dead, digits=1)]
 
 
 def ranges_text(members: list[dict[str, float]]) -> str:
@@ -95,8 +95,7 @@ def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[s
     for member in members:
         asked = l0_asked_of(member)
         metrics = member.get("metrics") or {}
-        numbers = number_cells({**metrics, "loss": metrics.get("mse", math.nan)})
-        loss, variance, l0, dead = (number.strip() for number in numbers)
+        loss, variance, l0, dead = number_cells({**metrics, "loss": metrics.get("mse", math.nan)})
         loss = "failed" if member.get("failed") else loss
         sparsity = percent_text(metrics.get("sparsity", math.nan), digits=2)
         rows.append([member_name(member), loss, sparsity, variance, f"{l0} ({asked:g})" if asked else l0, dead])
