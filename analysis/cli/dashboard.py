@@ -17,10 +17,10 @@ from threading import Thread
 
 from analysis.cli.flags import filled, parsed, place
 from analysis.runs.finished import FinishedRun
-from analysis.ui.dashboard.links import ADDRESS, PORT
 from harvest.errors import InputError
 from harvest.request import default_cache_dir, flag
 
+ADDRESS, PORT = "127.0.0.1", 8501  # where the dashboard listens by default
 LOOPBACK = ["127.0.0.1", "localhost", "::1"]
 APP = Path(__file__).parents[1] / "ui" / "dashboard" / "app.py"
 

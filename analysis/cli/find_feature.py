@@ -16,7 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
+from analysis.cli.dashboard import ADDRESS, PORT
 from analysis.cli.flags import filled, parsed, place
 from analysis.concepts.search import (
     FeatureDescription,
@@ -28,7 +30,6 @@ from analysis.concepts.search import (
     search,
 )
 from analysis.runs.finished import FinishedRun, can_be_kept
-from analysis.ui.dashboard.links import page_link
 from analysis.ui.terminal.detectors import LEGEND, description_text, found_table, search_summary
 from analysis.ui.terminal.live import Terminal
 from harvest.files import write_json
@@ -103,7 +104,8 @@ def show(
 
 def page_lines(run: Path, member: str, feature: int) -> list[str]:
     """How to open the dashboard's page of a feature: the command that starts the server, and the link."""
-    link = page_link("feature", run=run.resolve().name, member=member, feature=feature)
+    query = urlencode({"run": run.resolve().name, "member": member, "feature": feature})
+    link = f"http://{ADDRESS}:{PORT}/feature?{query}"
     return [f"page of feature {feature}: python main.py dashboard {quote(str(run))}", f"then open {link}"]
 
 

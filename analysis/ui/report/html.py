@@ -124,10 +124,8 @@ def rows(part: Part) -> list[dict[str, Any]]:
         cells = [
             ("kind", member["activation"], member["activation"]),
             ("site", f"{member['layer']} {member['hook']}", ""),
-        ]
-        cells += [("features", f"{member['hidden_dim']:,}", member["hidden_dim"])]
-        cells += [
-            (member["sparsity_control"] and "asked", f"{asked:g}", asked),
+            ("features", f"{member['hidden_dim']:,}", member["hidden_dim"]),
+            ("asked", f"{asked:g}", asked),
             ("seed", str(member["seed"]), member["seed"]),
             *((families.name_of(name), "-" if own[name] is None else f"{own[name]}", own[name]) for name in further),
         ]
