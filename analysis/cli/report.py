@@ -34,7 +34,7 @@ def run(argv: list[str]) -> None:
     from analysis.plots.style import save
     from analysis.runs.finished import FinishedRun, can_be_kept
     from analysis.ui.report.contents import compose
-    from analysis.ui.report.html import key, page
+    from analysis.ui.report.html import page
     from analysis.ui.terminal.live import Terminal
     from harvest.files import write_atomically
 
@@ -53,9 +53,9 @@ def run(argv: list[str]) -> None:
             kept = can_be_kept(run, terminal.say)
             folders[run] = run / "figures" if kept else Path(spare) / str(number)
         if report.frontier:
-            pictures[key(report.frontier)] = save(report.frontier.figure, folders[runs[0].path] / report.frontier.name)
+            pictures[report.frontier] = save(report.frontier.figure, folders[runs[0].path] / report.frontier.name)
         for done, (part, figure) in enumerate(drawn, 1):
-            pictures[key(figure, part)] = save(figure.figure, folders[part.run.path] / figure.name)
+            pictures[figure] = save(figure.figure, folders[part.run.path] / figure.name)
             terminal.progress("figures", done, len(drawn))
         html = page(report, pictures).encode()
         write_atomically(to, lambda file: file.write(html))

@@ -44,7 +44,7 @@ LEAST, MOST = 8, 24
 CHEAP = 3e8  # pairs of features that are compared within a minute
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Drawn:
     """A figure; `alt` describes in words, from its numbers, what it shows."""
 

@@ -51,8 +51,8 @@ DARK = {  # what the colours of plots/style.py become on a dark page
 }
 
 
-def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
-    """The HTML of a report; `pictures` are the files that `plots.style.save` wrote, by the `key` of their figure."""
+def page(report: Report, pictures: Mapping[Drawn, list[Path]]) -> str:
+    """The HTML of a report; `pictures` are the files that `plots.style.save` wrote for each figure."""
     import vl_convert
 
     environment = Environment(
@@ -70,31 +70,24 @@ def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
         parts=[(number, part, part.run.path.resolve().name) for number, part in enumerate(report.parts)],
         sections=SECTIONS,
         rule=RULE,
-        key=key,
         rows=rows,
         lines_of=lines_of,
         fewest_documents=FEWEST_DOCUMENTS,
-        embedded=fitted(report, pictures),
+        embedded=fitted(pictures),
         scripts=[vega, own],
         hashes=[sha256(vega), sha256(own)],
     )
 
 
-def key(drawn: Drawn, part: Part | None = None) -> str:
-    return f"{part.run.path.resolve() if part else ''}/{drawn.name}"
-
-
-def fitted(report: Report, pictures: Mapping[str, list[Path]]) -> dict[str, dict[str, Any]]:
-    """All figures, by key, within FIGURES_BYTES as far as leaving out their data goes."""
-    drawn: list[tuple[Drawn, Part | None]] = [(report.frontier, None)] if report.frontier else []
-    drawn += [(of, part) for part in report.parts for figures in part.figures.values() for of in figures]
-    found = {key(*of): embedded(of[0], pictures[key(*of)]) for of in drawn}
-    sizes = {name: len(json.dumps(of["spec"])) for name, of in found.items()}
+def fitted(pictures: Mapping[Drawn, list[Path]]) -> dict[Drawn, dict[str, Any]]:
+    """All figures within FIGURES_BYTES as far as leaving out their data goes."""
+    found = {drawn: embedded(drawn, paths) for drawn, paths in pictures.items()}
+    sizes = {drawn: len(json.dumps(of["spec"])) for drawn, of in found.items()}
     total = sum(sizes.values()) + sum(len(of["picture"]) for of in found.values())
-    for name in sorted(sizes, key=lambda name: -sizes[name]):
+    for drawn in sorted(sizes, key=lambda drawn: -sizes[drawn]):
         if total <= FIGURES_BYTES:
             break
-        total, found[name]["spec"] = total - sizes[name], None
+        total, found[drawn]["spec"] = total - sizes[drawn], None
     return found
 
 
