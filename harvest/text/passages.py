@@ -121,7 +121,7 @@ def spelling(tokenizer, n_words: int, seq_len: int, train_share: float, seed: in
     count = min(10, (seq_len - 1) // longest, len(teachers) - 1)
     if count < 1:
         raise InputError(
-            f"absorption needs an example before each word: examples have up to {longest} tokens, are drawn from "
+            f"no spelling example fits before a word: examples have up to {longest} tokens, are drawn from "
             f"{len(teachers)} training words, and must fit into windows of {seq_len} tokens: raise --words, or leave "
             "absorption out of --metrics"
         )
