@@ -28,7 +28,7 @@ from analysis.concepts.search import SearchSettings, concept_texts, search
 from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
-from analysis.ui.terminal.steering import steered_figures_table, steered_texts_table
+from analysis.ui.terminal.tables import steered_figures_table, steered_texts_table
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import default_cache_dir, flag

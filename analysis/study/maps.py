@@ -10,8 +10,8 @@ from collections.abc import Callable
 from analysis.comparison import clusters as clustering
 from analysis.comparison import splitting
 from analysis.features.contexts import token_texts
-from analysis.plots.clusters import clusters_chart
-from analysis.plots.splitting import splitting_chart
+from analysis.plots.comparison import splitting_chart
+from analysis.plots.feature_map import clusters_chart
 from analysis.plots.style import save
 from analysis.study.measures import PopulationMeasures
 

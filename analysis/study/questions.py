@@ -12,10 +12,9 @@ from typing import Any
 
 from analysis.comparison import emergence
 from analysis.features.specialists import MIN_FIRINGS, RATE
+from analysis.plots.comparison import estimates_chart, shared_features_chart
 from analysis.plots.densities import densities_chart as densities
-from analysis.plots.emergence import emergence_curves, emergence_heatmap
-from analysis.plots.estimates import estimates_chart
-from analysis.plots.shared_features import shared_features_chart
+from analysis.plots.training import emergence_curves, emergence_heatmap
 from analysis.runs import families
 from analysis.stats import Estimate, over_seeds
 from analysis.study.measures import LABEL_MEASURES, MEASURES, PopulationMeasures

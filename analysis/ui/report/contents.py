@@ -20,12 +20,11 @@ from analysis.comparison.matching import Decoder
 from analysis.features.contexts import printable, token_texts
 from analysis.features.statistics import Features, load_or_compute_features
 from analysis.pages.highlights import Highlight, highlights
-from analysis.plots import densities, population, training_curves
-from analysis.plots.clusters import clusters_chart
-from analysis.plots.emergence import emergence_curves, emergence_heatmap
-from analysis.plots.estimates import estimates_chart
-from analysis.plots.frontier import frontier_chart
-from analysis.plots.shared_features import shared_features_chart
+from analysis.plots.comparison import estimates_chart, shared_features_chart
+from analysis.plots.densities import densities_chart
+from analysis.plots.feature_map import clusters_chart
+from analysis.plots.frontier import frontier_chart, members_chart
+from analysis.plots.training import emergence_curves, emergence_heatmap, training_curves_chart
 from analysis.runs import families
 from analysis.runs.best_member import best_of_results
 from analysis.runs.curves import read_curves
@@ -100,7 +99,7 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
     if not members:
         return None
     of_grid = frontier.compute_frontier(*(run.path for run in runs))
-    drawn = frontier_chart(of_grid) if of_grid.has_curve else population.scatter(members)
+    drawn = frontier_chart(of_grid) if of_grid.has_curve else members_chart(members)
     ranges = {name: [member["metrics"][name] for member in members.values()] for name in ("explained_variance", "l0")}
     best = best_of_results([member | {"id": name} for name, member in members.items()])
     alt = (
@@ -194,11 +193,11 @@ def training(curves: dict[str, list[dict[str, float]]], kinds: dict[str, str]) -
     last = max((lines[-1]["step"] for lines in curves.values()), default=0)
     alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
     alt += f"; explained variance ends at {span(ends, '.3f')}." if ends else "."
-    return Drawn("report-training", training_curves.training_curves_chart(curves, kinds), alt)
+    return Drawn("report-training", training_curves_chart(curves, kinds), alt)
 
 
 def of_densities(features: dict[str, Features], kinds: dict[str, str]) -> Drawn:
-    drawn = densities.densities_chart({name: of.density_F for name, of in features.items()}, kinds)
+    drawn = densities_chart({name: of.density_F for name, of in features.items()}, kinds)
     medians = [float(np.median(of.density_F[of.alive_F])) for of in features.values() if of.alive_F.any()]
     alt = f"How many features fire how often, in {len(features)} members"
     alt += f"; the median living feature fires on {span(medians, '.3%')} of the rows." if medians else "; none does."

@@ -1,4 +1,4 @@
-"""Tables that commands print: presets and their costs, frontiers, a study's answers, benchmarks."""
+"""Tables that commands print: presets and their costs, frontiers, a study's answers, benchmarks, steered texts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from rich.filesize import decimal as size_text
 from rich.table import Table
 from rich.text import Text
 
+from analysis.interventions.steering import UNSTEERED
 from analysis.ui.terminal.wording import duration_text, number_cells, share_text
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
+    from analysis.interventions.steering import Steered, Texts
     from analysis.runs.families import Spread
     from analysis.stats import Estimate
     from sae_jax.cost import Plan
@@ -140,3 +142,44 @@ def benchmark_table(answers: dict[str, dict[str, Any]]) -> Table:
 
 def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def steered_texts_table(steered: Steered) -> Table:
+    """The first text of each prompt, unsteered beside steered by the feature, with a row for each strength."""
+    way, curve = next(iter(steered.ways.items()))
+    table = Table(UNSTEERED, way, box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
+    for column in table.columns:
+        column.ratio, column.overflow = 1, "fold"
+    for number, prompt in enumerate(steered.prompts):
+        plain = Text.assemble((prompt, "dim"), steered.plain[UNSTEERED].texts[number][0])
+        for texts in curve:
+            label = "" if steered.mode == "ablate" else f"{steered.mode} {texts.strength:g}: "
+            table.add_row(plain, Text.assemble((label, "bold"), (prompt, "dim"), texts.texts[number][0]))
+            plain = Text()
+    return table
+
+
+def steered_figures_table(steered: Steered) -> Table:
+    """A row for each direction and strength and for the unsteered texts. `steer --help` explains the columns."""
+    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("strength", "concept's\nprobability", "change", "perplexity", "distinct\ntokens"):
+        table.add_column(head, justify="right")
+    plain = steered.plain[UNSTEERED].probability
+
+    def add(name: str, texts: Texts, strength: str) -> None:
+        change = texts.probability - plain
+        table.add_row(
+            name,
+            strength,
+            f"{texts.probability:.5f}",
+            f"{change:+.5f}",
+            f"{texts.perplexity:.1f}",
+            f"{texts.distinct:.0%}",
+        )
+
+    for name, texts in steered.plain.items():
+        add(name, texts, "")
+    for name, curve in steered.ways.items():
+        for texts in curve:
+            add(name, texts, "" if steered.mode == "ablate" else f"{texts.strength:g}")
+    return table

@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from analysis.comparison import clusters as clustering
 from analysis.geometry import neighbours, pca_of, unit
-from analysis.plots.clusters import clusters_chart
+from analysis.plots.feature_map import clusters_chart
 from analysis.plots.style import save
 from harvest.errors import InputError
 

@@ -14,7 +14,7 @@ from analysis.comparison import matching
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder, correlations, cosines, match, sparse_activations, spread_rows
 from analysis.geometry import random_like, unit
-from analysis.plots.shared_features import shared_features_chart
+from analysis.plots.comparison import shared_features_chart
 from analysis.plots.style import save
 from harvest.errors import InputError
 from sae_jax.models.registry import KINDS

@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from analysis.comparison import splitting
 from analysis.comparison.matching import Decoder
 from analysis.geometry import unit
-from analysis.plots.splitting import splitting_chart
+from analysis.plots.comparison import splitting_chart
 from analysis.plots.style import save
 from harvest.errors import InputError
 

@@ -13,7 +13,7 @@ import main
 from analysis.comparison import shared_features as comparison
 from analysis.features.statistics import Features
 from analysis.pages import feature as feature_page
-from analysis.plots.shared_features import shared_features_chart
+from analysis.plots.comparison import shared_features_chart
 from analysis.runs.finished import FinishedRun
 from analysis.ui.dashboard import state as opened
 from harvest.files import read_json, write_json

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from analysis.plots.population import scatter
+from analysis.plots.frontier import members_chart
 from analysis.runs.member_table import member_rows
 from analysis.ui.dashboard.state import chosen, clicked_row, fitted, go, plain
 from analysis.ui.terminal.wording import failure_text
@@ -18,7 +18,7 @@ st.caption(
 for failed in (member for member in at.run.results["members"] if member["failed"]):
     st.error(plain(f"{failed['id']} failed: {failure_text(failed)}"))
 rows = member_rows(at.run.members)
-picked = st.altair_chart(fitted(scatter(at.run.members, "picked")), theme=None, on_select="rerun", key="pareto")
+picked = st.altair_chart(fitted(members_chart(at.run.members, "picked")), theme=None, on_select="rerun", key="pareto")
 if row := clicked_row(rows, "members", FORMATS, member=st.column_config.TextColumn(pinned=False, width="medium")):
     go("features", member=row["member"])
 if points := picked["selection"].get("picked"):

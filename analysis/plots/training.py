@@ -1,4 +1,4 @@
-"""Charts of when the features of finished dictionaries emerged during training."""
+"""Charts of how dictionaries change over the steps of training: their metrics, and when their features emerge."""
 
 from __future__ import annotations
 
@@ -10,6 +10,41 @@ import numpy as np
 
 from analysis.comparison.emergence import RECOGNIZABLE, Trajectory
 from analysis.plots.style import kind_colour, step_heatmap, styled, thinned
+
+MOST_POINTS = 80  # points of a curve that are drawn, at most
+CURVES = {"loss": "loss (log scale)", "explained_variance": "explained variance"}
+
+
+def evenly_spaced(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    """At most MOST_POINTS evenly spaced lines, including the last one."""
+    stride = -(-len(lines) // MOST_POINTS)
+    return lines[::-1][::stride][::-1]
+
+
+def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: Mapping[str, str]) -> Any:
+    """An Altair figure: loss and explained variance during training, a line for each member in its kind's colour."""
+    rows = [
+        {"member": name, "kind": kinds[name], "step": line["step"]}
+        | {what: line[what] for what in CURVES if line.get(what) is not None}
+        for name, lines in curves.items()
+        for line in evenly_spaced(lines)
+    ]
+    base = alt.Chart().mark_line(opacity=0.8, strokeWidth=1.6)
+    panels = []
+    for what, title in CURVES.items():
+        scale = alt.Scale(type="log", nice=True) if what == "loss" else alt.Scale(zero=False)
+        positive = base.transform_filter(f"datum.{what} > 0") if what == "loss" else base
+        panels.append(
+            positive.encode(
+                x=alt.X("step:Q", title="training step").axis(format="~s", tickCount=6),
+                y=alt.Y(f"{what}:Q", title=title).scale(scale),
+                color=kind_colour(kinds[name] for name in curves),
+                detail="member:N",
+                tooltip=["member:N", "step:Q", alt.Tooltip(f"{what}:Q", format=".4g")],
+            ).properties(width=360, height=240)
+        )
+    chart = alt.hconcat(*panels, spacing=32, data=alt.Data(values=rows))
+    return styled(chart, "Training", "one line per member, measured on the training batches")
 
 
 def emergence_curves(trajectories: Mapping[str, Trajectory], kinds: Mapping[str, str]) -> Any:

@@ -1,0 +1,96 @@
+"""Charts that compare members: means over seeds, features in common, and features that split in wider dictionaries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+from analysis.comparison.shared_features import Comparison
+from analysis.comparison.splitting import Splitting
+from analysis.plots.style import styled
+from analysis.stats import Estimate
+
+
+def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], columns: int = 3) -> Any:
+    """An Altair figure with a panel for each column of the table and a point with its interval for each row."""
+    rows = [
+        {"row": row, "column": column, "mean": value.mean, "low": value.low, "high": value.high}
+        for row, estimates in table.items()
+        for column, value in estimates.items()
+        if value.mean is not None
+    ]
+    y = alt.Y("row:N", title=None, sort=list(table)).axis(labelLimit=220)
+    base = alt.Chart().encode(y=y, color=alt.value("#0072B2"))
+    x = alt.X("mean:Q", title=None).scale(zero=False, nice=True).axis(tickCount=4)
+    layers = alt.layer(
+        base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=None), x2="high:Q"),
+        base.mark_point(filled=True, size=60, opacity=1).encode(x=x),
+        data=alt.Data(values=rows),
+    )
+    facets = layers.properties(width=190, height=22 * len(table)).facet(
+        facet=alt.Facet("column:N", title=None, sort=list(next(iter(table.values())))), columns=columns
+    )
+    return styled(facets.resolve_scale(x="independent"), title, "mean over seeds and 95% interval")
+
+
+def shared_features_chart(comparison: Comparison) -> Any:
+    """An Altair heatmap of the share of features in common, by direction and, if measured, by activation."""
+    matrices = {"by direction (cosine)": comparison.shared_MxM}
+    if comparison.shared_by_activation_MxM is not None:
+        matrices["by activation (correlation)"] = comparison.shared_by_activation_MxM
+    labels, m = comparison.labels, len(comparison.labels)
+    side = min(52, max(26, 620 // m))
+    panels = []
+    for index, (title, matrix) in enumerate(matrices.items()):
+        rows = [
+            {"of": labels[i], "in": labels[j], "share": matrix[i, j], "text": f"{100 * matrix[i, j]:.0f}"}
+            for i in range(m)
+            for j in range(m)
+            if i != j
+        ]
+        base = alt.Chart(alt.Data(values=rows)).encode(
+            x=alt.X("in:N", title="found in this member").sort(labels).axis(labelAngle=-40, labelLimit=260),
+            y=alt.Y("of:N", title="features of this member" if index == 0 else None).sort(labels).axis(labelLimit=260),
+        )
+        colour = alt.Color("share:Q", title=["share of", "features"]).scale(scheme="viridis", domain=[0, 1])
+        colour = colour.legend(format=".0%", gradientLength=180)
+        light = alt.condition("datum.share > 0.6", alt.value("#111111"), alt.value("#ffffff"))
+        tooltip = [alt.Tooltip("of:N"), alt.Tooltip("in:N"), alt.Tooltip("share:Q", format=".1%")]
+        cells = base.mark_rect(stroke="white", strokeWidth=1.5).encode(color=colour, tooltip=tooltip)
+        words = base.mark_text(fontSize=min(13, side // 2.4)).encode(text="text:N", color=light)
+        panels.append((cells + words).properties(width=side * m, height=side * m, title=title))
+    chance = comparison.chance_MxM[~np.eye(m, dtype=bool)].mean()
+    subtitle = [
+        f"% of living features matched one-to-one at {comparison.threshold:g} or more; "
+        f"random directions with the same covariance: {100 * chance:.1f}%"
+    ]
+    if comparison.dead:
+        subtitle.append(f"left out, because none of their features fires: {', '.join(comparison.dead)}")
+    drawn = (alt.hconcat if m <= 10 else alt.vconcat)(*panels, spacing=36)
+    return styled(drawn, "Features in common", subtitle)
+
+
+def splitting_chart(splitting: Splitting) -> Any:
+    """An Altair figure: how many features are lost, kept, split or new at each step to a wider dictionary."""
+    names = ("lost", "kept", "split into 2", "split into 3", "split into 4 or more", "new")
+    steps = [f"F {step.narrow:,} → {step.wide:,}" for step in splitting.steps]
+    rows = []
+    for title, step in zip(steps, splitting.steps, strict=True):
+        counts = [step.children.get(n, 0) for n in range(4)]
+        counts += [sum(count for n, count in step.children.items() if n > 3), step.new]
+        rows += [{"step": title, "fate": name, "count": n} for name, n in zip(names, counts, strict=True)]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y("fate:N", title=None).sort(names),
+        x=alt.X("count:Q", title="features").axis(tickCount=4, format=",d", grid=True),
+    )
+    layers = base.mark_bar(color="#0072B2"), base.mark_text(align="left", dx=4, fontSize=12).encode(text="count:Q")
+    drawn = alt.layer(*layers).properties(width=190, height=130)
+    drawn = drawn.facet(alt.Facet("step:N", title=None).sort(steps), columns=4)
+    checked = [step.confirmed for step in splitting.steps if step.confirmed is not None]
+    subtitle = [f"a parent has a cosine of {splitting.threshold:g} or more to its child"]
+    if checked:
+        shares = ", ".join(f"{100 * share:.0f}%" for share in checked)
+        subtitle.append(f"and fires on at least half of its child's firings in {shares} of the cases")
+    return styled(drawn, "How features split as the dictionary gets wider", subtitle)
