@@ -18,6 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
 from analysis.cli.flags import filled, parsed, place
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.live import Terminal
@@ -58,10 +62,6 @@ def run(argv: list[str]) -> None:
     options = filled(Options, parsed("attribute", __doc__, argv, Options))
     finished = FinishedRun.open(options.run)
     member = finished.only(options.member)
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     from analysis.interventions.attribution import compute_attribution
 
     model = finished.language_model

@@ -23,8 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from analysis.cli.flags import filled, parsed, place
 from analysis.concepts.search import SearchSettings, concept_texts, search
+from analysis.interventions import steering as steer_model
 from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
@@ -97,7 +100,6 @@ def run(argv: list[str]) -> None:
     finished = FinishedRun.open(options.run)
     member = finished.only(options.member)
     from analysis.features.statistics import load_or_compute_features
-    from analysis.interventions import steering as steer_model
 
     with Terminal() as terminal:
         finished.language_model.need_next_token("Steering")
@@ -172,10 +174,6 @@ def detected(options: Options, finished: FinishedRun, member: str, model: Langua
 
 def candidates(features: Features, watched: Sequence[int], most: int) -> list[int]:
     """At most `most` features that promote a watched token and fire on the corpus, largest logit weight first."""
-    import numpy as np
-
-    from analysis.interventions import steering as steer_model
-
     token_FxT, weight_FxT = steer_model.promoted_tokens(features)
     logit_FxT = np.where(np.isin(token_FxT, watched), weight_FxT, -np.inf)
     logit_F = np.where(features.alive_F, logit_FxT.max(1), -np.inf)

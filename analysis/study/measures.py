@@ -74,9 +74,9 @@ class PopulationMeasures:
 def collect_measures(
     run: FinishedRun,
     cache_dir: Path,
-    documents: int = SAEBench.documents,
-    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
-    say: Callable[[str], None] = lambda text: None,
+    documents: int,
+    on_progress: Callable[[str, int, int], None],
+    say: Callable[[str], None],
 ) -> PopulationMeasures:
     """Collect all measures of a run. Raises InputError if the run's text or model is not available."""
     members = list(run.members)
