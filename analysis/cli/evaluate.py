@@ -30,10 +30,10 @@ class Options:
 
 
 def run(argv: list[str]) -> None:
-    from analysis.stats import FEWEST_DOCUMENTS
-
     values = parsed("evaluate", __doc__, argv, Options, EvaluateSettings)
     directories, options = filled(Options, values).directories, filled(EvaluateSettings, values)
+    from analysis.stats import FEWEST_DOCUMENTS
+
     paths = [path for given in directories for path in dictionaries_in(given)]
     if twice := [path for path in paths if [p.resolve() for p in paths].count(path.resolve()) > 1]:
         raise InputError(f"{twice[0]} is given twice: give each dictionary once")

@@ -25,9 +25,9 @@ class Options:
 
 
 def run(argv: list[str]) -> None:
+    options = filled(Options, parsed("frontier", __doc__, argv, Options))
     from analysis.plots.frontier import write_frontier
 
-    options = filled(Options, parsed("frontier", __doc__, argv, Options))
     frontier = compute_frontier(*options.runs)
     to = options.to or (options.runs[0] if len(options.runs) == 1 else Path("frontier"))
     with Terminal() as terminal:

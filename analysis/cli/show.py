@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.cli.flags import filled, parsed, place
 from analysis.runs.finished import FinishedRun, can_be_kept
-from analysis.runs.live import LiveRun
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.scatter import scatter
 from analysis.ui.terminal.tables import frontier_table
@@ -24,6 +23,7 @@ from harvest.request import flag
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
+    from analysis.runs.live import LiveRun
 
 POLL_SECONDS = 1.0
 COMMANDS = {  # by the file that each command leaves in RUN
@@ -43,6 +43,8 @@ class Options:
 
 def run(argv: list[str]) -> None:
     options = filled(Options, parsed("show", __doc__, argv, Options))
+    from analysis.runs.live import LiveRun
+
     path = options.run
     with Terminal() as terminal:
         if not (path / "results.json").exists():
