@@ -44,7 +44,9 @@ def check_meaning(model: LanguageModel, tokens_WxT: np.ndarray, site: Site) -> N
     try:
         streams = {other.hook: x_WxTxD for other, x_WxTxD in model.activations(tokens_WxT, sites).items()}
     except InputError as error:
-        raise InputError(f"--hook {site.hook}: its meaning in this model cannot be checked: {error}") from error
+        raise InputError(
+            f"--hook {site.hook}: its meaning in this model cannot be checked ({error}): choose another hook"
+        ) from error
     sums: list[tuple[str, tuple[str, ...]]] = [
         ("resid_mid", ("resid_pre", "attn_out")),
         ("resid_post", ("resid_mid", "mlp_out")),

@@ -179,7 +179,10 @@ def _existing_path(kind: Kind, name: str) -> Path | None:
     except HFValidationError:
         path_like = True
     if path_like or name.startswith((".", "~", "/")):
-        raise InputError(f"{FLAG[kind]} {name}: there is no such file or directory, and this is no valid hub name")
+        raise InputError(
+            f"{FLAG[kind]} {name}: there is no such file or directory, and this is no valid hub name: correct the "
+            "path, or give a name like OWNER/NAME"
+        )
     return None
 
 
@@ -336,6 +339,6 @@ def _check_fits(request: HarvestRequest, model: Source) -> None:
         name = "the bundled model"
     for layer in request.layer:
         if model.n_layers is not None and layer >= model.n_layers:
-            raise InputError(f"--layer {layer}: {name} has layers 0 to {model.n_layers - 1}")
+            raise InputError(f"--layer {layer}: must be 0 to {model.n_layers - 1}, the layers of {name}")
     if model.n_positions is not None and request.seq_len > model.n_positions:
-        raise InputError(f"--seq-len {request.seq_len}: {name} takes at most {model.n_positions} tokens")
+        raise InputError(f"--seq-len {request.seq_len}: must be at most {model.n_positions}, the context of {name}")

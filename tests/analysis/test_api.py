@@ -1,4 +1,4 @@
-"""A run in Python: `sae_jax.load`, `analysis.open_run`, `analysis.features`, and figures for matplotlib."""
+"""A run in Python: `sae_jax.load`, `analysis.open_run`, `analysis.load_features`, and figures for matplotlib."""
 
 import io
 import subprocess
@@ -93,7 +93,7 @@ def test_a_dictionary_of_saelens_is_loaded_too(run, tmp_path):
 
 
 def test_which_member_is_asked(run, tmp_path):
-    for name, trouble in ((None, "which member"), ("topk", "member topk is not there")):
+    for name, trouble in ((None, "no member is chosen"), ("topk", "member topk does not exist")):
         with pytest.raises(InputError, match=f"{trouble}.*{TOPK}"):
             sae_jax.load(run.path, member=name)
     with pytest.raises(InputError, match="is no directory"):
@@ -151,12 +151,12 @@ def test_a_figure_in_matplotlib_is_the_one_that_is_saved(tmp_path):
     drawn = analysis.figures.to_matplotlib(chart)
     drawn.savefig(tmp_path / "drawn.png")
     np.testing.assert_allclose(imread(tmp_path / "drawn.png"), imread(saved), atol=1 / 254)
-    drawn.savefig(tmp_path / "half.png", dpi=drawn.dpi / 2)  # all of it, smaller
+    drawn.savefig(tmp_path / "half.png", dpi=drawn.dpi / 2)  # the whole figure, but smaller
     half, whole = imread(tmp_path / "half.png")[..., :3], imread(saved)[..., :3]
     height, width = (2 * n for n in half.shape[:2])
     assert abs(height - whole.shape[0]) <= 2 and abs(width - whole.shape[1]) <= 2
     blocks = whole[: height - 2, : width - 2].reshape(height // 2 - 1, 2, width // 2 - 1, 2, 3).mean((1, 3))
     assert np.abs(blocks - half[:-1, :-1]).mean() < 0.02
-    np.testing.assert_array_equal(imread(io.BytesIO(drawn._repr_png_()))[..., :3], half)  # as a notebook shows it
+    np.testing.assert_array_equal(imread(io.BytesIO(drawn._repr_png_()))[..., :3], half)  # as in a notebook
     drawn.savefig(tmp_path / "drawn.pdf")
     assert (tmp_path / "drawn.pdf").read_bytes().startswith(b"%PDF")

@@ -1,4 +1,4 @@
-"""TransformerActivationDataset in torch's own DataLoader."""
+"""TransformerActivationDataset in a torch DataLoader."""
 
 import pickle
 import subprocess

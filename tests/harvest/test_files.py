@@ -1,4 +1,4 @@
-"""Files that tell when they are damaged: one bit anywhere is named, or changes nothing that is read."""
+"""Files with checksums: a flipped bit is reported with the name of the file, or changes nothing that is read."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def test_one_bit_of_a_record_is_named_or_changes_nothing(tmp_path):
             harmless += 1
         except InputError as error:
             assert str(error).startswith(f"{path} ") and str(error).endswith(": do it again")
-    assert harmless < 0.1 * len(bits)  # of its layout
+    assert harmless < 0.1 * len(bits)  # bits of its layout, such as spaces
 
 
 @pytest.mark.parametrize("compressed", [False, True])
@@ -58,7 +58,7 @@ def test_one_bit_or_a_missing_end_of_arrays_is_named_or_changes_nothing(compress
 
 
 def test_arrays_left_out_or_of_another_shape_are_named(tmp_path):
-    """Also where the archive itself is sound."""
+    """Missing and reshaped arrays are found even if the archive itself is intact."""
     whole, other = tmp_path / "whole.npz", tmp_path / "other.npz"
     write_arrays(whole, ARRAYS)
     np.savez(other, **{name: array for name, array in ARRAYS.items() if name != "density"})
@@ -72,7 +72,7 @@ def test_a_record_and_arrays_of_different_times_are_not_mixed(tmp_path):
     assert same(read_arrays(path, "do it again", first), ARRAYS)
     assert write_arrays(path, ARRAYS) == first  # the same content is the same
     write_arrays(path, ARRAYS | {"density": np.ones(6)})
-    with pytest.raises(InputError, match="arrays.npz was not written together with the record beside it: do it again"):
+    with pytest.raises(InputError, match="arrays.npz does not belong to the record beside it .*: do it again"):
         read_arrays(path, "do it again", first)
 
 

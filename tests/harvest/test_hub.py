@@ -1,4 +1,4 @@
-"""The real clients against a hub on loopback, against a cache laid out as the client does, and against no hub."""
+"""The real hub clients with a hub on this machine, with a cache of the client, and without a hub."""
 
 import io
 import json
@@ -112,7 +112,7 @@ def endpoint():
 
 
 def run(script: str, *arguments: str, home: Path, **environment: str) -> list:
-    """Run a script in a process of its own (the clients read their environment when they are imported)."""
+    """Run a script in a separate process, because the clients read their environment when they are imported."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
@@ -132,14 +132,14 @@ def run(script: str, *arguments: str, home: Path, **environment: str) -> list:
 
 
 def resolved(home: Path, environment: dict[str, str], *requests: dict, prelude: str = "") -> list[dict]:
-    """What each request comes to in one process: {"model", "dataset"} or {"error"}, always within 5 seconds."""
+    """The result of each request in one process: {"model", "dataset"} or {"error"}, always within 5 seconds."""
     said = run(prelude + RESOLVE, *map(json.dumps, requests), home=home, **environment)
     assert max(answer["seconds"] for answer in said) < 5
     return said
 
 
 def cached(home: Path, folder: str, files: dict[str, bytes]) -> None:
-    """Lay out a repository as the hub client caches it: blobs, and links to them from the snapshot of a commit."""
+    """Write a repository as the hub client caches it: blobs, and links to them from the snapshot of a commit."""
     repository = home / "hub" / folder
     for kind in ("blobs", "refs"):
         (repository / kind).mkdir(parents=True)
@@ -152,7 +152,7 @@ def cached(home: Path, folder: str, files: dict[str, bytes]) -> None:
         link.symlink_to(os.path.relpath(blob, link.parent))
 
 
-# No hub in reach
+# Without a hub
 
 
 HANGING = "import socket, time\nsocket.getaddrinfo = lambda *_, **__: time.sleep(60)\n"
@@ -195,10 +195,13 @@ def test_offline_mode_is_no_hub_and_the_bundled_model_has_its_own_layers(tmp_pat
     said, named, layer = resolved(tmp_path, offline, {}, {"model_name": "some-org/tiny"}, {"layer": 8})
     assert said["model"]["fell_back"] and said["dataset"]["fell_back"]
     assert "the hub cannot be reached" in named["error"] and "HF_HUB_OFFLINE" in named["error"]
-    assert layer["error"] == "--layer 8: the bundled model (the hub cannot be reached for gpt2-small) has layers 0 to 3"
+    assert (
+        layer["error"]
+        == "--layer 8: must be 0 to 3, the layers of the bundled model (the hub cannot be reached for gpt2-small)"
+    )
 
 
-# A hub in reach
+# With a hub
 
 
 def test_a_hub_that_answers_is_used(tmp_path, endpoint):
@@ -220,11 +223,11 @@ def test_a_hub_that_answers_is_used(tmp_path, endpoint):
 REFUSALS = [
     ({"model_name": "some-org/nothing"}, ["--model-name some-org/nothing: the hub", "check the name", "HF_TOKEN"]),
     ({"dataset": "some-org/nothing"}, ["--dataset some-org/nothing: the hub", "check the name", "HF_TOKEN"]),
-    ({}, ["--dataset NeelNanda/pile-10k: the hub", "check the name"]),  # a hub that has not got the default
+    ({}, ["--dataset NeelNanda/pile-10k: the hub", "check the name"]),  # a hub without the default data set
     ({"model_name": GATED}, [f"--model-name {GATED}: access is gated: accept the terms", f"/{GATED}"]),
     ({"dataset": GATED}, [f"--dataset {GATED}: access is gated", f"/datasets/{GATED}", "HF_TOKEN"]),
-    ({"dataset": "some-org/texts", "layer": 4}, ["--layer 4: gpt2 has layers 0 to 3"]),
-    ({"dataset": "some-org/texts", "seq_len": 129}, ["--seq-len 129: gpt2 takes at most 128 tokens"]),
+    ({"dataset": "some-org/texts", "layer": 4}, ["--layer 4: must be 0 to 3, the layers of gpt2"]),
+    ({"dataset": "some-org/texts", "seq_len": 129}, ["--seq-len 129: must be at most 128, the context of gpt2"]),
 ]
 
 
@@ -266,7 +269,7 @@ def test_models_boot_from_the_hub_and_then_from_the_cache_that_this_made(tmp_pat
     assert run(BOOT, *names, home=tmp_path, HF_HUB_OFFLINE="1") == booted
 
 
-# A cache and no hub
+# With a cache but no hub
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Rows are known by what they mean: a run may be moved, a model's folder may gain files, a hub may be out of reach."""
+"""Rows are identified by their meaning: runs may be moved, folders may gain files, and the hub may be unreachable."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def for_this_process(monkeypatch, cache):
 
 
 def home_of(who: Path) -> tuple[object, ...]:
-    """The flags of a model and a text in somebody's folder."""
+    """The flags for a model and a text in the folder of a user."""
     if not who.exists():
         shutil.copytree(BUNDLED_MODEL, who / "model")
         (who / "texts.jsonl").write_text(JSONL)
@@ -59,14 +59,14 @@ def home_of(who: Path) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def run(cache, tmp_path_factory) -> FinishedRun:
-    """Trained in Alice's folder, with her cache."""
+    """A run that was trained in Alice's folder, with her cache."""
     alice = tmp_path_factory.mktemp("alice") / "alice"
     return trained(alice.parent / "run", alice.parent / "cache", *home_of(alice), *SIZES)
 
 
 @pytest.fixture
 def moved(run, tmp_path, capsys) -> FinishedRun:
-    """The same at Bob's, who gave the command once more, with the places where model and text lie there."""
+    """The run in Bob's folder, after he repeated the command with his paths of model and text."""
     path = Path(shutil.copytree(run.path, tmp_path / "moved"))
     argv = (*home_of(tmp_path / "bob"), *SIZES, "--ce-windows", "0", "--run-dir", path, "--cache-dir", tmp_path / "no")
     assert main.run_as_command([*map(str, argv)]) == 0
@@ -75,7 +75,7 @@ def moved(run, tmp_path, capsys) -> FinishedRun:
 
 
 def elsewhere(monkeypatch, apart: float) -> None:
-    """Another version of torch, whose activations are apart from this one's by a share of each value."""
+    """Imitate another version of torch, whose activations differ by a share of each value."""
     monkeypatch.setattr(capture, "version", lambda name: "9.9.9")
     plain, rng = LanguageModel.activations, np.random.default_rng(0)
 
@@ -122,7 +122,7 @@ def test_another_model_or_text_in_the_same_place_is_refused(moved, tmp_path, wha
 
 def change_a_weight(model: Path) -> None:
     content = bytearray((model / "model.safetensors").read_bytes())
-    content[-2] ^= 1  # a bit of a value
+    content[-2] ^= 1  # one bit of a weight
     (model / "model.safetensors").write_bytes(content)
 
 
@@ -149,7 +149,7 @@ def test_places_are_those_of_this_machine(tmp_path, monkeypatch):
     assert place_of("dataset", local) == str(tmp_path / "texts.txt")
 
 
-# What counts of a model's folder and of a text.
+# Which files of a model's folder and of a text matter.
 
 
 def test_only_files_that_say_something_of_the_model_count(tmp_path):
@@ -176,14 +176,14 @@ def test_only_files_that_say_something_of_the_model_count(tmp_path):
 
 
 def test_a_changed_weight_counts_in_a_large_file_of_the_same_time(tmp_path):
-    """Files over a size were once told apart by their time alone."""
+    """Large files were once compared by their modification time only."""
     weights = tmp_path / "model.safetensors"
     for content in (b"0" * (65 << 20), b"1" * (65 << 20)):
         weights.write_bytes(content)
     at = weights.stat()
     now = sources._content(weights)
     weights.write_bytes(b"2" + b"1" * ((65 << 20) - 1))
-    sources._bytes_hash.cache_clear()  # as in another process
+    sources._bytes_hash.cache_clear()  # as in a new process
     os.utime(weights, ns=(at.st_atime_ns, at.st_mtime_ns))
     assert sources._content(weights) != now
 
@@ -192,7 +192,7 @@ def test_a_changed_weight_counts_in_a_large_file_of_the_same_time(tmp_path):
 
 
 def rewritten(store: ActivationStore, directory: Path, change) -> ActivationStore:
-    """The same store but for its rows."""
+    """A copy of a store with changed rows."""
     writer = StoreWriter(directory, {k: v for k, v in store.manifest.items() if k not in ("shards", "mean", "std")})
     for split in (store.train, store.held_out):
         rows_NxD = change(split.read(0, len(split)).astype(np.float64)).astype(split[0].dtype)
@@ -256,7 +256,7 @@ def test_a_lock_that_others_may_wait_for_stays(tmp_path):
 
 
 def test_results_are_looked_at_once_more_under_the_lock(run, tmp_path, monkeypatch, capsys):
-    """Another process finishes the run while this one harvests: it is answered, not trained again."""
+    """If another process finishes the run while this one harvests, its results are shown, and nothing is trained."""
     path, plain = tmp_path / "run", train_command.rows_of
 
     def meanwhile(*arguments):
@@ -282,7 +282,7 @@ def test_a_run_directory_is_entered_again_by_whoever_is_in_it(tmp_path):
         pass
 
 
-# No hub in reach.
+# Without a hub.
 
 OFFLINE = """
 import json, sys, shutil
@@ -331,7 +331,7 @@ def test_a_hub_out_of_reach_stops_nothing_whose_rows_are_here(tmp_path, cache):
     assert "--dataset some-org/texts: the hub cannot be reached" in err.splitlines()[-1]
 
 
-# Other people's runs.
+# Runs of other users.
 
 READ_ONLY = """
 import sys, main
@@ -357,7 +357,7 @@ ALL = """(
 
 @pytest.mark.parametrize("all_commands", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_that_cannot_be_written_to_is_read(run, cache, tmp_path, all_commands):
-    """On a read-only mount, which binds root, too. Its rows are harvested anew, into a cache of one's own."""
+    """A run on a read-only mount, which also root cannot write to, is read. Its rows are harvested into another cache."""
     runs, before = tmp_path / "runs", files_of(run.path)
     shutil.copytree(run.path, runs / "run")
     shutil.copytree(run.path, runs / "interrupted")

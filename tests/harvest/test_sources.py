@@ -1,4 +1,4 @@
-"""What a request means where everything lies here: bundled and local models and texts."""
+"""Requests for bundled and local models and texts, which need no hub."""
 
 import json
 import os
@@ -147,16 +147,16 @@ def test_a_number_of_layers_that_is_none_is_not_believed(model, value):
 
 
 def test_layers_and_positions_are_those_of_the_config(model):
-    with pytest.raises(InputError, match=r"^--layer 4: the bundled model has layers 0 to 3$"):
+    with pytest.raises(InputError, match=r"^--layer 4: must be 0 to 3, the layers of the bundled model$"):
         ask(layer=4)
-    with pytest.raises(InputError, match=r"^--layer 9: the bundled model has layers 0 to 3$"):
+    with pytest.raises(InputError, match=r"^--layer 9: must be 0 to 3, the layers of the bundled model$"):
         ask(layer=(3, 9, 0))
-    with pytest.raises(InputError, match=r"^--seq-len 129: the bundled model takes at most 128 tokens$"):
+    with pytest.raises(InputError, match=r"^--seq-len 129: must be at most 128, the context of the bundled model$"):
         ask(seq_len=129)
     edit_config(model, n_layer=None, n_positions=None, num_hidden_layers=7, max_position_embeddings=512)
     source, _ = ask(model_name=str(model), layer=6)
     assert (source.n_layers, source.n_positions) == (7, 512)
-    with pytest.raises(InputError, match="has layers 0 to 6"):
+    with pytest.raises(InputError, match="must be 0 to 6"):
         ask(model_name=str(model), layer=7)
     edit_config(model, num_hidden_layers=None, max_position_embeddings=None, text_config={"num_hidden_layers": 2})
     source, _ = ask(model_name=str(model), layer=1)
@@ -167,7 +167,11 @@ def test_data_sets_that_hold_no_text_are_refused(tmp_path):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "picture.png").write_bytes(b"x")
     (tmp_path / "folder").mkdir()
-    for name, says in [("empty.txt", "is empty"), ("picture.png", "not a kind of text"), ("folder", "no text file")]:
+    for name, says in [
+        ("empty.txt", "is empty"),
+        ("picture.png", "this type of file cannot be read"),
+        ("folder", "no text file"),
+    ]:
         with pytest.raises(InputError, match=says) as error:
             ask(dataset=str(tmp_path / name))
         assert str(tmp_path / name) in str(error.value)

@@ -1,4 +1,4 @@
-"""The activation store: what goes in comes out, statistics are exact, and what is damaged is named."""
+"""The activation store: rows are read as they were written, statistics are exact, and damaged files are named."""
 
 import pickle
 from pathlib import Path
@@ -17,7 +17,7 @@ quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCh
 
 
 def write_store(directory: Path, windows_a_shard: dict[str, list[int]], keep_first: bool = False, seed: int = 0):
-    """A store whose rows are random, and the arrays that went in: (store, {split: (rows, tokens, documents)})."""
+    """(a store of random rows, the written arrays as {split: (rows, tokens, documents)})."""
     rng = np.random.default_rng(seed)
     positions = SEQ_LEN - (not keep_first)
     writer = StoreWriter(directory, {"seq_len": SEQ_LEN, "keep_first_position": keep_first})
@@ -71,7 +71,7 @@ def test_a_row_that_is_not_there_is_an_index_error(tmp_path):
     for row in (-1, len(store.train)):
         with pytest.raises(IndexError):
             store.train[row]
-    assert sum(1 for _ in store.train) == len(written["train"][0])  # a loop over it ends
+    assert sum(1 for _ in store.train) == len(written["train"][0])  # a loop over the rows ends
 
 
 @quick
@@ -134,7 +134,7 @@ def test_damaged_shards_are_named_by_verify(tmp_path):
         ActivationStore(tmp_path).verify()
 
 
-READINGS = {  # what reads a file of a split's second shard
+READINGS = {  # functions that read a file of the second shard
     "rows": (lambda split: split.read(0, len(split)), lambda split: split[[len(split) - 1]], lambda split: split[15]),
     "tokens": (lambda split: split.windows, lambda split: split.context(15), lambda split: split.read_windows(0, 4)),
 }
@@ -149,7 +149,7 @@ def test_one_bit_of_a_file_is_named_by_whoever_reads_it(array, split, tmp_path):
     for read in READINGS[array]:
         with pytest.raises(InputError, match=f"{split}/{array}-00001.npy is damaged .*delete the store and harvest"):
             read(getattr(ActivationStore(tmp_path), split))
-    rows = getattr(ActivationStore(tmp_path), split).read(0, 8)  # of the first shard, which is sound
+    rows = getattr(ActivationStore(tmp_path), split).read(0, 8)  # the first shard is not damaged
     assert len(rows) == 8
 
 
@@ -174,7 +174,7 @@ def test_rows_are_compared_meanwhile(tmp_path):
         assert len(store.train.not_compared().read(0, 16)) == 16
         with pytest.raises(InputError, match="damaged in the activation store .*: train/rows-00001.npy: delete"):
             compared()
-    with pytest.raises(ZeroDivisionError), compared_meanwhile([store]):  # the body's own error is not hidden
+    with pytest.raises(ZeroDivisionError), compared_meanwhile([store]):  # an error of the body is not hidden
         _ = 1 / 0
 
 
@@ -240,7 +240,7 @@ def test_what_is_not_finite_is_refused_and_nothing_of_it_is_left(tmp_path, value
 
 def test_a_split_travels_to_another_process_without_its_rows(tmp_path):
     store, written = write_store(tmp_path, {"train": [200, 200], "held_out": [1]})
-    _ = store.train[0], store.train.windows  # opened and read here
+    _ = store.train[0], store.train.windows  # open files and cached arrays, which must not be pickled
     sent = pickle.dumps(store.train)
     assert len(sent) < 2000
     np.testing.assert_array_equal(pickle.loads(sent)[[5, 1500]], written["train"][0][[5, 1500]])

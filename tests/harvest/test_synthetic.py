@@ -1,4 +1,4 @@
-"""Rows of known features are made as asked for, and the scores against them say what they claim."""
+"""Rows of known features have the requested statistics, and dictionaries are scored correctly against them."""
 
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def test_features_fire_as_often_as_asked_whatever_the_trees_and_correlations(exc
     p_G, rows = firing_probabilities(request), 100_000
     assert p_G[0] == pytest.approx(request.p_max) and p_G[-1] == pytest.approx(request.p_min)
     deviations_G = (firings(request, rows).mean(0) - p_G) / np.sqrt(p_G * (1 - p_G) / rows)
-    assert np.abs(deviations_G).max() < 4.5  # of 48 features, by chance in one case of 3,000
+    assert np.abs(deviations_G).max() < 4.5  # for 48 features, exceeded by chance in one of 3,000 cases
     assert np.square(deviations_G).mean() < 2
 
 
@@ -61,7 +61,7 @@ def test_a_child_fires_only_where_its_parent_does(exclusive):
         for b in children
         if a < b and parents_G[a] == parents_G[b]
     ]
-    assert len(together) == 8 + 12  # of the roots, and of the first 12 of their 16 children
+    assert len(together) == 8 + 12  # the roots, and the first 12 of their 16 children
     assert not any(together) if exclusive else any(together)
 
 
@@ -111,7 +111,7 @@ def test_the_same_request_makes_the_same_bytes_and_another_seed_others(tmp_path)
     other = synthesize(replace(SMALL, seed=1), tmp_path / "a")
     assert (Truth.load(other).directions_GxD != Truth.load(one).directions_GxD).any()
     rows = [World(replace(SMALL, correlation_scale=0.0, seed=seed)).shard("train", 0, 9)[1] for seed in (0, 1)]
-    assert (rows[0] != rows[1]).any()  # the draws differ too, not only what all rows share
+    assert (rows[0] != rows[1]).any()  # the random draws differ too, not only the directions
     assert (one.held_out.read(0, 9) != one.train.read(0, 9)).any()
 
 

@@ -30,7 +30,7 @@ from analysis.runs import families
 from analysis.runs.best_member import best_of_results
 from analysis.runs.curves import read_curves
 from analysis.runs.families import source_name
-from analysis.runs.finished import STUDY_AGAIN, FinishedRun
+from analysis.runs.finished import STUDY_AGAIN, TRAIN_AGAIN, FinishedRun
 from analysis.runs.reproduce import reproduction_command
 from analysis.runs.shapes import Study
 from analysis.stats import Estimate
@@ -154,7 +154,9 @@ def part_of(
     try:
         curves = read_curves(run)
         if unknown := curves.keys() - kinds.keys():
-            raise InputError(f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, which is not in results.json")
+            raise InputError(
+                f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, but results.json has not: {TRAIN_AGAIN}"
+            )
         part.figures["training"] = [training(curves, kinds)]
     except InputError as error:
         missing["training"] = f"How it was trained is not shown: {error}"

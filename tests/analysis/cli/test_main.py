@@ -1,6 +1,6 @@
-"""The command line as a person types it: what it answers, what it leaves behind, what it says of bad input.
+"""The command line: its output, the files it leaves, and its messages for bad input.
 
-Where exit status and streams are the point, a process of its own; elsewhere `run_as_command`, which is what it runs.
+Tests of the exit status and of streams start a process. Other tests call `run_as_command`, which such a process runs.
 """
 
 import json
@@ -45,7 +45,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke(cache, tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
-    """The smoke test, typed once: (the process, its run directory)."""
+    """The smoke test's command, run once: (the finished process, its run directory)."""
     run = tmp_path_factory.mktemp("runs") / "smoke"
     return typed(*SMOKE, "--run-dir", run, cache=cache, cwd=run.parent), run
 
@@ -59,18 +59,18 @@ def for_this_process(monkeypatch, cache):
 def status_of(*argv: object) -> int:
     try:
         return main.run_as_command([str(a) for a in argv])
-    except SystemExit as e:  # argparse's way out
+    except SystemExit as e:  # raised by argparse
         return e.code
 
 
-# Before anything is loaded.
+# Checks that load nothing heavy.
 
 
 def test_help_is_there_at_once_and_shows_every_field(monkeypatch, cache):
-    monkeypatch.setenv("COLUMNS", "1000")  # no line is broken
+    monkeypatch.setenv("COLUMNS", "1000")  # so that no line is wrapped
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     help = typed("--help", cache=cache)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # CPU time, which does not depend on who else is at work
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # CPU time, which other processes do not change
     assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 1
     assert help.returncode == 0 and not help.stderr
     flags = {word for line in help.stdout.splitlines() for word in line.split()[:1]}
@@ -97,7 +97,7 @@ def test_importing_loads_nothing_heavy(cache):
     assert typed(script=script, cache=cache, cwd=ROOT).stdout == "[]\n"
 
 
-# The main job.
+# Training.
 
 
 def test_the_smoke_test_from_text_to_results(smoke):
@@ -190,7 +190,7 @@ def test_several_kinds_in_one_run(smoke, cache, tmp_path):
 
 
 def test_a_population_over_layers_kinds_and_rates(cache, tmp_path):
-    """One command, one read of the text: a member a combination, at its own layer."""
+    """One command reads the text once, and trains a member for each combination, at the member's layer."""
     run = tmp_path / "run"
     grid = ("--layer", "0", "2", "--activation", "relu", "topk", "--lr", "1e-3", "1e-2", "--k", "8")
     done = typed(*TINY, *grid, "--run-dir", run, cache=cache)
@@ -244,7 +244,7 @@ def test_a_failure_is_not_forgotten_by_a_kill_after_the_last_step(cache, tmp_pat
 
 
 def test_a_damaged_row_is_named_and_not_the_learning_rate(cache, tmp_path, capsys):
-    """In one of two layers: the member there fails, and what is said is why."""
+    """A damaged row in one of two layers makes the member there fail; the message gives the damage as the reason."""
     argv = (*TINY, "--layer", "0", "2", "--cache-dir", tmp_path / "cache")
     assert status_of(*argv, "--run-dir", tmp_path / "whole", "--quiet") == 0
     stores = json.loads((tmp_path / "whole" / "config.json").read_text())["stores"]
@@ -268,11 +268,11 @@ def test_a_dry_run_says_who_would_train_and_leaves_nothing(cache, tmp_path, caps
     assert not list(tmp_path.iterdir())
 
 
-# A run directory belongs to one run.
+# A run directory holds one run only.
 
 
 def refused(capsys, *argv: object) -> str:
-    """The one line on standard error with which a command was refused."""
+    """The only line on standard error of a refused command."""
     assert status_of(*argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n")
@@ -328,7 +328,7 @@ def test_what_a_kill_left_of_the_very_first_file_is_no_hindrance(smoke, cache, t
     assert status_of(*TINY, "--cache-dir", cache, "--run-dir", tmp_path) == 0
 
 
-# Bad input: one line that says what and what is allowed, status 2, nothing left behind.
+# Bad input: status 2, one line that states the value and what is allowed, and no files.
 
 FLAGS = {
     "an unknown activation": (("--activation", "gelu"), "gelu", "relu, tanh_relu, p_anneal"),
@@ -404,7 +404,7 @@ def test_bad_input_as_it_is_typed(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# What was harvested before may be damaged since.
+# Damage to activations that were harvested earlier.
 
 
 def test_missing_and_damaged_shards_are_named(smoke, cache, tmp_path, capsys):
@@ -423,7 +423,7 @@ def test_missing_and_damaged_shards_are_named(smoke, cache, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-# Training that cannot go on.
+# Training that cannot continue.
 
 
 @pytest.mark.parametrize("batch_size, step", [(64, 1), (TRAIN_ROWS, 1)], ids=["within", "at the last step"])
@@ -438,13 +438,13 @@ def test_a_lost_loss_is_named_and_gives_no_result(batch_size, step, smoke, cache
 
 
 def test_one_held_out_row_is_too_few(cache, tmp_path, capsys):
-    """There is no variance to explain: said before training, not after it."""
+    """A single held-out row has no variance to explain. The error comes before training, not after it."""
     argv = (*TINY, "--n-samples", "8", "--seq-len", "2", "--batch-size", "4", "--cache-dir", cache)
     assert "longer text" in refused(capsys, *argv, "--run-dir", tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
-# Without the cache of compiled programs: JAX would leave entries cut off at the limit for the tests that follow.
+# The cache of compiled programs is off, because JAX would leave truncated entries in it for later tests.
 LITTLE_ROOM = """
 import os, resource, sys, main
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -453,7 +453,7 @@ sys.exit(main.run_as_command(sys.argv[1:]))"""
 
 
 def test_a_disk_that_fills_up_in_training(smoke, cache, tmp_path):
-    """The kernel refuses to let metrics.jsonl grow over 4,000 bytes; with room again, the run goes on."""
+    """The kernel limits metrics.jsonl to 4,000 bytes; without the limit, the run continues."""
     argv = (*TINY, "--epochs", "3", "--run-dir", tmp_path / "run", "--quiet")
     full = typed(*argv, cache=cache, script=LITTLE_ROOM, cwd=ROOT)
     assert (full.returncode, full.stdout) == (1, "")
@@ -466,7 +466,7 @@ def test_a_disk_that_fills_up_in_training(smoke, cache, tmp_path):
 
 
 def test_a_disk_without_room_for_a_checkpoint(smoke, cache, tmp_path):
-    """A real file system of 256 kB, where one may be mounted."""
+    """The disk is a real file system of 256 kB. The test is skipped if none can be mounted."""
     mount = ("unshare", "--mount", "--map-root-user", "sh", "-c")
     mount += ('mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"', tmp_path)
     if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
@@ -478,7 +478,7 @@ def test_a_disk_without_room_for_a_checkpoint(smoke, cache, tmp_path):
 
 
 def test_a_named_model_on_the_default_text_falls_back_for_the_text_alone(cache, tmp_path):
-    """In a process of its own: the hub client's parts are there only once they are imported."""
+    """The command runs in a separate process, because the hub client reads its environment when it is imported."""
     model = ("--model-name", ROOT / "harvest" / "bundled" / "model")
     sizes = ("--n-samples", 100, "--seq-len", 10, "--epochs", 1)
     done = typed(*model, *sizes, "--run-dir", tmp_path / "run", cache=cache)

@@ -1,4 +1,4 @@
-"""What a system, a shell or a person may do to a command: each ends in one sentence, and no traceback."""
+"""Trouble from the system, the shell or the user: a command ends with one sentence and no traceback."""
 
 import errno
 import io
@@ -23,7 +23,7 @@ from harvest.errors import InputError
 from harvest.files import write_atomically, write_json
 from sae_jax.config import TrainConfig
 
-ODD = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x9b31m\ud800"  # clears the screen, names the window, turns the text round
+ODD = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x9b31m\ud800"  # clears the screen, renames the window, reverses the text
 
 
 def said(capsys, *argv: str, status: int = 2) -> str:
@@ -89,12 +89,12 @@ def test_what_is_no_file_is_not_replaced_by_one(irregular):
     parser = Parser()
     parser.add_flags("what", SteerOptions)
     values = vars(parser.parse_args(["--feature", "1", "--json", str(irregular)]))
-    with pytest.raises(InputError, match="not a regular file"):  # before what takes long
+    with pytest.raises(InputError, match="not a regular file"):  # before the command's long work
         filled(SteerOptions, values)
 
 
 def test_nothing_takes_the_place_of_standard_output():
-    """/dev/stdout is a link, which root could replace."""
+    """/dev/stdout is a link, which a process of root could replace by the file."""
     with pytest.raises(InputError, match="another folder"):
         write_json(Path("/dev/a-file"), {})
 
@@ -106,7 +106,7 @@ def test_a_run_directory_that_is_a_link_to_nothing_is_named(tmp_path, capsys):
     )
 
 
-# What is printed.
+# Printed text.
 
 
 def test_no_text_brings_what_a_terminal_obeys(monkeypatch, capsys):
@@ -162,7 +162,7 @@ def test_a_stream_that_knows_no_unicode_shows_the_help():
     assert running.communicate(timeout=120)[1] == "" and running.returncode == 0
 
 
-# What the system refuses.
+# Limits of the system.
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The map and its clusters on planted groups of directions, with UMAP and without, and on directions of no group."""
+"""The map and its clusters for directions in planted groups and for random directions, with and without UMAP."""
 
 import json
 from dataclasses import asdict
@@ -20,7 +20,7 @@ METHODS = (pytest.param(False, id="pca"), pytest.param(True, id="umap", marks=th
 
 
 def planted(cosine: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ten groups of 25 with this cosine to a centre of their own, and 350 of no group (−1), in random order."""
+    """Ten groups of 25 directions with this cosine to the group's centre, and 350 random ones (group −1), shuffled."""
     rng = np.random.default_rng(0)
     group_F = np.full(F, -1)
     group_F[: GROUPS * SIZE] = np.repeat(np.arange(GROUPS), SIZE)
@@ -118,9 +118,9 @@ def test_components_are_those_of_a_singular_value_decomposition():
 def test_a_name_is_what_the_others_lack():
     label_N = np.array([0] * 10 + [-1] * 90)
     promoted = [["the", "sea"]] * 9 + [["the", "ship"]] + [["the", "law"]] * 89 + [["sea"]]
-    assert clustering.names_of(label_N, promoted) == ("sea",)  # "ship" is one feature's, "the" is all features'
+    assert clustering.names_of(label_N, promoted) == ("sea",)  # "ship" is promoted by one feature only, "the" by all
     written = [["Sea"], [" sea"], ["sea "]] * 3 + [["the"]] * 91
-    assert clustering.names_of(label_N, written) == ("sea",)  # one token, as it is written most often
+    assert clustering.names_of(label_N, written) == ("sea",)  # one token in its most frequent form
     assert clustering.names_of(label_N, [["the"]] * 100) == ("no token in common",)
 
 

@@ -1,4 +1,4 @@
-"""The frontier of a real, tiny grid (2 kinds, 2 sparsities, 2 seeds), trained by the preset on the bundled model."""
+"""The frontier of a small trained grid (2 kinds, 2 sparsities, 2 seeds) from the preset, on the bundled model."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ GRID += ("--seed", "0", "1", "--hidden-dim", "48", "--n-samples", "100", "--seq-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(the process, its run directory)"""
+    """(the finished process, its run directory)"""
     run = tmp_path_factory.mktemp("runs") / "grid"
     return typed(*GRID, "--run-dir", run, cache=shared_cache(tmp_path_factory), cwd=run.parent), run
 
@@ -38,7 +38,7 @@ def results_of(run: Path) -> dict:
 
 
 def changed(run: Path, to: Path, change, name: str = "results.json") -> Path:
-    """A copy of a run's records with something changed."""
+    """A copy of a run's records with `change` applied to its results."""
     to.mkdir()
     for record in ("config.json", "results.json"):
         shutil.copy(run / record, to)
@@ -72,7 +72,7 @@ def test_the_preset_and_what_became_of_it_are_recorded(trained):
     scaled = config["asked"]["preset"]["scaled_down"]
     assert scaled[0] == "--layer 8 -> 2 (it has 4 layers, not 12)"
     assert f"--preset frontier scaled down to the bundled model: {', '.join(scaled)}" in done.stdout
-    assert not any("hidden-dim" in change for change in scaled)  # given, so left alone
+    assert not any("hidden-dim" in change for change in scaled)  # the flag was given, so its value was not scaled
 
 
 def test_means_and_deviations_are_those_of_the_seeds(run):
@@ -179,7 +179,7 @@ def test_a_member_that_failed_is_named_and_left_out(run, tmp_path, capsys):
 
 
 def test_a_point_where_nothing_fires_is_said_and_the_others_are_drawn(run, tmp_path, capsys):
-    """It has no place on a logarithmic axis."""
+    """An L0 of 0 has no position on a logarithmic axis."""
 
     def silence(results):
         for member in results["members"]:

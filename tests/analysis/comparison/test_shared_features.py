@@ -1,4 +1,4 @@
-"""Matching, comparison of members and feature splitting, on dictionaries whose common features are planted."""
+"""Matching of features and comparison of members, on dictionaries with planted common features."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def directions(rng, count: int = F, d: int = D) -> np.ndarray:
 
 
 def partner_of(rng, a_FxD: np.ndarray, shared: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """As many features, the first `shared` of them a's and noise of that norm, in another order; (decoder, a's [F])."""
+    """(decoder, partners [F]): `shared` rows are noisy rows of a; their partners are these rows of a, −1 for others."""
     b_FxD = directions(rng, *a_FxD.shape)
     b_FxD[:shared] = unit(a_FxD[:shared] + noise * directions(rng, shared, a_FxD.shape[1]))
     order = rng.permutation(len(b_FxD))
@@ -61,7 +61,7 @@ def test_planted_partners_are_found_and_nothing_else(rng, monkeypatch, slice_siz
 
 
 def test_by_components_it_is_the_assignment_of_the_whole_matrix(rng):
-    base_FxD = unit(rng.standard_normal((F, 24)))  # so few dimensions that everything hangs together at 0.3
+    base_FxD = unit(rng.standard_normal((F, 24)))  # so few dimensions that all pairs above 0.3 are one component
     b_FxD, _ = partner_of(rng, base_FxD, 200, noise=0.8)
     cosine_FxG = base_FxD @ b_FxD.T
     floored_FxG = np.where(cosine_FxG >= matching.FLOOR, cosine_FxG, 0)
@@ -124,11 +124,11 @@ def test_rows_are_spread_evenly(tmp_path, monkeypatch):
     np.testing.assert_array_equal(firsts, expected)
 
 
-# Members compared.
+# Comparison of members.
 
 
 def population(rng) -> dict[str, Decoder]:
-    """relu and topk with two seeds, and topk of half the width: 200 features in common, 240 over seeds of one kind."""
+    """Two seeds of relu and topk, and a narrower topk. All share 200 features, seeds of one kind share 240."""
     base_FxD = directions(rng)
     members = {"topk-0": decoder(base_FxD)}
     members["topk-1"] = decoder(partner_of(rng, base_FxD, 240, 0.3)[0], seed=1)
@@ -179,7 +179,7 @@ def test_activations_match_what_directions_cannot_and_confirm_what_they_do(rng):
     b_NxF[:, :20] = rng.random((2000, 20)) * (rng.random((2000, 20)) < 0.1)
     a_FxD = directions(rng, 60)
     b_FxD = a_FxD[::-1].copy()
-    b_FxD[40:] = directions(rng, 20)  # of 0..19 the directions are shared, of 20..59 the activations
+    b_FxD[40:] = directions(rng, 20)  # features 0 to 19 share directions, 20 to 59 share activations
     members = {"a": decoder(a_FxD), "b": decoder(b_FxD, seed=1)}
     found = comparison.compute_shared_features(members, {"a": csr_array(a_NxF), "b": csr_array(b_NxF)})
     assert found.shared_MxM[0, 1] == pytest.approx(40 / 60) == found.shared_by_activation_MxM[0, 1]
@@ -216,7 +216,7 @@ def test_what_is_written_and_drawn(rng, tmp_path):
     assert comparison.read_shared_features(tmp_path, ["topk-9", *found.members]).dead == ("topk-9",)
     for path in save(shared_features_chart(found), tmp_path / "shared"):
         assert path.stat().st_size > 1000
-    assert ">80<" in Path(tmp_path / "shared.svg").read_text()  # 240 of 300, in its cell
+    assert ">80<" in Path(tmp_path / "shared.svg").read_text()  # the cell of 240 of 300 features
 
 
 def test_what_cannot_be_compared_is_refused(rng):

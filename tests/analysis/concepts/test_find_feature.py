@@ -1,4 +1,4 @@
-"""Find-feature: a planted feature is found and scored right, chance ones are not sold as a find, text to table."""
+"""The command find-feature: planted features are found and scored, and features that separate by chance do not pass."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def rng():
 
 
 def sparse(rng, n: int, features: int) -> np.ndarray:
-    """Features that fire on a fifth of the passages: most values are tied at zero."""
+    """Features that fire on a fifth of the passages, so that most values are equal to zero."""
     return (rng.random((n, features)) < 0.2) * rng.random((n, features))
 
 
@@ -52,7 +52,7 @@ def sides(concept: int, others: int) -> np.ndarray:
     return np.arange(concept + others) < concept
 
 
-# The mathematics.
+# Scores and tests.
 
 
 def test_a_planted_feature_is_found_and_its_figures_are_sklearns(rng):
@@ -79,12 +79,12 @@ def test_a_planted_feature_is_found_and_its_figures_are_sklearns(rng):
     assert best.detector.auroc == pytest.approx(roc_auc_score(labels, values["b"][on, 7]))
     chosen = roc_auc_score(is_concept_N[set_N == CHOOSING], values["b"][set_N == CHOOSING, 7])
     assert best.chosen_by == pytest.approx(chosen)
-    assert best.detector.auroc_without_phrase == pytest.approx(0.5)  # it is a constant there
+    assert best.detector.auroc_without_phrase == pytest.approx(0.5)  # the feature is constant there
     assert result.baselines["x"].auroc == pytest.approx(roc_auc_score(labels, direction_N[on]))
     assert sum(sum(of.values()) for of in result.sets.values()) == 300
 
 
-@pytest.mark.parametrize("concept,has_interval", [(36, False), (40, True)])  # two fifths of them score
+@pytest.mark.parametrize("concept,has_interval", [(36, False), (40, True)])  # two fifths are scored
 def test_of_few_passages_an_auroc_has_no_interval_and_the_table_a_dash(rng, concept, has_interval):
     is_concept_N = sides(concept, 120)
     values = both(sparse(rng, len(is_concept_N), 3))
@@ -107,7 +107,7 @@ def test_a_feature_that_tells_the_choosing_set_alone_is_no_find(rng):
 
 
 def test_under_shuffled_labels_the_false_discovery_rate_is_kept(monkeypatch):
-    """Nothing is true, so each repetition in which anything passes is one whose false discovery proportion is 1."""
+    """No feature detects the concept, so the share of repetitions in which any passes is the false discovery rate."""
     monkeypatch.setattr("analysis.concepts.detectors.PERMUTATIONS", 1000)
     repetitions, alarms = 200, 0
     for seed in range(repetitions):
@@ -230,7 +230,7 @@ def test_from_a_phrase_to_the_table(run, capsys, tmp_path):
     assert found["baselines"]["blocks.2.hook_resid_pre"]["auroc"] > 0.8
     assert found["passages"]["of_which_examples"] == 2 and found["passages"]["concept"] > 25
     scored = [found["passages"][f"scored_concept{what}"] for what in ("", "_not_trained_on")]
-    assert scored[0] / 2 < scored[1] <= scored[0]  # 90 windows are of few of the documents
+    assert scored[0] / 2 < scored[1] <= scored[0]  # the 90 windows come from few of the documents
     assert found["settings"]["seed"] == 0 and "Best feature of each dictionary" in out and "mean difference" in out
     passing = [of for of in found["features"] if of["passes"]]
     assert passing and out.count("promotes") == len(passing)

@@ -1,4 +1,4 @@
-"""The pages that Neuronpedia imports, of a real run: against its weights, its rows and its tokens."""
+"""The pages for Neuronpedia of a real run, compared with the run's weights, rows and tokens."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache):
-    """Three members; one feature of the first is made silent."""
+    """A run of three members. One feature of the first member is made silent."""
     run = trained(tmp_path_factory.mktemp("neuronpedia") / "run", cache, *THREE_KINDS, "--epochs", "2")
     dictionary = run.dictionary(next(iter(run.members)))
     dictionary.tensors["W_enc"][:, DEAD], dictionary.tensors["b_enc"][DEAD] = 0, -1
@@ -47,7 +47,7 @@ def member(run):
 
 @pytest.fixture(scope="module")
 def exported(run, member, cache, tmp_path_factory):
-    """By the command, 32 features a file."""
+    """The export of a member by the command, with 32 features per file."""
     to = tmp_path_factory.mktemp("exported") / "new" / "pages"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neuronpedia, "BATCH", 32)
@@ -156,12 +156,12 @@ def test_the_same_export_is_the_same_bytes_and_what_is_there_is_refused(
     monkeypatch.setattr(neuronpedia.Pages, "page", lambda self, feature: {"value": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
         export(run, member, tmp_path / "other", cache)
-    assert {path.name for path in tmp_path.iterdir()} == {"again"}  # nothing half-written, and no NaN
+    assert {path.name for path in tmp_path.iterdir()} == {"again"}  # nothing incomplete is left
 
 
 @pytest.mark.parametrize("longest", [6, 128])
 def test_a_long_window_is_cut_around_the_row(tmp_path, monkeypatch, longest):
-    """With values of either sign; windows of 9 tokens, the first of which has no row."""
+    """Values have both signs. Windows have 9 tokens, of which the first has no row."""
     monkeypatch.setattr(feature_values_module, "LONGEST", longest)
     monkeypatch.setattr(feature_values_module, "rows_at_once", lambda features: 64)
     store, rng = make_store(tmp_path, windows=60), np.random.default_rng(0)
@@ -197,7 +197,7 @@ def test_rounding_keeps_digits_of_the_largest():
 @pytest.mark.slow
 @pytest.mark.skipif(PEERS is None, reason="SAE_PEERS_PYTHON: an interpreter with sae-dashboard")
 def test_saedashboard_reads_every_batch_and_would_write_the_same(exported):
-    """pip install --no-deps sae-dashboard==0.8.0; its classes take no field that they do not know."""
+    """Needs `pip install --no-deps sae-dashboard==0.8.0`, whose classes refuse unknown fields."""
     for path in sorted(exported.glob("batch-*.json")):
         done = subprocess.run([PEERS, ROOT / "tests" / "peers" / "saedashboard_batch.py", path], capture_output=True)
         assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Arrays that are mapped are those that were written, or their file is named."""
+"""Memory-mapped arrays equal the written ones, or the damaged file is named."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What each feature does: the streaming pass against plain numpy over all rows, and planted specialization."""
+"""Statistics of features: the streaming pass compared with numpy over all rows, and planted specialization."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def labels(store):
 
 
 def everything(store, sae):
-    """(features, token, position, document, window) of all rows, training rows first, by plain numpy."""
+    """(features, token, position, document) of all rows, training rows first, in numpy."""
     splits = (store.train, store.held_out)
     f_NxF = np.concatenate([np.asarray(sae.encode(split.read(0, len(split)).astype(np.float32))) for split in splits])
     places = [(*split.context(row), s) for s, split in enumerate(splits) for row in range(len(split))]
@@ -75,7 +75,7 @@ def everything(store, sae):
     )
 )
 def test_a_histogram_needs_to_know_nothing_of_the_values_to_come(chunks):
-    """Bars that grew with the values hold what numpy counts between the same edges."""
+    """The bars of a histogram that grew with its values hold the counts of numpy between the same edges."""
     histogram = Histogram(3)
     for chunk in chunks:
         feature_Z, value_Z = np.array([f for f, _ in chunk], int), np.array([v for _, v in chunk], np.float32)
@@ -108,7 +108,7 @@ def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, label
     for code in range(3):
         np.testing.assert_array_equal(of.label_SxFxL["token"][0, :, code], fires_NxF[token_N % 3 == code].sum(0))
         assert (rows_SxL["token"][0, code] == (token_N % 3 == code).sum()).all()
-    for name in labels:  # labels dealt anew are spread over the same firings
+    for name in labels:  # shuffled labels are counted on the same firings
         np.testing.assert_array_equal(of.label_SxFxL[name].sum(2), np.tile(of.count_F, (1 + SHUFFLES, 1)))
 
     window_N = np.arange(len(f_NxF)) // 8
@@ -133,7 +133,7 @@ def test_the_sample_is_drawn_alike_from_all_windows(store, sae, labels):
 
 
 def entries_of(*entries: tuple[float, int, int]) -> np.ndarray:
-    """Of one feature: key, row, and what its context is."""
+    """Entries of one feature from (key, row, context)."""
     found = np.zeros(len(entries), ENTRY)
     found["key"], found["row"], found["alike"] = np.transpose(entries)
     return found
@@ -163,7 +163,7 @@ def test_what_comes_later_sets_free_what_was_hidden(monkeypatch):
 
 @pytest.fixture(scope="module")
 def bursty():
-    """A rare feature of 937 firings on one token, a dozen contexts in long runs, and 63 on others, each of its own."""
+    """A feature with 937 firings on one token, in long runs of a dozen contexts, and 63 firings on different tokens."""
     rng = np.random.default_rng(0)
     entries = np.zeros(1000, ENTRY)
     entries["row"] = np.concatenate([np.arange(937), 10_000 + 50 * np.arange(63)])
@@ -181,7 +181,7 @@ def test_the_sample_is_plain_and_only_what_is_shown_is_distinct(bursty):
     token_F, share_F = feature_statistics.most_frequent(of.sample.table("token", -1))
     row_FxR, alike_FxR = of.sample.table("row", -1), of.sample.table("alike", 0)
     median = feature_statistics.quantiles(of.sample.table("value", 0), row_FxR >= 0)[0, 2]
-    assert token_F[0] == 5 and share_F[0] == pytest.approx(0.937, abs=0.07)  # three deviations of a sample of 100
+    assert token_F[0] == 5 and share_F[0] == pytest.approx(0.937, abs=0.07)  # three deviations for 100 samples
     assert median == pytest.approx(np.median(bursty["value"]), abs=0.5)
     new_R = feature_statistics.is_new(of, 50, row_FxR, alike_FxR)[0]
     shown = np.concatenate([of.top.table("row", -1)[0], row_FxR[0][new_R]])
@@ -274,7 +274,7 @@ def test_information_and_entropy_of_planted_features():
     rows_L = np.full(4, 10_000)
     count_FxL = np.array([[1000, 0, 0, 0], [250, 250, 250, 250], [500, 500, 0, 0]])
     np.testing.assert_allclose(specialization(count_FxL, rows_L), [1, 0, 0.5], atol=0.002)
-    p = 0.025  # it fires on 1000 of 40,000 rows, all of one label
+    p = 0.025  # the feature fires on 1000 of 40,000 rows, all with one label
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     given_label = 0.25 * -(0.1 * np.log2(0.1) + 0.9 * np.log2(0.9))
     np.testing.assert_allclose(mutual_information(count_FxL, rows_L)[:2], [entropy - given_label, 0], atol=1e-4)
@@ -288,7 +288,7 @@ def test_a_label_with_more_rows_makes_no_specialist():
 
 @pytest.fixture(scope="module")
 def planted():
-    """Of 400 features half fire on a topic of their own, by documents of 20 rows: (scores [S, F], density, which)."""
+    """(scores [S, F], density, specialists): half of 400 features fire on one topic each, in documents of 20 rows."""
     rng = np.random.default_rng(0)
     documents, topics, count = 1500, 10, 400
     topic_G, loud_G = rng.integers(0, topics, documents), rng.gamma(0.5, 2.0, (count, documents))
@@ -314,7 +314,7 @@ def test_planted_specialists_are_told_from_features_that_fire_on_few_documents(p
 
 def test_on_shuffled_labels_nothing_is_found(planted):
     score_SxF, count_F, _ = planted
-    p_F = p_values(score_SxF[1 : 2 + SHUFFLES], count_F)  # a shuffle in place of the labels
+    p_F = p_values(score_SxF[1 : 2 + SHUFFLES], count_F)  # the first shuffle replaces the true labels
     assert (stats.false_discovery_control(p_F) <= 0.05).mean() <= 0.01
     assert 0.02 < (p_F <= 0.05).mean() < 0.09
 
@@ -331,7 +331,7 @@ def test_a_few_specialists_among_many_features_are_found():
     assert found_F[special_F].all() and found_F[~special_F].mean() < 0.005
 
 
-# Of a run.
+# Statistics of a run.
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +349,7 @@ def test_a_run_is_described_once_and_read_again(run, monkeypatch):
     found = load_or_compute_features(run, members, cache)
     files = {path: path.stat().st_mtime_ns for path in (run.path / "analysis" / "features").iterdir()}
     assert sorted(path.stem for path in files) == sorted(members)
-    monkeypatch.setattr(feature_statistics, "accumulate_firings", None)  # whatever calls it fails
+    monkeypatch.setattr(feature_statistics, "accumulate_firings", None)  # so that a call fails
     again = load_or_compute_features(run, members, cache)
     assert {path: path.stat().st_mtime_ns for path in files} == files
     for name in members:
@@ -364,7 +364,7 @@ def test_what_was_computed_before_a_stop_is_kept(run, tmp_path, monkeypatch):
     first, *others = copied.members
 
     def stop(phase: str, done: int, total: int) -> None:
-        if phase == "features" and done > total / 2:  # in the second of three
+        if phase == "features" and done > total / 2:  # in the second of three members
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Steering: generated tokens too, with and without a cache; clamps that are exact; strength 0 and silent features."""
+"""Steering of the prompt and of generated tokens, with and without a cache; exact clamps; features that never fire."""
 
 import json
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def prompt_T(model):
 
 @pytest.fixture(scope="module")
 def saes():
-    """Dictionaries of random features in the model's width, one of which never fires."""
+    """Dictionaries with random features, of which one never fires."""
     rng = np.random.default_rng(0)
     W_FxD = rng.standard_normal((F, 256)).astype(np.float32) / 16
     b_enc = np.where(np.arange(F) == SILENT, -1e6, 0).astype(np.float32)
@@ -79,7 +79,7 @@ def test_with_a_cache_it_writes_the_same_as_without(model, prompt_T, site, writt
 
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.hook_name)
 def test_every_token_that_it_writes_is_steered(model, prompt_T, site):
-    """What the model reads at its own tokens is what the change made of them, and it is met once a token."""
+    """The activation at each generated token is the changed one, and each token is changed once."""
     seen = []
 
     def replace(x_NxD):
@@ -87,8 +87,8 @@ def test_every_token_that_it_writes_is_steered(model, prompt_T, site):
         return x_NxD + 1
 
     written = write_texts(model, prompt_T, Change(site, replace, len(prompt_T)), 6)
-    seen.pop(1)  # of the check that the cache is used
-    assert [len(x_NxD) for x_NxD in seen] == [1] * 5  # the sixth is never read
+    seen.pop(1)  # from the check of the cache
+    assert [len(x_NxD) for x_NxD in seen] == [1] * 5  # the model never reads the sixth token
     read = []
     text = model.token_ids(np.array([prompt_T + written.tokens_SxN[0, :5].tolist()]))
 
@@ -213,7 +213,7 @@ def test_the_tokens_of_a_concept(model):
         return [model.tokenizer.decode([token]) for token in steer_model.word_tokens(model.tokenizer, phrase)]
 
     assert words("the Golden Gate Bridge") == [" Golden", " golden", " Bridge", " bridge"]  # and " G", " g"
-    assert words("the") == [" the", " The"]  # nothing else is left
+    assert words("the") == [" the", " The"]  # function words are kept if there are no others
     with pytest.raises(InputError, match="no word"):
         words("?!")
 
@@ -236,7 +236,7 @@ def test_a_feature_whose_largest_firing_is_below_zero_is_steered_by_it(saes):
 
 def test_windows_hold_a_phrase_by_whole_words_and_without_its_article():
     rng = np.random.default_rng(0)
-    texts, x_NxD = ["the Sea is", "a sea", "seaside", "land"], rng.standard_normal((8, 3))  # two rows each
+    texts, x_NxD = ["the Sea is", "a sea", "seaside", "land"], rng.standard_normal((8, 3))  # two rows per text
 
     class Split:
         positions = 2
@@ -261,7 +261,7 @@ def test_the_best_strength_is_the_strongest_fluent_one():
     def texts(strength, probability, perplexity, distinct=0.8):
         return Texts(strength, (("",),), probability, perplexity, distinct)
 
-    repeats = texts(3, 0.8, 5, distinct=0.3)  # likely to the model, but none
+    repeats = texts(3, 0.8, 5, distinct=0.3)  # likely to the model, but repetitive
     curve = (texts(1, 0.2, 15), texts(2, 0.3, 20), repeats, texts(4, 0.9, 21))
     steered = Steered("add", ("p",), (), {"unsteered": texts(0, 0.1, 10)}, {"a": curve, "b": (texts(1, 0.1, 10),)})
     assert steered.best("a").strength == 2 and steered.best("b") is None
@@ -296,7 +296,7 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
     assert f"{found['ways']['difference in means'][1]['probability']:.5f}" in out and "best strength of" in out
     assert (path / "figures" / f"steer-{member}-{found['feature']}.png").stat().st_size > 10_000
 
-    # The best strength is told by texts on which it was not chosen: those of the next seed.
+    # The figures of the best strength come from other texts than those that it was chosen by: from the next seed.
     assert found["afresh"] and set(found["afresh"]) <= set(found["ways"])
     way = f"feature {found['feature']}"
     other = [

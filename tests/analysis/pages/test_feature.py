@@ -1,4 +1,4 @@
-"""A feature's page has what the run's own arrays say, by numpy: on a real run."""
+"""The page of a feature of a real run, compared with the run's arrays in numpy."""
 
 import numpy as np
 import pytest
@@ -155,7 +155,7 @@ def test_figures_hold_what_they_draw(run, cache):
 
 
 def test_what_it_reads_is_what_it_promotes(run, cache):
-    """The input score of Arad et al., counted by hand; and the dimensions of its decoder row."""
+    """The input score of Arad et al. equals a count in plain Python; the largest decoder dimensions are listed."""
     name = next(iter(run.members))
     of = saved(run, name)
     for feature in np.argsort(-of.density_F)[:5].tolist():

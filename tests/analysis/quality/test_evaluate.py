@@ -1,4 +1,4 @@
-"""Loss recovered after training, and `python main.py evaluate`: a run, single dictionaries, other texts and hooks."""
+"""Loss recovered after training, and `python main.py evaluate` for runs, single dictionaries, other texts and hooks."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def evaluated(tmp_path, cache, *argv: object) -> dict[str, dict]:
 
 
 def write_dictionary(directory: Path, W_enc_DxF, W_dec_FxD, b_dec_D, **metadata) -> Path:
-    """A standard SAE as SAELens writes it, by no code of ours."""
+    """Write a standard SAE in SAELens' format without the code under test."""
     directory.mkdir()
     d, f = W_enc_DxF.shape
     tensors = {"W_enc": W_enc_DxF, "W_dec": W_dec_FxD, "b_enc": np.zeros(f), "b_dec": b_dec_D}
@@ -73,7 +73,7 @@ def write_dictionary(directory: Path, W_enc_DxF, W_dec_FxD, b_dec_D, **metadata)
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory) -> dict[str, Path]:
-    """Dictionaries that answer zero, the input, and always the same."""
+    """Dictionaries whose reconstruction is zero, the input, and a constant."""
     folder, zeros_DxF = tmp_path_factory.mktemp("known"), np.zeros((D, 8))
     both_DxF = np.concatenate([np.eye(D), -np.eye(D)], 1)
     at = {"hook_name": "blocks.2.hook_resid_mid"}
@@ -101,7 +101,7 @@ def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys
         assert metrics["ce_clean"] < metrics["ce_sae"] < metrics["ce_zero"] and metrics["kl_recovered"] < 1
         share = (metrics["ce_zero"] - metrics["ce_sae"]) / (metrics["ce_zero"] - metrics["ce_clean"])
         assert metrics["ce_recovered"] == pytest.approx(share)
-        assert set(member["intervals"].values()) == {None}  # of too few documents
+        assert set(member["intervals"].values()) == {None}  # there are too few documents
         assert results["loss_recovered"]["documents"] < FEWEST_DOCUMENTS
     assert results["loss_recovered"]["windows_asked"] == 256
     assert 0 < results["loss_recovered"]["documents"] <= results["loss_recovered"]["windows"] <= 10
@@ -258,7 +258,7 @@ REFUSED = {
     "twice": (("{zero}", "{zero}/../zero"), "is given twice"),
     "no hook": (("{unhooked}",), "does not record its hook: give --hook-name"),
     "another hook": (("{zero}", "--hook-name", "blocks.1.hook_q"), "must be blocks.LAYER.hook_NAME"),
-    "a layer beyond": (("{zero}", "--hook-name", "blocks.9.hook_mlp_out", "--dataset", "bundled"), "has layers 0 to 3"),
+    "a layer beyond": (("{zero}", "--hook-name", "blocks.9.hook_mlp_out", "--dataset", "bundled"), "must be 0 to 3"),
     "two hooks": (("{zero}", "--hook-name", "blocks.1.hook_mlp_out", "--layer", "2"), "leave --layer and --hook out"),
     "another width": (("{narrow}",), "is for activations of width 16, but bundled has 256"),
     "no text": (("{zero}", "--dataset", "{empty}"), "empty"),
@@ -283,7 +283,7 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known
     places |= {"text": text, "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt"}
     of_v2 = at | {"model_from_pretrained_kwargs": {"revision": "v2"}}
     places["revision"] = write_dictionary(tmp_path / "r", narrow, narrow.T, np.zeros(16), **of_v2)
-    large = np.full((256, 8), 2.0**100)  # as of a flipped bit in their exponents
+    large = np.full((256, 8), 2.0**100)  # as if a bit of the exponents was flipped
     places["large"] = write_dictionary(tmp_path / "l", large, large.T, np.zeros(256), **at)
     places["empty"].touch()
     places["short"].write_text("Too few words.")

@@ -1,4 +1,4 @@
-"""What replacing an activation costs the model: against transformers' own modules, and values known beforehand."""
+"""The loss of a model if an activation is replaced, compared with transformers' modules and with known values."""
 
 from itertools import islice
 
@@ -38,7 +38,7 @@ def damaged(rows_NxD: np.ndarray) -> np.ndarray:
 
 
 def raw_logits(raw_model, tokens_WxT: np.ndarray, site: Site | None, first_position: int) -> np.ndarray:
-    """By transformers alone, whole, with torch hooks on its own modules."""
+    """Logits from a whole run of the model of transformers, with torch hooks on its modules."""
     block = raw_model.transformer.h[site.layer if site else 0]
 
     def put(x_WxTxD: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ def raw_logits(raw_model, tokens_WxT: np.ndarray, site: Site | None, first_posit
 
 
 def by_hand(logits_WxTxV, clean_WxTxV, tokens_WxT, first_position) -> tuple[np.ndarray, np.ndarray]:
-    """(CE, KL) of each window, in float64, token by token."""
+    """(CE, KL) of each window, computed in float64 one token at a time."""
     ce_W, kl_W = [], []
     for logits_TxV, clean_TxV, tokens_T in zip(logits_WxTxV, clean_WxTxV, tokens_WxT, strict=True):
         p_TxV, q_TxV = (np.exp(x - x.max(1, keepdims=True)) for x in (clean_TxV, logits_TxV))
@@ -85,7 +85,7 @@ def by_hand(logits_WxTxV, clean_WxTxV, tokens_WxT, first_position) -> tuple[np.n
 @pytest.mark.parametrize("layer", [0, 2, 3])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_run_on_from_each_hook_it_is_what_the_whole_model_makes_of_the_replacement(model, raw_model, hook, layer):
-    site, first = Site(layer, hook), layer % 2  # the first position kept, and left as it is
+    site, first = Site(layer, hook), layer % 2  # with and without the first position
     clean, replaced = losses(model, TOKENS_WxT, site, {"damaged": damaged, "same": lambda x: x}, first)
     clean_WxTxV = raw_logits(raw_model, TOKENS_WxT, None, first)
     expected = by_hand(raw_logits(raw_model, TOKENS_WxT, site, first), clean_WxTxV, TOKENS_WxT, first)
@@ -99,7 +99,7 @@ def test_run_on_from_each_hook_it_is_what_the_whole_model_makes_of_the_replaceme
 @pytest.mark.parametrize(("hook", "again"), [("resid_pre", [2, 3]), ("mlp_out", [2, 3]), ("resid_post", [3])])
 def test_twelve_replacements_cost_one_prefix_and_twelve_suffixes(model, hook, again):
     blocks = [block.original_component for block in model.bridge.blocks]
-    parts = [*blocks, blocks[2].mlp.original_component]  # transformers' own
+    parts = [*blocks, blocks[2].mlp.original_component]  # a module of transformers
     calls = [0] * len(parts)
 
     def count(part: int) -> None:
@@ -109,7 +109,7 @@ def test_twelve_replacements_cost_one_prefix_and_twelve_suffixes(model, hook, ag
     losses(model, TOKENS_WxT, Site(2, hook), {str(i): damaged for i in range(12)})
     for handle in handles:
         handle.remove()
-    suffixes = 12 + 1  # and one, in the first batch, by which the model is seen to be itself
+    suffixes = 12 + 1  # and one in the first batch, which checks that the model is reproduced
     assert calls[:4] == [1 + suffixes * (layer in again) for layer in range(4)]
     assert calls[4] == (1 + suffixes if hook == "resid_pre" else 1)
 
@@ -160,7 +160,7 @@ def test_other_architectures(tmp_path, config):
             return torch.from_numpy(damaged(x.detach().numpy().reshape(-1, 32))).view(x.shape)
 
         hooks = [(site.hook_name, put)]
-        if hook == "resid_mid":  # TransformerLens' point is only the MLP's input: mid + MLP(mid) is put together here
+        if hook == "resid_mid":  # TransformerLens' point is only the MLP's input, so mid + MLP(mid) is added up here
             with model.bridge.hooks(fwd_hooks=hooks):
                 _, seen = model.bridge.run_with_cache(tokens)
             whole = seen["blocks.1.hook_resid_mid"] + seen["blocks.1.hook_mlp_out"]
@@ -171,18 +171,18 @@ def test_other_architectures(tmp_path, config):
         assert (replaced["damaged"].kl_W > 1e-3).all()
 
 
-# From a store and dictionaries to figures.
+# Loss recovered of dictionaries on a store.
 
 
 @pytest.fixture(scope="module")
 def text_WxT(model) -> np.ndarray:
-    """Windows of text, which the model predicts better than it would without its activations."""
+    """Windows of a text that the model predicts better than with ablated activations."""
     texts = islice(documents(str(BUNDLED_CORPUS)), 13)
     return np.array([model.tokenizer(text)["input_ids"][:12] for text in texts], np.int32)
 
 
 def make_store(directory, model: LanguageModel, site: Site, tokens_WxT: np.ndarray | None = None) -> ActivationStore:
-    """Windows of these tokens, else of random ones; documents of one to three windows."""
+    """A store with windows of these tokens, or of random ones, in documents of one to three windows."""
     facts = {"layer": site.layer, "hook": site.hook, "hook_name": site.hook_name}
     writer = StoreWriter(directory, {**facts, "seq_len": 12, "keep_first_position": False})
     documents_W = np.array([0, 1, 1, 2, 2, 2])
@@ -247,7 +247,7 @@ def test_of_few_documents_there_is_no_interval(model, text_WxT, tmp_path):
 def test_documents_are_drawn_with_replacement_and_each_as_often():
     draws_SxG = resample(50)
     assert draws_SxG.shape == (SAMPLES, 50) and (draws_SxG.sum(1) == 50).all()
-    assert draws_SxG.var() == pytest.approx(1 - 1 / 50, rel=0.05)  # of a multinomial's count
+    assert draws_SxG.var() == pytest.approx(1 - 1 / 50, rel=0.05)  # the variance of a multinomial count
     np.testing.assert_allclose(draws_SxG.mean(0), 1, atol=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Families come from settings: whatever changes results tells members apart, whatever the text of their ids is."""
+"""Families are built from settings: each setting that changes results separates members, whatever their ids are."""
 
 from dataclasses import asdict, fields, replace
 
@@ -19,7 +19,7 @@ from sae_jax.members import Member, member_id, members_of
 from sae_jax.presets import preset_named
 
 SEEDS = (0, 1, 2)
-UNUSUAL = {  # each of them once made every member a kind of its own
+UNUSUAL = {  # settings that once made every member a separate kind
     "dead rule": {"dead_rule": "anthropic"},
     "normalization": {"normalization": "mean_norm"},
     "warm-up": {"warmup": 0.1},
@@ -58,12 +58,12 @@ def decoders_of(run) -> dict[str, Decoder]:
 
 
 def another(value: object) -> object:
-    """Of the same type, or a number where there is none."""
+    """Another value of the same type; a number if the value is None."""
     return f"{value} too" if isinstance(value, str) else (value or 0) + 1
 
 
 def other_value(name: str) -> object:
-    """One that a field of TrainConfig may have, besides its default."""
+    """A valid value of a field of TrainConfig that is not the default."""
     for value in (False, 2, 0.5, "bfloat16"):
         try:
             if TrainConfig(**{name: value}) != TrainConfig():
@@ -73,7 +73,7 @@ def other_value(name: str) -> object:
     raise AssertionError(f"no other value of {name} is known here")
 
 
-# Whatever changes results counts.
+# Settings that change results separate members.
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Member) if field.name != "id"])
@@ -81,7 +81,7 @@ def other_value(name: str) -> object:
 def test_every_field_of_a_member_is_in_its_id_and_all_but_the_seed_change_its_family(run_of, kind, name):
     run = run_of(activation=kind)
     (result,), (member,) = run.members.values(), members_of(TrainConfig(activation=kind), SITES)
-    levels = dict.fromkeys(families.CONTROLS) if name in families.CONTROLS else {}  # a member has one of them
+    levels = dict.fromkeys(families.CONTROLS) if name in families.CONTROLS else {}  # a member has only one
     other = replace(member, **levels | {name: another(getattr(member, name))})
     assert member_id(asdict(other), several_sites=True) != member_id(asdict(member), several_sites=True)
     assert other != member and replace(member, id="another") == member
@@ -90,7 +90,7 @@ def test_every_field_of_a_member_is_in_its_id_and_all_but_the_seed_change_its_fa
         "hook": "resid_pre",
     }
     both = {"a": families.settings_of(run, result), "b": families.settings_of(run, changed)}
-    both["b"] |= {site: getattr(other, site) for site in ("layer", "hook")}  # of no store, so set here
+    both["b"] |= {site: getattr(other, site) for site in ("layer", "hook")}  # these come from a store otherwise
     assert families.alike(both, but_for="seed") == ([["a", "b"]] if name == "seed" else [["a"], ["b"]])
     assert len(set(families.labels(both).values())) == 2
 
@@ -183,7 +183,7 @@ def test_layers_differ_by_their_layer_and_not_by_their_store_too(run_of, tmp_pat
 
 
 def test_other_seeds_on_another_text_are_no_further_seeds(run_of, tmp_path, store):
-    """Everything that has a name is the same; the rows are not."""
+    """All settings with a name are equal, but the rows are not."""
     other = make_store(tmp_path / "other", windows=60, seed=7)
     one, more = run_of("one", seed=(0, 1)), run_of("more", other, seed=(2, 3))
     points = frontier.compute_frontier(one.path, more.path).points

@@ -1,4 +1,4 @@
-"""A run directory that somebody else made: what is in it is checked when it is opened, and nothing leaves it."""
+"""Run directories from others: their content is checked on opening, and nothing outside of them is written."""
 
 from dataclasses import asdict
 
@@ -38,7 +38,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, store):
-    """The records of a run of two members, written as training writes them, and a place outside of it."""
+    """The records of a run with two members as training writes them, beside a folder that is outside of the run."""
     run = finished_run(tmp_path / "run", TrainConfig(activation=("relu", "topk")), [store]).path
     members = [member["id"] for member in read_record(run / "results.json")["members"]]
     for name in (*(f"members/{member}" for member in members), "figures", "analysis/features", "snapshots/0"):
@@ -104,7 +104,7 @@ def test_files_that_are_links_are_read_as_in_the_cache_of_a_hub(run):
         (run / name).symlink_to(run.with_name(name))
     FinishedRun.open(run)
     with pytest.raises(InputError, match="is a link to"), RunDirectory(run, LiveRun.open(run).config["asked"]).held():
-        pass  # where training would add to it
+        pass  # training would append to this file
 
 
 WRONG = [
@@ -122,7 +122,7 @@ WRONG = [
 
 @pytest.mark.parametrize("file, key", WRONG, ids=lambda value: str(value))
 def test_what_is_missing_or_of_another_kind_is_named_with_its_file(run, file, key):
-    """With a right checksum each time: whoever means harm can write that, too."""
+    """All checksums are correct, because an attacker can write them too."""
     record = read_record(run / file)
     place = tuple(int(part) if part.isdigit() else part for part in key.split("."))
     assert place in set(places(record))
@@ -147,7 +147,7 @@ def test_a_line_of_metrics_of_another_shape_is_named(run, line):
 
 
 def broken(folder, name, change):
-    """The file with this change to its record, or its arrays, under a right checksum."""
+    """Apply a change to the record or arrays of a file, and update the checksum."""
     if name.endswith(".json"):
         write_record(folder / name, change(read_record(folder / name)))
     else:

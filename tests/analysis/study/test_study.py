@@ -1,4 +1,4 @@
-"""When features emerge, planted; intervals; and the study of a run from its command to its files."""
+"""Emergence of planted features, intervals over seeds, and the command `study` with its files."""
 
 import json
 from dataclasses import asdict, replace
@@ -34,7 +34,7 @@ def unit(x_FxD):
 
 @pytest.fixture
 def planted():
-    """Feature f takes its final direction at its step and keeps it; the more often it fires, the earlier."""
+    """(snapshots, steps): each feature keeps its final direction from its step on; frequent features emerge earlier."""
     rng = np.random.default_rng(0)
     final_FxD, noise = unit(rng.standard_normal((F, D))), lambda: unit(rng.standard_normal((F, D)))
     emerged_F = np.array(STEPS)[rng.integers(1, len(STEPS), F)]
@@ -60,7 +60,7 @@ def test_a_feature_emerges_where_it_was_planted(planted):
     np.testing.assert_allclose(found.recognizable_S, [(emerged_F <= step).mean() for step in STEPS])
     assert found.births_S.tolist() == [0, *((emerged_F == step).sum() for step in STEPS[1:])]
     assert not found.deaths_S.any()
-    assert found.predictors["frequency"] == pytest.approx(-1)  # by its making
+    assert found.predictors["frequency"] == pytest.approx(-1)  # by construction
     assert all(abs(found.predictors[name]) < 0.4 for name in ("norm", "co-occurrence"))
 
 
@@ -103,11 +103,11 @@ def test_an_interval_is_students():
     )
 
 
-# The answers.
+# Answers.
 
 
 def gathered_of(values, frequency=(None, None)):
-    """A kind of `topk` with as many seeds as there are values of every measure."""
+    """Measures of one topk kind with a seed for each of the values, which all measures have."""
     config = TrainConfig(activation="topk", hidden_dim=8, k=4, seed=tuple(range(len(values))))
     members = {member.id: asdict(replace(member, id="")) for member in members_of(config, SITES)}
     names = list(members)
@@ -150,7 +150,7 @@ def test_without_snapshots_and_without_activity_nothing_is_claimed():
 def test_a_feature_that_fires_a_few_times_is_not_one_of_a_single_token():
     of = SimpleNamespace(
         rows=1000,
-        density_F=np.array([0.001, 0.5, 0.2, 0]),  # 1, 500, 200, 0 firings
+        density_F=np.array([0.001, 0.5, 0.2, 0]),  # these are 1, 500, 200 and 0 firings
         alive_F=np.array([True, True, True, False]),
         token_share_F=np.array([1, 0.95, 0.1, 0]),
         labels={},
@@ -249,7 +249,7 @@ def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypa
     assert answers == {"sparse_probing": {}, "absorption": {}} and "not measured: --icl-examples 0" in notes[0]
 
 
-# Intervals in every table, whatever the members' ids end in.
+# Intervals in every table, for any ids of the members.
 
 POPULATIONS = {
     "--preset frontier": ("--preset", "frontier", "--activation", "relu", "topk", "--target-l0", "4", "8")

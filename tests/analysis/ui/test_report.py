@@ -1,4 +1,4 @@
-"""The report of a real run on a hostile corpus: what is in it, that nothing of it runs, and how a browser has it."""
+"""The report of a real run on a hostile corpus: its content, that no script of the corpus runs, and its rendering."""
 
 import html
 import json
@@ -31,7 +31,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache) -> Path:
-    """Trained on scripts; the topics are scripts too, for what a feature is specialized on is shown."""
+    """A run on a corpus of scripts. Its topics are scripts, too, because pages show the topics of features."""
     folder = tmp_path_factory.mktemp("report")
     corpus = folder / "hostile.jsonl"
     lines = [{"text": f"{SCRIPT} {IMAGE} {n} & <b>bold</b> " * 4, "topic": (SCRIPT, IMAGE)[n % 2]} for n in range(120)]
@@ -107,7 +107,7 @@ def test_one_of_eight_runs_of_three_is_under_5_mb(run, page, cache, tmp_path):
     copies = [shutil.copytree(run, tmp_path / f"run{n}") for n in range(8)]
     for n, copy in enumerate(copies):
         config = json.loads((copy / "config.json").read_text())
-        config["asked"]["train"]["data_seed"] = n  # else the same members are given twice
+        config["asked"]["train"]["data_seed"] = n  # otherwise the same members would be given twice
         write_json(copy / "config.json", config)
     done = typed("report", *copies, "--to", tmp_path / "all.html", cache=cache)
     assert done.returncode == 0, done.stderr

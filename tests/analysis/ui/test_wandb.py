@@ -1,4 +1,4 @@
-"""Runs of W&B read back from their files as W&B's own messages: real trainings, offline."""
+"""W&B logs of real trainings, read back from the files that W&B writes offline."""
 
 import json
 import signal
@@ -55,7 +55,7 @@ def plain(cache, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def logged(cache, tmp_path_factory) -> tuple[Path, str]:
-    """(the run directory, what was printed)."""
+    """(the run directory, the printed text)."""
     run = tmp_path_factory.mktemp("runs") / "run"
     done = typed(*RUN, *LOGGED, "--run-dir", run, cache=cache)
     assert (done.returncode, done.stderr) == (0, "")
@@ -63,7 +63,7 @@ def logged(cache, tmp_path_factory) -> tuple[Path, str]:
 
 
 def read_back(run: Path) -> dict[str, dict]:
-    """Of each W&B run by its id: the rows of its history, its config, its summary, what else names it."""
+    """{id: history, config, summary and names} of each W&B run in a run directory."""
     found: dict[str, dict] = {}
     for file in sorted(run.glob("wandb/offline-run-*/run-*.wandb")):
         of = defaultdict(list)
@@ -90,7 +90,7 @@ def read_back(run: Path) -> dict[str, dict]:
 
 
 def named(items) -> dict:
-    """Values by name; those that W&B writes in parts, as of a histogram, put together."""
+    """{name: value}. Values that W&B writes in parts, such as histograms, are merged."""
     found: dict = {}
     for item in items:
         *outer, last = item.nested_key or [item.key]
@@ -173,7 +173,7 @@ def test_histograms_figures_and_the_table_of_results(logged):
     for name in pictures:
         with Image.open(found["files"] / last[name]["path"]) as picture:
             assert picture.format == "PNG" and picture.size == (last[name]["width"], last[name]["height"])
-            assert len(picture.convert("RGB").getcolors(1 << 20)) > 20  # something is drawn on it
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 20  # the picture is not empty
 
 
 def test_the_artifact_is_the_run_directory_without_the_files_of_wandb(logged):
@@ -246,7 +246,7 @@ def test_a_resumed_run_goes_on_in_the_same_one_without_a_step_twice(plain, cache
 
 
 def replayed(run: Path, options: WandbOptions) -> list[str]:
-    """A finished run's metrics and results given to W&B again; returns what it said."""
+    """Log a finished run's metrics and results to W&B again. Returns the printed messages."""
     said: list[str] = []
     lines, results = metrics_of(run), json.loads((run / "results.json").read_text())
     members = [member["id"] for member in results["members"]]
@@ -255,7 +255,7 @@ def replayed(run: Path, options: WandbOptions) -> list[str]:
             figures = {line.pop("member"): {k: v for k, v in line.items() if k != "step"} for line in of_step}
             log.training_progress(Progress(step, LAST, 1.0, 1.0, 0.0, figures, {}))
         log.results(results, run)
-    wandb.teardown()  # as at the end of a process: until then W&B may not have written the last run's file
+    wandb.teardown()  # as at the end of a process, because W&B may write the last run's file only then
     return said
 
 

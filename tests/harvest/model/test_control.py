@@ -1,4 +1,4 @@
-"""The control: a model with shuffled weights, the same one wherever a run of it is opened; all else keeps its name."""
+"""The control: a model with shuffled weights, which is the same for every command on the run."""
 
 import json
 
@@ -19,7 +19,7 @@ from harvest.sources import BUNDLED_MODEL, Source
 
 CONTROL = "random-weights"
 ASKED = {"model_name": "bundled", "dataset": "bundled", "n_samples": 300, "seq_len": 20, "layer": 2}
-ONE_BATCH = 103 * 19 * 256 * 2  # bytes of rows
+ONE_BATCH = 103 * 19 * 256 * 2  # bytes of the rows of one batch
 
 
 def load(control: str | None = CONTROL) -> LanguageModel:
@@ -108,7 +108,7 @@ def test_a_run_of_the_control_is_measured_and_opened_on_the_control(tmp_path_fac
     assert control.language_model.weights_hash() == load().weights_hash()
     assert plain.language_model.weights_hash() == load(None).weights_hash()
     ce = {run.path.name: next(iter(run.members.values()))["metrics"]["ce_clean"] for run in (plain, control)}
-    assert ce["plain"] < 4 and ce["control"] > np.log(4096) - 0.5  # nats: it knows nothing
+    assert ce["plain"] < 4 and ce["control"] > np.log(4096) - 0.5  # nats: about the loss of a uniform guess
     (evaluated,) = json.loads((tmp_path / "e.json").read_text())["dictionaries"]
     assert evaluated["metrics"]["ce_clean"] > np.log(4096) - 0.5
     (member,) = control.members

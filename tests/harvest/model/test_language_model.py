@@ -1,4 +1,4 @@
-"""Models of many families: what they cannot do is found before anything is harvested, and said in a sentence."""
+"""Models of many families: what they do not support is found before a harvest and reported in one sentence."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ UNRUN = "AttributeError: 'CodeGenAttention' object has no attribute 'embed_posit
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A family's model, made once."""
+    """A function that returns the model of a family, which is made once."""
     made: dict[str, LanguageModel] = {}
 
     def get(family: str) -> LanguageModel:
@@ -48,7 +48,7 @@ def model(tmp_path_factory):
     return get
 
 
-# Hooks, by value.
+# Values at hooks.
 
 
 @pytest.mark.parametrize("family", ["bundled", "llama", "gemma2", "granite", "opt"])
@@ -103,7 +103,7 @@ def test_a_site_that_cannot_be_measured_is_refused_before_and_after_its_harvest_
     assert not list(cache.glob("activations/*/*"))
     assert len(harvest(request, cache)) == 2
     with pytest.raises(InputError, match="resid_mid.*skip it with --ce-windows 0"):
-        harvest(request, cache, loss_recovered=True)  # it is cached now
+        harvest(request, cache, loss_recovered=True)  # the activations are cached now
 
 
 # Encoders.
@@ -185,7 +185,7 @@ def test_a_run_on_an_encoder_ends_well_and_only_what_needs_a_next_token_is_refus
     assert found.promoted_FxT.shape == (16, 0) and found.density_F.any()
 
 
-# Files that do not belong together.
+# Files of different models.
 
 
 def test_an_encoder_decoder_is_refused_before_it_is_loaded(tmp_path):
@@ -247,11 +247,11 @@ def test_a_tokenizer_that_cannot_be_read_is_a_sentence(tmp_path, text):
         load_tokenizer(str(tmp_path))
 
 
-# What libraries raise.
+# Errors of libraries.
 
 
 def raised_in(package: str, error: Exception):
-    """A function of a package that raises."""
+    """A function of a package that raises this error."""
     names = {"__name__": f"{package}.module", "error": error}
     exec("def function(*_):\n    raise error", names)
     return names["function"]

@@ -1,4 +1,4 @@
-"""Passages of a concept and others like them, cut from the bundled corpus."""
+"""Passages with a concept and comparable passages without it, from the bundled corpus."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def test_passages_hold_the_phrase_and_others_are_like_them(model):
             "golden gate bridge" in text.lower()
         ) == concept[i]
     n = concept.sum()
-    assert (lengths[n : 2 * n] == lengths[:n]).all()  # the first others, one like each passage
+    assert (lengths[n : 2 * n] == lengths[:n]).all()  # the first others, one for each passage
     assert (of.phrase_WxT[n : 2 * n] == of.phrase_WxT[:n]).all()
 
     def starts(i: int) -> set[int]:
@@ -43,7 +43,7 @@ def test_passages_hold_the_phrase_and_others_are_like_them(model):
         own = of.passages.tokens_WxT[i, : of.tokens_N[i]].tolist()
         return {start for start in range(len(ids)) if ids[start : start + len(own)] == own}
 
-    assert all(starts(i) & starts(n + i) for i in range(n))  # at the same place in their documents
+    assert all(starts(i) & starts(n + i) for i in range(n))  # at the same position in their documents
     again = gather("golden gate bridge", str(BUNDLED_CORPUS), model.tokenizer, 20, 1)
     assert (again.passages.tokens_WxT == of.passages.tokens_WxT).all()
 
@@ -57,7 +57,7 @@ def test_examples_are_read_whole_against_as_many_sentences_or_against_what_is_gi
     ]
     of = gather("Xyzzy", str(BUNDLED_CORPUS), model.tokenizer, 8, 1, examples)
     assert of.is_concept_N.sum() == 3 and of.left_out == 1
-    assert of.passages.item_W.tolist()[:3] == [0, 0, 0]  # 19 tokens in windows of 8
+    assert of.passages.item_W.tolist()[:3] == [0, 0, 0]  # an example of 19 tokens, in windows of 8
     assert abs(of.tokens_N[:3].mean() - of.tokens_N[3:].mean()) < 1.5
     given = ["a dog", "a cat ran", "a xyzzy here", "no more of it", "A quay."]
     of = gather("Xyzzy", str(BUNDLED_CORPUS), model.tokenizer, 8, 1, examples[:3], given)
@@ -65,7 +65,7 @@ def test_examples_are_read_whole_against_as_many_sentences_or_against_what_is_gi
 
 
 def test_one_of_near_copies_is_a_passage(model, tmp_path):
-    """Without this, chance features passed in 100 of 100 such corpora at a false discovery rate of 5%; now in 6."""
+    """With near-copies, chance features passed in 100 of 100 such corpora at a false discovery rate of 5%; now in 6."""
     rng = random.Random(0)
     texts = [text.split()[:60] for text in islice(documents(str(BUNDLED_CORPUS)), 200)]
     copies = []

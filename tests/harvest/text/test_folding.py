@@ -1,4 +1,4 @@
-"""A phrase is found in any form of writing it, and where it lies is told in the text as it is written."""
+"""A phrase is found in any spelling, and its position is that in the original text."""
 
 import unicodedata
 

@@ -1,4 +1,4 @@
-"""Near-copies: found however they were edited, left alone where texts only share a form, and never on both sides."""
+"""Near-copies are found after edits, differ from texts that only share a form, and are in one split."""
 
 import json
 import random
@@ -25,7 +25,7 @@ def texts() -> list[str]:
 
 
 def edited(text: str, share: float, rng: random.Random) -> str:
-    """The text with so many of its words replaced, each by another from it or a new one."""
+    """The text with a share of its words replaced, each by another of its words or by a new one."""
     words = text.split()
     for place in rng.sample(range(len(words)), max(1, round(share * len(words)))):
         words[place] = rng.choice([f"w{rng.random()}", rng.choice(words)])
@@ -59,7 +59,7 @@ def test_a_changed_word_or_two_make_a_near_copy(texts, words, share, least):
     originals = [copies.original(text) for text in short]
     found = [copies.original(edited(text, share, rng)) == of for text, of in zip(short, originals, strict=True)]
     assert np.mean(found) >= least
-    assert len(set(originals)) >= 499  # what is not alike stays apart
+    assert len(set(originals)) >= 499  # different texts are not copies
 
 
 def test_a_script_without_spaces_has_near_copies_too():
@@ -79,7 +79,7 @@ def test_short_texts_of_one_form_are_not_copies(text):
 
 
 def six_of_each(texts: list[str], rng: random.Random) -> list[tuple[int, str]]:
-    """(which text, a near-copy of it) in any order."""
+    """(number of a text, a near-copy of it), six for each text, in random order."""
     forms = list(FORMS.values())
     copies = [
         (number, text)
@@ -106,7 +106,7 @@ def test_a_text_made_from_a_template_is_divided_all_the_same_and_this_is_noted(t
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in [*lines, *map(str.upper, lines)]))
     windows = token_windows(str(path), tokenizer, HarvestRequest(n_samples=10**6, seq_len=5), reading := Reading())
     sides = [{d % 200 for d in windows[name].documents_W} for name in ("train", "held_out")]
-    assert all(sides) and not sides[0] & sides[1]  # what differs in form only is still on one side
+    assert all(sides) and not sides[0] & sides[1]  # texts that differ in form only are still in one split
     assert reading.near_copies > 300 and not reading.copies_together
 
 

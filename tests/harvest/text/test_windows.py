@@ -1,4 +1,4 @@
-"""Text into windows: every kind of text source, the split, the quotas, and what cannot be read."""
+"""Token windows of a text: all types of text sources, the split, the quotas, and unreadable texts."""
 
 import gzip
 import json
@@ -55,7 +55,7 @@ def test_windows_are_consecutive_pieces_of_their_documents_and_no_document_is_on
             rows = split.tokens_WxT[split.documents_W == document]
             ids = tokenizer(texts[document], add_special_tokens=False)["input_ids"]
             assert rows.ravel().tolist() == ids[: rows.size]
-            last = document == split.documents_W[-1]  # the one that the quota may cut
+            last = document == split.documents_W[-1]  # the document that the quota may cut
             assert last or len(rows) == len(ids) // 16
         assert (np.diff(split.documents_W) >= 0).all()
     assert not set(windows["train"].documents_W) & set(windows["held_out"].documents_W)
@@ -71,7 +71,7 @@ def test_the_same_request_gives_the_same_windows_and_a_longer_one_begins_with_th
 
 
 def test_about_the_asked_share_of_documents_is_held_out(tokenizer):
-    request = HarvestRequest(n_samples=10**6, held_out=0.2, seq_len=8)  # more than there is: the whole text
+    request = HarvestRequest(n_samples=10**6, held_out=0.2, seq_len=8)  # more than the text has
     windows = token_windows(CORPUS, tokenizer, request)
     train, held_out = (len(np.unique(windows[split].documents_W)) for split in ("train", "held_out"))
     assert train + held_out == len(read(BUNDLED_CORPUS))
@@ -133,7 +133,7 @@ def test_each_file_of_a_folder_is_a_document_in_the_order_of_names(tmp_path):
 
 
 def test_only_the_hub_caches_own_layout_is_a_hub_data_set(tmp_path, monkeypatch):
-    """There the client finds the files, as the data set's card says; in any other folder all count."""
+    """In the cache, the client chooses files by the data set's card. In any other folder, all files count."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for parent in ("snapshots", "datasets--org--texts/snapshots"):
         folder = tmp_path / parent / "2026-11"
@@ -340,7 +340,7 @@ def test_columns_of_one_name_are_refused(tmp_path, names):
         read(tmp_path / "a.parquet")
 
 
-# What cannot be read
+# Unreadable texts
 
 
 @pytest.mark.parametrize(
