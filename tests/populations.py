@@ -49,7 +49,7 @@ def prepare(
 def placed(
     config: TrainConfig, total_steps: int, x_NxD, devices: int | None = None
 ) -> tuple[Placement, list[State], list[dict], tuple[Group, ...]]:
-    """(groups, states, hypers, placement) on this number of devices, by default on as many as there are members."""
+    """(placement, states, hypers, groups) on this number of devices, by default on as many as there are members."""
     groups, states, hypers = prepare(config, total_steps, x_NxD)
     devices = devices or sum(len(group.members) for group in groups)
     placement = Placement(groups, jax.devices()[:devices])

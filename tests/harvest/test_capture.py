@@ -126,9 +126,7 @@ def test_all_hooks_of_two_layers_in_one_run_are_those_of_transformer_lens(model,
 
 
 @pytest.mark.parametrize("below", HOOKS)
-def test_a_hook_below_another_is_read_and_its_block_runs_as_written_unless_hooked_inside(
-    model, by_transformer_lens, below
-):
+def test_only_blocks_with_hooks_inside_run_in_the_code_of_transformer_lens(model, by_transformer_lens, below):
     tokens_WxT, cache = by_transformer_lens
     ran = []
     handles = [
@@ -157,7 +155,7 @@ def test_a_hook_below_another_is_read_and_its_block_runs_as_written_unless_hooke
         ("resid_post", ["attn", "mlp"]),
     ],
 )
-def test_nothing_behind_the_hook_is_computed(model, hook, modules_that_run):
+def test_nothing_after_the_hook_is_computed(model, hook, modules_that_run):
     last = model.n_layers - 1
     modules = {
         "attn": model.bridge.blocks[last].attn,
@@ -175,7 +173,7 @@ def test_nothing_behind_the_hook_is_computed(model, hook, modules_that_run):
     assert ran == modules_that_run
 
 
-def test_the_model_is_whole_again_after_its_activations_were_read(model, raw_model):
+def test_reading_activations_does_not_change_the_model(model, raw_model):
     tokens = torch.arange(40).reshape(2, 20)
     model.activations(tokens.numpy(), [Site(3, "resid_mid"), Site(1, "attn_out")])
     with torch.inference_mode():
@@ -210,7 +208,7 @@ def test_a_llama_with_rotary_positions_and_grouped_heads(tmp_path):
     np.testing.assert_allclose(found[sites[1]], hidden[1].numpy(), atol=1e-6)
 
 
-def test_the_weights_hash_tells_models_apart_and_stays_the_same(model):
+def test_the_weights_hash_identifies_a_model(model):
     assert model.weights_hash() == LanguageModel.load(str(BUNDLED_MODEL), device="cpu").weights_hash()
     before = model.weights_hash()
     parameter = model.bridge.blocks[1].mlp.original_component.c_fc.weight
@@ -296,7 +294,7 @@ def test_the_manifest_says_where_the_rows_come_from(small_store):
     assert set(manifest["versions"]) == {"torch", "transformers", "transformer_lens"}
 
 
-def test_the_same_request_is_answered_at_once_and_another_is_not_mixed_with_it(tmp_path):
+def test_a_repeated_request_reuses_its_store_and_another_does_not(tmp_path):
     request = HarvestRequest(**BUNDLED, n_samples=20)
     first = harvested(request, tmp_path)
     began = time.perf_counter()
@@ -313,7 +311,7 @@ def test_a_finished_store_is_found_without_torch(small_store):
     assert "13,680 training rows" in said.stdout
 
 
-def test_the_model_is_gone_after_the_harvest(tmp_path):
+def test_the_model_is_freed_after_the_harvest(tmp_path):
     def models() -> int:
         return sum(type(thing) is transformers.GPT2LMHeadModel for thing in gc.get_objects())
 
@@ -327,7 +325,7 @@ def test_the_model_is_gone_after_the_harvest(tmp_path):
         gc.enable()
 
 
-def test_progress_and_what_is_said(tmp_path):
+def test_progress_and_messages(tmp_path):
     told, said = [], []
     text = tmp_path / "few.txt"
     text.write_text(
@@ -391,9 +389,7 @@ def several(*layers: int) -> HarvestRequest:
     return dataclasses.replace(SMALL, layer=layers)
 
 
-def test_several_sites_are_harvested_in_one_pass_and_each_is_as_if_alone(
-    tmp_path, blocks_run, small_store, three_sites
-):
+def test_several_sites_are_harvested_in_one_pass_with_unchanged_rows(tmp_path, blocks_run, small_store, three_sites):
     stores = harvest(several(3, 1, 2), tmp_path, shard_bytes=ONE_BATCH)
     assert blocks_run == [0, 1, 2] * BATCHES  # each batch runs once, and no block after the deepest site
     assert [site.layer for site in stores] == [3, 1, 2]
@@ -403,7 +399,7 @@ def test_several_sites_are_harvested_in_one_pass_and_each_is_as_if_alone(
     assert alone.name == among_others.name and files_of(alone) == files_of(among_others)
 
 
-def test_a_site_of_an_earlier_request_is_found_again_and_not_harvested_twice(tmp_path, blocks_run, three_sites):
+def test_a_site_of_an_earlier_request_is_not_harvested_again(tmp_path, blocks_run, three_sites):
     earlier = harvested(several(3), tmp_path, shard_bytes=ONE_BATCH).directory
     before = times_of(earlier)
     blocks_run.clear()
@@ -432,7 +428,7 @@ def run_harvest(cache_dir: Path, code: str, layer: object = 2) -> subprocess.Com
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def test_killed_at_a_shard_and_resumed_it_is_byte_for_byte_the_same(tmp_path, small_store):
+def test_a_harvest_that_was_killed_and_resumed_is_the_same_byte_for_byte(tmp_path, small_store):
     assert run_harvest(tmp_path, code=DIE_IN_THE_FOURTH_SHARD).returncode == -signal.SIGKILL
     directory = tmp_path / "activations" / small_store.directory.name
     done = sorted(directory.glob("train/shard-*.json"))
@@ -446,9 +442,7 @@ def test_killed_at_a_shard_and_resumed_it_is_byte_for_byte_the_same(tmp_path, sm
     assert [(path, path.stat().st_mtime_ns) for path, _ in written] == written  # these files were not written again
 
 
-def test_a_harvest_in_which_one_site_is_ahead_goes_on_at_the_first_shard_that_the_other_lacks(
-    tmp_path, blocks_run, three_sites
-):
+def test_a_harvest_continues_at_the_first_shard_that_any_site_lacks(tmp_path, blocks_run, three_sites):
     assert run_harvest(tmp_path, code=DIE_IN_THE_FOURTH_SHARD, layer=[1, 3]).returncode == -signal.SIGKILL
     whole = {layer: three_sites[Site(layer, "resid_pre")].directory for layer in (1, 3)}
     behind, ahead = (tmp_path / "activations" / whole[layer].name for layer in (1, 3))
@@ -465,7 +459,7 @@ def test_a_harvest_in_which_one_site_is_ahead_goes_on_at_the_first_shard_that_th
     assert files_of(behind) == files_of(whole[1]) and files_of(ahead) == files_of(whole[3])
 
 
-def test_a_full_disk_is_said_and_the_harvest_goes_on_from_there(tmp_path, small_store):
+def test_a_full_disk_is_reported_and_the_harvest_can_continue(tmp_path, small_store):
     """The kernel limits the size of files, which fails at the same place as a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -485,7 +479,7 @@ def test_a_full_disk_is_said_and_the_harvest_goes_on_from_there(tmp_path, small_
     assert files_of(directory) == files_of(small_store.directory)
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+def test_an_unwritable_cache_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--cache-dir .*file: cannot be written to"):
         harvest(SMALL, tmp_path / "file")
@@ -510,7 +504,7 @@ def test_two_processes_whose_sites_overlap_do_not_mix(tmp_path, three_sites):
 
 
 @pytest.mark.parametrize("layers", [[1, 2], [2, 1]])
-def test_whoever_waits_for_the_first_lock_holds_no_other(tmp_path, three_sites, layers):
+def test_a_process_that_waits_for_the_first_lock_holds_no_other(tmp_path, three_sites, layers):
     """Locks are taken in a fixed order for any order of the sites, so that processes never wait for each other."""
     names = sorted(three_sites[Site(layer, "resid_pre")].directory.name for layer in layers)
     first, last = (FileLock(tmp_path / "activations" / f"{name}.lock") for name in names)

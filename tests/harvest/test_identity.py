@@ -126,7 +126,7 @@ def change_a_weight(model: Path) -> None:
     (model / "model.safetensors").write_bytes(content)
 
 
-def test_what_was_moved_away_is_named_with_a_way_out(run, tmp_path):
+def test_moved_models_and_texts_are_named_with_the_fix(run, tmp_path):
     config = json.loads((run.path / "config.json").read_text())
     for part in ("model", "dataset"):
         config["stores"][0][part] |= {"location": str(tmp_path / part), "asked": part}
@@ -136,7 +136,7 @@ def test_what_was_moved_away_is_named_with_a_way_out(run, tmp_path):
             place()
 
 
-def test_places_are_those_of_this_machine(tmp_path, monkeypatch):
+def test_paths_in_a_run_are_translated_to_this_machine(tmp_path, monkeypatch):
     old = {"asked": "bundled", "location": "/home/alice/sae-jax/model", "fell_back": False, "fingerprint": "0" * 32}
     for record in (old, old | {"asked": "gpt2-small", "fell_back": True}):
         assert (place_of("model", record), name_of("model", record)) == (str(BUNDLED_MODEL), "bundled")
@@ -152,7 +152,7 @@ def test_places_are_those_of_this_machine(tmp_path, monkeypatch):
 # Which files of a model's folder and of a text matter.
 
 
-def test_only_files_that_say_something_of_the_model_count(tmp_path):
+def test_only_files_that_define_the_model_count(tmp_path):
     flags = home_of(tmp_path / "alice")
     request = HarvestRequest(model_name=str(flags[1]), dataset=str(flags[3]))
     model, before = tmp_path / "alice" / "model", named_files(request)
@@ -175,7 +175,7 @@ def test_only_files_that_say_something_of_the_model_count(tmp_path):
     assert named_files(moved)["model_name"] != before["model_name"]
 
 
-def test_a_changed_weight_counts_in_a_large_file_of_the_same_time(tmp_path):
+def test_a_changed_weight_is_found_in_a_large_file_with_the_same_time(tmp_path):
     """Large files were once compared by their modification time only."""
     weights = tmp_path / "model.safetensors"
     for content in (b"0" * (65 << 20), b"1" * (65 << 20)):
@@ -202,7 +202,7 @@ def rewritten(store: ActivationStore, directory: Path, change) -> ActivationStor
 
 @pytest.mark.parametrize("dtype, apart, same", [("float16", 3e-4, True), ("float32", 1e-6, True)])
 @pytest.mark.parametrize("many", [1, 100])
-def test_rounding_is_told_apart_from_other_rows(tmp_path, dtype, apart, same, many):
+def test_rounding_is_distinguished_from_other_rows(tmp_path, dtype, apart, same, many):
     store, rng = make_store(tmp_path / "a", dtype=dtype), np.random.default_rng(1)
     apart *= many if many > 1 else 1
     other = rewritten(store, tmp_path / "b", lambda x: x * (1 + apart * rng.standard_normal(x.shape)))
@@ -216,7 +216,7 @@ def test_rounding_is_told_apart_from_other_rows(tmp_path, dtype, apart, same, ma
         assert here["sums"]["length"] == pytest.approx(lengths_N.mean(), rel=1e-3)
 
 
-def test_a_shifted_mean_and_a_scale_are_differences(tmp_path):
+def test_shifted_and_scaled_rows_are_different(tmp_path):
     store = make_store(tmp_path / "a", dtype="float32")
     for number, change in enumerate((lambda x: x + 0.1, lambda x: x * 1.02)):
         other = rewritten(store, tmp_path / f"b{number}", change)
@@ -247,7 +247,7 @@ def test_a_run_is_resumed_on_rows_that_differ_by_rounding_and_says_so(tmp_path):
 # Locks.
 
 
-def test_a_lock_that_others_may_wait_for_stays(tmp_path):
+def test_the_lock_file_is_not_deleted(tmp_path):
     lock = tmp_path / "store.lock"
     with pytest.raises(InputError), one_at_a_time(tmp_path / "store", print):
         before = lock.stat().st_ino
@@ -255,7 +255,7 @@ def test_a_lock_that_others_may_wait_for_stays(tmp_path):
     assert lock.stat().st_ino == before
 
 
-def test_results_are_looked_at_once_more_under_the_lock(run, tmp_path, monkeypatch, capsys):
+def test_results_are_checked_again_after_locking(run, tmp_path, monkeypatch, capsys):
     """If another process finishes the run while this one harvests, its results are shown, and nothing is trained."""
     path, plain = tmp_path / "run", train_command.rows_of
 
@@ -271,7 +271,7 @@ def test_results_are_looked_at_once_more_under_the_lock(run, tmp_path, monkeypat
     assert (path / "results.json").read_bytes() == (run.path / "results.json").read_bytes()
 
 
-def test_a_run_directory_is_entered_again_by_whoever_is_in_it(tmp_path):
+def test_the_lock_of_a_run_directory_is_reentrant(tmp_path):
     run, other = (RunDirectory(tmp_path / "run", {"train": {}}) for _ in range(2))
     with run.held():
         with run.held():
@@ -310,7 +310,7 @@ assert train("third", "--ce-windows", "0") == 2
 """
 
 
-def test_a_hub_out_of_reach_stops_nothing_whose_rows_are_here(tmp_path, cache):
+def test_an_unreachable_hub_does_not_matter_if_the_rows_are_cached(tmp_path, cache):
     models, texts = {"some-org/tiny": files_of(BUNDLED_MODEL)}, {"some-org/texts": {"train.jsonl": JSONL.encode()}}
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     with hub(models, texts) as url:
@@ -357,7 +357,7 @@ ALL = """(
 
 @pytest.mark.parametrize("all_commands", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_that_cannot_be_written_to_is_read(run, cache, tmp_path, all_commands):
-    """A run on a read-only mount, which also root cannot write to, is read. Its rows are harvested into another cache."""
+    """The run is on a read-only mount, which root cannot write to either. Its rows are harvested into another cache."""
     runs, before = tmp_path / "runs", files_of(run.path)
     shutil.copytree(run.path, runs / "run")
     shutil.copytree(run.path, runs / "interrupted")

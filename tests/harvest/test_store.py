@@ -66,7 +66,7 @@ def test_any_range_and_any_choice_of_rows_across_shards(tmp_path_factory, counts
     np.testing.assert_array_equal(np.concatenate(list(store.train.chunks(size))), rows_NxD)
 
 
-def test_a_row_that_is_not_there_is_an_index_error(tmp_path):
+def test_a_missing_row_is_an_index_error(tmp_path):
     store, written = write_store(tmp_path, {"train": [2, 1], "held_out": [1]})
     for row in (-1, len(store.train)):
         with pytest.raises(IndexError):
@@ -143,7 +143,7 @@ READINGS["documents"] = (lambda split: split.documents, *READINGS["tokens"][1:])
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 @pytest.mark.parametrize("array", READINGS)
-def test_one_bit_of_a_file_is_named_by_whoever_reads_it(array, split, tmp_path):
+def test_a_flipped_bit_of_a_file_is_reported_when_it_is_read(array, split, tmp_path):
     write_store(tmp_path, {"train": [2, 2], "held_out": [2, 2]})
     flip_last_bit(tmp_path / split / f"{array}-00001.npy")
     for read in READINGS[array]:
@@ -166,7 +166,7 @@ def test_a_file_is_compared_once_in_a_process_unless_it_changes(tmp_path, monkey
         ActivationStore(tmp_path).train.read(0, 16)
 
 
-def test_rows_are_compared_meanwhile(tmp_path):
+def test_rows_are_compared_in_a_thread(tmp_path):
     write_store(tmp_path, {"train": [2, 2], "held_out": [1]})
     flip_last_bit(tmp_path / "train" / "rows-00001.npy")
     store = ActivationStore(tmp_path)
@@ -178,7 +178,7 @@ def test_rows_are_compared_meanwhile(tmp_path):
         _ = 1 / 0
 
 
-def test_a_digit_of_the_manifest_is_named(tmp_path):
+def test_a_changed_digit_of_the_manifest_is_reported(tmp_path):
     store, _ = write_store(tmp_path, {"train": [2], "held_out": [1]})
     path, digits = tmp_path / "manifest.json", repr(store.mean[0].item())
     path.write_text(path.read_text().replace(digits, digits[:-1] + ("1" if digits[-1] != "1" else "2")))
@@ -205,7 +205,7 @@ def test_a_truncated_manifest_is_named(tmp_path, kept):
     assert str(manifest) in str(error.value)
 
 
-def test_a_shard_counts_as_done_only_whole_and_with_the_same_windows(tmp_path):
+def test_only_a_complete_shard_of_the_same_windows_is_finished(tmp_path):
     tokens_WxT, documents_W = np.arange(2 * SEQ_LEN, dtype=np.int32).reshape(2, -1), np.zeros(2, np.int32)
     writer = StoreWriter(tmp_path, {})
     assert not writer.has_shard("train", 0, tokens_WxT)
@@ -230,7 +230,7 @@ def test_a_shard_counts_as_done_only_whole_and_with_the_same_windows(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
-def test_what_is_not_finite_is_refused_and_nothing_of_it_is_left(tmp_path, value):
+def test_values_that_are_not_finite_are_refused_and_not_written(tmp_path, value):
     writer = StoreWriter(tmp_path, {"hook_name": "blocks.1.hook_mlp_out"})
     rows_NxD = np.full((8, D), value, np.float16)
     with pytest.raises(InputError, match="blocks.1.hook_mlp_out, shard 0, do not fit float16.*--store-dtype float32"):
@@ -238,7 +238,7 @@ def test_what_is_not_finite_is_refused_and_nothing_of_it_is_left(tmp_path, value
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_split_travels_to_another_process_without_its_rows(tmp_path):
+def test_a_split_is_pickled_without_its_rows(tmp_path):
     store, written = write_store(tmp_path, {"train": [200, 200], "held_out": [1]})
     _ = store.train[0], store.train.windows  # open files and cached arrays, which must not be pickled
     sent = pickle.dumps(store.train)

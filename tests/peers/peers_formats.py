@@ -115,7 +115,7 @@ def dictionary_learning(directory: Path) -> None:
     np.save(directory / "rows.npy", x.numpy())
     for made in sorted(directory.glob("trainer_*")):
         name = json.loads((made / "config.json").read_text())["trainer"]["dict_class"]
-        own = {"normalize_decoder": False} if name == "AutoEncoder" else {}  # otherwise the loader rescales the features
+        own = {"normalize_decoder": False} if name == "AutoEncoder" else {}  # keep the stored scale
         sae = classes[name].from_pretrained(made / "ae.pt", **own)
         with torch.no_grad():
             np.savez(made / "outputs.npz", features=sae.encode(x).numpy(), reconstruction=sae(x).numpy())

@@ -2,7 +2,7 @@
 
     SAE_PEERS_PYTHON=PEERS/bin/python python -m pytest -m slow -s tests/peers/test_parity.py
 
-PEERS: see saelens_training.py. Our side is `train_block`, as in a run, on its dense and its sparse path; `-s` prints the
+PEERS: see saelens_training.py. Our side is `train_block`, as in a run, on its dense and sparse path; `-s` prints the
 figures. We differ from SAELens by a few choices, which sae_jax/RESULTS.md lists. `AS_SAELENS` makes SAELens' choices,
 and the last test measures the effect of each.
 
@@ -207,7 +207,7 @@ def train_saelens(directory: Path, cases: dict[str, Case], starts: dict[str, Sta
 
 
 def train_ours(begun: Start, side_by_side: int = 1) -> tuple[State, np.ndarray, int]:
-    """(state, loss_S, number of steps on the sparse path) after two blocks. Side by side, the same member trains twice."""
+    """(state, loss_S, number of sparse steps) after two blocks. Side by side, two copies of the member are trained."""
     sparse_steps: list[int] = []
     largest = sae_jax.training.step.largest
 
@@ -335,7 +335,7 @@ def test_same_losses_and_weights(name, path, starts, saelens, saelens_float32, m
         ("topk, rescaled", None),
     ],
 )
-def test_what_a_choice_amounts_to(name, choice, starts, saelens, monkeypatch):
+def test_the_effect_of_each_choice(name, choice, starts, saelens, monkeypatch):
     """The effect of one choice: all other choices are those of SAELens."""
     for as_saelens in AS_SAELENS:
         if as_saelens is not choice:

@@ -66,7 +66,7 @@ def status_of(*argv: object) -> int:
 # Checks that load nothing heavy.
 
 
-def test_help_is_there_at_once_and_shows_every_field(monkeypatch, cache):
+def test_help_is_fast_and_shows_every_field(monkeypatch, cache):
     monkeypatch.setenv("COLUMNS", "1000")  # so that no line is wrapped
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     help = typed("--help", cache=cache)
@@ -146,7 +146,7 @@ def test_the_smoke_test_from_text_to_results(smoke):
     assert all(math.isfinite(v) for line in lines for v in line.values() if not isinstance(v, str))
 
 
-def test_a_finished_run_is_answered_at_once_and_left_as_it_is(smoke, cache):
+def test_a_finished_run_is_shown_and_not_changed(smoke, cache):
     _, run = smoke
     before = files_of(run)
     script = f"""
@@ -163,7 +163,7 @@ sys.exit(status)"""
     assert files_of(run) == before
 
 
-def test_force_does_it_again_and_quiet_prints_one_line(smoke, cache):
+def test_force_trains_again_and_quiet_prints_one_line(smoke, cache):
     _, run = smoke
     before = files_of(run)
     forced = typed(*SMOKE, "--run-dir", run, "--force", "--quiet", cache=cache)
@@ -204,7 +204,7 @@ def test_a_population_over_layers_kinds_and_rates(cache, tmp_path):
     assert all(f"║ {m['id']}" in done.stdout for m in members)
 
 
-def test_a_member_that_fails_is_named_and_the_rest_has_results(cache, tmp_path):
+def test_a_failed_member_is_reported_and_the_others_have_results(cache, tmp_path):
     run = tmp_path / "run"
     done = typed(*TINY, "--lr", "1e-3", "1e30", "--epochs", "3", "--run-dir", run, cache=cache)
     assert done.returncode == 0
@@ -221,7 +221,7 @@ def test_a_member_that_fails_is_named_and_the_rest_has_results(cache, tmp_path):
     assert {line["member"] for line in lines if line["step"] == lines[-1]["step"]} == {good["id"]}
 
 
-def test_a_failure_is_not_forgotten_by_a_kill_after_the_last_step(cache, tmp_path):
+def test_a_failed_member_stays_failed_after_a_kill(cache, tmp_path):
     argv = (
         *TINY,
         "--lr",
@@ -243,7 +243,7 @@ def test_a_failure_is_not_forgotten_by_a_kill_after_the_last_step(cache, tmp_pat
     assert json.loads(results.read_text())["members"] == before and before[1]["failed"]
 
 
-def test_a_damaged_row_is_named_and_not_the_learning_rate(cache, tmp_path, capsys):
+def test_a_failure_by_a_damaged_row_is_not_blamed_on_the_learning_rate(cache, tmp_path, capsys):
     """A damaged row in one of two layers makes the member there fail; the message gives the damage as the reason."""
     argv = (*TINY, "--layer", "0", "2", "--cache-dir", tmp_path / "cache")
     assert status_of(*argv, "--run-dir", tmp_path / "whole", "--quiet") == 0
@@ -257,7 +257,7 @@ def test_a_damaged_row_is_named_and_not_the_learning_rate(cache, tmp_path, capsy
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def test_a_dry_run_says_who_would_train_and_leaves_nothing(cache, tmp_path, capsys):
+def test_a_dry_run_lists_members_and_writes_nothing(cache, tmp_path, capsys):
     grid = ("--layer", "0", "2", "--activation", "relu", "topk", "--hidden-dim", "256", "4096")
     assert (
         status_of(*BUNDLED, *grid, "--dry-run", "--run-dir", tmp_path / "run", "--cache-dir", tmp_path / "cache") == 0
@@ -279,7 +279,7 @@ def refused(capsys, *argv: object) -> str:
     return error
 
 
-def test_a_run_of_another_configuration_is_left_alone(smoke, cache, capsys):
+def test_a_run_of_another_configuration_is_refused_and_not_changed(smoke, cache, capsys):
     _, run = smoke
     before = files_of(run)
     for extra in ((), ("--force",), ("--resume",)):
@@ -289,13 +289,13 @@ def test_a_run_of_another_configuration_is_left_alone(smoke, cache, capsys):
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "config.json"])
-def test_a_directory_that_holds_something_else_is_left_alone(name, cache, tmp_path, capsys):
+def test_a_directory_with_other_content_is_refused(name, cache, tmp_path, capsys):
     (tmp_path / name).write_text('{"architectures": ["GPT2LMHeadModel"]}')
     assert "is not empty and holds no run" in refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / name]
 
 
-def test_a_file_is_no_run_directory(cache, tmp_path, capsys):
+def test_a_file_is_refused_as_run_directory(cache, tmp_path, capsys):
     (tmp_path / "file").touch()
     for run in (tmp_path / "file", tmp_path / "file" / "run"):
         error = refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", run)
@@ -310,7 +310,7 @@ def test_a_damaged_record_is_named(smoke, cache, tmp_path, capsys):
         assert f"{copy / name} is damaged" in refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", copy)
 
 
-def test_what_is_lost_of_a_finished_run_is_written_again_as_the_message_says(smoke, cache, tmp_path, capsys):
+def test_lost_files_of_a_finished_run_are_restored_by_the_advice(smoke, cache, tmp_path, capsys):
     copy = shutil.copytree(smoke[1], tmp_path / "run")
     weights = copy / "members" / SMOKE_ID / "sae_weights.safetensors"
     whole = weights.read_bytes()
@@ -323,7 +323,7 @@ def test_what_is_lost_of_a_finished_run_is_written_again_as_the_message_says(smo
     assert weights.read_bytes() == whole and status_of(*argv) == 0
 
 
-def test_what_a_kill_left_of_the_very_first_file_is_no_hindrance(smoke, cache, tmp_path):
+def test_a_temporary_first_file_does_not_block_a_run_directory(smoke, cache, tmp_path):
     (tmp_path / "config.json.tmp").write_text("{")
     assert status_of(*TINY, "--cache-dir", cache, "--run-dir", tmp_path) == 0
 
@@ -397,7 +397,7 @@ def test_bad_text(name, content, allowed, cache, tmp_path, capsys):
     assert not (tmp_path / "runs").exists() and all(name.endswith(".lock") for name in files_of(empty_cache))
 
 
-def test_bad_input_as_it_is_typed(tmp_path):
+def test_bad_input_in_a_separate_process(tmp_path):
     answer = typed("--activation", "gelu", "--run-dir", "run", cache=Path("cache"), cwd=tmp_path)
     assert (answer.returncode, answer.stdout) == (2, "")
     assert answer.stderr.startswith("error: --activation gelu: must be one of relu, tanh_relu, ")
@@ -427,7 +427,7 @@ def test_missing_and_damaged_shards_are_named(smoke, cache, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("batch_size, step", [(64, 1), (TRAIN_ROWS, 1)], ids=["within", "at the last step"])
-def test_a_lost_loss_is_named_and_gives_no_result(batch_size, step, smoke, cache, tmp_path, capsys):
+def test_a_loss_that_is_not_finite_is_reported_and_gives_no_results(batch_size, step, smoke, cache, tmp_path, capsys):
     run = tmp_path / "run"
     argv = (*TINY, "--lr", "1e30", "--batch-size", batch_size, "--cache-dir", cache, "--run-dir", run)
     assert status_of(*argv) == 1
@@ -477,7 +477,7 @@ def test_a_disk_without_room_for_a_checkpoint(smoke, cache, tmp_path):
     assert full.stderr.startswith("error: the disk is full") and full.stderr.count("\n") == 1
 
 
-def test_a_named_model_on_the_default_text_falls_back_for_the_text_alone(cache, tmp_path):
+def test_only_the_default_text_falls_back_beside_a_named_model(cache, tmp_path):
     """The command runs in a separate process, because the hub client reads its environment when it is imported."""
     model = ("--model-name", ROOT / "harvest" / "bundled" / "model")
     sizes = ("--n-samples", 100, "--seq-len", 10, "--epochs", 1)
@@ -500,7 +500,7 @@ def test_two_processes_do_not_train_in_one_directory(smoke, cache, tmp_path):
     assert second.returncode == 2 and "another process is training in it" in second.stderr
 
 
-def test_a_changed_text_is_another_request(cache, tmp_path):
+def test_a_changed_text_gives_another_run(cache, tmp_path):
     text = tmp_path / "t.jsonl"
     lines = [json.dumps({"text": f"{i} " + "the sea and the ship and the storm " * 20}) + "\n" for i in range(60)]
     argv = ("--model-name", "bundled", "--dataset", text, "--n-samples", 100, "--seq-len", 10, "--epochs", 1)
@@ -515,7 +515,7 @@ def test_a_changed_text_is_another_request(cache, tmp_path):
     assert again.returncode == 2 and "another configuration (dataset" in again.stderr
 
 
-def test_a_shard_damaged_within_is_named_where_it_costs_the_loss(smoke, cache, tmp_path):
+def test_a_damaged_shard_is_named_if_the_loss_is_not_finite(smoke, cache, tmp_path):
     argv = (*SMOKE[:-4], "--epochs", 1, "--run-dir", tmp_path / "run")
     shutil.copytree(cache / "activations", tmp_path / "cache" / "activations")
     for rows in (tmp_path / "cache" / "activations").glob("*/train/rows-00000.npy"):
@@ -527,7 +527,7 @@ def test_a_shard_damaged_within_is_named_where_it_costs_the_loss(smoke, cache, t
     assert "train/rows-00000.npy is damaged" in done.stderr and "harvest again" in done.stderr
 
 
-def test_a_run_that_begins_finds_out_once_which_model_and_text_are_meant(cache, tmp_path, monkeypatch):
+def test_a_new_run_resolves_model_and_text_once(cache, tmp_path, monkeypatch):
     asked = []
 
     def counted(*arguments):

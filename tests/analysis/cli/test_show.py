@@ -58,7 +58,7 @@ def test_a_run_that_another_process_trains(live_run):
     assert pareto.returncode == 2 and "is not finished" in pareto.stderr
 
 
-def test_watching_ends_with_a_word_and_leaves_the_training_alone(live_run):
+def test_watching_ends_with_a_message_and_does_not_stop_the_training(live_run):
     run, process = live_run
     script = "import sys, main; sys.exit(main.run_as_command(['show', *sys.argv[1:-2]]))"
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs ignore SIGINT otherwise
@@ -71,7 +71,7 @@ def test_watching_ends_with_a_word_and_leaves_the_training_alone(live_run):
     assert process.poll() is None
 
 
-def test_a_stopped_run_says_how_it_goes_on(live_run):
+def test_the_message_of_a_stopped_run_says_how_to_continue(live_run):
     run, process = live_run
     os.kill(process.pid, signal.SIGINT)
     process.wait(timeout=120)
@@ -79,7 +79,7 @@ def test_a_stopped_run_says_how_it_goes_on(live_run):
     assert shown.returncode == 0 and "was interrupted" in shown.stdout and "--resume" in shown.stdout
 
 
-def test_a_block_is_drawn_once_however_long_it_takes(live_run, tmp_path, monkeypatch):
+def test_each_block_is_drawn_once(live_run, tmp_path, monkeypatch):
     """The run is a copy whose lock this process holds, as if it trained the run."""
     run, _ = live_run
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -129,7 +129,7 @@ def test_nothing_to_show(tmp_path):
     assert shown.returncode == 2 and "no such run directory" in shown.stderr
 
 
-def test_the_best_is_the_one_that_explains_most_at_the_l0_asked():
+def test_the_best_member_explains_most_near_the_target_l0():
     metrics = {
         "far": {"explained_variance": 0.9, "l0": 40.0},
         "near": {"explained_variance": 0.8, "l0": 33.0},
@@ -143,7 +143,7 @@ def test_the_best_is_the_one_that_explains_most_at_the_l0_asked():
     assert best_member({name: metrics["failed"] for name in "ab"}, {}) is None
 
 
-def test_points_that_are_close_do_not_look_far_apart():
+def test_close_points_stay_close_in_a_plot():
     lines = scatter([("relu", 31.9, 0.5), ("topk", 32.0, 0.9)], "L0", "EV", 80)
     rows = [line.partition("|")[2] for line in lines[1:17]]
     assert 0 < rows[0].index("b") - rows[-1].index("a") < 8  # L0 differs by 0.3%, a small part of the plot

@@ -90,7 +90,7 @@ def test_families_are_of_one_kind_and_seed(rng):
     assert splitting.families(decoders) == [["d", "a", "b"]]
 
 
-def test_what_is_written_and_drawn(rng, tmp_path):
+def test_files_and_figures(rng, tmp_path):
     decoders, parent_F, _ = planted(rng)
     found = splitting.compute_splitting(decoders)
     splitting.write_splitting(found, tmp_path)
@@ -104,7 +104,7 @@ def test_what_is_written_and_drawn(rng, tmp_path):
     assert all(f"wordF80-{child}<" in svg for child in np.flatnonzero(parent_F == 0)) and "wordF40-0<" in svg
 
 
-def test_boxes_stand_beside_their_children_without_overlap(rng):
+def test_boxes_are_beside_their_children_without_overlap(rng):
     found = splitting.compute_splitting(planted(rng)[0])
     boxes = boxes_of(found, {}, trees=3)
     for level in range(3):
@@ -113,14 +113,14 @@ def test_boxes_stand_beside_their_children_without_overlap(rng):
     assert boxes[-1]["y2"] - boxes[-1]["y"] == found.trees[2][2]
 
 
-def test_many_children_are_cut_aloud(rng):
+def test_the_chart_says_how_many_children_it_omits(rng):
     narrow_FxD = unit(rng.standard_normal((1, D)))
     found = splitting.compute_splitting({"a": decoder(narrow_FxD), "b": decoder(near(rng, narrow_FxD[[0] * 30]))})
     labels = [box["label"] for box in boxes_of(found, {}, trees=1)]
     assert "and 22 more" in labels and len(labels) == 1 + CHILDREN_SHOWN + 1
 
 
-def test_what_cannot_split_is_refused(rng):
+def test_a_single_width_is_refused(rng):
     x_FxD = unit(rng.standard_normal((4, D)))
     with pytest.raises(InputError, match="several widths"):
         splitting.compute_splitting({"a": decoder(x_FxD)})

@@ -85,7 +85,7 @@ def test_a_planted_feature_is_found_and_its_figures_are_sklearns(rng):
 
 
 @pytest.mark.parametrize("concept,has_interval", [(36, False), (40, True)])  # two fifths are scored
-def test_of_few_passages_an_auroc_has_no_interval_and_the_table_a_dash(rng, concept, has_interval):
+def test_an_auroc_of_few_passages_has_no_interval(rng, concept, has_interval):
     is_concept_N = sides(concept, 120)
     values = both(sparse(rng, len(is_concept_N), 3))
     result = find_detectors([("a", values)], {}, is_concept_N, split_passages(is_concept_N))
@@ -96,7 +96,7 @@ def test_of_few_passages_an_auroc_has_no_interval_and_the_table_a_dash(rng, conc
     assert (" - " not in console.export_text()) is has_interval
 
 
-def test_a_feature_that_tells_the_choosing_set_alone_is_no_find(rng):
+def test_a_feature_that_separates_only_the_choosing_set_does_not_pass(rng):
     is_concept_N = sides(60, 240)
     set_N, values_NxF = split_passages(is_concept_N), sparse(rng, 300, 50)
     values_NxF[set_N == CHOOSING, 5] = is_concept_N[set_N == CHOOSING]
@@ -106,7 +106,7 @@ def test_a_feature_that_tells_the_choosing_set_alone_is_no_find(rng):
     assert abs(best.detector.auroc - 0.5) < 0.15 < best.q_value
 
 
-def test_under_shuffled_labels_the_false_discovery_rate_is_kept(monkeypatch):
+def test_the_false_discovery_rate_holds_for_shuffled_labels(monkeypatch):
     """No feature detects the concept, so the share of repetitions in which any passes is the false discovery rate."""
     monkeypatch.setattr("analysis.concepts.detectors.PERMUTATIONS", 1000)
     repetitions, alarms = 200, 0
@@ -119,7 +119,7 @@ def test_under_shuffled_labels_the_false_discovery_rate_is_kept(monkeypatch):
     assert alarms / repetitions < 0.2 + 2 * (0.2 * 0.8 / repetitions) ** 0.5
 
 
-def test_among_true_features_the_share_of_false_ones_is_kept(monkeypatch):
+def test_the_false_discovery_rate_holds_beside_true_features(monkeypatch):
     monkeypatch.setattr("analysis.concepts.detectors.PERMUTATIONS", 1000)
     shares = []
     for seed in range(30):
@@ -149,7 +149,7 @@ def test_p_values_are_exact_ones_and_auroc_counts_ties_half(rng):
     assert auroc(values_NxF, labels_N) == pytest.approx([roc_auc_score(labels_N, v) for v in values_NxF.T])
 
 
-def test_the_threshold_has_the_best_f1_and_lets_some_pass_not(rng):
+def test_the_threshold_has_the_best_f1_and_excludes_some_passages(rng):
     for _ in range(20):
         labels_N, values_N = rng.random(30) < 0.4, np.round(rng.random(30), 1)
         best = max(f1_score(labels_N, values_N > cut) for cut in np.unique(values_N)[:-1])
@@ -166,7 +166,7 @@ def test_with_few_passages_nothing_is_found():
         assert result.features[0].detector.auroc == 1 and result.features[0].passes is passes
 
 
-def test_pooling_takes_the_largest_over_what_counts(rng):
+def test_max_pooling_uses_only_counted_positions(rng):
     tokens, features, d = 4, 6, 5
     item_W = np.array([0, 0, 1, 2])
     counts_WxT = np.array([[0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]], bool)
@@ -254,7 +254,7 @@ def test_the_table_fits_into_80_columns_and_a_description_marks_the_token(rng):
     assert "over the Golden[ Gate] Bridge" in text and "' Bridge'" in text and text.count("Gate") == 1
 
 
-def test_what_cannot_be_is_refused(run, tmp_path):
+def test_invalid_requests_are_refused(run, tmp_path):
     path, cache = run
     files = {
         "empty.txt": "\n \n",

@@ -75,7 +75,7 @@ def test_a_member_is_exported_with_its_densities_and_a_card(run_directory, tmp_p
         assert (tmp_path / "again" / name).read_bytes() == (to / name).read_bytes()
 
 
-def test_what_cannot_be_exported_is_refused_and_nothing_is_written(run_directory, tmp_path):
+def test_invalid_exports_are_refused_and_nothing_is_written(run_directory, tmp_path):
     member, failed = ids(run_directory)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -139,7 +139,7 @@ def test_a_silent_feature_has_a_page_without_contexts(pages):
     assert len(page["pos_str"]) == 10 and page["correlated_features_indices"] == []
 
 
-def test_the_same_export_is_the_same_bytes_and_what_is_there_is_refused(
+def test_an_export_is_reproducible_and_refuses_an_existing_directory(
     run, member, cache, exported, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(neuronpedia, "BATCH", 32)
@@ -188,7 +188,7 @@ def test_tokens_that_a_database_cannot_hold():
     assert clean("a\0b\ud800c</script>\u2028") == "a\ufffdb\ufffdc</script>\u2028"
 
 
-def test_rounding_keeps_digits_of_the_largest():
+def test_rounding_keeps_four_digits_of_the_largest_value():
     assert rounded(np.array([0.000123456, -0.00001, 0])) == [0.0001235, -0.00001, 0.0]
     assert rounded(np.array([12345.6, 0.4, -0.4])) == [12350.0, 0.0, 0.0]
     assert str(rounded(np.array([100.0, -1e-9]))) == "[100.0, 0.0]"

@@ -74,7 +74,7 @@ def everything(store, sae):
         st.lists(st.tuples(st.integers(0, 2), st.floats(-1e4, 1e4, width=32)), max_size=20), min_size=1, max_size=6
     )
 )
-def test_a_histogram_needs_to_know_nothing_of_the_values_to_come(chunks):
+def test_a_histogram_grows_with_its_values(chunks):
     """The bars of a histogram that grew with its values hold the counts of numpy between the same edges."""
     histogram = Histogram(3)
     for chunk in chunks:
@@ -91,7 +91,7 @@ def test_a_histogram_needs_to_know_nothing_of_the_values_to_come(chunks):
 
 
 @pytest.mark.parametrize("chunk_rows,pending", [(4096, 1 << 20), (40, 30)])
-def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, labels, monkeypatch, chunk_rows, pending):
+def test_the_streaming_pass_equals_numpy_for_any_chunks(store, sae, labels, monkeypatch, chunk_rows, pending):
     monkeypatch.setattr(activations, "CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr(streaming, "PENDING", pending)
     of, rows_SxL = accumulate_firings(sae, store, labels, 0)
@@ -123,7 +123,7 @@ def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, label
         assert len(set(window_N[rows])) == len(rows) == len(expected)
 
 
-def test_the_sample_is_drawn_alike_from_all_windows(store, sae, labels):
+def test_the_sample_is_uniform_over_windows(store, sae, labels):
     of = accumulate_firings(sae, store, labels, 0)[0]
     feature = int(of.count_F.argmax())
     rows = of.sample.table("row", -1)[feature]
@@ -147,13 +147,13 @@ def test_equal_contexts_are_shown_once():
     assert kept.table("row", -1).tolist() == [[0, 80, -1, -1, -1], [120, -1, -1, -1, -1]]
 
 
-def test_what_is_left_out_hides_nothing():
+def test_a_hidden_firing_hides_nothing():
     kept = TopKPerFeature(features=1, size=5, positions=4)
     kept.add(entries_of((9, 0, 7), (8, 40, 7), (7, 41, 8), (6, 1, 9), (5, 80, 9)))
     assert kept.table("row", -1).tolist() == [[0, 41, 80, -1, -1]]
 
 
-def test_what_comes_later_sets_free_what_was_hidden(monkeypatch):
+def test_a_hidden_firing_returns_if_the_one_that_hid_it_is_hidden(monkeypatch):
     monkeypatch.setattr(streaming, "PENDING", 0)
     kept = TopKPerFeature(features=1, size=2, positions=4)
     kept.add(entries_of((5, 0, 7), (4, 1, 8)))
@@ -173,7 +173,7 @@ def bursty():
     return entries
 
 
-def test_the_sample_is_plain_and_only_what_is_shown_is_distinct(bursty):
+def test_the_sample_is_random_and_only_shown_contexts_are_distinct(bursty):
     rng, of = np.random.default_rng(1), SimpleNamespace(top=TopKPerFeature(1, 20, 50), sample=TopKPerFeature(1, 100))
     for kept, keys in ((of.top, bursty["value"]), (of.sample, rng.random(len(bursty)))):
         bursty["key"] = keys
@@ -214,7 +214,7 @@ def cofiring_of(fires_NxF, chunk=700):
 
 
 @pytest.mark.parametrize("matrix_bytes", [cofiring.MATRIX_BYTES, 0], ids=["a matrix", "rows kept"])
-def test_what_fires_together_is_told_by_phi(firing_rows, monkeypatch, matrix_bytes):
+def test_features_that_fire_together_have_the_highest_phi(firing_rows, monkeypatch, matrix_bytes):
     monkeypatch.setattr(cofiring, "MATRIX_BYTES", matrix_bytes)
     monkeypatch.setattr(cofiring, "BLOCK_PAIRS", 12)  # two features at a time
     of, phi_FxF = cofiring_of(firing_rows), np.corrcoef(firing_rows.T)
@@ -226,7 +226,7 @@ def test_what_fires_together_is_told_by_phi(firing_rows, monkeypatch, matrix_byt
     assert other_FxJ[0, 0] == 1 and other_FxJ[1, 0] == 0 and found_FxJ[0, 0] > 0.6
 
 
-def test_of_more_firings_than_are_kept_phi_is_that_of_rows_drawn_at_random(firing_rows, monkeypatch):
+def test_phi_is_computed_on_random_rows_if_there_are_too_many_firings(firing_rows, monkeypatch):
     monkeypatch.setattr(cofiring, "MATRIX_BYTES", 0)
     monkeypatch.setattr(cofiring, "MOST_FIRINGS", 2000)
     of = cofiring_of(firing_rows)
@@ -249,7 +249,7 @@ def test_logit_weights_have_the_norms_gain_and_no_scale():
 # Labels.
 
 
-def test_fields_of_few_texts_are_labels_and_other_fields_are_let_go(tmp_path, monkeypatch):
+def test_only_fields_with_few_different_texts_are_labels(tmp_path, monkeypatch):
     monkeypatch.setattr(labels_module, "MOST_LABELS", 3)
     records = [
         {"text": "x", "kind": "ab"[i % 2], "title": f"no. {i}", "one": "same", "late": "p" if i < 3 else None}
@@ -261,7 +261,7 @@ def test_fields_of_few_texts_are_labels_and_other_fields_are_let_go(tmp_path, mo
     assert found["kind"].codes.tolist() == [0, 1] * 4
 
 
-def test_a_window_of_one_position_has_no_label_of_it():
+def test_windows_with_one_position_have_no_position_labels():
     tokenizer = LanguageModel.load(str(BUNDLED_MODEL)).tokenizer
     assert list(labels_module.labels_of("t.txt", tokenizer, 1)) == ["token class"]
     assert labels_module.labels_of("t.txt", tokenizer, 2)["position"].codes.tolist() == [0, 1]
@@ -281,7 +281,7 @@ def test_information_and_entropy_of_planted_features():
     assert np.isnan(specialization(np.zeros((1, 4), int), rows_L)).all()
 
 
-def test_a_label_with_more_rows_makes_no_specialist():
+def test_unequal_labels_do_not_make_a_feature_specialized():
     rows_L = np.array([30_000, 10_000])
     assert specialization(np.array([[3000, 1000]]), rows_L)[0] == pytest.approx(0, abs=1e-3)
 
@@ -304,7 +304,7 @@ def planted():
     return np.stack(scores), fires_FxG.sum(1), special_F
 
 
-def test_planted_specialists_are_told_from_features_that_fire_on_few_documents(planted):
+def test_planted_specialists_are_distinguished_from_features_on_few_documents(planted):
     score_SxF, count_F, special_F = planted
     found_F = stats.false_discovery_control(p_values(score_SxF[: 1 + SHUFFLES], count_F)) <= 0.05
     assert found_F[special_F].mean() > 0.95
@@ -343,7 +343,7 @@ def run(tmp_path_factory):
     return FinishedRun.open(path), cache
 
 
-def test_a_run_is_described_once_and_read_again(run, monkeypatch):
+def test_statistics_are_computed_once_and_then_read(run, monkeypatch):
     run, cache = run
     members = list(run.members)
     found = load_or_compute_features(run, members, cache)
@@ -357,7 +357,7 @@ def test_a_run_is_described_once_and_read_again(run, monkeypatch):
             np.testing.assert_equal(getattr(again[name], field), value)
 
 
-def test_what_was_computed_before_a_stop_is_kept(run, tmp_path, monkeypatch):
+def test_statistics_computed_before_a_stop_are_kept(run, tmp_path, monkeypatch):
     run, cache = run
     copied = FinishedRun.open(shutil.copytree(run.path, tmp_path / "run"))
     shutil.rmtree(copied.path / "analysis", ignore_errors=True)
@@ -397,7 +397,7 @@ def test_a_feature_fires_at_the_token_that_its_context_marks(run):
     assert context.before + context.token + context.after in tokenizer.decode(tokens_T)
 
 
-def test_of_another_version_it_is_computed_again(run, tmp_path):
+def test_statistics_of_another_version_are_computed_again(run, tmp_path):
     path = tmp_path / "old.npz"
     write_arrays(path, {"format": np.array(feature_statistics.FORMAT - 1)})
     assert Features.load(path) is None

@@ -56,7 +56,7 @@ def log_probabilities(model, tokens_WxT, site, change):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache, monkeypatch):
+def test_an_ablation_equals_two_whole_runs_of_the_model(run, cache, monkeypatch):
     monkeypatch.setattr("analysis.stats.FEWEST_DOCUMENTS", 3)
     name, model = member_at(run, 1), run.language_model
     site, tensors = run.site(name), run.dictionary(name).tensors
@@ -97,7 +97,7 @@ def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache, mo
     assert found.tokens_up[0][0] == model.tokenizer.decode([int(change_V.argmax())])
 
 
-def test_what_a_planted_feature_does_is_undone(run, cache):
+def test_ablation_removes_the_effect_of_planted_features(run, cache):
     raising, lowering = (ablation_effect(run, member_at(run, 3), f, cache, windows=8) for f in (RAISING, LOWERING))
     assert raising.windows == lowering.windows == 8
     assert raising.tokens == 8 * 8  # the feature fires at every position that is used; the last one predicts nothing
@@ -106,7 +106,7 @@ def test_what_a_planted_feature_does_is_undone(run, cache):
     assert lowering.loss_increase > 0  # the feature makes " the" less likely everywhere
 
 
-def test_a_feature_that_never_fires_has_no_effect_on_no_window(run, cache):
+def test_a_feature_that_never_fires_has_no_effect(run, cache):
     found = ablation_effect(run, member_at(run, 3), SILENT, cache)
     assert (found.windows, found.tokens, found.loss_increase, found.interval, found.kl) == (0, 0, 0, None, 0)
     assert found.tokens_up == found.tokens_down == []

@@ -62,7 +62,7 @@ def test_gradients_are_the_outputs_slope(model, prompt_T, site):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_where_the_rest_is_linear_it_is_exact(model, prompt_T, sae, method):
+def test_attributions_are_exact_if_the_rest_of_the_model_is_linear(model, prompt_T, sae, method):
     """After the last layer, with the final norm's mean and scale frozen, the logits are x · (gain W_U)."""
     norm = model.bridge.original_model.transformer.ln_f
     gain_D = dict(norm.named_parameters())["_original_component.weight"].detach()
@@ -129,7 +129,7 @@ def test_an_ablation_is_a_whole_run_without_the_feature(model, prompt_T, sae):
         assert effect.position > 0
 
 
-def test_a_correlation_that_cannot_be_told_is_none():
+def test_an_undefined_correlation_is_none():
     assert attribution.correlation(np.ones(3), np.arange(3)) is None
     assert attribution.correlation(np.ones(1), np.ones(1)) is None
     assert attribution.correlation(np.arange(3), -np.arange(3)) == pytest.approx(-1)

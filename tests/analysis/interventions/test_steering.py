@@ -58,7 +58,7 @@ def itself(site: Site) -> Change:
     return Change(site, lambda x_NxD: x_NxD, 1)
 
 
-def test_unsteered_it_writes_what_the_model_writes(model, prompt_T):
+def test_unsteered_text_equals_that_of_the_model(model, prompt_T):
     written = write_texts(model, prompt_T, itself(SITE), 30)
     expected = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).generate(
         torch.tensor([prompt_T]), max_new_tokens=30, do_sample=False, pad_token_id=0, suppress_tokens=[0]
@@ -163,7 +163,7 @@ def test_ablating_a_feature_that_never_fires_changes_nothing(model, prompt_T, sa
         directions_for(saes["relu"], SILENT, 0.0, "add", {})
 
 
-def test_other_directions_are_of_the_features_norm(saes):
+def test_baseline_directions_have_the_norm_of_the_feature(saes):
     others = {"random direction": steer_model.random_direction(256, 0), "means": np.full(256, 40.0)}
     ways = directions_for(saes["relu"], 3, 2.5, "add", others)
     x_NxD = np.zeros((1, 256), np.float32)
@@ -171,14 +171,14 @@ def test_other_directions_are_of_the_features_norm(saes):
     assert len(norms) == 3 and norms == pytest.approx([5 * np.linalg.norm(saes["relu"].W_dec[3])] * 3, rel=1e-5)
 
 
-def test_the_nucleus_is_the_fewest_likeliest_tokens():
+def test_top_p_keeps_the_smallest_set_of_likely_tokens():
     logits = torch.tensor([0.1, 0.5, 0.3, 0.1]).log().repeat(4000, 1)
     for top_p, expected in ((0.5, [0, 1, 0, 0]), (0.6, [0, 0.625, 0.375, 0]), (1.0, [0.1, 0.5, 0.3, 0.1])):
         drawn = draw(logits, 1.0, top_p, torch.Generator().manual_seed(0))
         np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, expected, atol=0.03)
 
 
-def test_surprise_is_the_models_own_loss(model, prompt_T):
+def test_surprise_equals_the_loss_of_the_model(model, prompt_T):
     tokens_SxN = write_texts(model, prompt_T, pushed(SITE, 0.5), 12, samples=2, temperature=1.0).tokens_SxN
     for tokens_N, found_N in zip(tokens_SxN, surprise(model, prompt_T, tokens_SxN), strict=True):
         ids = torch.tensor([prompt_T + tokens_N.tolist()])
@@ -218,7 +218,7 @@ def test_the_tokens_of_a_concept(model):
         words("?!")
 
 
-def test_a_feature_whose_largest_firing_is_below_zero_is_steered_by_it(saes):
+def test_a_feature_with_negative_activations_is_steered_by_the_most_negative(saes):
     sae = saes["relu"]
     way = steer_model.directions_for(sae, 5, -3.0, "add", {})["feature 5"]
     x_NxD = np.zeros((2, sae.W_dec.shape[1]), np.float32)
@@ -234,7 +234,7 @@ def test_a_feature_whose_largest_firing_is_below_zero_is_steered_by_it(saes):
     assert (tokens.tolist(), weights.tolist()) == ([[1], [4]], [[0.5], [0.8]])
 
 
-def test_windows_hold_a_phrase_by_whole_words_and_without_its_article():
+def test_windows_with_a_phrase_contain_whole_words_without_its_article():
     rng = np.random.default_rng(0)
     texts, x_NxD = ["the Sea is", "a sea", "seaside", "land"], rng.standard_normal((8, 3))  # two rows per text
 
@@ -334,14 +334,14 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
         (["--concept", "zyxwvut", "--member", "FIRST"], "no feature detects the concept"),
     ],
 )
-def test_what_cannot_be_is_refused(run, argv, message):
+def test_invalid_requests_are_refused(run, argv, message):
     path, cache = run
     first = sorted(p.name for p in (path / "members").iterdir())[0]
     with pytest.raises(InputError, match=message):
         main.main(["steer", str(path), "--cache-dir", str(cache), *(first if a == "FIRST" else a for a in argv)])
 
 
-def test_a_text_is_judged_after_the_plain_prompt(model):
+def test_perplexity_is_measured_after_the_plain_prompt(model):
     sampling = Sampling(prompt=("A man came", "The ship"), max_new_tokens=8, temperature=0)
     found = compute_steering(model, SITE, {}, "add", (), [7], sampling, 1, "the sea")
     assert found.plain["unsteered"].texts != found.plain["named in the prompt"].texts

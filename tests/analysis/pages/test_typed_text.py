@@ -39,7 +39,7 @@ def test_it_has_the_features_of_the_windows_in_the_store(run, cache):
         assert compared > 10
 
 
-def test_length_and_nothing(run):
+def test_long_and_empty_texts(run):
     name = next(iter(run.members))
     longest = run.language_model.bridge.cfg.n_ctx
     whole = read_text(run, name, " the" * longest)

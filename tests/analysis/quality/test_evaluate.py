@@ -111,7 +111,7 @@ def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys
     assert f"{results['members'][0]['metrics']['ce_recovered']:.3f}" in box
 
 
-def test_a_run_that_was_stopped_before_it_is_completed(finished, cache, capsys):
+def test_a_run_without_loss_recovered_is_completed(finished, cache, capsys):
     whole = read_json(finished / "results.json", "")
     stopped = read_json(finished / "results.json", "")
     del stopped["loss_recovered"], stopped["timing"]["loss_recovered_seconds"]
@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_before_it_is_completed(finished, cache, capsys):
     assert again == whole
 
 
-def test_a_run_evaluated_is_what_it_was_after_training(finished, tmp_path, cache):
+def test_evaluate_gives_the_figures_of_the_training(finished, tmp_path, cache):
     results = read_json(finished / "results.json", "")
     found = evaluated(tmp_path, cache, finished)
     assert found.keys() == {member["id"] for member in results["members"]}
@@ -159,7 +159,7 @@ def test_known_dictionaries_on_another_text_and_hook(known, text, tmp_path, cach
         assert zero["ce_clean"] == identity["ce_clean"] > 0
 
 
-def test_a_run_beside_another_dictionary_on_a_text_of_its_own(finished, known, text, tmp_path, cache, capsys):
+def test_a_run_and_another_dictionary_are_measured_on_a_third_text(finished, known, text, tmp_path, cache, capsys):
     found = evaluated(tmp_path, cache, finished, known["zero"], "--dataset", text, "--layer", 1, "--hook", "mlp_out")
     assert len(found) == 5 and {f["hook_name"] for f in found.values()} == {"blocks.1.hook_mlp_out"}
     assert found["zero"]["metrics"]["ce_recovered"] == 0
@@ -167,7 +167,7 @@ def test_a_run_beside_another_dictionary_on_a_text_of_its_own(finished, known, t
     assert "CE rec." in table and "0.000 (0.000 to 0.000)" in table and "0 training rows" in table
 
 
-def test_a_runs_own_text_is_measured_where_it_did_not_train(finished, known, tmp_path, cache, capsys):
+def test_a_run_is_evaluated_on_the_held_out_part_of_its_text(finished, known, tmp_path, cache, capsys):
     path = tmp_path / "report.json"
     argv = [str(known["zero"]), str(finished), "--dataset", "bundled", "--n-samples", "100", "--json", str(path)]
     argv += ["--ce-windows", "0", "--hook-name", "blocks.1.hook_resid_pre", "--cache-dir", str(cache)]
@@ -177,7 +177,7 @@ def test_a_runs_own_text_is_measured_where_it_did_not_train(finished, known, tmp
     assert "ce_recovered" not in report["dictionaries"][0]["metrics"]
 
 
-def test_an_export_beside_no_run_is_told_to_be_measured_on_its_training_text(finished, tmp_path, cache, capsys):
+def test_a_dictionary_without_a_run_on_its_training_text_is_reported(finished, tmp_path, cache, capsys):
     member = next((finished / "members").iterdir())
     shutil.copytree(member, tmp_path / "export")
     evaluated(tmp_path, cache, tmp_path / "export", "--n-samples", "50", "--ce-windows", "0")
@@ -186,7 +186,7 @@ def test_an_export_beside_no_run_is_told_to_be_measured_on_its_training_text(fin
     assert "on this text" not in capsys.readouterr().out, "its run says which documents it never saw"
 
 
-def test_a_dictionary_of_another_model_is_measured_only_where_the_model_is_named(finished, tmp_path, cache, capsys):
+def test_a_dictionary_of_another_model_needs_model_name(finished, tmp_path, cache, capsys):
     member, other = next((finished / "members").iterdir()), tmp_path / "other"
     without_checksums(shutil.copytree(member, other))
     cfg = json.loads((other / "cfg.json").read_text())
@@ -203,7 +203,7 @@ def test_a_dictionary_of_another_model_is_measured_only_where_the_model_is_named
         assert (note in out) is not same and f"{member} was trained on the model" not in out
 
 
-def test_what_a_dictionary_was_trained_on_and_is_not_measured_on_is_told(text, tmp_path, cache, capsys):
+def test_differences_between_training_and_measured_rows_are_reported(text, tmp_path, cache, capsys):
     both_DxF = np.concatenate([np.eye(D), -np.eye(D)], 1)
     asked = {"prepend_bos": True, "model_from_pretrained_kwargs": {"revision": "v2", "dtype": "bfloat16"}}
     asked |= {"hook_name": "blocks.1.hook_mlp_out"}
@@ -275,7 +275,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("argv", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known, text, tmp_path, cache, capsys):
+def test_invalid_evaluations_are_refused_with_the_reason(argv, reason, known, text, tmp_path, cache, capsys):
     narrow = np.zeros((16, 8))
     at = {"hook_name": "blocks.1.hook_mlp_out", "dataset_path": str(text)}
     places = {"zero": known["zero"], "narrow": write_dictionary(tmp_path / "n", narrow, narrow.T, np.zeros(16), **at)}
@@ -293,7 +293,7 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known
     assert error.startswith("error: ") and error.count("\n") == 1 and reason in error, error
 
 
-def test_calibration_draws_from_many_documents_of_which_none_is_reported(tmp_path, monkeypatch):
+def test_calibration_uses_many_documents_that_metrics_do_not_use(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate_module, "CALIBRATION_ROWS", 100)
     split = make_store(tmp_path, windows=1500, dtype="float32").held_out  # 300 documents of 8 rows
     rows = calibration_rows(split)

@@ -84,7 +84,7 @@ def by_hand(logits_WxTxV, clean_WxTxV, tokens_WxT, first_position) -> tuple[np.n
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
 @pytest.mark.parametrize("hook", HOOKS)
-def test_run_on_from_each_hook_it_is_what_the_whole_model_makes_of_the_replacement(model, raw_model, hook, layer):
+def test_running_from_a_hook_equals_a_whole_run_with_the_replacement(model, raw_model, hook, layer):
     site, first = Site(layer, hook), layer % 2  # with and without the first position
     clean, replaced = losses(model, TOKENS_WxT, site, {"damaged": damaged, "same": lambda x: x}, first)
     clean_WxTxV = raw_logits(raw_model, TOKENS_WxT, None, first)
@@ -114,7 +114,7 @@ def test_twelve_replacements_cost_one_prefix_and_twelve_suffixes(model, hook, ag
     assert calls[4] == (1 + suffixes if hook == "resid_pre" else 1)
 
 
-def test_the_model_is_whole_again_afterwards(model, raw_model):
+def test_loss_recovered_does_not_change_the_model(model, raw_model):
     for hook in HOOKS:
         losses(model, TOKENS_WxT, Site(1, hook), {"damaged": damaged})
     with pytest.raises(InputError, match=r"bad: its reconstruction at blocks\.1\.hook_mlp_out is not finite"):
@@ -238,13 +238,13 @@ def test_intervals_are_over_documents_and_ratios_are_of_sums(model, text_WxT, tm
         np.testing.assert_allclose(found["intervals"][name], parts, rtol=1e-3)
 
 
-def test_of_few_documents_there_is_no_interval(model, text_WxT, tmp_path):
+def test_there_is_no_interval_for_few_documents(model, text_WxT, tmp_path):
     store = make_store(tmp_path, model, Site(2, "resid_post"), text_WxT)
     found = loss_recovered(model, store, known_dictionaries(store), np.arange(6))
     assert all(set(of["intervals"].values()) == {None} for of in found.values())
 
 
-def test_documents_are_drawn_with_replacement_and_each_as_often():
+def test_documents_are_drawn_with_replacement_and_equal_probability():
     draws_SxG = resample(50)
     assert draws_SxG.shape == (SAMPLES, 50) and (draws_SxG.sum(1) == 50).all()
     assert draws_SxG.var() == pytest.approx(1 - 1 / 50, rel=0.05)  # the variance of a multinomial count
@@ -258,7 +258,7 @@ def test_the_definitions():
 
 
 @pytest.mark.parametrize(("zero", "clean"), [(3.0, 4.0), (4.0, 4.0)])
-def test_where_zero_ablation_costs_nothing_there_is_no_share_and_it_is_said_why(zero, clean):
+def test_loss_recovered_is_undefined_with_a_reason_if_zero_ablation_costs_nothing(zero, clean):
     sums = {
         "ce_clean": clean,
         "ce_sae": 3.5,
@@ -275,7 +275,7 @@ def test_where_zero_ablation_costs_nothing_there_is_no_share_and_it_is_said_why(
     assert why_undefined(found | {"ce_recovered": 0.5, "kl_recovered": 0.5}) == why_undefined({}) == ""
 
 
-def test_on_text_that_a_model_predicts_worse_than_nothing_no_share_is_recovered(model, tmp_path):
+def test_loss_recovered_is_undefined_if_zero_ablation_improves_the_model(model, tmp_path):
     store = make_store(tmp_path, model, Site(2, "resid_pre"))  # random tokens
     found = loss_recovered(model, store, known_dictionaries(store), np.arange(6))
     for of in found.values():
@@ -284,7 +284,7 @@ def test_on_text_that_a_model_predicts_worse_than_nothing_no_share_is_recovered(
         assert of["metrics"]["kl_recovered"] is not None and why_undefined(of["metrics"])
 
 
-def test_windows_are_spread_over_what_does_not_calibrate(model, tmp_path):
+def test_windows_are_spread_over_rows_not_used_for_calibration(model, tmp_path):
     split = make_store(tmp_path, model, Site(0, "resid_pre")).held_out
     assert spread_windows(split, 3, 2 * split.positions).tolist() == [2, 4, 5]
     assert spread_windows(split, 100, 0).tolist() == [0, 1, 2, 3, 4, 5]

@@ -35,7 +35,7 @@ def is_train(n: int = N) -> np.ndarray:
 # Sparse probing.
 
 
-def test_a_feature_that_is_the_class_is_found_by_one_and_random_ones_by_none(rng):
+def test_a_feature_that_equals_the_class_is_found_and_random_ones_are_not(rng):
     labels_N = rng.choice(["law", "sea", "war", "space"], N)
     f_NxF = rng.random((N, 50)) * 0.1
     random = sparse_probing.compute_sparse_probing(f_NxF, labels_N, is_train(), ks=(1, 5))
@@ -47,7 +47,7 @@ def test_a_feature_that_is_the_class_is_found_by_one_and_random_ones_by_none(rng
     assert all(0.4 < accuracy < 0.6 for accuracy in random.accuracy.values())
 
 
-def test_what_takes_two_features_is_not_told_by_one(rng):
+def test_a_class_that_needs_two_features_is_not_predicted_by_one(rng):
     a_N, b_N = rng.random(N) < 0.5, rng.random(N) < 0.5  # the class is a quarter; one feature alone is right on 5 of 6
     found = sparse_probing.compute_sparse_probing(
         np.stack([a_N, b_N], 1).astype(float), np.where(a_N & b_N, "both", "not"), is_train(), ks=(1, 2)
@@ -56,14 +56,14 @@ def test_what_takes_two_features_is_not_told_by_one(rng):
     assert found.classes["both"]["2"] == 1.0
 
 
-def test_the_held_out_documents_are_seen_by_neither_choice_nor_probe(rng):
+def test_held_out_documents_neither_choose_columns_nor_train_probes(rng):
     labels_N = rng.choice(["law", "sea"], N)
     f_NxF = rng.random((N, 20))
     f_NxF[~is_train(), 3] += 10 * (labels_N[~is_train()] == "law")  # separates the classes only in held-out documents
     assert sparse_probing.compute_sparse_probing(f_NxF, labels_N, is_train(), ks=(1,)).columns["law"] != [3]
 
 
-def test_small_classes_are_named_and_the_rest_is_drawn_from_all_classes_alike(rng):
+def test_small_classes_are_named_and_the_rest_is_balanced(rng):
     labels_N = np.array(["a"] * 100 + ["b"] * 500 + ["c"] * 190 + ["d"] * 10)
     found = sparse_probing.compute_sparse_probing(rng.random((N, 9)), labels_N, is_train(), ks=(1,))
     assert found.left_out == {"d": 10} and set(found.classes) == {"a", "b", "c"}
@@ -99,7 +99,7 @@ def words_on(own_token: int | None, rng) -> tuple[Pooled, list[str], np.ndarray,
     return Pooled(x_NxD, f_NxF, decoder_FxD), names, letters_N, np.arange(n) % 4 != 0
 
 
-def test_words_that_another_feature_has_taken_over_are_counted(rng):
+def test_absorbed_words_are_counted(rng):
     clean = absorption.compute_absorption(*words_on(None, rng))
     assert (clean.full, clean.fraction, clean.split_features) == (0.0, 0.0, 1.0)
     assert clean.split_f1 == clean.probe_f1 == 1.0
@@ -115,7 +115,7 @@ def absorbed_of(projection: float, f_F: list[float], cosine_F: list[float]) -> t
     return float(fraction_M[0]), bool(full_M[0])
 
 
-def test_how_much_is_absorbed_by_the_formula():
+def test_absorption_of_a_word_equals_the_formula():
     assert absorbed_of(10, [0, 8, 0], [0.9, 0.5, 0.2]) == (1.0, True)  # the feature is silent, another adds 4
     assert absorbed_of(10, [0, 7, 0], [0.9, 0.5, 0.2]) == (0.0, False)  # another adds only 3.5
     assert absorbed_of(10, [0, 7, 5], [0.9, 0.5, 0.2]) == (1.0, False)  # two others add 3.5 and 1
@@ -129,14 +129,14 @@ def test_how_much_is_absorbed_by_the_formula():
     assert absorbed_of(10, [2, *four[1:]], [0.5, *[0.9] * 4]) == (pytest.approx(5.4 / 6.4), False)  # 3 of 4 count
 
 
-def test_a_dictionary_that_never_fires_has_no_absorption_and_stops_nobody(rng):
+def test_a_dictionary_that_never_fires_has_no_absorption(rng):
     pooled, words, letters_N, train_N = words_on(None, rng)
     found = absorption.compute_absorption(pooled._replace(f_NxF=np.zeros_like(pooled.f_NxF)), words, letters_N, train_N)
     assert found.fraction is None and found.full is None and found.letters == {}
     assert set(found.left_out) == set(letters_N) and "no feature" in found.left_out["a"]
 
 
-def test_a_letter_that_the_model_does_not_show_is_not_judged(rng):
+def test_a_letter_that_the_model_does_not_represent_is_not_measured(rng):
     pooled, words, letters_N, train_N = words_on(20, rng)
     shuffled = pooled._replace(x_NxD=rng.permutation(pooled.x_NxD))
     found = absorption.compute_absorption(shuffled, words, letters_N, train_N)
@@ -156,7 +156,7 @@ def concepts_in(x_has_b: bool, rng) -> tuple[Pooled, dict[str, np.ndarray]]:
     return Pooled(x_NxD, x_NxD @ decoder_FxD.T, decoder_FxD), {"a": a_N, "b": b_N}
 
 
-def test_a_bias_of_one_latent_is_removed_with_it(rng):
+def test_ablating_the_biased_feature_removes_the_bias(rng):
     pooled, concepts = concepts_in(True, rng)
     found = spurious_correlation.compute_spurious_correlation(pooled, concepts, is_train(), ns=(1,))
     loud = found.directions[0]
@@ -166,7 +166,7 @@ def test_a_bias_of_one_latent_is_removed_with_it(rng):
     assert found.score["1"] == pytest.approx(1, abs=0.1)
 
 
-def test_where_no_feature_has_the_bias_nothing_is_removed(rng):
+def test_nothing_is_removed_if_no_feature_has_the_bias(rng):
     pooled, concepts = concepts_in(False, rng)
     score = spurious_correlation.compute_spurious_correlation(pooled, concepts, is_train(), ns=(1,)).score["1"]
     assert score == pytest.approx(0, abs=0.1)
@@ -219,7 +219,7 @@ def test_a_document_is_the_mean_of_its_windows_rows_without_first_positions(mode
     np.testing.assert_allclose(np.linalg.norm(pooled.decoder_FxD, axis=1), 1, atol=1e-6)
 
 
-def test_equal_documents_are_on_one_side_and_other_seeds_divide_otherwise():
+def test_equal_documents_are_in_one_split_and_seeds_change_the_split():
     text = labelled_text(BUNDLED_CORPUS, ("topic", "form"), 400, 0.8, seed=0)
     other = labelled_text(BUNDLED_CORPUS, ("topic",), 400, 0.8, seed=1)
     assert len(text.texts) == len(text.labels["form"]) == 400 and 0.7 < text.is_train_N.mean() < 0.9
@@ -227,7 +227,7 @@ def test_equal_documents_are_on_one_side_and_other_seeds_divide_otherwise():
     assert set(text.texts) != set(other.texts)
 
 
-def test_equal_documents_never_straddle(tmp_path):
+def test_equal_labelled_documents_are_in_one_split(tmp_path):
     lines = [json.dumps({"text": f"text {i % 50}", "label": i}) for i in range(300)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     text = labelled_text(tmp_path / "a.jsonl", ("label",), 300, 0.5, seed=0)
@@ -298,7 +298,7 @@ def main_questions() -> tuple[str, ...]:
     return tuple(METRICS.values())
 
 
-def test_a_dictionary_that_never_fires_leaves_the_absorption_of_others_as_it_is(run):
+def test_a_dictionary_that_never_fires_does_not_change_the_absorption_of_others(run):
     finished, notes = FinishedRun.open(run), []
     alive, other = (finished.dictionary(name) for name in finished.members)
     silent = replace(other, tensors={**other.tensors, "b_enc": np.full(48, -1e6, np.float32)})
@@ -308,7 +308,7 @@ def test_a_dictionary_that_never_fires_leaves_the_absorption_of_others_as_it_is(
     assert not found[other.name].letters and other.name in notes[0]
 
 
-def test_answers_are_written_as_they_come(run, capsys):
+def test_benchmarks_are_written_when_they_are_finished(run, capsys):
     path = run / "analysis" / "sparse_probing.json"
     path.unlink(missing_ok=True)
     argv = ["--documents", "300", "--document-tokens", "20", "--label", "form", "--k", "1", "--icl-examples", "99"]
@@ -317,7 +317,7 @@ def test_answers_are_written_as_they_come(run, capsys):
     assert json.loads(path.read_text())["members"]
 
 
-def test_what_cannot_be_is_refused(run, tmp_path, capsys, monkeypatch):
+def test_invalid_requests_are_refused(run, tmp_path, capsys, monkeypatch):
     def refused(*argv: str) -> str:
         assert main.run_as_command(["saebench", *argv]) == 2
         return capsys.readouterr().err

@@ -109,7 +109,7 @@ def test_every_setting_of_the_training_makes_another_family_and_another_curve(ru
 
 
 @pytest.mark.parametrize("values", UNUSUAL.values(), ids=UNUSUAL)
-def test_seeds_are_one_kind_and_one_family_whatever_their_ids_end_in(run_of, values):
+def test_seeds_form_one_family_for_any_ids(run_of, values):
     run = run_of(activation=("relu", "topk"), hidden_dim=(8, 16), k=4, target_l0=4.0, seed=SEEDS, **values)
     assert not any(name.endswith("-s0") for name in run.members if name.startswith("topk"))
     kinds = study.kinds_of(gathered_of(run))
@@ -130,7 +130,7 @@ def test_the_frontier_preset_has_fifteen_kinds_of_three_seeds(run_of):
     assert list(kinds)[:4] == ["relu, L0 16", "relu, L0 32", "relu, L0 64", "jump_relu, L0 16"]
 
 
-def test_two_settings_of_auxk_are_two_families_of_which_none_loses_a_member(run_of):
+def test_two_settings_of_auxk_are_two_complete_families(run_of):
     run = run_of(activation="topk", hidden_dim=8, k=4, aux_coefficient=(0.0, 0.5), seed=SEEDS)
     compared = comparison.compute_shared_features(decoders_of(run))
     assert compared.other_seeds == dict.fromkeys(run.members, 2)
@@ -143,7 +143,7 @@ def test_two_settings_of_auxk_are_two_families_of_which_none_loses_a_member(run_
     }
 
 
-def test_an_l0_is_no_coefficient_though_the_number_is_the_same(run_of, tmp_path):
+def test_a_target_l0_and_an_equal_coefficient_are_different(run_of, tmp_path):
     path = tmp_path / "members.json"
     path.write_text('[{"target_l0": 8}, {"sparsity": 8}]')
     run = run_of(members=path, seed=SEEDS)
@@ -157,7 +157,7 @@ def test_an_l0_is_no_coefficient_though_the_number_is_the_same(run_of, tmp_path)
 # Words.
 
 
-def test_kinds_are_named_by_what_tells_them_apart(run_of):
+def test_kinds_are_named_by_the_settings_that_differ(run_of):
     def named(name, **values):
         return list(study.kinds_of(gathered_of(run_of(name, **{"seed": SEEDS, **values}))))
 
@@ -171,7 +171,7 @@ def test_kinds_are_named_by_what_tells_them_apart(run_of):
     assert named("d", lr=(1e-3, 0.00100000001)) == ["relu, learning rate 0.001", "relu, learning rate 0.00100000001"]
 
 
-def test_layers_differ_by_their_layer_and_not_by_their_store_too(run_of, tmp_path, store):
+def test_layers_differ_in_one_setting_and_not_in_their_store(run_of, tmp_path, store):
     other = make_store(tmp_path / "other", windows=60, layer=1, seed=1)
     run = run_of("two layers", store, other, seed=(0, 1))
     assert list(study.kinds_of(gathered_of(run))) == ["relu, layer 0", "relu, layer 1"]
@@ -182,7 +182,7 @@ def test_layers_differ_by_their_layer_and_not_by_their_store_too(run_of, tmp_pat
     }
 
 
-def test_other_seeds_on_another_text_are_no_further_seeds(run_of, tmp_path, store):
+def test_members_on_other_rows_are_not_other_seeds(run_of, tmp_path, store):
     """All settings with a name are equal, but the rows are not."""
     other = make_store(tmp_path / "other", windows=60, seed=7)
     one, more = run_of("one", seed=(0, 1)), run_of("more", other, seed=(2, 3))

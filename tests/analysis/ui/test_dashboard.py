@@ -81,7 +81,7 @@ def words(at) -> str:
     return "\n".join(str(element.proto.body) for element in at.get("html"))
 
 
-def test_the_population_is_a_row_a_member(run, cache):
+def test_the_population_page_has_a_row_for_each_member(run, cache):
     at = app(run, cache)
     table = at.dataframe[0].value
     assert table["member"].tolist() == list(run.members)
@@ -113,7 +113,7 @@ def test_a_link_to_a_feature_opens_it(run, cache):
     assert at.title[0].value == "Feature 3" and at.query_params["feature"] == "3"
 
 
-def test_figures_have_ink_of_their_own(run, cache):
+def test_figures_are_legible_in_a_dark_theme(run, cache):
     """Figures have a white background, on which the light text of a dark theme would be illegible."""
     pages = [app(run, cache), app(run, cache, "feature", feature=3), app(run, cache, "features")]
     pages[2].get("button_group")[0].set_value("Map").run()
@@ -124,7 +124,7 @@ def test_figures_have_ink_of_their_own(run, cache):
             assert legend["labelColor"] == legend["titleColor"] == INK
 
 
-def test_a_link_to_what_is_not_there_says_so(run, cache):
+def test_a_link_to_a_missing_member_or_feature_shows_an_error(run, cache):
     for page in ("feature", "steer"):
         for asked in (99, -1):
             at = app(run, cache, page, feature=asked)
@@ -169,7 +169,7 @@ def test_steering_shows_before_and_after(run, cache):
     assert [metric.label for metric in at.metric] == ["its tokens", "perplexity"] * 2
 
 
-def test_steering_begins_with_the_feature_that_was_looked_at(run, cache):
+def test_the_steering_page_starts_with_the_last_viewed_feature(run, cache):
     at = app(run, cache, "feature", feature=5)
     at.query_params.clear()  # as a click in the menu does
     at.switch_page("screens/steer.py").run()
@@ -204,7 +204,7 @@ def test_members_that_failed_are_named(run, cache, tmp_path, capsys):
     assert "all members failed" in capsys.readouterr().out
 
 
-def test_only_who_asks_for_the_loopback_by_its_name_is_served(run, cache):
+def test_the_server_answers_only_for_loopback_names(run, cache):
     """Otherwise a website could read everything by DNS rebinding, with a host name that points to this address."""
     with serving(cache, run.path) as (address, _):
         port = int(address.rpartition(":")[2])
@@ -220,12 +220,12 @@ def test_only_who_asks_for_the_loopback_by_its_name_is_served(run, cache):
         assert answer("127.0.0.1") == answer("localhost") == "101"
 
 
-def test_tokens_are_text_whatever_they_hold():
+def test_tokens_are_escaped():
     for made in (passage(coloured([HOSTILE], [1.0], 1.0), HOSTILE), bars([(HOSTILE, 1.0)])):
         assert "<script" not in made and "<img" not in made and "&lt;script&gt;" in made
 
 
-def test_a_port_that_is_taken_is_said(run, cache, capsys):
+def test_a_used_port_is_reported(run, cache, capsys):
     import socket
 
     with socket.socket() as taken:
@@ -236,7 +236,7 @@ def test_a_port_that_is_taken_is_said(run, cache, capsys):
     assert "give another --port" in capsys.readouterr().err
 
 
-def test_what_is_missing_is_said(run, cache):
+def test_missing_requirements_are_reported(run, cache):
     hidden = "import sys; sys.modules['streamlit'] = None; import importlib.util as u; f = u.find_spec\n"
     hidden += "import analysis.cli.dashboard as d; d.find_spec = lambda n: None if n == 'streamlit' else f(n)\n"
     hidden += "import main; sys.exit(main.run_as_command(sys.argv[1:]))"
@@ -255,7 +255,7 @@ def click_a_point(chart) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_person_clicks_through_all_pages(run, cache, width):
+def test_all_pages_open_by_clicks(run, cache, width):
     pytest.importorskip("playwright")
     name = list(run.members)[1]
     of = Features.load(run.path / "analysis" / "features" / f"{name}.npz")
@@ -296,7 +296,7 @@ LOUD = "![x](http://evil.test/b.png) :red[x] <img src=http://evil.test/c.png> ht
 
 
 @pytest.mark.parametrize("query", ["run", "member", "feature"])
-def test_what_the_address_says_is_text(run, cache, query):
+def test_the_address_is_shown_as_text(run, cache, query):
     """Otherwise a link to the dashboard could make the browser load a picture from another server."""
     at = app(run, cache, "feature")
     at.query_params[query] = LOUD
@@ -304,11 +304,11 @@ def test_what_the_address_says_is_text(run, cache, query):
     assert not set(re.sub(r"\\[!-/:-@[-`{-~]", "", said)) & set(string.punctuation)  # all punctuation is escaped
 
 
-def test_a_number_too_long_to_be_one_is_no_feature(run, cache):
+def test_a_too_long_number_is_no_feature(run, cache):
     assert app(run, cache, "feature", feature="9" * 5000).error
 
 
-def test_who_may_ask_where_other_machines_are_let_in():
+def test_allowed_host_names_if_other_machines_may_connect():
     """If any host name was accepted, a website could use DNS rebinding."""
     at_all = hosts(Options(address="0.0.0.0"))
     assert "*" not in at_all and {"127.0.0.1", "0.0.0.0", socket.gethostname()} <= set(at_all)

@@ -147,7 +147,7 @@ def log_of(n: int, **how) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", [80, 160])
-def test_a_frame_shows_everything_in_place(columns):
+def test_a_frame_shows_all_parts_in_their_place(columns):
     lines, _ = on_a_terminal("fake_run(3, 'frame')", columns)
     text = "\n".join(lines)
     assert max(map(len, lines)) <= columns
@@ -210,7 +210,7 @@ def test_an_interruption_keeps_the_last_frame_and_gives_the_cursor_back():
     assert sent.rindex(b"\x1b[?25h") > sent.rindex(b"\x1b[?25l")
 
 
-def test_colours_are_left_out_on_request():
+def test_no_color_is_respected():
     colour = re.compile(rb"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d)(?:;\d+)*m")
     assert colour.search(on_a_terminal("fake_run(1)", 80)[1])
     assert not colour.search(on_a_terminal("fake_run(1)", 80, NO_COLOR="1")[1])
@@ -219,7 +219,7 @@ def test_colours_are_left_out_on_request():
 
 
 @pytest.mark.parametrize("n", [1, 3, 24])
-def test_a_log_has_plain_lines_that_keep_their_distance(n, monkeypatch):
+def test_a_log_has_plain_lines_at_intervals(n, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
     lines = log_of(n)
@@ -255,7 +255,7 @@ def test_quiet_prints_the_path_and_names_what_failed(capsys):
     assert err == "topk-256: stopped at step 3,000: the loss is not finite; try a lower --lr\n"
 
 
-def test_the_best_member_is_on_a_screen_that_has_no_room_for_all():
+def test_the_best_member_is_always_on_screen():
     lines, _ = on_a_terminal("best_of_many()", 80, rows=24)
     screen = lines[-24:]
     assert sum("★" in line for line in screen) == 1 and any(line.startswith("topk-seed44 ★") for line in screen)
@@ -270,7 +270,7 @@ def best_of_many() -> None:
     os._exit(0)
 
 
-def test_ids_without_room_keep_what_tells_them_apart():
+def test_narrow_ids_keep_the_parts_that_differ():
     ids = [
         f"{kind}-f4608-{asked}-lr1e-3-s{seed}" for kind in ACTIVATIONS for asked in ("l16", "l64") for seed in (0, 1)
     ]
@@ -303,7 +303,7 @@ def test_a_failed_member_is_named_in_the_box():
     assert "relu-256  stopped at step 3,000: the loss is not finite; try a lower --lr" in text
 
 
-def test_ids_lose_what_all_have_but_stay_different():
+def test_shortened_ids_stay_different():
     assert told_apart(["relu-f8-l16-lr1e-3-s0", "relu-f8-l32-lr1e-3-s0"]) == ["l16", "l32"]
     rates = ["relu-f8-l16-lr1e-3-s0", "relu-f8-l16-lr1e-4-s0"]  # the hyphen of an exponent does not separate parts
     assert told_apart(rates) == ["lr1e-3", "lr1e-4"]
@@ -311,7 +311,7 @@ def test_ids_lose_what_all_have_but_stay_different():
     assert told_apart(["a-b", "a-b-a"]) == ["a-b", "a-b-a"] and told_apart(["a-b"]) == ["a-b"]
 
 
-def test_the_activation_is_said_where_the_id_does_not():
+def test_the_activation_is_added_to_ids_without_it():
     stream = io.StringIO()
     Terminal(stream=stream).results(results(["a", "b"]), "runs/x")
     assert "relu a " in stream.getvalue() and "jump_relu b " in stream.getvalue()
@@ -343,14 +343,14 @@ def odd_names() -> None:
         terminal.say("the store lies at [/]: /data/" + "a" * 90)
 
 
-def test_a_path_without_room_is_printed_in_full():
+def test_a_path_that_is_wider_than_the_screen_is_printed_in_full():
     path = "/scratch/" + "x" * 200 + "/run"
     lines = log_of(1, run_dir=path)
     assert lines[-1] == f"results: {path}" and max(map(len, lines[:-1])) <= LOG_COLUMNS
     assert any(re.search(r"results +/scratch/x+…x+/run ║", line) for line in lines)
 
 
-def test_a_stream_that_knows_no_unicode_is_no_reason_to_crash():
+def test_a_stream_without_unicode_does_not_crash_the_output():
     call = "fake_run(24, run_dir='runs/\u65e5\u672c' + 'x' * 99)"
     lines, sent = on_a_terminal(call, 80, PYTHONIOENCODING="ascii")
     assert sent.isascii() and max(map(len, lines[:-5])) <= 80
@@ -397,7 +397,7 @@ def test_a_curve_of_a_long_run_stays_small_and_keeps_its_shape():
     assert re.fullmatch("█+▇+▆+▅+▄+▃+▂+▁+", curve.draw(80, TICKS, "×"))
 
 
-def test_importing_it_is_light():
+def test_importing_it_loads_nothing_heavy():
     code = "import sys, analysis.ui.terminal.live; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "jax", "numpy", "harvest", "sae_jax", "transformers"} & set(modules.split())

@@ -125,7 +125,7 @@ def learned(run: Path) -> dict:
     return contents | {"members": members_of(run)}
 
 
-def test_the_curves_are_those_of_metrics_jsonl(logged):
+def test_the_curves_in_wandb_equal_metrics_jsonl(logged):
     run, said = logged
     found = only_run(run)
     assert said.count("W&B: no login") == 1 and f"wandb sync {run}/wandb/offline-run-*" in said
@@ -139,7 +139,7 @@ def test_the_curves_are_those_of_metrics_jsonl(logged):
             assert points == {step: expected[step] for step in points}
 
 
-def test_everything_that_was_asked_for_is_its_config(logged):
+def test_the_config_in_wandb_has_all_settings(logged):
     run, _ = logged
     found = only_run(run)
     asked = json.loads((run / "config.json").read_text())["asked"]
@@ -185,11 +185,11 @@ def test_the_artifact_is_the_run_directory_without_the_files_of_wandb(logged):
     assert not [name for name in contents if "wandb" in name]
 
 
-def test_what_is_learned_is_the_same_with_it_and_without(plain, logged):
+def test_wandb_does_not_change_the_training(plain, logged):
     assert learned(logged[0]) == learned(plain)
 
 
-def test_where_it_breaks_it_is_said_once_and_nothing_else_changes(plain, cache, tmp_path, monkeypatch):
+def test_an_error_of_wandb_is_reported_once_and_changes_nothing_else(plain, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "no such mode")
     done = typed(*RUN, *LOGGED, "--run-dir", tmp_path / "run", cache=cache)
     assert (done.returncode, done.stdout.count("W&B stopped, training does not")) == (0, 1)
@@ -198,7 +198,7 @@ def test_where_it_breaks_it_is_said_once_and_nothing_else_changes(plain, cache, 
 
 
 @pytest.mark.slow
-def test_a_network_that_is_lost_leaves_the_run_offline(plain, cache, tmp_path, monkeypatch):
+def test_a_lost_network_leaves_the_run_offline(plain, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     run = tmp_path / "run"
@@ -210,7 +210,7 @@ def test_a_network_that_is_lost_leaves_the_run_offline(plain, cache, tmp_path, m
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_in_the_same_one_without_a_step_twice(plain, cache, tmp_path):
+def test_a_resumed_run_continues_the_same_wandb_run_without_repeated_steps(plain, cache, tmp_path):
     run = tmp_path / "run"
     longer = (
         *RUN,
@@ -263,7 +263,7 @@ def without_wandb(run: Path, to: Path) -> Path:
     return copytree(run, to, ignore=ignore_patterns("wandb*", ".lock"))
 
 
-def test_a_mode_that_is_asked_for_is_kept(logged, tmp_path, monkeypatch):
+def test_a_requested_mode_of_wandb_is_kept(logged, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     run = without_wandb(logged[0], tmp_path / "run")
     assert replayed(run, WandbOptions()) == []
@@ -300,7 +300,7 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 
 
-def test_a_call_that_is_stuck_does_not_keep_the_program_from_its_end(cache, tmp_path):
+def test_a_call_of_wandb_that_hangs_does_not_block_the_exit(cache, tmp_path):
     script = ROOT / "main.py"
     done = typed(script, *RUN, "--use-wandb", "--run-dir", tmp_path / "run", cache=cache, script=STUCK)
     assert done.returncode == 0 and "W&B is stuck" in done.stdout and (tmp_path / "run" / "results.json").exists()

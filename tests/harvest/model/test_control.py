@@ -30,7 +30,7 @@ def raw() -> transformers.GPT2LMHeadModel:
     return transformers.GPT2LMHeadModel.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).eval()
 
 
-def test_without_a_control_stores_and_runs_have_the_names_they_had():
+def test_names_of_stores_and_runs_without_a_control_have_not_changed():
     model, text = (Source(n, f"/{n}", False, 4, f"{w}'s fingerprint") for n, w in (("m", "model"), ("d", "text")))
     assert store_name(HarvestRequest(), Site(0, "resid_pre"), model, text) == "e482736ed612a136f249"
     assert "control" not in HarvestRequest().to_json()
@@ -40,7 +40,7 @@ def test_without_a_control_stores_and_runs_have_the_names_they_had():
         HarvestRequest(control="noise")
 
 
-def test_each_matrix_keeps_its_entries_and_loses_their_places():
+def test_each_matrix_is_permuted():
     before, after = dict(raw().named_parameters()), dict(shuffled(raw()).named_parameters())
     for name, weight in before.items():
         if weight.ndim > 1:
@@ -50,7 +50,7 @@ def test_each_matrix_keeps_its_entries_and_loses_their_places():
             assert torch.equal(weight, after[name])
 
 
-def test_it_is_the_same_model_each_time_and_the_whole_of_it_is_shuffled():
+def test_the_control_is_the_same_each_time_and_completely_shuffled():
     model, expected = load(), shuffled(raw())
     assert model.weights_hash() == load().weights_hash() != load(None).weights_hash()
     tokens_WxT = np.random.default_rng(0).integers(0, 4096, (3, 20), dtype=np.int32)
@@ -63,7 +63,7 @@ def test_it_is_the_same_model_each_time_and_the_whole_of_it_is_shuffled():
         np.testing.assert_allclose(found, output.hidden_states[2], rtol=1e-4, atol=1e-3)
 
 
-def test_rows_differ_and_a_stopped_harvest_goes_on(tmp_path):
+def test_rows_of_the_control_differ_and_a_stopped_harvest_continues(tmp_path):
     def rows_of(cache, **options):
         (store,) = harvest(HarvestRequest(**ASKED, **options), cache, shard_bytes=ONE_BATCH).values()
         return store, store.train.read(0, 2000)

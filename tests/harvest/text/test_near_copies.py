@@ -44,7 +44,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_another_form_is_always_a_copy(texts, form):
+def test_texts_that_differ_in_form_only_are_copies(texts, form):
     copies = NearCopies()
     originals = [copies.original(text) for text in texts[:300]]
     assert [copies.original(FORMS[form](text)) for text in texts[:300]] == originals
@@ -89,7 +89,7 @@ def six_of_each(texts: list[str], rng: random.Random) -> list[tuple[int, str]]:
     return rng.sample(copies, len(copies))
 
 
-def test_no_near_copies_are_on_both_sides_of_the_split(tokenizer, texts, tmp_path):
+def test_near_copies_are_in_one_split(tokenizer, texts, tmp_path):
     copies = six_of_each(texts[:500], random.Random(0))
     path = tmp_path / "copies.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for _, text in copies))
@@ -100,7 +100,7 @@ def test_no_near_copies_are_on_both_sides_of_the_split(tokenizer, texts, tmp_pat
     assert reading.documents == 3000 and abs(reading.near_copies - 2500) <= 10 and reading.copies_together
 
 
-def test_a_text_made_from_a_template_is_divided_all_the_same_and_this_is_noted(tokenizer, tmp_path):
+def test_near_copies_are_split_if_all_documents_follow_one_template(tokenizer, tmp_path):
     path = tmp_path / "template.jsonl"
     lines = [f"The rain fell on hill number {i} and the river rose for the whole night." for i in range(200)]
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in [*lines, *map(str.upper, lines)]))
@@ -110,7 +110,7 @@ def test_a_text_made_from_a_template_is_divided_all_the_same_and_this_is_noted(t
     assert reading.near_copies > 300 and not reading.copies_together
 
 
-def test_labelled_near_copies_are_on_one_side(texts, tmp_path):
+def test_labelled_near_copies_are_in_one_split(texts, tmp_path):
     copies = six_of_each(texts[:100], random.Random(0))
     path = tmp_path / "labelled.jsonl"
     path.write_text("".join(json.dumps({"text": text, "label": str(of)}) + "\n" for of, text in copies))

@@ -96,7 +96,7 @@ def test_pieces_have_the_tokens_of_the_whole(tokenizer, kind, monkeypatch):
         assert list(first[:500]) == whole[:500]
 
 
-def test_no_more_is_tokenized_at_a_time_than_a_piece_and_no_more_than_enough(monkeypatch):
+def test_long_texts_are_tokenized_in_pieces_until_there_are_enough_tokens(monkeypatch):
     lengths, tokenizer = [], TOKENIZERS["byte-level BPE"]()
 
     def noting(text, **options):
