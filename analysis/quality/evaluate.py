@@ -105,7 +105,7 @@ def evaluate_dictionaries(
         language_model = LanguageModel.load(model.location, control=request.control)
     for site in dict.fromkeys(sites):
         store = stores[site]
-        saes = {name: o.dictionary.sae for name, o, at in zip(names, opened, sites, strict=True) if at == site}
+        saes = {name: o.dictionary.sae for name, o, own in zip(names, opened, sites, strict=True) if own == site}
         first_row = calibration_rows(store.held_out) if request.held_out < 1 else 0
         for name, evaluation in evaluate(saes, store.held_out, store.mean, first_row).items():
             refuse_no_numbers(name, evaluation.metrics)

@@ -126,7 +126,7 @@ def on_documents(
                 x_NxC, text.labels[label], text.is_train_N, settings.k, settings.seed
             )
             probing.setdefault(name, {})[label] = result
-        train, held_out = (min(of[side] for of in result.documents.values()) for side in ("train", "held_out"))
+        train, held_out = (min(sizes[side] for sizes in result.documents.values()) for side in ("train", "held_out"))
         notes.append(f"{label}: each class has at least {train:,} documents to train on and {held_out:,} held out")
         if result.left_out:
             notes.append(f"{label}: left out, because they have too few documents: {', '.join(result.left_out)}")
@@ -139,9 +139,9 @@ def on_documents(
             METRICS["scr"],
             {
                 name: spurious_correlation.compute_spurious_correlation(
-                    of, concepts, is_train_N, settings.n_ablated, settings.seed
+                    documents, concepts, is_train_N, settings.n_ablated, settings.seed
                 )
-                for name, of in rows.items()
+                for name, documents in rows.items()
             },
         )
 
@@ -181,7 +181,7 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
     from harvest.text.passages import spelling
 
     model = run.language_model
-    asked = spelling(
+    prompts = spelling(
         model.tokenizer,
         settings.words,
         settings.icl_examples,
@@ -189,18 +189,18 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
         settings.train_share,
         settings.seed,
     )
-    pooled = pool(model, asked.passages, saes, {name: run.site(name) for name in saes})
+    pooled = pool(model, prompts.passages, saes, {name: run.site(name) for name in saes})
     answers = {
-        name: absorption.compute_absorption(of, asked.words, asked.letters_N, asked.is_train_N)
-        for name, of in pooled.items()
+        name: absorption.compute_absorption(words, prompts.words, prompts.letters_N, prompts.is_train_N)
+        for name, words in pooled.items()
     }
-    for name, of in pooled.items():
-        if not (of.f_NxF[asked.is_train_N] != 0).any():
+    for name, words in pooled.items():
+        if not (words.f_NxF[prompts.is_train_N] != 0).any():
             notes.append(f"{name}: absorption is not measured, because no feature fires on a word to train on")
     letters = sorted({letter for answer in answers.values() for letter in answer.letters})
     notes.append(
-        f"absorption: {len(asked.words):,} words with {asked.n_examples} examples before each; letters that the model "
-        f"represents (F1 of a probe at least {absorption.MIN_PROBE_F1}): {' '.join(letters) or 'none'}. SAEBench "
+        f"absorption: {len(prompts.words):,} words with {prompts.n_examples} examples before each; letters that the "
+        f"model represents (F1 of a probe at least {absorption.MIN_PROBE_F1}): {' '.join(letters) or 'none'}. SAEBench "
         "recommends models of 2B parameters or more. If F1 (of the letter's features) is far below probe (F1 of a "
         "probe on the activations), the dictionary has no features for letters, and absorption means little"
     )

@@ -146,7 +146,7 @@ def test_an_export_is_reproducible_and_refuses_an_existing_directory(
     export(run, member, tmp_path / "again", cache)
     first, again = files_of(exported), files_of(tmp_path / "again")
     assert {name: content for name, (content, _) in first.items()} == {n: content for n, (content, _) in again.items()}
-    with pytest.raises(InputError, match="is there already: choose a new or an empty"):
+    with pytest.raises(InputError, match="already exists: choose a new or an empty"):
         export(run, member, tmp_path / "again", cache)
     argv = ["export", str(run.path), "--to", str(tmp_path / "other"), "--neuronpedia", "--cache-dir", str(cache)]
     with pytest.raises(InputError, match="--member is missing"):

@@ -128,7 +128,7 @@ def learned(run: Path) -> dict:
 def test_the_curves_in_wandb_equal_metrics_jsonl(logged):
     run, said = logged
     found = only_run(run)
-    assert said.count("W&B: no login") == 1 and f"wandb sync {run}/wandb/offline-run-*" in said
+    assert said.count("W&B: you are not logged in") == 1 and f"wandb sync {run}/wandb/offline-run-*" in said
     lines = metrics_of(run)
     assert ("step" in dict(found["defined"])) and ("*", "step") in found["defined"]
     for member in members_of(run):
@@ -192,7 +192,7 @@ def test_wandb_does_not_change_the_training(plain, logged):
 def test_an_error_of_wandb_is_reported_once_and_changes_nothing_else(plain, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "no such mode")
     done = typed(*RUN, *LOGGED, "--run-dir", tmp_path / "run", cache=cache)
-    assert (done.returncode, done.stdout.count("W&B stopped, training does not")) == (0, 1)
+    assert (done.returncode, done.stdout.count("W&B stopped, training continues without it")) == (0, 1)
     assert "Traceback" not in done.stdout + done.stderr
     assert learned(tmp_path / "run") == learned(plain)
 
@@ -203,7 +203,7 @@ def test_a_lost_network_leaves_the_run_offline(plain, cache, tmp_path, monkeypat
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     run = tmp_path / "run"
     done = typed(*RUN, *LOGGED, "--run-dir", run, cache=cache)
-    assert (done.returncode, done.stdout.count("W&B cannot be reached, so offline")) == (0, 1)
+    assert (done.returncode, done.stdout.count("W&B cannot be reached, so the run is kept offline")) == (0, 1)
     assert learned(run) == learned(plain)
     points = curve(only_run(run)["history"], f"loss/{members_of(run)[0]['id']}")
     assert list(points) == [4, 20, 40, 60, 80, 100, LAST]
