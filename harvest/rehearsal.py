@@ -15,7 +15,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.request import HOOKS, Site
 
 WINDOWS = 4
-ROUNDING = 1e-5  # of float32, relative to the summands
+ROUNDING = 1e-5  # rounding error of float32, relative to the summands
 
 
 def rehearse(

@@ -51,7 +51,7 @@ class Source:
     """A model or a data set that is available."""
 
     asked: str  # the name given by the user or the default
-    location: str  # what to load: a hub name or a local path
+    location: str  # a hub name or a local path to load
     fell_back: bool  # whether the bundled one replaces an unavailable default
     n_layers: int | None  # models only; None if unknown
     fingerprint: str  # hash of local files, or repository@commit of the hub

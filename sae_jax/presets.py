@@ -15,7 +15,7 @@ from harvest.request import HarvestRequest
 from harvest.sources import Source, resolve
 from sae_jax.config import TrainConfig
 
-N_LAYERS, D_MODEL = 12, 768  # of GPT-2 small
+N_LAYERS, D_MODEL = 12, 768  # sizes of GPT-2 small
 # Settings for the bundled corpus. Its documents are short, so longer windows would waste more of the text.
 BUNDLED_SEQ_LEN, BUNDLED_WINDOWS, BUNDLED_HELD_OUT = 64, 14_819, 0.1
 SHORT_RUN_STEPS, SHORT_RUN_LR = 1500, 1e-3  # a learning rate for runs of fewer steps
@@ -26,7 +26,7 @@ class Preset:
     """A set-up: values of flags, its source and published figures, and the parts that are not reproduced."""
 
     about: str
-    flags: dict[str, Any]  # by field names of HarvestRequest and TrainConfig
+    flags: dict[str, Any]  # {field of HarvestRequest or TrainConfig: value}
     source: str
     published: str
     not_followed: tuple[str, ...]

@@ -210,7 +210,7 @@ def say_once(say: Callable[[str], None], text: str) -> None:
 
 
 def refuse_no_run(path: Path) -> None:
-    """Raises InputError if there is no such directory, or if links in it lead out of it."""
+    """Raise InputError if there is no such directory, or if links in it lead out of it."""
     if not path.is_dir():
         raise InputError(f"{path}: there is no such run directory: give the directory of a finished run")
     from sae_jax.shapes import refuse_links

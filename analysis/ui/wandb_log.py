@@ -91,9 +91,9 @@ class WandbLog:
         self._thread.join(SEND_SECONDS if drawn else 0)
         self._say_notes()
         if not drawn:
-            self._say(f"W&B is stuck, and is left behind: `wandb sync {self._path}/wandb/*run-*` sends what it took")
+            self._say(f"W&B does not respond: upload what it has with `wandb sync {self._path}/wandb/*run-*`")
         elif self._thread.is_alive():
-            self._say(f"W&B did not take all in {SEND_SECONDS:.0f} s: `wandb sync {self._path}/wandb/*run-*` sends it")
+            self._say(f"W&B did not upload all in {SEND_SECONDS:.0f} s: use `wandb sync {self._path}/wandb/*run-*`")
 
     def training_progress(self, progress: Progress) -> None:
         self._fed.put(lambda: self._log_progress(progress))

@@ -80,7 +80,7 @@ def gather(
         raise InputError(
             f"{type(tokenizer).__name__} does not report the positions of its tokens: use a model with a fast tokenizer"
         )
-    seen, same = NearCopies(), NearCopies()  # of texts, and of their passages, without the phrase
+    seen, same = NearCopies(), NearCopies()  # near-copies among texts, and among their passages without the phrase
     texts = [text for text in examples if not seen.is_copy(wanted.cut_from(text))]
     concept = [_own_text(text, wanted, tokenizer, first) for text in texts]
     left_out = len(examples) - len(texts)

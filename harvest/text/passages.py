@@ -34,7 +34,7 @@ class Passages:
 @dataclass(frozen=True)
 class LabelledText:
     texts: list[str]
-    labels: dict[str, np.ndarray]  # by field, str [N]
+    labels: dict[str, np.ndarray]  # {field: str [N]}
     is_train_N: np.ndarray
 
 

@@ -140,7 +140,7 @@ def rows(part: Part) -> list[dict[str, Any]]:
         ]
         cells += [("features", f"{member['hidden_dim']:,}", member["hidden_dim"])]
         cells += [
-            (member["sparsity_control"] and "asked", f"{asked:g}", asked),
+            (member["sparsity_control"] and "target", f"{asked:g}", asked),
             ("seed", str(member["seed"]), member["seed"]),
             *(
                 (families.name_of(name), "-" if setting[name] is None else f"{setting[name]}", setting[name])
