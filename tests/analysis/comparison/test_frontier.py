@@ -70,7 +70,7 @@ def test_the_preset_and_its_scaled_values_are_recorded(trained):
     assert config["asked"]["preset"]["name"] == "frontier" and config["asked"]["harvest"]["layer"] == [2]
     assert config["stores"][0]["model"]["fell_back"] is True
     scaled = config["asked"]["preset"]["scaled_down"]
-    assert scaled[0] == "--layer 8 -> 2 (it has 4 layers, not 12)"
+    assert scaled[0] == "--layer 8 -> 2 (the model has 4 layers, not 12)"
     assert f"--preset frontier scaled down to the bundled model: {', '.join(scaled)}" in done.stdout
     assert not any("hidden-dim" in change for change in scaled)  # the flag was given, so its value was not scaled
 

@@ -156,7 +156,7 @@ def test_the_command(tmp_path_factory, tmp_path, capsys):
         ([*asked, "--target", " sea", "--method", "guess"], "must be one of gradient"),
         ([*asked], "--target is missing"),
         ([str(path), "--prompt", "The ships", "--target", " sea"], "--member is missing"),
-        ([*asked, "--target", " sea", "--prompt", "ship " * 200], "from 2 to 128 "),
+        ([*asked, "--target", " sea", "--prompt", "ship " * 200], "give one of 2 to 128 "),
     ):
         with pytest.raises(InputError, match=message):
             main.main(["attribute", *argv])
