@@ -13,6 +13,7 @@ import pytest
 from command_line import ROOT, environment, shared_cache
 
 import main
+from sae_jax.models.registry import KINDS
 
 PAGES = [
     *ROOT.glob("*.md"),
@@ -130,6 +131,11 @@ def test_the_readme_lists_all_commands_and_only_existing_flags(capsys):
     assert {*re.findall(r"^\| `python main\.py ([a-z-]+) ", commands, re.M)} >= set(main.COMMANDS)
     flags = flags.split("## What a run leaves")[0]
     assert set(re.findall(r"`(--[a-z][a-z0-9-]*)", flags)) <= flags_of("", capsys)
+
+
+@pytest.mark.parametrize("page", ["README.md", "sae_jax/README.md"])
+def test_every_kind_is_in_the_tables(page):
+    assert not [kind for kind in KINDS if f"`{kind}`" not in (ROOT / page).read_text()]
 
 
 def anchors_of(page: Path) -> set[str]:

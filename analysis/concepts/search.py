@@ -121,13 +121,6 @@ def describe_found(
     return described
 
 
-def density_of(dictionary: Dictionary, feature: int) -> float | None:
-    """The share of held-out rows on which a feature fires, or None if the dictionary's files do not record it."""
-    if dictionary.log_sparsity_F is None:
-        return None
-    return float(max(0.0, 10 ** float(dictionary.log_sparsity_F[feature]) - 1e-10))
-
-
 def passages_record(texts: ConceptPassages, trained_documents_W: np.ndarray, seed: int) -> dict[str, int | float]:
     """The numbers and lengths of the passages that were used. The user's texts count as not trained on."""
     from analysis.concepts.detectors import SCORING, split_passages

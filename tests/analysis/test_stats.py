@@ -32,8 +32,9 @@ P_ABOVE = stats.norm.cdf(1 / np.sqrt(2))  # of one log-normal over another whose
 SEEDS = {
     "normal": (lambda rng, n: rng.standard_normal(n), 0.0),
     "difference of two exponentials": (lambda rng, n: rng.exponential(size=n) - rng.exponential(size=n), 0.0),
+    "gamma, skewness 1": (lambda rng, n: rng.gamma(4, size=n), 4.0),  # metrics of 100 seeds had a skewness under 0.3
 }
-SEEDS_SKEWED = {"exponential": SKEWED["exponential"]}
+SEEDS_SKEWED = {"exponential, skewness 2": SKEWED["exponential"]}
 
 
 def ratios(rng: np.random.Generator, documents: int, of: Callable, mean: float) -> tuple:
@@ -98,7 +99,7 @@ def table() -> dict[str, tuple[Callable, dict, tuple[int, ...], float, float]]:
         "the same, documents of equal length": (equal_documents, SKEWED, DOCUMENTS, 0.92, 0.98),
         "the same, contaminated": (equal_documents, CONTAMINATED, DOCUMENTS, 0.92, 0.98),
         "AUROC: over passages": (aurocs, AUROCS, PASSAGES, 0.92, 1.0),
-        "means over seeds": (seeds, SEEDS, (FEWEST, 5, 10, 20), 0.93, 0.985),
+        "means over seeds": (seeds, SEEDS, (FEWEST, 5, 10, 20), 0.92, 0.98),
         "means over seeds, skewed": (seeds, SEEDS_SKEWED, (FEWEST, 5, 10, 20), 0.85, 0.97),
     }
 

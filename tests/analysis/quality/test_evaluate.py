@@ -13,6 +13,7 @@ from rows import make_store
 from safetensors.numpy import save_file
 
 import main
+from analysis.quality import loss_recovered
 from analysis.quality.evaluate import dictionaries_in
 from analysis.stats import FEWEST_DOCUMENTS
 from harvest.errors import InputError
@@ -111,23 +112,30 @@ def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys
     assert f"{results['members'][0]['metrics']['ce_recovered']:.3f}" in box
 
 
-def test_a_run_without_loss_recovered_is_completed(finished, cache, capsys):
-    whole = read_json(finished / "results.json", "")
-    stopped = read_json(finished / "results.json", "")
-    del stopped["loss_recovered"], stopped["timing"]["loss_recovered_seconds"]
-    for member in stopped["members"]:
-        del member["intervals"]
-        member["metrics"] = {k: v for k, v in member["metrics"].items() if k[:3] not in ("ce_", "kl_")}
-    write_json(finished / "results.json", stopped)
-    argv = [*ARGV, "--run-dir", str(finished), "--cache-dir", str(cache)]
-    assert main.run_as_command([*argv, "--ce-windows", "0"]) == 0
-    assert read_json(finished / "results.json", "") == stopped
-    assert "CE rec." not in capsys.readouterr().out
+def test_a_run_that_is_stopped_while_its_loss_recovered_is_measured_is_resumed(
+    finished, tmp_path, cache, monkeypatch, capsys
+):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    argv = [*ARGV, "--run-dir", str(tmp_path / "run"), "--cache-dir", str(cache)]
+    with monkeypatch.context() as patch:
+        patch.setattr(loss_recovered, "loss_recovered", stopped)
+        assert main.run_as_command(argv) == 130
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert main.run_as_command(argv) == 2 and "was interrupted: add --resume" in capsys.readouterr().err
     assert main.run_as_command([*argv, "--resume"]) == 0
-    again = read_json(finished / "results.json", "")
-    assert "is trained" in capsys.readouterr().out
-    again["timing"]["loss_recovered_seconds"] = whole["timing"]["loss_recovered_seconds"]
-    assert again == whole
+    again, whole = (read_json(path / "results.json", "") for path in (tmp_path / "run", finished))
+    assert again | {"timing": None} == whole | {"timing": None}
+
+
+def test_the_results_of_a_finished_run_are_not_measured_again(finished, cache, capsys):
+    before = (finished / "results.json").read_bytes()
+    argv = [*ARGV, "--run-dir", str(finished), "--cache-dir", str(cache)]
+    assert main.run_as_command([*argv, "--ce-windows", "8"]) == 0
+    assert (finished / "results.json").read_bytes() == before
+    said = capsys.readouterr().out
+    assert "measured on 256 windows" in said and f"evaluate {finished} --ce-windows 8" in " ".join(said.split())
 
 
 def test_evaluate_gives_the_figures_of_the_training(finished, tmp_path, cache):

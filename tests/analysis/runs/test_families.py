@@ -11,7 +11,6 @@ from analysis.comparison import frontier, splitting
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
 from analysis.runs import families
-from analysis.study import questions as study
 from analysis.study.measures import PopulationMeasures
 from harvest.errors import InputError
 from sae_jax.config import AXES, TrainConfig
@@ -112,7 +111,7 @@ def test_every_setting_of_the_training_makes_another_family_and_another_curve(ru
 def test_seeds_form_one_family_for_any_ids(run_of, values):
     run = run_of(activation=("relu", "topk"), hidden_dim=(8, 16), k=4, target_l0=4.0, seed=SEEDS, **values)
     assert not any(name.endswith("-s0") for name in run.members if name.startswith("topk"))
-    kinds = study.kinds_of(gathered_of(run))
+    kinds = families.by_seed(gathered_of(run).settings)
     assert list(kinds) == [f"{kind}, {width} features" for kind in ("relu", "topk") for width in (8, 16)]
     assert all([run.members[name]["seed"] for name in names] == list(SEEDS) for names in kinds.values())
     decoders = decoders_of(run)
@@ -125,7 +124,7 @@ def test_seeds_form_one_family_for_any_ids(run_of, values):
 def test_the_frontier_preset_has_fifteen_kinds_of_three_seeds(run_of):
     flags = preset_named("frontier").flags
     run = run_of(**{name: flags[name] for name in flags.keys() & {field.name for field in fields(TrainConfig)}})
-    kinds = study.kinds_of(gathered_of(run))
+    kinds = families.by_seed(gathered_of(run).settings)
     assert len(run.members) == 45 and [len(names) for names in kinds.values()] == [3] * 15
     assert list(kinds)[:4] == ["relu, L0 16", "relu, L0 32", "relu, L0 64", "jump_relu, L0 16"]
 
@@ -134,7 +133,7 @@ def test_two_settings_of_auxk_are_two_complete_families(run_of):
     run = run_of(activation="topk", hidden_dim=8, k=4, aux_coefficient=(0.0, 0.5), seed=SEEDS)
     compared = comparison.compute_shared_features(decoders_of(run))
     assert compared.other_seeds == dict.fromkeys(run.members, 2)
-    kinds = study.kinds_of(gathered_of(run))
+    kinds = families.by_seed(gathered_of(run).settings)
     assert list(kinds) == ["topk, aux coefficient 0.0", "topk, aux coefficient 0.5"]
     assert {group.differ for group in compared.groups} == {
         "other seed",
@@ -147,7 +146,7 @@ def test_a_target_l0_and_an_equal_coefficient_are_different(run_of, tmp_path):
     path = tmp_path / "members.json"
     path.write_text('[{"target_l0": 8}, {"sparsity": 8}]')
     run = run_of(members=path, seed=SEEDS)
-    assert list(study.kinds_of(gathered_of(run))) == ["relu, L0 8", "relu, coefficient 8"]
+    assert list(families.by_seed(gathered_of(run).settings)) == ["relu, L0 8", "relu, coefficient 8"]
     assert [(p.seeds, p.panel) for p in frontier.compute_frontier(run.path).points] == [
         (SEEDS, "by target_l0"),
         (SEEDS, "by sparsity"),
@@ -159,7 +158,7 @@ def test_a_target_l0_and_an_equal_coefficient_are_different(run_of, tmp_path):
 
 def test_kinds_are_named_by_the_settings_that_differ(run_of):
     def named(name, **values):
-        return list(study.kinds_of(gathered_of(run_of(name, **{"seed": SEEDS, **values}))))
+        return list(families.by_seed(gathered_of(run_of(name, **{"seed": SEEDS, **values})).settings))
 
     assert named("a") == ["relu"] and named("b", activation=("relu", "topk")) == ["relu", "topk"]
     assert named("c", activation=("relu", "topk"), target_l0=(8, 16.5), k=(8, 16)) == [
@@ -174,7 +173,7 @@ def test_kinds_are_named_by_the_settings_that_differ(run_of):
 def test_layers_differ_in_one_setting_and_not_in_their_store(run_of, tmp_path, store):
     other = make_store(tmp_path / "other", windows=60, layer=1, seed=1)
     run = run_of("two layers", store, other, seed=(0, 1))
-    assert list(study.kinds_of(gathered_of(run))) == ["relu, layer 0", "relu, layer 1"]
+    assert list(families.by_seed(gathered_of(run).settings)) == ["relu, layer 0", "relu, layer 1"]
     assert {g.differ for g in comparison.compute_shared_features(decoders_of(run)).groups} == {
         "other layer",
         "other seed",

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from foreign import without_checksums
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from populations import member_of
+from populations import member_of, prepare
 
 from harvest.errors import InputError
 from harvest.files import write_arrays
@@ -22,6 +23,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
 from harvest.torch_file import read_tensors
+from sae_jax.config import TrainConfig
 from sae_jax.evaluate import evaluate
 from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.dictionary import SCALED, SCALER
@@ -89,6 +91,20 @@ def test_an_export_on_raw_rows_is_the_trained_dictionary_on_normalized_rows(tmp_
     np.testing.assert_allclose(features[decided], expected[decided], atol=bound)
     back = np.asarray(trained.decode(expected)) * scale_D + shift_D
     np.testing.assert_allclose(exported.decode(expected), back, atol=1e-5 * np.abs(back).max() + 1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_member_computes_the_features_of_its_kind(kind):
+    """A kind is exported as the architecture that it names, so that architecture must have the kind's features."""
+    x_NxD = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    config = TrainConfig(activation=(kind,), hidden_dim=48, k=6, target_l0=6)
+    (group,), (state,), _ = prepare(config, 100, x_NxD)
+    params, settings = ({name: value[0] for name, value in tree.items()} for tree in (state.params, state.settings))
+    trained = nnx.merge(group.signature.graphdef(), params, settings)
+    tensors = fold_normalization(group.signature.kind.export(params, settings), np.zeros(16), np.ones(16))
+    f_NxF, exported = trained.encode(x_NxD), trained_dictionary(group.members[0], tensors, MANIFEST).sae
+    np.testing.assert_allclose(exported.encode(x_NxD), f_NxF, atol=1e-5)
+    assert 0.05 < (f_NxF != 0).mean() < 0.5
 
 
 def test_saelens_reads_what_is_written(tmp_path):

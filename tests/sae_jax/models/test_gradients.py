@@ -46,7 +46,7 @@ def numpy_features(kind, p, z, threshold):
     return np.maximum(z, 0)
 
 
-def numpy_loss(kind, p, x, threshold, fixed) -> float:
+def numpy_loss(kind, p, x, threshold, dead, fixed) -> float:
     """The loss in numpy. `fixed` holds parameters that are not varied, for the auxiliary decoder of gated."""
     z = (x - p["b_dec"]) @ p["W_encT"].T + p["b_enc"]
     f, norm = numpy_features(kind, p, z, threshold), np.linalg.norm(p["W_dec"], axis=1)
@@ -61,7 +61,7 @@ def numpy_loss(kind, p, x, threshold, fixed) -> float:
         loss += COEFFICIENT * (z > threshold).sum(1).mean()
     if kind == "multi_topk":  # 4k exceeds F, so all features are kept
         loss += mse(np.maximum(z, 0)) / 8
-    if kind == "gated":
+    if kind == "gated":  # a new kind with an `extra_loss` adds it here, as a function of z, f and dead
         loss += mse(np.maximum(z, 0), fixed["W_dec"], fixed["b_dec"])
     p_of_progress = 1 - 0.8 * 0.5
     penalized = {
@@ -129,8 +129,9 @@ def test_loss_and_gradients_equal_finite_differences_in_float64(problem, kind):
         rng = np.random.default_rng(1)
         params = params | {"r_mag": 0.3 * rng.standard_normal(F), "b_mag": 0.3 * rng.standard_normal(F)}
     value, ours = our_gradients(kind, params, x, threshold, dead)
-    assert value == pytest.approx(numpy_loss(kind, params, x, threshold, params), rel=1e-6)
-    for name, expected in finite_differences(lambda p: numpy_loss(kind, p, x, threshold, params), params).items():
+    assert value == pytest.approx(numpy_loss(kind, params, x, threshold, dead, params), rel=1e-6)
+    differences = finite_differences(lambda p: numpy_loss(kind, p, x, threshold, dead, params), params)
+    for name, expected in differences.items():
         np.testing.assert_allclose(ours[name], expected, rtol=2e-5, atol=2e-5, err_msg=f"{kind} {name}")
 
 

@@ -66,9 +66,11 @@ def compare(signature, hyper, state, x):
     return sparse
 
 
+@pytest.mark.parametrize("dead", [0, 200])
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.has_sparse_path])
-def test_loss_and_gradients_equal_those_of_the_dense_path(kind):
+def test_loss_and_gradients_equal_those_of_the_dense_path(kind, dead):
     signature, hyper, state, x = member(kind)
+    state = state.replace(silent_F=jnp.zeros(F, int).at[:dead].set(10**6))
     assert sparse_pays(signature) and sparse_path_was_taken(signature, state, x)
     gradients = compare(signature, hyper, state, x)
     assert all(np.abs(g).max() > 0 for g in gradients.values())
