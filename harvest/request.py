@@ -82,19 +82,21 @@ class HarvestRequest:
     )
     dataset: str | None = flag(
         None,
-        f"hub data set, .txt, .jsonl, .jsonl.gz, .parquet or 'bundled' (default: {DEFAULT_DATASET}; "
-        "bundled if the hub is unreachable)",
+        f"hub data set, .txt, .jsonl, .jsonl.gz or .parquet file, folder of such files, or 'bundled' (default: "
+        f"{DEFAULT_DATASET}; bundled if the hub is unreachable)",
     )
     layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read")
     hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", choices=HOOKS)
     n_samples: int = flag(10000, "token windows to harvest, including held-out ones")
     seq_len: int = flag(20, "tokens per window; a window never spans two documents")
     held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents")
-    keep_first_position: bool = flag(False, "also use the first position of each window (an outlier in GPT-2)")
+    keep_first_position: bool = flag(
+        False, "also use the first position of each window, whose activation is an outlier in GPT-2"
+    )
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
     control: str | None = flag(
         None,
-        "harvest the model with shuffled weights: results that it also shows were not learned",
+        "harvest the same model with shuffled weights; results that it also shows do not come from learning",
         choices=CONTROLS,
     )
 

@@ -48,21 +48,22 @@ class Options:
 
     run_dir: Path | None = flag(None, "directory of the run (default: a folder in runs/ named after the settings)")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
-    ce_windows: int = flag(256, "held-out windows on which loss recovered is measured at the end (0: none)")
+    ce_windows: int = flag(256, "held-out windows on which loss recovered is measured at the end; 0 skips it")
     checkpoint_seconds: float = flag(60.0, "seconds between checkpoints")
-    snapshots: int = flag(10, "decoders saved during training, at log-spaced steps (for `study`); 0: none")
+    snapshots: int = flag(10, "number of log-spaced steps at which decoders are saved, for `study`; 0 saves none")
     resume: bool = flag(False, "continue an interrupted run from its last checkpoint")
     force: bool = flag(False, "start over, even if the run is finished or interrupted")
-    quiet: bool = flag(False, "print only the path of the results")
+    quiet: bool = flag(False, "print only the path of the run, and failed members on standard error")
     dry_run: bool = flag(False, "print what would be trained and the estimated cost, without training")
     use_wandb: bool = flag(False, "log to Weights & Biases; offline if you are not logged in")
     wandb_project: str = flag("sae-interpretability", "Weights & Biases project")
-    log_freq: int = flag(100, "smallest number of steps between two points logged to Weights & Biases")
+    log_freq: int = flag(100, "smallest number of steps between two points that are logged to Weights & Biases")
 
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--preset", metavar="NAME", help="published set-up (other flags override its values), or list")
+    about = "a published set-up, or our own `frontier`, as defaults for the other flags; `list` shows all set-ups"
+    parser.add_argument("--preset", metavar="NAME", help=about)
     parser.add_flags(HarvestRequest, "activations")
     parser.add_flags(TrainConfig, "training")
     parser.add_flags(Options, "running")
@@ -104,7 +105,7 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
         raise InputError(f"--log-freq {options.log_freq}: must be 1 or more")
     members_of(config, request.sites)
     if request.held_out == 1:
-        raise InputError("--held-out 1 leaves nothing to train on: must be below 1")
+        raise InputError("--held-out 1 leaves nothing to train on: give a value below 1")
     if config.batch_size > (most := request.n_samples * request.seq_len):
         raise InputError(
             f"--batch-size {config.batch_size} is larger than the {most:,} rows of --n-samples times --seq-len: "
@@ -165,7 +166,7 @@ def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, p
     model, _ = resolve(request)
     if model.d_model is None:
         raise InputError(
-            f"--dry-run: the config of {model.location} does not give the model's width: leave --dry-run out"
+            f"--dry-run: the config of {model.location} does not state the model's width: leave --dry-run out"
         )
     with Terminal(quiet=options.quiet) as terminal:
         say_preset(preset, terminal)

@@ -37,12 +37,12 @@ class SearchSettings:
 
     member: tuple[str, ...] = flag((), "ids of members to search (default: all)")
     examples: Path | None = flag(
-        None, "texts about the concept: .txt with one per line, or .jsonl with each text under the key 'text'"
+        None, "file of texts about the concept: .txt with one per line, or .jsonl with each text under the key 'text'"
     )
-    against: Path | None = flag(None, "texts that are not about the concept (default: passages of the corpus)")
+    against: Path | None = flag(None, "file of texts that are not about the concept (default: passages of the corpus)")
     passages: int = flag(300, "number of documents with the phrase to take from the corpus, at most")
-    top: int = flag(10, "how many features to report, besides the best of each member")
-    fdr: float = flag(0.05, "false discovery rate among the features that pass")
+    top: int = flag(10, "number of features to report; the best feature of each member is always reported")
+    fdr: float = flag(0.05, "accepted share of false discoveries among the features that pass")
     seed: int = flag(0, "seed of all random choices")
     json: Path | None = flag(
         None, "JSON file for all figures (default: analysis/find/PHRASE.json in the run)", written=True

@@ -81,7 +81,7 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class FeaturePage:
-    """What is shown about one feature besides its statistics."""
+    """The content of the page of one feature, besides its statistics."""
 
     threshold: float | None  # None if its kind has no threshold
     token: str  # the token on which it fires most often

@@ -68,7 +68,9 @@ def loss_recovered(
         per_window |= {"kl_sae": sae.kl_W, "kl_zero": zero.kl_W, "count": np.ones(len(document_W))}
         sums = {key: np.bincount(document_W, values_W) for key, values_W in per_window.items()}
         metrics = {key: finite(v) for key, v in scores({key: of_G.sum() for key, of_G in sums.items()}).items()}
-        intervals = {key: ratio_interval(*of) if metrics[key] is not None else None for key, of in ratios(sums).items()}
+        intervals = {
+            key: None if metrics[key] is None else ratio_interval(*ratio) for key, ratio in ratios(sums).items()
+        }
         measured[name] = {"metrics": metrics, "intervals": intervals}
     return measured
 

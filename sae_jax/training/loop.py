@@ -52,7 +52,7 @@ class Population:
     """Members and the rows on which they train. `rows` is by member id; `hypers` has one entry per group."""
 
     config: TrainConfig
-    stores: Sequence[ActivationStore]  # of the same text, one per site
+    stores: Sequence[ActivationStore]  # one store per site, of the same text
     groups: tuple[Group, ...]
     rows: dict[str, Rows]
     hypers: list[dict]

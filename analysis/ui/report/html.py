@@ -25,7 +25,8 @@ from analysis.study.questions import lines_of
 from analysis.ui.report.contents import Drawn, Part, Report
 from analysis.ui.terminal.wording import failure_text, member_name, share_text
 
-SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # half of an SVG's bytes; its image has an alt text instead
+# Half of an SVG's bytes, and redundant, because the image has an alt text.
+SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')
 FIGURES_BYTES = 3_300_000  # for all figures together; beyond it, those with most data are pictures only
 SHOWN_SETTINGS = ("activation", "layer", "hook", "hidden_dim", "sparsity", "seed")  # shown for every member
 SECTIONS = {
@@ -35,7 +36,7 @@ SECTIONS = {
     "emergence": "Emergence",
     "clusters": "Clusters",
 }
-DARK = {  # what the colours of plots/style.py become on a dark page
+DARK = {  # replacements for the colours of plots/style.py on a dark page
     "#0072B2": "#56B4E9",
     "#56B4E9": "#A6DBFF",
     "#332288": "#A99BFF",
@@ -64,7 +65,7 @@ def page(report: Report, pictures: Mapping[Drawn, list[Path]]) -> str:
     )
     environment.filters["one_line"] = lambda text: text.replace("\n", "↵")
     vega = Markup(vl_convert.javascript_bundle().replace("</script", r"<\/script"))  # type: ignore[call-arg]
-    own = Markup(environment.get_template("report.js").render(DARK=DARK))
+    script = Markup(environment.get_template("report.js").render(DARK=DARK))
     return environment.get_template("report.html").render(
         report=report,
         parts=[(number, part, part.run.path.resolve().name) for number, part in enumerate(report.parts)],
@@ -74,21 +75,21 @@ def page(report: Report, pictures: Mapping[Drawn, list[Path]]) -> str:
         lines_of=lines_of,
         fewest_documents=FEWEST_DOCUMENTS,
         embedded=fitted(pictures),
-        scripts=[vega, own],
-        hashes=[sha256(vega), sha256(own)],
+        scripts=[vega, script],
+        hashes=[sha256(vega), sha256(script)],
     )
 
 
 def fitted(pictures: Mapping[Drawn, list[Path]]) -> dict[Drawn, dict[str, Any]]:
-    """All figures within FIGURES_BYTES as far as leaving out their data goes."""
-    found = {drawn: embedded(drawn, paths) for drawn, paths in pictures.items()}
-    sizes = {drawn: len(json.dumps(of["spec"])) for drawn, of in found.items()}
-    total = sum(sizes.values()) + sum(len(of["picture"]) for of in found.values())
+    """All figures. Those with most data are pictures only, until the total is within FIGURES_BYTES."""
+    figures = {drawn: embedded(drawn, paths) for drawn, paths in pictures.items()}
+    sizes = {drawn: len(json.dumps(figure["spec"])) for drawn, figure in figures.items()}
+    total = sum(sizes.values()) + sum(len(figure["picture"]) for figure in figures.values())
     for drawn in sorted(sizes, key=lambda drawn: -sizes[drawn]):
         if total <= FIGURES_BYTES:
             break
-        total, found[drawn]["spec"] = total - sizes[drawn], None
-    return found
+        total, figures[drawn]["spec"] = total - sizes[drawn], None
+    return figures
 
 
 def sha256(script: str) -> str:
@@ -96,8 +97,8 @@ def sha256(script: str) -> str:
 
 
 def embedded(drawn: Drawn, paths: list[Path]) -> dict[str, Any]:
-    """A figure's words, its picture as a data: address, and its specification."""
-    # Five digits are more than a figure shows.
+    """The description of a figure, its picture as a data: address, and its specification."""
+    # Rounded to five digits, which are more than a figure shows.
     spec = json.loads(json.dumps(drawn.figure.to_dict()), parse_float=lambda number: float(f"{float(number):.5g}"))
     png, svg = (path.read_bytes() for path in paths)
     svg = SPOKEN.sub("", svg.decode()).encode()
@@ -107,20 +108,23 @@ def embedded(drawn: Drawn, paths: list[Path]) -> dict[str, Any]:
 
 
 def rows(part: Part) -> list[dict[str, Any]]:
-    """The members' table: of each its name, whether it failed, and cells as (column, text, value to sort by)."""
+    """The rows of the members' table: name, failure, and cells as (column, text, value to sort by)."""
     members, table = part.run.results["members"], []
     settings = [families.settings_of(part.run, member) for member in members]
     further = families.differing(settings, but_for=SHOWN_SETTINGS)
-    for member, own in zip(members, settings, strict=True):
+    for member, setting in zip(members, settings, strict=True):
         metrics, intervals = member["metrics"] or {}, member.get("intervals") or {}
         asked = member[member["sparsity_control"]]
         cells = [
             ("kind", member["activation"], member["activation"]),
             ("site", f"{member['layer']} {member['hook']}", ""),
             ("features", f"{member['hidden_dim']:,}", member["hidden_dim"]),
-            ("asked", f"{asked:g}", asked),
+            ("target", f"{asked:g}", asked),
             ("seed", str(member["seed"]), member["seed"]),
-            *((families.name_of(name), "-" if own[name] is None else f"{own[name]}", own[name]) for name in further),
+            *(
+                (families.name_of(name), "-" if setting[name] is None else f"{setting[name]}", setting[name])
+                for name in further
+            ),
         ]
         for name, column in (("explained_variance", "EV"), ("ce_recovered", "CE recovered"), ("l0", "L0")):
             value = metrics.get(name)

@@ -1,4 +1,4 @@
-"""Figures of any text: what XML cannot hold ends the process of the library that draws, and never reaches it."""
+"""Figures with arbitrary text. Characters that XML forbids would abort the process, so they must be replaced."""
 
 import altair as alt
 import pytest
