@@ -33,7 +33,7 @@ from harvest.sources import Source, name_of, named_files, place_of, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
 from sae_jax.members import members_of
-from sae_jax.presets import PRESETS, bundled_model, cost_of, preset_named, scale_down
+from sae_jax.presets import PRESETS, bundled_model, preset_named, scale_down
 from sae_jax.run_directory import RunDirectory, default_name
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
 
 def run(argv: list[str]) -> None:
     if build_parser().parse_args(argv).preset == "list":
-        list_presets()
+        with Terminal() as terminal:
+            terminal.show(preset_table(PRESETS))
         return
     request, config, options, preset = parse(argv)
     if options.dry_run:
@@ -242,13 +243,6 @@ def wandb_log(
         artifact=options.wandb_artifact,
     )
     return WandbLog(chosen, run.path, asked, members, terminal.say)
-
-
-def list_presets() -> None:
-    bundled = bundled_model("bundled")
-    with Terminal() as terminal:
-        costs = {name: (preset, cost_of(preset), cost_of(preset, bundled)) for name, preset in PRESETS.items()}
-        terminal.show(preset_table(costs))
 
 
 def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:
