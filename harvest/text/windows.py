@@ -20,7 +20,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from harvest.files import refuse_irregular
 from harvest.request import HarvestRequest
 from harvest.text.columns import TEXT, kinds_of_rows, kinds_of_schema, text_column, text_in
 from harvest.text.near_copies import NearCopies, number_of, signature
-from harvest.text.tokenized import LONG, tokenized
+from harvest.text.tokenized import tokenized
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 SEPARATOR = "<|endoftext|>"
@@ -97,10 +97,8 @@ def _filled(location: str, tokenizer, request: HarvestRequest, reading: Reading)
     splits = {"train": _Filling(request.n_samples - held_out), "held_out": _Filling(held_out)}
     if request.held_out == 1:
         splits = {"held_out": _Filling(request.n_samples)}
-    split_of = _Division(location, request.held_out, reading)
-    for batch in _batches(enumerate(documents(location, reading))):
-        chosen = [(number, text, splits[split_of(number, text)]) for number, text in batch]
-        chosen = [document for document in chosen if document[2].missing]
+    for batch in _batches(_divided(location, request.held_out, reading)):
+        chosen = [(number, text, splits[split]) for number, text, split in batch if splits[split].missing]
         if not chosen:
             continue
         enough = request.seq_len * max(filling.missing for _, _, filling in chosen)
@@ -121,7 +119,7 @@ class _Filling:
         self.origins: list[np.ndarray] = []
         self.documents, self.longest = 0, 0
 
-    def add(self, document: int, ids: Sequence[int] | np.ndarray, seq_len: int) -> None:
+    def add(self, document: int, ids: list[int], seq_len: int) -> None:
         self.documents, self.longest = self.documents + 1, max(self.longest, len(ids))
         count = min(len(ids) // seq_len, self.missing)
         if count:
@@ -133,38 +131,34 @@ class _Filling:
         return Windows(np.concatenate(self.tokens), np.concatenate(self.origins))
 
 
-class _Division:
-    """Chooses the split of each document in turn."""
-
-    def __init__(self, location: str, held_out: float, reading: Reading):
-        self._location, self._held_out, self._reading = location, held_out, reading
-        self._near_copies, self._splits = NearCopies(), list[str]()
-        reading.documents = reading.near_copies = 0
-
-    def __call__(self, number: int, text: str) -> str:
+def _divided(location: str, held_out: float, reading: Reading) -> Iterator[tuple[int, str, str]]:
+    """(number, text, split) of each document."""
+    near_copies, splits = NearCopies(), list[str]()
+    reading.documents = reading.near_copies = 0
+    for number, text in enumerate(documents(location, reading)):
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"--dataset {self._location}: document {number} is not valid Unicode: {error}") from error
+            raise InputError(f"--dataset {location}: document {number} is not valid Unicode: {error}") from error
         lowest_H = signature(text)
-        original = self._near_copies.original(text, lowest_H)
-        split = "held_out" if number_of(lowest_H.tobytes()) / 2**64 < self._held_out else "train"
-        self._splits.append(self._splits[original] if self._reading.copies_together and original < number else split)
-        self._reading.documents += 1
-        self._reading.near_copies += original < number and bool(text.strip())
-        return self._splits[-1]
+        original = near_copies.original(text, lowest_H)
+        split = "held_out" if number_of(lowest_H.tobytes()) / 2**64 < held_out else "train"
+        splits.append(splits[original] if reading.copies_together and original < number else split)
+        reading.documents += 1
+        reading.near_copies += original < number and bool(text.strip())
+        yield number, text, splits[-1]
 
 
-def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Batches of documents to tokenize. A long document is a batch by itself."""
-    batch: list[tuple[int, str]] = []
+def _batches(divided: Iterable[tuple[int, str, str]]) -> Iterator[list[tuple[int, str, str]]]:
+    """Batches of documents to tokenize."""
+    batch: list[tuple[int, str, str]] = []
     characters = 0
-    for number, text in numbered:
-        if batch and (len(text) > LONG or len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS):
+    for document in divided:
+        batch.append(document)
+        characters += len(document[1])
+        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
-        batch.append((number, text))
-        characters += BATCH_CHARACTERS if len(text) > LONG else len(text)
     if batch:
         yield batch
 
@@ -217,16 +211,14 @@ def text_files(path: Path) -> list[Path]:
 def _all_text_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files, starts, seen = list[Path](), [path], set(path.resolve().parents)
-    for start in starts:  # links to folders are appended here; each folder is read once
-        for folder, subfolders, names in os.walk(start):
-            if (resolved := Path(folder).resolve()) in seen:
-                subfolders.clear()
-                continue
-            seen.add(resolved)
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
-            starts += [link for name in subfolders if (link := Path(folder, name)).is_symlink()]
-            files += [Path(folder, name) for name in names if not name.startswith(".")]
+    files, seen = list[Path](), set(path.resolve().parents)
+    for folder, subfolders, names in os.walk(path, followlinks=True):
+        if (resolved := Path(folder).resolve()) in seen:  # a link to a folder that is read already
+            subfolders.clear()
+            continue
+        seen.add(resolved)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(file for file in files if _is_text_file(file) and file.is_file())
 
 
