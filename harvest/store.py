@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -191,23 +191,16 @@ class Split:
 
     def read_windows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [W, T], document [W]) of windows [start, stop), without reading the others."""
-        pieces = []
-        for shard, first in enumerate(self.window_starts[:-1]):
-            here = slice(max(start - first, 0), max(stop - first, 0))
-            if first < stop and self.window_starts[shard + 1] > start:
-                pieces.append([np.asarray(self._map(name, shard)[here]) for name in ("tokens", "documents")])
-        tokens_WxT, documents_W = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        parts = list(_parts(self.window_starts, start, stop))
+        tokens_WxT, documents_W = (
+            np.concatenate([self._map(name, shard)[first:last] for shard, first, last in parts])
+            for name in ("tokens", "documents")
+        )
         return tokens_WxT, documents_W
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) as a new array [N, D], by sequential reads without memory maps."""
-        stop = min(stop, len(self))
-        pieces = []
-        while start < stop:
-            shard = bisect_right(self.row_starts, start) - 1
-            end = min(stop, self.row_starts[shard + 1])
-            pieces.append(self._read_rows(shard, start - self.row_starts[shard], end - self.row_starts[shard]))
-            start = end
+        pieces = [self._read_rows(*part) for part in _parts(self.row_starts, start, stop)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def chunks(self, size: int, first: int = 0) -> Iterator[np.ndarray]:
@@ -242,18 +235,14 @@ class Split:
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _read_rows(self, shard: int, start: int, stop: int) -> np.ndarray:
-        mapped = self._map("rows", shard)
+        path, mapped = shard_path(self.directory, self.name, "rows", shard), self._map("rows", shard)
         assert isinstance(mapped, np.memmap)
-        out = np.empty((stop - start, mapped.shape[1]), mapped.dtype)
-        with open(shard_path(self.directory, self.name, "rows", shard), "rb", buffering=0) as file:
-            file.seek(mapped.offset + start * out.itemsize * out.shape[1])
-            view = out.data.cast("B")
-            while len(view):
-                view = view[file.readinto(view) or self._truncated(shard) :]
-        return out
-
-    def _truncated(self, shard: int) -> int:
-        raise InputError(f"{shard_path(self.directory, self.name, 'rows', shard)} ended early: {AGAIN}")
+        width, dtype = mapped.shape[1], mapped.dtype
+        offset = mapped.offset + start * width * dtype.itemsize
+        values = np.fromfile(path, dtype, (stop - start) * width, offset=offset)
+        if len(values) < (stop - start) * width:
+            raise InputError(f"{path} ended early: {AGAIN}")
+        return values.reshape(-1, width)
 
 
 class ActivationStore:
@@ -345,3 +334,9 @@ def compared_meanwhile(stores: Sequence[ActivationStore]) -> Iterator[Callable[[
 
 def shard_path(directory: Path, split: str, array: str, index: int) -> Path:
     return directory / split / f"{array}-{index:05d}.npy"
+
+
+def _parts(starts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """(shard, start and stop in it) of each shard that holds some of [start, stop); `starts` ends with the total."""
+    for shard in range(bisect_right(starts, start) - 1, bisect_left(starts, min(stop, starts[-1]))):
+        yield shard, max(start - starts[shard], 0), min(stop, starts[shard + 1]) - starts[shard]
