@@ -140,10 +140,12 @@ def run(argv: list[str]) -> None:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
         began, sources = time.perf_counter(), None
         if options.force or not (options.resume or run.results):
-            from sae_jax.cost import refuse_before_harvest
+            from sae_jax.cost import memory
+            from sae_jax.training.memory import refuse_too_large
 
             sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
-            refuse_before_harvest(config, request, sources[0])
+            if d_model := sources[0].d_model:  # `train` checks again, with the devices that JAX has found
+                refuse_too_large(memory(config, request, d_model))
         stores = rows_of(run, request, options, terminal, sources)
         harvest_seconds = time.perf_counter() - began
         others.enter_context(run.held())
