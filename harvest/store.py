@@ -154,13 +154,7 @@ class Split:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        name: str,
-        shards: list[dict],
-        positions: int,
-        first_position: int,
-        compared: bool = True,
+        self, directory: Path, name: str, shards: list[dict], positions: int, first_position: int, compared=True
     ):
         self.directory, self.name, self.shards, self.compared = directory, name, shards, compared
         self.positions, self.first_position = positions, first_position
@@ -262,11 +256,17 @@ class ActivationStore:
         self.manifest = read_json(path, AGAIN)
         if self.manifest.get("format") != FORMAT:
             raise InputError(f"{path} has format {self.manifest.get('format')}, but must have {FORMAT}: {AGAIN}")
-        self._check_sizes()
+        self._raise_for([path for path, _ in self.files() if not path.exists()], "missing")
+        other = [path for path, facts in self.files() if path.stat().st_size != facts["bytes"]]
+        self._raise_for(other, "of another size")
         self.mean = np.array(self.manifest["mean"])
         self.std = np.array(self.manifest["std"])
         self.d_model: int = len(self.mean)
-        self.train, self.held_out = (self._split(name) for name in SPLITS)
+        first, shards = 0 if self.manifest["keep_first_position"] else 1, self.manifest["shards"]
+        positions = self.manifest["seq_len"] - first
+        self.train, self.held_out = (
+            Split(self.directory, name, shards.get(name, []), positions, first) for name in SPLITS
+        )
 
     def files(self) -> Iterator[tuple[Path, dict]]:
         for split, shards in self.manifest["shards"].items():
@@ -282,20 +282,10 @@ class ActivationStore:
         damaged = [path for path, facts in self.files() if go_on() and is_damaged(path, facts["crc32"])]
         self._raise_for(damaged, "damaged")
 
-    def _check_sizes(self) -> None:
-        missing = [p for p, _ in self.files() if not p.exists()]
-        self._raise_for(missing, "missing")
-        self._raise_for([p for p, facts in self.files() if p.stat().st_size != facts["bytes"]], "of another size")
-
     def _raise_for(self, paths: list[Path], what: str) -> None:
         if paths:
             names = ", ".join(str(p.relative_to(self.directory)) for p in paths)
             raise InputError(f"{what} in the activation store {self.directory}: {names}: {AGAIN}")
-
-    def _split(self, name: str) -> Split:
-        m = self.manifest
-        first = 0 if m["keep_first_position"] else 1
-        return Split(self.directory, name, m["shards"].get(name, []), m["seq_len"] - first, first)
 
 
 _compared: dict[Path, tuple[int, ...]] = {}  # state of the files that this process has compared
