@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sae_jax.training.population import Group, State
 
 AXIS = "members"
+ONE_PROGRAM_BYTES = 256 << 20  # largest total size of padding slots for which all groups are one program
 
 
 class Share(NamedTuple):
@@ -95,15 +96,35 @@ def members_at(share: Share) -> np.ndarray:
     return members_NxS.ravel()
 
 
-def shares_of(groups: Sequence[Group], devices: int) -> list[Share]:
-    """The shares of all groups.
+def shares_of(groups: Sequence[Group], devices: int, most_empty: int | None = None) -> list[Share]:
+    """The shares of all groups. All are on all devices, as one program, if their padding slots take little memory.
 
-    A group has equally many slots on each of its devices. The number of its devices is the one with the fewest padding
-    slots among those for which the busiest device finishes first. The widest groups are assigned first, each to the
-    devices with the least load so far.
+    If the padding slots would take more than `most_empty` bytes, groups are put on fewer devices instead. Since a group
+    has equally many slots on each of its devices, a group is then on no more devices than it has members. The number
+    of devices is the one with the fewest padding slots among those for which the busiest device finishes first. The
+    widest groups are assigned first, each to the devices with the least load so far.
     """
+    together = in_one_program(groups, devices)
+    empty = sum(
+        (max(share.counts) * devices - len(group.members)) * 24 * group.signature.hidden_dim * group.signature.d_model
+        for group, share in zip(groups, together, strict=True)
+    )
+    if empty <= (ONE_PROGRAM_BYTES if most_empty is None else most_empty):
+        return together
     compact, spread = (assign_widest_first(groups, devices, on_most) for on_most in (False, True))
     return min((compact, spread), key=lambda assignment: assignment[0])[1]
+
+
+def in_one_program(groups: Sequence[Group], devices: int) -> list[Share]:
+    """The shares if every group is on all devices. The devices with the most load so far get one member fewer."""
+    load_N, shares = np.zeros(devices), []
+    for group in groups:
+        slots = -(-len(group.members) // devices)
+        counts_N = np.full(devices, slots)
+        counts_N[np.argsort(-load_N, kind="stable")[: slots * devices - len(group.members)]] -= 1
+        load_N += counts_N * group.signature.hidden_dim
+        shares.append(Share(tuple(range(devices)), tuple(map(int, counts_N))))
+    return shares
 
 
 def assign_widest_first(groups: Sequence[Group], devices: int, on_most: bool) -> tuple[float, list[Share]]:

@@ -28,7 +28,7 @@ def group(members: int, hidden_dim: int = 64) -> SimpleNamespace:
 @given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=6), devices=st.integers(1, 9))
 def test_every_member_has_one_place_the_load_is_even_and_few_places_are_empty(counts, devices):
     groups, load_N, places = [group(n) for n in counts], np.zeros(devices), 0
-    for share, n in zip(shares_of(groups, devices), counts, strict=True):
+    for share, n in zip(shares_of(groups, devices, most_empty=0), counts, strict=True):
         members_Q = members_at(share)
         assert members_Q[members_Q >= 0].tolist() == list(range(n)), "in order, so that gathering needs no other"
         load_N[list(share.devices)] += share.counts
@@ -38,8 +38,17 @@ def test_every_member_has_one_place_the_load_is_even_and_few_places_are_empty(co
 
 
 def test_a_wide_member_has_its_device_to_itself():
-    first, wide, *others = (share.devices for share in shares_of([group(1, f) for f in (16, 4096, 16, 16)], 2))
+    first, wide, *others = (
+        share.devices for share in shares_of([group(1, f) for f in (16, 4096, 16, 16)], 2, most_empty=0)
+    )
     assert wide != first and set(others) == {first}
+
+
+def test_small_populations_are_one_program_on_all_devices_and_large_ones_lie_apart():
+    kinds = shares_of([group(1, 256) for _ in range(3)], 2)
+    assert [share.devices for share in kinds] == [(0, 1)] * 3 and [sum(share.counts) for share in kinds] == [1] * 3
+    assert sorted(np.sum([share.counts for share in kinds], 0)) == [1, 2]
+    assert {share.devices for share in shares_of([group(1, 65_536) for _ in range(2)], 2)} == {(0,), (1,)}
 
 
 def test_eight_widths_on_eight_devices_lie_on_one_each():
@@ -73,9 +82,11 @@ FOUR_WIDTHS = """
 import sys
 import jax, numpy as np
 from populations import placed
+import sae_jax.training.mesh
 from sae_jax.config import TrainConfig
 from sae_jax.training.step import make_train_block
 
+sae_jax.training.mesh.ONE_PROGRAM_BYTES = 0  # as if they were wide
 x_NxD = np.random.default_rng(0).standard_normal((320, 24)).astype(np.float32)
 config = TrainConfig("relu", tuple(16 + 8 * i for i in range(4)), target_l0=6.0, batch_size=32, warmup=0.0)
 placement, states, hypers, groups = placed(config, 40, x_NxD)
