@@ -125,7 +125,7 @@ def read_members(path: Path) -> list[dict[str, Any]]:
     """The entries of a members' file: objects with names of flags. Null values are dropped. Raises InputError."""
     refuse_irregular(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=of_different_names)
     except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"--members {path}: cannot be read as JSON: {e}") from e
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
@@ -156,3 +156,11 @@ def read_members(path: Path) -> list[dict[str, Any]]:
         if {"sparsity", "target_l0"} <= set(entry):
             raise InputError(f"--members {path}: {shortened(entry)}: give sparsity or target_l0, not both")
     return entries
+
+
+def of_different_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object from its pairs. Raises ValueError for a name that is there twice, since one value would be lost."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{shortened(twice[0])!r} is in one object twice")
+    return dict(pairs)

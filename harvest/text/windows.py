@@ -20,7 +20,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from harvest.files import refuse_irregular
 from harvest.request import HarvestRequest
 from harvest.text.columns import TEXT, kinds_of_rows, kinds_of_schema, text_column, text_in
 from harvest.text.near_copies import NearCopies, number_of, signature
-from harvest.text.tokenized import tokenized
+from harvest.text.tokenized import LONG, tokenized
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 SEPARATOR = "<|endoftext|>"
@@ -119,7 +119,7 @@ class _Filling:
         self.origins: list[np.ndarray] = []
         self.documents, self.longest = 0, 0
 
-    def add(self, document: int, ids: list[int], seq_len: int) -> None:
+    def add(self, document: int, ids: Sequence[int] | np.ndarray, seq_len: int) -> None:
         self.documents, self.longest = self.documents + 1, max(self.longest, len(ids))
         count = min(len(ids) // seq_len, self.missing)
         if count:
@@ -150,15 +150,16 @@ def _divided(location: str, held_out: float, reading: Reading) -> Iterator[tuple
 
 
 def _batches(divided: Iterable[tuple[int, str, str]]) -> Iterator[list[tuple[int, str, str]]]:
-    """Batches of documents to tokenize."""
+    """Batches of documents to tokenize. A long document is a batch by itself."""
     batch: list[tuple[int, str, str]] = []
     characters = 0
     for document in divided:
-        batch.append(document)
-        characters += len(document[1])
-        if len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS:
+        length = len(document[1])
+        if batch and (length > LONG or len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS):
             yield batch
             batch, characters = [], 0
+        batch.append(document)
+        characters += BATCH_CHARACTERS if length > LONG else length
     if batch:
         yield batch
 
@@ -211,14 +212,16 @@ def text_files(path: Path) -> list[Path]:
 def _all_text_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files, seen = list[Path](), set(path.resolve().parents)
-    for folder, subfolders, names in os.walk(path, followlinks=True):
-        if (resolved := Path(folder).resolve()) in seen:  # a link to a folder that is read already
-            subfolders.clear()
-            continue
-        seen.add(resolved)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    files, starts, seen = list[Path](), [path], set(path.resolve().parents)
+    for start in starts:  # links to folders are appended here; each folder is read once
+        for folder, subfolders, names in os.walk(start):
+            if (resolved := Path(folder).resolve()) in seen:
+                subfolders.clear()
+                continue
+            seen.add(resolved)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
+            starts += [link for name in subfolders if (link := Path(folder, name)).is_symlink()]
+            files += [Path(folder, name) for name in names if not name.startswith(".")]
     return sorted(file for file in files if _is_text_file(file) and file.is_file())
 
 

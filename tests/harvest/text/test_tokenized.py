@@ -1,8 +1,11 @@
-"""Long texts are tokenized in pieces, with the tokens that they have whole wherever tokens begin at spaces."""
+"""Long texts tokenized in pieces have the tokens that they have whole, whatever the kind of tokenizer."""
 
+import math
 import random
+from collections import Counter
 
 import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
@@ -11,49 +14,99 @@ from harvest.text.tokenized import tokenized
 from harvest.text.windows import documents
 
 TEXTS = list(documents(str(BUNDLED_CORPUS)))[:400]
-KINDS = {
-    "paragraphs": lambda rng: "\n\n".join(rng.sample(TEXTS, 30)),
-    "one line": lambda rng: " ".join(" ".join(rng.sample(TEXTS, 30)).split()),
-    "long runs": lambda rng: TEXTS[0] + " " * 6000 + TEXTS[1] + " naïve 😀" * 5000 + TEXTS[2],
+
+
+def sentencepiece_bpe() -> PreTrainedTokenizerFast:
+    """As Llama 2's: no pre-tokenizer, a space put before the text, bytes for what it does not know."""
+    special = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    learning = Tokenizer(models.BPE(unk_token="<unk>"))
+    learning.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    learning.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    learning.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=1000, special_tokens=special))
+    learned = Tokenizer.from_str(learning.to_str().replace('"byte_fallback":false', '"byte_fallback":true'))
+    learned.pre_tokenizer = pre_tokenizers.Sequence([])
+    return PreTrainedTokenizerFast(tokenizer_object=learned, unk_token="<unk>")
+
+
+def unigram() -> PreTrainedTokenizerFast:
+    """As T5's, but of whole lines: the likeliest pieces, which may hold spaces."""
+    words = Counter(f"▁{word}" for text in TEXTS for word in text.split())
+    parts = Counter(word[i : i + size] for word in words for size in (1, 2, 3) for i in range(len(word) - size + 1))
+    counts = Counter(dict(words.most_common(800))) + Counter(dict(parts.most_common(600)))
+    pieces = [("<unk>", 0.0), *((piece, math.log(n / counts.total())) for piece, n in counts.items())]
+    learned = Tokenizer(models.Unigram(pieces, unk_id=0))
+    learned.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()])
+    learned.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    return PreTrainedTokenizerFast(tokenizer_object=learned, unk_token="<unk>")
+
+
+def word_piece() -> PreTrainedTokenizerFast:
+    learned = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learned.normalizer, learned.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    learned.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=1000, special_tokens=["[UNK]"]))
+    return PreTrainedTokenizerFast(tokenizer_object=learned, unk_token="[UNK]")
+
+
+TOKENIZERS = {
+    "byte-level BPE": lambda: PreTrainedTokenizerFast.from_pretrained(BUNDLED_MODEL),
+    "sentencepiece BPE": sentencepiece_bpe,
+    "unigram": unigram,
+    "word pieces": word_piece,
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return PreTrainedTokenizerFast.from_pretrained(BUNDLED_MODEL)
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def tokenizer(request):
+    return TOKENIZERS[request.param]()
+
+
+def mixed(rng: random.Random) -> str:
+    odd = [
+        "日本の首都は東京です。" * 3,
+        "naïve café — déjà vu 😀👩‍👩‍👧 …",
+        "  x\n\n\n\ty = {a: 1}\r\n",
+        "a" * 700,
+        " " * 300,
+    ]
+    return "".join(rng.choice([rng.choice(TEXTS)[:300], rng.choice(odd)]) for _ in range(120))
+
+
+KINDS = {
+    "paragraphs": lambda rng: "\n\n".join(rng.sample(TEXTS, 30)),
+    "one line": lambda rng: " ".join(" ".join(rng.sample(TEXTS, 30)).split()),
+    "mixed": mixed,
+    "no spaces": lambda rng: "".join(rng.choice("日本東京都語人大学生、。のは") for _ in range(9000)),
+    "digits": lambda rng: "".join(rng.choice("0123456789") for _ in range(9000)),
+    "long runs": lambda rng: TEXTS[0] + " " * 6000 + TEXTS[1] + "ab" * 5000 + TEXTS[2],
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_have_the_tokens_of_the_whole(tokenizer, kind, monkeypatch):
-    monkeypatch.setattr(module, "PIECE", 3000)
+    for name, size in (("LONG", 3000), ("PIECE", 3000), ("OVERLAP", 800)):
+        monkeypatch.setattr(module, name, size)
     rng = random.Random(0)
     for _ in range(3):
         text = KINDS[kind](rng)
         whole = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         (ids, short) = tokenized(tokenizer, [text, TEXTS[0]], len(whole))
-        assert ids == whole
-        assert short == tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+        assert list(ids) == whole
+        assert list(short) == tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
         (first,) = tokenized(tokenizer, [text], 500)
-        assert first[:500] == whole[:500]
+        assert list(first[:500]) == whole[:500]
 
 
-def test_a_text_without_spaces_is_cut_anywhere(tokenizer, monkeypatch):
-    monkeypatch.setattr(module, "PIECE", 3000)
-    text = "".join(random.Random(0).choice("日本東京都語人大学生、。のは") for _ in range(9000))
-    (ids,) = tokenized(tokenizer, [text], 10**9)
-    assert tokenizer.decode(ids).count("\ufffd") == 0 and len(tokenizer.decode(ids)) == len(text)
+def test_no_more_is_tokenized_at_a_time_than_a_piece_and_no_more_than_enough(monkeypatch):
+    lengths, tokenizer = [], TOKENIZERS["byte-level BPE"]()
 
+    def noting(text, **options):
+        lengths.append(len(text))
+        return tokenizer(text, **options)
 
-def test_no_more_is_tokenized_at_a_time_than_a_piece_and_no_more_than_enough(tokenizer):
-    lengths = []
-
-    def noting(texts, **options):
-        lengths.extend(map(len, texts))
-        return tokenizer(texts, **options)
-
+    noting.is_fast = True
     text = "\n".join(TEXTS) * 3
     (ids,) = tokenized(noting, [text], 10**9)
-    assert max(lengths) <= module.PIECE and sum(lengths) == len(text) and len(ids) > 1e5
+    assert max(lengths) <= module.PIECE + module.OVERLAP and sum(lengths) < 1.1 * len(text) and len(ids) > 1e5
     lengths.clear()
     tokenized(noting, [text], 1000)
-    assert sum(lengths) <= module.PIECE
+    assert sum(lengths) <= 2 * module.PIECE + module.OVERLAP

@@ -97,6 +97,7 @@ def test_null_in_a_members_file_is_not_given_and_its_encoding_may_be_marked(tmp_
         ('[{"lr": "fast"}]', "^--members .*members.json: lr fast: must be a positive number"),
         ('[{"lr": NaN}]', "^--members .*members.json: lr nan: must be"),
         (json.dumps([{"lr": "9" * 5000}]), "lr 9{57}[.]{3}: must be"),
+        ('[{"k": 8, "k": 16}]', "'k' is in one object twice"),
         ('[{"k": 2.5, "activation": "topk"}]', "k 2.5: must be a whole number, 1 or more"),
         ('[{"activation": "topk", "k": 300}]', "^--members .*members.json: --k 300: must be 1 to"),
         ('[{"seed": 0}, {"seed": 0}]', "two members"),
