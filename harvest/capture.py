@@ -25,7 +25,7 @@ from harvest.sources import Source, resolve
 from harvest.store import FORMAT, ActivationStore, StoreWriter
 
 BATCH_TOKENS = 2048  # the same on all machines, because a resumed harvest must run the same batches
-SHARD_BYTES = 32 << 20  # of the rows in a shard
+SHARD_BYTES = 32 << 20  # bytes of the rows in a shard
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 

@@ -171,7 +171,7 @@ def compare_arrays(path: Path, advice: str, expected: int | None = None) -> None
     if damaged or comment != str(crc32).encode():
         raise InputError(f"{path} is damaged or was edited (its checksum differs): {advice}")
     if expected not in (None, crc32):
-        raise InputError(f"{path} was not written together with the record beside it: {advice}")
+        raise InputError(f"{path} does not belong to the record beside it (its checksum differs): {advice}")
 
 
 def archive_checksum(archive: zipfile.ZipFile) -> int:
@@ -188,7 +188,7 @@ def array_checksum(array: np.ndarray, crc32: int = 0) -> int:
 def refuse_irregular(path: Path) -> None:
     """Raise InputError for a folder, a pipe or a device, which cannot be read, or not to an end."""
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise InputError(f"{path} is not a regular file: use one instead")
+        raise InputError(f"{path} is not a regular file: give a regular file")
 
 
 def refuse_as_target(path: Path) -> None:
@@ -201,7 +201,7 @@ def refuse_as_target(path: Path) -> None:
 def refuse_taken(directory: Path) -> None:
     """Raise InputError if --to exists and is not an empty directory."""
     if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
-        raise InputError(f"--to {directory} is there already: choose a new or an empty directory")
+        raise InputError(f"--to {directory} already exists: choose a new or an empty directory")
 
 
 def checksum(path: Path) -> int:

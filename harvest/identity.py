@@ -47,9 +47,10 @@ def identity(store: ActivationStore) -> dict[str, Any]:
     }
 
 
-def meaning(of: Mapping[str, Any]) -> str:
+def meaning(identified: Mapping[str, Any]) -> str:
     """A short hash of the meaning of rows with this `identity`, the same on every machine."""
-    facts = {name: of[name] for name in (*MEANING, "rows", "held_out_rows")} | {"model": of["model"]["weights_hash"]}
+    facts = {name: identified[name] for name in (*MEANING, "rows", "held_out_rows")}
+    facts |= {"model": identified["model"]["weights_hash"]}
     return shake_128(json.dumps(facts, sort_keys=True).encode()).hexdigest(4)
 
 

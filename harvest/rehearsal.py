@@ -15,7 +15,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.request import HOOKS, Site
 
 WINDOWS = 4
-ROUNDING = 1e-5  # of float32, relative to the summands
+ROUNDING = 1e-5  # rounding error of float32, relative to the summands
 
 
 def rehearse(
@@ -44,7 +44,9 @@ def check_meaning(model: LanguageModel, tokens_WxT: np.ndarray, site: Site) -> N
     try:
         streams = {other.hook: x_WxTxD for other, x_WxTxD in model.activations(tokens_WxT, sites).items()}
     except InputError as error:
-        raise InputError(f"--hook {site.hook}: its meaning in this model cannot be checked: {error}") from error
+        raise InputError(
+            f"--hook {site.hook}: its meaning in this model cannot be checked ({error}): choose another hook"
+        ) from error
     sums: list[tuple[str, tuple[str, ...]]] = [
         ("resid_mid", ("resid_pre", "attn_out")),
         ("resid_post", ("resid_mid", "mlp_out")),

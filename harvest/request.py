@@ -130,8 +130,8 @@ class HarvestRequest:
     )
     dataset: str | None = flag(
         None,
-        f"hub data set, .txt, .jsonl, .jsonl.gz, .parquet or 'bundled' (default: {DEFAULT_DATASET}; "
-        "bundled if the hub is unreachable)",
+        f"hub data set, .txt, .jsonl, .jsonl.gz or .parquet file, folder of such files, or 'bundled' (default: "
+        f"{DEFAULT_DATASET}; bundled if the hub is unreachable)",
         NAME,
     )
     layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read", NOT_NEGATIVE)
@@ -139,11 +139,13 @@ class HarvestRequest:
     n_samples: int = flag(10000, "token windows to harvest, including held-out ones", TWO_WINDOWS)
     seq_len: int = flag(20, "tokens per window; a window never spans two documents", POSITIVE)
     held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents", HELD_OUT)
-    keep_first_position: bool = flag(False, "also use the first position of each window (an outlier in GPT-2)")
+    keep_first_position: bool = flag(
+        False, "also use the first position of each window, whose activation is an outlier in GPT-2"
+    )
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
     control: str | None = flag(
         None,
-        "harvest the model with shuffled weights: results that it also shows were not learned",
+        "harvest the same model with shuffled weights; results that it also shows do not come from learning",
         choices=CONTROLS,
     )
 

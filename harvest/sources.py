@@ -51,7 +51,7 @@ class Source:
     """A model or a data set that is available."""
 
     asked: str  # the name given by the user or the default
-    location: str  # what to load: a hub name or a local path
+    location: str  # a hub name or a local path to load
     fell_back: bool  # whether the bundled one replaces an unavailable default
     n_layers: int | None  # models only; None if unknown
     fingerprint: str  # hash of local files, or repository@commit of the hub
@@ -179,7 +179,10 @@ def _existing_path(kind: Kind, name: str) -> Path | None:
     except HFValidationError:
         path_like = True
     if path_like or name.startswith((".", "~", "/")):
-        raise InputError(f"{FLAG[kind]} {name}: there is no such file or directory, and this is no valid hub name")
+        raise InputError(
+            f"{FLAG[kind]} {name}: there is no such file or directory, and this is no valid hub name: correct the "
+            "path, or give a name like OWNER/NAME"
+        )
     return None
 
 
@@ -336,6 +339,6 @@ def _check_fits(request: HarvestRequest, model: Source) -> None:
         name = "the bundled model"
     for layer in request.layer:
         if model.n_layers is not None and layer >= model.n_layers:
-            raise InputError(f"--layer {layer}: {name} has layers 0 to {model.n_layers - 1}")
+            raise InputError(f"--layer {layer}: must be 0 to {model.n_layers - 1}, the layers of {name}")
     if model.n_positions is not None and request.seq_len > model.n_positions:
-        raise InputError(f"--seq-len {request.seq_len}: {name} takes at most {model.n_positions} tokens")
+        raise InputError(f"--seq-len {request.seq_len}: must be at most {model.n_positions}, the context of {name}")

@@ -205,7 +205,7 @@ class Split:
         """A copy of one row [D], or of rows in any order [N, D]. For consecutive rows `read` is faster."""
         rows_N = np.atleast_1d(np.asarray(rows, np.int64))
         if len(rows_N) and not 0 <= rows_N.min() <= rows_N.max() < len(self):
-            raise IndexError(f"rows {rows_N.min()} to {rows_N.max()} of {len(self)}")
+            raise IndexError(f"rows {rows_N.min()} to {rows_N.max()} are requested, but there are {len(self)} rows")
         shard_N = np.searchsorted(self.row_starts, rows_N, side="right") - 1
         first = self._map("rows", 0)
         out = np.empty((len(rows_N), first.shape[1]), first.dtype)

@@ -23,9 +23,12 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise
     except Exception as e:  # the file is damaged or missing, or holds more than tensors
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise InputError(f"{path} cannot be read as a file of tensors, and no code in it is run: {reason}") from e
+        raise InputError(
+            f"{path} cannot be read as a file of tensors, and no code in it is run ({reason}): save a state "
+            "dict of tensors"
+        ) from e
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} must hold a state dict of tensors")
+        raise InputError(f"{path} holds something else than a state dict of tensors: save one with torch.save")
     return {str(name): array_of(tensor, f"{path}: {name}") for name, tensor in state.items()}
 
 
@@ -35,7 +38,7 @@ def array_of(tensor: torch.Tensor, what: str) -> np.ndarray:
     Raises InputError, which names `what`, for a meta tensor, and for a tensor that torch cannot convert.
     """
     if tensor.is_meta:
-        raise InputError(f"{what} is a meta tensor: it has a shape but no values. Give a tensor with values")
+        raise InputError(f"{what} is a meta tensor: it has a shape but no values: give a tensor with values")
     try:
         tensor = tensor.detach().cpu()
         if tensor.is_quantized:
@@ -50,5 +53,5 @@ def array_of(tensor: torch.Tensor, what: str) -> np.ndarray:
             raise
         reason = str(error).splitlines()[0]
         raise InputError(
-            f"{what} is of type {tensor.dtype} ({tensor.layout}), which cannot be read: {reason}"
+            f"{what} is of type {tensor.dtype} ({tensor.layout}), which cannot be read ({reason}): give it as float32"
         ) from error

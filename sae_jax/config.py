@@ -55,19 +55,20 @@ class TrainConfig:
     hidden_dim: tuple[int, ...] = flag((256,), "features per SAE", COUNT)
     lr: tuple[float, ...] = flag((1e-3,), "peak learning rate of Adam", POSITIVE)
     target_l0: tuple[float, ...] = flag(
-        (32.0,), "target for the mean number of active features per row, for kinds with a penalty", POSITIVE
+        (32.0,), "target for the mean number of active features per row, for the kinds with a penalty", POSITIVE
     )
     sparsity: tuple[float, ...] = flag(
         (), "fixed penalty coefficient as in the papers, instead of --target-l0", NOT_NEGATIVE
     )
-    k: tuple[int, ...] = flag((32,), "active features per row, for topk and similar kinds", COUNT)
-    seed: tuple[int, ...] = flag((0,), "seed of the initial weights and of resampling", SEED)
+    k: tuple[int, ...] = flag((32,), "active features per row, for the topk kinds", COUNT)
+    seed: tuple[int, ...] = flag((0,), "seed of the initial weights and of the revival of dead features", SEED)
     warmup: tuple[float, ...] = flag(
-        (0.05,), "share of the steps in which lr (and a fixed penalty coefficient) rises from zero", SHARE
+        (0.05,), "share of the steps, at the start, during which lr and a --sparsity coefficient rise from zero", SHARE
     )
     normalization: tuple[str, ...] = flag(
         ("standardize",),
-        "scaling of rows: mean 0 and deviation 1 per dimension, mean norm sqrt(d), mean squared norm 1, or none",
+        "scaling of rows: standardize (mean 0 and deviation 1 per dimension), mean_norm (mean norm sqrt(d)), "
+        "mean_square (mean squared norm 1), none",
         choices=NORMALIZATIONS,
         shorthands={"--normalize-activations": "standardize", "--no-normalize": "none"},
     )
@@ -78,28 +79,32 @@ class TrainConfig:
         shorthands={"--dead-resample": "rate", "--no-dead-resample": "none"},
     )
     aux_coefficient: tuple[float, ...] = flag(
-        (1 / 32,), "weight of the AuxK loss on dead features, for topk and similar kinds", NOT_NEGATIVE
+        (1 / 32,), "weight of the AuxK loss of dead features, for the topk kinds", NOT_NEGATIVE
     )
-    members: Path | None = flag(None, "a .json list of members, instead of all combinations of the flags")
+    members: Path | None = flag(None, ".json file with a list of members, instead of all combinations of the flags")
     epochs: int = flag(100, "passes over the training rows", COUNT)
     batch_size: int = flag(64, "rows per step", COUNT)
     data_seed: int = flag(0, "seed of the order of rows, which is the same for all members", SEED)
     dead_threshold: float = flag(
-        1e-3, "with --dead-rule rate: revive features that fire on a smaller share of rows", BELOW_1
+        1e-3, "with --dead-rule rate: features that fire on a smaller share of rows are revived", BELOW_1
     )
     unit_norm_decoder: bool = flag(True, "keep decoder rows at norm 1")
-    decay: float = flag(0.2, "share of the steps, at the end, in which lr falls to zero", SHARE)
+    decay: float = flag(0.2, "share of the steps, at the end, during which lr falls to zero", SHARE)
     ema: float = flag(
         0.0, "decay of a moving average of the weights, which is exported instead of them (0: no average)", BELOW_1
     )
     dtype: str = flag(
-        "float32", "number format of operands of large matrix products; sums and weights stay float32", choices=DTYPES
+        "float32",
+        "number format of the operands of large matrix products; sums and weights stay float32",
+        choices=DTYPES,
     )
     micro_batches: int = flag(
         1, "split each batch into this many parts to save memory; batch_topk then ranks within each part", COUNT
     )
     block_steps: int | None = flag(
-        None, "steps per call of the program; dead features are revived between calls (default: by size)", COUNT
+        None,
+        "steps per call of the compiled program; dead features are revived between calls (default: chosen by size)",
+        COUNT,
     )
 
     entries: ClassVar[list[dict[str, Any]] | None]  # entries of the members' file, read once

@@ -19,8 +19,8 @@ from sae_jax.training.memory import Needed, has_accelerator, needed
 from sae_jax.training.population import Signature, groups_of
 from sae_jax.training.step import sparse_pays
 
-MATMULS, SPARSE_MATMULS = 5, 1  # of B x D x F per step, on the dense and on the sparse path
-UPDATE_SECONDS = 4e-9  # of Adam, per parameter
+MATMULS, SPARSE_MATMULS = 5, 1  # products of size B x D x F per step, on the dense and on the sparse path
+UPDATE_SECONDS = 4e-9  # time of Adam per parameter
 
 
 @dataclass(frozen=True)

@@ -47,12 +47,12 @@ def chosen(path: Path, members: list[dict[str, Any]], name: str | None) -> dict[
     trained = {member["id"]: member for member in members if not member["failed"]}
     if name is None and len(trained) == 1:
         return next(iter(trained.values()))
-    available = ", ".join(trained) or "no member that did not fail"
+    choice = f"give one of {', '.join(trained)}" if trained else "give another run, because all its members failed"
     if name is None:
-        raise InputError(f"{path}: which member? Give one of {available}")
+        raise InputError(f"{path}: no member is chosen: {choice}")
     if name not in trained:
         failed = any(member["id"] == name for member in members)
-        raise InputError(f"{path}: member {name} {'failed' if failed else 'is not there'}; give one of {available}")
+        raise InputError(f"{path}: member {name} {'failed' if failed else 'does not exist'}: {choice}")
     return trained[name]
 
 
@@ -66,7 +66,7 @@ def numbers(values: Any, what: str) -> jax.Array:
         try:
             values = np.asarray(values)
         except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, of tensors with gradients
-            raise InputError(f"{what} needs rows of numbers, all of one length: {error}") from error
+            raise InputError(f"{what} needs rows of numbers, all of one length ({error})") from error
     if not any(jnp.issubdtype(values.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise InputError(f"{what} needs real numbers, not {values.dtype}")
     return jnp.asarray(values, jnp.float32)

@@ -1,7 +1,7 @@
-"""`--preset NAME`: published set-ups for GPT-2 small, plain records of flags. Imports neither torch nor jax.
+"""`--preset NAME`: flags of set-ups for GPT-2 small, published ones and our own. Imports neither torch nor jax.
 
-A preset gives defaults; flags on the command line win over it. What a set-up does that no flag of ours does is named
-in `not_followed`. Where the bundled model is used, `scale_down` makes the preset fit it, and says so.
+A preset gives defaults, which flags on the command line override. `not_followed` lists the parts of a published set-up
+that no flag reproduces. For the bundled model, `scale_down` adapts a preset and reports the changed values.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import Source, resolve
 
-N_LAYERS, D_MODEL = 12, 768  # of GPT-2 small
-# Of the bundled corpus. Its documents are short: longer windows lose more of them than shorter ones.
+N_LAYERS, D_MODEL = 12, 768  # sizes of GPT-2 small
+# Settings for the bundled corpus. Its documents are short, so longer windows would waste more of the text.
 BUNDLED_SEQ_LEN, BUNDLED_WINDOWS, BUNDLED_HELD_OUT = 64, 14_819, 0.1
-SHORT_RUN_STEPS, SHORT_RUN_LR = 1500, 1e-3  # the learning rate that suits runs of so few steps
+SHORT_RUN_STEPS, SHORT_RUN_LR = 1500, 1e-3  # a learning rate for runs of fewer steps
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A set-up: values of flags, where it was published and with what figures, and what of it is not followed."""
+    """A set-up: values of flags, its source and published figures, and the parts that are not reproduced."""
 
     about: str
-    flags: dict[str, Any]  # by the names of the fields of HarvestRequest and TrainConfig
+    flags: dict[str, Any]  # {field of HarvestRequest or TrainConfig: value}
     source: str
     published: str
     not_followed: tuple[str, ...]
@@ -36,10 +36,10 @@ ON_OPENWEBTEXT |= {"epochs": 1, "batch_size": 4096, "n_samples": 300_000_000 // 
 RES_JB = ON_OPENWEBTEXT | {"layer": (8,), "hook": ("resid_pre",), "activation": ("relu",), "lr": (4e-4,)}
 RES_JB |= {"normalization": ("mean_norm",), "dead_rule": ("anthropic",)}
 OF_RES_JB = (
-    "the L1 coefficient 8e-5, which belongs to another scale of loss and rows: steered to the published L0",
-    "ghost gradients: silent features are revived (--dead-rule anthropic)",
-    "TransformerLens' centred writing weights and first positions: published weights, no first positions",
-    "b_dec from the geometric median: from the mean",
+    "the L1 coefficient 8e-5, which belongs to another scale of loss and rows; here a target L0",
+    "ghost gradients; here silent features are revived (--dead-rule anthropic)",
+    "TransformerLens' centered weights, and first positions; here published weights without first positions",
+    "b_dec from the geometric median; here from the mean",
 )
 TOPK = ON_OPENWEBTEXT | {"aux_coefficient": (1 / 32,), "normalization": ("mean_norm",), "dead_rule": ("none",)}
 
@@ -67,11 +67,11 @@ PRESETS = {
         source="github.com/openai/sparse_autoencoder (train.py); Gao et al. 2024",
         published="explained variance .968 .961 .957, CE score .9988 .9994 .9981 at layers 0 1 2",
         not_followed=(
-            "the decay of the weights' average: .999",
-            "rows layer-normed one by one: divided by their mean norm",
-            "Adam's epsilon 6.25e-10; AuxK of 256 features: of half the model's width",
-            "dead after 10M silent rows: after a tenth of the run",
-            "the number of rows, which the code does not say: 640M",
+            "the decay of the weights' average; here .999",
+            "a layer norm of each row; here rows are divided by their mean norm",
+            "Adam's epsilon 6.25e-10; AuxK with 256 features, here with half the model's width",
+            "features dead after 10M silent rows; here after a tenth of the run",
+            "the number of rows, which the code does not state; here 640M",
         ),
     ),
     "batch-topk-grid": Preset(
@@ -80,11 +80,11 @@ PRESETS = {
         | {"layer": (8,), "hook": ("resid_pre",), "activation": ("topk", "batch_topk"), "k": (16, 32, 64)}
         | {"hidden_dim": (3072, 6144, 12288, 24576), "lr": (3e-4,), "n_samples": 500_000_000 // 128},
         source="github.com/bartbussmann/BatchTopK (config.py, main.py); Bussmann et al. 2024",
-        published="batch_topk above topk throughout; the figures are in the paper's plots",
+        published="batch_topk is always above topk; the figures are only in plots of the paper",
         not_followed=(
-            "rows normalized one by one: divided by their mean norm",
-            "Adam's second decay .99: .999; a constant lr: --warmup and --decay",
-            "AuxK of 512 features, dead after 5 silent batches: of half the model's width, after a tenth of the run",
+            "a normalization of each row; here rows are divided by their mean norm",
+            "Adam's second decay .99, here .999; a constant lr, here with --warmup and --decay",
+            "AuxK with 512 features, dead after 5 silent batches; here half the model's width, a tenth of the run",
         ),
     ),
     "gemma-scope": Preset(
@@ -93,11 +93,11 @@ PRESETS = {
         | {"layer": (8,), "hook": ("resid_post",), "activation": ("jump_relu",), "target_l0": (20.0, 40.0, 80.0)}
         | {"hidden_dim": (16384,), "lr": (7e-5,), "normalization": ("mean_square",), "dead_rule": ("none",)},
         source="Lieberum et al. 2024, Gemma Scope (arXiv 2408.05147)",
-        published="none for GPT-2: theirs are of Gemma 2",
+        published="none for GPT-2, only for Gemma 2",
         not_followed=(
-            "a grid of fixed coefficients of L0: steered to three L0 (--sparsity for theirs)",
-            "a kernel of width .001; Adam's first decay 0: .9; a constant lr: --warmup and --decay",
-            "4 billion rows: 300M",
+            "a grid of fixed coefficients of L0 (--sparsity); here three target L0",
+            "a kernel of width .001; Adam's first decay 0, here .9; a constant lr, here with --warmup and --decay",
+            "4 billion rows; here 300M",
         ),
     ),
     "frontier": Preset(
@@ -113,14 +113,14 @@ PRESETS = {
 
 
 def preset_named(name: str) -> Preset:
-    """Raises InputError with the list for a name that is none."""
+    """The preset of this name. Raises InputError, with all names, for an unknown one."""
     if name not in PRESETS:
-        raise InputError(f"--preset {name}: must be one of {', '.join(PRESETS)} (or list, which shows them)")
+        raise InputError(f"--preset {name}: must be one of {', '.join(PRESETS)} (or list, which describes them)")
     return PRESETS[name]
 
 
 def bundled_model(model_name: str | None) -> Source | None:
-    """The bundled model, where a preset's model is it: named, or because no hub is in reach for the default."""
+    """The bundled model if it is named, or if it replaces an unreachable default; otherwise None."""
     if model_name not in (None, "bundled"):
         return None
     model, _ = resolve(HarvestRequest(model_name=model_name, dataset="bundled"))
@@ -128,7 +128,7 @@ def bundled_model(model_name: str | None) -> Source | None:
 
 
 def scale_down(values: dict[str, Any], given: Collection[str], bundled: Source) -> tuple[dict[str, Any], list[str]]:
-    """The flags' values made to fit the bundled model, and a text for each that changed; those `given` stay."""
+    """(flags adapted to the bundled model, a text for each change). Flags that are `given` do not change."""
     fitted, changes = dict(values), []
 
     def change(name: str, value: Any, why: str) -> None:
@@ -139,24 +139,26 @@ def scale_down(values: dict[str, Any], given: Collection[str], bundled: Source) 
     assert bundled.n_layers and bundled.d_model
     deepest = (bundled.n_layers - 1) / (N_LAYERS - 1)
     layers = tuple(sorted({round(layer * deepest) for layer in values["layer"]}))
-    change("layer", layers, f"it has {bundled.n_layers} layers, not {N_LAYERS}")
+    change("layer", layers, f"the model has {bundled.n_layers} layers, not {N_LAYERS}")
     widths = tuple(max(16, width * bundled.d_model // D_MODEL // 16 * 16) for width in values["hidden_dim"])
     change(
-        "hidden_dim", widths, f"it is {bundled.d_model} wide, not {D_MODEL}; whole numbers of 16 take the sparse path"
+        "hidden_dim",
+        widths,
+        f"the model has width {bundled.d_model}, not {D_MODEL}; multiples of 16 allow the sparse path",
     )
-    change("dataset", "bundled", "the text it was trained on")
+    change("dataset", "bundled", "the text that the model was trained on")
     if fitted["dataset"] != "bundled":
         return fitted, changes
-    change("seq_len", min(values["seq_len"], BUNDLED_SEQ_LEN), "its documents are short")
+    change("seq_len", min(values["seq_len"], BUNDLED_SEQ_LEN), "the documents are short")
     windows = BUNDLED_WINDOWS * BUNDLED_SEQ_LEN // fitted["seq_len"]
-    change("n_samples", min(values["n_samples"], windows), "all of that text")
-    change("held_out", max(values["held_out"], BUNDLED_HELD_OUT), "enough rows to judge by")
+    change("n_samples", min(values["n_samples"], windows), "the whole text")
+    change("held_out", max(values["held_out"], BUNDLED_HELD_OUT), "enough rows for the metrics")
     rows = training_rows(fitted) * values["epochs"]
     if rows // values["batch_size"] < SHORT_RUN_STEPS:
         fewer = max(16, 1 << (max(rows // SHORT_RUN_STEPS, 1).bit_length() - 1))
         change("batch_size", min(values["batch_size"], fewer), f"at least {SHORT_RUN_STEPS:,} steps")
         rates = tuple(dict.fromkeys(max(lr, SHORT_RUN_LR) for lr in values["lr"]))
-        change("lr", rates, "few steps want a higher rate")
+        change("lr", rates, "few steps need a higher rate")
     return fitted, changes
 
 

@@ -1,4 +1,4 @@
-"""`python main.py` as a person types it, for tests: a process of its own that asks no hub and shares a cache."""
+"""`python main.py` in a separate process, which does not contact a hub and uses the cache of the tests."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from analysis.runs.finished import FinishedRun
 
 ROOT = Path(__file__).parents[1]
 BUNDLED = ("--model-name", "bundled", "--dataset", "bundled")
-# All runs of three kinds have these shapes, so that one compiled program, in the shared cache, does for them.
+# All runs of three kinds have these shapes, so that they share one compiled program in the cache.
 THREE_KINDS = (*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--activation", "relu", "jump_relu", "topk")
 THREE_KINDS += ("--hidden-dim", "48", "--target-l0", "8", "--k", "8", "--block-steps", "4", "--dead-threshold", "0.1")
 
@@ -28,7 +28,7 @@ def environment(cache: Path) -> dict[str, str]:
 
 
 def start(*argv: object, cache: Path, script: str | None = None, **options) -> subprocess.Popen:
-    """`python main.py ARGV`, or a script with these arguments, both streams caught."""
+    """Start `python main.py ARGV`, or a script with these arguments. Both streams are captured."""
     command = [sys.executable, ROOT / "main.py"] if script is None else [sys.executable, "-c", script]
     command += [*map(str, argv), "--cache-dir", cache]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -36,14 +36,14 @@ def start(*argv: object, cache: Path, script: str | None = None, **options) -> s
 
 
 def typed(*argv: object, cache: Path, script: str | None = None, **options) -> subprocess.CompletedProcess:
-    """The same, waited for."""
+    """Run `python main.py ARGV`, or a script, to its end."""
     process = start(*argv, cache=cache, script=script, **options)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def trained(path: Path, cache: Path, *argv: object) -> FinishedRun:
-    """A run made in this process, without its loss recovered."""
+    """A run that is trained in this process, without loss recovered."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(cache).items():
             patch.setenv(name, value)
@@ -53,6 +53,6 @@ def trained(path: Path, cache: Path, *argv: object) -> FinishedRun:
 
 
 def files_of(directory: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of every file."""
+    """The content and modification time of every file."""
     files = [p for p in sorted(directory.rglob("*")) if p.is_file()]
     return {str(p.relative_to(directory)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}

@@ -1,4 +1,4 @@
-"""Two devices of a CPU, on every machine, so that members train on several in all tests of populations."""
+"""Settings of all tests: a CPU counts as two devices, so that populations are tested on several devices."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The dashboard as a person uses it: the real server in a process of its own, and Chromium before it."""
+"""The dashboard's server in a separate process, and a Chromium browser that visits it."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from command_line import ROOT, environment
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run"]
-# Asked at every frame: a locator would ask after 100 and 500 ms.
+# Checked at every frame, because a locator would only check after 100 and 500 ms.
 SETTLED = """title => (!title || [...document.querySelectorAll("h1")].some(h => h.innerText.trim() === title))
     && document.querySelector('[data-test-script-state="notRunning"]')
     && !document.querySelector("[data-testid=stSkeleton], [data-stale=true]")"""
@@ -31,7 +31,7 @@ def free_port() -> int:
 
 @contextmanager
 def serving(cache: Path, *runs: Path) -> Iterator[tuple[str, int]]:
-    """(address, process id) of a server that answers."""
+    """(address, process id) of a server that is ready."""
     port = free_port()
     command = [sys.executable, ROOT / "main.py", "dashboard", *runs, "--port", str(port), "--cache-dir", cache]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment(cache) | {"PYTHONPATH": str(ROOT)})
@@ -51,7 +51,7 @@ def serving(cache: Path, *runs: Path) -> Iterator[tuple[str, int]]:
 
 
 class Visitor:
-    """A browser's page that notes every request that is not to the server, and every error that is said."""
+    """A browser page that records requests to other servers and all reported errors."""
 
     def __init__(self, page, address: str):
         self.page, self.address = page, address
@@ -69,29 +69,29 @@ class Visitor:
             self.errors.append(f"{message.text} {message.location['url']}")
 
     def open(self, path: str, title: str) -> float:
-        """Seconds until a page, opened fresh, is whole."""
+        """The seconds until a newly opened page is complete."""
         began = time.perf_counter()
         self.page.goto(self.address + path)
         self.settled(title)
         return time.perf_counter() - began
 
     def turn_to(self, link: str, title: str) -> float:
-        """The same by a click in the menu, which on a phone is folded away."""
+        """The seconds until a page is complete after a click in the menu, which is folded away on a narrow screen."""
         box = self.page.get_by_role("link", name=link, exact=True).bounding_box()
-        if not box or box["x"] < 0:  # pushed out to the left, it still counts as visible
+        if not box or box["x"] < 0:  # a menu that is moved out to the left still counts as visible
             self.page.get_by_test_id("stExpandSidebarButton").click()
-            self.page.wait_for_timeout(600)  # it slides in
+            self.page.wait_for_timeout(600)  # until it has moved in
         began = time.perf_counter()
         self.page.get_by_role("link", name=link, exact=True).click()
         self.settled(title)
         seconds, menu = time.perf_counter() - began, self.page.get_by_test_id("stSidebar").bounding_box()
-        if menu and menu["x"] >= 0 and menu["width"] > self.page.viewport_size["width"] / 2:  # it lies over the page
+        if menu and menu["x"] >= 0 and menu["width"] > self.page.viewport_size["width"] / 2:  # the menu covers the page
             self.page.get_by_test_id("stSidebarCollapseButton").get_by_role("button").click()
             self.page.wait_for_timeout(600)
         return seconds
 
     def settled(self, title: str = "") -> None:
-        """Waits until the page has this title and nothing runs any more."""
+        """Wait until the page has this title and nothing runs any more."""
         self.page.wait_for_function(SETTLED, arg=title, timeout=120_000)
         trouble = self.page.get_by_test_id("stException")
         assert not trouble.count(), trouble.first.inner_text()

@@ -1,4 +1,4 @@
-"""Dictionaries as others write them: without the checksums that `save_dictionary` leaves."""
+"""Dictionaries without the checksums of `save_dictionary`, as other programs write them."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from safetensors.numpy import load_file, save_file
 
 
 def without_checksums(directory: Path) -> Path:
-    """The same dictionary, as SAELens writes it again."""
+    """Rewrite a dictionary as SAELens would, without checksums."""
     for path in directory.glob("*.safetensors"):
         save_file(load_file(path), path)
     return directory

@@ -1,4 +1,4 @@
-"""A model hub on loopback: answers the calls that the real clients make, with the headers that they need."""
+"""A model hub on this machine, which answers the calls of the real clients with the headers that they need."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-GATED = "some-org/gated"  # exists, and nobody may read its files
-TORN = "some-org/torn"  # lists its data files, and has not got them when they are asked for
+GATED = "some-org/gated"  # exists, but its files may not be read
+TORN = "some-org/torn"  # lists data files that it does not have
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -34,7 +34,7 @@ def hub(models: dict[str, dict[str, bytes]], datasets: dict[str, dict[str, bytes
 
 @contextmanager
 def broken_hub(status: int) -> Iterator[str]:
-    """A host that answers every request with one status, and none of a hub's headers."""
+    """A host that answers every request with the same status and without the headers of a hub."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -69,7 +69,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 class _Server(ThreadingHTTPServer):
-    """Its threads would go on answering over connections that clients keep open."""
+    """A server that can close its connections, since its threads would otherwise keep serving open ones."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_GET
 
     def _api(self, path: str) -> None:
-        """/api/KINDs/REPO[/revision/R], .../tree/R/FOLDER, .../paths-info/R"""
+        """Answer /api/KINDs/REPO[/revision/R], .../tree/R/FOLDER and .../paths-info/R."""
         kind, _, path = path.partition("/")
         repo, files, call = self._repository(kind, path)
         if files is None:
@@ -119,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({**info, "gated": False, "disabled": False, "downloads": 0, "likes": 0})
 
     def _file(self, path: str) -> None:
-        """/[datasets/]REPO/resolve/REVISION/FILE"""
+        """Answer /[datasets/]REPO/resolve/REVISION/FILE."""
         kind = "datasets" if path.startswith("datasets/") else "models"
         repo, files, call = self._repository(kind, path.removeprefix("datasets/"))
         if repo == GATED:
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._finish(content[start:stop])
 
     def _repository(self, kind: str, path: str) -> tuple[str, dict[str, bytes] | None, str]:
-        """A path divided into (repository, its files or None, the rest); a name has one part or two."""
+        """(repository, its files or None, the rest) of a path. The name of a repository has one or two parts."""
         parts = path.split("/")
         for length in (2, 1):
             repo = "/".join(parts[:length])
@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
         return path, None, ""
 
     def _listing(self, files: dict[str, bytes], prefix: str) -> list[dict]:
-        """What lies directly in a folder, or with ?recursive=true anywhere under it."""
+        """The files directly in a folder or, with ?recursive=true, in its subfolders, too."""
         inside = [f for f in files if f.startswith(prefix)]
         folders = {prefix + f.removeprefix(prefix).partition("/")[0] for f in inside} - set(inside)
         if "recursive=true" not in self.path.lower():

@@ -1,4 +1,4 @@
-"""Groups, states and numbers of a population without a store, for tests of the step."""
+"""Groups, states and hyperparameters of populations without a store, for tests of the training step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def one_member(config: TrainConfig, d: int, total_steps: int) -> tuple[Group, di
 def prepare(
     config: TrainConfig, total_steps: int, x_NxD, rows: Rows | None = None
 ) -> tuple[tuple[Group, ...], list[State], list[dict]]:
-    """(groups, states before the first step, hypers); `x_NxD` are normalized rows."""
+    """(groups, states before the first step, hypers) for normalized rows x."""
     d = x_NxD.shape[1]
     groups = groups_of(members_of(config, SITES), config, d)
     hypers = [stack([hyper_of(m, rows or raw_rows(d), config, total_steps) for m in g.members]) for g in groups]
@@ -49,7 +49,7 @@ def prepare(
 def placed(
     config: TrainConfig, total_steps: int, x_NxD, devices: int | None = None
 ) -> tuple[Placement, list[State], list[dict], tuple[Group, ...]]:
-    """The same over so many devices; without a number over all, but no more than there are members."""
+    """(placement, states, hypers, groups) on this number of devices, by default on as many as there are members."""
     groups, states, hypers = prepare(config, total_steps, x_NxD)
     devices = devices or sum(len(group.members) for group in groups)
     placement = Placement(groups, jax.devices()[:devices])
@@ -57,7 +57,7 @@ def placed(
 
 
 def finished_run(path: Path, config: TrainConfig, stores: Sequence[ActivationStore]) -> FinishedRun:
-    """The records of a run of these members, whose figures are all 0."""
+    """A run directory with the records of a finished run, in which all metrics are 0."""
     sites = [Site(store.manifest["layer"], store.manifest["hook"]) for store in stores]
     request = HarvestRequest(layer=tuple(site.layer for site in sites), hook=(sites[0].hook,))
     run, members = RunDirectory(path, asked_of(request, config)), members_of(config, tuple(sites))

@@ -6,7 +6,7 @@ import numpy as np
 
 from harvest.store import ActivationStore, StoreWriter
 
-SEQ_LEN = 9  # 8 rows a window: the first position is left out
+SEQ_LEN = 9  # 8 rows per window, because the first position is left out
 
 
 def sparse_rows(rng: np.random.Generator, directions_GxD: np.ndarray, count: int) -> np.ndarray:
@@ -26,7 +26,7 @@ def make_store(
     layer: int = 0,
     text: int | None = None,
 ) -> ActivationStore:
-    """Rows of known directions; those of one `text` (default: the seed) count as of the same token windows."""
+    """A store of sparse rows. Stores with the same `text` (default: the seed) count as having the same windows."""
     rng = np.random.default_rng(seed)
     directions_GxD = rng.standard_normal((2 * d_model, d_model))
     description = {
@@ -54,7 +54,7 @@ def make_store(
 
 
 def store_of(directory: Path, rows_NxD: np.ndarray, tokens_WxT: np.ndarray, documents_W: np.ndarray) -> ActivationStore:
-    """Of these rows, as they are; the last third of the windows is held out."""
+    """A store of the given rows. The last third of the windows is held out."""
     description = {"hook": "resid_pre", "hook_name": "blocks.0.hook_resid_pre", "layer": 0}
     description |= {"seq_len": tokens_WxT.shape[1], "keep_first_position": False}
     writer, cut = StoreWriter(directory, description), len(tokens_WxT) * 2 // 3

@@ -1,4 +1,4 @@
-"""The READMEs do what they say: Python blocks are pasted, commands and their flags exist, links lead somewhere."""
+"""The READMEs are correct: Python blocks run, commands and flags exist, and links have a target."""
 
 import os
 import re
@@ -13,6 +13,7 @@ import pytest
 from command_line import ROOT, environment, shared_cache
 
 import main
+from sae_jax.models.registry import KINDS
 
 PAGES = [
     *ROOT.glob("*.md"),
@@ -32,7 +33,7 @@ def without_blocks(text: str) -> str:
 
 
 def command_lines(text: str) -> list[str]:
-    """Every `python main.py ...`, in blocks and in sentences, without comments."""
+    """All `python main.py ...` commands, in blocks and in sentences, without comments."""
     found = re.findall(r"^python main\.py .*$|(?<=`)python main\.py [^`]+(?=`)", text.replace(" \\\n", " "), re.M)
     return [re.split(r"\s+# ", line)[0] for line in found]
 
@@ -45,7 +46,7 @@ assert len(TRIED) == 5 and len(LINES) > 30 and len(PAGES) >= 9
 
 @pytest.fixture(scope="module")
 def at_home(tmp_path_factory):
-    """(a folder to work in, an environment with a home and cache of its own, no hub in it)."""
+    """(a working folder, an environment with a separate home and cache and without a hub)."""
     home = tmp_path_factory.mktemp("home")
     own = {"HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
     return home, os.environ | environment(shared_cache(tmp_path_factory)) | own
@@ -58,13 +59,13 @@ def ran(command: list, at_home, **options) -> subprocess.CompletedProcess:
 
 
 def typed(line: str, at_home, **options) -> subprocess.CompletedProcess:
-    """A line of a README as it stands."""
+    """Run a command line of a README unchanged."""
     return ran([sys.executable, ROOT / "main.py", *shlex.split(line)[2:]], at_home, **options)
 
 
 @pytest.fixture(scope="module")
 def pasted(at_home) -> tuple[Path, str, str]:
-    """(the folder, standard output, errors) after every line of the Python block was typed into Python, in order."""
+    """(the folder, standard output, standard error) after all lines of the Python block were typed into Python."""
     done = ran([sys.executable, "-q", "-i"], at_home, input=PYTHON)
     return at_home[0], done.stdout, done.stderr.replace(">>> ", "").replace("... ", "")
 
@@ -81,14 +82,14 @@ def test_the_python_block_is_pasted_line_by_line(pasted):
 
 
 @pytest.mark.slow
-def test_what_the_python_block_has_trained_is_a_run_for_the_command_line(pasted, at_home):
+def test_a_run_of_the_python_block_works_on_the_command_line(pasted, at_home):
     shown = ran([sys.executable, ROOT / "main.py", "show", "runs/mine", "--pareto"], at_home)
     assert shown.returncode == 0, shown.stderr
     assert "a jump_relu  b topk" in shown.stdout and "python main.py study runs/mine" in shown.stdout
 
 
 @pytest.mark.slow
-def test_the_five_things_to_try_work_one_after_another(at_home):
+def test_the_five_things_to_try_work_in_order(at_home):
     for line in TRIED:
         done = typed(line, at_home, timeout=1800)
         assert done.returncode == 0, (line, done.stderr)
@@ -97,7 +98,7 @@ def test_the_five_things_to_try_work_one_after_another(at_home):
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.endswith(NOTHING_TRAINED)])
-def test_a_line_that_trains_nothing_runs_as_it_stands(line, at_home):
+def test_a_command_that_trains_nothing_runs_unchanged(line, at_home):
     done = typed(line, at_home)
     assert done.returncode == 0, done.stderr
     assert "member" in done.stdout
@@ -105,7 +106,7 @@ def test_a_line_that_trains_nothing_runs_as_it_stands(line, at_home):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in command_lines(README) if "--n-samples 100 " in line])
-def test_the_smoke_test_runs_as_it_stands(line, at_home):
+def test_the_smoke_test_runs_unchanged(line, at_home):
     done = typed(line, at_home)
     assert done.returncode == 0 and "EXPERIMENT RESULTS" in done.stdout, done.stderr
 
@@ -125,11 +126,16 @@ def test_every_command_and_flag_of_a_line_exists(line, capsys):
     assert set(re.findall(r"--[a-z][a-z0-9-]*", line)) <= flags_of(command, capsys)
 
 
-def test_every_command_is_in_its_table_and_every_flag_of_the_other_exists(capsys):
+def test_the_readme_lists_all_commands_and_only_existing_flags(capsys):
     commands, flags = README.split("| command | what it does |")[1].split("| flag | default | meaning |")
     assert {*re.findall(r"^\| `python main\.py ([a-z-]+) ", commands, re.M)} >= set(main.COMMANDS)
     flags = flags.split("## What a run leaves")[0]
     assert set(re.findall(r"`(--[a-z][a-z0-9-]*)", flags)) <= flags_of("", capsys)
+
+
+@pytest.mark.parametrize("page", ["README.md", "sae_jax/README.md"])
+def test_every_kind_is_in_the_tables(page):
+    assert not [kind for kind in KINDS if f"`{kind}`" not in (ROOT / page).read_text()]
 
 
 def anchors_of(page: Path) -> set[str]:
@@ -139,7 +145,7 @@ def anchors_of(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_named_files_lead_somewhere(page):
+def test_links_and_named_files_exist(page):
     text, new = without_blocks(page.read_text()), files_to_add(CONTRIBUTING)
     for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
         place = page.parent / target if target else page
@@ -169,7 +175,7 @@ def lines_to_add(text: str) -> list[tuple[str, str, str]]:
 
 
 @pytest.mark.slow
-def test_the_examples_of_contributing_work_as_they_stand(tmp_path, at_home):
+def test_the_examples_of_contributing_work(tmp_path, at_home):
     copy, files, lines = tmp_path / "copy", files_to_add(CONTRIBUTING), lines_to_add(CONTRIBUTING)
     assert len(files) == 4 and len(lines) == 5
     for name in ("harvest", "sae_jax", "analysis", "tests"):

@@ -1,4 +1,4 @@
-"""The campaigns of tests/robustness: a little of them always, all of them where there is time."""
+"""The campaigns of tests/robustness: short ones in the fast tests, long ones in the slow tests."""
 
 import subprocess
 import sys
@@ -16,30 +16,30 @@ def campaign(name: str, folder: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def test_a_few_flips_are_named_or_harmless(tmp_path):
+def test_a_few_flips_are_reported_or_harmless(tmp_path):
     quick = [part for name in ("show", "show (begun)", "export", "synthetic") for part in ("--command", name)]
     assert "all 22: " in campaign("flips.py", tmp_path, "--count", 22, *quick)
 
 
 @pytest.mark.slow
-def test_300_flips_are_named_or_harmless(tmp_path):
+def test_300_flips_are_reported_or_harmless(tmp_path):
     assert "all 300: " in campaign("flips.py", tmp_path, "--count", 300)
 
 
-def test_the_same_command_at_once(tmp_path):
+def test_concurrent_commands(tmp_path):
     assert "no failure" in campaign("concurrency.py", tmp_path, "--rounds", 1, "--only", "frontier", "train")
 
 
 @pytest.mark.slow
-def test_30_rounds_of_the_same_command_at_once(tmp_path):
+def test_30_rounds_of_concurrent_commands(tmp_path):
     assert "no failure" in campaign("concurrency.py", tmp_path, "--rounds", 30)
 
 
 @pytest.mark.slow
-def test_100_malformed_runs_are_named_or_harmless(tmp_path):
+def test_100_malformed_runs_are_reported_or_harmless(tmp_path):
     assert "; 0 failures" in campaign("received.py", tmp_path, "--count", 100)
 
 
 @pytest.mark.slow
-def test_after_100_kills_everything_ends_as_if_there_had_been_none(tmp_path):
+def test_100_kills_change_no_result(tmp_path):
     assert "100/100 " in campaign("kills.py", tmp_path, "--count", 100)

@@ -1,4 +1,4 @@
-"""Random language models of many families, a few thousand weights each, with the bundled model's tokenizer."""
+"""Random language models of many families, with a few thousand weights each and the bundled tokenizer."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ CLASSES |= {"t5": transformers.T5ForConditionalGeneration}
 
 
 def write_model(family: str, directory: Path) -> Path:
-    """A model's directory, as transformers writes it."""
+    """Write the directory of a model with transformers."""
     torch.manual_seed(0)
     config = CONFIGS[family]()
     model = CLASSES[family](config) if family in CLASSES else AutoModelForCausalLM.from_config(config)

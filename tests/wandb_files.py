@@ -1,6 +1,6 @@
-"""The files of an offline W&B run, as W&B's messages. Its packages since 0.31 read them in Go only, so: here.
+"""A reader for the files of an offline W&B run. Since version 0.31, the wandb package has a reader in Go only.
 
-A file is b":W&B", a magic number and a version, then blocks of 32 KiB, as in LevelDB's log: each piece of a record has
+A file is b":W&B", a magic number and a version, then blocks of 32 KiB, as in a LevelDB log. Each piece of a record has
 a checksum, a length and a type (1 whole, 2 first, 3 middle, 4 last).
 """
 
@@ -16,7 +16,7 @@ WHOLE, LAST = 1, 4
 
 
 def records(path: Path) -> Iterator[Record]:
-    """Up to where a kill cut it. A piece whose checksum is another one is an AssertionError."""
+    """Yield the records of a file up to its end, which may be incomplete. Wrong checksums are an AssertionError."""
     data, at, pieces = path.read_bytes(), 7, b""
     assert data[:7] == b":W&B" + struct.pack("<HB", 0xBEE1, 0)
     while True:

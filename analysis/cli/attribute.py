@@ -35,10 +35,10 @@ class Options:
     member: str | None = flag(None, "id of the member; needed if the run has several")
     prompt: str | None = flag(None, "the text before the token to explain")
     target: str | None = flag(None, "the token to explain, with its leading space if it has one")
-    against: str | None = flag(None, "a second token: explain the difference between the two logits")
+    against: str | None = flag(None, "a second token, to explain the difference between the two logits")
     method: str = flag("path", "where the gradient is taken (see above)", choices=METHODS)
     steps: int = flag(16, "number of gradients that --method integrated averages")
-    top: int = flag(20, "how many features to show and ablate, those with the largest attributions")
+    top: int = flag(20, "number of features to show and to ablate: those with the largest absolute attributions")
     json: Path | None = flag(None, "JSON file for all figures", written=True)
 
     def __post_init__(self) -> None:
@@ -72,9 +72,7 @@ def run(argv: list[str]) -> None:
     first_position = finished.first_position
     prompt_T = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]
     if not first_position < len(prompt_T) <= longest:
-        raise InputError(
-            f"--prompt has {len(prompt_T)} tokens: it must have from {first_position + 1} to {longest} for this model"
-        )
+        raise InputError(f"--prompt has {len(prompt_T)} tokens: give one of {first_position + 1} to {longest} tokens")
     target, against = (token_of(tokenizer, name, getattr(options, name)) for name in ("target", "against"))
     assert target is not None
     result = compute_attribution(

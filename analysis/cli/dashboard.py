@@ -56,7 +56,7 @@ def run(argv: list[str]) -> None:
 
 
 def need_free(options: Options) -> None:
-    """Raises InputError if the server could not listen on its address and port."""
+    """Raise InputError if the server cannot listen on its address and port."""
     family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
     with socket.socket(family) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""Write one dictionary in the format of SAELens, with a model card, or its feature pages in Neuronpedia's format.
+"""Write the weights of one dictionary for SAELens, with a model card, or its feature pages for Neuronpedia.
 
 python main.py export RUN --member ID --to DIR                   # a member of a finished run
 python main.py export DICTIONARY --to DIR                        # a dictionary of SAELens or dictionary_learning
@@ -23,8 +23,8 @@ from harvest.request import default_cache_dir, flag
 class Options:
     member: str | None = flag(None, "id of the member; needed if the run has several")
     to: Path | None = flag(None, "a new or empty directory to write to")
-    neuronpedia: bool = flag(False, "write the feature pages, as Neuronpedia imports them, instead of the weights")
-    cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept (for --neuronpedia)")
+    neuronpedia: bool = flag(False, "write files with feature pages, for import by Neuronpedia, instead of the weights")
+    cache_dir: Path = flag(default_cache_dir(), "with --neuronpedia: where harvested activations are kept")
     push_to_hub: str | None = flag(
         None, "also upload to this repository of the Hugging Face hub, into a folder named after the dictionary"
     )
@@ -77,7 +77,7 @@ def write_neuronpedia(source: Path, options: Options) -> None:
 
 
 def member_facts(source: Path, member_id: str | None) -> dict | None:
-    """What the run records about the member ("member", "asked", "store", "environment"); None if `source` is no run."""
+    """The run's records of a member ("member", "asked", "store", "environment"); None if `source` is no run."""
     if not (source / "config.json").exists() or "asked" not in parse_json(source / "config.json", "choose another"):
         if member_id is not None:
             raise InputError(f"--member {member_id}: {source} is a single dictionary, not a run: leave --member out")
@@ -91,7 +91,7 @@ def member_facts(source: Path, member_id: str | None) -> dict | None:
 
 
 def refuse_no_hub(repo: str) -> None:
-    """Raises InputError if nothing could be uploaded. Called before anything is written."""
+    """Raise InputError if an upload is impossible. Called before anything is written."""
     from huggingface_hub import HfApi, constants, get_token
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import validate_repo_id
@@ -101,7 +101,7 @@ def refuse_no_hub(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except ValueError as e:
-        raise InputError(f"{asked}: {e}") from e
+        raise InputError(f"{asked}: not a valid name ({e}): give USER/NAME") from e
     if get_token() is None:
         raise InputError(f"{asked}: you are not logged in to the hub at {endpoint}: {login}, or leave the flag out")
     try:

@@ -23,7 +23,6 @@ from analysis.concepts.search import (
     FeatureDescription,
     SearchSettings,
     concept_texts,
-    density_of,
     describe_found,
     passages_record,
     search,
@@ -38,7 +37,6 @@ CONTEXTS_SHOWN = 3
 
 if TYPE_CHECKING:
     from analysis.concepts.detectors import FindFeature
-    from sae_jax.formats import Dictionary
 
 
 def run(argv: list[str]) -> None:
@@ -68,15 +66,20 @@ def run(argv: list[str]) -> None:
             "passages": passages_record(passages, store.train.documents, options.seed),
             **asdict(result),
         }
+        densities = {
+            (found.member, found.feature): None if density_F is None else float(density_F[found.feature])
+            for found in result.features
+            for density_F in [dictionaries[found.member].density_F]
+        }
         for entry in record["features"]:
             name, feature = entry["member"], entry["feature"]
-            entry["density"] = density_of(dictionaries[name], feature)
+            entry["density"] = densities[name, feature]
             if description := descriptions.get((name, feature)):
                 contexts = [context._asdict() for context in description.contexts]
                 entry |= {"promoted": description.promoted, "contexts": contexts}
         for line in search_summary(phrase, record["passages"], result, options.fdr):
             terminal.say(line)
-        show(result, descriptions, dictionaries, terminal)
+        show(result, descriptions, densities, terminal)
         if best := next((feature for feature in result.features if feature.passes), None):
             for line in page_lines(finished.path, best.member, best.feature):
                 terminal.say(line)
@@ -91,11 +94,10 @@ def run(argv: list[str]) -> None:
 def show(
     result: FindFeature,
     descriptions: Mapping[tuple[str, int], FeatureDescription],
-    dictionaries: Mapping[str, Dictionary],
+    densities: Mapping[tuple[str, int], float | None],
     terminal: Terminal,
 ) -> None:
     best, best_of_members = result.features[: result.top], list(result.best_of_members.values())
-    densities = {(f.member, f.feature): density_of(dictionaries[f.member], f.feature) for f in result.features}
     terminal.show(found_table("Best feature of each dictionary", best_of_members, densities, result.baselines))
     terminal.show(found_table(f"Best {len(best)} features of all dictionaries", best, densities, {}))
     for feature in result.features:

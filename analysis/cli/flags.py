@@ -15,11 +15,20 @@ T = TypeVar("T")
 WHOLE_BELOW = 2**31
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help that shows a flag with several values as `--layer INT ...`, because the default repeats long choices."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == "+":
+            return f"{self._metavar_formatter(action, default_metavar)(1)[0]} ..."
+        return super()._format_args(action, default_metavar)
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises InputError instead of printing its usage, and accepts no abbreviated flags."""
 
     def __init__(self, **kwargs: Any):
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(formatter_class=Help, allow_abbrev=False, **kwargs)
         for kind, read in ((int, whole), (float, single), (str, not_empty), (Path, lambda text: Path(not_empty(text)))):
             self.register("type", kind, read)
 
@@ -41,13 +50,17 @@ def whole(text: str) -> int:
 
 def single(text: str) -> float:
     if not in_float32(value := float(text)):
-        raise argparse.ArgumentTypeError(f"{text}: must be 0 or a number that float32 holds, 1.2e-38 to 3.4e38 in size")
+        raise argparse.ArgumentTypeError(
+            f"{text}: must be 0 or have an absolute value from 1.2e-38 to 3.4e38, the range of float32"
+        )
     return value
 
 
 def not_empty(text: str) -> str:
     if not text.strip():
-        raise argparse.ArgumentTypeError("an empty text, perhaps of a shell variable that is not set: leave it out")
+        raise argparse.ArgumentTypeError(
+            "an empty text, perhaps from a shell variable that is not set: leave the flag out, or give a value"
+        )
     return text
 
 

@@ -10,10 +10,10 @@ python main.py steer RUN --member ID --feature 12 --mode ablate --prompt "The sh
   ablate    sets the feature to 0 at every token
 
 The tables show a text for each strength, and these figures, averaged over all texts:
-  probability   of the concept's tokens: the first token of each of its words, or of --words; with --feature and no
-                --words, the tokens that the feature promotes most
+  probability   total probability of the concept's tokens: the first token of each of its words, or of --words; with
+                --feature and no --words, of the tokens that the feature promotes most
   change        the probability minus that of the unsteered texts
-  perplexity    of the generated text under the unsteered model: lower is more fluent
+  perplexity    perplexity of the generated text under the unsteered model: lower is more fluent
   distinct      share of different tokens in a text: low for text that repeats itself
 """
 
@@ -49,25 +49,29 @@ class Options:
     """The flags that choose the feature and how it is steered."""
 
     member: str | None = flag(None, "id of the member; needed if the run has several")
-    feature: int | None = flag(None, "number of the feature")
+    feature: int | None = flag(None, "number of the feature, from 0")
     concept: str | None = flag(
         None, "a word or phrase, instead of --feature: the feature that steers best towards it is chosen"
     )
     mode: str = flag("add", "how the feature is changed (see above)", choices=MODES)
-    strength: float | None = flag(None, "in units of the feature's maximum over the corpus (default: 1)")
+    strength: float | None = flag(
+        None, "strength, in units of the feature's largest activation over the corpus (default: 1)"
+    )
     sweep: bool = flag(False, "try all --strengths and report the best")
-    strengths: tuple[float, ...] = flag((), f"what --sweep tries (default: {' '.join(f'{s:g}' for s in SWEEP)})")
+    strengths: tuple[float, ...] = flag(
+        (), f"strengths that --sweep tries (default: {' '.join(f'{s:g}' for s in SWEEP)})"
+    )
     words: tuple[str, ...] = flag((), "words whose probability is measured (default: those of the concept)")
-    examples: Path | None = flag(None, "texts about the concept, as for find-feature")
+    examples: Path | None = flag(None, "file of texts about the concept, as for find-feature")
     candidates: int = flag(
-        20, "with --concept: how many features to try at most that detect the concept, and that promote its words"
+        20, "with --concept: try at most this many features that detect it, and as many that promote its words"
     )
     json: Path | None = flag(None, "JSON file for all texts and figures", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
         if (self.feature is None) == (self.concept is None):
-            raise InputError("give exactly one of --feature and --concept")
+            raise InputError("the feature is not chosen, or chosen twice: give exactly one of --feature and --concept")
         if self.mode not in MODES:
             raise InputError(f"--mode {self.mode}: must be one of {', '.join(MODES)}")
         if self.mode == "ablate" and (self.strength is not None or self.sweep):

@@ -41,10 +41,11 @@ def run(argv: list[str]) -> None:
     values = vars(parser.parse_args(argv))
     options = filled(Options, values)
 
+    from analysis.runs.families import by_seed
     from analysis.runs.finished import FinishedRun, can_be_kept
     from analysis.study.maps import draw
     from analysis.study.measures import collect_measures
-    from analysis.study.questions import kinds_of, study
+    from analysis.study.questions import study
     from analysis.ui.terminal.live import Terminal
     from analysis.ui.terminal.tables import study_table
 
@@ -64,7 +65,7 @@ def run(argv: list[str]) -> None:
             return
         first_alive = [
             next((name for name in names if name in gathered.decoders), names[0])
-            for names in kinds_of(gathered).values()
+            for names in by_seed(gathered.settings).values()
         ]
         maps = draw(gathered, first_alive, terminal.say)
         paths = written(answers, finished, shuffled, gathered)

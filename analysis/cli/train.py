@@ -17,19 +17,20 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from joblib import cpu_count
 
 from analysis.cli.flags import Parser, filled
-from analysis.runs.finished import FinishedRun, can_be_kept
+from analysis.runs.finished import can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table, preset_table
 from harvest.capture import harvest, say_stores
 from harvest.errors import InputError
 from harvest.identity import found
 from harvest.request import HarvestRequest, Site, default_cache_dir, flag
-from harvest.sources import Source, name_of, named_files, place_of, resolve
+from harvest.sources import Source, name_of, named_files, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
 from sae_jax.members import members_of
@@ -47,22 +48,23 @@ class Options:
 
     run_dir: Path | None = flag(None, "directory of the run (default: a folder in runs/ named after the settings)")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
-    ce_windows: int = flag(256, "held-out windows on which loss recovered is measured at the end (0: none)")
+    ce_windows: int = flag(256, "held-out windows on which loss recovered is measured at the end; 0 skips it")
     checkpoint_seconds: float = flag(60.0, "seconds between checkpoints")
-    snapshots: int = flag(10, "decoders saved during training, at log-spaced steps (for `study`); 0: none")
+    snapshots: int = flag(10, "number of log-spaced steps at which decoders are saved, for `study`; 0 saves none")
     resume: bool = flag(False, "continue an interrupted run from its last checkpoint")
     force: bool = flag(False, "start over, even if the run is finished or interrupted")
-    quiet: bool = flag(False, "print only the path of the results")
+    quiet: bool = flag(False, "print only the path of the run, and failed members on standard error")
     dry_run: bool = flag(False, "print what would be trained and the estimated cost, without training")
     use_wandb: bool = flag(False, "log to Weights & Biases; offline if you are not logged in")
     wandb_project: str = flag("sae-interpretability", "Weights & Biases project")
-    log_freq: int = flag(100, "smallest number of steps between two points logged to Weights & Biases")
+    log_freq: int = flag(100, "smallest number of steps between two points that are logged to Weights & Biases")
     wandb_artifact: bool = flag(False, "upload the finished run directory to Weights & Biases as an artifact")
 
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__)
-    parser.add_argument("--preset", metavar="NAME", help="published set-up (other flags override its values), or list")
+    about = "a published set-up, or our own `frontier`, as defaults for the other flags; `list` shows all set-ups"
+    parser.add_argument("--preset", metavar="NAME", help=about)
     parser.add_flags("activations", HarvestRequest)
     parser.add_flags("training", TrainConfig)
     parser.add_flags("running", Options)
@@ -104,7 +106,7 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
         raise InputError(f"--log-freq {options.log_freq}: must be 1 or more")
     members_of(config, request.sites)
     if request.held_out == 1:
-        raise InputError("--held-out 1 leaves nothing to train on: must be below 1")
+        raise InputError("--held-out 1 leaves nothing to train on: give a value below 1")
     if config.batch_size > (most := request.n_samples * request.seq_len):
         raise InputError(
             f"--batch-size {config.batch_size} is larger than the {most:,} rows of --n-samples times --seq-len: "
@@ -139,7 +141,7 @@ def run(argv: list[str]) -> None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(options.cache_dir / "compiled"))
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
         began, sources = time.perf_counter(), None
-        if options.force or not (options.resume or run.results):
+        if not options.resume:
             from sae_jax.cost import memory
             from sae_jax.training.memory import refuse_too_large
 
@@ -154,14 +156,7 @@ def run(argv: list[str]) -> None:
         log = None
         if options.use_wandb:
             log = others.enter_context(wandb_log(request, config, options, run, terminal))
-        results = work(stores, harvest_seconds, config, options, run, terminal, log)
-        if lacks_loss_recovered(results, request, options):
-            from analysis.quality.loss_recovered import complete_run
-
-            location = place_of("model", next(iter(stores.values())).manifest["model"])
-            results = complete_run(run, stores, location, options.ce_windows, terminal.progress)
-        elif options.ce_windows and "loss_recovered" not in results:
-            terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens are too short for it")
+        results = work(stores, harvest_seconds, request, config, options, run, terminal, log)
         show(run, results, terminal, anew=True)
         if log:
             log.results(results, run.path)
@@ -175,7 +170,7 @@ def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, p
     model, _ = resolve(request)
     if model.d_model is None:
         raise InputError(
-            f"--dry-run: the config of {model.location} does not give the model's width: leave --dry-run out"
+            f"--dry-run: the config of {model.location} does not state the model's width: leave --dry-run out"
         )
     with Terminal(quiet=options.quiet) as terminal:
         say_preset(preset, terminal)
@@ -195,9 +190,15 @@ def answered(run: RunDirectory, request: HarvestRequest, options: Options, termi
     if run.interrupted and not (options.resume or options.force):
         raise InputError(f"{run.path} was interrupted: add --resume to continue, or --force to start over")
     results = run.results
-    if not results or options.force or lacks_loss_recovered(results, request, options):
+    if not results or options.force:
         return False
     terminal.say(f"{run.path} is finished; --force trains it again")
+    measured = results.get("loss_recovered", {}).get("windows_asked", 0)
+    if measures_loss_recovered(request, options) and measured != options.ce_windows:
+        terminal.say(
+            f"its loss recovered was measured on {measured} windows: `python main.py evaluate {quote(str(run.path))} "
+            f"--ce-windows {options.ce_windows}` measures it on others"
+        )
     show(run, results, terminal)
     return True
 
@@ -215,9 +216,6 @@ def rows_of(
     `sources` is the model and data set that `resolve` found for a new run.
     """
     talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
-    if run.results and not options.force:
-        finished = FinishedRun.open(run.path)
-        return {site: finished.store(site, options.cache_dir, **talk) for site in request.sites}
     if options.resume and run.stores:
         facts = {site: fact for site in request.sites for fact in run.stores if fact["hook_name"] == site.hook_name}
         places = {site: options.cache_dir / "activations" / fact["directory"] for site, fact in facts.items()}
@@ -227,7 +225,7 @@ def rows_of(
             return stores
         model, dataset = run.stores[0]["model"], run.stores[0]["dataset"]
         request = replace(request, model_name=name_of("model", model), dataset=name_of("dataset", dataset))
-    talk |= {"sources": sources, "loss_recovered": lacks_loss_recovered({}, request, options)}
+    talk |= {"sources": sources, "loss_recovered": measures_loss_recovered(request, options)}
     return harvest(request, options.cache_dir, **talk)
 
 
@@ -271,36 +269,37 @@ def show(run: RunDirectory, results: dict, terminal: Terminal, anew: bool = Fals
     terminal.results(results, str(run.path))
 
 
-def lacks_loss_recovered(results: dict, request: HarvestRequest, options: Options) -> bool:
-    """Whether loss recovered can be measured and has not been measured yet on as many windows as requested."""
-    if request.seq_len - (not request.keep_first_position) < 2:
-        return False
-    return options.ce_windows not in (0, results.get("loss_recovered", {}).get("windows_asked"))
+def measures_loss_recovered(request: HarvestRequest, options: Options) -> bool:
+    """Whether the run measures loss recovered: it is asked to, and its windows have a next token to predict."""
+    return options.ce_windows > 0 and request.seq_len - (not request.keep_first_position) >= 2
 
 
 def work(
     stores: dict[Site, ActivationStore],
     harvest_seconds: float,
+    request: HarvestRequest,
     config: TrainConfig,
     options: Options,
     run: RunDirectory,
     terminal: Terminal,
     log: WandbLog | None,
 ) -> dict:
-    """Train, unless the run is trained already, and return the content of results.json."""
-    results = run.results
-    if results and not options.force:
-        terminal.say(f"{run.path} is trained already; only loss recovered is still to be measured")
-        return results
-
+    """Train, measure loss recovered, and return the content of results.json."""
     import jax
 
+    from analysis.quality.loss_recovered import add_loss_recovered
     from sae_jax.training.loop import train
 
     def on_progress(progress: Progress) -> None:
         terminal.training_progress(progress)
         if log:
             log.training_progress(progress)
+
+    def measure(results: dict) -> None:
+        if measures_loss_recovered(request, options):
+            add_loss_recovered(results, run.path, stores, options.ce_windows, terminal.progress)
+        elif options.ce_windows:
+            terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens are too short for it")
 
     terminal.say(f"training on {jax.default_backend()}")
     return train(
@@ -312,6 +311,7 @@ def work(
         checkpoint_seconds=options.checkpoint_seconds,
         snapshots=options.snapshots,
         harvest_seconds=harvest_seconds,
+        measure=measure,
         on_progress=on_progress,
         say=terminal.say,
     )

@@ -80,7 +80,10 @@ def compute_clusters(
         )
     living_N = np.flatnonzero(alive_F)
     if len(living_N) < 2 * min_cluster:
-        raise InputError(f"a map needs at least {2 * min_cluster} living features, and there are {len(living_N)}")
+        raise InputError(
+            f"a map needs at least {2 * min_cluster} living features, and there are {len(living_N)}: "
+            "choose another member"
+        )
     with_umap = find_spec("umap") is not None if use_umap is None else use_umap
     promoted = [[printable(token.strip()) for token in tokens] for tokens in promoted]
     x_NxD = unit(decoder_FxD[living_N])

@@ -19,7 +19,7 @@ from harvest.errors import InputError
 from sae_jax.config import SPARSITY_CONTROLS
 
 METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-entropy recovered"}
-ON_A_CURVE = ("activation", "sparsity", "seed")  # what may differ in one panel
+ON_A_CURVE = ("activation", "sparsity", "seed")  # settings that may differ within a panel
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Detector:
     auroc_interval: Interval | None  # 95% over passages; None if there are too few
     auroc_without_phrase: float | None  # without the tokens of the phrase; None if no others are left
     threshold: float  # with the best F1 on THRESHOLD
-    precision: float | None  # of "value > threshold"; None if no passage is above it
+    precision: float | None  # precision of "value > threshold"; None if no passage is above it
     coverage: float  # recall of "value > threshold"
     difference: float  # mean on the concept's passages minus mean on the others
     p_value: float  # one-sided
@@ -59,7 +59,7 @@ class FindFeature:
 
     features: list[FoundFeature]
     top: int  # how many of `features`, from the first on, are the best of all dictionaries
-    baselines: dict[str, Detector]  # of the difference in means, by hook name
+    baselines: dict[str, Detector]  # {hook name: the difference in means as a detector}
     tried: dict[str, int]  # number of features of each dictionary
     sets: dict[str, dict[str, int]]  # number of passages of the concept and of others in each set
 

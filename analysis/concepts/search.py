@@ -37,12 +37,12 @@ class SearchSettings:
 
     member: tuple[str, ...] = flag((), "ids of members to search (default: all)")
     examples: Path | None = flag(
-        None, "texts about the concept: .txt with one per line, or .jsonl with each text under the key 'text'"
+        None, "file of texts about the concept: .txt with one per line, or .jsonl with each text under the key 'text'"
     )
-    against: Path | None = flag(None, "texts that are not about the concept (default: passages of the corpus)")
+    against: Path | None = flag(None, "file of texts that are not about the concept (default: passages of the corpus)")
     passages: int = flag(300, "number of documents with the phrase to take from the corpus, at most")
-    top: int = flag(10, "how many features to report, besides the best of each member")
-    fdr: float = flag(0.05, "false discovery rate among the features that pass")
+    top: int = flag(10, "number of features to report; the best feature of each member is always reported")
+    fdr: float = flag(0.05, "accepted share of false discoveries among the features that pass")
     seed: int = flag(0, "seed of all random choices")
     json: Path | None = flag(
         None, "JSON file for all figures (default: analysis/find/PHRASE.json in the run)", written=True
@@ -119,13 +119,6 @@ def describe_found(
             [context_text(store, model.tokenizer, row) for row in rows],
         )
     return described
-
-
-def density_of(dictionary: Dictionary, feature: int) -> float | None:
-    """The share of held-out rows on which a feature fires, or None if the dictionary's files do not record it."""
-    if dictionary.log_sparsity_F is None:
-        return None
-    return float(max(0.0, 10 ** float(dictionary.log_sparsity_F[feature]) - 1e-10))
 
 
 def passages_record(texts: ConceptPassages, trained_documents_W: np.ndarray, seed: int) -> dict[str, int | float]:

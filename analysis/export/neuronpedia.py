@@ -1,4 +1,4 @@
-"""The features of one member as Neuronpedia imports them: the batch files of SAEDashboard 0.8, 128 features each.
+"""Export of a member's features for Neuronpedia: batch files in the format of SAEDashboard 0.8, 128 features each.
 
 The pages differ from SAEDashboard's in three ways. Intervals hold equal shares of the firings, not equal stretches of
 the values, and no window appears twice. Logits are computed through the gain of the final norm. Correlated features are
@@ -35,13 +35,13 @@ from harvest.store import ActivationStore
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel
 
-BATCH = 128  # features a file
-ROWS = 10  # tokens promoted and suppressed
+BATCH = 128  # features per file
+ROWS = 10  # promoted and suppressed tokens per feature
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the features are from, by Neuronpedia's names."""
+    """The origin of the features, in Neuronpedia's terms."""
 
     model: str
     set: str
@@ -57,7 +57,10 @@ def export(
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
-    """Writes `to`, which is whole or not there. Raises InputError as `features_of` does."""
+    """Write the batch files to the directory `to`, which is complete or absent afterwards.
+
+    Raises InputError if `to` is not empty, and as FinishedRun.store does.
+    """
     features = load_or_compute_features(run, [member], cache_dir, on_progress, say)[member]
     store, source = run.store(run.site(member), cache_dir, on_progress, say), source_of(run, member)
     pages, total = Pages(run, member, store, features, on_progress), len(features.density_F)
@@ -72,9 +75,9 @@ def export(
 
 @contextmanager
 def whole_directory(to: Path) -> Iterator[Path]:
-    """A directory beside `to` that takes its place when all is written, and is gone where that failed.
+    """A context with a temporary directory, which is renamed to `to` at its end, or deleted after an error.
 
-    Raises InputError where `to` is there already, and not empty.
+    Raises InputError if `to` exists and is not an empty directory.
     """
     refuse_taken(to)
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -91,12 +94,12 @@ def source_of(run: FinishedRun, member: str) -> Source:
     model = "bundled" if is_bundled(facts["model"]) else facts["model"]["asked"]
     dataset = "bundled" if is_bundled(facts["dataset"]) else facts["dataset"]["asked"]
     name = "-".join(filter(None, (site.hook, member, control)))
-    place = dataset if "@" in facts["dataset"]["fingerprint"] else Path(dataset).name  # no path of a machine
+    place = dataset if "@" in facts["dataset"]["fingerprint"] else Path(dataset).name  # not a local path
     return Source(slug(Path(model).name), slug(name), site.layer, place)
 
 
 def slug(name: str) -> str:
-    """Letters, digits and dashes, as Neuronpedia has its ids."""
+    """The name in lower-case letters, digits and dashes, like the ids of Neuronpedia."""
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
@@ -133,33 +136,33 @@ class Pages:
         )
 
     def page(self, feature: int) -> dict[str, Any]:
-        """NeuronpediaDashboardFeature of SAEDashboard."""
-        of, decoder_D = self.features, self.W_dec_FxD[feature]
+        """The page of a feature, with the fields of SAEDashboard's NeuronpediaDashboardFeature."""
+        features, decoder_D = self.features, self.W_dec_FxD[feature]
         aligned = alignment(decoder_D)
-        together_A = of.together_FxJ[feature, :ALIGNED][of.together_phi_FxJ[feature, :ALIGNED] > 0]
-        (count_B, edge_E), (logit_counts_H, logit_edges_E) = of.activations(feature), of.logits(feature)
-        fires = bool(of.density_F[feature])
+        together_A = features.together_FxJ[feature, :ALIGNED][features.together_phi_FxJ[feature, :ALIGNED] > 0]
+        (count_B, edge_E), (logit_counts_H, logit_edges_E) = features.activations(feature), features.logits(feature)
+        fires = bool(features.density_F[feature])
         return {
             "feature_index": feature,
-            "neuron_alignment_indices": [of.neuron for of in aligned],
-            "neuron_alignment_values": rounded(np.array([of.value for of in aligned])),
-            "neuron_alignment_l1": rounded(np.array([of.share for of in aligned])),
+            "neuron_alignment_indices": [neuron.neuron for neuron in aligned],
+            "neuron_alignment_values": rounded(np.array([neuron.value for neuron in aligned])),
+            "neuron_alignment_l1": rounded(np.array([neuron.share for neuron in aligned])),
             "correlated_neurons_indices": [],
             "correlated_neurons_l1": [],
             "correlated_neurons_pearson": [],
             "correlated_features_indices": together_A.tolist(),
-            "correlated_features_l1": rounded(firing_cosine(of, feature, together_A)),
-            "correlated_features_pearson": rounded(of.together_phi_FxJ[feature, : len(together_A)]),
-            "neg_str": self.texts_V[of.suppressed_FxT[feature, :ROWS]].tolist(),
-            "neg_values": rounded(of.suppressed_weight_FxT[feature, :ROWS]),
-            "pos_str": self.texts_V[of.promoted_FxT[feature, :ROWS]].tolist(),
-            "pos_values": rounded(of.promoted_weight_FxT[feature, :ROWS]),
-            "frac_nonzero": float(of.density_F[feature]),
+            "correlated_features_l1": rounded(firing_cosine(features, feature, together_A)),
+            "correlated_features_pearson": rounded(features.together_phi_FxJ[feature, : len(together_A)]),
+            "neg_str": self.texts_V[features.suppressed_FxT[feature, :ROWS]].tolist(),
+            "neg_values": rounded(features.suppressed_weight_FxT[feature, :ROWS]),
+            "pos_str": self.texts_V[features.promoted_FxT[feature, :ROWS]].tolist(),
+            "pos_values": rounded(features.promoted_weight_FxT[feature, :ROWS]),
+            "frac_nonzero": float(features.density_F[feature]),
             "freq_hist_data_bar_values": rounded((edge_E[1:] + edge_E[:-1]) / 2) if fires else [],
             "freq_hist_data_bar_heights": count_B.tolist() if fires else [],
             "logits_hist_data_bar_heights": logit_counts_H.tolist(),
             "logits_hist_data_bar_values": rounded((logit_edges_E[1:] + logit_edges_E[:-1]) / 2),
-            "n_prompts_total": of.rows // self.store.train.positions,
+            "n_prompts_total": features.rows // self.store.train.positions,
             "n_tokens_in_prompt": self.store.manifest["seq_len"],
             "dataset": self.source.dataset,
             "decoder_weights_dist": [],
@@ -168,18 +171,18 @@ class Pages:
         }
 
     def activations(self, feature: int) -> Iterator[dict[str, Any]]:
-        """NeuronpediaDashboardActivation of SAEDashboard, the strongest first."""
+        """Yield the contexts, strongest first, with the fields of SAEDashboard's NeuronpediaDashboardActivation."""
         number = self.first_F[feature]
         for group in self.groups_F[feature]:
             bins = {"bin_min": group.bin_min, "bin_max": group.bin_max, "bin_contains": group.bin_contains}
             for row in group.rows.tolist():
-                tokens_L, at = context_tokens(self.store, self.values, number, row)
+                tokens_L, peak = context_tokens(self.store, self.values, number, row)
                 values_L = rounded(self.values.value_CxL[number])
                 yield {
                     **bins,
                     "tokens": self.texts_V[tokens_L].tolist(),
                     "values": values_L,
-                    "qualifying_token_index": at,
+                    "qualifying_token_index": peak,
                 }
                 number += 1
 
@@ -189,12 +192,12 @@ def vocabulary(model: LanguageModel) -> list[str]:
 
 
 def rounded(values: np.ndarray, digits: int = 4) -> list[float]:
-    """So many digits of the largest."""
+    """The values, rounded to this number of digits of the largest one."""
     largest = float(np.abs(values).max(initial=0))
     decimals = digits - 1 - math.floor(math.log10(largest)) if largest else 0
-    return (np.round(np.asarray(values, np.float64), decimals) + 0.0).tolist()  # no −0
+    return (np.round(np.asarray(values, np.float64), decimals) + 0.0).tolist()  # turns −0 into 0
 
 
 def clean(text: str) -> str:
-    """Without what a database of text cannot hold."""
+    """The text without characters that a database cannot store."""
     return re.sub("[\\0\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)

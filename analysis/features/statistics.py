@@ -47,7 +47,7 @@ class Features:
     density_F: np.ndarray  # share of all rows on which the feature fires
     mean_F: np.ndarray  # mean activation over the rows on which it fires; 0 if it never fires
     max_F: np.ndarray
-    quantiles_FxQ: np.ndarray  # of the sampled activations
+    quantiles_FxQ: np.ndarray  # quantiles of the sampled activations
     top_value_FxK: np.ndarray  # activations of the strongest contexts; no context is repeated
     top_row_FxK: np.ndarray
     sample_value_FxR: np.ndarray  # activations of randomly sampled firings, largest first
@@ -58,7 +58,7 @@ class Features:
     token_F: np.ndarray  # most frequent token in the sample
     token_share_F: np.ndarray  # share of that token in the sample
     position_FxP: np.ndarray  # share of the rows at a position on which the feature fires
-    cosine_F: np.ndarray  # of the feature's encoder and decoder vectors
+    cosine_F: np.ndarray  # cosine of the feature's encoder and decoder vectors
     neighbour_FxJ: np.ndarray  # features with the highest cosines of decoder rows
     neighbour_cosine_FxJ: np.ndarray
     together_FxJ: np.ndarray  # features with the highest phi, the correlation of firing; −1 if there are no more
@@ -132,7 +132,7 @@ class Features:
         return features
 
     def check(self, path: Path) -> None:
-        """Raises InputError if the arrays do not fit each other, or contain impossible indices."""
+        """Raise InputError if the arrays do not fit each other, or contain impossible indices."""
         features, labels = len(self.density_F), self.labels.keys()
         below = dict.fromkeys(("top_row_FxK", "sample_row_FxR"), self.rows)
         below |= dict.fromkeys(("neighbour_FxJ", "together_FxJ"), features)

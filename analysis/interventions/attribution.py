@@ -43,20 +43,20 @@ class Effect:
     feature: int
     attribution: float
     ablation: float
-    position: int  # of the largest contribution to the attribution
-    value: float  # of the feature at that position
+    position: int  # position of the largest contribution to the attribution
+    value: float  # value of the feature at that position
 
 
 @dataclass(frozen=True)
 class Attribution:
     method: str
     output: float  # the contrast of logits
-    probability: float  # of the target as the next token
+    probability: float  # probability of the target as the next token
     active: int  # number of features that fire somewhere in the prompt
     features_give: float  # sum of the attributions of all features (`path` sums those by `integrated`)
     error_gives: float  # gradient · error: the contribution of what the dictionary does not reconstruct
-    effects: tuple[Effect, ...]  # of the features with the largest absolute attributions, largest first
-    correlation: float | None  # of attribution and ablation over these features; None if one of them is constant
+    effects: tuple[Effect, ...]  # features with the largest absolute attributions, largest first
+    correlation: float | None  # correlation of attribution and ablation over these features; None if one is constant
 
 
 def compute_attribution(

@@ -90,7 +90,7 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class FeaturePage:
-    """What is shown about one feature."""
+    """The content of the page of one feature."""
 
     member: str
     feature: int
@@ -98,13 +98,13 @@ class FeaturePage:
     mean: float  # mean activation over these rows
     maximum: float
     threshold: float | None  # None if its kind has no threshold
-    cosine: float  # of its encoder and decoder vectors
+    cosine: float  # cosine of its encoder and decoder vectors
     token: str  # the token on which it fires most often
     token_share: float  # that token's share of a sample of its firings
     position_P: np.ndarray  # share of the rows at each position on which it fires
     labels: list[Label]
     activations: Bars
-    logits: Bars  # of its logit weights on all tokens of the vocabulary
+    logits: Bars  # histogram of its logit weights on all tokens
     aligned: list[Aligned]
     input_score: float  # share of the strongest contexts whose peak is on a token that it promotes (Arad et al. 2025)
     bands: list[Band]

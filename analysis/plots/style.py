@@ -27,6 +27,7 @@ KIND_STYLES = {
     "abs_topk": ("#666666", "wedge"),
 }
 OTHER_STYLE = ("#000000", "arrow")  # for a kind that is not listed above
+# Vega has no further shapes that look different: give a new kind an SVG path, such as "M-1,-1L1,1M-1,1L1,-1".
 INK = "#111111"
 GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")

@@ -23,28 +23,32 @@ N_SAMPLES, SEQ_LEN = 1000, 128  # used if neither a run nor a dictionary's confi
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """What the dictionaries are measured on. Settings that are not given are those of the first dictionary.
+    """The model, hooks and text to measure on. By default, the model and text are those of the first dictionary.
 
-    A hook that is not given is each dictionary's own.
+    Each dictionary is by default measured at its own hook.
     """
 
     model_name: str | None = flag(
         None, "hub name, alias, local directory or 'bundled' (default: the first dictionary's model)"
     )
-    layer: int | None = flag(None, "layer of the model, for all dictionaries (default: each one's own)")
-    hook: str | None = flag(None, "where in the layer, for all dictionaries (default: each one's own)", choices=HOOKS)
-    hook_name: str | None = flag(None, "layer and hook in one, for example blocks.8.hook_resid_pre")
-    dataset: str | None = flag(
-        None, "hub data set, .txt, .jsonl, .jsonl.gz, .parquet or 'bundled' (default: the first dictionary's text)"
+    layer: int | None = flag(None, "layer to measure all dictionaries at (default: the layer that each was trained on)")
+    hook: str | None = flag(
+        None, "hook to measure all dictionaries at (default: the hook that each was trained on)", choices=HOOKS
     )
-    n_samples: int | None = flag(None, f"token windows to harvest (default: those of the run, or {N_SAMPLES})")
-    seq_len: int | None = flag(None, f"tokens per window (default: as the dictionary was trained, or {SEQ_LEN})")
+    hook_name: str | None = flag(None, "layer and hook as one name, for example blocks.8.hook_resid_pre")
+    dataset: str | None = flag(
+        None, "text to measure on, in any form that training accepts (default: the text of the first dictionary)"
+    )
+    n_samples: int | None = flag(None, f"token windows to harvest (default: as many as the run, or {N_SAMPLES})")
+    seq_len: int | None = flag(
+        None, f"tokens per window (default: as in the training of the first dictionary, or {SEQ_LEN})"
+    )
     held_out: float | None = flag(
         None,
-        "share of the documents to measure on (default: all, or on a run's own text those that it never trained on)",
+        "share of the documents to measure on (default: all; on the text of a run, the documents that it held out)",
     )
     keep_first_position: bool = flag(False, "also measure at the first position of each window")
-    ce_windows: int = flag(256, "how many of the windows loss recovered is measured on (0: none)")
+    ce_windows: int = flag(256, "number of windows on which loss recovered is measured; 0 skips it")
     json: Path | None = flag(None, "JSON file for all figures", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
@@ -101,7 +105,7 @@ def evaluate_dictionaries(
         language_model = LanguageModel.load(model.location, control=request.control)
     for site in dict.fromkeys(sites):
         store = stores[site]
-        saes = {name: o.dictionary.sae for name, o, at in zip(names, opened, sites, strict=True) if at == site}
+        saes = {name: o.dictionary.sae for name, o, own in zip(names, opened, sites, strict=True) if own == site}
         first_row = calibration_rows(store.held_out) if request.held_out < 1 else 0
         for name, evaluation in evaluate(saes, store.held_out, store.mean, first_row).items():
             refuse_no_numbers(name, evaluation.metrics)
@@ -139,7 +143,7 @@ def evaluate_dictionaries(
 def dictionaries_in(directory: Path) -> list[Path]:
     """The directories of a run's members, or the directory itself if it is a single dictionary."""
     if not directory.is_dir():
-        raise InputError(f"{directory}: there is no such directory")
+        raise InputError(f"{directory}: there is no such directory: give a run, or the directory of a dictionary")
     if not (directory / "members").is_dir():
         return [directory]
     members = sorted(path for path in (directory / "members").iterdir() if path.is_dir())

@@ -38,7 +38,7 @@ class GroundTruth:
 def compare(decoder_FxD: np.ndarray, features_held_out_NxF: np.ndarray, truth: Truth) -> GroundTruth:
     """Compare a dictionary with the true features. Its decoder must be in the units of raw activations, as exported.
 
-    Of the features only whether they are 0 matters, and rows are read in slices: a memory map or booleans work, too.
+    Features only need to be zero or not, so booleans work, too. Rows are read in slices, so memory maps work, too.
     Raises InputError if the shapes do not fit the truth.
     """
     (n_true, d), rows = truth.directions_GxD.shape, len(truth.fired)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,11 +23,11 @@ from flax import nnx
 
 from analysis.stats import ratio_interval
 from harvest.request import Site
+from harvest.sources import place_of
 from harvest.store import ActivationStore, Split
 from sae_jax.evaluate import calibration_rows
 from sae_jax.formats import load_dictionary
 from sae_jax.models.base import SAE
-from sae_jax.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel
@@ -67,7 +68,9 @@ def loss_recovered(
         per_window |= {"kl_sae": sae.kl_W, "kl_zero": zero.kl_W, "count": np.ones(len(document_W))}
         sums = {key: np.bincount(document_W, values_W) for key, values_W in per_window.items()}
         metrics = {key: finite(v) for key, v in scores({key: of_G.sum() for key, of_G in sums.items()}).items()}
-        intervals = {key: ratio_interval(*of) if metrics[key] is not None else None for key, of in ratios(sums).items()}
+        intervals = {
+            key: None if metrics[key] is None else ratio_interval(*ratio) for key, ratio in ratios(sums).items()
+        }
         measured[name] = {"metrics": metrics, "intervals": intervals}
     return measured
 
@@ -106,14 +109,14 @@ def spread_windows(split: Split, count: int, first_row: int) -> np.ndarray:
     return np.unique(np.linspace(first, last - 1, min(count, last - first)).round().astype(int))
 
 
-def complete_run(
-    run: RunDirectory,
+def add_loss_recovered(
+    results: dict,
+    run: Path,
     stores: Mapping[Site, ActivationStore],
-    model_location: str,
     windows: int,
     on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
-) -> dict:
-    """Measure loss recovered of a finished run's members and write it to results.json, whose content is returned.
+) -> None:
+    """Measure loss recovered of the members in the directory of a trained run, and add it to `results`.
 
     It is measured on at most `windows` held-out windows that were not used for calibration. Each member's `metrics`
     gain those of `loss_recovered`, and `intervals` are added. Failed members get neither. Nothing is measured for
@@ -122,34 +125,28 @@ def complete_run(
     from harvest.model.language_model import LanguageModel
 
     began, done = time.perf_counter(), 0
-    with run.held():
-        results = run.results
-        assert results is not None
-        if any(store.manifest.get("reads_both_ways") for store in stores.values()):  # the harvest reported this already
-            results["loss_recovered"] = {"windows_asked": windows, "windows": 0, "documents": 0}
-            run.finish(results)
-            return results
-        control = next(iter(stores.values())).manifest.get("control")
-        model = LanguageModel.load(model_location, control=control)
-        living = [member for member in results["members"] if member["metrics"]]
-        split = next(iter(stores.values())).held_out
-        windows_W = spread_windows(split, windows, calibration_rows(split))
-        runs = len(living) + 2 * len({(member["layer"], member["hook"]) for member in living})
-        total = runs * split.windows[windows_W].size
+    manifest = next(iter(stores.values())).manifest
+    if manifest.get("reads_both_ways"):  # the harvest reported this already
+        results["loss_recovered"] = {"windows_asked": windows, "windows": 0, "documents": 0}
+        return
+    model = LanguageModel.load(place_of("model", manifest["model"]), control=manifest.get("control"))
+    living = [member for member in results["members"] if member["metrics"]]
+    split = next(iter(stores.values())).held_out
+    windows_W = spread_windows(split, windows, calibration_rows(split))
+    passes = len(living) + 2 * len({(member["layer"], member["hook"]) for member in living})
+    total = passes * split.windows[windows_W].size
 
-        def advance(tokens: int) -> None:
-            nonlocal done
-            done += tokens
-            on_progress("loss recovered", done, total)
+    def advance(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        on_progress("loss recovered", done, total)
 
-        for site, store in stores.items():
-            here = {m["id"]: m for m in living if (m["layer"], m["hook"]) == site}
-            saes = {name: load_dictionary(run.path / "members" / name).sae for name in here}
-            for name, measured in loss_recovered(model, store, saes, windows_W, advance).items() if here else ():
-                here[name]["metrics"] |= measured["metrics"]
-                here[name]["intervals"] = measured["intervals"]
-        documents = len(np.unique(split.documents[windows_W]))
-        results["loss_recovered"] = {"windows_asked": windows, "windows": len(windows_W), "documents": documents}
-        results["timing"]["loss_recovered_seconds"] = time.perf_counter() - began
-        run.finish(results)
-    return results
+    for site, store in stores.items():
+        here = {m["id"]: m for m in living if (m["layer"], m["hook"]) == site}
+        saes = {name: load_dictionary(run / "members" / name).sae for name in here}
+        for name, measured in loss_recovered(model, store, saes, windows_W, advance).items() if here else ():
+            here[name]["metrics"] |= measured["metrics"]
+            here[name]["intervals"] = measured["intervals"]
+    documents = len(np.unique(split.documents[windows_W]))
+    results["loss_recovered"] = {"windows_asked": windows, "windows": len(windows_W), "documents": documents}
+    results["timing"]["loss_recovered_seconds"] = time.perf_counter() - began

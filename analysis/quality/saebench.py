@@ -27,22 +27,26 @@ BUNDLED_CONCEPTS = (
 
 @dataclass(frozen=True)
 class SAEBench:
-    """What is measured, and on which text."""
+    """The flags of `saebench`: the benchmarks, and the text that they run on."""
 
-    metrics: tuple[str, ...] = flag(tuple(METRICS), "benchmarks to run, one or several", choices=tuple(METRICS))
+    metrics: tuple[str, ...] = flag(
+        tuple(METRICS),
+        "benchmarks to run: sparse probing, absorption, spurious correlation removal (scr)",
+        choices=tuple(METRICS),
+    )
     dataset: Path | None = flag(
-        None, "labelled .jsonl(.gz) with a text and its labels on each line (default: the bundled corpus)"
+        None, ".jsonl or .jsonl.gz with a text and its labels on each line (default: the bundled corpus)"
     )
     label: tuple[str, ...] = flag((), "probing: keys of the labels (default for the bundled corpus: topic form)")
     concepts: tuple[str, ...] = flag(
-        (), "scr: two concepts, each KEY=VALUE,..:VALUE,.. with the values that have the concept before the colon"
+        (), "scr: two concepts, each KEY=VALUE,..:VALUE,.. with the values of documents about it before the colon"
     )
-    documents: int = flag(5000, "number of documents of the data set to use, at most")
-    document_tokens: int = flag(128, "tokens to read of each document, in windows as in the run's training")
+    documents: int = flag(5000, "largest number of documents to use")
+    document_tokens: int = flag(128, "number of tokens to read of each document, in windows of the run's length")
     train_share: float = flag(0.8, "share of documents and words that probes are trained on")
     k: tuple[int, ...] = flag((1, 2, 5), "probing: numbers of features that a probe may use")
-    n_ablated: tuple[int, ...] = flag((2, 5, 10, 20, 50), "scr: numbers of features to ablate")
-    words: int = flag(5000, "absorption: number of words of the vocabulary to use, at most")
+    n_ablated: tuple[int, ...] = flag((2, 5, 10, 20, 50), "scr: numbers of features to ablate, one score for each")
+    words: int = flag(5000, "absorption: largest number of words of the vocabulary to use")
     icl_examples: int | None = flag(
         None, "absorption: examples in the prompt before a word (default: as many as fit, at most 10)"
     )
@@ -64,7 +68,7 @@ class SAEBench:
             object.__setattr__(self, "label", self.label or BUNDLED_LABELS)
             object.__setattr__(self, "concepts", self.concepts or BUNDLED_CONCEPTS)
         elif not self.dataset.is_file():
-            raise InputError(f"--dataset {self.dataset}: there is no such file")
+            raise InputError(f"--dataset {self.dataset}: there is no such file: give a .jsonl file")
         if "probing" in self.metrics and not self.label:
             raise InputError("--label is missing: give the key of the labels, or leave probing out of --metrics")
         if "scr" in self.metrics and len(self.concepts) != 2:
@@ -122,7 +126,7 @@ def on_documents(
                 x_NxC, text.labels[label], text.is_train_N, settings.k, settings.seed
             )
             probing.setdefault(name, {})[label] = result
-        train, held_out = (min(of[side] for of in result.documents.values()) for side in ("train", "held_out"))
+        train, held_out = (min(sizes[side] for sizes in result.documents.values()) for side in ("train", "held_out"))
         notes.append(f"{label}: each class has at least {train:,} documents to train on and {held_out:,} held out")
         if result.left_out:
             notes.append(f"{label}: left out, because they have too few documents: {', '.join(result.left_out)}")
@@ -135,9 +139,9 @@ def on_documents(
             METRICS["scr"],
             {
                 name: spurious_correlation.compute_spurious_correlation(
-                    of, concepts, is_train_N, settings.n_ablated, settings.seed
+                    documents, concepts, is_train_N, settings.n_ablated, settings.seed
                 )
-                for name, of in rows.items()
+                for name, documents in rows.items()
             },
         )
 
@@ -163,7 +167,9 @@ def concepts_of(texts: tuple[str, ...], labels: dict[str, np.ndarray]) -> tuple[
         if len(sides) != 2 or not all(all(side) for side in sides):
             raise InputError(f"--concepts {text}: must be KEY=VALUE,..:VALUE,.. with the values that have it first")
         if unknown := [value for side in sides for value in side if value not in labels[key]]:
-            raise InputError(f"--concepts {text}: no document has {key} {unknown[0]!r}")
+            raise InputError(
+                f"--concepts {text}: no document has {key} {unknown[0]!r}: give values of {key} in the data set"
+            )
         concepts[text] = np.isin(labels[key], sides[0])
         either_N = either_N & np.isin(labels[key], sides[0] + sides[1])
     return concepts, either_N
@@ -175,7 +181,7 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
     from harvest.text.passages import spelling
 
     model = run.language_model
-    asked = spelling(
+    prompts = spelling(
         model.tokenizer,
         settings.words,
         settings.icl_examples,
@@ -183,18 +189,18 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
         settings.train_share,
         settings.seed,
     )
-    pooled = pool(model, asked.passages, saes, {name: run.site(name) for name in saes})
+    pooled = pool(model, prompts.passages, saes, {name: run.site(name) for name in saes})
     answers = {
-        name: absorption.compute_absorption(of, asked.words, asked.letters_N, asked.is_train_N)
-        for name, of in pooled.items()
+        name: absorption.compute_absorption(words, prompts.words, prompts.letters_N, prompts.is_train_N)
+        for name, words in pooled.items()
     }
-    for name, of in pooled.items():
-        if not (of.f_NxF[asked.is_train_N] != 0).any():
+    for name, words in pooled.items():
+        if not (words.f_NxF[prompts.is_train_N] != 0).any():
             notes.append(f"{name}: absorption is not measured, because no feature fires on a word to train on")
     letters = sorted({letter for answer in answers.values() for letter in answer.letters})
     notes.append(
-        f"absorption: {len(asked.words):,} words with {asked.n_examples} examples before each; letters that the model "
-        f"represents (F1 of a probe at least {absorption.MIN_PROBE_F1}): {' '.join(letters) or 'none'}. SAEBench "
+        f"absorption: {len(prompts.words):,} words with {prompts.n_examples} examples before each; letters that the "
+        f"model represents (F1 of a probe at least {absorption.MIN_PROBE_F1}): {' '.join(letters) or 'none'}. SAEBench "
         "recommends models of 2B parameters or more. If F1 (of the letter's features) is far below probe (F1 of a "
         "probe on the activations), the dictionary has no features for letters, and absorption means little"
     )

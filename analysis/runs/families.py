@@ -60,6 +60,13 @@ def alike(settings: Mapping[str, Settings], but_for: str) -> list[list[str]]:
     return list(families.values())
 
 
+def by_seed(settings: Mapping[str, Settings]) -> dict[str, list[str]]:
+    """{label: ids of the members that differ only in their seed}. Labels are made of the settings that differ."""
+    families = alike(settings, but_for="seed")
+    label = labels({names[0]: settings[names[0]] for names in families}, but_for=("seed",))
+    return {label[names[0]]: names for names in families}
+
+
 def differing(settings: Collection[Settings], but_for: Collection[str] = ()) -> list[str]:
     """The settings in which members differ. The store is listed only if the settings in ROWS do not distinguish it."""
 

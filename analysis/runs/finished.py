@@ -210,9 +210,9 @@ def say_once(say: Callable[[str], None], text: str) -> None:
 
 
 def refuse_no_run(path: Path) -> None:
-    """Raises InputError if there is no such directory, or if links in it lead out of it."""
+    """Raise InputError if there is no such directory, or if links in it lead out of it."""
     if not path.is_dir():
-        raise InputError(f"{path}: there is no such run directory")
+        raise InputError(f"{path}: there is no such run directory: give the directory of a finished run")
     from sae_jax.shapes import refuse_links
 
     refuse_links(path)
@@ -222,7 +222,7 @@ def read_record(run: Path, name: str) -> dict[str, Any]:
     """The content of one of a run's JSON files. Raises InputError if it is missing, damaged or of the wrong form."""
     path = run / name
     if not path.exists():
-        raise InputError(f"{run} has no {name}: it is not a run, or is not finished (continue it with --resume)")
+        raise InputError(f"{run} has no {name}: give a finished run, or finish this one with --resume")
     from sae_jax.shapes import read_shaped  # imported here, because importing pydantic is slow
 
     return read_shaped(path, WRITTEN_AGAIN if name == "results.json" else TRAIN_AGAIN)

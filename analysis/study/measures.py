@@ -60,7 +60,7 @@ class PopulationMeasures:
     settings: dict[str, dict[str, Any]]
     features: dict[str, Features]
     values: dict[str, dict[str, float | None]]
-    frequency: dict[str, dict[str, tuple[float | None, float | None]]]  # by label: rank correlation (raw, over chance)
+    frequency: dict[str, dict[str, tuple[float | None, float | None]]]  # rank correlations (raw, over chance) by label
     trajectories: dict[str, Trajectory]
     decoders: dict[str, Decoder]
     compared: comparison.Comparison | None

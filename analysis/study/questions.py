@@ -63,18 +63,11 @@ def study(gathered: PopulationMeasures, control: PopulationMeasures | None = Non
     return [question(gathered, control) for question in questions]
 
 
-def kinds_of(gathered: PopulationMeasures) -> dict[str, list[str]]:
-    """{label: ids of the members that differ only in their seed}. Labels are made of the settings that differ."""
-    kinds = families.alike(gathered.settings, but_for="seed")
-    labels = families.labels({names[0]: gathered.settings[names[0]] for names in kinds}, but_for=("seed",))
-    return {labels[names[0]]: names for names in kinds}
-
-
 def table_of(gathered: PopulationMeasures, measures: Iterable[str], prefix: str = "") -> dict[str, dict[str, Estimate]]:
     measures = list(measures)
     return {
         prefix + kind: {measure: over_seeds([gathered.values[name][measure] for name in names]) for measure in measures}
-        for kind, names in kinds_of(gathered).items()
+        for kind, names in families.by_seed(gathered.settings).items()
     }
 
 
@@ -83,7 +76,7 @@ def difference(gathered: PopulationMeasures, measure: str, a: str, b: str) -> Es
 
     The interval is corrected for selecting the two kinds among all (see `over_seeds`).
     """
-    kinds = kinds_of(gathered)
+    kinds = families.by_seed(gathered.settings)
     seeds = [
         {gathered.settings[name]["seed"]: gathered.values[name][measure] for name in kinds[kind]} for kind in (a, b)
     ]
@@ -129,12 +122,12 @@ def equal_l0(gathered: PopulationMeasures) -> str:
 
 
 def seeds_of(gathered: PopulationMeasures) -> str:
-    counts = sorted({len(names) for names in kinds_of(gathered).values()})
+    counts = sorted({len(names) for names in families.by_seed(gathered.settings).values()})
     n = " to ".join(map(str, counts))
     single = "; with one seed there is no interval" if counts[0] == 1 else ""
     wider = (
         ", widened for a difference between highest and lowest so that they hold for all pairs of kinds"
-        if len(kinds_of(gathered)) > 2
+        if len(families.by_seed(gathered.settings)) > 2
         else ""
     )
     return (
@@ -181,7 +174,7 @@ def feature_learning(gathered: PopulationMeasures, control: PopulationMeasures |
 
 def what_drives_emergence(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table, sentences = {}, []
-    for kind, names in kinds_of(gathered).items():
+    for kind, names in families.by_seed(gathered.settings).items():
         known = {name: gathered.trajectories[name] for name in names if name in gathered.trajectories}
         table[kind] = emergence.predictors_over_seeds(known)
         sure = [
@@ -215,13 +208,13 @@ def what_drives_emergence(gathered: PopulationMeasures, control: PopulationMeasu
 def frequency_and_specialization(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table: dict[str, dict[str, Estimate]] = {}
     for measures, prefix in ((gathered, ""), (control, CONTROL)):
-        for kind, names in kinds_of(measures).items() if measures else ():
+        for kind, names in families.by_seed(measures.settings).items() if measures else ():
             table[prefix + kind] = {}
             for label in measures.labels if measures else ():
                 pairs = [measures.frequency[name][label] for name in names] if measures else []
                 table[prefix + kind][f"{label}, raw"] = over_seeds([raw for raw, _ in pairs])
                 table[prefix + kind][f"{label}, over chance"] = over_seeds([over for _, over in pairs])
-    sentences, kinds = [], kinds_of(gathered)
+    sentences, kinds = [], families.by_seed(gathered.settings)
     for label in gathered.labels:
         estimates = {kind: table[kind][f"{label}, over chance"] for kind in kinds}
         sentences.append(f"{label}: {', '.join(f'{value} for {kind}' for kind, value in estimates.items())}")
@@ -247,7 +240,7 @@ def frequency_and_specialization(gathered: PopulationMeasures, control: Populati
 def behaviour_during_training(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table: dict[str, dict[str, Estimate]] = {}
     sentences = []
-    for kind, names in kinds_of(gathered).items():
+    for kind, names in families.by_seed(gathered.settings).items():
         known = [gathered.trajectories[name] for name in names if name in gathered.trajectories]
         if not known:
             sentences.append(f"{kind}: fewer than three snapshots (train longer, with --snapshots), or nothing alive")

@@ -37,22 +37,22 @@ from sae_jax.training.snapshots import read_snapshots
 if TYPE_CHECKING:
     from sae_jax.training.progress import Progress
 
-RECORD = "wandb.json"  # {"step": the last one logged, "run": W&B's id}
-NO_ANSWER_SECONDS = 15.0  # a server that is silent for longer is not there
-DRAW_SECONDS = 600.0  # for what is left to draw when all is done, with a map of each kind
-SEND_SECONDS = 60.0  # and then for what is left to send
+RECORD = "wandb.json"  # {"step": the last logged step, "run": the id of the W&B run}
+NO_ANSWER_SECONDS = 15.0  # a server that is silent for longer counts as unreachable
+DRAW_SECONDS = 600.0  # longest wait for the remaining figures at the end, which include a map for each kind
+SEND_SECONDS = 60.0  # longest wait after that for the remaining uploads
 PIXELS_PER_INCH = 144
 
 
 @dataclass(frozen=True)
 class WandbOptions:
     project: str = "sae-interpretability"
-    log_freq: int = 100  # steps from one logged point to the next, at least
-    artifact: bool = False  # the run directory, once it is finished
+    log_freq: int = 100  # smallest number of steps between two logged points
+    artifact: bool = False  # whether the finished run directory is uploaded
 
 
 class WandbLog:
-    """A context manager with the same methods as a Terminal.
+    """Logs a run to W&B. This context manager has the same methods as a Terminal.
 
     `config` has all flags, `members` are the ids. `say` is called only from the caller's thread. A resumed run does
     not log again what was logged before it was interrupted.
@@ -74,11 +74,13 @@ class WandbLog:
         self._drawn = threading.Event()
         self._broken = False
         self._exit_code = 0
-        self._run: Any = None  # W&B's
+        self._run: Any = None  # the run object of W&B
         self._record: dict[str, Any] = {}
 
     def __enter__(self) -> WandbLog:
-        self._attempt(lambda: import_module("wandb"))  # here: beside other imports, in the thread, it may fail
+        self._attempt(
+            lambda: import_module("wandb")
+        )  # imported here, because it may fail in the thread beside other imports
         self._thread.start()
         return self
 
@@ -89,9 +91,9 @@ class WandbLog:
         self._thread.join(SEND_SECONDS if drawn else 0)
         self._say_notes()
         if not drawn:
-            self._say(f"W&B is stuck, and is left behind: `wandb sync {self._path}/wandb/*run-*` sends what it took")
+            self._say(f"W&B does not respond: upload what it has with `wandb sync {self._path}/wandb/*run-*`")
         elif self._thread.is_alive():
-            self._say(f"W&B did not take all in {SEND_SECONDS:.0f} s: `wandb sync {self._path}/wandb/*run-*` sends it")
+            self._say(f"W&B did not upload all in {SEND_SECONDS:.0f} s: use `wandb sync {self._path}/wandb/*run-*`")
 
     def training_progress(self, progress: Progress) -> None:
         self._fed.put(lambda: self._log_progress(progress))
@@ -106,7 +108,7 @@ class WandbLog:
         while not self._notes.empty():
             self._say(self._notes.get())
 
-    # In the thread.
+    # These methods run in the thread.
 
     def _work(self) -> None:
         try:
@@ -122,9 +124,11 @@ class WandbLog:
             return
         try:
             task()
-        except Exception as error:  # whatever W&B raises: its log is not worth a training
+        except Exception as error:  # no error of W&B should stop a training
             self._broken = True
-            self._notes.put(f"W&B stopped, training does not: {' '.join(str(error).split()) or type(error).__name__}")
+            self._notes.put(
+                f"W&B stopped, training continues without it: {' '.join(str(error).split()) or type(error).__name__}"
+            )
 
     def _open(self) -> None:
         """Begin the run on W&B, or continue that of an interrupted training; offline if there is no login."""
@@ -133,19 +137,21 @@ class WandbLog:
         import wandb
 
         record = self._path / RECORD
-        self._record = read_json(record, "delete it, and W&B begins anew") if record.exists() else {"step": -1}
+        self._record = read_json(record, "delete it, so that a new W&B run begins") if record.exists() else {"step": -1}
         self._record.setdefault("run", secrets.token_hex(4))
         mode: Any = os.environ.get("WANDB_MODE", "online")
         wandb.setup(wandb.Settings(silent=True))
         if mode in ("online", "shared") and not wandb.login(prompt=False, verify=False):
-            self._notes.put("W&B: no login (`wandb login`), so offline")
+            self._notes.put(
+                "W&B: you are not logged in, so the run is kept offline: run `wandb login` to upload later runs"
+            )
             mode = "offline"
         try:
             self._run = self._begin(mode)
         except wandb.errors.CommError as error:
-            self._notes.put(f"W&B cannot be reached, so offline: {' '.join(str(error).split())}")
+            self._notes.put(f"W&B cannot be reached, so the run is kept offline: {' '.join(str(error).split())}")
             mode = "offline"
-            wandb.teardown()  # else the service holds the id for the run that was not begun
+            wandb.teardown()  # otherwise the service keeps the id reserved for the run that did not begin
             self._run = self._begin(mode)
         write_json(record, self._record)
         if mode == "offline":
@@ -206,7 +212,7 @@ class WandbLog:
     def _pictures(
         self, run_dir: Path, members: dict[str, dict[str, Any]], density: dict[str, np.ndarray]
     ) -> Iterator[tuple[str, Any]]:
-        """Histograms and figures by their names; directions are mapped of one member a kind, the slowest to draw."""
+        """Yield histograms and figures by name. Maps are slow to draw, so there is one map per kind."""
         import wandb
 
         from sae_jax.formats import load_dictionary
@@ -218,7 +224,7 @@ class WandbLog:
         for name, density_F in density.items():
             yield f"density/{name}", wandb.Histogram(np_histogram=density_histogram(density_F))
             if snapshots := read_snapshots(run_dir, name):
-                heat = densities.density_heatmap(name, {step: of.density for step, of in snapshots.items()})
+                heat = densities.density_heatmap(name, {step: snapshot.density for step, snapshot in snapshots.items()})
                 yield f"figures/activation_heatmap/{name}", image(heat)
             if name in first_of_kind.values():
                 W_dec_FxD = load_dictionary(run_dir / "members" / name).tensors["W_dec"]

@@ -69,10 +69,12 @@ def text_in(value: object, column: str, place: str) -> str:
     if isinstance(value, str):
         return value
     if not isinstance(value, bytes):
-        raise InputError(f"--dataset {place}: {column!r} must be text, not a value of type {type(value).__name__}")
+        raise InputError(
+            f"--dataset {place}: {column!r} must be text, not {type(value).__name__}: remove or correct it"
+        )
     try:
         return value.decode()
     except UnicodeDecodeError as error:
         raise InputError(
-            f"--dataset {place}: not UTF-8 (byte {error.object[error.start]:#04x}); save it as UTF-8"
+            f"--dataset {place}: not UTF-8 (byte {error.object[error.start]:#04x}): save it as UTF-8"
         ) from error

@@ -80,7 +80,7 @@ def gather(
         raise InputError(
             f"{type(tokenizer).__name__} does not report the positions of its tokens: use a model with a fast tokenizer"
         )
-    seen, same = NearCopies(), NearCopies()  # of texts, and of their passages, without the phrase
+    seen, same = NearCopies(), NearCopies()  # near-copies among texts, and among their passages without the phrase
     texts = [text for text in examples if not seen.is_copy(wanted.cut_from(text))]
     concept = [_own_text(text, wanted, tokenizer, first) for text in texts]
     left_out = len(examples) - len(texts)
@@ -102,7 +102,9 @@ def gather(
     if len(others) < FEWEST:
         source = "your own (--against)" if against else Path(corpus).name
         advice = ": give more" if against else ": give texts without it (--against FILE)"
-        raise InputError(f"{source}: {len(others)} texts without {phrase!r}; {FEWEST} are needed, better 100{advice}")
+        raise InputError(
+            f"{source} has {len(others)} texts without {phrase!r}, but {FEWEST} are needed, better 100{advice}"
+        )
     passages = [*concept, *others]
     tokens_WxT, real_WxT, item_W, phrase_WxT = _windows_of(passages, seq_len, first)
     return ConceptPassages(
@@ -120,7 +122,7 @@ def gather(
 def texts_in(path: Path, flag: str) -> list[str]:
     """The texts of a .txt, one per line, or of a .jsonl. Raises InputError, naming the flag, if there is none."""
     if not path.is_file():
-        raise InputError(f"{flag} {path}: there is no such file")
+        raise InputError(f"{flag} {path}: there is no such file: give a .txt or .jsonl file")
     if path.name.endswith((".jsonl", ".jsonl.gz")):
         try:
             texts = [record["text"].strip() for _, record in jsonl_records(path)]
@@ -130,13 +132,13 @@ def texts_in(path: Path, flag: str) -> list[str]:
         try:
             texts = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except UnicodeDecodeError as error:
-            raise InputError(f"{flag} {path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+            raise InputError(f"{flag} {path}: not UTF-8 (byte {error.start}): save it as UTF-8") from error
     else:
         raise InputError(
             f"{flag} {path}: must be a .txt with one text per line, or a .jsonl with a text under the key 'text'"
         )
     if not any(texts):
-        raise InputError(f"{flag} {path}: there is no text in it; write one per line")
+        raise InputError(f"{flag} {path}: there is no text in it: write one per line")
     return [text for text in texts if text]
 
 

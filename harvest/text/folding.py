@@ -48,7 +48,7 @@ class Phrase:
             return []
         clusters = _clusters(text)
         forms = [folded(text[start:end]) for start, end in clusters]
-        cluster = [number for number, form in enumerate(forms) for _ in form]  # of each folded character
+        cluster = [number for number, form in enumerate(forms) for _ in form]  # cluster of each folded character
         return [
             (clusters[cluster[start]][0], clusters[cluster[end - 1]][1]) for start, end in self._found("".join(forms))
         ]

@@ -1,10 +1,10 @@
 """Detection of near-copies: texts that differ in spaces, capitals or punctuation, or in a few words.
 
-The method is MinHash with banding (Broder 1997; Leskovec, Rajaraman and Ullman, ch. 3). Of the runs of words in a text,
-the smallest value of each of 48 hashes is kept. Two texts agree on one value with the probability that they share a run
-(Jaccard's index J). Two texts are compared if they agree on all 4 values of one of 12 bands, which has probability
-1 - (1 - J⁴)¹². They are near-copies if they agree on half of the 48 values. One changed word in 100 gives J = .94 and
-one in 20 gives J = .81; both are found. At J = .5, one pair in three is found.
+The method is MinHash with banding (Broder 1997; Leskovec, Rajaraman and Ullman, ch. 3). For each text, the smallest
+value of each of 48 hashes over its runs of words is kept. Two texts agree on one value with the probability that they
+share a run (Jaccard's index J). Two texts are compared if they agree on all 4 values of one of 12 bands, which has
+probability 1 - (1 - J⁴)¹². They are near-copies if they agree on half of the 48 values. One changed word in 100 gives J
+= .94 and one in 20 gives J = .81; both are found. At J = .5, one pair in three is found.
 
 Shapes: W words, M runs, H hashes, R hashes of one band.
 """
@@ -33,8 +33,8 @@ class NearCopies:
     """Finds, for each of a sequence of texts, the first that it is a near-copy of. Needs about 1 kB per original."""
 
     def __init__(self) -> None:
-        self._original_of: dict[int, int] = {}  # by the hash of a band
-        self._lowest_of: dict[int, np.ndarray] = {}  # uint16 [H], by original
+        self._original_of: dict[int, int] = {}  # {hash of a band: number of the original}
+        self._lowest_of: dict[int, np.ndarray] = {}  # uint16 [H] by number of the original
         self.texts = 0
 
     def original(self, text: str, lowest_H: np.ndarray | None = None) -> int:

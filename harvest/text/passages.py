@@ -34,7 +34,7 @@ class Passages:
 @dataclass(frozen=True)
 class LabelledText:
     texts: list[str]
-    labels: dict[str, np.ndarray]  # by field, str [N]
+    labels: dict[str, np.ndarray]  # {field: str [N]}
     is_train_N: np.ndarray
 
 
@@ -50,7 +50,8 @@ def labelled_text(path: Path, fields: tuple[str, ...], n_documents: int, train_s
             if not isinstance(record.get(field), (str, int, float)):
                 keys = ", ".join(record)
                 raise InputError(
-                    f"--dataset {path}, line {number}: no label under the key {field!r}; its keys are {keys}"
+                    f"--dataset {path}, line {number}: no label under the key {field!r} (the keys are {keys}): add it, "
+                    "or choose another key with --label or --concepts"
                 )
         records.append(record)
     if not records:

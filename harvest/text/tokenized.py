@@ -12,7 +12,7 @@ OVERLAP = 1 << 12
 
 
 def tokenized(tokenizer: Any, texts: list[str], enough: int) -> Sequence[Sequence[int] | np.ndarray]:
-    """The token ids of each text, without special tokens. Of texts longer than LONG, at least the first `enough` ids.
+    """The token ids of each text, without special tokens. A text longer than LONG gets at least its first `enough` ids.
 
     The ids of a long text are the same as if it were tokenized whole. Pieces overlap by 8,192 characters. Two pieces
     are joined at a token that begins in the middle of the overlap, if both have the same tokens at the same positions

@@ -139,7 +139,9 @@ def _divided(location: str, held_out: float, reading: Reading) -> Iterator[tuple
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"--dataset {location}: document {number} is not valid Unicode: {error}") from error
+            raise InputError(
+                f"--dataset {location}: document {number} is not valid Unicode ({error}): correct it"
+            ) from error
         lowest_H = signature(text)
         original = near_copies.original(text, lowest_H)
         split = "held_out" if number_of(lowest_H.tobytes()) / 2**64 < held_out else "train"
@@ -194,12 +196,12 @@ def text_files(path: Path) -> list[Path]:
     files = _all_text_files(path)
     if path.is_dir():
         if not files:
-            raise InputError(f"--dataset {path}: there is no text file in this directory: it must have one of {known}")
+            raise InputError(f"--dataset {path}: there is no text file in this directory: add one of type {known}")
         splits = [_split(file.relative_to(path)) for file in files]
         if "train" in splits:
             files = [file for file, split in zip(files, splits, strict=True) if split != "other"]
     elif not _is_text_file(path):
-        raise InputError(f"--dataset {path}: not a kind of text file that can be read: it must be one of {known}")
+        raise InputError(f"--dataset {path}: this type of file cannot be read: give one of type {known}")
     for file in files:
         refuse_irregular(file)
     if filled := [file for file in files if file.stat().st_size]:
@@ -279,7 +281,9 @@ def jsonl_records(path: Path, column: str = "text") -> Iterator[tuple[int, dict]
     for number, record in _json_lines(path):
         if column not in record:
             keys = f"its keys are {', '.join(record)}"
-            raise InputError(f'--dataset {path}, line {number}: there is no text under the key "{column}" ({keys})')
+            raise InputError(
+                f'--dataset {path}, line {number}: there is no text under the key "{column}" ({keys}): add it'
+            )
         yield number, {**record, column: text_in(record[column], column, f"{path}, line {number}")}
 
 
@@ -292,7 +296,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"--dataset {path}, line {number}: not JSON ({error}): correct this line") from error
         if not isinstance(record, dict):
-            raise InputError(f"--dataset {path}, line {number}: must be a JSON object with a text")
+            raise InputError(f'--dataset {path}, line {number}: not a JSON object: write one with the key "text"')
         yield number, record
 
 
@@ -305,9 +309,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
-        raise InputError(f"--dataset {path}, line {number}: not UTF-8 (byte {byte:#04x}); save it as UTF-8") from error
+        raise InputError(f"--dataset {path}, line {number}: not UTF-8 (byte {byte:#04x}): save it as UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"--dataset {path}: cannot be read after line {number}: {error}") from error
+        raise InputError(
+            f"--dataset {path}: cannot be read after line {number} ({error}): use an undamaged copy"
+        ) from error
 
 
 def _parquet_documents(path: Path, reading: Reading) -> Iterator[str]:
@@ -323,7 +329,7 @@ def _parquet_documents(path: Path, reading: Reading) -> Iterator[str]:
             for row, value in enumerate(values, 1):
                 yield text_in(value, column, f"{path}, row {row}")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--dataset {path}: cannot be read as parquet: {error}") from error
+        raise InputError(f"--dataset {path}: cannot be read as parquet ({error}): use an undamaged copy") from error
 
 
 def _hub_documents(location: str, reading: Reading) -> Iterator[str]:
@@ -347,5 +353,7 @@ def _hub_documents(location: str, reading: Reading) -> Iterator[str]:
         raise
     except Exception as error:  # from many libraries: the hub client, its file system, the readers of formats
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        advice = f" (give one as {repo}:CONFIG)" if "onfig name is missing" in what else ""
-        raise InputError(f"--dataset {location}: cannot be read from the hub: {what}{advice}") from error
+        advice = (
+            f"give one as {repo}:CONFIG" if "onfig name is missing" in what else "try again, or use another data set"
+        )
+        raise InputError(f"--dataset {location}: cannot be read from the hub ({what}): {advice}") from error

@@ -81,6 +81,11 @@ class Dictionary:
         """Whether the weights of the model were centered, so that rows of a LayerNorm model have a mean of 0."""
         return bool(settings_of(self.cfg["metadata"]).get("center_writing_weights"))
 
+    @property
+    def density_F(self) -> np.ndarray | None:
+        """The share of held-out rows on which each feature fires, or None if the files do not record it."""
+        return None if self.log_sparsity_F is None else np.maximum(10.0 ** np.float64(self.log_sparsity_F) - 1e-10, 0)
+
     def told(self) -> list[str]:
         """Notes on requirements of the training rows that are not met here, or met in another way."""
         notes = other_rows(self.cfg["metadata"])

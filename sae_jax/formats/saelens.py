@@ -60,7 +60,8 @@ def read(directory: Path) -> Dictionary:
     scaling_F = tensors.pop("scaling_factor", None)  # some versions wrote it, with ones only
     if scaling_F is not None and not np.allclose(scaling_F, 1):
         raise InputError(
-            f"{directory}: a scaling_factor that is not 1 is not supported; SAELens 6 does not support it either"
+            f"{directory}: its scaling_factor is not 1, which neither this program nor SAELens 6 supports: fold it "
+            "into the other tensors"
         )
     scale = None
     if cfg.get("normalize_activations") == SCALED and (directory / SCALER).exists():
@@ -162,7 +163,7 @@ def read_safetensors(path: Path, advice: str) -> tuple[dict[str, np.ndarray], li
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             checksums = (file.metadata() or {}).get(CHECKSUM, "").split()
     except Exception as e:  # the reader raises anything if the file is damaged
-        raise InputError(f"{path} cannot be read because it is missing or damaged: {e}") from e
+        raise InputError(f"{path} cannot be read because it is missing or damaged ({e}): {advice}") from e
     if checksums[:1] not in ([], [tensors_checksum(tensors)]):
         raise InputError(f"{path} is damaged (its checksum differs): {advice}")
     return tensors, checksums

@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     x_BxD: jax.Array
     known_BxF: jax.Array | None  # x W_enc, if it was computed before
     at: Candidates | None
-    dead_F: jax.Array
+    dead_F: jax.Array  # features that have been silent for `steps_to_die` steps
     revive: bool  # whether the loss includes AuxK
     progress: jax.Array  # finished share of the run, 0 to 1
     hyper: Arrays
@@ -76,7 +76,7 @@ class SAE(nnx.Module):
     by_rank = False  # whether the candidates of a row are its k largest values, not all values above a threshold
     ranks_per_k = 1
     has_auxk = False
-    has_sparse_path = True
+    has_sparse_path = True  # False if a term of the loss depends on features that do not fire
 
     W_encT: nnx.Param
     b_enc: nnx.Param

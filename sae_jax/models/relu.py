@@ -34,6 +34,10 @@ class ReLU(SAE):
         return Start({**params, "b_enc": params["b_enc"] - q}, settings, coefficient)
 
     def first_coefficient(self, q):
+        """The penalty coefficient at the start, when target_l0 pre-activations of a row exceed the threshold q.
+
+        It times the slope of `sublinear` is about 2q: a feature just above the threshold gains as much as it costs.
+        """
         return 2 * q
 
 

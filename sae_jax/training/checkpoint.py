@@ -115,7 +115,10 @@ class Checkpoints:
         self.manager.close()
 
     def _read(self, step: int, start: list[State]) -> tuple[list[State], dict[str, int]]:
-        """Raises InputError if the checkpoint has other arrays than `start`, and any exception if it is damaged."""
+        """(states, how far metrics.jsonl was written) of a checkpoint.
+
+        Raises InputError if it has other arrays than `start`, and any exception if it is damaged.
+        """
         parts = ocp.args.Composite(record=ocp.args.JsonRestore())
         try:
             record = unsealed(self.manager.restore(step, args=parts)["record"], "", "")

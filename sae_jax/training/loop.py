@@ -52,7 +52,7 @@ class Population:
     """Members and the rows on which they train. `rows` is by member id; `hypers` has one entry per group."""
 
     config: TrainConfig
-    stores: Sequence[ActivationStore]  # of the same text, one per site
+    stores: Sequence[ActivationStore]  # one store per site, of the same text
     groups: tuple[Group, ...]
     rows: dict[str, Rows]
     hypers: list[dict]
@@ -74,14 +74,16 @@ def train(
     checkpoint_seconds: float = 60.0,
     snapshots: int = 0,
     harvest_seconds: float = 0.0,
+    measure: Callable[[dict], None] = lambda results: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Train the population of `config` on the stores, evaluate it on held-out rows, fill the run directory.
 
     `stores` hold the same text at different sites of one model. A member whose loss is not finite is frozen and
-    reported, and the others continue. Returns the content of results.json. Raises InputError, Diverged if all members
-    have failed, or Interrupted (on SIGINT and SIGTERM).
+    reported, and the others continue. `measure` adds further figures to the results before they are written. Returns
+    the content of results.json. Raises InputError, Diverged if all members have failed, or Interrupted (on SIGINT and
+    SIGTERM).
     """
     if run.results and not force:
         raise InputError(f"{run.path} already holds a finished run (results.json): pass force=True to train it again")
@@ -98,6 +100,7 @@ def train(
         )
         evaluated = time.perf_counter()
         evaluations = export_and_evaluate(population, states, run, report, feed.total_steps)
+        del states
         training_seconds = evaluated - report.began
         manifest = stores[0].manifest
         results = {
@@ -114,6 +117,7 @@ def train(
             },
             METRICS: run.metrics_written(),
         }
+        measure(results)
         run.finish(results)
         return results
 

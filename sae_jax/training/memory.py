@@ -98,10 +98,12 @@ def available() -> int:
     return max(0, min([psutil.virtual_memory().available, *_left_in_control_groups()]))
 
 
-def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup"), of: Path = Path("/proc/self/cgroup")) -> list[int]:
+def _left_in_control_groups(
+    root: Path = Path("/sys/fs/cgroup"), listed_in: Path = Path("/proc/self/cgroup")
+) -> list[int]:
     """Bytes left in every control group of this process (none on macOS); cached files count as free."""
     try:
-        lines = [line.split(":", 2) for line in of.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in listed_in.read_text().splitlines()]
     except OSError:
         return []
     left = []

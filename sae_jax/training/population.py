@@ -69,7 +69,7 @@ class State(struct.PyTreeNode):
     average: Arrays | None  # moving average of the params over steps, if requested; it is then exported instead
     settings: Arrays
     optimizer: Any
-    coefficient: jax.Array  # of the penalty
+    coefficient: jax.Array  # coefficient of the penalty
     firings_F: jax.Array  # since the last check for dead features
     silent_F: jax.Array  # steps since each feature last fired
     last_dead_check: jax.Array  # step

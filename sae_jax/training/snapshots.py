@@ -24,7 +24,7 @@ from sae_jax.shapes import check_arrays, read_as
 
 DIRECTORY = "snapshots"
 ADVICE = "delete it; charts of training then lack that step"
-AXES = ("FxD", "F", "F")  # of the arrays of a snapshot
+AXES = ("FxD", "F", "F")  # axes of the arrays of a snapshot
 
 
 def snapshot_steps(total_steps: int, block_steps: int, count: int) -> set[int]:

@@ -1,4 +1,4 @@
-"""A run in Python: `sae_jax.load`, `analysis.open_run`, `analysis.features`, and figures for matplotlib."""
+"""A run in Python: `sae_jax.load`, `analysis.open_run`, `analysis.load_features`, and figures for matplotlib."""
 
 import io
 import subprocess
@@ -34,7 +34,7 @@ def run(cache, tmp_path_factory) -> FinishedRun:
 
 
 @pytest.mark.parametrize("package", ["sae_jax", "analysis"])
-def test_importing_it_is_light(package):
+def test_importing_it_loads_nothing_heavy(package):
     code = f"import sys, {package}; dir({package}); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "jax", "numpy", "flax", "altair"} & set(modules.split())
@@ -70,7 +70,7 @@ def test_rows_of_another_width_are_refused(run):
         sae.decode(np.zeros((2, 256)))
 
 
-def test_it_says_what_it_is(run):
+def test_a_loaded_dictionary_describes_itself(run):
     metrics = run.members[TOPK]["metrics"]
     text = repr(sae_jax.load(run.path, member=TOPK))
     assert f"SAE {TOPK}\n  topk, 256 → 48 features\n  reads blocks.0.hook_resid_pre of bundled\n" in text
@@ -92,8 +92,8 @@ def test_a_dictionary_of_saelens_is_loaded_too(run, tmp_path):
         sae_jax.load(tmp_path / "theirs", member="x")
 
 
-def test_which_member_is_asked(run, tmp_path):
-    for name, trouble in ((None, "which member"), ("topk", "member topk is not there")):
+def test_load_needs_a_member_if_there_are_several(run, tmp_path):
+    for name, trouble in ((None, "no member is chosen"), ("topk", "member topk does not exist")):
         with pytest.raises(InputError, match=f"{trouble}.*{TOPK}"):
             sae_jax.load(run.path, member=name)
     with pytest.raises(InputError, match="is no directory"):
@@ -121,7 +121,7 @@ def test_a_run_shows_its_members(run):
         assert f"{name}" in html and f"<td>{variance}</td>" in html
 
 
-def test_names_do_nothing_in_a_notebook(run):
+def test_names_are_escaped_in_a_notebook(run):
     members = [dict(m) for m in run.results["members"]]
     members[0]["id"] = "relu-<script>alert(1)</script>"
     members[1] |= {"metrics": None, "failed": {"step": 7, "reason": "<b>lost</b>"}}
@@ -131,7 +131,7 @@ def test_names_do_nothing_in_a_notebook(run):
     assert "relu-&lt;script&gt;" in html and "stopped at step 7: &lt;b&gt;lost" in html
 
 
-def test_features_of_the_members_asked_for(run, cache, capsys):
+def test_features_of_the_requested_members(run, cache, capsys):
     found = analysis.load_features(run, [TOPK], cache)
     assert list(found) == [TOPK] and "features" in capsys.readouterr().out
     assert found[TOPK].density_F.shape == (48,)
@@ -151,12 +151,12 @@ def test_a_figure_in_matplotlib_is_the_one_that_is_saved(tmp_path):
     drawn = analysis.figures.to_matplotlib(chart)
     drawn.savefig(tmp_path / "drawn.png")
     np.testing.assert_allclose(imread(tmp_path / "drawn.png"), imread(saved), atol=1 / 254)
-    drawn.savefig(tmp_path / "half.png", dpi=drawn.dpi / 2)  # all of it, smaller
+    drawn.savefig(tmp_path / "half.png", dpi=drawn.dpi / 2)  # the whole figure, but smaller
     half, whole = imread(tmp_path / "half.png")[..., :3], imread(saved)[..., :3]
     height, width = (2 * n for n in half.shape[:2])
     assert abs(height - whole.shape[0]) <= 2 and abs(width - whole.shape[1]) <= 2
     blocks = whole[: height - 2, : width - 2].reshape(height // 2 - 1, 2, width // 2 - 1, 2, 3).mean((1, 3))
     assert np.abs(blocks - half[:-1, :-1]).mean() < 0.02
-    np.testing.assert_array_equal(imread(io.BytesIO(drawn._repr_png_()))[..., :3], half)  # as a notebook shows it
+    np.testing.assert_array_equal(imread(io.BytesIO(drawn._repr_png_()))[..., :3], half)  # as in a notebook
     drawn.savefig(tmp_path / "drawn.pdf")
     assert (tmp_path / "drawn.pdf").read_bytes().startswith(b"%PDF")

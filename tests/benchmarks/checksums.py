@@ -1,8 +1,8 @@
-"""What the checksums cost in harvest, training and a pass over all rows: with them and without, in turn.
+"""The cost of checksums in a harvest, a training and a pass over all rows, measured with and without them in turn.
 
     PYTHONPATH=.:tests python tests/benchmarks/checksums.py FOLDER [--rows 200000] [--pairs 4]
 
-Processor seconds of this process (all threads), and seconds on the clock; medians, after one pair that does not count.
+Prints medians of CPU seconds of this process (all threads) and of wall-clock seconds. A first pair is not counted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONFIG = TrainConfig("topk", 1024, k=32, batch_size=256, epochs=2)
 
 @contextmanager
 def checksums(taken: bool) -> Iterator[None]:
-    """A process that has compared nothing yet, or one that never does."""
+    """Imitate a process that has not compared any file yet or, if `taken` is false, one that never compares files."""
     harvest.store._compared.clear()
     if taken:
         yield
@@ -59,7 +59,7 @@ def main() -> None:
         shutil.rmtree(run, ignore_errors=True)
         train(CONFIG, [store], RunDirectory(run, {"train": CONFIG.to_json()}), checkpoint_seconds=2.0)
 
-    def load_trained() -> None:  # with its checksums, before any is left out
+    def load_trained() -> None:  # with checksums, which later calls may skip
         trained["sae"] = load_dictionary(next((run / "members").iterdir())).sae
 
     def analysis() -> None:

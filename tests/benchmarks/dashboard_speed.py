@@ -1,10 +1,10 @@
-"""The dashboard before a large run: 24 members of 16,384 features, in the browser.
+"""The speed of the dashboard in a browser with a large run: 24 members of 16,384 features.
 
     PYTHONPATH=.:tests python tests/benchmarks/dashboard_speed.py RUN --cache-dir CACHE --to DIR
 
-RUN is a small finished run whose statistics were computed. DIR becomes a run with its records and its store: random
-dictionaries, RUN's statistics repeated, snapshots. Prints seconds until the first page stands (from the command, and of
-a browser that comes later), seconds of each click, the server's memory, and where it listens.
+RUN is a small finished run with feature statistics. A large run is written to DIR, with RUN's records and store, random
+dictionaries, repeated statistics, and snapshots. Prints the seconds until the first page is complete (after the start
+of the command, and for a later browser), the seconds of each click, the server's memory, and its address.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure(visitor, pid: int) -> None:
-    """Each page's first time, with what is read for it, and another time."""
+    """Seconds of the first visit to each page, which reads its data, and of a second visit."""
     members = [f"member={name(number)}" for number in range(3)]
     print(f"memory: {memory_mb(pid):,.0f} MB")
     for link, title in (("Features", "Features"), ("One feature", "Feature 0"), ("Population", "Population")):
@@ -115,7 +115,7 @@ def make(run: FinishedRun, to: Path) -> None:
 
 
 def widened(dictionary: Dictionary, rng: np.random.Generator) -> Dictionary:
-    """Random directions, with the thresholds and biases of the small one repeated."""
+    """A wide dictionary of random directions, with the repeated thresholds and biases of a small one."""
     d, b_dec = dictionary.d_in, dictionary.tensors["b_dec"]
     W_dec_FxD = rng.standard_normal((FEATURES, d), np.float32)
     W_dec_FxD /= np.linalg.norm(W_dec_FxD, axis=1, keepdims=True)
@@ -126,7 +126,7 @@ def widened(dictionary: Dictionary, rng: np.random.Generator) -> Dictionary:
 
 
 def repeated(of: Features) -> Features:
-    """The same statistics, each feature's many times."""
+    """Statistics in which each feature is repeated many times."""
     place_F = np.arange(FEATURES) % len(of.density_F)
     taken = {
         f.name: getattr(of, f.name)[place_F]

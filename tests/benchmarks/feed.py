@@ -1,4 +1,4 @@
-"""Seconds in which the feed reads and shuffles a step's rows from a store on disk; one JSON line.
+"""The time to read and shuffle the rows of one step from a store on disk, as one JSON line.
 
     PYTHONPATH=. python tests/benchmarks/feed.py --d 768 --rows 2000000
 

@@ -1,10 +1,10 @@
-"""Find-feature on ten subjects of the bundled corpus, and its false alarms on nonsense.
+"""The command find-feature on ten subjects of the bundled corpus, and its false alarms on nonsense phrases.
 
 python tests/benchmarks/find_feature.py RUN [--nonsense 10] [--seed 0]
 
-RUN is of the bundled model and corpus. A nonsense phrase has no passages: its examples are sentences drawn from the
-corpus, one of a document, as many as a subject has passages. Whatever is found by them is a false alarm. Prints a
-Markdown table; every figure is of the scoring set, on which nothing was chosen.
+RUN is a run on the bundled model and corpus. A nonsense phrase has no passages. Its examples are random sentences, one
+per document, as many as a subject has passages, so any feature that passes is a false alarm. Prints a Markdown table
+with figures from the scoring set, which chooses nothing.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SUBJECTS = (
     "a goalkeeper",
     "vaccines",
     "the Bible",
-)  # chosen, and committed, before anything was looked for
+)  # these subjects were committed before the first search
 SYLLABLES = ("bro", "dax", "fim", "gul", "kep", "lun", "mib", "pol", "tav", "zor")
 
 
@@ -38,7 +38,7 @@ def random_sentences(texts: list[str], count: int, rng: np.random.Generator) -> 
         text = texts[rng.integers(len(texts))]
         spans = sentences_of(text)
         start, stop = spans[rng.integers(len(spans))]
-        if stop - start > 8:  # of two tokens at least
+        if stop - start > 8:  # so that it has at least two tokens
             found.append(text[start:stop])
     return found
 

@@ -1,8 +1,8 @@
-"""Do the kinds find features that are known? Trains on rows of harvest/synthetic.py and scores against their truth.
+"""How well each kind recovers known features: trains on rows of harvest/synthetic.py and scores the dictionaries.
 
     python tests/benchmarks/ground_truth.py relu jump_relu topk --epochs 5 --directory /tmp/truth
 
-A table: mean ± deviation over the seeds, a line for each kind and width. Rows and finished runs are found again.
+Prints mean ± deviation over seeds, one line per kind and width. A second call reuses the rows and finished runs.
 """
 
 import argparse
@@ -25,7 +25,7 @@ COLUMNS = ("mean_max_cosine", "mcc", "f1", "precision", "recall", "explained_var
 
 
 def scores_of(config: TrainConfig, request: SyntheticRequest, store: ActivationStore, directory: Path) -> list[dict]:
-    """Of each member its settings, its held-out metrics and its scores against the truth."""
+    """The settings, held-out metrics and scores of each member."""
     asked = {"harvest": {"model_name": "synthetic", "layer": [0], **asdict(request)}, "train": config.to_json()}
     run = RunDirectory(directory / "runs" / default_name(asked), asked)
     results = run.results or train(config, [store], run, resume=run.path.exists())

@@ -1,8 +1,9 @@
-"""How a step's time grows with the number of members and with their width: a table, and a figure.
+"""The time of a step by number of members and by width, as a table and a figure.
 
     PYTHONPATH=. python tests/benchmarks/growth.py topk --d 768 --batch 256 --figure sae_jax/growth
 
-k 32, compilation not counted. The last column divides by members and features: level is linear.
+k is 32, and compilation is not counted. The last column is the time per member and feature, which is constant if the
+time grows linearly.
 """
 
 import argparse

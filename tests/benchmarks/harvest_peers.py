@@ -1,4 +1,4 @@
-"""Seconds from text to activations: our harvest into a store on disk, or SAELens' ActivationsStore; one JSON line.
+"""The time from text to activations in our harvest or in SAELens' ActivationsStore, as one JSON line.
 
     PYTHONPATH=. OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/harvest_peers.py ours --model DIR
         --dataset FILE.jsonl --layer 8 --seq-len 64
@@ -22,7 +22,7 @@ def now() -> tuple[float, float]:
 
 
 def for_a_million(rows: int, began: tuple[float, float]) -> list[float]:
-    """Seconds of the clock, and of this process' CPU time."""
+    """Wall-clock seconds and CPU seconds of this process, for a million rows."""
     return [1e6 * (b - a) / rows for a, b in zip(began, now(), strict=True)]
 
 
@@ -34,7 +34,7 @@ def ours(args: argparse.Namespace) -> list[float]:
     asked = HarvestRequest(args.model, args.dataset, args.layer, n_samples=args.windows, seq_len=args.seq_len)
     with tempfile.TemporaryDirectory() as cache:
         harvest(asked, Path(cache), on_progress=lambda phase, done, total: seen.append((now(), done)))
-        return for_a_million(seen[-1][1] - seen[0][1], seen[0][0])  # the store is whole
+        return for_a_million(seen[-1][1] - seen[0][1], seen[0][0])  # the store is complete
 
 
 def sae_lens(args: argparse.Namespace) -> list[float]:

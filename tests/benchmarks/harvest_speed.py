@@ -1,4 +1,4 @@
-"""Seconds to a layer: the harvest's own model call, or the raw transformers model cut off at that layer; one JSON line.
+"""The time to run a model up to a layer, in the harvest or in plain transformers, as one JSON line.
 
     PYTHONPATH=. OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/harvest_speed.py ours --model bundled --layer 2
 
@@ -51,7 +51,7 @@ def main() -> None:
     for _ in range(args.batches + 1):
         times.append((time.perf_counter(), time.process_time()))
         run()
-    seconds, cpu_seconds = np.median(np.diff(times, axis=0)[1:], axis=0) * 1e6 / tokens_WxT.size  # the first warms up
+    seconds, cpu_seconds = np.median(np.diff(times, axis=0)[1:], axis=0) * 1e6 / tokens_WxT.size  # after one warm-up
     figures = {"seconds": seconds, "cpu_seconds": cpu_seconds, "tokens_per_second": 1e6 / seconds}
     print(json.dumps({"name": f"model {args.who}", **figures}))
 

@@ -1,10 +1,10 @@
-"""Loss recovered of a population against as many whole runs of the model.
+"""The time of loss recovered for a population, compared with one whole run of the model per member.
 
 python tests/benchmarks/loss_recovered.py [--model-name DIR] [--layer 2] [--members 12] [--windows 128] [--seq-len 20]
 
-One prefix, and a suffix a member (besides zero-ablation and the check of the first batch), against one whole run with
-a hook for each member, zero and the unchanged model. The replacement costs nothing here. Medians of three rounds,
-alternating, in CPU seconds.
+Ours runs the layers before the site once, and those after it for each member, for zero ablation and for the check of
+the first batch. The other side runs the whole model with a hook for each member, for zero ablation and unchanged. The
+replacement itself costs nothing here. Prints medians of three alternating rounds, in CPU seconds.
 """
 
 import argparse

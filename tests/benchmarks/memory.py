@@ -1,12 +1,12 @@
-"""Peak memory of training: on a store larger than it should ever hold, or next to what was estimated.
+"""Peak memory of training, on a store that is larger than it or in comparison with the estimate.
 
     PYTHONPATH=. python tests/benchmarks/memory.py --gigabytes 8 --directory /tmp/big
     PYTHONPATH=. python tests/benchmarks/memory.py --populations --directory /tmp/runs
 
-With --populations trains five populations by `python main.py`, one after another, and prints for each the peak resident
-memory of its process and what --dry-run estimates. Without, writes a store of random rows (once), trains one epoch on
-it, prints one JSON line: the store's size, the peak resident memory, the bytes of parameters and optimizer, rows a
-second, the share of the time that training waited for rows.
+With --populations, five populations are trained by `python main.py`. For each, the peak resident memory of the process
+and the estimate of --dry-run are printed. Without it, a store of random rows is written once, one epoch is trained, and
+one JSON line is printed: the size of the store, the peak resident memory, the bytes of parameters and optimizer, rows
+per second, and the share of time in which training waited for rows.
 """
 
 import argparse
@@ -54,12 +54,12 @@ POPULATIONS = (  # kinds, features, seeds
     (4, 4096, 6),
 )
 KINDS = ("relu", "jump_relu", "topk", "batch_topk")
-# Enough held-out rows for a whole calibration sample, few to train on: a peak does not depend on their number.
+# Held-out rows suffice for a whole calibration sample. Training rows are few, since the peak does not depend on them.
 TEXT = {"model_name": "bundled", "dataset": "bundled", "n_samples": 700, "held_out": 0.8}
 
 
 def measure_population(kinds: int, features: int, seeds: int, directory: Path) -> dict:
-    """Of the whole command in a fresh cache: harvest, training, loss recovered."""
+    """Peak memory of the whole command with an empty cache: harvest, training, loss recovered."""
     config = TrainConfig(KINDS[:kinds], features, seed=tuple(range(seeds)), epochs=1)
     request = HarvestRequest(**TEXT)
     asked = {**TEXT, "activation": config.activation, "hidden_dim": features, "seed": config.seed, "epochs": 1}

@@ -1,13 +1,12 @@
-"""The members of population.py in the sweeps of the peers, on the same rows; one JSON line.
+"""The members of population.py, trained by SAELens or dictionary_learning on the same rows; one JSON line.
 
     OMP_NUM_THREADS=1 taskset -c 0 PEERS/bin/python tests/benchmarks/peers_population.py sae_lens
 
 PEERS: pip install 'torch<2.14' sae-lens==6.54.12, then pip install --no-deps dictionary-learning==0.1.0.
-dictionary_learning: `trainSAE` as it is. SAELens: `MultiSAETrainer.fit`, which is what MultiSAETrainingRunner runs; the
-runner itself takes rows from a language model only. It has one learning rate for all, so each member's own trainer is
-put in the place of the one that it made. A step is the time between two requests for rows, reading them included. Both
-compute densely (SAELens' `use_sparse_activations` has no backward pass on a CPU), so how long a step takes does not
-depend on the L0, and no more than a few are needed.
+dictionary_learning runs its unmodified `trainSAE`. SAELens runs `MultiSAETrainer.fit`, because MultiSAETrainingRunner
+only takes rows from a language model. It has one learning rate for all members, so the trainer of each member is
+replaced. A step is the time between two requests for rows, with the reading of rows. Both compute densely (SAELens'
+`use_sparse_activations` has no backward pass on a CPU), so a step's time does not depend on L0, and few steps suffice.
 """
 
 import argparse
@@ -24,12 +23,12 @@ import numpy as np
 import torch
 from sparse_rows import sparse_rows
 
-MEMBERS = list(product((16, 32, 64), (1e-3, 3e-4)))  # of each kind: the level of sparsity and the learning rate
-FIRST_STEPS = 2  # that are not measured
+MEMBERS = list(product((16, 32, 64), (1e-3, 3e-4)))  # (k or target L0, learning rate) for each kind
+FIRST_STEPS = 2  # steps that are not measured
 
 
 class TimedRows:
-    """Batches, and when they were asked for: (seconds of the clock, of CPU time)."""
+    """Batches, and the (wall-clock, CPU) seconds at which they were requested."""
 
     def __init__(self, batch: int, d: int, batches: int = 20):
         self.batches_KxBxD = sparse_rows(batches * batch, d).reshape(batches, batch, d)
@@ -47,7 +46,7 @@ class TimedRows:
 
 
 def dictionary_learning(rows: TimedRows, d: int, f: int, batch: int, steps: int) -> None:
-    sys.modules.setdefault("nnsight", MagicMock())  # runs language models, of which there is none here
+    sys.modules.setdefault("nnsight", MagicMock())  # only needed for language models
     from dictionary_learning.trainers import BatchTopKTrainer, JumpReluTrainer, StandardTrainer, TopKTrainer
     from dictionary_learning.training import trainSAE
 

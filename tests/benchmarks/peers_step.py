@@ -1,9 +1,9 @@
-"""Seconds a step of SAELens' own training loop, on the rows of step.py; one JSON line a kind.
+"""The time of a step of SAELens' training loop on the rows of step.py, as one JSON line per kind.
 
     OMP_NUM_THREADS=1 taskset -c 0 PEERS/bin/python tests/benchmarks/peers_step.py topk --d 768 --f 256 --batch 64
 
-PEERS: pip install 'torch<2.14' sae-lens==6.54.12. `SAETrainer.fit` as it is, without a log; a step is the time between
-two requests for rows. It computes densely, so how long it takes does not depend on how many features fire.
+PEERS: pip install 'torch<2.14' sae-lens==6.54.12. `SAETrainer.fit` is unmodified and has no log. A step is the time
+between two requests for rows. SAELens computes densely, so the time does not depend on the number of active features.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""24 dictionaries in one program: seconds a step of them all; one JSON line, its fields as in step.py.
+"""The time of a step of 24 dictionaries in one program, as one JSON line with the fields of step.py.
 
     PYTHONPATH=. OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/population.py
 
-relu, jump_relu, topk and batch_topk, each at three levels of sparsity and two learning rates. Measured from a state of
-50 steps on: the L0 is about the one that was asked for, and no feature counts as dead yet, so nobody computes AuxK.
-peers_population.py trains the same members by the peers' sweeps; table.py holds the two against each other.
+The members are relu, jump_relu, topk and batch_topk, each at three sparsities and two learning rates. Steps are
+measured after 50 steps: L0 is then near its target, and no feature counts as dead yet, so AuxK is not computed.
+peers_population.py trains the same members in other projects, and table.py compares both.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""SAELens' topk and batchtopk, trained on the rows of one of our stores in the order in which ours are fed.
+"""Training of SAELens' topk and batchtopk on the rows of one of our stores, in the same order as ours.
 
     PYTHONPATH=. PEERS/bin/python tests/benchmarks/saelens_quality.py STORE --to DIR --f 4608 --k 32 --batch 1024
 
-PEERS: pip install 'torch<2.14' sae-lens==6.54.12 filelock. `SAETrainer.fit` as it is, by SAELens' defaults but for what
-ours have too, the rate and its warm-up and decay, and for its recommended normalization (expected_average_only_in).
-`python main.py evaluate RUN DIR/* --dataset ...` then measures both by one ruler.
+PEERS: pip install 'torch<2.14' sae-lens==6.54.12 filelock. `SAETrainer.fit` is unmodified and uses SAELens' defaults,
+except for our learning rate, warm-up and decay, and its recommended normalization (expected_average_only_in).
+`python main.py evaluate RUN DIR/* --dataset ...` then measures both in the same way.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def train(kind: str, seed: int, store: ActivationStore, asked: argparse.Namespac
         d_in=store.d_model, d_sae=asked.f, k=asked.k, normalize_activations="expected_average_only_in", dtype="float32"
     )
     if kind == "topk":
-        config.use_sparse_activations = False  # they have no backward pass on a CPU
+        config.use_sparse_activations = False  # sparse activations have no backward pass on a CPU
     config.metadata.hook_name = store.manifest["hook_name"]
     config.metadata.model_name = store.manifest["model"]["location"]
     config.metadata.context_size = store.manifest["seq_len"]
@@ -64,7 +64,7 @@ def train(kind: str, seed: int, store: ActivationStore, asked: argparse.Namespac
 
 
 class Rewound:
-    """The rows from the first one on, again after those that the norm was estimated from."""
+    """Rows that start again at the first one after the norm was estimated."""
 
     def __init__(self, store: ActivationStore, asked: argparse.Namespace):
         self.make = lambda: rows(store, asked.batch, asked.epochs)

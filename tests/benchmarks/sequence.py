@@ -1,12 +1,11 @@
-"""A population in one program, or as many runs of one member each, one after another; one JSON line.
+"""The time to train a population in one program, or as separate runs one after another, as one JSON line.
 
     PYTHONPATH=. OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/sequence.py population --members 16
     PYTHONPATH=. OMP_NUM_THREADS=1 taskset -c 0 python tests/benchmarks/sequence.py alone --members 16
 
-Both from nothing, for the same steps on the same rows: weights, compilation, training. Every run of one member is a
-program of its own, compiled as in a new process (without the seconds that a process takes to start); the persistent
-compilation cache is off. Fields: seconds (of all), seconds_of_steps (without what comes before the first step), and
-both in CPU time.
+Both include initialization, compilation and training, with the same steps on the same rows. Each separate run is
+compiled anew, as in a new process, but the start of a process is not counted. The persistent compilation cache is off.
+Fields: seconds, seconds_of_steps (without the time before the first step), and both in CPU time.
 """
 
 import argparse
@@ -27,7 +26,7 @@ def now() -> np.ndarray:
 
 
 def run(config: TrainConfig, raw_NxD: np.ndarray, steps: int, block_steps: int) -> np.ndarray:
-    """(all, the steps after the first block, which compiles) by (clock, CPU) seconds."""
+    """(wall-clock, CPU) seconds of the whole run, and of the steps after the first block, which compiles."""
     jax.clear_caches()
     began = now()
     x_NxD = raw_NxD[:1024].astype(np.float32)

@@ -1,10 +1,10 @@
-"""Rows that both sides of a comparison train on. Numpy alone: the peers' environment imports it, too."""
+"""Rows for both sides of a comparison. Imports numpy only, because the peers' environment uses it, too."""
 
 import numpy as np
 
 
 def sparse_rows(count: int, d_model: int) -> np.ndarray:
-    """Of unit variance: 2D random directions, a log-normal number of them in a row (24 on average), and noise."""
+    """Rows of unit variance: a log-normal number (24 on average) of 2D random directions, plus noise."""
     rng = np.random.default_rng(0)
     directions_GxD = rng.standard_normal((2 * d_model, d_model))
     share_Nx1 = 24 / len(directions_GxD) * rng.lognormal(-0.125, 0.5, (count, 1))

@@ -1,11 +1,10 @@
-"""Seconds a training step, kind by kind; one JSON line each.
+"""The time of a training step, as one JSON line per kind.
 
     PYTHONPATH=. python tests/benchmarks/step.py --d 768 --f 256 --batch 64 --k 32
 
-Fields: name, seconds_per_step and cpu_seconds_per_step (medians of several blocks, copying the rows included),
-rows_per_second, first_block_seconds (compilation included), l0 (of each level that was asked for, over the measured
-blocks: what work was done). --sparsity X trains relu and jump_relu by that fixed coefficient: at the start a half of
-all features fire.
+Fields: name, seconds_per_step and cpu_seconds_per_step (medians over blocks, with copying of rows), rows_per_second,
+first_block_seconds (with compilation), and l0 (the mean L0 over the measured blocks, for each requested level). With
+--sparsity X, relu and jump_relu have this fixed coefficient, so that half of all features fire at the start.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from tests.populations import placed
 
 
 def measure(config: TrainConfig, d_model: int, block_steps: int, blocks: int, first_steps: int) -> dict:
-    """Of all members of the config together, after `first_steps` that do not count."""
+    """The time of all members of the config together, after `first_steps` steps that are not counted."""
     raw_NxD = sparse_rows(4 * block_steps * config.batch_size, d_model)
     raw_KxLxSxBxD = raw_NxD.reshape(4, 1, block_steps, config.batch_size, d_model)
     x_NxD = raw_NxD[:1024].astype(np.float32)

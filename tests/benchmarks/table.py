@@ -1,10 +1,11 @@
-"""The README's table of speed, by one command: ours and the peers in turn, each in a process of its own.
+"""The table of speed in sae_jax/RESULTS.md: runs our benchmarks and those of other projects in turn.
 
     taskset -c 0 python tests/benchmarks/table.py --peers-python PEERS/bin/python --model DIR --dataset FILE.jsonl
 
-PEERS is an environment with sae-lens and dictionary-learning (see peers_population.py); DIR and FILE are a Llama
-and a text for the harvest. A round runs all sides of a row; a row's ratio is the median over the rounds of the other's
-seconds over ours. Every line that a benchmark prints is kept in --lines, and what is there is not measured again.
+PEERS is an environment with sae-lens and dictionary-learning (see peers_population.py). DIR and FILE are a Llama model
+and a text for the harvest. Each benchmark runs in a separate process. A round runs both sides of every row. The ratio
+of a row is the median over rounds of the other side's seconds divided by ours. All printed lines are kept in the file
+--lines, and measurements that are in this file are not repeated.
 """
 
 import argparse
@@ -77,7 +78,7 @@ ROWS = (
 
 
 class Measured:
-    """The lines of a file, by command and round; what is not there is run and added."""
+    """The lines of a file by command and round. A missing line is measured and added."""
 
     def __init__(self, path: Path, asked: argparse.Namespace):
         self.path, self.asked = path, asked

@@ -1,9 +1,9 @@
-"""What --use-wandb costs: training seconds with W&B offline against without, alternating; one JSON line.
+"""The cost of --use-wandb: training time with W&B offline and without W&B, in turn, as one JSON line.
 
     PYTHONPATH=.:tests taskset -c 1 python tests/benchmarks/wandb_cost.py --pairs 3 --epochs 100
 
-Fields: seconds_with and seconds_without (medians of training_seconds), ratio (of the medians), ratios (pair by pair),
-after_seconds (median of the whole command's time less that of training, with W&B less without: tables and figures).
+Fields: seconds_with and seconds_without (medians of training_seconds), ratio (of these medians), ratios (of each pair),
+after_seconds (the median time that W&B adds to the rest of the command, for tables and figures).
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A harvest of the bundled model: right values, held-out documents kept apart, stopped and resumed without a trace."""
+"""A harvest of the bundled model: its values, its held-out documents, and interruptions, which change nothing."""
 
 import dataclasses
 import errno
@@ -30,7 +30,7 @@ from harvest.store import ActivationStore
 
 BUNDLED = {"model_name": "bundled", "dataset": "bundled"}
 SMALL = HarvestRequest(**BUNDLED, layer=2, n_samples=800)
-ONE_BATCH = 1  # a byte a shard: never less than one batch
+ONE_BATCH = 1  # bytes of a shard, which has at least one batch
 HARVEST_IN_ITS_OWN_PROCESS = """
 import json, sys
 from pathlib import Path
@@ -60,13 +60,13 @@ def small_store(tmp_path_factory):
 
 
 def harvested(request: HarvestRequest, *arguments, **options) -> ActivationStore:
-    """The store of a request's only site."""
+    """The store of the only site of a request."""
     (store,) = harvest(request, *arguments, **options).values()
     return store
 
 
 def raw_activations(raw_model, tokens_WxT, layer) -> dict[str, np.ndarray]:
-    """What transformers itself computes, by torch hooks on its own modules."""
+    """Activations of the model of transformers, read by torch hooks on its modules."""
     found = {}
     block = raw_model.transformer.h[layer]
 
@@ -109,7 +109,7 @@ def test_each_hook_has_the_values_of_the_raw_model(model, raw_model, layer):
 
 @pytest.fixture(scope="module")
 def by_transformer_lens(model):
-    """Token windows, and all that TransformerLens' own run finds in them."""
+    """(token windows, all activations from TransformerLens' `run_with_cache`)."""
     tokens_WxT = np.random.default_rng(1).integers(0, 4096, (6, 20), dtype=np.int32)
     with torch.inference_mode():
         _, cache = model.bridge.run_with_cache(torch.from_numpy(tokens_WxT).long())
@@ -126,13 +126,11 @@ def test_all_hooks_of_two_layers_in_one_run_are_those_of_transformer_lens(model,
 
 
 @pytest.mark.parametrize("below", HOOKS)
-def test_a_hook_below_another_is_read_and_its_block_runs_as_written_unless_hooked_inside(
-    model, by_transformer_lens, below
-):
+def test_only_blocks_with_hooks_inside_run_in_the_code_of_transformer_lens(model, by_transformer_lens, below):
     tokens_WxT, cache = by_transformer_lens
     ran = []
     handles = [
-        block.attn.register_forward_pre_hook(lambda *_, layer=layer: ran.append(layer))  # TransformerLens' own
+        block.attn.register_forward_pre_hook(lambda *_, layer=layer: ran.append(layer))  # a module of TransformerLens
         for layer, block in enumerate(model.bridge.blocks)
     ]
     for hook in HOOKS:
@@ -157,7 +155,7 @@ def test_a_hook_below_another_is_read_and_its_block_runs_as_written_unless_hooke
         ("resid_post", ["attn", "mlp"]),
     ],
 )
-def test_nothing_behind_the_hook_is_computed(model, hook, modules_that_run):
+def test_nothing_after_the_hook_is_computed(model, hook, modules_that_run):
     last = model.n_layers - 1
     modules = {
         "attn": model.bridge.blocks[last].attn,
@@ -175,13 +173,13 @@ def test_nothing_behind_the_hook_is_computed(model, hook, modules_that_run):
     assert ran == modules_that_run
 
 
-def test_the_model_is_whole_again_after_its_activations_were_read(model, raw_model):
+def test_reading_activations_does_not_change_the_model(model, raw_model):
     tokens = torch.arange(40).reshape(2, 20)
     model.activations(tokens.numpy(), [Site(3, "resid_mid"), Site(1, "attn_out")])
     with torch.inference_mode():
         _, cache = model.bridge.run_with_cache(tokens)
         expected = raw_model(tokens, output_hidden_states=True).hidden_states[1]
-    assert "blocks.0.attn.hook_pattern" in cache  # the hooks inside of blocks that ran without them
+    assert "blocks.0.attn.hook_pattern" in cache  # a hook inside of blocks, which run without hooks in a harvest
     torch.testing.assert_close(cache["blocks.0.hook_resid_post"], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -210,7 +208,7 @@ def test_a_llama_with_rotary_positions_and_grouped_heads(tmp_path):
     np.testing.assert_allclose(found[sites[1]], hidden[1].numpy(), atol=1e-6)
 
 
-def test_the_weights_hash_tells_models_apart_and_stays_the_same(model):
+def test_the_weights_hash_identifies_a_model(model):
     assert model.weights_hash() == LanguageModel.load(str(BUNDLED_MODEL), device="cpu").weights_hash()
     before = model.weights_hash()
     parameter = model.bridge.blocks[1].mlp.original_component.c_fc.weight
@@ -296,7 +294,7 @@ def test_the_manifest_says_where_the_rows_come_from(small_store):
     assert set(manifest["versions"]) == {"torch", "transformers", "transformer_lens"}
 
 
-def test_the_same_request_is_answered_at_once_and_another_is_not_mixed_with_it(tmp_path):
+def test_a_repeated_request_reuses_its_store_and_another_does_not(tmp_path):
     request = HarvestRequest(**BUNDLED, n_samples=20)
     first = harvested(request, tmp_path)
     began = time.perf_counter()
@@ -313,13 +311,13 @@ def test_a_finished_store_is_found_without_torch(small_store):
     assert "13,680 training rows" in said.stdout
 
 
-def test_the_model_is_gone_after_the_harvest(tmp_path):
+def test_the_model_is_freed_after_the_harvest(tmp_path):
     def models() -> int:
         return sum(type(thing) is transformers.GPT2LMHeadModel for thing in gc.get_objects())
 
     gc.collect()
     before = models()
-    gc.disable()  # so that only what the harvest frees itself is gone
+    gc.disable()  # so that only memory that the harvest frees is free
     try:
         harvest(HarvestRequest(**BUNDLED, n_samples=20), tmp_path)
         assert models() == before
@@ -327,7 +325,7 @@ def test_the_model_is_gone_after_the_harvest(tmp_path):
         gc.enable()
 
 
-def test_progress_and_what_is_said(tmp_path):
+def test_progress_and_messages(tmp_path):
     told, said = [], []
     text = tmp_path / "few.txt"
     text.write_text(
@@ -360,12 +358,12 @@ def test_activations_too_large_for_float16_are_refused(tmp_path, recwarn):
 
 # Several sites, one pass of the model.
 
-BATCHES = 7 + 1  # of SMALL: 720 windows to train on and 80 held out, 103 a batch
+BATCHES = 7 + 1  # SMALL has 720 training and 80 held-out windows, 103 per batch
 
 
 @pytest.fixture
 def blocks_run():
-    """The layer of every block that computes a batch of the harvest, whichever model object it belongs to."""
+    """The layer of each block that computes a batch of the harvest, in any model object."""
     ran: list[int] = []
 
     def count(module, arguments):
@@ -379,7 +377,7 @@ def blocks_run():
 
 @pytest.fixture(scope="module")
 def three_sites(tmp_path_factory):
-    """Layers 1, 2 and 3 in one go, never interrupted."""
+    """The stores of layers 1, 2 and 3 from one uninterrupted harvest."""
     return harvest(several(1, 2, 3), tmp_path_factory.mktemp("three"), shard_bytes=ONE_BATCH)
 
 
@@ -391,11 +389,9 @@ def several(*layers: int) -> HarvestRequest:
     return dataclasses.replace(SMALL, layer=layers)
 
 
-def test_several_sites_are_harvested_in_one_pass_and_each_is_as_if_alone(
-    tmp_path, blocks_run, small_store, three_sites
-):
+def test_several_sites_are_harvested_in_one_pass_with_unchanged_rows(tmp_path, blocks_run, small_store, three_sites):
     stores = harvest(several(3, 1, 2), tmp_path, shard_bytes=ONE_BATCH)
-    assert blocks_run == [0, 1, 2] * BATCHES  # every batch once, and nothing from the deepest site on
+    assert blocks_run == [0, 1, 2] * BATCHES  # each batch runs once, and no block after the deepest site
     assert [site.layer for site in stores] == [3, 1, 2]
     for site, store in stores.items():
         assert files_of(store.directory) == files_of(three_sites[site].directory)
@@ -403,20 +399,20 @@ def test_several_sites_are_harvested_in_one_pass_and_each_is_as_if_alone(
     assert alone.name == among_others.name and files_of(alone) == files_of(among_others)
 
 
-def test_a_site_of_an_earlier_request_is_found_again_and_not_harvested_twice(tmp_path, blocks_run, three_sites):
+def test_a_site_of_an_earlier_request_is_not_harvested_again(tmp_path, blocks_run, three_sites):
     earlier = harvested(several(3), tmp_path, shard_bytes=ONE_BATCH).directory
     before = times_of(earlier)
     blocks_run.clear()
     steps = []
     stores = harvest(several(3, 1), tmp_path, lambda *step: steps.append(step), shard_bytes=ONE_BATCH)
-    assert blocks_run == [0] * BATCHES  # only as deep as what was missing
+    assert blocks_run == [0] * BATCHES  # only up to the missing site
     assert steps[-1] == ("harvest", 800 * 20, 800 * 20)
     found, made = (store.directory for store in stores.values())
     assert found == earlier and times_of(earlier) == before
     assert files_of(made) == files_of(three_sites[Site(1, "resid_pre")].directory)
 
 
-# Stopped, and gone on with.
+# Interrupted and continued harvests.
 
 
 def start_harvest(cache_dir: Path, code: str = HARVEST_IN_ITS_OWN_PROCESS, layer: object = 2) -> subprocess.Popen:
@@ -432,41 +428,39 @@ def run_harvest(cache_dir: Path, code: str, layer: object = 2) -> subprocess.Com
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def test_killed_at_a_shard_and_resumed_it_is_byte_for_byte_the_same(tmp_path, small_store):
+def test_a_harvest_that_was_killed_and_resumed_is_the_same_byte_for_byte(tmp_path, small_store):
     assert run_harvest(tmp_path, code=DIE_IN_THE_FOURTH_SHARD).returncode == -signal.SIGKILL
     directory = tmp_path / "activations" / small_store.directory.name
     done = sorted(directory.glob("train/shard-*.json"))
     assert len(done) == 3 and not (directory / "manifest.json").exists()
-    with open(directory / "train/.rows-00003.npy.0a.tmp", "wb") as torn:  # as a kill in the midst of writing leaves it
+    with open(directory / "train/.rows-00003.npy.0a.tmp", "wb") as torn:  # as after a kill during writing
         torn.write(b"torn")
     written = [(path, path.stat().st_mtime_ns) for path in directory.glob("train/rows-*.npy")]
     steps = []
     harvested(SMALL, tmp_path, lambda *step: steps.append(step[1]), shard_bytes=ONE_BATCH).verify()
     assert files_of(directory) == files_of(small_store.directory)
-    assert [(path, path.stat().st_mtime_ns) for path, _ in written] == written  # these were not made again
+    assert [(path, path.stat().st_mtime_ns) for path, _ in written] == written  # these files were not written again
 
 
-def test_a_harvest_in_which_one_site_is_ahead_goes_on_at_the_first_shard_that_the_other_lacks(
-    tmp_path, blocks_run, three_sites
-):
+def test_a_harvest_continues_at_the_first_shard_that_any_site_lacks(tmp_path, blocks_run, three_sites):
     assert run_harvest(tmp_path, code=DIE_IN_THE_FOURTH_SHARD, layer=[1, 3]).returncode == -signal.SIGKILL
     whole = {layer: three_sites[Site(layer, "resid_pre")].directory for layer in (1, 3)}
     behind, ahead = (tmp_path / "activations" / whole[layer].name for layer in (1, 3))
     assert [len(list(site.glob("train/shard-*"))) for site in (behind, ahead)] == [3, 3]
-    for torn in behind.glob("train/*-00002.*"):  # as a kill between the two leaves it
+    for torn in behind.glob("train/*-00002.*"):  # as after a kill between the two sites
         torn.unlink()
     good = [*behind.glob("train/*.npy"), *ahead.glob("train/*.npy")]
     before = {path: path.stat().st_mtime_ns for path in good}
     assert len(good) == 3 * (2 + 3)
 
     harvest(several(1, 3), tmp_path, shard_bytes=ONE_BATCH)
-    assert blocks_run == [0] + [0, 1, 2] * (BATCHES - 3)  # the third shard only as deep as layer 1
+    assert blocks_run == [0] + [0, 1, 2] * (BATCHES - 3)  # the third shard runs only up to layer 1
     assert {path: path.stat().st_mtime_ns for path in good} == before
     assert files_of(behind) == files_of(whole[1]) and files_of(ahead) == files_of(whole[3])
 
 
-def test_a_full_disk_is_said_and_the_harvest_goes_on_from_there(tmp_path, small_store):
-    """The kernel refuses to write more than a file may hold; a device without room answers in the same place."""
+def test_a_full_disk_is_reported_and_the_harvest_can_continue(tmp_path, small_store):
+    """The kernel limits the size of files, which fails at the same place as a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill_the_disk(_, done, total):
@@ -485,7 +479,7 @@ def test_a_full_disk_is_said_and_the_harvest_goes_on_from_there(tmp_path, small_
     assert files_of(directory) == files_of(small_store.directory)
 
 
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
+def test_an_unwritable_cache_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--cache-dir .*file: cannot be written to"):
         harvest(SMALL, tmp_path / "file")
@@ -510,8 +504,8 @@ def test_two_processes_whose_sites_overlap_do_not_mix(tmp_path, three_sites):
 
 
 @pytest.mark.parametrize("layers", [[1, 2], [2, 1]])
-def test_whoever_waits_for_the_first_lock_holds_no_other(tmp_path, three_sites, layers):
-    """In whichever order the sites are asked for: so two processes never wait for each other."""
+def test_a_process_that_waits_for_the_first_lock_holds_no_other(tmp_path, three_sites, layers):
+    """Locks are taken in a fixed order for any order of the sites, so that processes never wait for each other."""
     names = sorted(three_sites[Site(layer, "resid_pre")].directory.name for layer in layers)
     first, last = (FileLock(tmp_path / "activations" / f"{name}.lock") for name in names)
     with first:

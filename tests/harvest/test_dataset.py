@@ -1,4 +1,4 @@
-"""TransformerActivationDataset in torch's own DataLoader."""
+"""TransformerActivationDataset in a torch DataLoader."""
 
 import pickle
 import subprocess
@@ -38,7 +38,7 @@ def test_an_item_is_one_activation_row(dataset):
     np.testing.assert_array_equal(item["pixel_values"], dataset.store.train.read(3, 4)[0].astype(np.float32))
 
 
-def test_a_batch_asked_for_at_once_equals_its_items(dataset):
+def test_a_batch_equals_its_items(dataset):
     rows = [5, 1700, 5, 0]
     for item, row in zip(dataset.__getitems__(rows), rows, strict=True):
         assert torch.equal(item["pixel_values"], dataset[row]["pixel_values"])
@@ -60,19 +60,19 @@ def test_a_shuffled_epoch_has_each_row_once(dataset):
     torch.testing.assert_close(rows.double().sum(0), everything.double().sum(0))
 
 
-def test_the_held_out_split_and_a_split_that_is_not(dataset, cache_dir):
+def test_the_held_out_split_and_an_unknown_split(dataset, cache_dir):
     held_out = bundled(cache_dir, split="held_out")
     assert held_out.store.directory == dataset.store.directory and len(held_out) == 10 * 19
     with pytest.raises(InputError, match="split 'test'.*train, held_out"):
         bundled(cache_dir, split="test")
 
 
-def test_a_named_model_that_cannot_be_had_is_an_error(cache_dir):
+def test_an_unavailable_named_model_is_an_error(cache_dir):
     with pytest.raises(InputError, match="nowhere"):
         bundled(cache_dir, model_name="./nowhere")
 
 
-def test_it_travels_to_workers_without_its_rows(dataset):
+def test_the_data_set_is_pickled_without_its_rows(dataset):
     _ = dataset[0], dataset.rows.windows
     assert len(pickle.dumps(dataset)) < 100_000
 

@@ -1,4 +1,4 @@
-"""Files that tell when they are damaged: one bit anywhere is named, or changes nothing that is read."""
+"""Files with checksums: a flipped bit is reported with the name of the file, or changes nothing that is read."""
 
 import json
 import random
@@ -28,7 +28,7 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return list(a) == list(b) and all(a[name].dtype == b[name].dtype and np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_one_bit_of_a_record_is_named_or_changes_nothing(tmp_path):
+def test_a_flipped_bit_of_a_record_is_reported_or_changes_nothing(tmp_path):
     path = tmp_path / "record.json"
     write_json(path, RECORD)
     whole, harmless = path.read_bytes(), 0
@@ -39,11 +39,11 @@ def test_one_bit_of_a_record_is_named_or_changes_nothing(tmp_path):
             harmless += 1
         except InputError as error:
             assert str(error).startswith(f"{path} ") and str(error).endswith(": do it again")
-    assert harmless < 0.1 * len(bits)  # of its layout
+    assert harmless < 0.1 * len(bits)  # bits of its layout, such as spaces
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_one_bit_or_a_missing_end_of_arrays_is_named_or_changes_nothing(compressed, tmp_path):
+def test_damage_to_arrays_is_reported_or_changes_nothing(compressed, tmp_path):
     path, chance = tmp_path / "arrays.npz", random.Random(0)
     write_arrays(path, ARRAYS, compressed)
     whole = path.read_bytes()
@@ -57,8 +57,8 @@ def test_one_bit_or_a_missing_end_of_arrays_is_named_or_changes_nothing(compress
             assert str(error).startswith(f"{path} ") and str(error).endswith(": do it again")
 
 
-def test_arrays_left_out_or_of_another_shape_are_named(tmp_path):
-    """Also where the archive itself is sound."""
+def test_missing_and_reshaped_arrays_are_reported(tmp_path):
+    """Missing and reshaped arrays are found even if the archive itself is intact."""
     whole, other = tmp_path / "whole.npz", tmp_path / "other.npz"
     write_arrays(whole, ARRAYS)
     np.savez(other, **{name: array for name, array in ARRAYS.items() if name != "density"})
@@ -66,13 +66,13 @@ def test_arrays_left_out_or_of_another_shape_are_named(tmp_path):
         read_arrays(other, "do it again")
 
 
-def test_a_record_and_arrays_of_different_times_are_not_mixed(tmp_path):
+def test_arrays_that_do_not_belong_to_their_record_are_refused(tmp_path):
     path = tmp_path / "arrays.npz"
     first = write_arrays(path, ARRAYS)
     assert same(read_arrays(path, "do it again", first), ARRAYS)
     assert write_arrays(path, ARRAYS) == first  # the same content is the same
     write_arrays(path, ARRAYS | {"density": np.ones(6)})
-    with pytest.raises(InputError, match="arrays.npz was not written together with the record beside it: do it again"):
+    with pytest.raises(InputError, match="arrays.npz does not belong to the record beside it .*: do it again"):
         read_arrays(path, "do it again", first)
 
 
@@ -85,7 +85,7 @@ def lines_of(path: Path, count: int = 4) -> list[dict]:
     return records
 
 
-def test_one_bit_of_a_line_is_named_with_its_number_or_changes_nothing(tmp_path):
+def test_a_flipped_bit_of_a_line_is_reported_with_its_number_or_changes_nothing(tmp_path):
     path = tmp_path / "lines.jsonl"
     records, whole = lines_of(path), path.read_bytes()
     for bit in random.Random(0).sample(range(8 * len(whole)), 250):
@@ -98,7 +98,7 @@ def test_one_bit_of_a_line_is_named_with_its_number_or_changes_nothing(tmp_path)
             assert str(error).endswith(": delete the line")
 
 
-def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
+def test_an_incomplete_last_line_is_ignored(tmp_path):
     path = tmp_path / "lines.jsonl"
     records, whole = lines_of(path), path.read_bytes()
     last = whole[:-1].rindex(b"\n") + 1

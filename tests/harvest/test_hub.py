@@ -1,4 +1,4 @@
-"""The real clients against a hub on loopback, against a cache laid out as the client does, and against no hub."""
+"""The real hub clients with a hub on this machine, with a cache of the client, and without a hub."""
 
 import io
 import json
@@ -112,7 +112,7 @@ def endpoint():
 
 
 def run(script: str, *arguments: str, home: Path, **environment: str) -> list:
-    """Run a script in a process of its own (the clients read their environment when they are imported)."""
+    """Run a script in a separate process, because the clients read their environment when they are imported."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
@@ -132,14 +132,14 @@ def run(script: str, *arguments: str, home: Path, **environment: str) -> list:
 
 
 def resolved(home: Path, environment: dict[str, str], *requests: dict, prelude: str = "") -> list[dict]:
-    """What each request comes to in one process: {"model", "dataset"} or {"error"}, always within 5 seconds."""
+    """The result of each request in one process: {"model", "dataset"} or {"error"}, always within 5 seconds."""
     said = run(prelude + RESOLVE, *map(json.dumps, requests), home=home, **environment)
     assert max(answer["seconds"] for answer in said) < 5
     return said
 
 
 def cached(home: Path, folder: str, files: dict[str, bytes]) -> None:
-    """Lay out a repository as the hub client caches it: blobs, and links to them from the snapshot of a commit."""
+    """Write a repository as the hub client caches it: blobs, and links to them from the snapshot of a commit."""
     repository = home / "hub" / folder
     for kind in ("blobs", "refs"):
         (repository / kind).mkdir(parents=True)
@@ -152,7 +152,7 @@ def cached(home: Path, folder: str, files: dict[str, bytes]) -> None:
         link.symlink_to(os.path.relpath(blob, link.parent))
 
 
-# No hub in reach
+# Without a hub
 
 
 HANGING = "import socket, time\nsocket.getaddrinfo = lambda *_, **__: time.sleep(60)\n"
@@ -169,7 +169,7 @@ NO_HUB = {
 
 
 @pytest.mark.parametrize("how", NO_HUB)
-def test_defaults_fall_back_and_what_is_named_does_not_where_no_hub_answers(tmp_path, how):
+def test_only_defaults_fall_back_if_no_hub_answers(tmp_path, how):
     with NO_HUB[how]() as url:
         named_model = {"model_name": "gpt2-small"}
         named_dataset = {"dataset": "NeelNanda/pile-10k", "model_name": "bundled"}
@@ -183,22 +183,25 @@ def test_defaults_fall_back_and_what_is_named_does_not_where_no_hub_answers(tmp_
         assert "'bundled'" in answer["error"] and "\n" not in answer["error"]
 
 
-def test_a_name_look_up_that_hangs_holds_up_neither_the_answer_nor_the_exit(tmp_path):
+def test_a_hanging_name_lookup_delays_neither_the_answer_nor_the_exit(tmp_path):
     began = time.monotonic()
     (said,) = resolved(tmp_path, {}, {}, prelude=HANGING)
     assert said["model"]["fell_back"] and said["dataset"]["fell_back"]
     assert time.monotonic() - began < 15
 
 
-def test_offline_mode_is_no_hub_and_the_bundled_model_has_its_own_layers(tmp_path, endpoint):
+def test_offline_mode_counts_as_no_hub(tmp_path, endpoint):
     offline = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "1"}
     said, named, layer = resolved(tmp_path, offline, {}, {"model_name": "some-org/tiny"}, {"layer": 8})
     assert said["model"]["fell_back"] and said["dataset"]["fell_back"]
     assert "the hub cannot be reached" in named["error"] and "HF_HUB_OFFLINE" in named["error"]
-    assert layer["error"] == "--layer 8: the bundled model (the hub cannot be reached for gpt2-small) has layers 0 to 3"
+    assert (
+        layer["error"]
+        == "--layer 8: must be 0 to 3, the layers of the bundled model (the hub cannot be reached for gpt2-small)"
+    )
 
 
-# A hub in reach
+# With a hub
 
 
 def test_a_hub_that_answers_is_used(tmp_path, endpoint):
@@ -220,16 +223,16 @@ def test_a_hub_that_answers_is_used(tmp_path, endpoint):
 REFUSALS = [
     ({"model_name": "some-org/nothing"}, ["--model-name some-org/nothing: the hub", "check the name", "HF_TOKEN"]),
     ({"dataset": "some-org/nothing"}, ["--dataset some-org/nothing: the hub", "check the name", "HF_TOKEN"]),
-    ({}, ["--dataset NeelNanda/pile-10k: the hub", "check the name"]),  # a hub that has not got the default
+    ({}, ["--dataset NeelNanda/pile-10k: the hub", "check the name"]),  # a hub without the default data set
     ({"model_name": GATED}, [f"--model-name {GATED}: access is gated: accept the terms", f"/{GATED}"]),
     ({"dataset": GATED}, [f"--dataset {GATED}: access is gated", f"/datasets/{GATED}", "HF_TOKEN"]),
-    ({"dataset": "some-org/texts", "layer": 4}, ["--layer 4: gpt2 has layers 0 to 3"]),
-    ({"dataset": "some-org/texts", "seq_len": 129}, ["--seq-len 129: gpt2 takes at most 128 tokens"]),
+    ({"dataset": "some-org/texts", "layer": 4}, ["--layer 4: must be 0 to 3, the layers of gpt2"]),
+    ({"dataset": "some-org/texts", "seq_len": 129}, ["--seq-len 129: must be at most 128, the context of gpt2"]),
 ]
 
 
 @pytest.mark.parametrize("token", [{}, {"HF_TOKEN": "hf_x"}])
-def test_what_a_hub_refuses_is_told_apart(tmp_path, endpoint, token):
+def test_refusals_of_a_hub_are_distinguished(tmp_path, endpoint, token):
     said = resolved(tmp_path, {"HF_ENDPOINT": endpoint, **token}, *(request for request, _ in REFUSALS))
     for answer, (_, parts) in zip(said, REFUSALS, strict=True):
         assert all(part in answer["error"] for part in parts), answer
@@ -259,18 +262,18 @@ def test_a_data_set_streams_from_the_hub_into_windows(tmp_path, endpoint):
 
 
 @pytest.mark.slow
-def test_models_boot_from_the_hub_and_then_from_the_cache_that_this_made(tmp_path, endpoint):
+def test_models_load_from_the_hub_and_then_from_the_cache(tmp_path, endpoint):
     names = ["gpt2-small", "some-org/tiny"]
     booted = run(BOOT, *names, home=tmp_path, HF_ENDPOINT=endpoint)
     assert booted[0] == booted[1] and booted[0][:2] == [4, [1, 3, 256]]
     assert run(BOOT, *names, home=tmp_path, HF_HUB_OFFLINE="1") == booted
 
 
-# A cache and no hub
+# With a cache but no hub
 
 
 @pytest.mark.slow
-def test_a_model_boots_from_an_offline_cache(tmp_path):
+def test_a_model_loads_from_an_offline_cache(tmp_path):
     cached(tmp_path, "models--gpt2", MODEL)
     ((n_layers, shape, _),) = run(BOOT, "gpt2-small", home=tmp_path, HF_HUB_OFFLINE="1")
     assert n_layers == 4 and shape == [1, 3, 256]
@@ -286,13 +289,13 @@ def test_a_cached_model_is_used_without_asking_the_hub(tmp_path):
     assert said["model"]["fingerprint"] == f"gpt2@{COMMIT}" and not said["model"]["fell_back"]
 
 
-def test_a_model_whose_weights_are_not_in_the_cache_cannot_be_had_offline(tmp_path):
+def test_a_model_without_cached_weights_is_unavailable_offline(tmp_path):
     cached(tmp_path, "models--gpt2", {name: MODEL[name] for name in ("config.json", "tokenizer.json")})
     default, named = resolved(tmp_path, {"HF_HUB_OFFLINE": "1"}, {}, {"model_name": "gpt2"})
     assert default["model"]["fell_back"] and "the hub cannot be reached" in named["error"]
 
 
-def test_a_cached_data_set_is_read_where_no_hub_is_in_reach(tmp_path):
+def test_a_cached_data_set_is_read_without_a_hub(tmp_path):
     cached(tmp_path, "datasets--some-org--texts", DATASETS["some-org/texts"])
     cached(tmp_path, "datasets--some-org--several", DATASETS["some-org/several"])
     cached(tmp_path, "datasets--some-org--bare", {"README.md": b"# what streaming leaves behind\n"})

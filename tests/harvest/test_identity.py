@@ -1,4 +1,4 @@
-"""Rows are known by what they mean: a run may be moved, a model's folder may gain files, a hub may be out of reach."""
+"""Rows are identified by their meaning: runs may be moved, folders may gain files, and the hub may be unreachable."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def for_this_process(monkeypatch, cache):
 
 
 def home_of(who: Path) -> tuple[object, ...]:
-    """The flags of a model and a text in somebody's folder."""
+    """The flags for a model and a text in the folder of a user."""
     if not who.exists():
         shutil.copytree(BUNDLED_MODEL, who / "model")
         (who / "texts.jsonl").write_text(JSONL)
@@ -59,14 +59,14 @@ def home_of(who: Path) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def run(cache, tmp_path_factory) -> FinishedRun:
-    """Trained in Alice's folder, with her cache."""
+    """A run that was trained in Alice's folder, with her cache."""
     alice = tmp_path_factory.mktemp("alice") / "alice"
     return trained(alice.parent / "run", alice.parent / "cache", *home_of(alice), *SIZES)
 
 
 @pytest.fixture
 def moved(run, tmp_path, capsys) -> FinishedRun:
-    """The same at Bob's, who gave the command once more, with the places where model and text lie there."""
+    """The run in Bob's folder, after he repeated the command with his paths of model and text."""
     path = Path(shutil.copytree(run.path, tmp_path / "moved"))
     argv = (*home_of(tmp_path / "bob"), *SIZES, "--ce-windows", "0", "--run-dir", path, "--cache-dir", tmp_path / "no")
     assert main.run_as_command([*map(str, argv)]) == 0
@@ -75,7 +75,7 @@ def moved(run, tmp_path, capsys) -> FinishedRun:
 
 
 def elsewhere(monkeypatch, apart: float) -> None:
-    """Another version of torch, whose activations are apart from this one's by a share of each value."""
+    """Imitate another version of torch, whose activations differ by a share of each value."""
     monkeypatch.setattr(capture, "version", lambda name: "9.9.9")
     plain, rng = LanguageModel.activations, np.random.default_rng(0)
 
@@ -122,11 +122,11 @@ def test_another_model_or_text_in_the_same_place_is_refused(moved, tmp_path, wha
 
 def change_a_weight(model: Path) -> None:
     content = bytearray((model / "model.safetensors").read_bytes())
-    content[-2] ^= 1  # a bit of a value
+    content[-2] ^= 1  # one bit of a weight
     (model / "model.safetensors").write_bytes(content)
 
 
-def test_what_was_moved_away_is_named_with_a_way_out(run, tmp_path):
+def test_moved_models_and_texts_are_named_with_the_fix(run, tmp_path):
     config = json.loads((run.path / "config.json").read_text())
     for part in ("model", "dataset"):
         config["stores"][0][part] |= {"location": str(tmp_path / part), "asked": part}
@@ -136,7 +136,7 @@ def test_what_was_moved_away_is_named_with_a_way_out(run, tmp_path):
             place()
 
 
-def test_places_are_those_of_this_machine(tmp_path, monkeypatch):
+def test_paths_in_a_run_are_translated_to_this_machine(tmp_path, monkeypatch):
     old = {"asked": "bundled", "location": "/home/alice/sae-jax/model", "fell_back": False, "fingerprint": "0" * 32}
     for record in (old, old | {"asked": "gpt2-small", "fell_back": True}):
         assert (place_of("model", record), name_of("model", record)) == (str(BUNDLED_MODEL), "bundled")
@@ -149,10 +149,10 @@ def test_places_are_those_of_this_machine(tmp_path, monkeypatch):
     assert place_of("dataset", local) == str(tmp_path / "texts.txt")
 
 
-# What counts of a model's folder and of a text.
+# Which files of a model's folder and of a text matter.
 
 
-def test_only_files_that_say_something_of_the_model_count(tmp_path):
+def test_only_files_that_define_the_model_count(tmp_path):
     flags = home_of(tmp_path / "alice")
     request = HarvestRequest(model_name=str(flags[1]), dataset=str(flags[3]))
     model, before = tmp_path / "alice" / "model", named_files(request)
@@ -175,15 +175,15 @@ def test_only_files_that_say_something_of_the_model_count(tmp_path):
     assert named_files(moved)["model_name"] != before["model_name"]
 
 
-def test_a_changed_weight_counts_in_a_large_file_of_the_same_time(tmp_path):
-    """Files over a size were once told apart by their time alone."""
+def test_a_changed_weight_is_found_in_a_large_file_with_the_same_time(tmp_path):
+    """Large files were once compared by their modification time only."""
     weights = tmp_path / "model.safetensors"
     for content in (b"0" * (65 << 20), b"1" * (65 << 20)):
         weights.write_bytes(content)
     at = weights.stat()
     now = sources._content(weights)
     weights.write_bytes(b"2" + b"1" * ((65 << 20) - 1))
-    sources._bytes_hash.cache_clear()  # as in another process
+    sources._bytes_hash.cache_clear()  # as in a new process
     os.utime(weights, ns=(at.st_atime_ns, at.st_mtime_ns))
     assert sources._content(weights) != now
 
@@ -192,7 +192,7 @@ def test_a_changed_weight_counts_in_a_large_file_of_the_same_time(tmp_path):
 
 
 def rewritten(store: ActivationStore, directory: Path, change) -> ActivationStore:
-    """The same store but for its rows."""
+    """A copy of a store with changed rows."""
     writer = StoreWriter(directory, {k: v for k, v in store.manifest.items() if k not in ("shards", "mean", "std")})
     for split in (store.train, store.held_out):
         rows_NxD = change(split.read(0, len(split)).astype(np.float64)).astype(split[0].dtype)
@@ -202,7 +202,7 @@ def rewritten(store: ActivationStore, directory: Path, change) -> ActivationStor
 
 @pytest.mark.parametrize("dtype, apart, same", [("float16", 3e-4, True), ("float32", 1e-6, True)])
 @pytest.mark.parametrize("many", [1, 100])
-def test_rounding_is_told_apart_from_other_rows(tmp_path, dtype, apart, same, many):
+def test_rounding_is_distinguished_from_other_rows(tmp_path, dtype, apart, same, many):
     store, rng = make_store(tmp_path / "a", dtype=dtype), np.random.default_rng(1)
     apart *= many if many > 1 else 1
     other = rewritten(store, tmp_path / "b", lambda x: x * (1 + apart * rng.standard_normal(x.shape)))
@@ -216,7 +216,7 @@ def test_rounding_is_told_apart_from_other_rows(tmp_path, dtype, apart, same, ma
         assert here["sums"]["length"] == pytest.approx(lengths_N.mean(), rel=1e-3)
 
 
-def test_a_shifted_mean_and_a_scale_are_differences(tmp_path):
+def test_shifted_and_scaled_rows_are_different(tmp_path):
     store = make_store(tmp_path / "a", dtype="float32")
     for number, change in enumerate((lambda x: x + 0.1, lambda x: x * 1.02)):
         other = rewritten(store, tmp_path / f"b{number}", change)
@@ -247,7 +247,7 @@ def test_a_run_is_resumed_on_rows_that_differ_by_rounding_and_says_so(tmp_path):
 # Locks.
 
 
-def test_a_lock_that_others_may_wait_for_stays(tmp_path):
+def test_the_lock_file_is_not_deleted(tmp_path):
     lock = tmp_path / "store.lock"
     with pytest.raises(InputError), one_at_a_time(tmp_path / "store", print):
         before = lock.stat().st_ino
@@ -255,8 +255,8 @@ def test_a_lock_that_others_may_wait_for_stays(tmp_path):
     assert lock.stat().st_ino == before
 
 
-def test_results_are_looked_at_once_more_under_the_lock(run, tmp_path, monkeypatch, capsys):
-    """Another process finishes the run while this one harvests: it is answered, not trained again."""
+def test_results_are_checked_again_after_locking(run, tmp_path, monkeypatch, capsys):
+    """If another process finishes the run while this one harvests, its results are shown, and nothing is trained."""
     path, plain = tmp_path / "run", train_command.rows_of
 
     def meanwhile(*arguments):
@@ -271,7 +271,7 @@ def test_results_are_looked_at_once_more_under_the_lock(run, tmp_path, monkeypat
     assert (path / "results.json").read_bytes() == (run.path / "results.json").read_bytes()
 
 
-def test_a_run_directory_is_entered_again_by_whoever_is_in_it(tmp_path):
+def test_the_lock_of_a_run_directory_is_reentrant(tmp_path):
     run, other = (RunDirectory(tmp_path / "run", {"train": {}}) for _ in range(2))
     with run.held():
         with run.held():
@@ -282,7 +282,7 @@ def test_a_run_directory_is_entered_again_by_whoever_is_in_it(tmp_path):
         pass
 
 
-# No hub in reach.
+# Without a hub.
 
 OFFLINE = """
 import json, sys, shutil
@@ -310,7 +310,7 @@ assert train("third", "--ce-windows", "0") == 2
 """
 
 
-def test_a_hub_out_of_reach_stops_nothing_whose_rows_are_here(tmp_path, cache):
+def test_an_unreachable_hub_does_not_matter_if_the_rows_are_cached(tmp_path, cache):
     models, texts = {"some-org/tiny": files_of(BUNDLED_MODEL)}, {"some-org/texts": {"train.jsonl": JSONL.encode()}}
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     with hub(models, texts) as url:
@@ -331,7 +331,7 @@ def test_a_hub_out_of_reach_stops_nothing_whose_rows_are_here(tmp_path, cache):
     assert "--dataset some-org/texts: the hub cannot be reached" in err.splitlines()[-1]
 
 
-# Other people's runs.
+# Runs of other users.
 
 READ_ONLY = """
 import sys, main
@@ -357,7 +357,7 @@ ALL = """(
 
 @pytest.mark.parametrize("all_commands", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_that_cannot_be_written_to_is_read(run, cache, tmp_path, all_commands):
-    """On a read-only mount, which binds root, too. Its rows are harvested anew, into a cache of one's own."""
+    """The run is on a read-only mount, which root cannot write to either. Its rows are harvested into another cache."""
     runs, before = tmp_path / "runs", files_of(run.path)
     shutil.copytree(run.path, runs / "run")
     shutil.copytree(run.path, runs / "interrupted")

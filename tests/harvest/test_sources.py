@@ -1,4 +1,4 @@
-"""What a request means where everything lies here: bundled and local models and texts."""
+"""Requests for bundled and local models and texts, which need no hub."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def ask(**fields):
     return resolve(HarvestRequest(**{"model_name": "bundled", "dataset": "bundled", **fields}))
 
 
-def test_the_sites_are_each_hook_of_each_layer():
+def test_sites_are_all_hooks_of_all_layers():
     request = HarvestRequest(layer=[3, 1], hook=("mlp_out", "resid_pre"))
     assert request.sites == ((3, "mlp_out"), (3, "resid_pre"), (1, "mlp_out"), (1, "resid_pre"))
     assert [site.hook_name for site in request.sites][:2] == ["blocks.3.hook_mlp_out", "blocks.3.hook_resid_pre"]
@@ -42,7 +42,7 @@ def test_the_sites_are_each_hook_of_each_layer():
         ({"layer": ()}, "^--layer : must be one or more"),
     ],
 )
-def test_sites_that_cannot_be_name_the_value(fields, says):
+def test_invalid_sites_are_refused_with_the_value(fields, says):
     with pytest.raises(InputError, match=says):
         HarvestRequest(**fields)
 
@@ -58,14 +58,14 @@ def edit_config(folder: Path, **values) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_what_is_bundled_is_had_by_name_and_is_no_fall_back():
+def test_the_bundled_model_by_name_is_no_fallback():
     model, dataset = ask(layer=3, seq_len=128)
     assert (model.asked, model.location, model.fell_back) == ("bundled", str(BUNDLED_MODEL), False)
     assert (model.n_layers, model.n_positions, model.d_model) == (4, 128, 256)
     assert (dataset.asked, dataset.location, dataset.fell_back) == ("bundled", str(BUNDLED_CORPUS), False)
 
 
-def test_local_paths_are_had_and_told_apart_by_their_files(tmp_path, model):
+def test_local_paths_are_identified_by_their_files(tmp_path, model):
     text = tmp_path / "a.txt"
     text.write_text("one two three")
     had = ask(model_name=str(model), dataset=str(text))
@@ -89,11 +89,11 @@ def test_a_path_is_found_from_the_working_directory_and_from_home(tmp_path, mode
     "alias, official",
     [("gpt2-small", "gpt2"), ("pythia-70m", "EleutherAI/pythia-70m"), ("gpt2", "gpt2"), ("some-org/x", "some-org/x")],
 )
-def test_aliases_mean_what_transformer_lens_means_by_them(alias, official):
+def test_aliases_are_those_of_transformer_lens(alias, official):
     assert official_name(alias) == official
 
 
-def test_names_that_mean_nothing_are_refused_at_once(tmp_path):
+def test_unknown_names_are_refused_at_once(tmp_path):
     for field in ("model_name", "dataset"):
         for name in (str(tmp_path / "missing"), "./missing", "missing.jsonl", "a/b/c", "what is this"):
             with pytest.raises(InputError, match="no such file or directory"):
@@ -109,7 +109,7 @@ def test_names_that_mean_nothing_are_refused_at_once(tmp_path):
         (["model.safetensors", "tokenizer.json"], "weights (model.safetensors), a tokenizer"),
     ],
 )
-def test_a_model_directory_that_is_not_whole_says_what_it_lacks(model, files, lacks):
+def test_missing_files_of_a_model_directory_are_named(model, files, lacks):
     for file in files:
         (model / file).unlink()
     with pytest.raises(InputError) as error:
@@ -126,7 +126,7 @@ def test_a_shard_of_the_weights_that_is_missing_is_named(model):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", "3", "", '"gpt2"', "[" * 100_000, "\xff"])
-def test_a_config_that_is_no_json_object_is_named(model, text):
+def test_a_config_that_is_not_a_json_object_is_reported(model, text):
     (model / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=rf"^{model}/config.json is damaged .*: get another copy of the model"):
         ask(model_name=str(model))
@@ -141,22 +141,22 @@ def test_an_index_that_names_no_shards_is_named(model, name, text):
 
 
 @pytest.mark.parametrize("value", [True, 0, -1, 3.5, "4", [4]])
-def test_a_number_of_layers_that_is_none_is_not_believed(model, value):
+def test_an_invalid_number_of_layers_is_ignored(model, value):
     edit_config(model, n_layer=value, text_config=[])
     assert ask(model_name=str(model))[0].n_layers is None
 
 
 def test_layers_and_positions_are_those_of_the_config(model):
-    with pytest.raises(InputError, match=r"^--layer 4: the bundled model has layers 0 to 3$"):
+    with pytest.raises(InputError, match=r"^--layer 4: must be 0 to 3, the layers of the bundled model$"):
         ask(layer=4)
-    with pytest.raises(InputError, match=r"^--layer 9: the bundled model has layers 0 to 3$"):
+    with pytest.raises(InputError, match=r"^--layer 9: must be 0 to 3, the layers of the bundled model$"):
         ask(layer=(3, 9, 0))
-    with pytest.raises(InputError, match=r"^--seq-len 129: the bundled model takes at most 128 tokens$"):
+    with pytest.raises(InputError, match=r"^--seq-len 129: must be at most 128, the context of the bundled model$"):
         ask(seq_len=129)
     edit_config(model, n_layer=None, n_positions=None, num_hidden_layers=7, max_position_embeddings=512)
     source, _ = ask(model_name=str(model), layer=6)
     assert (source.n_layers, source.n_positions) == (7, 512)
-    with pytest.raises(InputError, match="has layers 0 to 6"):
+    with pytest.raises(InputError, match="must be 0 to 6"):
         ask(model_name=str(model), layer=7)
     edit_config(model, num_hidden_layers=None, max_position_embeddings=None, text_config={"num_hidden_layers": 2})
     source, _ = ask(model_name=str(model), layer=1)
@@ -167,7 +167,11 @@ def test_data_sets_that_hold_no_text_are_refused(tmp_path):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "picture.png").write_bytes(b"x")
     (tmp_path / "folder").mkdir()
-    for name, says in [("empty.txt", "is empty"), ("picture.png", "not a kind of text"), ("folder", "no text file")]:
+    for name, says in [
+        ("empty.txt", "is empty"),
+        ("picture.png", "this type of file cannot be read"),
+        ("folder", "no text file"),
+    ]:
         with pytest.raises(InputError, match=says) as error:
             ask(dataset=str(tmp_path / name))
         assert str(tmp_path / name) in str(error.value)
@@ -205,7 +209,7 @@ def test_numbers_of_numpy_and_paths_mean_the_same_request(given, means):
 
 
 @pytest.mark.parametrize("value", [2.0, "2", True, None, [None], np.ones((2, 2))], ids=str)
-def test_what_is_no_whole_number_is_refused(value):
+def test_numbers_that_are_not_whole_are_refused(value):
     with pytest.raises(InputError, match="--layer .*: must be a whole number"):
         HarvestRequest(layer=value)
 
@@ -225,7 +229,7 @@ def test_what_is_no_whole_number_is_refused(value):
     ],
     ids=str,
 )
-def test_values_in_any_order_of_their_own_span_a_population(given, means):
+def test_ordered_collections_of_values_span_a_population(given, means):
     assert json.dumps(TrainConfig(**given).to_json()) == json.dumps(TrainConfig(**means).to_json())
 
 

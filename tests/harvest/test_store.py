@@ -1,4 +1,4 @@
-"""The activation store: what goes in comes out, statistics are exact, and what is damaged is named."""
+"""The activation store: rows are read as they were written, statistics are exact, and damaged files are named."""
 
 import pickle
 from pathlib import Path
@@ -17,7 +17,7 @@ quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCh
 
 
 def write_store(directory: Path, windows_a_shard: dict[str, list[int]], keep_first: bool = False, seed: int = 0):
-    """A store whose rows are random, and the arrays that went in: (store, {split: (rows, tokens, documents)})."""
+    """(a store of random rows, the written arrays as {split: (rows, tokens, documents)})."""
     rng = np.random.default_rng(seed)
     positions = SEQ_LEN - (not keep_first)
     writer = StoreWriter(directory, {"seq_len": SEQ_LEN, "keep_first_position": keep_first})
@@ -66,12 +66,12 @@ def test_any_range_and_any_choice_of_rows_across_shards(tmp_path_factory, counts
     np.testing.assert_array_equal(np.concatenate(list(store.train.chunks(size))), rows_NxD)
 
 
-def test_a_row_that_is_not_there_is_an_index_error(tmp_path):
+def test_a_missing_row_is_an_index_error(tmp_path):
     store, written = write_store(tmp_path, {"train": [2, 1], "held_out": [1]})
     for row in (-1, len(store.train)):
         with pytest.raises(IndexError):
             store.train[row]
-    assert sum(1 for _ in store.train) == len(written["train"][0])  # a loop over it ends
+    assert sum(1 for _ in store.train) == len(written["train"][0])  # a loop over the rows ends
 
 
 @quick
@@ -134,7 +134,7 @@ def test_damaged_shards_are_named_by_verify(tmp_path):
         ActivationStore(tmp_path).verify()
 
 
-READINGS = {  # what reads a file of a split's second shard
+READINGS = {  # functions that read a file of the second shard
     "rows": (lambda split: split.read(0, len(split)), lambda split: split[[len(split) - 1]], lambda split: split[15]),
     "tokens": (lambda split: split.windows, lambda split: split.context(15), lambda split: split.read_windows(0, 4)),
 }
@@ -143,13 +143,13 @@ READINGS["documents"] = (lambda split: split.documents, *READINGS["tokens"][1:])
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 @pytest.mark.parametrize("array", READINGS)
-def test_one_bit_of_a_file_is_named_by_whoever_reads_it(array, split, tmp_path):
+def test_a_flipped_bit_of_a_file_is_reported_when_it_is_read(array, split, tmp_path):
     write_store(tmp_path, {"train": [2, 2], "held_out": [2, 2]})
     flip_last_bit(tmp_path / split / f"{array}-00001.npy")
     for read in READINGS[array]:
         with pytest.raises(InputError, match=f"{split}/{array}-00001.npy is damaged .*delete the store and harvest"):
             read(getattr(ActivationStore(tmp_path), split))
-    rows = getattr(ActivationStore(tmp_path), split).read(0, 8)  # of the first shard, which is sound
+    rows = getattr(ActivationStore(tmp_path), split).read(0, 8)  # the first shard is not damaged
     assert len(rows) == 8
 
 
@@ -166,7 +166,7 @@ def test_a_file_is_compared_once_in_a_process_unless_it_changes(tmp_path, monkey
         ActivationStore(tmp_path).train.read(0, 16)
 
 
-def test_rows_are_compared_meanwhile(tmp_path):
+def test_rows_are_compared_in_a_thread(tmp_path):
     write_store(tmp_path, {"train": [2, 2], "held_out": [1]})
     flip_last_bit(tmp_path / "train" / "rows-00001.npy")
     store = ActivationStore(tmp_path)
@@ -174,11 +174,11 @@ def test_rows_are_compared_meanwhile(tmp_path):
         assert len(store.train.not_compared().read(0, 16)) == 16
         with pytest.raises(InputError, match="damaged in the activation store .*: train/rows-00001.npy: delete"):
             compared()
-    with pytest.raises(ZeroDivisionError), compared_meanwhile([store]):  # the body's own error is not hidden
+    with pytest.raises(ZeroDivisionError), compared_meanwhile([store]):  # an error of the body is not hidden
         _ = 1 / 0
 
 
-def test_a_digit_of_the_manifest_is_named(tmp_path):
+def test_a_changed_digit_of_the_manifest_is_reported(tmp_path):
     store, _ = write_store(tmp_path, {"train": [2], "held_out": [1]})
     path, digits = tmp_path / "manifest.json", repr(store.mean[0].item())
     path.write_text(path.read_text().replace(digits, digits[:-1] + ("1" if digits[-1] != "1" else "2")))
@@ -205,7 +205,7 @@ def test_a_truncated_manifest_is_named(tmp_path, kept):
     assert str(manifest) in str(error.value)
 
 
-def test_a_shard_counts_as_done_only_whole_and_with_the_same_windows(tmp_path):
+def test_only_a_complete_shard_of_the_same_windows_is_finished(tmp_path):
     tokens_WxT, documents_W = np.arange(2 * SEQ_LEN, dtype=np.int32).reshape(2, -1), np.zeros(2, np.int32)
     writer = StoreWriter(tmp_path, {})
     assert not writer.has_shard("train", 0, tokens_WxT)
@@ -230,7 +230,7 @@ def test_a_shard_counts_as_done_only_whole_and_with_the_same_windows(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
-def test_what_is_not_finite_is_refused_and_nothing_of_it_is_left(tmp_path, value):
+def test_values_that_are_not_finite_are_refused_and_not_written(tmp_path, value):
     writer = StoreWriter(tmp_path, {"hook_name": "blocks.1.hook_mlp_out"})
     rows_NxD = np.full((8, D), value, np.float16)
     with pytest.raises(InputError, match="blocks.1.hook_mlp_out, shard 0, do not fit float16.*--store-dtype float32"):
@@ -238,9 +238,9 @@ def test_what_is_not_finite_is_refused_and_nothing_of_it_is_left(tmp_path, value
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_split_travels_to_another_process_without_its_rows(tmp_path):
+def test_a_split_is_pickled_without_its_rows(tmp_path):
     store, written = write_store(tmp_path, {"train": [200, 200], "held_out": [1]})
-    _ = store.train[0], store.train.windows  # opened and read here
+    _ = store.train[0], store.train.windows  # open files and cached arrays, which must not be pickled
     sent = pickle.dumps(store.train)
     assert len(sent) < 2000
     np.testing.assert_array_equal(pickle.loads(sent)[[5, 1500]], written["train"][0][[5, 1500]])

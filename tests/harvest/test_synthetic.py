@@ -1,4 +1,4 @@
-"""Rows of known features are made as asked for, and the scores against them say what they claim."""
+"""Rows of known features have the requested statistics, and dictionaries are scored correctly against them."""
 
 import subprocess
 import sys
@@ -34,12 +34,12 @@ def firings(request: SyntheticRequest, rows: int) -> np.ndarray:
 
 @pytest.mark.parametrize("exclusive", [True, False])
 @pytest.mark.parametrize("scale", [0.0, 0.1, 2.0])
-def test_features_fire_as_often_as_asked_whatever_the_trees_and_correlations(exclusive, scale):
+def test_features_fire_with_the_requested_frequency(exclusive, scale):
     request = replace(SMALL, exclusive=exclusive, correlation_scale=scale)
     p_G, rows = firing_probabilities(request), 100_000
     assert p_G[0] == pytest.approx(request.p_max) and p_G[-1] == pytest.approx(request.p_min)
     deviations_G = (firings(request, rows).mean(0) - p_G) / np.sqrt(p_G * (1 - p_G) / rows)
-    assert np.abs(deviations_G).max() < 4.5  # of 48 features, by chance in one case of 3,000
+    assert np.abs(deviations_G).max() < 4.5  # for 48 features, exceeded by chance in one of 3,000 cases
     assert np.square(deviations_G).mean() < 2
 
 
@@ -61,11 +61,11 @@ def test_a_child_fires_only_where_its_parent_does(exclusive):
         for b in children
         if a < b and parents_G[a] == parents_G[b]
     ]
-    assert len(together) == 8 + 12  # of the roots, and of the first 12 of their 16 children
+    assert len(together) == 8 + 12  # the roots, and the first 12 of their 16 children
     assert not any(together) if exclusive else any(together)
 
 
-def test_features_fire_together_more_or_less_often_as_their_correlation_says():
+def test_features_fire_together_according_to_their_correlation():
     request = replace(SMALL, n_roots=0, correlation_rank=3, correlation_scale=0.5, p_min=0.05)
     factors_GxR = World(request).factors_GxR
     asked_GxG = np.triu(factors_GxR @ factors_GxR.T, 1)
@@ -102,7 +102,7 @@ def test_directions_are_of_norm_one_and_further_apart_than_random_ones():
     assert closest(SMALL) < 0.9 * closest(replace(SMALL, orthogonal_steps=0))
 
 
-def test_the_same_request_makes_the_same_bytes_and_another_seed_others(tmp_path):
+def test_synthetic_rows_are_reproducible(tmp_path):
     def content(store: ActivationStore) -> dict[str, bytes]:
         return {str(p.relative_to(store.directory)): p.read_bytes() for p in store.directory.rglob("*") if p.is_file()}
 
@@ -111,11 +111,11 @@ def test_the_same_request_makes_the_same_bytes_and_another_seed_others(tmp_path)
     other = synthesize(replace(SMALL, seed=1), tmp_path / "a")
     assert (Truth.load(other).directions_GxD != Truth.load(one).directions_GxD).any()
     rows = [World(replace(SMALL, correlation_scale=0.0, seed=seed)).shard("train", 0, 9)[1] for seed in (0, 1)]
-    assert (rows[0] != rows[1]).any()  # the draws differ too, not only what all rows share
+    assert (rows[0] != rows[1]).any()  # the random draws differ too, not only the directions
     assert (one.held_out.read(0, 9) != one.train.read(0, 9)).any()
 
 
-def test_a_store_is_found_again_at_once(tmp_path):
+def test_a_finished_synthetic_store_is_reused(tmp_path):
     store = synthesize(SMALL, tmp_path)
     assert (len(store.train), len(store.held_out)) == (3000, 2500)
     store.verify()
@@ -124,7 +124,7 @@ def test_a_store_is_found_again_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("rows_done", [SHARD_ROWS, SHARD_ROWS + 100, SHARD_ROWS + 2600])
-def test_a_stopped_store_goes_on_where_it_was(tmp_path, rows_done):
+def test_a_stopped_synthesis_continues(tmp_path, rows_done):
     class Stopped(Exception):
         pass
 
@@ -156,7 +156,7 @@ def test_a_stopped_store_goes_on_where_it_was(tmp_path, rows_done):
         ({"branching": 5}, "branching 5: the exclusive children of feature .* exclusive=False"),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_value(changes, said):
+def test_invalid_requests_are_refused_with_the_value(changes, said):
     with pytest.raises(InputError, match=said):
         replace(SMALL, **changes)
 

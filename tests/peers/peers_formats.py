@@ -1,4 +1,4 @@
-"""What the peers write and compute, for test_formats_with_peers.py; run by an interpreter that has them.
+"""Files and outputs of SAELens and dictionary_learning, for test_formats_with_peers.py. Runs in their environment.
 
     PEERS/bin/python tests/peers/peers_formats.py saelens DIR             # SAELens' own directories, old and new
     PEERS/bin/python tests/peers/peers_formats.py dictionary_learning DIR # trained by its own trainers
@@ -34,7 +34,7 @@ VARIANTS = {
     "gated-raw": ("gated", RAW),
 }
 OLD = {"d_in": D, "d_sae": F, "dtype": "torch.float32", "hook_point": "blocks.1.hook_resid_pre", "model_name": "gpt2"}
-OLDER = {  # cfg.json as versions before 6 wrote it, beside the weights of a variant
+OLDER = {  # cfg.json of versions before 6, for the weights of a variant
     "old-standard": ("standard", OLD | {"context_size": 128, "normalize_activations": False}),
     "old-topk": ("topk-layer_norm", OLD | {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}),
     "old-jumprelu": ("jumprelu-raw", OLD | {"architecture": "jumprelu", "activation_fn_str": "relu"} | RAW),
@@ -76,7 +76,7 @@ def outputs(rows: str, *directories: str) -> None:
 
 def dictionary_learning(directory: Path) -> None:
     for module in ("nnsight", "wandb"):
-        sys.modules.setdefault(module, MagicMock())  # for language models and logging, of which there is none here
+        sys.modules.setdefault(module, MagicMock())  # only needed for language models and logging
     from dictionary_learning import dictionary, trainers
     from dictionary_learning.trainers import batch_top_k, matryoshka_batch_top_k, standard, top_k
     from dictionary_learning.training import trainSAE
@@ -100,7 +100,7 @@ def dictionary_learning(directory: Path) -> None:
     batches = [torch.rand(128, 2 * D, generator=rng).pow(6) @ mixing_FxD + 1 for _ in range(STEPS + 1)]
     trainSAE(iter(batches), configs, STEPS, save_dir=str(directory), device="cpu", normalize_activations=False)
 
-    torch.manual_seed(0)  # no trainer makes this one
+    torch.manual_seed(0)  # no trainer writes this class
     new = dictionary.AutoEncoderNew(D, F)
     for parameter in new.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -115,7 +115,7 @@ def dictionary_learning(directory: Path) -> None:
     np.save(directory / "rows.npy", x.numpy())
     for made in sorted(directory.glob("trainer_*")):
         name = json.loads((made / "config.json").read_text())["trainer"]["dict_class"]
-        own = {"normalize_decoder": False} if name == "AutoEncoder" else {}  # or features are in other units
+        own = {"normalize_decoder": False} if name == "AutoEncoder" else {}  # keep the stored scale
         sae = classes[name].from_pretrained(made / "ae.pt", **own)
         with torch.no_grad():
             np.savez(made / "outputs.npz", features=sae.encode(x).numpy(), reconstruction=sae(x).numpy())

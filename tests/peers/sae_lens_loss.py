@@ -1,4 +1,4 @@
-"""Runs in the peers' environment: SAELens' own evaluation of dictionaries on given windows of tokens.
+"""SAELens' evaluation of dictionaries on given token windows. Runs in the environment of SAELens.
 
 python sae_lens_loss.py MODEL_DIR WINDOWS.npy HOOK_NAME HOOKED|BRIDGE IGNORED_TOKEN|-1 DICTIONARY... > figures.json
 """

@@ -1,4 +1,4 @@
-"""A batch as SAEDashboard's own classes read it, written again; run by an interpreter that has sae-dashboard.
+"""Reads a batch with the classes of SAEDashboard and writes it again. Runs in an environment with sae-dashboard.
 
 PEERS/bin/python tests/peers/saedashboard_batch.py BATCH.json
 """

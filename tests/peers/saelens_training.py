@@ -1,11 +1,11 @@
-"""SAELens' own training from the weights and rows of files; test_parity.py runs it by the peers' interpreter.
+"""SAELens' training from weights and rows in files. test_parity.py runs it in the environment of SAELens.
 
     PEERS/bin/python tests/peers/saelens_training.py CASE.npz ...
 
 PEERS: pip install 'torch<2.14' sae-lens==6.54.12. A case holds `settings` (JSON: `architecture`, and under `sae` and
-`trainer` fields of that SAE's config and of SAETrainerConfig), `rows` [S, B, D] and `weights/<name>`. `SAETrainer.fit`
-trains as it is, on a data provider that yields the rows in their order. Written to CASE.saelens.npz: `loss`, `l0`,
-`dead` (features, before the step) [S], `gradient/<name>` of the first step, clipped, `weights/<name>` after the last.
+`trainer` fields of that SAE's config and of SAETrainerConfig), `rows` [S, B, D] and `weights/<name>`. The unmodified
+`SAETrainer.fit` trains on these rows in order. CASE.saelens.npz gets `loss`, `l0` and `dead` (the number of dead
+features before the step) [S], `gradient/<name>` of the first step after clipping, and the final `weights/<name>`.
 """
 
 import json
@@ -19,7 +19,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 
 class RecordedTrainer(SAETrainer):
-    """SAELens' trainer, whose steps are looked at from outside."""
+    """SAELens' trainer, which also records the figures of each step."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -1,10 +1,10 @@
-"""50 steps of ours beside 50 of SAELens' own trainer, from the same weights on the same rows.
+"""50 steps of our training, compared with 50 steps of SAELens' trainer from the same weights on the same rows.
 
     SAE_PEERS_PYTHON=PEERS/bin/python python -m pytest -m slow -s tests/peers/test_parity.py
 
-PEERS: see saelens_training.py. Ours is `train_block`, as in training, along its dense and its sparse path; `-s` shows
-the figures. Where SAELens computes something else it is by a choice, named in sae_jax/README.md: `AS_SAELENS` puts
-SAELens' in the place of ours, and the last test shows what each choice amounts to.
+PEERS: see saelens_training.py. Our side is `train_block`, as in a run, on its dense and sparse path; `-s` prints the
+figures. We differ from SAELens by a few choices, which sae_jax/RESULTS.md lists. `AS_SAELENS` makes SAELens' choices,
+and the last test measures the effect of each.
 
 Shapes: S steps, B rows of a batch, N rows to start from, L sites, D width of the model, F features.
 """
@@ -54,7 +54,7 @@ LOSS_GAP, WEIGHT_GAP, STRAYED = 1e-4, 1e-3, 4 / F
 
 @dataclass(frozen=True)
 class Case:
-    """A training both ways. `dead`: how many features start too small to be among the largest."""
+    """A training by both sides. `dead` features start so small that they are never among the largest."""
 
     kind: str
     architecture: str
@@ -79,7 +79,7 @@ CASES = {
     "gated": penalized("gated", "gated", 5.0),
     "topk": by_rank("topk", "topk"),
     "topk, many dead": by_rank("topk", "topk", dead=1200),
-    "topk, few dead": by_rank("topk", "topk", dead=60, k=128),  # of which the D/2 largest are all, with those below 0
+    "topk, few dead": by_rank("topk", "topk", dead=60, k=128),  # fewer than D/2, so AuxK uses all of them, even below 0
     "batchtopk": by_rank("batch_topk", "batchtopk"),
     "batchtopk, many dead": by_rank("batch_topk", "batchtopk", dead=1200),
     "matryoshka": by_rank("matryoshka", "matryoshka_batchtopk", matryoshka_widths=[F // n for n in (32, 16, 8, 4, 1)]),
@@ -120,7 +120,7 @@ def auxk_is_without_relu(patch: pytest.MonkeyPatch) -> None:
 
 
 def adam_corrects_its_bias_exactly(patch: pytest.MonkeyPatch) -> None:
-    """Optax computes 1 − 0.999^t in float32, 1.3e-5 off; torch in float64."""
+    """Use 1 − 0.999^t in float64, as torch does. Optax computes it in float32, with an error of 1.3e-5."""
 
     def divide(moments, decay, count):
         return jax.tree.map(lambda moment: moment / -jnp.expm1(count * np.log(decay)), moments)
@@ -140,7 +140,7 @@ AS_SAELENS: tuple[Choice, ...] = (
 
 @dataclass(frozen=True)
 class Start:
-    """Ours, before the first step."""
+    """Our side before the first step."""
 
     group: Group
     hyper: dict
@@ -152,7 +152,7 @@ class Start:
 
 
 def start(case: Case, store) -> Start:
-    """Our own start, with biases or thresholds at which about L0 features fire, so that the sparse path is taken."""
+    """Our start, with biases or thresholds at which about L0 features fire, so that the sparse path is used."""
     config = TrainConfig(
         activation=case.kind,
         hidden_dim=F,
@@ -190,7 +190,7 @@ def named_as_saelens(tensors: dict, architecture: str, settings: dict | None = N
 
 
 def train_saelens(directory: Path, cases: dict[str, Case], starts: dict[str, Start], dtype: str) -> dict[str, dict]:
-    """What saelens_training.py writes, for each case; all in one process."""
+    """The output of saelens_training.py for each case, from a single process."""
     paths = {name: directory / f"{n}.npz" for n, name in enumerate(cases)}
     trainer = {"lr_warm_up_steps": WARMUP, "lr_decay_steps": DECAY, "dead_feature_window": DEAD_STEPS - 1}
     for name, case in cases.items():
@@ -207,7 +207,7 @@ def train_saelens(directory: Path, cases: dict[str, Case], starts: dict[str, Sta
 
 
 def train_ours(begun: Start, side_by_side: int = 1) -> tuple[State, np.ndarray, int]:
-    """(state, loss_S, how many steps took the sparse path), in two blocks. Side by side: the same member twice."""
+    """(state, loss_S, number of sparse steps) after two blocks. Side by side, two copies of the member are trained."""
     sparse_steps: list[int] = []
     largest = sae_jax.training.step.largest
 
@@ -232,8 +232,8 @@ def gap(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def gaps(loss_S: np.ndarray, weights: dict, expected_loss_S: np.ndarray, expected: dict) -> tuple[float, float, float]:
-    """(the largest relative difference of the losses, the largest gap of a tensor, its share of entries that differ by
-    more than WEIGHT_GAP of the largest entry)."""
+    """(the largest relative difference of the losses, the largest gap of a tensor, the largest share of a tensor's
+    entries that differ by more than WEIGHT_GAP of its largest entry)."""
     assert set(weights) == set(expected)
     pairs = [(weights[name], expected[name]) for name in weights]
     strayed = max(np.mean(np.abs(ours - theirs) > WEIGHT_GAP * np.abs(theirs).max()) for ours, theirs in pairs)
@@ -241,7 +241,7 @@ def gaps(loss_S: np.ndarray, weights: dict, expected_loss_S: np.ndarray, expecte
 
 
 def of_saelens(trained: dict) -> tuple[np.ndarray, dict]:
-    """(its losses, its weights); thresholds it keeps at 0 or above before a step, we after one."""
+    """(losses, weights) of SAELens. Thresholds are clipped at 0 here: SAELens clips them before a step, we after it."""
     weights = {name.removeprefix("weights/"): value for name, value in trained.items() if name.startswith("weights/")}
     if "threshold" in weights:
         weights["threshold"] = np.maximum(weights["threshold"], 0)
@@ -250,7 +250,7 @@ def of_saelens(trained: dict) -> tuple[np.ndarray, dict]:
 
 @pytest.fixture(scope="module")
 def starts(tmp_path_factory):
-    """On activations of the bundled model."""
+    """The starts of all cases, on activations of the bundled model."""
     from harvest.capture import harvest
 
     request = HarvestRequest(model_name="bundled", dataset="bundled", layer=2, n_samples=200)
@@ -260,7 +260,7 @@ def starts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def saelens(starts, tmp_path_factory):
-    """In float64: what its formulas give, whatever is rounded."""
+    """SAELens in float64, which is nearly free of rounding."""
     return train_saelens(tmp_path_factory.mktemp("float64"), CASES | OTHER_CASES, starts, "float64")
 
 
@@ -277,7 +277,7 @@ def full_precision():
 
 @pytest.mark.parametrize("name", CASES)
 def test_first_gradient(name, starts, saelens, monkeypatch):
-    """Locates a difference: the first step's clipped gradient, tensor by tensor."""
+    """The clipped gradients of the first step agree for each tensor. This shows where a difference comes from."""
     for as_saelens in AS_SAELENS:
         as_saelens(monkeypatch)
     begun, clip = starts[name], optax.clip_by_global_norm(1.0)
@@ -292,10 +292,10 @@ def test_first_gradient(name, starts, saelens, monkeypatch):
 @pytest.mark.parametrize("path", ["dense", "sparse"])
 @pytest.mark.parametrize("name", CASES)
 def test_same_losses_and_weights(name, path, starts, saelens, saelens_float32, monkeypatch):
-    """Ours against SAELens in float64; and no farther from SAELens in float32 than that is from itself in float64.
+    """We agree with SAELens in float64, and differ from SAELens in float32 by as little as its two precisions differ.
 
-    Rounding takes the other one of two pre-activations that are all but equal (of the k · B-th rank, of AuxK's last),
-    whose two features then differ: SAELens in float32 and in float64 do so too. Hence the few that may stray.
+    Rounding may swap two nearly equal pre-activations at the k · B-th rank or at the end of AuxK's ranks. Two features
+    then differ, as they do between SAELens in float32 and in float64. A few entries may therefore differ.
     """
     for as_saelens in AS_SAELENS:
         as_saelens(monkeypatch)
@@ -335,8 +335,8 @@ def test_same_losses_and_weights(name, path, starts, saelens, saelens_float32, m
         ("topk, rescaled", None),
     ],
 )
-def test_what_a_choice_amounts_to(name, choice, starts, saelens, monkeypatch):
-    """Ours beside SAELens, in all but this one choice alike."""
+def test_the_effect_of_each_choice(name, choice, starts, saelens, monkeypatch):
+    """The effect of one choice: all other choices are those of SAELens."""
     for as_saelens in AS_SAELENS:
         if as_saelens is not choice:
             as_saelens(monkeypatch)
@@ -346,6 +346,6 @@ def test_what_a_choice_amounts_to(name, choice, starts, saelens, monkeypatch):
     loss, weights, _ = gaps(*ours, *of_saelens(saelens[name]))
     print(f"\n{name}, without {choice and choice.__name__}: losses {loss:.1e}, weights {weights:.1e}")
     if choice is adam_corrects_its_bias_exactly:
-        assert 3e-7 < loss < 2 * LOSS_GAP  # the largest is 1.1e-4, of topk with few dead features
+        assert 3e-7 < loss < 2 * LOSS_GAP  # the largest difference is 1.1e-4, for topk with few dead features
     else:
         assert loss > LOSS_GAP and weights > WEIGHT_GAP

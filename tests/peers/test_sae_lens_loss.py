@@ -1,4 +1,4 @@
-"""SAELens' own evaluation (sae_lens.evals) and ours: the same model, tokens and dictionaries.
+"""SAELens' evaluation (sae_lens.evals) and ours agree on the same model, tokens and dictionaries.
 
 Needs an environment with sae-lens 6.54 (it cannot share ours): SAE_PEERS_PYTHON=peers/bin/python pytest -m slow
 """
@@ -22,7 +22,7 @@ KINDS = ("relu", "jump_relu", "gated", "topk", "abs_topk", "batch_topk", "matryo
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> list[Path]:
-    """One of each architecture that is exported, on layer 2 of the bundled model."""
+    """A run with one member for each exported architecture, on layer 2 of the bundled model."""
     import main
 
     folder = tmp_path_factory.mktemp("peers")
@@ -75,7 +75,7 @@ def test_sae_lens_measures_the_same(trained, tmp_path, hook, model_class, first_
         assert own.ce_W.mean() == pytest.approx(figures["ce_loss_with_sae"], rel=rel)
         assert own.kl_W.mean() == pytest.approx(figures["kl_div_with_sae"], rel=rel)
         ce_zero, kl_zero = figures["ce_loss_with_ablation"], figures["kl_div_with_ablation"]
-        if not first_position:  # else SAELens zeroes special tokens, too, where its dictionaries leave them as they are
+        if not first_position:  # otherwise SAELens ablates special tokens, too, which its dictionaries do not change
             assert zero.ce_W.mean() == pytest.approx(ce_zero, rel=rel) and zero.kl_W.mean() == pytest.approx(
                 kl_zero, rel=rel
             )

@@ -1,9 +1,9 @@
-"""The same command several times at once, on one run or one cache: nobody fails, and no file is torn.
+"""The same command in several processes at once, on one run or one cache: none fails, and no file is incomplete.
 
     python tests/robustness/concurrency.py [--rounds 30] [--only report study] [--folder DIR]
 
-Each round deletes what the command left, starts it in two or three processes at once, and looks at every exit status,
-at what was said, and at every file. A run that another process trains may be refused; all else must be done.
+Each round deletes the command's output, starts the command in two or three processes at once, and checks every exit
+status, every message and every file. A process may refuse a run that another process trains. All others must succeed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAY_BE_REFUSED = "another process is training in it"
 
 
 def at_once(argv: Sequence[str], count: int, logs: Path) -> list[Ended]:
-    """So many processes that begin together, with all imported already."""
+    """Run a command in `count` processes that start together, with all imports done."""
     places = [logs / str(number) for number in range(count)]
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def at_once(argv: Sequence[str], count: int, logs: Path) -> list[Ended]:
 
 
 def torn(folder: Path) -> list[str]:
-    """Files that cannot be read as a whole, and temporary ones that were left."""
+    """Incomplete files, and temporary files that were left."""
     found = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
@@ -66,7 +66,7 @@ def removed(*paths: Path) -> None:
 
 
 def campaign(folder: Path, rounds: int, only: Sequence[str] = ()) -> list[str]:
-    """Runs it in a folder, and tells what failed."""
+    """Run all rounds in a folder. Returns the failures."""
     cache, finished, trained, logs = folder / "cache", folder / "run", folder / "trained", folder / "logs"
     warm(cache / "compiled")
     with_cache = ("--cache-dir", str(cache))

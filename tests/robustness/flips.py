@@ -1,10 +1,10 @@
-"""Bits flipped and files cut short, at random, in everything that the product writes: each is named, or harmless.
+"""Random bit flips and truncations in all files that the program writes: each is reported or harmless.
 
     python tests/robustness/flips.py --count 300 --seed 0 [--folder FOLDER]
 
-Every case damages one file of a fresh copy, runs one command that reads it, and holds the results against those of an
-undamaged copy. Named: it ends with status 2 and one line that has the file's name, or goes on, says the name, and the
-results are those that it would have had. Harmless: the same results. Anything else is a fault, and is printed.
+Each case damages one file of a fresh copy, runs one command that reads it, and compares the results with those of an
+undamaged copy. Damage is reported if the command ends with status 2 and one line with the file's name, or if it prints
+the name and has the right results. It is harmless if the results are right. All other cases are failures and printed.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ CUT = 0.25  # share of the cases in which the end of the file is cut off
 
 @dataclass(frozen=True)
 class Command:
-    """`kinds`: {what a file is: glob of such files} that it reads; `results`: globs of what it writes.
+    """A command. `kinds` is {kind of file: glob} of the files that it reads, `results` are globs of those it writes.
 
-    A quick one has several turns for each turn of the others.
+    A quick command has several cases for each case of the others.
     """
 
     run: Callable[[Path], list[str] | Callable[[], object]]
@@ -100,12 +100,12 @@ def of(names: str, *kinds: dict[str, str]) -> dict[str, str]:
 
 
 def typed(*argv: object) -> Callable[[Path], list[str]]:
-    """A command line, in which `{}` is the folder."""
+    """A command line, in which `{}` stands for the folder."""
     return lambda folder: [str(argument).replace("{}", str(folder)) for argument in argv]
 
 
 def page(folder: Path) -> Callable[[], object]:
-    """A feature's page, as the dashboard asks for it."""
+    """The page of a feature, as the dashboard computes it."""
 
     def compute() -> None:
         from analysis.comparison import shared_features as comparison
@@ -222,7 +222,7 @@ COMMANDS = {
 
 
 def build(folder: Path, logs: Path) -> None:
-    """A finished run with its analyses, one that was interrupted, a store half harvested, an exported dictionary."""
+    """Write a finished run with its analyses, an interrupted run, an unfinished store and an exported dictionary."""
 
     def need(command: list[str] | Callable[[], object], status: int = 0) -> None:
         ended = run(command, logs, 600)
@@ -240,7 +240,7 @@ def build(folder: Path, logs: Path) -> None:
 
 
 def interrupted(argv: list[str]) -> Callable[[], object]:
-    """Training that is stopped by a signal when it has saved two checkpoints."""
+    """A training that a signal stops after two checkpoints."""
 
     def command() -> None:
         import signal
@@ -286,7 +286,7 @@ def truth_made(folder: Path) -> Callable[[], object]:
 
 
 def damage(path: Path, chance: random.Random) -> str:
-    """Flip a bit, or cut off the end; says which."""
+    """Flip a bit or cut off the end of a file. Returns a description."""
     content = bytearray(path.read_bytes())
     if chance.random() < CUT or not content:
         size = chance.randrange(max(1, len(content)))
@@ -299,7 +299,7 @@ def damage(path: Path, chance: random.Random) -> str:
 
 
 def results_of(folder: Path, command: Command, ended: Ended) -> dict[str, object]:
-    """What came of a command, without what differs each time: times, and what is said of damage."""
+    """The results of a command without the parts that differ each time: times, and messages on damage."""
     found: dict[str, object] = {} if command.results else {"said": ended.out}
     for glob in command.results:
         for path in sorted(path for path in folder.glob(glob) if path.is_file()):
@@ -311,7 +311,7 @@ def results_of(folder: Path, command: Command, ended: Ended) -> dict[str, object
 
 
 def judged(ended: Ended, found: dict[str, object], expected: dict[str, object], path: Path, folder: Path) -> str:
-    names = [path.name, *(f"step {part} " for part in path.relative_to(folder).parts if part.isdigit())]  # a checkpoint
+    names = [path.name, *(f"step {part} " for part in path.relative_to(folder).parts if part.isdigit())]  # steps
     if ended.status is None:
         return "HANGS"
     if ended.status < 0 or "Traceback" in ended.err or ended.status not in (0, 2):
@@ -331,7 +331,7 @@ FAULTS = ("HANGS", "TRACEBACK", "NOT NAMED", "SAYS TOO MUCH", "SILENT")
 
 
 def cases(count: int, chance: random.Random) -> Iterator[tuple[str, str]]:
-    """(command, kind): all in turn, in a random order, and again."""
+    """Endless (command, kind of file): all of them in random order, then again."""
     pairs = [(name, kind) for name, of in COMMANDS.items() for kind in of.kinds for _ in range(of.turns)]
     while count > 0:
         chance.shuffle(pairs)
@@ -351,7 +351,7 @@ class Campaign:
             os.rename(self.work, self.whole)
 
     def attempt(self, name: str, damaged: Callable[[], Path] | None) -> tuple[Ended, dict[str, object], Path | None]:
-        """A command in a fresh copy, always at the same place; after damage, where there is any."""
+        """Run a command in a fresh copy, which is always at the same path, after damaging it if requested."""
         shutil.rmtree(self.work, ignore_errors=True)
         shutil.copytree(self.whole, self.work)
         path = damaged() if damaged else None
@@ -359,7 +359,7 @@ class Campaign:
         return ended, results_of(self.work, COMMANDS[name], ended), path
 
     def case(self, name: str, kind: str, chance: random.Random) -> tuple[str, str]:
-        """(the judgement, what was done)."""
+        """(verdict, description) of a case."""
         if name not in self.expected:
             ended, self.expected[name], _ = self.attempt(name, None)
             if ended.status or ended.err:

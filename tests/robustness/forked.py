@@ -1,6 +1,6 @@
-"""Commands in processes forked from one that has imported everything: each has its own caches, and dies alone.
+"""Commands in forked processes, which start fast, because all imports are done before the fork.
 
-Nothing is computed before the fork, as JAX's and torch's threads do not survive it.
+Nothing is computed before the fork, because threads of JAX and torch do not survive it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HEAVY += ("analysis.ui.report.html", "analysis.comparison.clusters", "analysis.c
 
 @dataclass(frozen=True)
 class Ended:
-    """`status` is negative where a signal ended the process, None where it had to be ended."""
+    """The end of a process. `status` is negative after a signal, and None after a timeout."""
 
     status: int | None
     out: str
@@ -47,7 +47,7 @@ class Ended:
 
 
 def warm(compiled: Path) -> None:
-    """Import what the commands import, and have them share what JAX compiles."""
+    """Import everything that commands import, and let them share compiled programs."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "JAX_NUM_CPU_DEVICES": "2"}
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     for name in HEAVY:
@@ -55,7 +55,7 @@ def warm(compiled: Path) -> None:
 
 
 def start(command: list[str] | Callable[[], object], logs: Path) -> int:
-    """Fork a process for `python main.py COMMAND`, or for a function; its number."""
+    """Fork a process for `python main.py COMMAND` or for a function. Returns its id."""
     sys.stdout.flush()
     if number := os.fork():
         return number

@@ -1,10 +1,9 @@
-"""Kills at random moments, in harvest, training and analysis: the same command again ends as if nothing had been.
+"""Kills at random moments of a harvest, a training or an analysis: repeating the command completes the work.
 
     python tests/robustness/kills.py --count 100 --seed 0 [--folder FOLDER]
 
-Every case starts a command in a fresh folder, kills its process (SIGKILL) at a random moment of the time that it took
-undisturbed, at times once more, and then has the same command (with --resume) end. What it leaves must be byte for byte
-what an undisturbed one leaves.
+Each case starts a command in a fresh folder and kills its process (SIGKILL) at a random moment, sometimes twice. The
+same command (with --resume) then runs to its end. Its files must equal those of an undisturbed command byte for byte.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from forked import run, start, wait, warm
 OFTEN = ("--checkpoint-seconds", "0.05")
 ROWS = ("cache/activations/*/manifest.json", "cache/activations/*/*/*")
 LEARNED = ("run/members/*/*", "run/snapshots/*/*", "run/metrics.jsonl", "run/results.json", "run/analysis/*.json")
-# Flags given twice count as the last says.
+# If a flag is given twice, the last one counts.
 SHARDS = ("--n-samples", "8000", "--seq-len", "20", "--batch-size", "512", "--epochs", "1")
 WHERE = ("--run-dir", "{}/run", "--cache-dir", "{}/cache", "--resume")
 
@@ -43,7 +42,12 @@ COMMANDS = {
     ),
     "report": Command(typed("report", "{}/run", "--cache-dir", "{}/cache"), {}, ("run/report.html",)),
 }
-AFTER = {"training": "harvested", "several": "harvested", "study": "trained", "report": "trained"}  # begun from there
+AFTER = {
+    "training": "harvested",
+    "several": "harvested",
+    "study": "trained",
+    "report": "trained",
+}  # from earlier results
 
 
 class Campaign:
@@ -72,7 +76,7 @@ class Campaign:
             self.work.mkdir()
 
     def undisturbed(self, name: str) -> None:
-        for _ in range(2):  # the first one compiles
+        for _ in range(2):  # the first one also compiles
             self.fresh(AFTER.get(name))
             began = time.monotonic()
             ended = run(COMMANDS[name].run(self.work), self.logs, 600)
@@ -82,7 +86,7 @@ class Campaign:
             assert self.expected.setdefault(name, again) == again, f"{name} differs from time to time"
 
     def case(self, name: str, chance: random.Random) -> tuple[str, str]:
-        """(the judgement, what was done)."""
+        """(verdict, description) of a case."""
         if name not in self.expected:
             self.undisturbed(name)
         self.fresh(AFTER.get(name))

@@ -1,10 +1,10 @@
-"""Run directories as somebody else may send them: malformed, with right checksums, or with links that lead out.
+"""Run directories from an attacker: malformed but with correct checksums, or with links that lead out of the run.
 
     python tests/robustness/received.py [--count 100] [--seed 0] [--folder FOLDER]
 
-A run is trained and studied, in FOLDER/run where there is none. Each of COUNT copies gets one fault and meets every
-command that reads it. A command may do its work or refuse it in a sentence; a traceback, or a file changed outside the
-copy, counts as a failure.
+A run is trained and studied, unless there is one in FOLDER/run. Each of COUNT copies gets one fault, and all commands
+that read the faulty file run on it. A command may succeed, or refuse the run in one sentence. A traceback or a changed
+file outside of the copy is a failure.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ VALUES = {
     "half of a character": "\ud800",
     "path": "../../outside/owned",
 }
-ABSOLUTE = "ABSOLUTE"  # the place outside
+ABSOLUTE = "ABSOLUTE"  # stands for the path of a file outside of the run
 IDS = (
     ABSOLUTE,
     "../../outside/owned",
@@ -106,7 +106,7 @@ FILES = ("report.html", ".report.html.tmp", ".lock", "figures/report-pareto.svg"
 
 
 def commands(run: Path, cache: Path, member: str, resumed: list[str]) -> Iterator[list[str]]:
-    """All that read a run, but those that take long, `steer` and `saebench`: these open it as `attribute` does."""
+    """All commands that read a run, except the slow `steer` and `saebench`, which open it as `attribute` does."""
     with_cache = ["--cache-dir", str(cache)]
     if not (run / "results.json").exists():
         yield ["show", str(run)]
@@ -125,7 +125,7 @@ def commands(run: Path, cache: Path, member: str, resumed: list[str]) -> Iterato
 
 
 def write_record(path: Path, record: Any) -> None:
-    """As `write_json`, which refuses what JSON does not have: NaN and the like, with a right checksum."""
+    """Write a record with a correct checksum, like `write_json`, but with NaN and other values that JSON lacks."""
     whole = record | {CHECKSUM: checksum_of(record)} if isinstance(record, dict) else record
     path.write_text(json.dumps(whole))
 
@@ -141,7 +141,7 @@ def read_record(path: Path) -> dict:
 
 
 def places(tree: Any, here: tuple = ()) -> Iterator[tuple]:
-    """The way to every value; of a list only to its first."""
+    """The path to each value of a record; of each list, only to its first entry."""
     yield here
     if isinstance(tree, dict):
         for key, value in tree.items():
@@ -169,7 +169,7 @@ def record_fault(file: str, place: tuple, value: Any) -> Fault:
 
 
 def line_fault(value: Any) -> Fault:
-    """In metrics.jsonl, each of whose lines has a checksum."""
+    """A fault in a line of metrics.jsonl, with a correct checksum."""
 
     def apply(run: Path) -> None:
         path = run / "metrics.jsonl"
@@ -196,7 +196,7 @@ def array_fault(file: str, name: str, change: Callable[[np.ndarray], np.ndarray]
 
 
 def change_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
-    """With a right checksum in the file, and in the record beside it."""
+    """Change arrays, and correct the checksum in the file and in the record beside it."""
     with np.load(path) as loaded:
         arrays = dict(loaded)
     written = write_arrays(path, change(arrays))
@@ -205,7 +205,7 @@ def change_arrays(path: Path, change: Callable[[dict[str, np.ndarray]], dict[str
 
 
 def id_fault(name: str) -> Fault:
-    """The first member is called so wherever it is named, and its folder too where a folder can be."""
+    """Rename the first member everywhere, and its folder if the name can be that of a folder."""
 
     def apply(run: Path) -> None:
         hostile = str(run.with_name("outside") / "owned") if name == ABSOLUTE else name
@@ -239,7 +239,7 @@ def link_fault(place: str) -> Fault:
 
 
 def unfinished(fault: Fault) -> Fault:
-    """The same in a run that was interrupted."""
+    """A fault in an interrupted run."""
 
     def apply(run: Path) -> None:
         fault(run)
@@ -249,7 +249,7 @@ def unfinished(fault: Fault) -> Fault:
 
 
 def faults(run: Path, rng: random.Random) -> list[tuple[str, Fault]]:
-    """Of every kind, in random order; those of records and arrays are drawn, all ids and links are tried."""
+    """All faults of ids and links, and random faults of records and arrays, in random order."""
     found: list[tuple[str, Fault]] = [(f"id {name!r:.40}", id_fault(name)) for name in IDS]
     found += [(f"link {place}", link_fault(place)) for place in (*LINKS, *FILES)]
     lines = {"no object": lambda line: [1], "no member": lambda line: {"step": 1}, "null": lambda line: None}
@@ -277,7 +277,7 @@ def faults(run: Path, rng: random.Random) -> list[tuple[str, Fault]]:
         drawn.append(
             [(f"{name}: {array} {what}", array_fault(name, array, WRONG_ARRAYS[what])) for array, what in here[:200]]
         )
-    while any(drawn):  # of each file in turn, so that a short campaign has them all
+    while any(drawn):  # one from each file in turn, so that a short campaign has faults of all files
         for of in drawn:
             if of:
                 found.append(of.pop())
@@ -285,14 +285,14 @@ def faults(run: Path, rng: random.Random) -> list[tuple[str, Fault]]:
 
 
 def readers(name: str) -> Sequence[str]:
-    """The commands that read what is at fault; none named: all."""
+    """The commands that read the faulty file; empty if all commands do."""
     if "analysis/" in name or "snapshots/" in name:
         return ("report", "study", "find-feature")
     return ("show", "report", "frontier") if any(f" {file}" in name for file in FILES) or "metrics" in name else ()
 
 
 def outcome(argv: list[str]) -> tuple[int | str, str]:
-    """(exit status or "traceback", what was said) of a command in this process; a dashboard ends before it serves."""
+    """(exit status or "traceback", printed text) of a command in this process. A dashboard ends before it serves."""
     said = io.StringIO()
     with (
         contextlib.redirect_stdout(said),
@@ -310,7 +310,7 @@ def outcome(argv: list[str]) -> tuple[int | str, str]:
 
 
 def tried(run: Path, cache: Path, name: str, fault: Fault) -> list[tuple[str, int | str, str]]:
-    """(command, outcome, what was said) of every command that reads it, on a copy of the run with this fault."""
+    """(command, outcome, printed text) of every command that reads the faulty file, on a copy with this fault."""
     config, results = read_record(run / "config.json"), read_record(run / "results.json")
     member, resumed = results["members"][-1]["id"], shlex.split(reproduction_command(config, results))[2:]
     with tempfile.TemporaryDirectory() as folder:
@@ -332,7 +332,7 @@ def tried(run: Path, cache: Path, name: str, fault: Fault) -> list[tuple[str, in
 
 
 def campaign(folder: Path, count: int, seed: int) -> list[str]:
-    """Runs it, and tells what failed."""
+    """Try `count` faults. Returns the failures."""
     run, cache = folder / "run", folder / "cache"
     os.environ |= environment(cache)
     if not (run / "analysis" / "study.json").exists():

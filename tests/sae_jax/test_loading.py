@@ -1,4 +1,4 @@
-"""`encode` and `decode` of a loaded dictionary: rows by any library, of any number format, none, one or many."""
+"""`encode` and `decode` of a loaded dictionary, for rows of any library and number format, and for no rows."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from sae_jax.formats.saelens import new_cfg
 from sae_jax.loading import LoadedSAE
 
 D, F = 6, 16
-X_NxD = np.random.default_rng(0).integers(-8, 8, (5, D)).astype(np.float32)  # exact in every format, float8, too
+X_NxD = np.random.default_rng(0).integers(-8, 8, (5, D)).astype(np.float32)  # exact in every format, even float8
 ARCHITECTURES = {"standard": {}, "jumprelu": {}, "gated": {}, "topk": {"k": 3}, "abstopk": {"k": 3}}
 
 
@@ -59,7 +59,7 @@ def test_rows_of_any_library_and_number_format_are_the_same_rows(sae, form):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("shape", [(0, D), (0, 2, D), (D,), (5, 1, D)])
-def test_rows_have_any_leading_dimensions_also_none_and_no_rows(tmp_path, architecture, shape):
+def test_rows_may_have_any_leading_dimensions(tmp_path, architecture, shape):
     sae = loaded(architecture, tmp_path)
     x = np.resize(X_NxD, shape)
     f = sae.encode(torch.tensor(x))
@@ -87,6 +87,6 @@ def test_encoding_can_be_differentiated_and_compiled(sae):
     ],
     ids=str,
 )
-def test_what_are_no_rows_is_refused_with_the_reason(sae, rows, reason):
+def test_invalid_rows_are_refused_with_the_reason(sae, rows, reason):
     with pytest.raises(InputError, match=reason):
         sae.encode(rows)

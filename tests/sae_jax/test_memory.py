@@ -1,4 +1,4 @@
-"""What needs too much memory is refused before it begins, and whoever runs out of it is told what needs less."""
+"""Runs that need too much memory are refused before they begin, and out-of-memory errors say what needs less."""
 
 import errno
 
@@ -46,7 +46,7 @@ def raised(action) -> Exception:
     ],
     ids=["numpy", "torch", "xla", "python", "cuda", "c++", "xla-gpu", "cublas", "system"],
 )
-def test_every_library_that_runs_out_of_memory_is_understood(action, monkeypatch, capsys):
+def test_out_of_memory_errors_of_all_libraries_are_recognized(action, monkeypatch, capsys):
     error = raised(action)
     assert is_out_of_memory(error)
 
@@ -63,7 +63,7 @@ def test_every_library_that_runs_out_of_memory_is_understood(action, monkeypatch
 @pytest.mark.parametrize(
     "error", [ValueError("a bad shape"), OSError(errno.ENOSPC, "full"), InputError("out of memory")]
 )
-def test_other_errors_are_not_taken_for_it(error):
+def test_other_errors_are_not_called_out_of_memory(error):
     assert not is_out_of_memory(error)
 
 
@@ -73,7 +73,7 @@ def need(devices: int = 1, on_host: bool = True, **values) -> memory.Needed:
 
 
 @pytest.mark.parametrize("more", [{"seed": tuple(range(9))}, {"ema": 0.9}, {"hidden_dim": 8192}, {"batch_size": 8192}])
-def test_what_is_needed_grows_with_what_is_asked_for(more):
+def test_estimated_memory_grows_with_the_settings(more):
     less = {"hidden_dim": 4096, "seed": tuple(range(8))}
     assert sum(need(**less | more).host.values()) > sum(need(**less).host.values())
 
@@ -87,7 +87,7 @@ def test_micro_batches_need_less_and_devices_hold_what_they_train():
 
 
 @pytest.mark.parametrize("width", [1_000_000, 2**31 - 1])
-def test_a_population_that_cannot_fit_is_refused_before_the_harvest(width, tmp_path, capsys, monkeypatch):
+def test_a_population_too_large_for_memory_is_refused_before_the_harvest(width, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 16 << 30)
     argv = [
         *BUNDLED,
@@ -104,7 +104,7 @@ def test_a_population_that_cannot_fit_is_refused_before_the_harvest(width, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_a_batch_that_cannot_fit_names_the_batch():
+def test_a_batch_too_large_for_memory_is_named():
     wide = need(hidden_dim=65536, batch_size=1 << 20, activation="topk")
     with pytest.raises(InputError, match="--micro-batches"):
         refuse_too_large(wide)
@@ -112,7 +112,7 @@ def test_a_batch_that_cannot_fit_names_the_batch():
         refuse_too_large(need(hidden_dim=65536, on_host=False), device_limit=10**9)
 
 
-def test_what_is_available_is_what_the_control_group_leaves(tmp_path):
+def test_available_memory_respects_control_groups(tmp_path):
     assert 0 < available() <= psutil.virtual_memory().total
     of, group = tmp_path / "cgroup", tmp_path / "sys" / "user" / "job"
     group.mkdir(parents=True)

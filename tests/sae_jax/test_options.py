@@ -1,4 +1,4 @@
-"""Lower precision, a batch in parts, averaged weights: each against the plain way."""
+"""Lower precision, micro-batches and averaged weights, each compared with training without it."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from sae_jax.training.loop import train
 from sae_jax.training.step import make_train_block
 
 D, BATCH, STEPS = 24, 32, 60
-NOTHING = jnp.zeros((1, 0, D))  # no rows to calibrate on
+NOTHING = jnp.zeros((1, 0, D))  # no calibration rows
 
 
 def states_after_each_step(config: TrainConfig) -> list:
@@ -57,13 +57,13 @@ def test_bfloat16_trains_float32_weights_to_nearly_the_same(activation):
     plain = states_after_each_step(config_of(activation))[-1]
     lower = states_after_each_step(config_of(activation, dtype="bfloat16"))[-1]
     assert {leaf.dtype for leaf in lower.params.values()} == {np.dtype(np.float32)}
-    cosine = (plain.params["W_dec"] * lower.params["W_dec"]).sum(-1)  # rows have norm 1
+    cosine = (plain.params["W_dec"] * lower.params["W_dec"]).sum(-1)  # decoder rows have norm 1
     assert cosine.min() > 0.97
     assert np.abs(plain.params["W_dec"] - lower.params["W_dec"]).max() > 1e-5
 
 
 @pytest.mark.parametrize("activation", ["relu", "jump_relu", "gated", "topk", "multi_topk"])
-def test_a_batch_in_parts_is_the_same_batch(activation):
+def test_micro_batches_give_the_same_step(activation):
     whole = states_after_each_step(config_of(activation))[-1]
     parts = states_after_each_step(config_of(activation, micro_batches=4))[-1]
     assert gap(parts.params, whole.params) < 1e-3
@@ -93,4 +93,4 @@ def test_the_average_is_what_is_exported(tmp_path):
         W_dec_FxD = load_dictionary(run.path / "members" / results["members"][0]["id"]).sae.W_dec[...]
         norms[ema] = np.linalg.norm(W_dec_FxD, axis=1)
     np.testing.assert_allclose(norms[0.0], 1.0, atol=1e-5)
-    assert norms[0.99].max() < 1 - 1e-5  # of directions that turned, the mean is shorter than each
+    assert norms[0.99].max() < 1 - 1e-5  # the mean of directions that turned is shorter than each

@@ -1,4 +1,4 @@
-"""Presets: what they set, what wins over them, and how they give way to the bundled model. No hub is asked."""
+"""Presets: their flags, flags that override them, and scaling down to the bundled model. No hub is contacted."""
 
 import json
 
@@ -13,7 +13,7 @@ from harvest.text.windows import token_windows
 from sae_jax.cost import plan
 from sae_jax.presets import BUNDLED_HELD_OUT, BUNDLED_WINDOWS, PRESETS, SHORT_RUN_STEPS
 
-HUB_NAME = ("--model-name", "gpt2")  # named, so that nothing is scaled down; parsing does not look for it
+HUB_NAME = ("--model-name", "gpt2")  # a named model, so nothing is scaled down; parsing does not load it
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def no_hub(monkeypatch, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_what_its_record_says(name):
+def test_a_preset_sets_the_flags_of_its_record(name):
     request, config, _, record = train.parse(["--preset", name, *HUB_NAME])
     asked = {**vars(request), **vars(config)}
     assert PRESETS[name].flags.items() <= asked.items()
@@ -35,7 +35,7 @@ def test_a_preset_is_what_its_record_says(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_scaled_down_it_fits_the_bundled_model(name):
+def test_a_scaled_down_preset_fits_the_bundled_model(name):
     request, config, _, record = train.parse(["--preset", name])
     flags = PRESETS[name].flags
     assert max(request.layer) < 4 and request.dataset == "bundled" and request.model_name is None
@@ -60,7 +60,7 @@ def test_a_dry_run_of_each(name, tmp_path, capsys):
     assert " members in " in said and not list(tmp_path.iterdir())
 
 
-def test_flags_win():
+def test_flags_override_a_preset():
     request, config, _, _ = train.parse(
         ["--preset", "openai-v5-32k", *HUB_NAME, "--k=8", "--layer", "3", "--decay", "0"]
     )
@@ -68,7 +68,7 @@ def test_flags_win():
     assert (config.hidden_dim, request.hook) == ((32768,), ("resid_mid",))
 
 
-def test_flags_win_over_scaling_down():
+def test_flags_are_not_scaled_down():
     own = ["--layer", "3", "--hidden-dim", "100", "--lr", "5e-4", "--batch-size", "4096", "--seq-len=20"]
     request, config, _, record = train.parse(["--preset", "res-jb", *own])
     assert (request.layer, config.hidden_dim, config.lr, request.seq_len) == ((3,), (100,), (5e-4,), 20)
@@ -76,7 +76,7 @@ def test_flags_win_over_scaling_down():
     assert [change.split()[0] for change in record["scaled_down"]] == ["--dataset", "--n-samples", "--held-out"]
 
 
-def test_a_text_of_ones_own_is_not_cut():
+def test_a_text_of_the_user_is_not_scaled_down():
     request, config, _, _ = train.parse(["--preset", "res-jb", "--dataset", "my.txt"])
     assert (request.dataset, request.n_samples, request.layer) == ("my.txt", 300_000_000 // 128, (2,))
     assert config.batch_size == 4096

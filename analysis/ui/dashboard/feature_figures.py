@@ -14,7 +14,7 @@ from analysis.pages.feature import Bars, FeaturePage
 from analysis.plots.style import styled
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
-HEIGHT = 240  # of a whole figure, including title, axes and legend
+HEIGHT = 240  # height of a figure, including title, axes and legend
 
 
 def histogram(bars: Bars, x: str, counted: str, title: str, subtitle: str) -> Any:

@@ -2,7 +2,7 @@
 
 from urllib.parse import urlencode
 
-ADDRESS, PORT = "127.0.0.1", 8501  # where `python main.py dashboard` listens by default
+ADDRESS, PORT = "127.0.0.1", 8501  # default address and port of `python main.py dashboard`
 
 
 def page_link(page: str, **query: object) -> str:

@@ -72,9 +72,9 @@ def chosen() -> Chosen:
 
 def go(page: str, **query: object) -> None:
     """Open another page, with the run, the member and `query` in its address."""
-    at = chosen()
+    choice = chosen()
     names = {path: name for name, path in arguments()[0].items()}
-    asked = {"run": names[at.path], "member": at.member} | query
+    asked = {"run": names[choice.path], "member": choice.member} | query
     st.switch_page(f"screens/{page}.py", query_params={name: str(value) for name, value in asked.items()})
 
 
@@ -119,15 +119,15 @@ def features_path(path: str, member: str) -> Path:
 
 def features() -> Features:
     """The statistics of the chosen member. If there are none yet, the page ends with an offer to compute them."""
-    at = chosen()
-    file = features_path(*at)
-    saved = saved_features(*at, file.stat().st_mtime) if file.exists() else None
+    choice = chosen()
+    file = features_path(*choice)
+    saved = saved_features(*choice, file.stat().st_mtime) if file.exists() else None
     if saved is None:
         st.info("The statistics of this member's features are not computed yet. This takes some minutes.")
         if st.button("Compute it now"):
             bar = st.progress(0.0, "reading")
             with errors_shown():
-                load_or_compute_features(at.run, [at.member], arguments()[1], shown_in(bar))
+                load_or_compute_features(choice.run, [choice.member], arguments()[1], shown_in(bar))
             st.rerun()
         st.stop()
     return saved
@@ -210,8 +210,8 @@ def listed(path: str, member: str, changed: float) -> feature_list.FeatureList:
 def the_list() -> feature_list.FeatureList:
     """The table of the chosen member's features. Like `features`, ends the page if they are not computed yet."""
     features()
-    at = chosen()
-    return listed(*at, features_path(*at).stat().st_mtime)
+    choice = chosen()
+    return listed(*choice, features_path(*choice).stat().st_mtime)
 
 
 @st.cache_resource(show_spinner=False, max_entries=DICTIONARIES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-POSITIVE, NEGATIVE = "86, 180, 233", "230, 159, 0"  # of Okabe and Ito
+POSITIVE, NEGATIVE = "86, 180, 233", "230, 159, 0"  # colours of Okabe and Ito
 STRONGEST = 0.6  # opacity of the strongest colour: with more, text would be hard to read
 STYLE = "line-height:1.9; white-space:pre-wrap; overflow-wrap:anywhere; margin:0 0 .5rem 0"
 NOTE = "font-size:.8rem; opacity:.7; white-space:nowrap"

@@ -1,6 +1,6 @@
-"""The content of a report of finished runs: what was computed already, and what is cheap to compute now.
+"""The content of a report of finished runs: saved results, and results that are fast to compute.
 
-What is missing and takes long is not computed: `missing` says of a section why it is empty, and which command fills it.
+Slow results that are missing are not computed: `missing` says why a section is empty, and which command fills it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from analysis.runs import families
 from analysis.runs.best_member import best_of_results
 from analysis.runs.curves import read_curves
 from analysis.runs.families import source_name
-from analysis.runs.finished import STUDY_AGAIN, FinishedRun
+from analysis.runs.finished import STUDY_AGAIN, TRAIN_AGAIN, FinishedRun
 from analysis.runs.reproduce import reproduction_command
 from analysis.runs.shapes import Study
 from analysis.stats import Estimate
@@ -39,29 +39,29 @@ from harvest.errors import InputError
 from sae_jax.shapes import read_shaped
 from sae_jax.training.snapshots import read_snapshots
 
-SHOWN = 384  # features in all; of each member at least LEAST and at most MOST
+SHOWN = 384  # features in total, but from LEAST to MOST for each member
 LEAST, MOST = 8, 24
-CHEAP = 3e8  # pairs of features that are compared within a minute
+CHEAP = 3e8  # pairs of features that can be compared within a minute
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure; `alt` describes in words, from its numbers, what it shows."""
+    """A figure. `alt` is a description in words, generated from its numbers."""
 
-    name: str  # of figures/NAME.svg
+    name: str  # the NAME of figures/NAME.svg
     figure: Any
     alt: str
 
 
 @dataclass(frozen=True)
 class Part:
-    """What the report shows of one run; `figures` and `missing` are by section, `answers` are those of study.json."""
+    """The content about one run. `figures` and `missing` are by section, `answers` are those of study.json."""
 
     run: FinishedRun
     is_control: bool
     facts: dict[str, str]
     command: str
-    members_json: str  # the content of a file of members
+    members_json: str  # the content of the members' file, if there is one
     features: dict[str, Features]
     shown: dict[str, list[Highlight]]
     answers: list[dict[str, Any]]
@@ -71,7 +71,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    frontier: Drawn | None  # None where all members failed
+    frontier: Drawn | None  # None if all members failed
     parts: list[Part]
 
 
@@ -107,7 +107,7 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
         f"Explained variance against L0 of {len(members)} members: {span(ranges['explained_variance'], '.3f')} "
         f"at L0 {span(ranges['l0'], '.1f')}."
     )
-    alt += f" Of those within a tenth of the L0 asked, most is explained by {best['id']}." if best else ""
+    alt += f" Of those within a tenth of the target L0, {best['id']} explains most." if best else ""
     return Drawn("report-pareto", drawn, alt)
 
 
@@ -125,9 +125,9 @@ def part_of(
         missing["features"] = "All members failed: there are no features to show."
     try:
         features = load_or_compute_features(run, members, cache_dir, on_progress, say)
-        for number, (name, of) in enumerate(features.items(), 1):
+        for number, (name, statistics) in enumerate(features.items(), 1):
             store = run.store(run.site(name), cache_dir, on_progress, say)
-            shown[name] = highlights(of, count, store, run.language_model.tokenizer)
+            shown[name] = highlights(statistics, count, store, run.language_model.tokenizer)
             on_progress("examples", number, len(features))
     except InputError as error:
         missing["features"] = f"What the features do is not shown: {error}"
@@ -154,7 +154,9 @@ def part_of(
     try:
         curves = read_curves(run)
         if unknown := curves.keys() - kinds.keys():
-            raise InputError(f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, which is not in results.json")
+            raise InputError(
+                f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, but results.json has not: {TRAIN_AGAIN}"
+            )
         part.figures["training"] = [training(curves, kinds)]
     except InputError as error:
         missing["training"] = f"How it was trained is not shown: {error}"
@@ -162,7 +164,7 @@ def part_of(
     if features:
         part.figures["densities"] = [of_densities(features, kinds)]
         part.figures["dead"] = (
-            [of_dead(features, kinds)] if any(not of.alive_F.all() for of in features.values()) else []
+            [of_dead(features, kinds)] if any(not member.alive_F.all() for member in features.values()) else []
         )
         part.figures["comparison"] = in_common(part, study)
         part.figures["emergence"] = emerged(part, kinds)
@@ -184,7 +186,9 @@ def facts_of(run: FinishedRun) -> dict[str, str]:
         "members": f"{len(run.members)} of {len(run.results['members'])} trained to the end",
         "steps": f"{timing['steps']:,}",
         "training": f"{timing['training_seconds']:,.0f} s on {environment['device']}",
-        "versions": ", ".join(f"{name} {of}" for name, of in versions.items() if name not in ("backend", "device")),
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in versions.items() if name not in ("backend", "device")
+        ),
     }
     return facts | ({"control": run.request.control} if run.request.control else {})
 
@@ -198,15 +202,17 @@ def training(curves: dict[str, list[dict[str, float]]], kinds: dict[str, str]) -
 
 
 def of_densities(features: dict[str, Features], kinds: dict[str, str]) -> Drawn:
-    drawn = densities.densities_chart({name: of.density_F for name, of in features.items()}, kinds)
-    medians = [float(np.median(of.density_F[of.alive_F])) for of in features.values() if of.alive_F.any()]
-    alt = f"How many features fire how often, in {len(features)} members"
+    drawn = densities.densities_chart({name: member.density_F for name, member in features.items()}, kinds)
+    medians = [
+        float(np.median(member.density_F[member.alive_F])) for member in features.values() if member.alive_F.any()
+    ]
+    alt = f"Histogram of how often features fire, in {len(features)} members"
     alt += f"; the median living feature fires on {span(medians, '.3%')} of the rows." if medians else "; none does."
     return Drawn("report-densities", drawn, alt)
 
 
 def of_dead(features: dict[str, Features], kinds: dict[str, str]) -> Drawn:
-    shares = {name: float(1 - of.alive_F.mean()) for name, of in features.items()}
+    shares = {name: float(1 - member.alive_F.mean()) for name, member in features.items()}
     worst = max(shares, key=shares.__getitem__)
     alt = f"Share of features that fire on no row: {span(list(shares.values()), '.1%')}; most in {worst}."
     return Drawn("report-dead", population.dead(shares, kinds), alt)
@@ -214,20 +220,21 @@ def of_dead(features: dict[str, Features], kinds: dict[str, str]) -> Drawn:
 
 def in_common(part: Part, study: str) -> list[Drawn]:
     """The comparison of the study, or, if there is none, a comparison by direction alone."""
-    run, living = part.run, {name: of for name, of in part.features.items() if of.alive_F.any()}
+    run = part.run
+    living = {name: features for name, features in part.features.items() if features.alive_F.any()}
     if len(living) < 2:
         part.missing["comparison"] = "A comparison needs two or more members with living features."
         return []
     compared = comparison.read_shared_features(run.path / "analysis", list(run.members))
     if not compared:
-        if sum(len(of.density_F) for of in living.values()) ** 2 > CHEAP:
-            part.missing["comparison"] = f"The members were not compared, which takes long: {study}"
+        if sum(len(features.density_F) for features in living.values()) ** 2 > CHEAP:
+            part.missing["comparison"] = f"The members were not compared yet, which is slow: run {study}"
             return []
         settings = {name: families.settings_of(run, run.members[name]) for name in living}
         compared = comparison.compute_shared_features(
             {
-                name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], of.alive_F)
-                for name, of in living.items()
+                name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], features.alive_F)
+                for name, features in living.items()
             },
             dead=[name for name in part.features if name not in living],
         )
@@ -236,7 +243,7 @@ def in_common(part: Part, study: str) -> list[Drawn]:
     alt = (
         f"Features in common between {len(compared.members)} members: {span(shared.tolist(), '.1%')} of one are in "
         f"another, {shared.mean():.1%} in the mean; chance {chance.mean():.1%}. "
-        + "; ".join(f"{of.differ}: {of.shared.mean:.1%} over {of.pairs} pairs" for of in compared.groups)
+        + "; ".join(f"{group.differ}: {group.shared.mean:.1%} over {group.pairs} pairs" for group in compared.groups)
     )
     return [Drawn("report-comparison", shared_features_chart(compared), f"{alt}.")]
 
@@ -244,36 +251,36 @@ def in_common(part: Part, study: str) -> list[Drawn]:
 def emerged(part: Part, kinds: dict[str, str]) -> list[Drawn]:
     """The emergence curves of all members, and a heatmap of the features of the first member."""
     trajectories = {}
-    for name, of in part.features.items():
-        if of.alive_F.any() and len(snapshots := read_snapshots(part.run.path, name)) > 2:
-            trajectories[name] = emergence.compute_emergence(snapshots, of)
+    for name, features in part.features.items():
+        if features.alive_F.any() and len(snapshots := read_snapshots(part.run.path, name)) > 2:
+            trajectories[name] = emergence.compute_emergence(snapshots, features)
     if not trajectories:
         part.missing["emergence"] = (
-            "Under three snapshots were kept: train with --snapshots 10 (the default), or longer."
+            "There are fewer than three snapshots: train with --snapshots 10 (the default), or longer."
         )
         return []
-    first, way = next(iter(trajectories.items()))
-    middle = [float(of.recognizable_S[len(of.steps) // 2]) for of in trajectories.values()]
+    first, trajectory = next(iter(trajectories.items()))
+    middle = [float(one.recognizable_S[len(one.steps) // 2]) for one in trajectories.values()]
     alt = (
-        f"Share of the final features that snapshots at {len(way.steps)} steps have: {span(middle, '.1%')} of them at "
-        f"step {way.steps[len(way.steps) // 2]:,} of {way.steps[-1]:,}."
+        f"Share of the final features that are recognizable in snapshots at {len(trajectory.steps)} steps: "
+        f"{span(middle, '.1%')} at step {trajectory.steps[len(trajectory.steps) // 2]:,} of {trajectory.steps[-1]:,}."
     )
-    half = int(np.median(way.emerged_F[way.alive_F]))
-    ways = f"Cosine of the features of {first} to their final directions; half emerged by step {half:,}."
+    half = int(np.median(trajectory.emerged_F[trajectory.alive_F]))
+    cosines = f"Cosine of the features of {first} to their final directions; half emerged by step {half:,}."
     return [
         Drawn("report-emergence", emergence_curves(trajectories, kinds), alt),
-        Drawn(f"report-emergence-{first}", emergence_heatmap(first, way), ways),
+        Drawn(f"report-emergence-{first}", emergence_heatmap(first, trajectory), cosines),
     ]
 
 
 def mapped(part: Part, study: str) -> list[Drawn]:
     """The maps of clusters that a study wrote."""
     drawn = []
-    for name, of in part.features.items():
+    for name, features in part.features.items():
         folder = part.run.path / "analysis"
         if not (folder / f"clusters-{name}.json").exists():
             continue
-        promoted = [token_texts(part.run.language_model.tokenizer, tokens) for tokens in of.promoted_FxT]
+        promoted = [token_texts(part.run.language_model.tokenizer, tokens) for tokens in features.promoted_FxT]
         if clusters := clustering.read_clusters(folder, name, promoted):
             largest = (
                 f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""
@@ -283,7 +290,7 @@ def mapped(part: Part, study: str) -> list[Drawn]:
             alt += f"{clusters.noise:.0%} of the features are in none."
             drawn.append(Drawn(f"report-clusters-{name}", clusters_chart(clusters), alt))
     if not drawn:
-        part.missing["clusters"] = f"There is no map of clusters yet: {study}"
+        part.missing["clusters"] = f"There is no map of clusters yet: run {study}"
     return drawn
 
 
@@ -291,7 +298,7 @@ def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
     """A chart of the table of an answer."""
     if not answer["table"]:
         return []
-    table = {row: {name: Estimate(**of) for name, of in cells.items()} for row, cells in answer["table"].items()}
+    table = {row: {name: Estimate(**cell) for name, cell in cells.items()} for row, cells in answer["table"].items()}
     measures = len(dict.fromkeys(name for cells in table.values() for name in cells))
     alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the figures of the table."
     return [Drawn(f"report-question-{number}", estimates_chart(f"Question {number}", named(table)), alt)]

@@ -25,7 +25,9 @@ from analysis.study.questions import words
 from analysis.ui.report.contents import Drawn, Part, Report
 from analysis.ui.terminal.wording import failure_text, member_name, share_text
 
-SPOKEN = re.compile(r' (aria-[a-z]+|role)="[^"]*"')  # half of an SVG's bytes; its image has an alt text instead
+SPOKEN = re.compile(
+    r' (aria-[a-z]+|role)="[^"]*"'
+)  # half of an SVG's bytes, and redundant, because the image has an alt text
 SPEC_BYTES = 300_000  # a figure with more data is included as a picture only
 FIGURES_BYTES = 3_300_000  # for all figures together; beyond it, those with most data are pictures only
 SHOWN_SETTINGS = ("activation", "layer", "hook", "hidden_dim", "sparsity", "seed")  # shown for every member
@@ -37,7 +39,7 @@ SECTIONS = {
     "emergence": "Emergence",
     "clusters": "Clusters",
 }
-DARK = {  # what the colours of plots/style.py become on a dark page
+DARK = {  # replacements for the colours of plots/style.py on a dark page
     "#0072B2": "#56B4E9",
     "#56B4E9": "#A6DBFF",
     "#332288": "#A99BFF",
@@ -66,7 +68,7 @@ def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
     )
     environment.filters |= {"one_line": lambda text: text.replace("\n", "↵"), "words": words}
     vega = Markup(vl_convert.javascript_bundle().replace("</script", r"<\/script"))  # type: ignore[call-arg]
-    own = Markup(environment.get_template("report.js").render(DARK=DARK))
+    script = Markup(environment.get_template("report.js").render(DARK=DARK))
     return environment.get_template("report.html").render(
         report=report,
         parts=[(number, part, part.run.path.resolve().name) for number, part in enumerate(report.parts)],
@@ -77,8 +79,8 @@ def page(report: Report, pictures: Mapping[str, list[Path]]) -> str:
         estimates=estimates,
         fewest_documents=FEWEST_DOCUMENTS,
         embedded=fitted(report, pictures),
-        scripts=[vega, own],
-        hashes=[sha256(vega), sha256(own)],
+        scripts=[vega, script],
+        hashes=[sha256(vega), sha256(script)],
     )
 
 
@@ -87,17 +89,17 @@ def key(drawn: Drawn, part: Part | None = None) -> str:
 
 
 def fitted(report: Report, pictures: Mapping[str, list[Path]]) -> dict[str, dict[str, Any]]:
-    """All figures, by key, within FIGURES_BYTES as far as leaving out their data goes."""
+    """All figures by key. Those with most data are pictures only, until the total is within FIGURES_BYTES."""
     drawn: list[tuple[Drawn, Part | None]] = [(report.frontier, None)] if report.frontier else []
-    drawn += [(of, part) for part in report.parts for figures in part.figures.values() for of in figures]
-    found = {key(*of): embedded(of[0], pictures[key(*of)]) for of in drawn}
-    sizes = {name: len(json.dumps(of["spec"])) for name, of in found.items()}
-    total = sum(sizes.values()) + sum(len(of["picture"]) for of in found.values())
+    drawn += [(figure, part) for part in report.parts for figures in part.figures.values() for figure in figures]
+    by_key = {key(figure, part): embedded(figure, pictures[key(figure, part)]) for figure, part in drawn}
+    sizes = {name: len(json.dumps(figure["spec"])) for name, figure in by_key.items()}
+    total = sum(sizes.values()) + sum(len(figure["picture"]) for figure in by_key.values())
     for name in sorted(sizes, key=lambda name: -sizes[name]):
         if total <= FIGURES_BYTES:
             break
-        total, found[name]["spec"] = total - sizes[name], None
-    return found
+        total, by_key[name]["spec"] = total - sizes[name], None
+    return by_key
 
 
 def sha256(script: str) -> str:
@@ -105,7 +107,7 @@ def sha256(script: str) -> str:
 
 
 def embedded(drawn: Drawn, paths: list[Path]) -> dict[str, Any]:
-    """A figure's words, its picture as a data: address, and its specification where that is not too large."""
+    """The description of a figure, its picture as a data: address, and its specification unless that is too large."""
     spec = rounded(drawn.figure.to_dict())
     png, svg = (path.read_bytes() for path in paths)
     svg = SPOKEN.sub("", svg.decode()).encode()
@@ -116,20 +118,20 @@ def embedded(drawn: Drawn, paths: list[Path]) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Five digits are more than a figure shows."""
+    """The value with all numbers rounded to five digits, which is more than a figure shows."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
-        return {name: rounded(of) for name, of in value.items()}
-    return [rounded(of) for of in value] if isinstance(value, list) else value
+        return {name: rounded(item) for name, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def rows(part: Part) -> list[dict[str, Any]]:
-    """The members' table: of each its name, whether it failed, and cells as (column, text, value to sort by)."""
+    """The rows of the members' table: name, failure, and cells as (column, text, value to sort by)."""
     members, table = part.run.results["members"], []
     settings = [families.settings_of(part.run, member) for member in members]
     further = families.differing(settings, but_for=SHOWN_SETTINGS)
-    for member, own in zip(members, settings, strict=True):
+    for member, setting in zip(members, settings, strict=True):
         metrics, intervals = member["metrics"] or {}, member.get("intervals") or {}
         asked = member[member["sparsity_control"]]
         cells = [
@@ -138,9 +140,12 @@ def rows(part: Part) -> list[dict[str, Any]]:
         ]
         cells += [("features", f"{member['hidden_dim']:,}", member["hidden_dim"])]
         cells += [
-            (member["sparsity_control"] and "asked", f"{asked:g}", asked),
+            (member["sparsity_control"] and "target", f"{asked:g}", asked),
             ("seed", str(member["seed"]), member["seed"]),
-            *((families.name_of(name), "-" if own[name] is None else f"{own[name]}", own[name]) for name in further),
+            *(
+                (families.name_of(name), "-" if setting[name] is None else f"{setting[name]}", setting[name])
+                for name in further
+            ),
         ]
         for name, column in (("explained_variance", "EV"), ("ce_recovered", "CE recovered"), ("l0", "L0")):
             value = metrics.get(name)
@@ -155,7 +160,7 @@ def rows(part: Part) -> list[dict[str, Any]]:
 
 
 def estimates(table: dict[str, dict[str, dict[str, Any]]]) -> list[tuple[str, list[str]]]:
-    """Of an answer of study.json a line a measure, a column a kind: means, and their intervals."""
+    """The table of an answer in study.json as text: a row for each measure and a column for each kind."""
     columns = dict.fromkeys(column for row in table.values() for column in row)
     return [
         (column, [str(Estimate(**row[column])) if column in row else "" for row in table.values()])

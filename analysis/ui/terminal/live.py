@@ -60,7 +60,11 @@ if TYPE_CHECKING:
 
 FRAME_SECONDS = 0.1  # shortest time between two redraws of a terminal
 LINE_SECONDS = 3.0  # shortest average time between two lines of a log: n lines at once are followed by n times as long
-UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}  # what the progress of a phase counts
+UNITS = {
+    "features": "rows",
+    "comparison": "pairs",
+    "emergence": "dictionaries",
+}  # units in which phases count their progress
 UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features", "examples": "members", "figures": "figures"}
 LOG_COLUMNS = 160  # longest line of progress in a log
 CURVE_COLUMNS = 16  # ids are shortened before the curve gets narrower than this

@@ -1,6 +1,6 @@
-"""The command line as a person types it: what it answers, what it leaves behind, what it says of bad input.
+"""The command line: its output, the files it leaves, and its messages for bad input.
 
-Where exit status and streams are the point, a process of its own; elsewhere `run_as_command`, which is what it runs.
+Tests of the exit status and of streams start a process. Other tests call `run_as_command`, which such a process runs.
 """
 
 import json
@@ -45,7 +45,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke(cache, tmp_path_factory) -> tuple[subprocess.CompletedProcess, Path]:
-    """The smoke test, typed once: (the process, its run directory)."""
+    """The smoke test's command, run once: (the finished process, its run directory)."""
     run = tmp_path_factory.mktemp("runs") / "smoke"
     return typed(*SMOKE, "--run-dir", run, cache=cache, cwd=run.parent), run
 
@@ -59,18 +59,18 @@ def for_this_process(monkeypatch, cache):
 def status_of(*argv: object) -> int:
     try:
         return main.run_as_command([str(a) for a in argv])
-    except SystemExit as e:  # argparse's way out
+    except SystemExit as e:  # raised by argparse
         return e.code
 
 
-# Before anything is loaded.
+# Checks that load nothing heavy.
 
 
-def test_help_is_there_at_once_and_shows_every_field(monkeypatch, cache):
-    monkeypatch.setenv("COLUMNS", "1000")  # no line is broken
+def test_help_is_fast_and_shows_every_field(monkeypatch, cache):
+    monkeypatch.setenv("COLUMNS", "1000")  # so that no line is wrapped
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     help = typed("--help", cache=cache)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # CPU time, which does not depend on who else is at work
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # CPU time, which other processes do not change
     assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 1
     assert help.returncode == 0 and not help.stderr
     flags = {word for line in help.stdout.splitlines() for word in line.split()[:1]}
@@ -97,7 +97,7 @@ def test_importing_loads_nothing_heavy(cache):
     assert typed(script=script, cache=cache, cwd=ROOT).stdout == "[]\n"
 
 
-# The main job.
+# Training.
 
 
 def test_the_smoke_test_from_text_to_results(smoke):
@@ -146,7 +146,7 @@ def test_the_smoke_test_from_text_to_results(smoke):
     assert all(math.isfinite(v) for line in lines for v in line.values() if not isinstance(v, str))
 
 
-def test_a_finished_run_is_answered_at_once_and_left_as_it_is(smoke, cache):
+def test_a_finished_run_is_shown_and_not_changed(smoke, cache):
     _, run = smoke
     before = files_of(run)
     script = f"""
@@ -163,7 +163,7 @@ sys.exit(status)"""
     assert files_of(run) == before
 
 
-def test_force_does_it_again_and_quiet_prints_one_line(smoke, cache):
+def test_force_trains_again_and_quiet_prints_one_line(smoke, cache):
     _, run = smoke
     before = files_of(run)
     forced = typed(*SMOKE, "--run-dir", run, "--force", "--quiet", cache=cache)
@@ -190,7 +190,7 @@ def test_several_kinds_in_one_run(smoke, cache, tmp_path):
 
 
 def test_a_population_over_layers_kinds_and_rates(cache, tmp_path):
-    """One command, one read of the text: a member a combination, at its own layer."""
+    """One command reads the text once, and trains a member for each combination, at the member's layer."""
     run = tmp_path / "run"
     grid = ("--layer", "0", "2", "--activation", "relu", "topk", "--lr", "1e-3", "1e-2", "--k", "8")
     done = typed(*TINY, *grid, "--run-dir", run, cache=cache)
@@ -204,7 +204,7 @@ def test_a_population_over_layers_kinds_and_rates(cache, tmp_path):
     assert all(f"║ {m['id']}" in done.stdout for m in members)
 
 
-def test_a_member_that_fails_is_named_and_the_rest_has_results(cache, tmp_path):
+def test_a_failed_member_is_reported_and_the_others_have_results(cache, tmp_path):
     run = tmp_path / "run"
     done = typed(*TINY, "--lr", "1e-3", "1e30", "--epochs", "3", "--run-dir", run, cache=cache)
     assert done.returncode == 0
@@ -221,7 +221,7 @@ def test_a_member_that_fails_is_named_and_the_rest_has_results(cache, tmp_path):
     assert {line["member"] for line in lines if line["step"] == lines[-1]["step"]} == {good["id"]}
 
 
-def test_a_failure_is_not_forgotten_by_a_kill_after_the_last_step(cache, tmp_path):
+def test_a_failed_member_stays_failed_after_a_kill(cache, tmp_path):
     argv = (
         *TINY,
         "--lr",
@@ -243,8 +243,8 @@ def test_a_failure_is_not_forgotten_by_a_kill_after_the_last_step(cache, tmp_pat
     assert json.loads(results.read_text())["members"] == before and before[1]["failed"]
 
 
-def test_a_damaged_row_is_named_and_not_the_learning_rate(cache, tmp_path, capsys):
-    """In one of two layers: the member there fails, and what is said is why."""
+def test_a_failure_by_a_damaged_row_is_not_blamed_on_the_learning_rate(cache, tmp_path, capsys):
+    """A damaged row in one of two layers makes the member there fail; the message gives the damage as the reason."""
     argv = (*TINY, "--layer", "0", "2", "--cache-dir", tmp_path / "cache")
     assert status_of(*argv, "--run-dir", tmp_path / "whole", "--quiet") == 0
     stores = json.loads((tmp_path / "whole" / "config.json").read_text())["stores"]
@@ -257,7 +257,7 @@ def test_a_damaged_row_is_named_and_not_the_learning_rate(cache, tmp_path, capsy
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def test_a_dry_run_says_who_would_train_and_leaves_nothing(cache, tmp_path, capsys):
+def test_a_dry_run_lists_members_and_writes_nothing(cache, tmp_path, capsys):
     grid = ("--layer", "0", "2", "--activation", "relu", "topk", "--hidden-dim", "256", "4096")
     assert (
         status_of(*BUNDLED, *grid, "--dry-run", "--run-dir", tmp_path / "run", "--cache-dir", tmp_path / "cache") == 0
@@ -268,18 +268,18 @@ def test_a_dry_run_says_who_would_train_and_leaves_nothing(cache, tmp_path, caps
     assert not list(tmp_path.iterdir())
 
 
-# A run directory belongs to one run.
+# A run directory holds one run only.
 
 
 def refused(capsys, *argv: object) -> str:
-    """The one line on standard error with which a command was refused."""
+    """The only line on standard error of a refused command."""
     assert status_of(*argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n")
     return error
 
 
-def test_a_run_of_another_configuration_is_left_alone(smoke, cache, capsys):
+def test_a_run_of_another_configuration_is_refused_and_not_changed(smoke, cache, capsys):
     _, run = smoke
     before = files_of(run)
     for extra in ((), ("--force",), ("--resume",)):
@@ -289,13 +289,13 @@ def test_a_run_of_another_configuration_is_left_alone(smoke, cache, capsys):
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "config.json"])
-def test_a_directory_that_holds_something_else_is_left_alone(name, cache, tmp_path, capsys):
+def test_a_directory_with_other_content_is_refused(name, cache, tmp_path, capsys):
     (tmp_path / name).write_text('{"architectures": ["GPT2LMHeadModel"]}')
     assert "is not empty and holds no run" in refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / name]
 
 
-def test_a_file_is_no_run_directory(cache, tmp_path, capsys):
+def test_a_file_is_refused_as_run_directory(cache, tmp_path, capsys):
     (tmp_path / "file").touch()
     for run in (tmp_path / "file", tmp_path / "file" / "run"):
         error = refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", run)
@@ -310,7 +310,7 @@ def test_a_damaged_record_is_named(smoke, cache, tmp_path, capsys):
         assert f"{copy / name} is damaged" in refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", copy)
 
 
-def test_what_is_lost_of_a_finished_run_is_written_again_as_the_message_says(smoke, cache, tmp_path, capsys):
+def test_lost_files_of_a_finished_run_are_restored_by_the_advice(smoke, cache, tmp_path, capsys):
     copy = shutil.copytree(smoke[1], tmp_path / "run")
     weights = copy / "members" / SMOKE_ID / "sae_weights.safetensors"
     whole = weights.read_bytes()
@@ -323,12 +323,12 @@ def test_what_is_lost_of_a_finished_run_is_written_again_as_the_message_says(smo
     assert weights.read_bytes() == whole and status_of(*argv) == 0
 
 
-def test_what_a_kill_left_of_the_very_first_file_is_no_hindrance(smoke, cache, tmp_path):
+def test_a_temporary_first_file_does_not_block_a_run_directory(smoke, cache, tmp_path):
     (tmp_path / "config.json.tmp").write_text("{")
     assert status_of(*TINY, "--cache-dir", cache, "--run-dir", tmp_path) == 0
 
 
-# Bad input: one line that says what and what is allowed, status 2, nothing left behind.
+# Bad input: status 2, one line that states the value and what is allowed, and no files.
 
 FLAGS = {
     "an unknown activation": (("--activation", "gelu"), "gelu", "relu, tanh_relu, p_anneal"),
@@ -342,17 +342,17 @@ FLAGS = {
     "k over hidden_dim": (("--activation", "topk", "--k", "300"), "300", "1 to --hidden-dim (256)"),
     "a target of every feature": (("--target-l0", "256"), "256", "under --hidden-dim (256)"),
     "lr of zero": (("--lr", "0"), "0", "positive"),
-    "lr that is no number": (("--lr", "nan"), "nan", "a number that float32 holds"),
+    "lr that is no number": (("--lr", "nan"), "nan", "the range of float32"),
     "lr in words": (("--lr", "small"), "small", "float"),
     "a negative penalty": (("--sparsity", "-1"), "-1", "0 or a positive number"),
     "an unknown hook": (("--hook", "resid_up"), "resid_up", "resid_pre, resid_mid, resid_post, mlp_out, attn_out"),
     "one of several hooks unknown": (("--hook", "mlp_out", "up"), "--hook up:", "resid_pre, resid_mid"),
     "a layer below the first": (("--layer", "-1"), "-1", "0 or more"),
-    "a layer above the last": (("--layer", "99"), "99", "layers 0 to"),
+    "a layer above the last": (("--layer", "99"), "99", "must be 0 to"),
     "a layer in words": (("--layer", "first"), "first", "int"),
     "a layer twice": (("--layer", "0", "0"), "0 0", "different values"),
     "a window longer than the model's": (("--seq-len", "4096"), "4096", "at most"),
-    "everything held out": (("--held-out", "1"), "1", "must be below 1"),
+    "everything held out": (("--held-out", "1"), "1", "give a value below 1"),
     "one window": (("--n-samples", "1"), "1", "at least 2"),
     "a number format unknown": (("--store-dtype", "int8"), "int8", "float16, float32"),
     "a seed too large": (("--seed", "2147483648"), "2147483648", "must be below 2147483648"),
@@ -397,14 +397,14 @@ def test_bad_text(name, content, allowed, cache, tmp_path, capsys):
     assert not (tmp_path / "runs").exists() and all(name.endswith(".lock") for name in files_of(empty_cache))
 
 
-def test_bad_input_as_it_is_typed(tmp_path):
+def test_bad_input_in_a_separate_process(tmp_path):
     answer = typed("--activation", "gelu", "--run-dir", "run", cache=Path("cache"), cwd=tmp_path)
     assert (answer.returncode, answer.stdout) == (2, "")
     assert answer.stderr.startswith("error: --activation gelu: must be one of relu, tanh_relu, ")
     assert not list(tmp_path.iterdir())
 
 
-# What was harvested before may be damaged since.
+# Damage to activations that were harvested earlier.
 
 
 def test_missing_and_damaged_shards_are_named(smoke, cache, tmp_path, capsys):
@@ -423,11 +423,11 @@ def test_missing_and_damaged_shards_are_named(smoke, cache, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-# Training that cannot go on.
+# Training that cannot continue.
 
 
 @pytest.mark.parametrize("batch_size, step", [(64, 1), (TRAIN_ROWS, 1)], ids=["within", "at the last step"])
-def test_a_lost_loss_is_named_and_gives_no_result(batch_size, step, smoke, cache, tmp_path, capsys):
+def test_a_loss_that_is_not_finite_is_reported_and_gives_no_results(batch_size, step, smoke, cache, tmp_path, capsys):
     run = tmp_path / "run"
     argv = (*TINY, "--lr", "1e30", "--batch-size", batch_size, "--cache-dir", cache, "--run-dir", run)
     assert status_of(*argv) == 1
@@ -438,13 +438,13 @@ def test_a_lost_loss_is_named_and_gives_no_result(batch_size, step, smoke, cache
 
 
 def test_one_held_out_row_is_too_few(cache, tmp_path, capsys):
-    """There is no variance to explain: said before training, not after it."""
+    """A single held-out row has no variance to explain. The error comes before training, not after it."""
     argv = (*TINY, "--n-samples", "8", "--seq-len", "2", "--batch-size", "4", "--cache-dir", cache)
     assert "longer text" in refused(capsys, *argv, "--run-dir", tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
-# Without the cache of compiled programs: JAX would leave entries cut off at the limit for the tests that follow.
+# The cache of compiled programs is off, because JAX would leave truncated entries in it for later tests.
 LITTLE_ROOM = """
 import os, resource, sys, main
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -453,7 +453,7 @@ sys.exit(main.run_as_command(sys.argv[1:]))"""
 
 
 def test_a_disk_that_fills_up_in_training(smoke, cache, tmp_path):
-    """The kernel refuses to let metrics.jsonl grow over 4,000 bytes; with room again, the run goes on."""
+    """The kernel limits metrics.jsonl to 4,000 bytes; without the limit, the run continues."""
     argv = (*TINY, "--epochs", "3", "--run-dir", tmp_path / "run", "--quiet")
     full = typed(*argv, cache=cache, script=LITTLE_ROOM, cwd=ROOT)
     assert (full.returncode, full.stdout) == (1, "")
@@ -466,7 +466,7 @@ def test_a_disk_that_fills_up_in_training(smoke, cache, tmp_path):
 
 
 def test_a_disk_without_room_for_a_checkpoint(smoke, cache, tmp_path):
-    """A real file system of 256 kB, where one may be mounted."""
+    """The disk is a real file system of 256 kB. The test is skipped if none can be mounted."""
     mount = ("unshare", "--mount", "--map-root-user", "sh", "-c")
     mount += ('mount -t tmpfs -o size=256k tmpfs "$0" && exec "$@"', tmp_path)
     if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
@@ -477,8 +477,8 @@ def test_a_disk_without_room_for_a_checkpoint(smoke, cache, tmp_path):
     assert full.stderr.startswith("error: the disk is full") and full.stderr.count("\n") == 1
 
 
-def test_a_named_model_on_the_default_text_falls_back_for_the_text_alone(cache, tmp_path):
-    """In a process of its own: the hub client's parts are there only once they are imported."""
+def test_only_the_default_text_falls_back_beside_a_named_model(cache, tmp_path):
+    """The command runs in a separate process, because the hub client reads its environment when it is imported."""
     model = ("--model-name", ROOT / "harvest" / "bundled" / "model")
     sizes = ("--n-samples", 100, "--seq-len", 10, "--epochs", 1)
     done = typed(*model, *sizes, "--run-dir", tmp_path / "run", cache=cache)
@@ -500,7 +500,7 @@ def test_two_processes_do_not_train_in_one_directory(smoke, cache, tmp_path):
     assert second.returncode == 2 and "another process is training in it" in second.stderr
 
 
-def test_a_changed_text_is_another_request(cache, tmp_path):
+def test_a_changed_text_gives_another_run(cache, tmp_path):
     text = tmp_path / "t.jsonl"
     lines = [json.dumps({"text": f"{i} " + "the sea and the ship and the storm " * 20}) + "\n" for i in range(60)]
     argv = ("--model-name", "bundled", "--dataset", text, "--n-samples", 100, "--seq-len", 10, "--epochs", 1)
@@ -515,7 +515,7 @@ def test_a_changed_text_is_another_request(cache, tmp_path):
     assert again.returncode == 2 and "another configuration (dataset" in again.stderr
 
 
-def test_a_shard_damaged_within_is_named_where_it_costs_the_loss(smoke, cache, tmp_path):
+def test_a_damaged_shard_is_named_if_the_loss_is_not_finite(smoke, cache, tmp_path):
     argv = (*SMOKE[:-4], "--epochs", 1, "--run-dir", tmp_path / "run")
     shutil.copytree(cache / "activations", tmp_path / "cache" / "activations")
     for rows in (tmp_path / "cache" / "activations").glob("*/train/rows-00000.npy"):
@@ -527,7 +527,7 @@ def test_a_shard_damaged_within_is_named_where_it_costs_the_loss(smoke, cache, t
     assert "train/rows-00000.npy is damaged" in done.stderr and "harvest again" in done.stderr
 
 
-def test_a_run_that_begins_finds_out_once_which_model_and_text_are_meant(cache, tmp_path, monkeypatch):
+def test_a_new_run_resolves_model_and_text_once(cache, tmp_path, monkeypatch):
     asked = []
 
     def counted(*arguments):

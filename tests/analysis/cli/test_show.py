@@ -1,4 +1,4 @@
-"""`show`: a run looked at from another terminal, while it trains, when it was stopped, and when it is finished."""
+"""The command `show` on a run that is being trained by another process, interrupted, or finished."""
 
 import json
 import os
@@ -25,14 +25,14 @@ def cache(tmp_path_factory):
 
 
 def show(path, *argv):
-    """`show` takes no --cache-dir."""
+    """`python main.py show`, which has no flag --cache-dir."""
     script = "import sys, main; sys.exit(main.run_as_command(['show', *sys.argv[1:-2]]))"
     return typed(path, *argv, cache=path, script=script)
 
 
 @pytest.fixture(scope="module")
 def live_run(cache, tmp_path_factory):
-    """A training that takes longer than the tests; stopped after them."""
+    """A training that takes longer than the tests, and is stopped after them."""
     run = tmp_path_factory.mktemp("runs") / "long"
     process = start(*THREE_KINDS, "--epochs", "100000", "--run-dir", run, cache=cache)
     while not ((lines := run / "metrics.jsonl").exists() and lines.stat().st_size):
@@ -58,10 +58,10 @@ def test_a_run_that_another_process_trains(live_run):
     assert pareto.returncode == 2 and "is not finished" in pareto.stderr
 
 
-def test_watching_ends_with_a_word_and_leaves_the_training_alone(live_run):
+def test_watching_ends_with_a_message_and_does_not_stop_the_training(live_run):
     run, process = live_run
     script = "import sys, main; sys.exit(main.run_as_command(['show', *sys.argv[1:-2]]))"
-    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs do not, nor theirs
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # background jobs ignore SIGINT otherwise
     watching = start(run, "--watch", cache=run, script=script, preexec_fn=heeds)
     assert watching.stdout.readline().startswith("train  step ")
     watching.send_signal(signal.SIGINT)
@@ -71,7 +71,7 @@ def test_watching_ends_with_a_word_and_leaves_the_training_alone(live_run):
     assert process.poll() is None
 
 
-def test_a_stopped_run_says_how_it_goes_on(live_run):
+def test_the_message_of_a_stopped_run_says_how_to_continue(live_run):
     run, process = live_run
     os.kill(process.pid, signal.SIGINT)
     process.wait(timeout=120)
@@ -79,8 +79,8 @@ def test_a_stopped_run_says_how_it_goes_on(live_run):
     assert shown.returncode == 0 and "was interrupted" in shown.stdout and "--resume" in shown.stdout
 
 
-def test_a_block_is_drawn_once_however_long_it_takes(live_run, tmp_path, monkeypatch):
-    """What is watched here is a copy, of which this process is the trainer."""
+def test_each_block_is_drawn_once(live_run, tmp_path, monkeypatch):
+    """The run is a copy whose lock this process holds, as if it trained the run."""
     run, _ = live_run
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
@@ -129,7 +129,7 @@ def test_nothing_to_show(tmp_path):
     assert shown.returncode == 2 and "no such run directory" in shown.stderr
 
 
-def test_the_best_is_the_one_that_explains_most_at_the_l0_asked():
+def test_the_best_member_explains_most_near_the_target_l0():
     metrics = {
         "far": {"explained_variance": 0.9, "l0": 40.0},
         "near": {"explained_variance": 0.8, "l0": 33.0},
@@ -143,11 +143,11 @@ def test_the_best_is_the_one_that_explains_most_at_the_l0_asked():
     assert best_member({name: metrics["failed"] for name in "ab"}, {}) is None
 
 
-def test_points_that_are_close_do_not_look_far_apart():
+def test_close_points_stay_close_in_a_plot():
     lines = scatter([("relu", 31.9, 0.5), ("topk", 32.0, 0.9)], "L0", "EV", 80)
     rows = [line.partition("|")[2] for line in lines[1:17]]
-    assert 0 < rows[0].index("b") - rows[-1].index("a") < 8  # 0.3% of the L0: a sliver of the picture
-    assert "a" in scatter([("relu", 0.0, 0.0)], "L0", "EV", 80)[9]  # one point: in the middle
+    assert 0 < rows[0].index("b") - rows[-1].index("a") < 8  # L0 differs by 0.3%, a small part of the plot
+    assert "a" in scatter([("relu", 0.0, 0.0)], "L0", "EV", 80)[9]  # a single point is in the middle
 
 
 @pytest.mark.parametrize("columns", [40, 80, 100])
@@ -155,7 +155,7 @@ def test_a_scatter_puts_points_where_they_belong(columns):
     lines = scatter([("relu", 16, 0.5), ("relu", 64, 0.9), ("topk", 40, 0.7), ("topk", 64, 0.9)], "L0", "EV", columns)
     assert max(map(len, lines)) <= columns and lines[-1] == "a relu  b topk"
     rows = [line.partition("|")[2] for line in lines[1:17]]
-    assert rows[0].rstrip().endswith("*") and len(rows[0]) == max(map(len, rows))  # both kinds, top right
+    assert rows[0].rstrip().endswith("*") and len(rows[0]) == max(map(len, rows))  # two kinds overlap at the top right
     assert rows[-1][0] == "a" and "0.500 |" in lines[16] and "0.900 |" in lines[1]
     (middle,) = (row for row in rows if "b" in row)
     assert abs(middle.index("b") - (len(rows[0]) - 1) / 2) <= 1

@@ -1,4 +1,4 @@
-"""What a system, a shell or a person may do to a command: each ends in one sentence, and no traceback."""
+"""Trouble from the system, the shell or the user: a command ends with one sentence and no traceback."""
 
 import errno
 import io
@@ -23,7 +23,7 @@ from harvest.errors import InputError
 from harvest.files import write_atomically, write_json
 from sae_jax.config import TrainConfig
 
-ODD = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x9b31m\ud800"  # clears the screen, names the window, turns the text round
+ODD = "\x1b[2J\x1b]0;owned\x07\u202egnp.exe\x9b31m\ud800"  # clears the screen, renames the window, reverses the text
 
 
 def said(capsys, *argv: str, status: int = 2) -> str:
@@ -43,25 +43,25 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("flag, value", NUMBERS)
-def test_a_number_that_cannot_be_computed_with_is_refused(flag, value, capsys):
+def test_a_number_outside_of_float32_is_refused(flag, value, capsys):
     assert flag in said(capsys, flag, value) and not Path("runs").exists()
 
 
 @pytest.mark.parametrize("name", ["lr", "sparsity", "target_l0", "aux_coefficient"])
 @pytest.mark.parametrize("value", [1e300, 10**400, 1e-300])
-def test_such_a_number_from_python_is_refused(name, value):
+def test_a_number_outside_of_float32_is_refused_in_python(name, value):
     with pytest.raises(InputError, match="of float32"):
         TrainConfig(**{name: value})
 
 
-def test_an_empty_text_is_a_variable_that_is_not_set(capsys):
+def test_an_empty_flag_value_is_refused(capsys):
     for flag in ("--run-dir", "--cache-dir", "--model-name", "--members"):
         assert "not set" in said(capsys, flag, "")
     for argv in (["export", "run", "--push-to-hub", " "], ["report", ""], ["steer", "run", "--member", ""]):
         assert "not set" in said(capsys, *argv)
 
 
-def test_bytes_that_are_no_text_are_refused(capsys):
+def test_arguments_that_are_not_valid_text_are_refused(capsys):
     assert r"/tmp/\udcff is not valid utf-8" in said(capsys, "show", "/tmp/\udcff")
 
 
@@ -79,37 +79,37 @@ def irregular(request, tmp_path):
     return path
 
 
-def test_what_is_no_file_is_not_read(irregular, capsys):
+def test_irregular_files_are_not_read(irregular, capsys):
     assert f"{irregular} is not a regular file" in said(capsys, "--members", str(irregular))
 
 
-def test_what_is_no_file_is_not_replaced_by_one(irregular):
+def test_irregular_files_are_not_replaced(irregular):
     with pytest.raises(InputError, match="not a regular file"):
         write_json(irregular, {})
     parser = Parser()
     parser.add_flags("what", SteerOptions)
     values = vars(parser.parse_args(["--feature", "1", "--json", str(irregular)]))
-    with pytest.raises(InputError, match="not a regular file"):  # before what takes long
+    with pytest.raises(InputError, match="not a regular file"):  # before the command's long work
         filled(SteerOptions, values)
 
 
-def test_nothing_takes_the_place_of_standard_output():
-    """/dev/stdout is a link, which root could replace."""
+def test_standard_output_is_not_replaced_by_a_file():
+    """/dev/stdout is a link, which a process of root could replace by the file."""
     with pytest.raises(InputError, match="another folder"):
         write_json(Path("/dev/a-file"), {})
 
 
-def test_a_run_directory_that_is_a_link_to_nothing_is_named(tmp_path, capsys):
+def test_a_run_directory_that_is_a_broken_link_is_reported(tmp_path, capsys):
     (link := tmp_path / "run").symlink_to(tmp_path / "nowhere")
     assert f"--run-dir {link}" in said(
         capsys, "--model-name", "bundled", "--dataset", "bundled", "--run-dir", str(link)
     )
 
 
-# What is printed.
+# Printed text.
 
 
-def test_no_text_brings_what_a_terminal_obeys(monkeypatch, capsys):
+def test_control_sequences_are_not_printed(monkeypatch, capsys):
     for columns in ("80", "5", "0"):
         monkeypatch.setenv("COLUMNS", columns)
         stream = io.StringIO()
@@ -124,7 +124,7 @@ def test_no_text_brings_what_a_terminal_obeys(monkeypatch, capsys):
     assert "\x1b" not in said(capsys, "show", f"/nowhere/{ODD[:-1]}")
 
 
-def test_brackets_in_a_table_are_no_markup():
+def test_brackets_in_a_table_are_printed():
     from rich.table import Table
 
     table = Table("[/]")
@@ -140,7 +140,7 @@ def process(*argv: str, script: str | None = None, **options) -> subprocess.Pope
     return subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
 
 
-def test_a_reader_that_leaves_is_no_fault():
+def test_a_closed_output_pipe_is_no_error():
     reads, writes = os.pipe()
     os.close(reads)
     running = process("--preset", "list", stdout=writes)
@@ -150,19 +150,19 @@ def test_a_reader_that_leaves_is_no_fault():
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_is_no_reason_to_crash(closed):
+def test_a_closed_stream_does_not_crash_a_command(closed):
     done = subprocess.run(
         ["sh", "-c", f"{sys.executable} main.py --preset list {closed}"], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_stream_that_knows_no_unicode_shows_the_help():
+def test_a_stream_without_unicode_shows_the_help():
     running = process("--help", env=os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "5"})
     assert running.communicate(timeout=120)[1] == "" and running.returncode == 0
 
 
-# What the system refuses.
+# Limits of the system.
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def at_most(limit: int, value: int):
         resource.setrlimit(limit, (soft, hard))
 
 
-def test_a_file_that_has_no_room_is_named(tmp_path):
+def test_a_file_without_room_on_disk_is_named(tmp_path):
     with at_most(resource.RLIMIT_FSIZE, 100), pytest.raises(OSError) as caught:
         write_atomically(tmp_path / "large.json", lambda file: file.write(bytes(1000)))
     assert caught.value.filename == str(tmp_path / "large.json") and not list(tmp_path.iterdir())
@@ -204,7 +204,7 @@ def test_advice_fits_the_command(number, words, tmp_path, monkeypatch, capsys):
         assert "--resume" not in said(capsys, "report", "run", status=1)
 
 
-def test_a_disk_out_of_inodes_is_told_from_a_full_one(tmp_path, monkeypatch):
+def test_a_disk_without_inodes_is_distinguished_from_a_full_one(tmp_path, monkeypatch):
     room = os.statvfs(tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([*room[:7], 0, *room[8:]]))
     trouble = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "a"))
@@ -228,7 +228,7 @@ sys.exit(main.run_as_command(["report"]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_with_a_word(number):
+def test_a_signal_ends_a_command_with_a_message(number):
     running = process(script=SLOW.format(leaving=0))
     assert running.stdout.readline() == "working\n"
     running.send_signal(number)
@@ -236,7 +236,7 @@ def test_a_signal_ends_it_with_a_word(number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_it_at_once_and_shows_nothing(number):
+def test_a_second_signal_ends_a_command_without_a_message(number):
     running = process(script=SLOW.format(leaving=60))
     assert running.stdout.readline() == "working\n"
     running.send_signal(number)

@@ -1,4 +1,4 @@
-"""The map and its clusters on planted groups of directions, with UMAP and without, and on directions of no group."""
+"""The map and its clusters for directions in planted groups and for random directions, with and without UMAP."""
 
 import json
 from dataclasses import asdict
@@ -20,7 +20,7 @@ METHODS = (pytest.param(False, id="pca"), pytest.param(True, id="umap", marks=th
 
 
 def planted(cosine: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ten groups of 25 with this cosine to a centre of their own, and 350 of no group (−1), in random order."""
+    """Ten groups of 25 directions with this cosine to the group's centre, and 350 random ones (group −1), shuffled."""
     rng = np.random.default_rng(0)
     group_F = np.full(F, -1)
     group_F[: GROUPS * SIZE] = np.repeat(np.arange(GROUPS), SIZE)
@@ -58,7 +58,7 @@ def test_planted_groups_are_found_and_named(use_umap):
 
 @pytest.mark.parametrize("use_umap", METHODS)
 @pytest.mark.parametrize("anisotropic", (False, True))
-def test_directions_of_no_group_have_no_clusters(use_umap, anisotropic):
+def test_random_directions_have_no_clusters(use_umap, anisotropic):
     rng = np.random.default_rng(2)
     x_FxD = rng.standard_normal((F, D)) * (np.linspace(2, 0.2, D) if anisotropic else 1)
     found = clustering.compute_clusters(x_FxD, np.ones(F, bool), [["a"]] * F, seed=3, use_umap=use_umap)
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_map_bit_for_bit(use_umap):
     assert use_umap != np.array_equal(once.xy_Fx2, other.xy_Fx2)
 
 
-def test_what_chance_reaches_is_no_cluster(monkeypatch):
+def test_clusters_no_better_than_random_ones_are_dropped(monkeypatch):
     x_FxD, group_F = planted(0.75)
     for floor, cohesion, clusters in ((0.3, 0.5, GROUPS), (0.3, 0.9, 0), (0.9, 0.5, 0)):
         monkeypatch.setattr(clustering, "chance", lambda *_, reached=(floor, cohesion): reached)
@@ -115,17 +115,17 @@ def test_components_are_those_of_a_singular_value_decomposition():
     np.testing.assert_allclose(variance, s_9[:2] ** 2 / (s_9**2).sum())
 
 
-def test_a_name_is_what_the_others_lack():
+def test_clusters_are_named_by_tokens_that_others_rarely_promote():
     label_N = np.array([0] * 10 + [-1] * 90)
     promoted = [["the", "sea"]] * 9 + [["the", "ship"]] + [["the", "law"]] * 89 + [["sea"]]
-    assert clustering.names_of(label_N, promoted) == ("sea",)  # "ship" is one feature's, "the" is all features'
+    assert clustering.names_of(label_N, promoted) == ("sea",)  # "ship" is promoted by one feature only, "the" by all
     written = [["Sea"], [" sea"], ["sea "]] * 3 + [["the"]] * 91
-    assert clustering.names_of(label_N, written) == ("sea",)  # one token, as it is written most often
+    assert clustering.names_of(label_N, written) == ("sea",)  # one token in its most frequent form
     assert clustering.names_of(label_N, [["the"]] * 100) == ("no token in common",)
 
 
 @pytest.mark.parametrize("use_umap", METHODS)
-def test_what_is_written_and_drawn(use_umap, tmp_path):
+def test_files_and_figures(use_umap, tmp_path):
     x_FxD, group_F = planted(0.75)
     alive_F = np.arange(F) > 0
     found = clustering.compute_clusters(x_FxD, alive_F, tokens_of(group_F), use_umap=use_umap)
@@ -150,7 +150,7 @@ def test_control_characters_of_tokens_can_be_drawn(tmp_path):
     assert (tmp_path / "c.svg").stat().st_size > 1000
 
 
-def test_what_cannot_be_mapped_is_refused():
+def test_invalid_maps_are_refused():
     x_FxD, group_F = planted(0.75)
     with pytest.raises(InputError, match="at least 20 living features, and there are 19"):
         clustering.compute_clusters(x_FxD, np.arange(F) < 19, tokens_of(group_F))

@@ -1,4 +1,4 @@
-"""The frontier of a real, tiny grid (2 kinds, 2 sparsities, 2 seeds), trained by the preset on the bundled model."""
+"""The frontier of a small trained grid (2 kinds, 2 sparsities, 2 seeds) from the preset, on the bundled model."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ GRID += ("--seed", "0", "1", "--hidden-dim", "48", "--n-samples", "100", "--seq-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(the process, its run directory)"""
+    """(the finished process, its run directory)"""
     run = tmp_path_factory.mktemp("runs") / "grid"
     return typed(*GRID, "--run-dir", run, cache=shared_cache(tmp_path_factory), cwd=run.parent), run
 
@@ -38,7 +38,7 @@ def results_of(run: Path) -> dict:
 
 
 def changed(run: Path, to: Path, change, name: str = "results.json") -> Path:
-    """A copy of a run's records with something changed."""
+    """A copy of a run's records with `change` applied to its results."""
     to.mkdir()
     for record in ("config.json", "results.json"):
         shutil.copy(run / record, to)
@@ -50,7 +50,7 @@ def changed(run: Path, to: Path, change, name: str = "results.json") -> Path:
     return to
 
 
-def test_training_ends_in_table_and_picture(trained):
+def test_training_ends_with_a_table_and_a_figure(trained):
     done, run = trained
     assert (done.returncode, done.stderr) == (0, "")
     assert "bundled model, layer 2 resid_pre, 48 features, 810 rows" in done.stdout
@@ -64,15 +64,15 @@ def test_training_ends_in_table_and_picture(trained):
         assert [point.kind, f"{point.asked:g}", "2", *figures] in cells
 
 
-def test_the_preset_and_what_became_of_it_are_recorded(trained):
+def test_the_preset_and_its_scaled_values_are_recorded(trained):
     done, run = trained
     config = json.loads((run / "config.json").read_text())
     assert config["asked"]["preset"]["name"] == "frontier" and config["asked"]["harvest"]["layer"] == [2]
     assert config["stores"][0]["model"]["fell_back"] is True
     scaled = config["asked"]["preset"]["scaled_down"]
-    assert scaled[0] == "--layer 8 -> 2 (it has 4 layers, not 12)"
+    assert scaled[0] == "--layer 8 -> 2 (the model has 4 layers, not 12)"
     assert f"--preset frontier scaled down to the bundled model: {', '.join(scaled)}" in done.stdout
-    assert not any("hidden-dim" in change for change in scaled)  # given, so left alone
+    assert not any("hidden-dim" in change for change in scaled)  # the flag was given, so its value was not scaled
 
 
 def test_means_and_deviations_are_those_of_the_seeds(run):
@@ -89,7 +89,7 @@ def test_means_and_deviations_are_those_of_the_seeds(run):
             assert point.metrics[name].deviation > 0 or name == "l0"
 
 
-def test_what_was_computed_is_saved(run):
+def test_the_frontier_is_saved(run):
     saved, frontier = json.loads((run / "analysis" / "frontier.json").read_text()), compute_frontier(run)
     assert saved["points"][0]["metrics"]["l0"]["mean"] == frontier.points[0].metrics["l0"].mean
     assert len(saved["points"]) == 4 and saved["failed"] == []
@@ -119,7 +119,7 @@ def test_error_bars_are_one_deviation(run):
             assert (row["low"], row["high"]) == (spread.mean - spread.deviation, spread.mean + spread.deviation)
 
 
-def test_finished_runs_are_put_together(run, tmp_path, capsys):
+def test_several_runs_are_combined(run, tmp_path, capsys):
     """More seeds of the same settings widen the sample; other settings get a panel of their own."""
 
     def other_seeds(results):
@@ -149,7 +149,7 @@ def test_finished_runs_are_put_together(run, tmp_path, capsys):
     assert {"48 features", "96 features"} <= set(texts)
 
 
-def test_other_training_is_another_curve(run, tmp_path):
+def test_other_settings_give_another_curve(run, tmp_path):
     longer = changed(run, tmp_path / "longer", lambda c: c["asked"]["train"].update(epochs=9), "config.json")
     assert [p.panel for p in compute_frontier(run, longer).points] == ["1 epochs"] * 4 + ["9 epochs"] * 4
 
@@ -178,8 +178,8 @@ def test_a_member_that_failed_is_named_and_left_out(run, tmp_path, capsys):
     assert f"{lost['id']} has no figures" in capsys.readouterr().out
 
 
-def test_a_point_where_nothing_fires_is_said_and_the_others_are_drawn(run, tmp_path, capsys):
-    """It has no place on a logarithmic axis."""
+def test_a_point_with_an_l0_of_0_is_reported_and_the_others_are_drawn(run, tmp_path, capsys):
+    """An L0 of 0 has no position on a logarithmic axis."""
 
     def silence(results):
         for member in results["members"]:
@@ -194,7 +194,7 @@ def test_a_point_where_nothing_fires_is_said_and_the_others_are_drawn(run, tmp_p
     assert [len(chart["data"]["values"]) for chart in drawn["hconcat"]] == [3, 3]
 
 
-def test_what_gives_no_frontier_is_refused(run, tmp_path, capsys):
+def test_runs_without_a_frontier_are_refused(run, tmp_path, capsys):
     def one_level(results):
         results["members"] = [m for m in results["members"] if 4 in (m["k"], m["target_l0"])]
 

@@ -1,4 +1,4 @@
-"""Matching, comparison of members and feature splitting, on dictionaries whose common features are planted."""
+"""Matching of features and comparison of members, on dictionaries with planted common features."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def directions(rng, count: int = F, d: int = D) -> np.ndarray:
 
 
 def partner_of(rng, a_FxD: np.ndarray, shared: int, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """As many features, the first `shared` of them a's and noise of that norm, in another order; (decoder, a's [F])."""
+    """(decoder, partners [F]): `shared` rows are noisy rows of a; their partners are these rows of a, −1 for others."""
     b_FxD = directions(rng, *a_FxD.shape)
     b_FxD[:shared] = unit(a_FxD[:shared] + noise * directions(rng, shared, a_FxD.shape[1]))
     order = rng.permutation(len(b_FxD))
@@ -60,8 +60,8 @@ def test_planted_partners_are_found_and_nothing_else(rng, monkeypatch, slice_siz
     assert len(set(f_P)) == len(f_P) and len(set(g_P)) == len(g_P)
 
 
-def test_by_components_it_is_the_assignment_of_the_whole_matrix(rng):
-    base_FxD = unit(rng.standard_normal((F, 24)))  # so few dimensions that everything hangs together at 0.3
+def test_matching_by_components_equals_matching_the_whole_matrix(rng):
+    base_FxD = unit(rng.standard_normal((F, 24)))  # so few dimensions that all pairs above 0.3 are one component
     b_FxD, _ = partner_of(rng, base_FxD, 200, noise=0.8)
     cosine_FxG = base_FxD @ b_FxD.T
     floored_FxG = np.where(cosine_FxG >= matching.FLOOR, cosine_FxG, 0)
@@ -72,7 +72,7 @@ def test_by_components_it_is_the_assignment_of_the_whole_matrix(rng):
     assert [part.tolist() for part in match(csr_array(apart))] == [[0, 1, 2], [1, 0, 2], [0.8, 0.8, 0.5]]
 
 
-def test_a_component_too_large_falls_apart_at_a_higher_floor(rng, monkeypatch):
+def test_a_higher_floor_splits_a_large_component(rng, monkeypatch):
     a_FxD = unit(rng.standard_normal((F, 24)))
     b_FxD, truth_G = partner_of(rng, a_FxD, 200, noise=0.4)
     whole = match(cosines(a_FxD, b_FxD).pairs_FxG)
@@ -96,7 +96,7 @@ def test_correlations_are_pearsons(rng, monkeypatch):
     np.testing.assert_allclose(found.pairs_FxG.toarray()[:, :11], np.where(expected_FxG >= 0.3, expected_FxG, 0))
 
 
-def test_random_directions_have_the_covariance_they_are_asked_for(rng):
+def test_random_directions_have_the_requested_covariance(rng):
     a_FxD = unit(rng.standard_normal((F, 8)) * np.linspace(3, 0.3, 8) + np.eye(8)[0])
     drawn_FxD = random_like(a_FxD, 50_000, rng)
     np.testing.assert_allclose(np.linalg.norm(drawn_FxD, axis=1), 1, atol=1e-5)
@@ -124,11 +124,11 @@ def test_rows_are_spread_evenly(tmp_path, monkeypatch):
     np.testing.assert_array_equal(firsts, expected)
 
 
-# Members compared.
+# Comparison of members.
 
 
 def population(rng) -> dict[str, Decoder]:
-    """relu and topk with two seeds, and topk of half the width: 200 features in common, 240 over seeds of one kind."""
+    """Two seeds of relu and topk, and a narrower topk. All share 200 features, seeds of one kind share 240."""
     base_FxD = directions(rng)
     members = {"topk-0": decoder(base_FxD)}
     members["topk-1"] = decoder(partner_of(rng, base_FxD, 240, 0.3)[0], seed=1)
@@ -173,13 +173,13 @@ def test_stability_counts_the_other_seeds_that_have_a_feature(rng):
     assert counts[2].tolist() == [2] * 50 + [0] * (F - 50)
 
 
-def test_activations_match_what_directions_cannot_and_confirm_what_they_do(rng):
+def test_features_are_also_matched_by_activation(rng):
     a_NxF = rng.random((2000, 60)) * (rng.random((2000, 60)) < 0.1)
     b_NxF = a_NxF[:, ::-1].copy()
     b_NxF[:, :20] = rng.random((2000, 20)) * (rng.random((2000, 20)) < 0.1)
     a_FxD = directions(rng, 60)
     b_FxD = a_FxD[::-1].copy()
-    b_FxD[40:] = directions(rng, 20)  # of 0..19 the directions are shared, of 20..59 the activations
+    b_FxD[40:] = directions(rng, 20)  # features 0 to 19 share directions, 20 to 59 share activations
     members = {"a": decoder(a_FxD), "b": decoder(b_FxD, seed=1)}
     found = comparison.compute_shared_features(members, {"a": csr_array(a_NxF), "b": csr_array(b_NxF)})
     assert found.shared_MxM[0, 1] == pytest.approx(40 / 60) == found.shared_by_activation_MxM[0, 1]
@@ -198,7 +198,7 @@ def test_members_that_share_nothing_by_direction_have_nothing_to_confirm(rng):
     assert found.shared_MxM[0, 1] == 0 and np.isnan(found.confirmed_MxM[0, 1]) and found.confirmed_MxM[0, 0] == 1
 
 
-def test_what_is_written_and_drawn(rng, tmp_path):
+def test_files_and_figures(rng, tmp_path):
     found = comparison.compute_shared_features(population(rng))
     comparison.write_shared_features(found, tmp_path)
     record = json.loads((tmp_path / "comparison.json").read_text())
@@ -216,10 +216,10 @@ def test_what_is_written_and_drawn(rng, tmp_path):
     assert comparison.read_shared_features(tmp_path, ["topk-9", *found.members]).dead == ("topk-9",)
     for path in save(shared_features_chart(found), tmp_path / "shared"):
         assert path.stat().st_size > 1000
-    assert ">80<" in Path(tmp_path / "shared.svg").read_text()  # 240 of 300, in its cell
+    assert ">80<" in Path(tmp_path / "shared.svg").read_text()  # the cell of 240 of 300 features
 
 
-def test_what_cannot_be_compared_is_refused(rng):
+def test_incomparable_members_are_refused(rng):
     with pytest.raises(InputError, match="two or more members"):
         comparison.compute_shared_features({"a": decoder(directions(rng))})
     with pytest.raises(InputError, match="96 and 50 dimensions"):

@@ -1,4 +1,4 @@
-"""Feature splitting on trees that are planted: parents that split, are kept, are lost, and features that are new."""
+"""Feature splitting on planted trees: parents that split, are kept or are lost, and new features."""
 
 import json
 
@@ -27,12 +27,12 @@ def decoder(W_dec_FxD: np.ndarray, **settings) -> Decoder:
 
 
 def near(rng, parents_FxD: np.ndarray) -> np.ndarray:
-    """Children with a cosine of about 0.8 to their parents, so about 0.64 to each other."""
+    """Children with a cosine of about 0.8 to their parents, and so of about 0.64 to each other."""
     return unit(parents_FxD + 0.75 * unit(rng.standard_normal(parents_FxD.shape)))
 
 
 def planted(rng) -> tuple[dict[str, Decoder], np.ndarray, np.ndarray]:
-    """F 40, of which 10 split into 3, 5 into 2, 20 are kept and 5 lost, and 20 new; then number 0's children, again."""
+    """Three widths. 10 features split in 3, 5 in 2, 20 are kept, 5 lost, 20 new. Feature 0's children split again."""
     narrow_FxD = unit(rng.standard_normal((40, D)))
     parent_F = np.concatenate([np.repeat(np.arange(10), 3), np.repeat(np.arange(10, 15), 2), np.arange(15, 35)])
     middle_FxD = np.concatenate([near(rng, narrow_FxD[parent_F]), unit(rng.standard_normal((20, D)))])
@@ -73,9 +73,9 @@ def test_a_parent_is_checked_by_firing_with_its_child(rng):
     parent_Nx2 = np.zeros((100, 2))
     child_Nx4 = np.zeros((100, 4))
     parent_Nx2[:40, 0], parent_Nx2[50:, 1] = 1.0, 2.0
-    child_Nx4[:20, 0] = 1.5  # always with its parent
-    child_Nx4[30:50, 1] = 1.5  # on half of its 20 firings
-    child_Nx4[45:55, 2], child_Nx4[45:46, 2] = 1.0, 0.0  # on 5 of 9
+    child_Nx4[:20, 0] = 1.5  # always fires with its parent
+    child_Nx4[30:50, 1] = 1.5  # fires with its parent on half of 20 firings
+    child_Nx4[45:55, 2], child_Nx4[45:46, 2] = 1.0, 0.0  # fires with its parent on 5 of 9 firings
     found = splitting.compute_splitting(members, {"a": csr_array(parent_Nx2), "b": csr_array(child_Nx4)})
     np.testing.assert_allclose(found.cofiring_F[1], [1, 0.5, 5 / 9, np.nan])
     assert found.steps[0].confirmed == 1 and found.steps[0].cofiring == pytest.approx((1 + 0.5 + 5 / 9) / 3)
@@ -90,7 +90,7 @@ def test_families_are_of_one_kind_and_seed(rng):
     assert splitting.families(decoders) == [["d", "a", "b"]]
 
 
-def test_what_is_written_and_drawn(rng, tmp_path):
+def test_files_and_figures(rng, tmp_path):
     decoders, parent_F, _ = planted(rng)
     found = splitting.compute_splitting(decoders)
     splitting.write_splitting(found, tmp_path)
@@ -104,7 +104,7 @@ def test_what_is_written_and_drawn(rng, tmp_path):
     assert all(f"wordF80-{child}<" in svg for child in np.flatnonzero(parent_F == 0)) and "wordF40-0<" in svg
 
 
-def test_boxes_stand_beside_their_children_without_overlap(rng):
+def test_boxes_are_beside_their_children_without_overlap(rng):
     found = splitting.compute_splitting(planted(rng)[0])
     boxes = boxes_of(found, {}, trees=3)
     for level in range(3):
@@ -113,14 +113,14 @@ def test_boxes_stand_beside_their_children_without_overlap(rng):
     assert boxes[-1]["y2"] - boxes[-1]["y"] == found.trees[2][2]
 
 
-def test_many_children_are_cut_aloud(rng):
+def test_the_chart_says_how_many_children_it_omits(rng):
     narrow_FxD = unit(rng.standard_normal((1, D)))
     found = splitting.compute_splitting({"a": decoder(narrow_FxD), "b": decoder(near(rng, narrow_FxD[[0] * 30]))})
     labels = [box["label"] for box in boxes_of(found, {}, trees=1)]
     assert "and 22 more" in labels and len(labels) == 1 + CHILDREN_SHOWN + 1
 
 
-def test_what_cannot_split_is_refused(rng):
+def test_a_single_width_is_refused(rng):
     x_FxD = unit(rng.standard_normal((4, D)))
     with pytest.raises(InputError, match="several widths"):
         splitting.compute_splitting({"a": decoder(x_FxD)})

@@ -1,4 +1,4 @@
-"""Find-feature: a planted feature is found and scored right, chance ones are not sold as a find, text to table."""
+"""The command find-feature: planted features are found and scored, and features that separate by chance do not pass."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def rng():
 
 
 def sparse(rng, n: int, features: int) -> np.ndarray:
-    """Features that fire on a fifth of the passages: most values are tied at zero."""
+    """Features that fire on a fifth of the passages, so that most values are equal to zero."""
     return (rng.random((n, features)) < 0.2) * rng.random((n, features))
 
 
@@ -52,7 +52,7 @@ def sides(concept: int, others: int) -> np.ndarray:
     return np.arange(concept + others) < concept
 
 
-# The mathematics.
+# Scores and tests.
 
 
 def test_a_planted_feature_is_found_and_its_figures_are_sklearns(rng):
@@ -79,13 +79,13 @@ def test_a_planted_feature_is_found_and_its_figures_are_sklearns(rng):
     assert best.detector.auroc == pytest.approx(roc_auc_score(labels, values["b"][on, 7]))
     chosen = roc_auc_score(is_concept_N[set_N == CHOOSING], values["b"][set_N == CHOOSING, 7])
     assert best.chosen_by == pytest.approx(chosen)
-    assert best.detector.auroc_without_phrase == pytest.approx(0.5)  # it is a constant there
+    assert best.detector.auroc_without_phrase == pytest.approx(0.5)  # the feature is constant there
     assert result.baselines["x"].auroc == pytest.approx(roc_auc_score(labels, direction_N[on]))
     assert sum(sum(of.values()) for of in result.sets.values()) == 300
 
 
-@pytest.mark.parametrize("concept,has_interval", [(36, False), (40, True)])  # two fifths of them score
-def test_of_few_passages_an_auroc_has_no_interval_and_the_table_a_dash(rng, concept, has_interval):
+@pytest.mark.parametrize("concept,has_interval", [(36, False), (40, True)])  # two fifths are scored
+def test_an_auroc_of_few_passages_has_no_interval(rng, concept, has_interval):
     is_concept_N = sides(concept, 120)
     values = both(sparse(rng, len(is_concept_N), 3))
     result = find_detectors([("a", values)], {}, is_concept_N, split_passages(is_concept_N))
@@ -96,7 +96,7 @@ def test_of_few_passages_an_auroc_has_no_interval_and_the_table_a_dash(rng, conc
     assert (" - " not in console.export_text()) is has_interval
 
 
-def test_a_feature_that_tells_the_choosing_set_alone_is_no_find(rng):
+def test_a_feature_that_separates_only_the_choosing_set_does_not_pass(rng):
     is_concept_N = sides(60, 240)
     set_N, values_NxF = split_passages(is_concept_N), sparse(rng, 300, 50)
     values_NxF[set_N == CHOOSING, 5] = is_concept_N[set_N == CHOOSING]
@@ -106,8 +106,8 @@ def test_a_feature_that_tells_the_choosing_set_alone_is_no_find(rng):
     assert abs(best.detector.auroc - 0.5) < 0.15 < best.q_value
 
 
-def test_under_shuffled_labels_the_false_discovery_rate_is_kept(monkeypatch):
-    """Nothing is true, so each repetition in which anything passes is one whose false discovery proportion is 1."""
+def test_the_false_discovery_rate_holds_for_shuffled_labels(monkeypatch):
+    """No feature detects the concept, so the share of repetitions in which any passes is the false discovery rate."""
     monkeypatch.setattr("analysis.concepts.detectors.PERMUTATIONS", 1000)
     repetitions, alarms = 200, 0
     for seed in range(repetitions):
@@ -119,7 +119,7 @@ def test_under_shuffled_labels_the_false_discovery_rate_is_kept(monkeypatch):
     assert alarms / repetitions < 0.2 + 2 * (0.2 * 0.8 / repetitions) ** 0.5
 
 
-def test_among_true_features_the_share_of_false_ones_is_kept(monkeypatch):
+def test_the_false_discovery_rate_holds_beside_true_features(monkeypatch):
     monkeypatch.setattr("analysis.concepts.detectors.PERMUTATIONS", 1000)
     shares = []
     for seed in range(30):
@@ -149,7 +149,7 @@ def test_p_values_are_exact_ones_and_auroc_counts_ties_half(rng):
     assert auroc(values_NxF, labels_N) == pytest.approx([roc_auc_score(labels_N, v) for v in values_NxF.T])
 
 
-def test_the_threshold_has_the_best_f1_and_lets_some_pass_not(rng):
+def test_the_threshold_has_the_best_f1_and_excludes_some_passages(rng):
     for _ in range(20):
         labels_N, values_N = rng.random(30) < 0.4, np.round(rng.random(30), 1)
         best = max(f1_score(labels_N, values_N > cut) for cut in np.unique(values_N)[:-1])
@@ -166,7 +166,7 @@ def test_with_few_passages_nothing_is_found():
         assert result.features[0].detector.auroc == 1 and result.features[0].passes is passes
 
 
-def test_pooling_takes_the_largest_over_what_counts(rng):
+def test_max_pooling_uses_only_counted_positions(rng):
     tokens, features, d = 4, 6, 5
     item_W = np.array([0, 0, 1, 2])
     counts_WxT = np.array([[0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]], bool)
@@ -230,7 +230,7 @@ def test_from_a_phrase_to_the_table(run, capsys, tmp_path):
     assert found["baselines"]["blocks.2.hook_resid_pre"]["auroc"] > 0.8
     assert found["passages"]["of_which_examples"] == 2 and found["passages"]["concept"] > 25
     scored = [found["passages"][f"scored_concept{what}"] for what in ("", "_not_trained_on")]
-    assert scored[0] / 2 < scored[1] <= scored[0]  # 90 windows are of few of the documents
+    assert scored[0] / 2 < scored[1] <= scored[0]  # the 90 windows come from few of the documents
     assert found["settings"]["seed"] == 0 and "Best feature of each dictionary" in out and "mean difference" in out
     passing = [of for of in found["features"] if of["passes"]]
     assert passing and out.count("promotes") == len(passing)
@@ -254,7 +254,7 @@ def test_the_table_fits_into_80_columns_and_a_description_marks_the_token(rng):
     assert "over the Golden[ Gate] Bridge" in text and "' Bridge'" in text and text.count("Gate") == 1
 
 
-def test_what_cannot_be_is_refused(run, tmp_path):
+def test_invalid_requests_are_refused(run, tmp_path):
     path, cache = run
     files = {
         "empty.txt": "\n \n",

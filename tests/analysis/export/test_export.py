@@ -1,4 +1,4 @@
-"""`python main.py export`: a run's member or any dictionary as SAELens' files, on disk and on a hub on loopback."""
+"""`python main.py export`: members and other dictionaries as SAELens' files, on disk and on a local model hub."""
 
 import base64
 import json
@@ -31,7 +31,7 @@ MANIFEST |= {"hook_name": "blocks.0.hook_resid_pre", "seq_len": 20}
 
 @pytest.fixture
 def run_directory(tmp_path):
-    """A finished run, as `train` leaves it, with two members of which the second failed."""
+    """The files of a finished run with two members, of which the second failed."""
     config = TrainConfig(("topk", "relu"), 8, k=3, target_l0=3.0, epochs=2)
     path = finished_run(tmp_path / "run", config, [make_store(tmp_path / "store")]).path
     first, second = members_of(config, SITES)
@@ -70,12 +70,12 @@ def test_a_member_is_exported_with_its_densities_and_a_card(run_directory, tmp_p
     for said in (f"# {member}", "8 features", "17,100 rows", "| k | 3 |", "0.8125", 'SAE.load_from_disk(".")'):
         assert said in text
 
-    export([str(to), "--to", str(tmp_path / "again")])  # any dictionary's directory
+    export([str(to), "--to", str(tmp_path / "again")])  # the directory of a single dictionary
     for name in files - {"README.md"}:
         assert (tmp_path / "again" / name).read_bytes() == (to / name).read_bytes()
 
 
-def test_what_cannot_be_exported_is_refused_and_nothing_is_written(run_directory, tmp_path):
+def test_invalid_exports_are_refused_and_nothing_is_written(run_directory, tmp_path):
     member, failed = ids(run_directory)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
@@ -84,7 +84,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(run_directory
         ("--to", "out"): f"--member is missing and the run has several: give one of {member}$",
         ("--to", "out", "--member", "no"): "--member no is not in",
         ("--to", "out", "--member", failed): "failed at step 7",
-        ("--to", "full", "--member", member): "is there already",
+        ("--to", "full", "--member", member): "already exists",
     }
     for argv, reason in cases.items():
         argv = [str(tmp_path / a) if a in ("out", "full") else a for a in argv]
@@ -93,14 +93,14 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(run_directory
     with pytest.raises(InputError, match="is a single dictionary, not a run: leave --member out"):
         export([str(run_directory / "members" / member), "--member", member, "--to", str(tmp_path / "out")])
     (run_directory / "results.json").unlink()
-    with pytest.raises(InputError, match="is not finished"):
+    with pytest.raises(InputError, match="has no results.json: give a finished run"):
         export([str(run_directory), "--to", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
 @contextmanager
 def accepting_hub(repository: dict[str, bytes], token: str):
-    """A hub that takes what `upload_folder` sends, by the calls of the real client, from who has the token."""
+    """A hub on this machine that accepts the uploads of the real client if they carry the token."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -147,7 +147,7 @@ def accepting_hub(repository: dict[str, bytes], token: str):
 
 
 def typed(*argv: object, **environment: str) -> subprocess.CompletedProcess:
-    """`python main.py export ARGV --push-to-hub me/saes` against a hub that the environment names."""
+    """`python main.py export ARGV --push-to-hub me/saes`, with the hub's address in the environment."""
     command = [sys.executable, ROOT / "main.py", "export", *map(str, argv), "--push-to-hub", "me/saes"]
     bare = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
     return subprocess.run(command, env=bare | environment, capture_output=True, text=True, timeout=120)

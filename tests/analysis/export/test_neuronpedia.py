@@ -1,4 +1,4 @@
-"""The pages that Neuronpedia imports, of a real run: against its weights, its rows and its tokens."""
+"""The pages for Neuronpedia of a real run, compared with the run's weights, rows and tokens."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache):
-    """Three members; one feature of the first is made silent."""
+    """A run of three members. One feature of the first member is made silent."""
     run = trained(tmp_path_factory.mktemp("neuronpedia") / "run", cache, *THREE_KINDS, "--epochs", "2")
     dictionary = run.dictionary(next(iter(run.members)))
     dictionary.tensors["W_enc"][:, DEAD], dictionary.tensors["b_enc"][DEAD] = 0, -1
@@ -47,7 +47,7 @@ def member(run):
 
 @pytest.fixture(scope="module")
 def exported(run, member, cache, tmp_path_factory):
-    """By the command, 32 features a file."""
+    """The export of a member by the command, with 32 features per file."""
     to = tmp_path_factory.mktemp("exported") / "new" / "pages"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neuronpedia, "BATCH", 32)
@@ -139,14 +139,14 @@ def test_a_silent_feature_has_a_page_without_contexts(pages):
     assert len(page["pos_str"]) == 10 and page["correlated_features_indices"] == []
 
 
-def test_the_same_export_is_the_same_bytes_and_what_is_there_is_refused(
+def test_an_export_is_reproducible_and_refuses_an_existing_directory(
     run, member, cache, exported, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(neuronpedia, "BATCH", 32)
     export(run, member, tmp_path / "again", cache)
     first, again = files_of(exported), files_of(tmp_path / "again")
     assert {name: content for name, (content, _) in first.items()} == {n: content for n, (content, _) in again.items()}
-    with pytest.raises(InputError, match="is there already: choose a new or an empty"):
+    with pytest.raises(InputError, match="already exists: choose a new or an empty"):
         export(run, member, tmp_path / "again", cache)
     argv = ["export", str(run.path), "--to", str(tmp_path / "other"), "--neuronpedia", "--cache-dir", str(cache)]
     with pytest.raises(InputError, match="--member is missing"):
@@ -156,12 +156,12 @@ def test_the_same_export_is_the_same_bytes_and_what_is_there_is_refused(
     monkeypatch.setattr(neuronpedia.Pages, "page", lambda self, feature: {"value": float("nan")})
     with pytest.raises(ValueError, match="JSON"):
         export(run, member, tmp_path / "other", cache)
-    assert {path.name for path in tmp_path.iterdir()} == {"again"}  # nothing half-written, and no NaN
+    assert {path.name for path in tmp_path.iterdir()} == {"again"}  # nothing incomplete is left
 
 
 @pytest.mark.parametrize("longest", [6, 128])
 def test_a_long_window_is_cut_around_the_row(tmp_path, monkeypatch, longest):
-    """With values of either sign; windows of 9 tokens, the first of which has no row."""
+    """Values have both signs. Windows have 9 tokens, of which the first has no row."""
     monkeypatch.setattr(feature_values_module, "LONGEST", longest)
     monkeypatch.setattr(feature_values_module, "rows_at_once", lambda features: 64)
     store, rng = make_store(tmp_path, windows=60), np.random.default_rng(0)
@@ -188,7 +188,7 @@ def test_tokens_that_a_database_cannot_hold():
     assert clean("a\0b\ud800c</script>\u2028") == "a\ufffdb\ufffdc</script>\u2028"
 
 
-def test_rounding_keeps_digits_of_the_largest():
+def test_rounding_keeps_four_digits_of_the_largest_value():
     assert rounded(np.array([0.000123456, -0.00001, 0])) == [0.0001235, -0.00001, 0.0]
     assert rounded(np.array([12345.6, 0.4, -0.4])) == [12350.0, 0.0, 0.0]
     assert str(rounded(np.array([100.0, -1e-9]))) == "[100.0, 0.0]"
@@ -197,7 +197,7 @@ def test_rounding_keeps_digits_of_the_largest():
 @pytest.mark.slow
 @pytest.mark.skipif(PEERS is None, reason="SAE_PEERS_PYTHON: an interpreter with sae-dashboard")
 def test_saedashboard_reads_every_batch_and_would_write_the_same(exported):
-    """pip install --no-deps sae-dashboard==0.8.0; its classes take no field that they do not know."""
+    """Needs `pip install --no-deps sae-dashboard==0.8.0`, whose classes refuse unknown fields."""
     for path in sorted(exported.glob("batch-*.json")):
         done = subprocess.run([PEERS, ROOT / "tests" / "peers" / "saedashboard_batch.py", path], capture_output=True)
         assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Arrays that are mapped are those that were written, or their file is named."""
+"""Memory-mapped arrays equal the written ones, or the damaged file is named."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from harvest.files import write_arrays
 ARRAYS = {"density_F": np.linspace(0, 1, 50), "sample_FxR": np.arange(600, dtype=np.float32).reshape(50, 12)}
 
 
-def test_one_bit_of_a_mapped_file_is_named(tmp_path):
+def test_a_flipped_bit_of_a_mapped_file_is_reported(tmp_path):
     path = tmp_path / "features.npz"
     write_arrays(path, ARRAYS)
     found = mapped.mapped_arrays(path, "study it again")
@@ -35,7 +35,7 @@ def test_a_file_is_compared_once_in_a_process_unless_it_changes(tmp_path, monkey
     assert compared == [path, path]
 
 
-def test_a_file_of_another_origin_is_named(tmp_path):
+def test_a_file_of_another_program_is_reported(tmp_path):
     np.savez(tmp_path / "features.npz", **ARRAYS)
     with pytest.raises(InputError, match="features.npz has no checksum"):
         mapped.mapped_arrays(tmp_path / "features.npz", "study it again")

@@ -1,4 +1,4 @@
-"""What each feature does: the streaming pass against plain numpy over all rows, and planted specialization."""
+"""Statistics of features: the streaming pass compared with numpy over all rows, and planted specialization."""
 
 import json
 import shutil
@@ -60,7 +60,7 @@ def labels(store):
 
 
 def everything(store, sae):
-    """(features, token, position, document, window) of all rows, training rows first, by plain numpy."""
+    """(features, token, position, document) of all rows, training rows first, in numpy."""
     splits = (store.train, store.held_out)
     f_NxF = np.concatenate([np.asarray(sae.encode(split.read(0, len(split)).astype(np.float32))) for split in splits])
     places = [(*split.context(row), s) for s, split in enumerate(splits) for row in range(len(split))]
@@ -74,8 +74,8 @@ def everything(store, sae):
         st.lists(st.tuples(st.integers(0, 2), st.floats(-1e4, 1e4, width=32)), max_size=20), min_size=1, max_size=6
     )
 )
-def test_a_histogram_needs_to_know_nothing_of_the_values_to_come(chunks):
-    """Bars that grew with the values hold what numpy counts between the same edges."""
+def test_a_histogram_grows_with_its_values(chunks):
+    """The bars of a histogram that grew with its values hold the counts of numpy between the same edges."""
     histogram = Histogram(3)
     for chunk in chunks:
         feature_Z, value_Z = np.array([f for f, _ in chunk], int), np.array([v for _, v in chunk], np.float32)
@@ -91,7 +91,7 @@ def test_a_histogram_needs_to_know_nothing_of_the_values_to_come(chunks):
 
 
 @pytest.mark.parametrize("chunk_rows,pending", [(4096, 1 << 20), (40, 30)])
-def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, labels, monkeypatch, chunk_rows, pending):
+def test_the_streaming_pass_equals_numpy_for_any_chunks(store, sae, labels, monkeypatch, chunk_rows, pending):
     monkeypatch.setattr(activations, "CHUNK_ROWS", chunk_rows)
     monkeypatch.setattr(streaming, "PENDING", pending)
     of, rows_SxL = accumulate_firings(sae, store, labels, 0)
@@ -108,7 +108,7 @@ def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, label
     for code in range(3):
         np.testing.assert_array_equal(of.label_SxFxL["token"][0, :, code], fires_NxF[token_N % 3 == code].sum(0))
         assert (rows_SxL["token"][0, code] == (token_N % 3 == code).sum()).all()
-    for name in labels:  # labels dealt anew are spread over the same firings
+    for name in labels:  # shuffled labels are counted on the same firings
         np.testing.assert_array_equal(of.label_SxFxL[name].sum(2), np.tile(of.count_F, (1 + SHUFFLES, 1)))
 
     window_N = np.arange(len(f_NxF)) // 8
@@ -123,7 +123,7 @@ def test_the_pass_counts_what_numpy_counts_whatever_the_chunks(store, sae, label
         assert len(set(window_N[rows])) == len(rows) == len(expected)
 
 
-def test_the_sample_is_drawn_alike_from_all_windows(store, sae, labels):
+def test_the_sample_is_uniform_over_windows(store, sae, labels):
     of = accumulate_firings(sae, store, labels, 0)[0]
     feature = int(of.count_F.argmax())
     rows = of.sample.table("row", -1)[feature]
@@ -133,7 +133,7 @@ def test_the_sample_is_drawn_alike_from_all_windows(store, sae, labels):
 
 
 def entries_of(*entries: tuple[float, int, int]) -> np.ndarray:
-    """Of one feature: key, row, and what its context is."""
+    """Entries of one feature from (key, row, context)."""
     found = np.zeros(len(entries), ENTRY)
     found["key"], found["row"], found["alike"] = np.transpose(entries)
     return found
@@ -147,13 +147,13 @@ def test_equal_contexts_are_shown_once():
     assert kept.table("row", -1).tolist() == [[0, 80, -1, -1, -1], [120, -1, -1, -1, -1]]
 
 
-def test_what_is_left_out_hides_nothing():
+def test_a_hidden_firing_hides_nothing():
     kept = TopKPerFeature(features=1, size=5, positions=4)
     kept.add(entries_of((9, 0, 7), (8, 40, 7), (7, 41, 8), (6, 1, 9), (5, 80, 9)))
     assert kept.table("row", -1).tolist() == [[0, 41, 80, -1, -1]]
 
 
-def test_what_comes_later_sets_free_what_was_hidden(monkeypatch):
+def test_a_hidden_firing_returns_if_the_one_that_hid_it_is_hidden(monkeypatch):
     monkeypatch.setattr(streaming, "PENDING", 0)
     kept = TopKPerFeature(features=1, size=2, positions=4)
     kept.add(entries_of((5, 0, 7), (4, 1, 8)))
@@ -163,7 +163,7 @@ def test_what_comes_later_sets_free_what_was_hidden(monkeypatch):
 
 @pytest.fixture(scope="module")
 def bursty():
-    """A rare feature of 937 firings on one token, a dozen contexts in long runs, and 63 on others, each of its own."""
+    """A feature with 937 firings on one token, in long runs of a dozen contexts, and 63 firings on different tokens."""
     rng = np.random.default_rng(0)
     entries = np.zeros(1000, ENTRY)
     entries["row"] = np.concatenate([np.arange(937), 10_000 + 50 * np.arange(63)])
@@ -173,7 +173,7 @@ def bursty():
     return entries
 
 
-def test_the_sample_is_plain_and_only_what_is_shown_is_distinct(bursty):
+def test_the_sample_is_random_and_only_shown_contexts_are_distinct(bursty):
     rng, of = np.random.default_rng(1), SimpleNamespace(top=TopKPerFeature(1, 20, 50), sample=TopKPerFeature(1, 100))
     for kept, keys in ((of.top, bursty["value"]), (of.sample, rng.random(len(bursty)))):
         bursty["key"] = keys
@@ -181,7 +181,7 @@ def test_the_sample_is_plain_and_only_what_is_shown_is_distinct(bursty):
     token_F, share_F = feature_statistics.most_frequent(of.sample.table("token", -1))
     row_FxR, alike_FxR = of.sample.table("row", -1), of.sample.table("alike", 0)
     median = feature_statistics.quantiles(of.sample.table("value", 0), row_FxR >= 0)[0, 2]
-    assert token_F[0] == 5 and share_F[0] == pytest.approx(0.937, abs=0.07)  # three deviations of a sample of 100
+    assert token_F[0] == 5 and share_F[0] == pytest.approx(0.937, abs=0.07)  # three deviations for 100 samples
     assert median == pytest.approx(np.median(bursty["value"]), abs=0.5)
     new_R = feature_statistics.is_new(of, 50, row_FxR, alike_FxR)[0]
     shown = np.concatenate([of.top.table("row", -1)[0], row_FxR[0][new_R]])
@@ -214,7 +214,7 @@ def cofiring_of(fires_NxF, chunk=700):
 
 
 @pytest.mark.parametrize("matrix_bytes", [cofiring.MATRIX_BYTES, 0], ids=["a matrix", "rows kept"])
-def test_what_fires_together_is_told_by_phi(firing_rows, monkeypatch, matrix_bytes):
+def test_features_that_fire_together_have_the_highest_phi(firing_rows, monkeypatch, matrix_bytes):
     monkeypatch.setattr(cofiring, "MATRIX_BYTES", matrix_bytes)
     monkeypatch.setattr(cofiring, "BLOCK_PAIRS", 12)  # two features at a time
     of, phi_FxF = cofiring_of(firing_rows), np.corrcoef(firing_rows.T)
@@ -226,7 +226,7 @@ def test_what_fires_together_is_told_by_phi(firing_rows, monkeypatch, matrix_byt
     assert other_FxJ[0, 0] == 1 and other_FxJ[1, 0] == 0 and found_FxJ[0, 0] > 0.6
 
 
-def test_of_more_firings_than_are_kept_phi_is_that_of_rows_drawn_at_random(firing_rows, monkeypatch):
+def test_phi_is_computed_on_random_rows_if_there_are_too_many_firings(firing_rows, monkeypatch):
     monkeypatch.setattr(cofiring, "MATRIX_BYTES", 0)
     monkeypatch.setattr(cofiring, "MOST_FIRINGS", 2000)
     of = cofiring_of(firing_rows)
@@ -249,7 +249,7 @@ def test_logit_weights_have_the_norms_gain_and_no_scale():
 # Labels.
 
 
-def test_fields_of_few_texts_are_labels_and_other_fields_are_let_go(tmp_path, monkeypatch):
+def test_only_fields_with_few_different_texts_are_labels(tmp_path, monkeypatch):
     monkeypatch.setattr(labels_module, "MOST_LABELS", 3)
     records = [
         {"text": "x", "kind": "ab"[i % 2], "title": f"no. {i}", "one": "same", "late": "p" if i < 3 else None}
@@ -261,7 +261,7 @@ def test_fields_of_few_texts_are_labels_and_other_fields_are_let_go(tmp_path, mo
     assert found["kind"].codes.tolist() == [0, 1] * 4
 
 
-def test_a_window_of_one_position_has_no_label_of_it():
+def test_windows_with_one_position_have_no_position_labels():
     tokenizer = LanguageModel.load(str(BUNDLED_MODEL)).tokenizer
     assert list(labels_module.labels_of("t.txt", tokenizer, 1)) == ["token class"]
     assert labels_module.labels_of("t.txt", tokenizer, 2)["position"].codes.tolist() == [0, 1]
@@ -274,21 +274,21 @@ def test_information_and_entropy_of_planted_features():
     rows_L = np.full(4, 10_000)
     count_FxL = np.array([[1000, 0, 0, 0], [250, 250, 250, 250], [500, 500, 0, 0]])
     np.testing.assert_allclose(specialization(count_FxL, rows_L), [1, 0, 0.5], atol=0.002)
-    p = 0.025  # it fires on 1000 of 40,000 rows, all of one label
+    p = 0.025  # the feature fires on 1000 of 40,000 rows, all with one label
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     given_label = 0.25 * -(0.1 * np.log2(0.1) + 0.9 * np.log2(0.9))
     np.testing.assert_allclose(mutual_information(count_FxL, rows_L)[:2], [entropy - given_label, 0], atol=1e-4)
     assert np.isnan(specialization(np.zeros((1, 4), int), rows_L)).all()
 
 
-def test_a_label_with_more_rows_makes_no_specialist():
+def test_unequal_labels_do_not_make_a_feature_specialized():
     rows_L = np.array([30_000, 10_000])
     assert specialization(np.array([[3000, 1000]]), rows_L)[0] == pytest.approx(0, abs=1e-3)
 
 
 @pytest.fixture(scope="module")
 def planted():
-    """Of 400 features half fire on a topic of their own, by documents of 20 rows: (scores [S, F], density, which)."""
+    """(scores [S, F], density, specialists): half of 400 features fire on one topic each, in documents of 20 rows."""
     rng = np.random.default_rng(0)
     documents, topics, count = 1500, 10, 400
     topic_G, loud_G = rng.integers(0, topics, documents), rng.gamma(0.5, 2.0, (count, documents))
@@ -304,7 +304,7 @@ def planted():
     return np.stack(scores), fires_FxG.sum(1), special_F
 
 
-def test_planted_specialists_are_told_from_features_that_fire_on_few_documents(planted):
+def test_planted_specialists_are_distinguished_from_features_on_few_documents(planted):
     score_SxF, count_F, special_F = planted
     found_F = stats.false_discovery_control(p_values(score_SxF[: 1 + SHUFFLES], count_F)) <= 0.05
     assert found_F[special_F].mean() > 0.95
@@ -314,7 +314,7 @@ def test_planted_specialists_are_told_from_features_that_fire_on_few_documents(p
 
 def test_on_shuffled_labels_nothing_is_found(planted):
     score_SxF, count_F, _ = planted
-    p_F = p_values(score_SxF[1 : 2 + SHUFFLES], count_F)  # a shuffle in place of the labels
+    p_F = p_values(score_SxF[1 : 2 + SHUFFLES], count_F)  # the first shuffle replaces the true labels
     assert (stats.false_discovery_control(p_F) <= 0.05).mean() <= 0.01
     assert 0.02 < (p_F <= 0.05).mean() < 0.09
 
@@ -331,7 +331,7 @@ def test_a_few_specialists_among_many_features_are_found():
     assert found_F[special_F].all() and found_F[~special_F].mean() < 0.005
 
 
-# Of a run.
+# Statistics of a run.
 
 
 @pytest.fixture(scope="module")
@@ -343,13 +343,13 @@ def run(tmp_path_factory):
     return FinishedRun.open(path), cache
 
 
-def test_a_run_is_described_once_and_read_again(run, monkeypatch):
+def test_statistics_are_computed_once_and_then_read(run, monkeypatch):
     run, cache = run
     members = list(run.members)
     found = load_or_compute_features(run, members, cache)
     files = {path: path.stat().st_mtime_ns for path in (run.path / "analysis" / "features").iterdir()}
     assert sorted(path.stem for path in files) == sorted(members)
-    monkeypatch.setattr(feature_statistics, "accumulate_firings", None)  # whatever calls it fails
+    monkeypatch.setattr(feature_statistics, "accumulate_firings", None)  # so that a call fails
     again = load_or_compute_features(run, members, cache)
     assert {path: path.stat().st_mtime_ns for path in files} == files
     for name in members:
@@ -357,14 +357,14 @@ def test_a_run_is_described_once_and_read_again(run, monkeypatch):
             np.testing.assert_equal(getattr(again[name], field), value)
 
 
-def test_what_was_computed_before_a_stop_is_kept(run, tmp_path, monkeypatch):
+def test_statistics_computed_before_a_stop_are_kept(run, tmp_path, monkeypatch):
     run, cache = run
     copied = FinishedRun.open(shutil.copytree(run.path, tmp_path / "run"))
     shutil.rmtree(copied.path / "analysis", ignore_errors=True)
     first, *others = copied.members
 
     def stop(phase: str, done: int, total: int) -> None:
-        if phase == "features" and done > total / 2:  # in the second of three
+        if phase == "features" and done > total / 2:  # in the second of three members
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -397,7 +397,7 @@ def test_a_feature_fires_at_the_token_that_its_context_marks(run):
     assert context.before + context.token + context.after in tokenizer.decode(tokens_T)
 
 
-def test_of_another_version_it_is_computed_again(run, tmp_path):
+def test_statistics_of_another_version_are_computed_again(run, tmp_path):
     path = tmp_path / "old.npz"
     write_arrays(path, {"format": np.array(feature_statistics.FORMAT - 1)})
     assert Features.load(path) is None

@@ -1,4 +1,4 @@
-"""What ablating a feature does, against whole runs of the model without it, and where the answer was planted."""
+"""The effect of ablating a feature, compared with whole runs of the model, and for features with a planted effect."""
 
 import numpy as np
 import pytest
@@ -22,13 +22,13 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache):
-    """Two members, behind the second block and behind the last; in the latter's weights three features are planted."""
+    """Members after the second and after the last block. Three features are planted in the weights of the latter."""
     argv = [*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--layer", "1", "3", "--hook", "resid_post"]
     argv += ["--activation", "relu", "--hidden-dim", "48", "--target-l0", "8", "--epochs", "2"]
     run = trained(tmp_path_factory.mktemp("ablation") / "run", cache, *argv)
     dictionary = run.dictionary(member_at(run, 3))
     tensors, direction_D = dictionary.tensors, token_direction(run.language_model, the(run))
-    for feature, sign in ((SILENT, 0), (RAISING, 1), (LOWERING, -1)):  # fires on no row, or alike on all
+    for feature, sign in ((SILENT, 0), (RAISING, 1), (LOWERING, -1)):  # fires on no row, or equally on all rows
         tensors["W_enc"][:, feature], tensors["b_enc"][feature] = 0, 1.0 if sign else -1.0
         tensors["W_dec"][feature] = 4 * sign * direction_D
     save_dictionary(dictionary, run.path / "members" / dictionary.name)
@@ -44,7 +44,7 @@ def the(run):
 
 
 def token_direction(model, token):
-    """What in the last residual raises this token's logit."""
+    """The direction of the last residual stream that raises this token's logit."""
     gain_D = dict(model.bridge.ln_final.original_component.named_parameters())["weight"].detach().numpy()
     return model.bridge.original_model.lm_head.weight[token].detach().numpy() * gain_D
 
@@ -56,7 +56,7 @@ def log_probabilities(model, tokens_WxT, site, change):
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache, monkeypatch):
+def test_an_ablation_equals_two_whole_runs_of_the_model(run, cache, monkeypatch):
     monkeypatch.setattr("analysis.stats.FEWEST_DOCUMENTS", 3)
     name, model = member_at(run, 1), run.language_model
     site, tensors = run.site(name), run.dictionary(name).tensors
@@ -65,7 +65,7 @@ def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache, mo
     found = ablation_effect(run, name, feature, cache, windows=1000)
 
     sampled = [row for row in of.sample_row_FxR[feature].tolist() if row >= 0 and row % 9 < 8]
-    rows = list({row // 9: row for row in sampled}.values())  # a window once
+    rows = list({row // 9: row for row in sampled}.values())  # one row per window
     places = [place(store, row) for row in rows]
     tokens_WxT, document_W = np.stack([tokens_T for tokens_T, _, _ in places]), [of for _, _, of in places]
     fires_WxT = np.zeros(tokens_WxT.shape, bool)
@@ -73,7 +73,7 @@ def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache, mo
     def without(x):
         pre_WxT = (x.numpy() - tensors["b_dec"]) @ tensors["W_enc"][:, feature] + tensors["b_enc"][feature]
         f_WxT = np.maximum(pre_WxT, 0)
-        f_WxT[:, 0] = 0  # as in training
+        f_WxT[:, 0] = 0  # the first position has no features, as in training
         fires_WxT[:] = f_WxT > 0
         return x - torch.from_numpy(f_WxT[..., None] * tensors["W_dec"][feature])
 
@@ -97,16 +97,16 @@ def test_it_is_two_runs_of_the_model_with_the_feature_and_without(run, cache, mo
     assert found.tokens_up[0][0] == model.tokenizer.decode([int(change_V.argmax())])
 
 
-def test_what_a_planted_feature_does_is_undone(run, cache):
+def test_ablation_removes_the_effect_of_planted_features(run, cache):
     raising, lowering = (ablation_effect(run, member_at(run, 3), f, cache, windows=8) for f in (RAISING, LOWERING))
     assert raising.windows == lowering.windows == 8
-    assert raising.tokens == 8 * 8  # it fires from the first position that counts on, the last predicts nothing
+    assert raising.tokens == 8 * 8  # the feature fires at every position that is used; the last one predicts nothing
     assert raising.tokens_down[0][0] == lowering.tokens_up[0][0] == " the"
     assert raising.tokens_down[0][1] < -0.1 and lowering.tokens_up[0][1] > 0.1
-    assert lowering.loss_increase > 0  # " the" everywhere
+    assert lowering.loss_increase > 0  # the feature makes " the" less likely everywhere
 
 
-def test_a_feature_that_never_fires_has_no_effect_on_no_window(run, cache):
+def test_a_feature_that_never_fires_has_no_effect(run, cache):
     found = ablation_effect(run, member_at(run, 3), SILENT, cache)
     assert (found.windows, found.tokens, found.loss_increase, found.interval, found.kl) == (0, 0, 0, None, 0)
     assert found.tokens_up == found.tokens_down == []

@@ -1,4 +1,4 @@
-"""Attributions: exact where the rest of the model is linear, complete where they are integrated, as ablations say."""
+"""Attributions: exact if the rest of the model is linear, complete if integrated, and in agreement with ablation."""
 
 import json
 
@@ -42,7 +42,7 @@ def sae():
 
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.hook_name)
 def test_gradients_are_the_outputs_slope(model, prompt_T, site):
-    """Against finite differences, with the activation changed by a hook in a whole run of the model."""
+    """Gradients equal finite differences, for which a hook changes the activation in a whole run of the model."""
     rng = np.random.default_rng(1)
     contrast_V = rng.standard_normal(4096).astype(np.float32)
     output = Output(model, prompt_T, site, contrast_V)
@@ -62,8 +62,8 @@ def test_gradients_are_the_outputs_slope(model, prompt_T, site):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_where_the_rest_is_linear_it_is_exact(model, prompt_T, sae, method):
-    """Behind the last layer, the final norm's mean and scale frozen, logits are x · (gain W_U): a closed form."""
+def test_attributions_are_exact_if_the_rest_of_the_model_is_linear(model, prompt_T, sae, method):
+    """After the last layer, with the final norm's mean and scale frozen, the logits are x · (gain W_U)."""
     norm = model.bridge.original_model.transformer.ln_f
     gain_D = dict(norm.named_parameters())["_original_component.weight"].detach()
     frozen = norm.register_forward_hook(lambda part, inputs, output: inputs[0] * gain_D / 1.7)
@@ -122,14 +122,14 @@ def test_an_ablation_is_a_whole_run_without_the_feature(model, prompt_T, sae):
 
         def without(x, i=effect.feature):
             f_T = np.array(sae.encode(x[0].numpy()))[:, i]
-            f_T[0] = 0  # the first position stays as it is
+            f_T[0] = 0  # the first position is not changed
             return x - torch.from_numpy(np.outer(f_T, W_FxD[i]))[None]
 
         assert effect.ablation == pytest.approx(output(lambda x: x) - output(without), abs=1e-3)
         assert effect.position > 0
 
 
-def test_a_correlation_that_cannot_be_told_is_none():
+def test_an_undefined_correlation_is_none():
     assert attribution.correlation(np.ones(3), np.arange(3)) is None
     assert attribution.correlation(np.ones(1), np.ones(1)) is None
     assert attribution.correlation(np.arange(3), -np.arange(3)) == pytest.approx(-1)
@@ -156,7 +156,7 @@ def test_the_command(tmp_path_factory, tmp_path, capsys):
         ([*asked, "--target", " sea", "--method", "guess"], "must be one of gradient"),
         ([*asked], "--target is missing"),
         ([str(path), "--prompt", "The ships", "--target", " sea"], "--member is missing"),
-        ([*asked, "--target", " sea", "--prompt", "ship " * 200], "from 2 to 128 "),
+        ([*asked, "--target", " sea", "--prompt", "ship " * 200], "give one of 2 to 128 "),
     ):
         with pytest.raises(InputError, match=message):
             main.main(["attribute", *argv])

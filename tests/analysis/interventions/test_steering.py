@@ -1,4 +1,4 @@
-"""Steering: generated tokens too, with and without a cache; clamps that are exact; strength 0 and silent features."""
+"""Steering of the prompt and of generated tokens, with and without a cache; exact clamps; features that never fire."""
 
 import json
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def prompt_T(model):
 
 @pytest.fixture(scope="module")
 def saes():
-    """Dictionaries of random features in the model's width, one of which never fires."""
+    """Dictionaries with random features, of which one never fires."""
     rng = np.random.default_rng(0)
     W_FxD = rng.standard_normal((F, 256)).astype(np.float32) / 16
     b_enc = np.where(np.arange(F) == SILENT, -1e6, 0).astype(np.float32)
@@ -58,7 +58,7 @@ def itself(site: Site) -> Change:
     return Change(site, lambda x_NxD: x_NxD, 1)
 
 
-def test_unsteered_it_writes_what_the_model_writes(model, prompt_T):
+def test_unsteered_text_equals_that_of_the_model(model, prompt_T):
     written = write_texts(model, prompt_T, itself(SITE), 30)
     expected = AutoModelForCausalLM.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).generate(
         torch.tensor([prompt_T]), max_new_tokens=30, do_sample=False, pad_token_id=0, suppress_tokens=[0]
@@ -79,7 +79,7 @@ def test_with_a_cache_it_writes_the_same_as_without(model, prompt_T, site, writt
 
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.hook_name)
 def test_every_token_that_it_writes_is_steered(model, prompt_T, site):
-    """What the model reads at its own tokens is what the change made of them, and it is met once a token."""
+    """The activation at each generated token is the changed one, and each token is changed once."""
     seen = []
 
     def replace(x_NxD):
@@ -87,8 +87,8 @@ def test_every_token_that_it_writes_is_steered(model, prompt_T, site):
         return x_NxD + 1
 
     written = write_texts(model, prompt_T, Change(site, replace, len(prompt_T)), 6)
-    seen.pop(1)  # of the check that the cache is used
-    assert [len(x_NxD) for x_NxD in seen] == [1] * 5  # the sixth is never read
+    seen.pop(1)  # from the check of the cache
+    assert [len(x_NxD) for x_NxD in seen] == [1] * 5  # the model never reads the sixth token
     read = []
     text = model.token_ids(np.array([prompt_T + written.tokens_SxN[0, :5].tolist()]))
 
@@ -163,7 +163,7 @@ def test_ablating_a_feature_that_never_fires_changes_nothing(model, prompt_T, sa
         directions_for(saes["relu"], SILENT, 0.0, "add", {})
 
 
-def test_other_directions_are_of_the_features_norm(saes):
+def test_baseline_directions_have_the_norm_of_the_feature(saes):
     others = {"random direction": steer_model.random_direction(256, 0), "means": np.full(256, 40.0)}
     ways = directions_for(saes["relu"], 3, 2.5, "add", others)
     x_NxD = np.zeros((1, 256), np.float32)
@@ -171,14 +171,14 @@ def test_other_directions_are_of_the_features_norm(saes):
     assert len(norms) == 3 and norms == pytest.approx([5 * np.linalg.norm(saes["relu"].W_dec[3])] * 3, rel=1e-5)
 
 
-def test_the_nucleus_is_the_fewest_likeliest_tokens():
+def test_top_p_keeps_the_smallest_set_of_likely_tokens():
     logits = torch.tensor([0.1, 0.5, 0.3, 0.1]).log().repeat(4000, 1)
     for top_p, expected in ((0.5, [0, 1, 0, 0]), (0.6, [0, 0.625, 0.375, 0]), (1.0, [0.1, 0.5, 0.3, 0.1])):
         drawn = draw(logits, 1.0, top_p, torch.Generator().manual_seed(0))
         np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, expected, atol=0.03)
 
 
-def test_surprise_is_the_models_own_loss(model, prompt_T):
+def test_surprise_equals_the_loss_of_the_model(model, prompt_T):
     tokens_SxN = write_texts(model, prompt_T, pushed(SITE, 0.5), 12, samples=2, temperature=1.0).tokens_SxN
     for tokens_N, found_N in zip(tokens_SxN, surprise(model, prompt_T, tokens_SxN), strict=True):
         ids = torch.tensor([prompt_T + tokens_N.tolist()])
@@ -213,12 +213,12 @@ def test_the_tokens_of_a_concept(model):
         return [model.tokenizer.decode([token]) for token in steer_model.word_tokens(model.tokenizer, phrase)]
 
     assert words("the Golden Gate Bridge") == [" Golden", " golden", " Bridge", " bridge"]  # and " G", " g"
-    assert words("the") == [" the", " The"]  # nothing else is left
+    assert words("the") == [" the", " The"]  # function words are kept if there are no others
     with pytest.raises(InputError, match="no word"):
         words("?!")
 
 
-def test_a_feature_whose_largest_firing_is_below_zero_is_steered_by_it(saes):
+def test_a_feature_with_negative_activations_is_steered_by_the_most_negative(saes):
     sae = saes["relu"]
     way = steer_model.directions_for(sae, 5, -3.0, "add", {})["feature 5"]
     x_NxD = np.zeros((2, sae.W_dec.shape[1]), np.float32)
@@ -234,9 +234,9 @@ def test_a_feature_whose_largest_firing_is_below_zero_is_steered_by_it(saes):
     assert (tokens.tolist(), weights.tolist()) == ([[1], [4]], [[0.5], [0.8]])
 
 
-def test_windows_hold_a_phrase_by_whole_words_and_without_its_article():
+def test_windows_with_a_phrase_contain_whole_words_without_its_article():
     rng = np.random.default_rng(0)
-    texts, x_NxD = ["the Sea is", "a sea", "seaside", "land"], rng.standard_normal((8, 3))  # two rows each
+    texts, x_NxD = ["the Sea is", "a sea", "seaside", "land"], rng.standard_normal((8, 3))  # two rows per text
 
     class Split:
         positions = 2
@@ -261,7 +261,7 @@ def test_the_best_strength_is_the_strongest_fluent_one():
     def texts(strength, probability, perplexity, distinct=0.8):
         return Texts(strength, (("",),), probability, perplexity, distinct)
 
-    repeats = texts(3, 0.8, 5, distinct=0.3)  # likely to the model, but none
+    repeats = texts(3, 0.8, 5, distinct=0.3)  # likely to the model, but repetitive
     curve = (texts(1, 0.2, 15), texts(2, 0.3, 20), repeats, texts(4, 0.9, 21))
     steered = Steered("add", ("p",), (), {"unsteered": texts(0, 0.1, 10)}, {"a": curve, "b": (texts(1, 0.1, 10),)})
     assert steered.best("a").strength == 2 and steered.best("b") is None
@@ -296,7 +296,7 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
     assert f"{found['ways']['difference in means'][1]['probability']:.5f}" in out and "best strength of" in out
     assert (path / "figures" / f"steer-{member}-{found['feature']}.png").stat().st_size > 10_000
 
-    # The best strength is told by texts on which it was not chosen: those of the next seed.
+    # The figures of the best strength come from other texts than those that it was chosen by: from the next seed.
     assert found["afresh"] and set(found["afresh"]) <= set(found["ways"])
     way = f"feature {found['feature']}"
     other = [
@@ -334,14 +334,14 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
         (["--concept", "zyxwvut", "--member", "FIRST"], "no feature detects the concept"),
     ],
 )
-def test_what_cannot_be_is_refused(run, argv, message):
+def test_invalid_requests_are_refused(run, argv, message):
     path, cache = run
     first = sorted(p.name for p in (path / "members").iterdir())[0]
     with pytest.raises(InputError, match=message):
         main.main(["steer", str(path), "--cache-dir", str(cache), *(first if a == "FIRST" else a for a in argv)])
 
 
-def test_a_text_is_judged_after_the_plain_prompt(model):
+def test_perplexity_is_measured_after_the_plain_prompt(model):
     sampling = Sampling(prompt=("A man came", "The ship"), max_new_tokens=8, temperature=0)
     found = compute_steering(model, SITE, {}, "add", (), [7], sampling, 1, "the sea")
     assert found.plain["unsteered"].texts != found.plain["named in the prompt"].texts

@@ -1,4 +1,4 @@
-"""A feature's page has what the run's own arrays say, by numpy: on a real run."""
+"""The page of a feature of a real run, compared with the run's arrays in numpy."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def frequent(of: Features) -> int:
     return int(np.abs(of.density_F - 0.2).argmin())
 
 
-def test_mapped_statistics_are_those_that_were_saved(run):
+def test_mapped_statistics_equal_the_saved_ones(run):
     for name in run.members:
         path = run.path / "analysis" / "features" / f"{name}.npz"
         whole, mapped = Features.load(path), saved(run, name)
@@ -107,7 +107,7 @@ def test_contexts_are_of_the_whole_range_by_rank(run, cache):
             assert band.low - 1e-3 <= context.value_T[context.peak] <= band.high + 1e-3
 
 
-def test_what_it_is_found_with_is_that_of_the_comparison_and_the_snapshots(run, cache, compared):
+def test_the_page_agrees_with_the_comparison_and_the_snapshots(run, cache, compared):
     name = next(iter(run.members))
     of = saved(run, name)
     feature = frequent(of)
@@ -135,7 +135,7 @@ def test_what_it_is_found_with_is_that_of_the_comparison_and_the_snapshots(run, 
     assert dict(feature_figures.figures(page)).keys() == {"histogram", "positions", "logits", "emergence"}
 
 
-def test_figures_hold_what_they_draw(run, cache):
+def test_figures_contain_the_data_of_the_page(run, cache):
     name = next(iter(run.members))
     feature = frequent(saved(run, name))
     page = page_of(run, cache, name, feature)
@@ -154,8 +154,8 @@ def test_figures_hold_what_they_draw(run, cache):
     assert np.mean(shares) == pytest.approx(page.density, rel=1e-6)
 
 
-def test_what_it_reads_is_what_it_promotes(run, cache):
-    """The input score of Arad et al., counted by hand; and the dimensions of its decoder row."""
+def test_the_input_score_and_the_largest_decoder_dimensions(run, cache):
+    """The input score of Arad et al. equals a count in plain Python; the largest decoder dimensions are listed."""
     name = next(iter(run.members))
     of = saved(run, name)
     for feature in np.argsort(-of.density_F)[:5].tolist():
@@ -168,7 +168,7 @@ def test_what_it_reads_is_what_it_promotes(run, cache):
         assert page.aligned[0].share == pytest.approx(decoder_D.max() / np.abs(decoder_D).sum())
 
 
-def test_a_feature_that_is_not_there_is_an_error_that_says_which_are(run, cache):
+def test_a_missing_feature_is_an_error_with_the_range_of_features(run, cache):
     name = next(iter(run.members))
     with pytest.raises(InputError, match="feature 48 does not exist: .* has features 0 to 47"):
         page_of(run, cache, name, 48)

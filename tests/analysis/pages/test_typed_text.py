@@ -32,19 +32,19 @@ def test_it_has_the_features_of_the_windows_in_the_store(run, cache):
             stored_PxF = np.asarray(sae.encode(rows_PxD))
             values_TxF = found.values_TxF.toarray()
             assert values_TxF.shape == (10, 48) and not values_TxF[0].any()
-            both_PxF = (stored_PxF != 0) & (values_TxF[1:] != 0)  # rounding lets a feature in or out, now and then
+            both_PxF = (stored_PxF != 0) & (values_TxF[1:] != 0)  # rounding sometimes adds or removes a feature
             np.testing.assert_allclose(values_TxF[1:][both_PxF], stored_PxF[both_PxF], atol=0.02, rtol=0.01)
             assert both_PxF.sum() > 0.95 * (stored_PxF != 0).sum() > 0
             compared += 1
         assert compared > 10
 
 
-def test_length_and_nothing(run):
+def test_long_and_empty_texts(run):
     name = next(iter(run.members))
     longest = run.language_model.bridge.cfg.n_ctx
     whole = read_text(run, name, " the" * longest)
     assert len(whole.tokens) == whole.values_TxF.shape[0] == longest
-    assert whole.values_TxF[-1:].nnz  # a text longer than the windows trained on is read to its end
+    assert whole.values_TxF[-1:].nnz  # a text that is longer than the training windows is read to its end
     with pytest.raises(InputError, match=f"has {longest + 1} tokens: the model reads at most {longest}"):
         read_text(run, name, " the" * (longest + 1))
     with pytest.raises(InputError, match="no token in this text"):

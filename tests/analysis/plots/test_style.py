@@ -1,9 +1,10 @@
-"""Figures of any text: what XML cannot hold ends the process of the library that draws, and never reaches it."""
+"""Figures with arbitrary text. Characters that XML forbids would abort the process, so they must be replaced."""
 
 import altair as alt
 import pytest
 
-from analysis.plots.style import NOT_XML, save, styled
+from analysis.plots.style import KIND_STYLES, NOT_XML, OTHER_STYLE, save, styled
+from sae_jax.models.registry import KINDS
 
 CHARACTERS = ["\x00", "\x07", "\x0b", "\x1b", "\ufffe", "\ud800", "\x7f", "\n", "🌊"]
 
@@ -15,3 +16,10 @@ def test_any_character_is_drawn_or_replaced(character, tmp_path):
     drawn = styled(chart.encode(x="x:Q", y="y:Q", color="kind:N"), text, [text])
     svg = save(drawn, tmp_path / "figure")[1].read_text()
     assert "a\N{REPLACEMENT CHARACTER}b" in svg if NOT_XML.match(character) else "\N{REPLACEMENT CHARACTER}" not in svg
+
+
+def test_every_kind_has_a_colour_and_a_shape_of_its_own():
+    styles = [*KIND_STYLES.values(), OTHER_STYLE]
+    assert KIND_STYLES.keys() == KINDS.keys()
+    for values in zip(*styles, strict=True):
+        assert len(set(values)) == len(styles)

@@ -1,4 +1,4 @@
-"""Loss recovered after training, and `python main.py evaluate`: a run, single dictionaries, other texts and hooks."""
+"""Loss recovered after training, and `python main.py evaluate` for runs, single dictionaries, other texts and hooks."""
 
 import json
 import shutil
@@ -13,6 +13,7 @@ from rows import make_store
 from safetensors.numpy import save_file
 
 import main
+from analysis.quality import loss_recovered
 from analysis.quality.evaluate import dictionaries_in
 from analysis.stats import FEWEST_DOCUMENTS
 from harvest.errors import InputError
@@ -57,7 +58,7 @@ def evaluated(tmp_path, cache, *argv: object) -> dict[str, dict]:
 
 
 def write_dictionary(directory: Path, W_enc_DxF, W_dec_FxD, b_dec_D, **metadata) -> Path:
-    """A standard SAE as SAELens writes it, by no code of ours."""
+    """Write a standard SAE in SAELens' format without the code under test."""
     directory.mkdir()
     d, f = W_enc_DxF.shape
     tensors = {"W_enc": W_enc_DxF, "W_dec": W_dec_FxD, "b_enc": np.zeros(f), "b_dec": b_dec_D}
@@ -73,7 +74,7 @@ def write_dictionary(directory: Path, W_enc_DxF, W_dec_FxD, b_dec_D, **metadata)
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory) -> dict[str, Path]:
-    """Dictionaries that answer zero, the input, and always the same."""
+    """Dictionaries whose reconstruction is zero, the input, and a constant."""
     folder, zeros_DxF = tmp_path_factory.mktemp("known"), np.zeros((D, 8))
     both_DxF = np.concatenate([np.eye(D), -np.eye(D)], 1)
     at = {"hook_name": "blocks.2.hook_resid_mid"}
@@ -101,7 +102,7 @@ def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys
         assert metrics["ce_clean"] < metrics["ce_sae"] < metrics["ce_zero"] and metrics["kl_recovered"] < 1
         share = (metrics["ce_zero"] - metrics["ce_sae"]) / (metrics["ce_zero"] - metrics["ce_clean"])
         assert metrics["ce_recovered"] == pytest.approx(share)
-        assert set(member["intervals"].values()) == {None}  # of too few documents
+        assert set(member["intervals"].values()) == {None}  # there are too few documents
         assert results["loss_recovered"]["documents"] < FEWEST_DOCUMENTS
     assert results["loss_recovered"]["windows_asked"] == 256
     assert 0 < results["loss_recovered"]["documents"] <= results["loss_recovered"]["windows"] <= 10
@@ -111,26 +112,33 @@ def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys
     assert f"{results['members'][0]['metrics']['ce_recovered']:.3f}" in box
 
 
-def test_a_run_that_was_stopped_before_it_is_completed(finished, cache, capsys):
-    whole = read_json(finished / "results.json", "")
-    stopped = read_json(finished / "results.json", "")
-    del stopped["loss_recovered"], stopped["timing"]["loss_recovered_seconds"]
-    for member in stopped["members"]:
-        del member["intervals"]
-        member["metrics"] = {k: v for k, v in member["metrics"].items() if k[:3] not in ("ce_", "kl_")}
-    write_json(finished / "results.json", stopped)
-    argv = [*ARGV, "--run-dir", str(finished), "--cache-dir", str(cache)]
-    assert main.run_as_command([*argv, "--ce-windows", "0"]) == 0
-    assert read_json(finished / "results.json", "") == stopped
-    assert "CE rec." not in capsys.readouterr().out
+def test_a_run_that_is_stopped_while_its_loss_recovered_is_measured_is_resumed(
+    finished, tmp_path, cache, monkeypatch, capsys
+):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    argv = [*ARGV, "--run-dir", str(tmp_path / "run"), "--cache-dir", str(cache)]
+    with monkeypatch.context() as patch:
+        patch.setattr(loss_recovered, "loss_recovered", stopped)
+        assert main.run_as_command(argv) == 130
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert main.run_as_command(argv) == 2 and "was interrupted: add --resume" in capsys.readouterr().err
     assert main.run_as_command([*argv, "--resume"]) == 0
-    again = read_json(finished / "results.json", "")
-    assert "is trained" in capsys.readouterr().out
-    again["timing"]["loss_recovered_seconds"] = whole["timing"]["loss_recovered_seconds"]
-    assert again == whole
+    again, whole = (read_json(path / "results.json", "") for path in (tmp_path / "run", finished))
+    assert again | {"timing": None} == whole | {"timing": None}
 
 
-def test_a_run_evaluated_is_what_it_was_after_training(finished, tmp_path, cache):
+def test_the_results_of_a_finished_run_are_not_measured_again(finished, cache, capsys):
+    before = (finished / "results.json").read_bytes()
+    argv = [*ARGV, "--run-dir", str(finished), "--cache-dir", str(cache)]
+    assert main.run_as_command([*argv, "--ce-windows", "8"]) == 0
+    assert (finished / "results.json").read_bytes() == before
+    said = capsys.readouterr().out
+    assert "measured on 256 windows" in said and f"evaluate {finished} --ce-windows 8" in " ".join(said.split())
+
+
+def test_evaluate_gives_the_figures_of_the_training(finished, tmp_path, cache):
     results = read_json(finished / "results.json", "")
     found = evaluated(tmp_path, cache, finished)
     assert found.keys() == {member["id"] for member in results["members"]}
@@ -159,7 +167,7 @@ def test_known_dictionaries_on_another_text_and_hook(known, text, tmp_path, cach
         assert zero["ce_clean"] == identity["ce_clean"] > 0
 
 
-def test_a_run_beside_another_dictionary_on_a_text_of_its_own(finished, known, text, tmp_path, cache, capsys):
+def test_a_run_and_another_dictionary_are_measured_on_a_third_text(finished, known, text, tmp_path, cache, capsys):
     found = evaluated(tmp_path, cache, finished, known["zero"], "--dataset", text, "--layer", 1, "--hook", "mlp_out")
     assert len(found) == 5 and {f["hook_name"] for f in found.values()} == {"blocks.1.hook_mlp_out"}
     assert found["zero"]["metrics"]["ce_recovered"] == 0
@@ -167,7 +175,7 @@ def test_a_run_beside_another_dictionary_on_a_text_of_its_own(finished, known, t
     assert "CE rec." in table and "0.000 (0.000 to 0.000)" in table and "0 training rows" in table
 
 
-def test_a_runs_own_text_is_measured_where_it_did_not_train(finished, known, tmp_path, cache, capsys):
+def test_a_run_is_evaluated_on_the_held_out_part_of_its_text(finished, known, tmp_path, cache, capsys):
     path = tmp_path / "report.json"
     argv = [str(known["zero"]), str(finished), "--dataset", "bundled", "--n-samples", "100", "--json", str(path)]
     argv += ["--ce-windows", "0", "--hook-name", "blocks.1.hook_resid_pre", "--cache-dir", str(cache)]
@@ -177,7 +185,7 @@ def test_a_runs_own_text_is_measured_where_it_did_not_train(finished, known, tmp
     assert "ce_recovered" not in report["dictionaries"][0]["metrics"]
 
 
-def test_an_export_beside_no_run_is_told_to_be_measured_on_its_training_text(finished, tmp_path, cache, capsys):
+def test_a_dictionary_without_a_run_on_its_training_text_is_reported(finished, tmp_path, cache, capsys):
     member = next((finished / "members").iterdir())
     shutil.copytree(member, tmp_path / "export")
     evaluated(tmp_path, cache, tmp_path / "export", "--n-samples", "50", "--ce-windows", "0")
@@ -186,7 +194,7 @@ def test_an_export_beside_no_run_is_told_to_be_measured_on_its_training_text(fin
     assert "on this text" not in capsys.readouterr().out, "its run says which documents it never saw"
 
 
-def test_a_dictionary_of_another_model_is_measured_only_where_the_model_is_named(finished, tmp_path, cache, capsys):
+def test_a_dictionary_of_another_model_needs_model_name(finished, tmp_path, cache, capsys):
     member, other = next((finished / "members").iterdir()), tmp_path / "other"
     without_checksums(shutil.copytree(member, other))
     cfg = json.loads((other / "cfg.json").read_text())
@@ -203,7 +211,7 @@ def test_a_dictionary_of_another_model_is_measured_only_where_the_model_is_named
         assert (note in out) is not same and f"{member} was trained on the model" not in out
 
 
-def test_what_a_dictionary_was_trained_on_and_is_not_measured_on_is_told(text, tmp_path, cache, capsys):
+def test_differences_between_training_and_measured_rows_are_reported(text, tmp_path, cache, capsys):
     both_DxF = np.concatenate([np.eye(D), -np.eye(D)], 1)
     asked = {"prepend_bos": True, "model_from_pretrained_kwargs": {"revision": "v2", "dtype": "bfloat16"}}
     asked |= {"hook_name": "blocks.1.hook_mlp_out"}
@@ -258,7 +266,7 @@ REFUSED = {
     "twice": (("{zero}", "{zero}/../zero"), "is given twice"),
     "no hook": (("{unhooked}",), "does not record its hook: give --hook-name"),
     "another hook": (("{zero}", "--hook-name", "blocks.1.hook_q"), "must be blocks.LAYER.hook_NAME"),
-    "a layer beyond": (("{zero}", "--hook-name", "blocks.9.hook_mlp_out", "--dataset", "bundled"), "has layers 0 to 3"),
+    "a layer beyond": (("{zero}", "--hook-name", "blocks.9.hook_mlp_out", "--dataset", "bundled"), "must be 0 to 3"),
     "two hooks": (("{zero}", "--hook-name", "blocks.1.hook_mlp_out", "--layer", "2"), "leave --layer and --hook out"),
     "another width": (("{narrow}",), "is for activations of width 16, but bundled has 256"),
     "no text": (("{zero}", "--dataset", "{empty}"), "empty"),
@@ -275,7 +283,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("argv", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known, text, tmp_path, cache, capsys):
+def test_invalid_evaluations_are_refused_with_the_reason(argv, reason, known, text, tmp_path, cache, capsys):
     narrow = np.zeros((16, 8))
     at = {"hook_name": "blocks.1.hook_mlp_out", "dataset_path": str(text)}
     places = {"zero": known["zero"], "narrow": write_dictionary(tmp_path / "n", narrow, narrow.T, np.zeros(16), **at)}
@@ -283,7 +291,7 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known
     places |= {"text": text, "empty": tmp_path / "empty.txt", "short": tmp_path / "short.txt"}
     of_v2 = at | {"model_from_pretrained_kwargs": {"revision": "v2"}}
     places["revision"] = write_dictionary(tmp_path / "r", narrow, narrow.T, np.zeros(16), **of_v2)
-    large = np.full((256, 8), 2.0**100)  # as of a flipped bit in their exponents
+    large = np.full((256, 8), 2.0**100)  # as if a bit of the exponents was flipped
     places["large"] = write_dictionary(tmp_path / "l", large, large.T, np.zeros(256), **at)
     places["empty"].touch()
     places["short"].write_text("Too few words.")
@@ -293,7 +301,7 @@ def test_what_cannot_be_evaluated_is_refused_with_the_reason(argv, reason, known
     assert error.startswith("error: ") and error.count("\n") == 1 and reason in error, error
 
 
-def test_calibration_draws_from_many_documents_of_which_none_is_reported(tmp_path, monkeypatch):
+def test_calibration_uses_many_documents_that_metrics_do_not_use(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate_module, "CALIBRATION_ROWS", 100)
     split = make_store(tmp_path, windows=1500, dtype="float32").held_out  # 300 documents of 8 rows
     rows = calibration_rows(split)

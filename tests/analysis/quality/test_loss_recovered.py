@@ -1,4 +1,4 @@
-"""What replacing an activation costs the model: against transformers' own modules, and values known beforehand."""
+"""The loss of a model if an activation is replaced, compared with transformers' modules and with known values."""
 
 from itertools import islice
 
@@ -38,7 +38,7 @@ def damaged(rows_NxD: np.ndarray) -> np.ndarray:
 
 
 def raw_logits(raw_model, tokens_WxT: np.ndarray, site: Site | None, first_position: int) -> np.ndarray:
-    """By transformers alone, whole, with torch hooks on its own modules."""
+    """Logits from a whole run of the model of transformers, with torch hooks on its modules."""
     block = raw_model.transformer.h[site.layer if site else 0]
 
     def put(x_WxTxD: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ def raw_logits(raw_model, tokens_WxT: np.ndarray, site: Site | None, first_posit
 
 
 def by_hand(logits_WxTxV, clean_WxTxV, tokens_WxT, first_position) -> tuple[np.ndarray, np.ndarray]:
-    """(CE, KL) of each window, in float64, token by token."""
+    """(CE, KL) of each window, computed in float64 one token at a time."""
     ce_W, kl_W = [], []
     for logits_TxV, clean_TxV, tokens_T in zip(logits_WxTxV, clean_WxTxV, tokens_WxT, strict=True):
         p_TxV, q_TxV = (np.exp(x - x.max(1, keepdims=True)) for x in (clean_TxV, logits_TxV))
@@ -84,8 +84,8 @@ def by_hand(logits_WxTxV, clean_WxTxV, tokens_WxT, first_position) -> tuple[np.n
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
 @pytest.mark.parametrize("hook", HOOKS)
-def test_run_on_from_each_hook_it_is_what_the_whole_model_makes_of_the_replacement(model, raw_model, hook, layer):
-    site, first = Site(layer, hook), layer % 2  # the first position kept, and left as it is
+def test_running_from_a_hook_equals_a_whole_run_with_the_replacement(model, raw_model, hook, layer):
+    site, first = Site(layer, hook), layer % 2  # with and without the first position
     clean, replaced = losses(model, TOKENS_WxT, site, {"damaged": damaged, "same": lambda x: x}, first)
     clean_WxTxV = raw_logits(raw_model, TOKENS_WxT, None, first)
     expected = by_hand(raw_logits(raw_model, TOKENS_WxT, site, first), clean_WxTxV, TOKENS_WxT, first)
@@ -99,7 +99,7 @@ def test_run_on_from_each_hook_it_is_what_the_whole_model_makes_of_the_replaceme
 @pytest.mark.parametrize(("hook", "again"), [("resid_pre", [2, 3]), ("mlp_out", [2, 3]), ("resid_post", [3])])
 def test_twelve_replacements_cost_one_prefix_and_twelve_suffixes(model, hook, again):
     blocks = [block.original_component for block in model.bridge.blocks]
-    parts = [*blocks, blocks[2].mlp.original_component]  # transformers' own
+    parts = [*blocks, blocks[2].mlp.original_component]  # a module of transformers
     calls = [0] * len(parts)
 
     def count(part: int) -> None:
@@ -109,12 +109,12 @@ def test_twelve_replacements_cost_one_prefix_and_twelve_suffixes(model, hook, ag
     losses(model, TOKENS_WxT, Site(2, hook), {str(i): damaged for i in range(12)})
     for handle in handles:
         handle.remove()
-    suffixes = 12 + 1  # and one, in the first batch, by which the model is seen to be itself
+    suffixes = 12 + 1  # and one in the first batch, which checks that the model is reproduced
     assert calls[:4] == [1 + suffixes * (layer in again) for layer in range(4)]
     assert calls[4] == (1 + suffixes if hook == "resid_pre" else 1)
 
 
-def test_the_model_is_whole_again_afterwards(model, raw_model):
+def test_loss_recovered_does_not_change_the_model(model, raw_model):
     for hook in HOOKS:
         losses(model, TOKENS_WxT, Site(1, hook), {"damaged": damaged})
     with pytest.raises(InputError, match=r"bad: its reconstruction at blocks\.1\.hook_mlp_out is not finite"):
@@ -160,7 +160,7 @@ def test_other_architectures(tmp_path, config):
             return torch.from_numpy(damaged(x.detach().numpy().reshape(-1, 32))).view(x.shape)
 
         hooks = [(site.hook_name, put)]
-        if hook == "resid_mid":  # TransformerLens' point is only the MLP's input: mid + MLP(mid) is put together here
+        if hook == "resid_mid":  # TransformerLens' point is only the MLP's input, so mid + MLP(mid) is added up here
             with model.bridge.hooks(fwd_hooks=hooks):
                 _, seen = model.bridge.run_with_cache(tokens)
             whole = seen["blocks.1.hook_resid_mid"] + seen["blocks.1.hook_mlp_out"]
@@ -171,18 +171,18 @@ def test_other_architectures(tmp_path, config):
         assert (replaced["damaged"].kl_W > 1e-3).all()
 
 
-# From a store and dictionaries to figures.
+# Loss recovered of dictionaries on a store.
 
 
 @pytest.fixture(scope="module")
 def text_WxT(model) -> np.ndarray:
-    """Windows of text, which the model predicts better than it would without its activations."""
+    """Windows of a text that the model predicts better than with ablated activations."""
     texts = islice(documents(str(BUNDLED_CORPUS)), 13)
     return np.array([model.tokenizer(text)["input_ids"][:12] for text in texts], np.int32)
 
 
 def make_store(directory, model: LanguageModel, site: Site, tokens_WxT: np.ndarray | None = None) -> ActivationStore:
-    """Windows of these tokens, else of random ones; documents of one to three windows."""
+    """A store with windows of these tokens, or of random ones, in documents of one to three windows."""
     facts = {"layer": site.layer, "hook": site.hook, "hook_name": site.hook_name}
     writer = StoreWriter(directory, {**facts, "seq_len": 12, "keep_first_position": False})
     documents_W = np.array([0, 1, 1, 2, 2, 2])
@@ -238,16 +238,16 @@ def test_intervals_are_over_documents_and_ratios_are_of_sums(model, text_WxT, tm
         np.testing.assert_allclose(found["intervals"][name], parts, rtol=1e-3)
 
 
-def test_of_few_documents_there_is_no_interval(model, text_WxT, tmp_path):
+def test_there_is_no_interval_for_few_documents(model, text_WxT, tmp_path):
     store = make_store(tmp_path, model, Site(2, "resid_post"), text_WxT)
     found = loss_recovered(model, store, known_dictionaries(store), np.arange(6))
     assert all(set(of["intervals"].values()) == {None} for of in found.values())
 
 
-def test_documents_are_drawn_with_replacement_and_each_as_often():
+def test_documents_are_drawn_with_replacement_and_equal_probability():
     draws_SxG = resample(50)
     assert draws_SxG.shape == (SAMPLES, 50) and (draws_SxG.sum(1) == 50).all()
-    assert draws_SxG.var() == pytest.approx(1 - 1 / 50, rel=0.05)  # of a multinomial's count
+    assert draws_SxG.var() == pytest.approx(1 - 1 / 50, rel=0.05)  # the variance of a multinomial count
     np.testing.assert_allclose(draws_SxG.mean(0), 1, atol=0.1)
 
 
@@ -258,7 +258,7 @@ def test_the_definitions():
 
 
 @pytest.mark.parametrize(("zero", "clean"), [(3.0, 4.0), (4.0, 4.0)])
-def test_where_zero_ablation_costs_nothing_there_is_no_share_and_it_is_said_why(zero, clean):
+def test_loss_recovered_is_undefined_with_a_reason_if_zero_ablation_costs_nothing(zero, clean):
     sums = {
         "ce_clean": clean,
         "ce_sae": 3.5,
@@ -275,7 +275,7 @@ def test_where_zero_ablation_costs_nothing_there_is_no_share_and_it_is_said_why(
     assert why_undefined(found | {"ce_recovered": 0.5, "kl_recovered": 0.5}) == why_undefined({}) == ""
 
 
-def test_on_text_that_a_model_predicts_worse_than_nothing_no_share_is_recovered(model, tmp_path):
+def test_loss_recovered_is_undefined_if_zero_ablation_improves_the_model(model, tmp_path):
     store = make_store(tmp_path, model, Site(2, "resid_pre"))  # random tokens
     found = loss_recovered(model, store, known_dictionaries(store), np.arange(6))
     for of in found.values():
@@ -284,7 +284,7 @@ def test_on_text_that_a_model_predicts_worse_than_nothing_no_share_is_recovered(
         assert of["metrics"]["kl_recovered"] is not None and why_undefined(of["metrics"])
 
 
-def test_windows_are_spread_over_what_does_not_calibrate(model, tmp_path):
+def test_windows_are_spread_over_rows_not_used_for_calibration(model, tmp_path):
     split = make_store(tmp_path, model, Site(0, "resid_pre")).held_out
     assert spread_windows(split, 3, 2 * split.positions).tolist() == [2, 4, 5]
     assert spread_windows(split, 100, 0).tolist() == [0, 1, 2, 3, 4, 5]

@@ -1,4 +1,4 @@
-"""SAEBench's core metrics on cases whose answer is known, and once from text to table on the bundled model."""
+"""SAEBench's core metrics on cases with a known answer, and the whole command on the bundled model."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ def is_train(n: int = N) -> np.ndarray:
 # Sparse probing.
 
 
-def test_a_feature_that_is_the_class_is_found_by_one_and_random_ones_by_none(rng):
+def test_a_feature_that_equals_the_class_is_found_and_random_ones_are_not(rng):
     labels_N = rng.choice(["law", "sea", "war", "space"], N)
     f_NxF = rng.random((N, 50)) * 0.1
     random = sparse_probing.compute_sparse_probing(f_NxF, labels_N, is_train(), ks=(1, 5))
@@ -47,8 +47,8 @@ def test_a_feature_that_is_the_class_is_found_by_one_and_random_ones_by_none(rng
     assert all(0.4 < accuracy < 0.6 for accuracy in random.accuracy.values())
 
 
-def test_what_takes_two_features_is_not_told_by_one(rng):
-    a_N, b_N = rng.random(N) < 0.5, rng.random(N) < 0.5  # "both" is a quarter: one feature is right on 5 of 6
+def test_a_class_that_needs_two_features_is_not_predicted_by_one(rng):
+    a_N, b_N = rng.random(N) < 0.5, rng.random(N) < 0.5  # the class is a quarter; one feature alone is right on 5 of 6
     found = sparse_probing.compute_sparse_probing(
         np.stack([a_N, b_N], 1).astype(float), np.where(a_N & b_N, "both", "not"), is_train(), ks=(1, 2)
     )
@@ -56,14 +56,14 @@ def test_what_takes_two_features_is_not_told_by_one(rng):
     assert found.classes["both"]["2"] == 1.0
 
 
-def test_the_held_out_documents_are_seen_by_neither_choice_nor_probe(rng):
+def test_held_out_documents_neither_choose_columns_nor_train_probes(rng):
     labels_N = rng.choice(["law", "sea"], N)
     f_NxF = rng.random((N, 20))
-    f_NxF[~is_train(), 3] += 10 * (labels_N[~is_train()] == "law")  # tells the classes apart there alone
+    f_NxF[~is_train(), 3] += 10 * (labels_N[~is_train()] == "law")  # separates the classes only in held-out documents
     assert sparse_probing.compute_sparse_probing(f_NxF, labels_N, is_train(), ks=(1,)).columns["law"] != [3]
 
 
-def test_small_classes_are_named_and_the_rest_is_drawn_from_all_classes_alike(rng):
+def test_small_classes_are_named_and_the_rest_is_balanced(rng):
     labels_N = np.array(["a"] * 100 + ["b"] * 500 + ["c"] * 190 + ["d"] * 10)
     found = sparse_probing.compute_sparse_probing(rng.random((N, 9)), labels_N, is_train(), ks=(1,))
     assert found.left_out == {"d": 10} and set(found.classes) == {"a", "b", "c"}
@@ -77,10 +77,10 @@ def test_small_classes_are_named_and_the_rest_is_drawn_from_all_classes_alike(rn
 
 
 def words_on(own_token: int | None, rng) -> tuple[Pooled, list[str], np.ndarray, np.ndarray]:
-    """40 words for each letter, x = its letter's direction + a direction of its own (+ noise).
+    """(pooled, words, letters, is_train) for 40 words per letter; x is the letter's direction plus noise.
 
-    Features: one for each letter, which fires on all its words; with `own_token`, the first letter's keeps silent on
-    words 0, 4, 8, ... of the first `own_token` of them, where a feature of theirs has the letter's direction in it.
+    There is one feature for each letter, which fires on all its words. With `own_token`, words 0, 4, 8, ... of the
+    first `own_token` words of the first letter are absorbed: its feature is silent there, and another one fires.
     """
     letters_N = np.repeat(list("abcde"), 40)
     n, d = len(letters_N), 64
@@ -99,7 +99,7 @@ def words_on(own_token: int | None, rng) -> tuple[Pooled, list[str], np.ndarray,
     return Pooled(x_NxD, f_NxF, decoder_FxD), names, letters_N, np.arange(n) % 4 != 0
 
 
-def test_words_that_another_feature_has_taken_over_are_counted(rng):
+def test_absorbed_words_are_counted(rng):
     clean = absorption.compute_absorption(*words_on(None, rng))
     assert (clean.full, clean.fraction, clean.split_features) == (0.0, 0.0, 1.0)
     assert clean.split_f1 == clean.probe_f1 == 1.0
@@ -107,7 +107,7 @@ def test_words_that_another_feature_has_taken_over_are_counted(rng):
     assert found.letters["a"].words == 10 and found.letters["a"].split_features == [0]
     assert found.letters["a"].full == found.letters["a"].fraction == 0.5
     assert found.letters["a"].absorbed == [(f"a{i}", 5) for i in range(0, 20, 4)]
-    assert found.full == found.fraction == pytest.approx(0.1)  # the four other letters have none
+    assert found.full == found.fraction == pytest.approx(0.1)  # the four other letters have no absorption
 
 
 def absorbed_of(projection: float, f_F: list[float], cosine_F: list[float]) -> tuple[float, bool]:
@@ -115,28 +115,28 @@ def absorbed_of(projection: float, f_F: list[float], cosine_F: list[float]) -> t
     return float(fraction_M[0]), bool(full_M[0])
 
 
-def test_how_much_is_absorbed_by_the_formula():
-    assert absorbed_of(10, [0, 8, 0], [0.9, 0.5, 0.2]) == (1.0, True)  # silent, and another gives 4 of 10
-    assert absorbed_of(10, [0, 7, 0], [0.9, 0.5, 0.2]) == (0.0, False)  # gives 3.5 of 10
-    assert absorbed_of(10, [0, 7, 5], [0.9, 0.5, 0.2]) == (1.0, False)  # 3.5 + 1 of 10: only together
-    assert absorbed_of(10, [4, 8, 0], [0.9, 0.5, 0.2]) == (pytest.approx(4 / 7.6), False)  # 4 beside 3.6
-    assert absorbed_of(10, [10, 8, 0], [0.9, 0.5, 0.2]) == (pytest.approx(1 / 10), False)  # 9 given: 1 is left over
-    assert absorbed_of(10, [12, 8, 0], [0.9, 0.5, 0.2]) == (0.0, False)  # nothing is left over
-    assert absorbed_of(10, [0, 90, 0], [0.9, 0.05, 0.2]) == (0.0, True)  # aligned enough for full absorption only
-    assert absorbed_of(10, [0, 900, 0], [0.9, 0.02, 0.2]) == (0.0, False)  # aligned with everything a little
-    assert absorbed_of(-1, [0, 8, 0], [0.9, 0.5, 0.2]) == (0.0, False)  # the letter is not there
+def test_absorption_of_a_word_equals_the_formula():
+    assert absorbed_of(10, [0, 8, 0], [0.9, 0.5, 0.2]) == (1.0, True)  # the feature is silent, another adds 4
+    assert absorbed_of(10, [0, 7, 0], [0.9, 0.5, 0.2]) == (0.0, False)  # another adds only 3.5
+    assert absorbed_of(10, [0, 7, 5], [0.9, 0.5, 0.2]) == (1.0, False)  # two others add 3.5 and 1
+    assert absorbed_of(10, [4, 8, 0], [0.9, 0.5, 0.2]) == (pytest.approx(4 / 7.6), False)  # the feature adds 3.6
+    assert absorbed_of(10, [10, 8, 0], [0.9, 0.5, 0.2]) == (pytest.approx(1 / 10), False)  # the feature adds 9
+    assert absorbed_of(10, [12, 8, 0], [0.9, 0.5, 0.2]) == (0.0, False)  # the feature adds everything
+    assert absorbed_of(10, [0, 90, 0], [0.9, 0.05, 0.2]) == (0.0, True)  # this cosine allows only full absorption
+    assert absorbed_of(10, [0, 900, 0], [0.9, 0.02, 0.2]) == (0.0, False)  # the cosine is too low for both
+    assert absorbed_of(-1, [0, 8, 0], [0.9, 0.5, 0.2]) == (0.0, False)  # the activation does not contain the letter
     four = [0, 2, 2, 2, 2]
-    assert absorbed_of(10, [2, *four[1:]], [0.5, *[0.9] * 4]) == (pytest.approx(5.4 / 6.4), False)  # three, not four
+    assert absorbed_of(10, [2, *four[1:]], [0.5, *[0.9] * 4]) == (pytest.approx(5.4 / 6.4), False)  # 3 of 4 count
 
 
-def test_a_dictionary_that_never_fires_has_no_absorption_and_stops_nobody(rng):
+def test_a_dictionary_that_never_fires_has_no_absorption(rng):
     pooled, words, letters_N, train_N = words_on(None, rng)
     found = absorption.compute_absorption(pooled._replace(f_NxF=np.zeros_like(pooled.f_NxF)), words, letters_N, train_N)
     assert found.fraction is None and found.full is None and found.letters == {}
     assert set(found.left_out) == set(letters_N) and "no feature" in found.left_out["a"]
 
 
-def test_a_letter_that_the_model_does_not_show_is_not_judged(rng):
+def test_a_letter_that_the_model_does_not_represent_is_not_measured(rng):
     pooled, words, letters_N, train_N = words_on(20, rng)
     shuffled = pooled._replace(x_NxD=rng.permutation(pooled.x_NxD))
     found = absorption.compute_absorption(shuffled, words, letters_N, train_N)
@@ -147,7 +147,7 @@ def test_a_letter_that_the_model_does_not_show_is_not_judged(rng):
 
 
 def concepts_in(x_has_b: bool, rng) -> tuple[Pooled, dict[str, np.ndarray]]:
-    """x = ±u ± 2.5·v + noise: probes trained where a is b follow the louder b. Feature 3 is v, or nothing's."""
+    """(pooled, concepts a, b) for x = ±u ± 2.5·v + noise. Probes follow v if a equals b. Feature 3 is v, or unused."""
     a_N, b_N = rng.random(N) < 0.5, rng.random(N) < 0.5
     basis_DxD = np.linalg.qr(rng.standard_normal((16, 16)))[0]
     signs_Nx2 = np.where(np.stack([a_N, b_N], 1), 1, -1)
@@ -156,17 +156,17 @@ def concepts_in(x_has_b: bool, rng) -> tuple[Pooled, dict[str, np.ndarray]]:
     return Pooled(x_NxD, x_NxD @ decoder_FxD.T, decoder_FxD), {"a": a_N, "b": b_N}
 
 
-def test_a_bias_of_one_latent_is_removed_with_it(rng):
+def test_ablating_the_biased_feature_removes_the_bias(rng):
     pooled, concepts = concepts_in(True, rng)
     found = spurious_correlation.compute_spurious_correlation(pooled, concepts, is_train(), ns=(1,))
     loud = found.directions[0]
     assert (loud.wanted, loud.spurious, loud.features) == ("a", "b", [3])
     assert loud.base < 0.6 and loud.oracle > 0.95
-    assert found.score == loud.score  # the other direction has less to be removed
+    assert found.score == loud.score  # the bias of the other direction is smaller
     assert found.score["1"] == pytest.approx(1, abs=0.1)
 
 
-def test_where_no_feature_has_the_bias_nothing_is_removed(rng):
+def test_nothing_is_removed_if_no_feature_has_the_bias(rng):
     pooled, concepts = concepts_in(False, rng)
     score = spurious_correlation.compute_spurious_correlation(pooled, concepts, is_train(), ns=(1,)).score["1"]
     assert score == pytest.approx(0, abs=0.1)
@@ -185,7 +185,7 @@ def test_without_a_bias_there_is_no_score(rng):
         )
 
 
-# What is read of texts and words.
+# Reading of texts and words.
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def model():
 
 
 def identity(d: int) -> SAE:
-    """Two dictionaries' worth: f = relu(±x), with a decoder of norm 2 and an encoder of norm ½."""
+    """A dictionary with f = relu(±x), a decoder of norm 2 and an encoder of norm ½."""
     both = np.concatenate([np.eye(d), -np.eye(d)]).astype(np.float32)
     zeros = {"b_enc": np.zeros(2 * d, np.float32), "b_dec": np.zeros(d, np.float32)}
     return KINDS["relu"]({"W_encT": both / 2, "W_dec": both * 2, **zeros})
@@ -219,7 +219,7 @@ def test_a_document_is_the_mean_of_its_windows_rows_without_first_positions(mode
     np.testing.assert_allclose(np.linalg.norm(pooled.decoder_FxD, axis=1), 1, atol=1e-6)
 
 
-def test_equal_documents_are_on_one_side_and_other_seeds_divide_otherwise():
+def test_equal_documents_are_in_one_split_and_seeds_change_the_split():
     text = labelled_text(BUNDLED_CORPUS, ("topic", "form"), 400, 0.8, seed=0)
     other = labelled_text(BUNDLED_CORPUS, ("topic",), 400, 0.8, seed=1)
     assert len(text.texts) == len(text.labels["form"]) == 400 and 0.7 < text.is_train_N.mean() < 0.9
@@ -227,13 +227,13 @@ def test_equal_documents_are_on_one_side_and_other_seeds_divide_otherwise():
     assert set(text.texts) != set(other.texts)
 
 
-def test_equal_documents_never_straddle(tmp_path):
+def test_equal_labelled_documents_are_in_one_split(tmp_path):
     lines = [json.dumps({"text": f"text {i % 50}", "label": i}) for i in range(300)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     text = labelled_text(tmp_path / "a.jsonl", ("label",), 300, 0.5, seed=0)
     sides = {(t, bool(side)) for t, side in zip(text.texts, text.is_train_N, strict=True)}
     assert len(sides) == 50 and len({side for _, side in sides}) == 2
-    with pytest.raises(InputError, match="line 1: no label under the key 'genre'; its keys are text, label"):
+    with pytest.raises(InputError, match="line 1: no label under the key 'genre' .the keys are text, label"):
         labelled_text(tmp_path / "a.jsonl", ("genre",), 300, 0.5, seed=0)
 
 
@@ -278,7 +278,7 @@ def test_from_a_run_to_the_table(run, capsys):
     probing = found["sparse_probing"]["members"]
     assert set(probing) == {*ids, "activations, blocks.1.hook_resid_pre", "activations, blocks.2.hook_resid_pre"}
     neurons = probing["activations, blocks.2.hook_resid_pre"]["form"]
-    assert neurons["accuracy"]["all"] > 0.7 and len(neurons["classes"]) == 8  # the model knows a diary from news
+    assert neurons["accuracy"]["all"] > 0.7 and len(neurons["classes"]) == 8  # the model separates diaries and news
     assert f"{neurons['accuracy']['all']:.3f}" in out
     assert neurons["documents"].keys() == neurons["classes"].keys()
     train, held_out = (min(of[side] for of in neurons["documents"].values()) for side in ("train", "held_out"))
@@ -298,7 +298,7 @@ def main_questions() -> tuple[str, ...]:
     return tuple(METRICS.values())
 
 
-def test_a_dictionary_that_never_fires_leaves_the_absorption_of_others_as_it_is(run):
+def test_a_dictionary_that_never_fires_does_not_change_the_absorption_of_others(run):
     finished, notes = FinishedRun.open(run), []
     alive, other = (finished.dictionary(name) for name in finished.members)
     silent = replace(other, tensors={**other.tensors, "b_enc": np.full(48, -1e6, np.float32)})
@@ -308,7 +308,7 @@ def test_a_dictionary_that_never_fires_leaves_the_absorption_of_others_as_it_is(
     assert not found[other.name].letters and other.name in notes[0]
 
 
-def test_answers_are_written_as_they_come(run, capsys):
+def test_benchmarks_are_written_when_they_are_finished(run, capsys):
     path = run / "analysis" / "sparse_probing.json"
     path.unlink(missing_ok=True)
     argv = ["--documents", "300", "--document-tokens", "20", "--label", "form", "--k", "1", "--icl-examples", "99"]
@@ -317,7 +317,7 @@ def test_answers_are_written_as_they_come(run, capsys):
     assert json.loads(path.read_text())["members"]
 
 
-def test_what_cannot_be_is_refused(run, tmp_path, capsys, monkeypatch):
+def test_invalid_requests_are_refused(run, tmp_path, capsys, monkeypatch):
     def refused(*argv: str) -> str:
         assert main.run_as_command(["saebench", *argv]) == 2
         return capsys.readouterr().err
@@ -330,7 +330,7 @@ def test_what_cannot_be_is_refused(run, tmp_path, capsys, monkeypatch):
     assert "--member nobody is not in" in refused(str(run), "--member", "nobody")
     assert "--metrics spelling: must be one of" in refused(str(run), "--metrics", "spelling")
     assert "--label is missing" in refused(str(run), "--dataset", str(tmp_path / "a.jsonl"))
-    monkeypatch.setattr(LanguageModel, "load", None)  # all of these are said before a model is loaded
+    monkeypatch.setattr(LanguageModel, "load", None)  # all of these errors come before a model is loaded
     few = [str(run), "--metrics", "probing", "--documents", "200"]
     assert "no two labels of" in refused(*few)
     four_hundred = [str(run), "--documents", "400", "--label", "form", "--n-ablated", "5"]

@@ -1,4 +1,4 @@
-"""Families come from settings: whatever changes results tells members apart, whatever the text of their ids is."""
+"""Families are built from settings: each setting that changes results separates members, whatever their ids are."""
 
 from dataclasses import asdict, fields, replace
 
@@ -11,7 +11,6 @@ from analysis.comparison import frontier, splitting
 from analysis.comparison import shared_features as comparison
 from analysis.comparison.matching import Decoder
 from analysis.runs import families
-from analysis.study import questions as study
 from analysis.study.measures import PopulationMeasures
 from harvest.errors import InputError
 from sae_jax.config import AXES, TrainConfig
@@ -19,7 +18,7 @@ from sae_jax.members import Member, member_id, members_of
 from sae_jax.presets import preset_named
 
 SEEDS = (0, 1, 2)
-UNUSUAL = {  # each of them once made every member a kind of its own
+UNUSUAL = {  # settings that once made every member a separate kind
     "dead rule": {"dead_rule": "anthropic"},
     "normalization": {"normalization": "mean_norm"},
     "warm-up": {"warmup": 0.1},
@@ -58,12 +57,12 @@ def decoders_of(run) -> dict[str, Decoder]:
 
 
 def another(value: object) -> object:
-    """Of the same type, or a number where there is none."""
+    """Another value of the same type; a number if the value is None."""
     return f"{value} too" if isinstance(value, str) else (value or 0) + 1
 
 
 def other_value(name: str) -> object:
-    """One that a field of TrainConfig may have, besides its default."""
+    """A valid value of a field of TrainConfig that is not the default."""
     for value in (False, 2, 0.5, "bfloat16"):
         try:
             if TrainConfig(**{name: value}) != TrainConfig():
@@ -73,7 +72,7 @@ def other_value(name: str) -> object:
     raise AssertionError(f"no other value of {name} is known here")
 
 
-# Whatever changes results counts.
+# Settings that change results separate members.
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Member) if field.name != "id"])
@@ -81,7 +80,7 @@ def other_value(name: str) -> object:
 def test_every_field_of_a_member_is_in_its_id_and_all_but_the_seed_change_its_family(run_of, kind, name):
     run = run_of(activation=kind)
     (result,), (member,) = run.members.values(), members_of(TrainConfig(activation=kind), SITES)
-    levels = dict.fromkeys(families.CONTROLS) if name in families.CONTROLS else {}  # a member has one of them
+    levels = dict.fromkeys(families.CONTROLS) if name in families.CONTROLS else {}  # a member has only one
     other = replace(member, **levels | {name: another(getattr(member, name))})
     assert member_id(asdict(other), several_sites=True) != member_id(asdict(member), several_sites=True)
     assert other != member and replace(member, id="another") == member
@@ -90,7 +89,7 @@ def test_every_field_of_a_member_is_in_its_id_and_all_but_the_seed_change_its_fa
         "hook": "resid_pre",
     }
     both = {"a": families.settings_of(run, result), "b": families.settings_of(run, changed)}
-    both["b"] |= {site: getattr(other, site) for site in ("layer", "hook")}  # of no store, so set here
+    both["b"] |= {site: getattr(other, site) for site in ("layer", "hook")}  # these come from a store otherwise
     assert families.alike(both, but_for="seed") == ([["a", "b"]] if name == "seed" else [["a"], ["b"]])
     assert len(set(families.labels(both).values())) == 2
 
@@ -109,10 +108,10 @@ def test_every_setting_of_the_training_makes_another_family_and_another_curve(ru
 
 
 @pytest.mark.parametrize("values", UNUSUAL.values(), ids=UNUSUAL)
-def test_seeds_are_one_kind_and_one_family_whatever_their_ids_end_in(run_of, values):
+def test_seeds_form_one_family_for_any_ids(run_of, values):
     run = run_of(activation=("relu", "topk"), hidden_dim=(8, 16), k=4, target_l0=4.0, seed=SEEDS, **values)
     assert not any(name.endswith("-s0") for name in run.members if name.startswith("topk"))
-    kinds = study.kinds_of(gathered_of(run))
+    kinds = families.by_seed(gathered_of(run).settings)
     assert list(kinds) == [f"{kind}, {width} features" for kind in ("relu", "topk") for width in (8, 16)]
     assert all([run.members[name]["seed"] for name in names] == list(SEEDS) for names in kinds.values())
     decoders = decoders_of(run)
@@ -125,16 +124,16 @@ def test_seeds_are_one_kind_and_one_family_whatever_their_ids_end_in(run_of, val
 def test_the_frontier_preset_has_fifteen_kinds_of_three_seeds(run_of):
     flags = preset_named("frontier").flags
     run = run_of(**{name: flags[name] for name in flags.keys() & {field.name for field in fields(TrainConfig)}})
-    kinds = study.kinds_of(gathered_of(run))
+    kinds = families.by_seed(gathered_of(run).settings)
     assert len(run.members) == 45 and [len(names) for names in kinds.values()] == [3] * 15
     assert list(kinds)[:4] == ["relu, L0 16", "relu, L0 32", "relu, L0 64", "jump_relu, L0 16"]
 
 
-def test_two_settings_of_auxk_are_two_families_of_which_none_loses_a_member(run_of):
+def test_two_settings_of_auxk_are_two_complete_families(run_of):
     run = run_of(activation="topk", hidden_dim=8, k=4, aux_coefficient=(0.0, 0.5), seed=SEEDS)
     compared = comparison.compute_shared_features(decoders_of(run))
     assert compared.other_seeds == dict.fromkeys(run.members, 2)
-    kinds = study.kinds_of(gathered_of(run))
+    kinds = families.by_seed(gathered_of(run).settings)
     assert list(kinds) == ["topk, aux coefficient 0.0", "topk, aux coefficient 0.5"]
     assert {group.differ for group in compared.groups} == {
         "other seed",
@@ -143,11 +142,11 @@ def test_two_settings_of_auxk_are_two_families_of_which_none_loses_a_member(run_
     }
 
 
-def test_an_l0_is_no_coefficient_though_the_number_is_the_same(run_of, tmp_path):
+def test_a_target_l0_and_an_equal_coefficient_are_different(run_of, tmp_path):
     path = tmp_path / "members.json"
     path.write_text('[{"target_l0": 8}, {"sparsity": 8}]')
     run = run_of(members=path, seed=SEEDS)
-    assert list(study.kinds_of(gathered_of(run))) == ["relu, L0 8", "relu, coefficient 8"]
+    assert list(families.by_seed(gathered_of(run).settings)) == ["relu, L0 8", "relu, coefficient 8"]
     assert [(p.seeds, p.panel) for p in frontier.compute_frontier(run.path).points] == [
         (SEEDS, "by target_l0"),
         (SEEDS, "by sparsity"),
@@ -157,9 +156,9 @@ def test_an_l0_is_no_coefficient_though_the_number_is_the_same(run_of, tmp_path)
 # Words.
 
 
-def test_kinds_are_named_by_what_tells_them_apart(run_of):
+def test_kinds_are_named_by_the_settings_that_differ(run_of):
     def named(name, **values):
-        return list(study.kinds_of(gathered_of(run_of(name, **{"seed": SEEDS, **values}))))
+        return list(families.by_seed(gathered_of(run_of(name, **{"seed": SEEDS, **values})).settings))
 
     assert named("a") == ["relu"] and named("b", activation=("relu", "topk")) == ["relu", "topk"]
     assert named("c", activation=("relu", "topk"), target_l0=(8, 16.5), k=(8, 16)) == [
@@ -171,10 +170,10 @@ def test_kinds_are_named_by_what_tells_them_apart(run_of):
     assert named("d", lr=(1e-3, 0.00100000001)) == ["relu, learning rate 0.001", "relu, learning rate 0.00100000001"]
 
 
-def test_layers_differ_by_their_layer_and_not_by_their_store_too(run_of, tmp_path, store):
+def test_layers_differ_in_one_setting_and_not_in_their_store(run_of, tmp_path, store):
     other = make_store(tmp_path / "other", windows=60, layer=1, seed=1)
     run = run_of("two layers", store, other, seed=(0, 1))
-    assert list(study.kinds_of(gathered_of(run))) == ["relu, layer 0", "relu, layer 1"]
+    assert list(families.by_seed(gathered_of(run).settings)) == ["relu, layer 0", "relu, layer 1"]
     assert {g.differ for g in comparison.compute_shared_features(decoders_of(run)).groups} == {
         "other layer",
         "other seed",
@@ -182,8 +181,8 @@ def test_layers_differ_by_their_layer_and_not_by_their_store_too(run_of, tmp_pat
     }
 
 
-def test_other_seeds_on_another_text_are_no_further_seeds(run_of, tmp_path, store):
-    """Everything that has a name is the same; the rows are not."""
+def test_members_on_other_rows_are_not_other_seeds(run_of, tmp_path, store):
+    """All settings with a name are equal, but the rows are not."""
     other = make_store(tmp_path / "other", windows=60, seed=7)
     one, more = run_of("one", seed=(0, 1)), run_of("more", other, seed=(2, 3))
     points = frontier.compute_frontier(one.path, more.path).points

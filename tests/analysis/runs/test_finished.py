@@ -1,4 +1,4 @@
-"""What a finished run reports to whoever opens it."""
+"""Messages of a finished run when it is opened."""
 
 from analysis.runs.finished import can_be_kept
 

@@ -1,4 +1,4 @@
-"""A run directory that somebody else made: what is in it is checked when it is opened, and nothing leaves it."""
+"""Run directories from others: their content is checked on opening, and nothing outside of them is written."""
 
 from dataclasses import asdict
 
@@ -38,7 +38,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def run(tmp_path, store):
-    """The records of a run of two members, written as training writes them, and a place outside of it."""
+    """The records of a run with two members as training writes them, beside a folder that is outside of the run."""
     run = finished_run(tmp_path / "run", TrainConfig(activation=("relu", "topk")), [store]).path
     members = [member["id"] for member in read_record(run / "results.json")["members"]]
     for name in (*(f"members/{member}" for member in members), "figures", "analysis/features", "snapshots/0"):
@@ -50,7 +50,7 @@ def run(tmp_path, store):
     return run
 
 
-def test_a_run_as_it_was_written_is_opened(run):
+def test_an_unchanged_run_is_opened(run):
     assert FinishedRun.open(run).config["total_steps"] == 100
     assert LiveRun.open(run).progress().step == 4
 
@@ -82,7 +82,7 @@ CONTRADICTIONS = {
 
 
 @pytest.mark.parametrize("change, message", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
-def test_figures_that_cannot_be_are_named(run, change, message):
+def test_impossible_figures_are_reported(run, change, message):
     results = read_record(run / "results.json")
     change(results)
     write_record(run / "results.json", results)
@@ -91,7 +91,7 @@ def test_figures_that_cannot_be_are_named(run, change, message):
 
 
 @pytest.mark.parametrize("place", ["figures", "analysis", "analysis/features", "members", "members/*", ".lock"])
-def test_a_link_out_of_a_run_is_named(run, place):
+def test_a_link_that_leads_out_of_a_run_is_reported(run, place):
     link_fault(place)(run)
     for opened in (FinishedRun, LiveRun):
         with pytest.raises(InputError, match="is a link to .*outside"):
@@ -104,7 +104,7 @@ def test_files_that_are_links_are_read_as_in_the_cache_of_a_hub(run):
         (run / name).symlink_to(run.with_name(name))
     FinishedRun.open(run)
     with pytest.raises(InputError, match="is a link to"), RunDirectory(run, LiveRun.open(run).config["asked"]).held():
-        pass  # where training would add to it
+        pass  # training would append to this file
 
 
 WRONG = [
@@ -121,8 +121,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize("file, key", WRONG, ids=lambda value: str(value))
-def test_what_is_missing_or_of_another_kind_is_named_with_its_file(run, file, key):
-    """With a right checksum each time: whoever means harm can write that, too."""
+def test_missing_and_mistyped_keys_are_reported_with_the_file(run, file, key):
+    """All checksums are correct, because an attacker can write them too."""
     record = read_record(run / file)
     place = tuple(int(part) if part.isdigit() else part for part in key.split("."))
     assert place in set(places(record))
@@ -132,7 +132,7 @@ def test_what_is_missing_or_of_another_kind_is_named_with_its_file(run, file, ke
             FinishedRun.open(run)
 
 
-def test_a_member_of_no_store_is_named(run):
+def test_a_member_without_a_store_is_reported(run):
     record = read_record(run / "results.json")
     write_record(run / "results.json", changed(record, ("members", 0, "layer"), 3))
     with pytest.raises(InputError, match="lacks the store of blocks.3.hook_resid_pre"):
@@ -140,14 +140,14 @@ def test_a_member_of_no_store_is_named(run):
 
 
 @pytest.mark.parametrize("line", [{"step": "x"}, {"step": 4}, {"step": 4, "member": "../x", "loss": 1.0}, {}])
-def test_a_line_of_metrics_of_another_shape_is_named(run, line):
+def test_a_malformed_line_of_metrics_is_reported(run, line):
     RunDirectory(run, {}).append_metrics([line])
     with pytest.raises(InputError, match="metrics.jsonl"):
         LiveRun.open(run).progress()
 
 
 def broken(folder, name, change):
-    """The file with this change to its record, or its arrays, under a right checksum."""
+    """Apply a change to the record or arrays of a file, and update the checksum."""
     if name.endswith(".json"):
         write_record(folder / name, change(read_record(folder / name)))
     else:

@@ -1,4 +1,4 @@
-"""When features emerge, planted; intervals; and the study of a run from its command to its files."""
+"""Emergence of planted features, intervals over seeds, and the command `study` with its files."""
 
 import json
 from dataclasses import asdict, replace
@@ -34,7 +34,7 @@ def unit(x_FxD):
 
 @pytest.fixture
 def planted():
-    """Feature f takes its final direction at its step and keeps it; the more often it fires, the earlier."""
+    """(snapshots, steps): each feature keeps its final direction from its step on; frequent features emerge earlier."""
     rng = np.random.default_rng(0)
     final_FxD, noise = unit(rng.standard_normal((F, D))), lambda: unit(rng.standard_normal((F, D)))
     emerged_F = np.array(STEPS)[rng.integers(1, len(STEPS), F)]
@@ -60,11 +60,11 @@ def test_a_feature_emerges_where_it_was_planted(planted):
     np.testing.assert_allclose(found.recognizable_S, [(emerged_F <= step).mean() for step in STEPS])
     assert found.births_S.tolist() == [0, *((emerged_F == step).sum() for step in STEPS[1:])]
     assert not found.deaths_S.any()
-    assert found.predictors["frequency"] == pytest.approx(-1)  # by its making
+    assert found.predictors["frequency"] == pytest.approx(-1)  # by construction
     assert all(abs(found.predictors[name]) < 0.4 for name in ("norm", "co-occurrence"))
 
 
-def test_a_direction_that_two_features_come_from_is_a_split(planted):
+def test_a_direction_with_two_final_features_is_a_split(planted):
     snapshots, _ = planted
     final_FxD, early = snapshots[1000].direction, snapshots[0].direction.copy()
     a, b = np.argwhere((final_FxD @ final_FxD.T > 0.1) & ~np.eye(F, dtype=bool))[0]
@@ -75,7 +75,7 @@ def test_a_direction_that_two_features_come_from_is_a_split(planted):
     assert emergence.compute_emergence(snapshots, alive).splits_S[0] == 1
 
 
-def test_what_is_lost_again_has_not_emerged_yet(planted):
+def test_a_feature_emerges_after_it_was_last_unrecognizable(planted):
     snapshots, emerged_F = planted
     feature = int(np.flatnonzero(emerged_F == 10)[0])
     lost = snapshots[100].direction.copy()
@@ -91,7 +91,7 @@ def test_emergence_needs_snapshots(planted):
         emergence.compute_emergence({0: snapshots[0], 1000: snapshots[1000]}, None)
 
 
-def test_an_interval_is_students():
+def test_an_interval_over_seeds_is_that_of_students_t():
     values = [1.0, 2.0, 4.0]
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     found = over_seeds([*values, None])
@@ -103,11 +103,11 @@ def test_an_interval_is_students():
     )
 
 
-# The answers.
+# Answers.
 
 
 def gathered_of(values, frequency=(None, None)):
-    """A kind of `topk` with as many seeds as there are values of every measure."""
+    """Measures of one topk kind with a seed for each of the values, which all measures have."""
     config = TrainConfig(activation="topk", hidden_dim=8, k=4, seed=tuple(range(len(values))))
     members = {member.id: asdict(replace(member, id="")) for member in members_of(config, SITES)}
     names = list(members)
@@ -125,7 +125,7 @@ def gathered_of(values, frequency=(None, None)):
     )
 
 
-def test_a_control_is_told_apart_by_intervals_only():
+def test_only_intervals_separate_a_run_from_its_control():
     trained = gathered_of([0.80, 0.81, 0.82])
     verdict = interpretability(trained, gathered_of([0.60, 0.61, 0.62])).answer
     assert "for all kinds: probe on one feature" in verdict and "show nothing" not in verdict
@@ -136,21 +136,21 @@ def test_a_control_is_told_apart_by_intervals_only():
         assert "none. No interval for at least one model: probe" in verdict and "show nothing" not in verdict
 
 
-def test_how_strong_frequency_is_told_of_the_run_and_not_of_its_control():
+def test_the_answer_on_frequency_is_about_the_run_and_not_its_control():
     answer = frequency_and_specialization(gathered_of([0.5, 0.5], (0.1, 0.1)), gathered_of([0.5, 0.5], (0.9, 0.9)))
     assert "frequency is weak (rank correlation over chance; the largest is 0.10)" in answer.answer
     assert answer.table["random weights, topk"]["form, over chance"] == Estimate(0.9, None, None, 2)
 
 
-def test_without_snapshots_and_without_activity_nothing_is_claimed():
+def test_answers_claim_nothing_without_snapshots_or_activity():
     assert behaviour_during_training(gathered_of([0.5]), None).answer.startswith("Not from this run. ")
     assert equal_l0(gathered_of([0.0])).startswith("At unequal L0")
 
 
-def test_a_feature_that_fires_a_few_times_is_not_one_of_a_single_token():
+def test_a_feature_with_few_firings_is_no_single_token_feature():
     of = SimpleNamespace(
         rows=1000,
-        density_F=np.array([0.001, 0.5, 0.2, 0]),  # 1, 500, 200, 0 firings
+        density_F=np.array([0.001, 0.5, 0.2, 0]),  # these are 1, 500, 200 and 0 firings
         alive_F=np.array([True, True, True, False]),
         token_share_F=np.array([1, 0.95, 0.1, 0]),
         labels={},
@@ -237,7 +237,7 @@ def test_a_control_of_another_layer_is_refused(run, tmp_path):
         one.opened_control(control(layer=[1], seq_len=30))
 
 
-def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypatch):
+def test_absorption_is_not_measured_if_windows_are_too_short(run, monkeypatch):
     def measure(settings, *_):
         if "absorption" in settings.metrics:
             raise InputError("--icl-examples 0: at most 0")
@@ -249,7 +249,7 @@ def test_windows_too_short_to_spell_in_leave_absorption_unmeasured(run, monkeypa
     assert answers == {"sparse_probing": {}, "absorption": {}} and "not measured: --icl-examples 0" in notes[0]
 
 
-# Intervals in every table, whatever the members' ids end in.
+# Intervals in every table, for any ids of the members.
 
 POPULATIONS = {
     "--preset frontier": ("--preset", "frontier", "--activation", "relu", "topk", "--target-l0", "4", "8")

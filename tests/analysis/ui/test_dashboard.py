@@ -1,4 +1,4 @@
-"""The dashboard: each page by Streamlit's own test, then the real server before a real browser."""
+"""The dashboard: each page in Streamlit's test harness, then the real server in a real browser."""
 
 import io
 import json
@@ -40,7 +40,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache):
-    """Two kinds, on a corpus that is full of what a page must not run."""
+    """A run of two kinds on a corpus full of scripts and markup that a page must not execute."""
     folder = tmp_path_factory.mktemp("dashboard")
     ships, moon = (
         "The ships lay in the harbour. The sea was calm. ",
@@ -57,7 +57,7 @@ def run(tmp_path_factory, cache):
 
 
 def app(run, cache, page="", **query):
-    """A page as it opens fresh."""
+    """A newly opened page."""
     sys.argv[1:] = [str(cache), str(run.path)]
     at = AppTest.from_file(str(APP), default_timeout=120)
     at.query_params.update({name: str(value) for name, value in query.items()})
@@ -72,7 +72,7 @@ def app(run, cache, page="", **query):
 
 @pytest.fixture(autouse=True)
 def arguments(monkeypatch):
-    """As they were, after each test; and so is `__main__`, which Streamlit takes and spawned processes import."""
+    """Restore the arguments after each test, and `__main__`, which Streamlit replaces and spawned processes import."""
     monkeypatch.setattr(sys, "argv", list(sys.argv))
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
@@ -81,7 +81,7 @@ def words(at) -> str:
     return "\n".join(str(element.proto.body) for element in at.get("html"))
 
 
-def test_the_population_is_a_row_a_member(run, cache):
+def test_the_population_page_has_a_row_for_each_member(run, cache):
     at = app(run, cache)
     table = at.dataframe[0].value
     assert table["member"].tolist() == list(run.members)
@@ -113,8 +113,8 @@ def test_a_link_to_a_feature_opens_it(run, cache):
     assert at.title[0].value == "Feature 3" and at.query_params["feature"] == "3"
 
 
-def test_figures_have_ink_of_their_own(run, cache):
-    """On their white a dark page's own could not be read."""
+def test_figures_are_legible_in_a_dark_theme(run, cache):
+    """Figures have a white background, on which the light text of a dark theme would be illegible."""
     pages = [app(run, cache), app(run, cache, "feature", feature=3), app(run, cache, "features")]
     pages[2].get("button_group")[0].set_value("Map").run()
     for at in pages:
@@ -124,7 +124,7 @@ def test_figures_have_ink_of_their_own(run, cache):
             assert legend["labelColor"] == legend["titleColor"] == INK
 
 
-def test_a_link_to_what_is_not_there_says_so(run, cache):
+def test_a_link_to_a_missing_member_or_feature_shows_an_error(run, cache):
     for page in ("feature", "steer"):
         for asked in (99, -1):
             at = app(run, cache, page, feature=asked)
@@ -169,9 +169,9 @@ def test_steering_shows_before_and_after(run, cache):
     assert [metric.label for metric in at.metric] == ["its tokens", "perplexity"] * 2
 
 
-def test_steering_begins_with_the_feature_that_was_looked_at(run, cache):
+def test_the_steering_page_starts_with_the_last_viewed_feature(run, cache):
     at = app(run, cache, "feature", feature=5)
-    at.query_params.clear()  # as the menu does
+    at.query_params.clear()  # as a click in the menu does
     at.switch_page("screens/steer.py").run()
     assert at.number_input(key="feature").value == 5 and at.query_params["feature"] == "5"
 
@@ -198,14 +198,14 @@ def test_members_that_failed_are_named(run, cache, tmp_path, capsys):
     assert len(at.dataframe[0].value) == 2 and "stopped at step 7" in at.error[0].value
     results["members"] = [member | failed for member in results["members"]]
     write_json(copy / "results.json", results)
-    (all_failed := copy.rename(tmp_path / "all")).touch()  # by its path it is kept open
+    (all_failed := copy.rename(tmp_path / "all")).touch()  # a new path, since open runs are cached by path
     assert "all its members failed" in app(FinishedRun.open(all_failed), cache).error[0].value
     show([str(all_failed), "--pareto"])
     assert "all members failed" in capsys.readouterr().out
 
 
-def test_only_who_asks_for_the_loopback_by_its_name_is_served(run, cache):
-    """Else a page of another name that is rebound to this address could read all of it."""
+def test_the_server_answers_only_for_loopback_names(run, cache):
+    """Otherwise a website could read everything by DNS rebinding, with a host name that points to this address."""
     with serving(cache, run.path) as (address, _):
         port = int(address.rpartition(":")[2])
 
@@ -220,12 +220,12 @@ def test_only_who_asks_for_the_loopback_by_its_name_is_served(run, cache):
         assert answer("127.0.0.1") == answer("localhost") == "101"
 
 
-def test_tokens_are_text_whatever_they_hold():
+def test_tokens_are_escaped():
     for made in (passage(coloured([HOSTILE], [1.0], 1.0), HOSTILE), bars([(HOSTILE, 1.0)])):
         assert "<script" not in made and "<img" not in made and "&lt;script&gt;" in made
 
 
-def test_a_port_that_is_taken_is_said(run, cache, capsys):
+def test_a_used_port_is_reported(run, cache, capsys):
     import socket
 
     with socket.socket() as taken:
@@ -236,7 +236,7 @@ def test_a_port_that_is_taken_is_said(run, cache, capsys):
     assert "give another --port" in capsys.readouterr().err
 
 
-def test_what_is_missing_is_said(run, cache):
+def test_missing_requirements_are_reported(run, cache):
     hidden = "import sys; sys.modules['streamlit'] = None; import importlib.util as u; f = u.find_spec\n"
     hidden += "import analysis.cli.dashboard as d; d.find_spec = lambda n: None if n == 'streamlit' else f(n)\n"
     hidden += "import main; sys.exit(main.run_as_command(sys.argv[1:]))"
@@ -245,7 +245,7 @@ def test_what_is_missing_is_said(run, cache):
 
 
 def click_a_point(chart) -> None:
-    """The middle of a coloured spot of a map, above its legend."""
+    """Click the middle of a coloured point of a map, above its legend."""
     pixels_HxWx3 = matplotlib.image.imread(io.BytesIO(chart.screenshot()))[:300, :, :3]
     spots_HxW = binary_erosion(np.ptp(pixels_HxWx3, axis=-1) > 0.2, iterations=2)
     y, x = np.argwhere(spots_HxW)[0].tolist()
@@ -255,7 +255,7 @@ def click_a_point(chart) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_person_clicks_through_all_pages(run, cache, width):
+def test_all_pages_open_by_clicks(run, cache, width):
     pytest.importorskip("playwright")
     name = list(run.members)[1]
     of = Features.load(run.path / "analysis" / "features" / f"{name}.npz")
@@ -267,7 +267,7 @@ def test_a_person_clicks_through_all_pages(run, cache, width):
         page.get_by_text("Map", exact=True).click()
         page.get_by_text("Decoder directions").wait_for()
         visitor.settled()
-        page.wait_for_timeout(1000)  # it is drawn
+        page.wait_for_timeout(1000)  # until the chart is drawn
         click_a_point(page.get_by_test_id("stVegaLiteChart"))
         page.wait_for_url("**/feature?*")
         visitor.open(f"/feature?member={name}&feature={feature}", f"Feature {feature}")
@@ -296,20 +296,20 @@ LOUD = "![x](http://evil.test/b.png) :red[x] <img src=http://evil.test/c.png> ht
 
 
 @pytest.mark.parametrize("query", ["run", "member", "feature"])
-def test_what_the_address_says_is_text(run, cache, query):
-    """Else a link to the dashboard makes the browser ask an address outside for a picture."""
+def test_the_address_is_shown_as_text(run, cache, query):
+    """Otherwise a link to the dashboard could make the browser load a picture from another server."""
     at = app(run, cache, "feature")
     at.query_params[query] = LOUD
     said = next(error.value for error in at.run().error if "evil" in error.value)
-    assert not set(re.sub(r"\\[!-/:-@[-`{-~]", "", said)) & set(string.punctuation)  # all of it has its backslash
+    assert not set(re.sub(r"\\[!-/:-@[-`{-~]", "", said)) & set(string.punctuation)  # all punctuation is escaped
 
 
-def test_a_number_too_long_to_be_one_is_no_feature(run, cache):
+def test_a_too_long_number_is_no_feature(run, cache):
     assert app(run, cache, "feature", feature="9" * 5000).error
 
 
-def test_who_may_ask_where_other_machines_are_let_in():
-    """Any name would let a page in whose name is rebound to this address."""
+def test_allowed_host_names_if_other_machines_may_connect():
+    """If any host name was accepted, a website could use DNS rebinding."""
     at_all = hosts(Options(address="0.0.0.0"))
     assert "*" not in at_all and {"127.0.0.1", "0.0.0.0", socket.gethostname()} <= set(at_all)
     assert hosts(Options()) == LOOPBACK and "proxy.test" in hosts(Options(host=("proxy.test",)))

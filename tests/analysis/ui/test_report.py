@@ -1,4 +1,4 @@
-"""The report of a real run on a hostile corpus: what is in it, that nothing of it runs, and how a browser has it."""
+"""The report of a real run on a hostile corpus: its content, that no script of the corpus runs, and its rendering."""
 
 import html
 import json
@@ -31,7 +31,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache) -> Path:
-    """Trained on scripts; the topics are scripts too, for what a feature is specialized on is shown."""
+    """A run on a corpus of scripts. Its topics are scripts, too, because pages show the topics of features."""
     folder = tmp_path_factory.mktemp("report")
     corpus = folder / "hostile.jsonl"
     lines = [{"text": f"{SCRIPT} {IMAGE} {n} & <b>bold</b> " * 4, "topic": (SCRIPT, IMAGE)[n % 2]} for n in range(120)]
@@ -86,7 +86,7 @@ def test_nothing_of_the_corpus_is_markup(page):
     assert text.count("</script>") == text.count("<script")
 
 
-def test_it_names_no_address_to_load_from(page):
+def test_the_report_loads_nothing_from_a_network(page):
     text = page.read_text()
     without_vega = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
     assert not re.findall(r'(?:src|href)="(?!data:|#)', without_vega)
@@ -94,7 +94,7 @@ def test_it_names_no_address_to_load_from(page):
     assert "unsafe-eval" not in text
 
 
-def test_each_figure_lies_beside_it_for_a_paper(run, page):
+def test_each_figure_is_also_written_as_a_file(run, page):
     names = {path.stem for path in (run / "figures").glob("report-*")}
     assert {"report-pareto", "report-training", "report-densities", "report-comparison"} <= names
     for name in names:
@@ -103,11 +103,11 @@ def test_each_figure_lies_beside_it_for_a_paper(run, page):
 
 
 @pytest.mark.slow
-def test_one_of_eight_runs_of_three_is_under_5_mb(run, page, cache, tmp_path):
+def test_a_report_of_eight_runs_with_three_members_is_under_5_mb(run, page, cache, tmp_path):
     copies = [shutil.copytree(run, tmp_path / f"run{n}") for n in range(8)]
     for n, copy in enumerate(copies):
         config = json.loads((copy / "config.json").read_text())
-        config["asked"]["train"]["data_seed"] = n  # else the same members are given twice
+        config["asked"]["train"]["data_seed"] = n  # otherwise the same members would be given twice
         write_json(copy / "config.json", config)
     done = typed("report", *copies, "--to", tmp_path / "all.html", cache=cache)
     assert done.returncode == 0, done.stderr
@@ -125,7 +125,7 @@ def test_a_member_that_failed_is_named(run, page, cache, tmp_path):
     assert "stopped at step 7: its loss is not finite" in (copy / "report.html").read_text()
 
 
-def test_of_a_run_that_failed_it_says_so_and_shows_what_is_left(run, cache, tmp_path):
+def test_the_report_of_a_failed_run_says_so(run, cache, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     results = json.loads((copy / "results.json").read_text())
     for member in results["members"]:
@@ -140,7 +140,7 @@ def test_of_a_run_that_failed_it_says_so_and_shows_what_is_left(run, cache, tmp_
     assert "is damaged" in text and text.count("stopped at step 7: its loss is not finite") == 3
 
 
-def test_the_command_that_it_gives_trains_the_same_run(run):
+def test_the_command_in_the_report_trains_the_same_run(run):
     config = json.loads((run / "config.json").read_text())
     results = json.loads((run / "results.json").read_text())
     words = reproduction_command(config, results).split()
@@ -150,7 +150,7 @@ def test_the_command_that_it_gives_trains_the_same_run(run):
     assert (options.snapshots, options.ce_windows) == (6, 0)
 
 
-def test_what_is_wrong_is_said(run, cache, tmp_path):
+def test_invalid_reports_are_refused_with_the_reason(run, cache, tmp_path):
     for argv, words in (
         ((tmp_path / "no",), "no such run"),
         ((run, "--control", run), "give a run trained with --control random-weights"),
@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said(run, cache, tmp_path):
             report([*map(str, argv), "--cache-dir", str(cache)])
 
 
-def test_features_that_cannot_be_had_are_named_not_skipped(run, tmp_path):
+def test_features_that_cannot_be_computed_are_named(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("analysis"))
     config = read_json(copy / "config.json", "")
     config["stores"][0]["identity"]["windows_hash"] = "0" * 32

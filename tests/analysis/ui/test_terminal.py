@@ -1,7 +1,7 @@
-"""The terminal face, looked at as a user does: on a real pseudo-terminal, in a log file, and when something is odd.
+"""The output of a run on a pseudo-terminal, in a log file, and for unusual values.
 
-`fake_run` is what a run hands over. On a pseudo-terminal it runs in a process of its own, and its bytes are read back
-through a screen emulator.
+`fake_run` makes the calls of a run. On a pseudo-terminal it runs in a separate process, and a screen emulator reads its
+output.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Progress:
 
 
 class Clock:
-    """Stands in for the time that a run takes."""
+    """A clock whose time is set by `fake_run`."""
 
     now = 0.0
 
@@ -90,8 +90,7 @@ def results(ids: list[str], failed: str | None = None, model: str = "bundled") -
 
 
 def fake_run(n: int, stop: str = "", stream=None, pace: float = 1.0, run_dir: str = "runs/first") -> None:
-    """A run with n members, `pace` seconds an event; `stop` ends it in the middle: 'frame' leaves the screen as it is,
-    'error' raises."""
+    """A run with n members and `pace` seconds per event. It stops early for `stop`: at a 'frame', or by an 'error'."""
     ids, clock = member_ids(n), Clock()
     with Terminal(stream=stream, clock=clock) as terminal:
         terminal.say("no model hub in reach: using the bundled model")
@@ -113,7 +112,7 @@ def fake_run(n: int, stop: str = "", stream=None, pace: float = 1.0, run_dir: st
 
 
 def on_a_terminal(call: str, columns: int, rows: int = 60, **environment: str) -> tuple[list[str], bytes]:
-    """The lines on a screen of this size, scrolled-off ones included, after `call` ran there; and its raw bytes."""
+    """(lines, raw bytes) of a screen of this size after `call` ran there. Lines that were scrolled off are included."""
     pyte = pytest.importorskip("pyte")
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -129,11 +128,11 @@ def on_a_terminal(call: str, columns: int, rows: int = 60, **environment: str) -
     try:
         while chunk := os.read(ours, 65536):
             sent += chunk
-    except OSError:  # how Linux says that the other side is closed
+    except OSError:  # Linux raises this if the other side is closed
         pass
     os.close(ours)
     child.wait()
-    # Read back on a screen with room to the right: what would have wrapped shows as a line that is too long.
+    # The output is read on a wider screen, so that a line that would wrap is found to be too long.
     screen = pyte.HistoryScreen(columns + 60, rows, history=2000)
     pyte.ByteStream(screen).feed(bytes(sent))
     history = ["".join(line[x].data for x in range(screen.columns)) for line in screen.history.top]
@@ -148,13 +147,13 @@ def log_of(n: int, **how) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", [80, 160])
-def test_a_frame_shows_everything_in_place(columns):
+def test_a_frame_shows_all_parts_in_their_place(columns):
     lines, _ = on_a_terminal("fake_run(3, 'frame')", columns)
     text = "\n".join(lines)
     assert max(map(len, lines)) <= columns
     assert (
         text.count("loss so far") == 1 and text.count("step ") == 1 + 1
-    )  # one table, redrawn; and the line that stayed
+    )  # one table, which is redrawn, and the line that stayed
     assert re.search(r"^train [━╸╺]+ +80%  0:14 left$", text, re.M)
     assert "step 20,000/25,000   152,000 rows/s   waiting for data 13%" in text
     for kept in (
@@ -167,7 +166,7 @@ def test_a_frame_shows_everything_in_place(columns):
         (row,) = (line for line in lines if line.startswith(member_id))
         assert re.search(r" 0\.880 +39\.5 +1\.2%  [▁▂▃▄▅▆▇█]+$", row)
     curves = {len(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(member_ids(3)[0])}
-    assert curves == ({28} if columns == 80 else {40})  # what the width leaves; every block, where there is room
+    assert curves == ({28} if columns == 80 else {40})  # as many characters as fit, or one per block
 
 
 @pytest.mark.parametrize("columns", [80, 160])
@@ -179,7 +178,7 @@ def test_the_box_of_results(columns):
     assert box[1].strip("║ ") == "EXPERIMENT RESULTS" and set(box[0][1:-1]) == {"═"}
     for member_id in member_ids(3):
         (row,) = (line for line in box if line.startswith(f"║ {member_id} "))
-        mark = ["★"] * (member_id == member_ids(3)[0])  # all are alike: the first
+        mark = ["★"] * (member_id == member_ids(3)[0])  # all are equal, so the first
         assert row.split() == ["║", member_id, *mark, "0.01234", "87.34%", "0.812", "32.4", "(32)", "1.2%", "║"]
     text = "\n".join(box)
     facts = ("bundled (fallback: the hub cannot be reached)", "cpu", "runs/first", "training 1:12", "152,000 rows/s")
@@ -194,7 +193,7 @@ def test_twenty_four_members(columns):
     assert any(line.startswith("train ━") for line in screen)
     rows = [line for line in screen if re.search(r"seed\d+ ", line)]
     assert len(rows) == 18 and all(row[-1] in TICKS for row in rows)
-    assert all(("hidden_dim_2048" in row) == (columns == 160) for row in rows)  # what all have goes first
+    assert all(("hidden_dim_2048" in row) == (columns == 160) for row in rows)  # what all ids share is dropped
     assert "and 6 more: loss 10.5 to 13  EV 0.880 to 0.880  L0 39.5 to 39.5" in screen
 
     lines, _ = on_a_terminal("fake_run(24, pace=0.04)", columns, rows=24)
@@ -202,7 +201,7 @@ def test_twenty_four_members(columns):
     box = [line for line in lines if line.startswith("║")]
     for seed in range(24):
         assert sum(bool(re.search(rf"seed{seed} .*87\.34%", line)) for line in box) == 1
-        assert sum(bool(re.search(rf"^\S+seed{seed} ", line)) for line in lines) == 1  # the last frame shows all
+        assert sum(bool(re.search(rf"^\S+seed{seed} ", line)) for line in lines) == 1  # the last frame has all
 
 
 def test_an_interruption_keeps_the_last_frame_and_gives_the_cursor_back():
@@ -211,7 +210,7 @@ def test_an_interruption_keeps_the_last_frame_and_gives_the_cursor_back():
     assert sent.rindex(b"\x1b[?25h") > sent.rindex(b"\x1b[?25l")
 
 
-def test_colours_are_left_out_on_request():
+def test_no_color_is_respected():
     colour = re.compile(rb"\x1b\[(?:\d+;)*(?:3\d|4\d|9\d)(?:;\d+)*m")
     assert colour.search(on_a_terminal("fake_run(1)", 80)[1])
     assert not colour.search(on_a_terminal("fake_run(1)", 80, NO_COLOR="1")[1])
@@ -220,7 +219,7 @@ def test_colours_are_left_out_on_request():
 
 
 @pytest.mark.parametrize("n", [1, 3, 24])
-def test_a_log_has_plain_lines_that_keep_their_distance(n, monkeypatch):
+def test_a_log_has_plain_lines_at_intervals(n, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
     lines = log_of(n)
@@ -256,7 +255,7 @@ def test_quiet_prints_the_path_and_names_what_failed(capsys):
     assert err == "topk-256: stopped at step 3,000: the loss is not finite; try a lower --lr\n"
 
 
-def test_the_best_member_is_on_a_screen_that_has_no_room_for_all():
+def test_the_best_member_is_always_on_screen():
     lines, _ = on_a_terminal("best_of_many()", 80, rows=24)
     screen = lines[-24:]
     assert sum("★" in line for line in screen) == 1 and any(line.startswith("topk-seed44 ★") for line in screen)
@@ -271,7 +270,7 @@ def best_of_many() -> None:
     os._exit(0)
 
 
-def test_ids_without_room_keep_what_tells_them_apart():
+def test_narrow_ids_keep_the_parts_that_differ():
     ids = [
         f"{kind}-f4608-{asked}-lr1e-3-s{seed}" for kind in ACTIVATIONS for asked in ("l16", "l64") for seed in (0, 1)
     ]
@@ -293,7 +292,7 @@ def test_the_star_is_explained_in_the_box():
     )
     stream = io.StringIO()
     Terminal(stream=stream).results(results(member_ids(1)), "runs/x")
-    assert "★" not in stream.getvalue()  # nobody to compare with
+    assert "★" not in stream.getvalue()  # a single member gets no star
 
 
 def test_a_failed_member_is_named_in_the_box():
@@ -304,15 +303,15 @@ def test_a_failed_member_is_named_in_the_box():
     assert "relu-256  stopped at step 3,000: the loss is not finite; try a lower --lr" in text
 
 
-def test_ids_lose_what_all_have_but_stay_different():
+def test_shortened_ids_stay_different():
     assert told_apart(["relu-f8-l16-lr1e-3-s0", "relu-f8-l32-lr1e-3-s0"]) == ["l16", "l32"]
-    rates = ["relu-f8-l16-lr1e-3-s0", "relu-f8-l16-lr1e-4-s0"]  # the hyphen of an exponent parts nothing
+    rates = ["relu-f8-l16-lr1e-3-s0", "relu-f8-l16-lr1e-4-s0"]  # the hyphen of an exponent does not separate parts
     assert told_apart(rates) == ["lr1e-3", "lr1e-4"]
     assert told_apart(["relu-l8-f8-l4", "relu-l4-f8-l8"]) == ["l8-l4", "l4-l8"], "layer 8 is not the L0 of 8"
     assert told_apart(["a-b", "a-b-a"]) == ["a-b", "a-b-a"] and told_apart(["a-b"]) == ["a-b"]
 
 
-def test_the_activation_is_said_where_the_id_does_not():
+def test_the_activation_is_added_to_ids_without_it():
     stream = io.StringIO()
     Terminal(stream=stream).results(results(["a", "b"]), "runs/x")
     assert "relu a " in stream.getvalue() and "jump_relu b " in stream.getvalue()
@@ -335,7 +334,7 @@ def test_names_are_printed_as_they_are():
 def test_names_are_printed_as_they_are_on_a_terminal():
     lines, _ = on_a_terminal("odd_names()", 80)
     assert any(line.startswith("relu[red]x[/red] ") for line in lines)
-    assert lines[:2] == ["the store lies at [/]:", "/data/" + "a" * 90]  # broken by the terminal itself: can be copied
+    assert lines[:2] == ["the store lies at [/]:", "/data/" + "a" * 90]  # wrapped by the terminal: can be copied
 
 
 def odd_names() -> None:
@@ -344,14 +343,14 @@ def odd_names() -> None:
         terminal.say("the store lies at [/]: /data/" + "a" * 90)
 
 
-def test_a_path_without_room_is_printed_in_full():
+def test_a_path_that_is_wider_than_the_screen_is_printed_in_full():
     path = "/scratch/" + "x" * 200 + "/run"
     lines = log_of(1, run_dir=path)
     assert lines[-1] == f"results: {path}" and max(map(len, lines[:-1])) <= LOG_COLUMNS
     assert any(re.search(r"results +/scratch/x+…x+/run ║", line) for line in lines)
 
 
-def test_a_stream_that_knows_no_unicode_is_no_reason_to_crash():
+def test_a_stream_without_unicode_does_not_crash_the_output():
     call = "fake_run(24, run_dir='runs/\u65e5\u672c' + 'x' * 99)"
     lines, sent = on_a_terminal(call, 80, PYTHONIOENCODING="ascii")
     assert sent.isascii() and max(map(len, lines[:-5])) <= 80
@@ -385,7 +384,7 @@ def test_a_curve_goes_from_its_lowest_to_its_highest_loss():
         return curve.draw(columns, TICKS, "×")
 
     assert drawn([8, 7, 6, 5, 4, 3, 2, 1]) == TICKS[::-1]
-    assert drawn([10.0**-i for i in range(8)]) == TICKS[::-1]  # more than a decade: logarithmic
+    assert drawn([10.0**-i for i in range(8)]) == TICKS[::-1]  # over more than a decade the scale is logarithmic
     assert drawn([3.0] * 8) == "▁" * 8 and drawn([]) == "" and drawn([1.0], 0) == ""
     assert drawn([4, 4, 3, 3, 2, 2, 1, 1], columns=4) == "█▆▃▁"
 
@@ -398,7 +397,7 @@ def test_a_curve_of_a_long_run_stays_small_and_keeps_its_shape():
     assert re.fullmatch("█+▇+▆+▅+▄+▃+▂+▁+", curve.draw(80, TICKS, "×"))
 
 
-def test_importing_it_is_light():
+def test_importing_it_loads_nothing_heavy():
     code = "import sys, analysis.ui.terminal.live; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "jax", "numpy", "harvest", "sae_jax", "transformers"} & set(modules.split())

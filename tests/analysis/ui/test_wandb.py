@@ -1,4 +1,4 @@
-"""Runs of W&B read back from their files as W&B's own messages: real trainings, offline."""
+"""W&B logs of real trainings, read back from the files that W&B writes offline."""
 
 import json
 import signal
@@ -55,7 +55,7 @@ def plain(cache, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def logged(cache, tmp_path_factory) -> tuple[Path, str]:
-    """(the run directory, what was printed)."""
+    """(the run directory, the printed text)."""
     run = tmp_path_factory.mktemp("runs") / "run"
     done = typed(*RUN, *LOGGED, "--run-dir", run, cache=cache)
     assert (done.returncode, done.stderr) == (0, "")
@@ -63,7 +63,7 @@ def logged(cache, tmp_path_factory) -> tuple[Path, str]:
 
 
 def read_back(run: Path) -> dict[str, dict]:
-    """Of each W&B run by its id: the rows of its history, its config, its summary, what else names it."""
+    """{id: history, config, summary and names} of each W&B run in a run directory."""
     found: dict[str, dict] = {}
     for file in sorted(run.glob("wandb/offline-run-*/run-*.wandb")):
         of = defaultdict(list)
@@ -90,7 +90,7 @@ def read_back(run: Path) -> dict[str, dict]:
 
 
 def named(items) -> dict:
-    """Values by name; those that W&B writes in parts, as of a histogram, put together."""
+    """{name: value}. Values that W&B writes in parts, such as histograms, are merged."""
     found: dict = {}
     for item in items:
         *outer, last = item.nested_key or [item.key]
@@ -125,10 +125,10 @@ def learned(run: Path) -> dict:
     return contents | {"members": members_of(run)}
 
 
-def test_the_curves_are_those_of_metrics_jsonl(logged):
+def test_the_curves_in_wandb_equal_metrics_jsonl(logged):
     run, said = logged
     found = only_run(run)
-    assert said.count("W&B: no login") == 1 and f"wandb sync {run}/wandb/offline-run-*" in said
+    assert said.count("W&B: you are not logged in") == 1 and f"wandb sync {run}/wandb/offline-run-*" in said
     lines = metrics_of(run)
     assert ("step" in dict(found["defined"])) and ("*", "step") in found["defined"]
     for member in members_of(run):
@@ -139,7 +139,7 @@ def test_the_curves_are_those_of_metrics_jsonl(logged):
             assert points == {step: expected[step] for step in points}
 
 
-def test_everything_that_was_asked_for_is_its_config(logged):
+def test_the_config_in_wandb_has_all_settings(logged):
     run, _ = logged
     found = only_run(run)
     asked = json.loads((run / "config.json").read_text())["asked"]
@@ -173,7 +173,7 @@ def test_histograms_figures_and_the_table_of_results(logged):
     for name in pictures:
         with Image.open(found["files"] / last[name]["path"]) as picture:
             assert picture.format == "PNG" and picture.size == (last[name]["width"], last[name]["height"])
-            assert len(picture.convert("RGB").getcolors(1 << 20)) > 20  # something is drawn on it
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 20  # the picture is not empty
 
 
 def test_the_artifact_is_the_run_directory_without_the_files_of_wandb(logged):
@@ -185,32 +185,32 @@ def test_the_artifact_is_the_run_directory_without_the_files_of_wandb(logged):
     assert not [name for name in contents if "wandb" in name]
 
 
-def test_what_is_learned_is_the_same_with_it_and_without(plain, logged):
+def test_wandb_does_not_change_the_training(plain, logged):
     assert learned(logged[0]) == learned(plain)
 
 
-def test_where_it_breaks_it_is_said_once_and_nothing_else_changes(plain, cache, tmp_path, monkeypatch):
+def test_an_error_of_wandb_is_reported_once_and_changes_nothing_else(plain, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "no such mode")
     done = typed(*RUN, *LOGGED, "--run-dir", tmp_path / "run", cache=cache)
-    assert (done.returncode, done.stdout.count("W&B stopped, training does not")) == (0, 1)
+    assert (done.returncode, done.stdout.count("W&B stopped, training continues without it")) == (0, 1)
     assert "Traceback" not in done.stdout + done.stderr
     assert learned(tmp_path / "run") == learned(plain)
 
 
 @pytest.mark.slow
-def test_a_network_that_is_lost_leaves_the_run_offline(plain, cache, tmp_path, monkeypatch):
+def test_a_lost_network_leaves_the_run_offline(plain, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     run = tmp_path / "run"
     done = typed(*RUN, *LOGGED, "--run-dir", run, cache=cache)
-    assert (done.returncode, done.stdout.count("W&B cannot be reached, so offline")) == (0, 1)
+    assert (done.returncode, done.stdout.count("W&B cannot be reached, so the run is kept offline")) == (0, 1)
     assert learned(run) == learned(plain)
     points = curve(only_run(run)["history"], f"loss/{members_of(run)[0]['id']}")
     assert list(points) == [4, 20, 40, 60, 80, 100, LAST]
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_in_the_same_one_without_a_step_twice(plain, cache, tmp_path):
+def test_a_resumed_run_continues_the_same_wandb_run_without_repeated_steps(plain, cache, tmp_path):
     run = tmp_path / "run"
     longer = (
         *RUN,
@@ -246,7 +246,7 @@ def test_a_resumed_run_goes_on_in_the_same_one_without_a_step_twice(plain, cache
 
 
 def replayed(run: Path, options: WandbOptions) -> list[str]:
-    """A finished run's metrics and results given to W&B again; returns what it said."""
+    """Log a finished run's metrics and results to W&B again. Returns the printed messages."""
     said: list[str] = []
     lines, results = metrics_of(run), json.loads((run / "results.json").read_text())
     members = [member["id"] for member in results["members"]]
@@ -255,7 +255,7 @@ def replayed(run: Path, options: WandbOptions) -> list[str]:
             figures = {line.pop("member"): {k: v for k, v in line.items() if k != "step"} for line in of_step}
             log.training_progress(Progress(step, LAST, 1.0, 1.0, 0.0, figures, {}))
         log.results(results, run)
-    wandb.teardown()  # as at the end of a process: until then W&B may not have written the last run's file
+    wandb.teardown()  # as at the end of a process, because W&B may write the last run's file only then
     return said
 
 
@@ -263,7 +263,7 @@ def without_wandb(run: Path, to: Path) -> Path:
     return copytree(run, to, ignore=ignore_patterns("wandb*", ".lock"))
 
 
-def test_a_mode_that_is_asked_for_is_kept(logged, tmp_path, monkeypatch):
+def test_a_requested_mode_of_wandb_is_kept(logged, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     run = without_wandb(logged[0], tmp_path / "run")
     assert replayed(run, WandbOptions()) == []
@@ -300,10 +300,12 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 
 
-def test_a_call_that_is_stuck_does_not_keep_the_program_from_its_end(cache, tmp_path):
+def test_a_call_of_wandb_that_hangs_does_not_block_the_exit(cache, tmp_path):
     script = ROOT / "main.py"
     done = typed(script, *RUN, "--use-wandb", "--run-dir", tmp_path / "run", cache=cache, script=STUCK)
-    assert done.returncode == 0 and "W&B is stuck" in done.stdout and (tmp_path / "run" / "results.json").exists()
+    assert (
+        done.returncode == 0 and "W&B does not respond" in done.stdout and (tmp_path / "run" / "results.json").exists()
+    )
 
 
 def test_a_local_model_is_named_in_its_config(tmp_path):

@@ -1,4 +1,4 @@
-"""The control: a model with shuffled weights, the same one wherever a run of it is opened; all else keeps its name."""
+"""The control: a model with shuffled weights, which is the same for every command on the run."""
 
 import json
 
@@ -19,7 +19,7 @@ from harvest.sources import BUNDLED_MODEL, Source
 
 CONTROL = "random-weights"
 ASKED = {"model_name": "bundled", "dataset": "bundled", "n_samples": 300, "seq_len": 20, "layer": 2}
-ONE_BATCH = 103 * 19 * 256 * 2  # bytes of rows
+ONE_BATCH = 103 * 19 * 256 * 2  # bytes of the rows of one batch
 
 
 def load(control: str | None = CONTROL) -> LanguageModel:
@@ -30,7 +30,7 @@ def raw() -> transformers.GPT2LMHeadModel:
     return transformers.GPT2LMHeadModel.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).eval()
 
 
-def test_without_a_control_stores_and_runs_have_the_names_they_had():
+def test_names_of_stores_and_runs_without_a_control_have_not_changed():
     model, text = (Source(n, f"/{n}", False, 4, f"{w}'s fingerprint") for n, w in (("m", "model"), ("d", "text")))
     assert store_name(HarvestRequest(), Site(0, "resid_pre"), model, text) == "e482736ed612a136f249"
     assert "control" not in HarvestRequest().to_json()
@@ -40,7 +40,7 @@ def test_without_a_control_stores_and_runs_have_the_names_they_had():
         HarvestRequest(control="noise")
 
 
-def test_each_matrix_keeps_its_entries_and_loses_their_places():
+def test_each_matrix_is_permuted():
     before, after = dict(raw().named_parameters()), dict(shuffled(raw()).named_parameters())
     for name, weight in before.items():
         if weight.ndim > 1:
@@ -50,7 +50,7 @@ def test_each_matrix_keeps_its_entries_and_loses_their_places():
             assert torch.equal(weight, after[name])
 
 
-def test_it_is_the_same_model_each_time_and_the_whole_of_it_is_shuffled():
+def test_the_control_is_the_same_each_time_and_completely_shuffled():
     model, expected = load(), shuffled(raw())
     assert model.weights_hash() == load().weights_hash() != load(None).weights_hash()
     tokens_WxT = np.random.default_rng(0).integers(0, 4096, (3, 20), dtype=np.int32)
@@ -63,7 +63,7 @@ def test_it_is_the_same_model_each_time_and_the_whole_of_it_is_shuffled():
         np.testing.assert_allclose(found, output.hidden_states[2], rtol=1e-4, atol=1e-3)
 
 
-def test_rows_differ_and_a_stopped_harvest_goes_on(tmp_path):
+def test_rows_of_the_control_differ_and_a_stopped_harvest_continues(tmp_path):
     def rows_of(cache, **options):
         (store,) = harvest(HarvestRequest(**ASKED, **options), cache, shard_bytes=ONE_BATCH).values()
         return store, store.train.read(0, 2000)
@@ -108,7 +108,7 @@ def test_a_run_of_the_control_is_measured_and_opened_on_the_control(tmp_path_fac
     assert control.language_model.weights_hash() == load().weights_hash()
     assert plain.language_model.weights_hash() == load(None).weights_hash()
     ce = {run.path.name: next(iter(run.members.values()))["metrics"]["ce_clean"] for run in (plain, control)}
-    assert ce["plain"] < 4 and ce["control"] > np.log(4096) - 0.5  # nats: it knows nothing
+    assert ce["plain"] < 4 and ce["control"] > np.log(4096) - 0.5  # nats: about the loss of a uniform guess
     (evaluated,) = json.loads((tmp_path / "e.json").read_text())["dictionaries"]
     assert evaluated["metrics"]["ce_clean"] > np.log(4096) - 0.5
     (member,) = control.members

@@ -1,4 +1,4 @@
-"""Models of many families: what they cannot do is found before anything is harvested, and said in a sentence."""
+"""Models of many families: what they do not support is found before a harvest and reported in one sentence."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ UNRUN = "AttributeError: 'CodeGenAttention' object has no attribute 'embed_posit
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A family's model, made once."""
+    """A function that returns the model of a family, which is made once."""
     made: dict[str, LanguageModel] = {}
 
     def get(family: str) -> LanguageModel:
@@ -48,11 +48,11 @@ def model(tmp_path_factory):
     return get
 
 
-# Hooks, by value.
+# Values at hooks.
 
 
 @pytest.mark.parametrize("family", ["bundled", "llama", "gemma2", "granite", "opt"])
-def test_hooks_that_are_what_their_names_say_can_be_harvested_and_measured(model, family):
+def test_hooks_whose_values_fit_their_names_can_be_harvested_and_measured(model, family):
     sites = [Site(layer, hook) for layer in (0, 1) for hook in HOOKS]
     assert rehearse(model(family), TOKENS_WxT, sites, 1) == dict.fromkeys(sites)
 
@@ -72,7 +72,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("family", "hook"), REFUSED)
-def test_hooks_that_are_another_tensor_or_none_are_refused_with_the_reason(model, family, hook):
+def test_hooks_with_another_tensor_or_none_are_refused_with_the_reason(model, family, hook):
     with pytest.raises(InputError, match="--hook|cannot run") as caught:
         rehearse(model(family), TOKENS_WxT, [Site(1, "resid_pre"), Site(1, hook)], 1)
     assert REFUSED[family, hook] in str(caught.value)
@@ -88,12 +88,12 @@ def test_hooks_that_are_another_tensor_or_none_are_refused_with_the_reason(model
         ("codegen", "resid_pre", None),
     ],
 )
-def test_sites_that_can_be_harvested_but_not_measured_are_known_beforehand(model, family, hook, trouble):
+def test_sites_that_can_be_harvested_but_not_measured_are_found_by_the_rehearsal(model, family, hook, trouble):
     (found,) = rehearse(model(family), TOKENS_WxT, [Site(1, hook)], 1).values()
     assert (found is None) is (trouble is None) and (trouble or "") in (found or "")
 
 
-def test_a_site_that_cannot_be_measured_is_refused_before_and_after_its_harvest_but_not_where_that_is_not_asked_for(
+def test_a_site_without_loss_recovered_is_refused_only_if_it_is_requested(
     tmp_path,
 ):
     directory, cache = write_model("bloom", tmp_path / "model"), tmp_path / "cache"
@@ -103,7 +103,7 @@ def test_a_site_that_cannot_be_measured_is_refused_before_and_after_its_harvest_
     assert not list(cache.glob("activations/*/*"))
     assert len(harvest(request, cache)) == 2
     with pytest.raises(InputError, match="resid_mid.*skip it with --ce-windows 0"):
-        harvest(request, cache, loss_recovered=True)  # it is cached now
+        harvest(request, cache, loss_recovered=True)  # the activations are cached now
 
 
 # Encoders.
@@ -113,7 +113,7 @@ def test_a_site_that_cannot_be_measured_is_refused_before_and_after_its_harvest_
     ("family", "is_encoder"),
     [("bundled", False), ("llama", False), ("bloom", False), ("bert", True), ("roberta", True)],
 )
-def test_encoders_are_known_by_what_they_do(model, family, is_encoder):
+def test_encoders_are_recognized_by_their_outputs(model, family, is_encoder):
     assert model(family).reads_both_ways is is_encoder
 
 
@@ -133,12 +133,12 @@ NEXT_TOKEN = {
 
 
 @pytest.mark.parametrize("what", NEXT_TOKEN)
-def test_what_needs_a_next_token_is_refused_for_an_encoder(model, what):
+def test_measurements_of_the_next_token_are_refused_for_an_encoder(model, what):
     with pytest.raises(InputError, match="is an encoder: each of its positions sees the whole text"):
         NEXT_TOKEN[what](model("bert"), Site(1, "resid_pre"))
 
 
-def test_an_encoder_is_harvested_and_it_is_said_what_is_not_measured(tmp_path):
+def test_an_encoder_is_harvested_and_missing_measurements_are_reported(tmp_path):
     directory, said = write_model("bert", tmp_path / "model"), []
     request = HarvestRequest(str(directory), "bundled", 1, "resid_post", n_samples=20, store_dtype="float32")
     for _ in ("harvested", "found again"):
@@ -153,7 +153,7 @@ def test_an_encoder_is_harvested_and_it_is_said_what_is_not_measured(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_run_on_an_encoder_ends_well_and_only_what_needs_a_next_token_is_refused(tmp_path, capsys):
+def test_a_run_on_an_encoder_refuses_only_commands_that_need_a_next_token(tmp_path, capsys):
     directory, cache = write_model("bert", tmp_path / "model"), ("--cache-dir", str(tmp_path / "cache"))
     run = str(tmp_path / "run")
     argv = [
@@ -185,7 +185,7 @@ def test_a_run_on_an_encoder_ends_well_and_only_what_needs_a_next_token_is_refus
     assert found.promoted_FxT.shape == (16, 0) and found.density_F.any()
 
 
-# Files that do not belong together.
+# Files of different models.
 
 
 def test_an_encoder_decoder_is_refused_before_it_is_loaded(tmp_path):
@@ -207,7 +207,7 @@ def edited_config(directory: Path, **values) -> None:
         ("bert", "bert.", {"num_hidden_layers": 2}, "encoder.layer.2."),
     ],
 )
-def test_weights_of_more_layers_than_the_config_has_are_refused(tmp_path, family, prefix, values, lacking):
+def test_weights_of_more_layers_than_configured_are_refused(tmp_path, family, prefix, values, lacking):
     directory = write_model(family, tmp_path)
     edited_config(directory, **values)
     weights = load_file(directory / "model.safetensors")
@@ -219,7 +219,7 @@ def test_weights_of_more_layers_than_the_config_has_are_refused(tmp_path, family
     assert lacking in str(caught.value)
 
 
-def test_a_head_for_another_task_is_told_and_not_refused(tmp_path):
+def test_a_head_for_another_task_is_reported_and_not_refused(tmp_path):
     directory = write_model("gpt2", tmp_path)
     weights = load_file(directory / "model.safetensors")
     save_file(weights | {"score.weight": torch.ones(2, 32)}, directory / "model.safetensors", metadata={"format": "pt"})
@@ -227,7 +227,7 @@ def test_a_head_for_another_task_is_told_and_not_refused(tmp_path):
     assert loaded.notes == ("weights in its files are not used: score.weight",)
 
 
-def test_a_token_that_the_model_has_no_embedding_of_is_refused_before_the_first_batch(tmp_path):
+def test_a_token_without_an_embedding_is_refused_before_the_first_batch(tmp_path):
     directory = write_model("gpt2", tmp_path / "model")
     edited_config(directory, vocab_size=1000)
     weights = load_file(directory / "model.safetensors")
@@ -239,7 +239,7 @@ def test_a_token_that_the_model_has_no_embedding_of_is_refused_before_the_first_
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"model": {"type": "BPE"}}'])
-def test_a_tokenizer_that_cannot_be_read_is_a_sentence(tmp_path, text):
+def test_an_unreadable_tokenizer_is_reported_in_one_sentence(tmp_path, text):
     for name in ("config.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((BUNDLED_MODEL / name).read_bytes())
     (tmp_path / "tokenizer.json").write_text(text)
@@ -247,11 +247,11 @@ def test_a_tokenizer_that_cannot_be_read_is_a_sentence(tmp_path, text):
         load_tokenizer(str(tmp_path))
 
 
-# What libraries raise.
+# Errors of libraries.
 
 
 def raised_in(package: str, error: Exception):
-    """A function of a package that raises."""
+    """A function of a package that raises this error."""
     names = {"__name__": f"{package}.module", "error": error}
     exec("def function(*_):\n    raise error", names)
     return names["function"]
@@ -267,13 +267,13 @@ def raised_in(package: str, error: Exception):
         ("transformers", InputError("a sentence already")),
     ],
 )
-def test_defects_of_ours_and_a_lack_of_memory_are_not_hidden(package, error):
+def test_our_bugs_and_out_of_memory_errors_are_not_hidden(package, error):
     with pytest.raises(type(error)) as caught, explained("the model cannot be run"):
         raised_in(package, error)()
     assert caught.value is error
 
 
-def test_what_a_library_raises_is_a_sentence_and_stays_behind_it():
+def test_errors_of_libraries_become_one_sentence_and_keep_their_cause():
     error = AttributeError("no such\n  attribute")
     with pytest.raises(InputError) as caught, explained("the model cannot be run"):
         raised_in("transformers", error)()
@@ -281,13 +281,13 @@ def test_what_a_library_raises_is_a_sentence_and_stays_behind_it():
     assert caught.value.__cause__ is error
 
 
-def test_a_lack_of_memory_on_a_cpu_is_one():
+def test_an_out_of_memory_error_on_a_cpu_is_recognized():
     error = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried")
     with pytest.raises(RuntimeError), explained("the model cannot be run"):
         raised_in("torch", error)()
 
 
-def test_what_our_own_code_raises_inside_of_the_model_is_not_blamed_on_it(model):
+def test_errors_of_our_code_inside_of_a_model_are_not_blamed_on_the_model(model):
     defect = raised_in("analysis", KeyError("a defect of ours"))
     with pytest.raises(KeyError, match="a defect of ours"):
         write_texts(model("bundled"), [7, 8, 9], Change(Site(1, "resid_pre"), defect, 1), 2)

@@ -1,4 +1,4 @@
-"""Passages of a concept and others like them, cut from the bundled corpus."""
+"""Passages with a concept and comparable passages without it, from the bundled corpus."""
 
 import json
 import random
@@ -19,7 +19,7 @@ def model():
     return LanguageModel.load(str(BUNDLED_MODEL))
 
 
-def test_passages_hold_the_phrase_and_others_are_like_them(model):
+def test_passages_contain_the_phrase_and_others_are_comparable(model):
     of = gather("The golden  gate bridge", str(BUNDLED_CORPUS), model.tokenizer, 20, 1)
     texts, concept = list(documents(str(BUNDLED_CORPUS))), of.is_concept_N
     assert len(set(of.document_N)) == len(concept) >= 26 + 120 and (of.document_N != NO_DOCUMENT).all()
@@ -35,7 +35,7 @@ def test_passages_hold_the_phrase_and_others_are_like_them(model):
             "golden gate bridge" in text.lower()
         ) == concept[i]
     n = concept.sum()
-    assert (lengths[n : 2 * n] == lengths[:n]).all()  # the first others, one like each passage
+    assert (lengths[n : 2 * n] == lengths[:n]).all()  # the first others, one for each passage
     assert (of.phrase_WxT[n : 2 * n] == of.phrase_WxT[:n]).all()
 
     def starts(i: int) -> set[int]:
@@ -43,12 +43,12 @@ def test_passages_hold_the_phrase_and_others_are_like_them(model):
         own = of.passages.tokens_WxT[i, : of.tokens_N[i]].tolist()
         return {start for start in range(len(ids)) if ids[start : start + len(own)] == own}
 
-    assert all(starts(i) & starts(n + i) for i in range(n))  # at the same place in their documents
+    assert all(starts(i) & starts(n + i) for i in range(n))  # at the same position in their documents
     again = gather("golden gate bridge", str(BUNDLED_CORPUS), model.tokenizer, 20, 1)
     assert (again.passages.tokens_WxT == of.passages.tokens_WxT).all()
 
 
-def test_examples_are_read_whole_against_as_many_sentences_or_against_what_is_given(model):
+def test_examples_are_compared_with_as_many_sentences_or_with_given_texts(model):
     examples = [
         "Two ships lay at the quay. They had come from Lisbon.",
         "A quay.",
@@ -57,15 +57,15 @@ def test_examples_are_read_whole_against_as_many_sentences_or_against_what_is_gi
     ]
     of = gather("Xyzzy", str(BUNDLED_CORPUS), model.tokenizer, 8, 1, examples)
     assert of.is_concept_N.sum() == 3 and of.left_out == 1
-    assert of.passages.item_W.tolist()[:3] == [0, 0, 0]  # 19 tokens in windows of 8
+    assert of.passages.item_W.tolist()[:3] == [0, 0, 0]  # an example of 19 tokens, in windows of 8
     assert abs(of.tokens_N[:3].mean() - of.tokens_N[3:].mean()) < 1.5
     given = ["a dog", "a cat ran", "a xyzzy here", "no more of it", "A quay."]
     of = gather("Xyzzy", str(BUNDLED_CORPUS), model.tokenizer, 8, 1, examples[:3], given)
     assert (of.document_N == NO_DOCUMENT).all() and (~of.is_concept_N).sum() == 3 and of.left_out == 2
 
 
-def test_one_of_near_copies_is_a_passage(model, tmp_path):
-    """Without this, chance features passed in 100 of 100 such corpora at a false discovery rate of 5%; now in 6."""
+def test_only_one_of_several_near_copies_is_a_passage(model, tmp_path):
+    """With near-copies, chance features passed in 100 of 100 such corpora at a false discovery rate of 5%; now in 6."""
     rng = random.Random(0)
     texts = [text.split()[:60] for text in islice(documents(str(BUNDLED_CORPUS)), 200)]
     copies = []
@@ -85,7 +85,7 @@ def test_one_of_near_copies_is_a_passage(model, tmp_path):
     assert of.is_concept_N.sum() in (21, 22) and of.left_out == 2 and of.near_copies >= 990
 
 
-def test_japanese_is_searched_and_what_is_said_is_where_it_stands(model, tmp_path):
+def test_mentions_in_japanese_have_the_right_positions(model, tmp_path):
     texts = [f"{i}番目の町から日本語を学ぶ人が来た。" for i in range(5)] + [f"{i}匹の犬が走った。" for i in range(9)]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     of = gather("日本", str(tmp_path / "a.jsonl"), model.tokenizer, 30, 1)
@@ -137,5 +137,5 @@ def test_documents_too_short_or_with_an_example_in_them_are_left_out(model, tmp_
     with pytest.raises(InputError, match="'f' .--examples. is 1 token"):
         gather("fog", str(tmp_path / "corpus.jsonl"), model.tokenizer, 6, 1, ["f"])
     (tmp_path / "alone.txt").write_text("\n<|endoftext|>\n".join([f"fog number {i}" for i in range(5)]))
-    with pytest.raises(InputError, match="0 texts without 'fog'; 3 are needed.*: give texts without it .--against"):
+    with pytest.raises(InputError, match="0 texts without 'fog', but 3 are needed.*: give texts without it .--against"):
         gather("fog", str(tmp_path / "alone.txt"), model.tokenizer, 6, 1)

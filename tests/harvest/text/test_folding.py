@@ -1,4 +1,4 @@
-"""A phrase is found in any form of writing it, and where it lies is told in the text as it is written."""
+"""A phrase is found in any spelling, and its position is that in the original text."""
 
 import unicodedata
 
@@ -53,11 +53,11 @@ def test_a_phrase_is_found_in_any_form(phrase, text, found):
         ("日本", "日曜日の本"),
     ],
 )
-def test_what_is_another_word_is_not_found(phrase, text):
+def test_other_words_are_not_found(phrase, text):
     assert not Phrase(phrase).held_by(text) and Phrase(phrase).mentions(text) == []
 
 
-def test_mentions_lie_where_the_text_has_them_whatever_stands_before():
+def test_mentions_have_positions_in_the_original_text():
     text = "ﬁ ½ … ŉ İ ẞ 👩‍👩‍👧 \u00ad ﷺ don’t — e\u0301\u0323 ｶﾞ don't 한국 DON＇T"
     for form in (text, unicodedata.normalize("NFD", text), unicodedata.normalize("NFKC", text)):
         assert [form[a:b].lower()[:3] for a, b in Phrase("don't").mentions(form)] == ["don"] * 3

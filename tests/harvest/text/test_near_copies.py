@@ -1,4 +1,4 @@
-"""Near-copies: found however they were edited, left alone where texts only share a form, and never on both sides."""
+"""Near-copies are found after edits, differ from texts that only share a form, and are in one split."""
 
 import json
 import random
@@ -25,7 +25,7 @@ def texts() -> list[str]:
 
 
 def edited(text: str, share: float, rng: random.Random) -> str:
-    """The text with so many of its words replaced, each by another from it or a new one."""
+    """The text with a share of its words replaced, each by another of its words or by a new one."""
     words = text.split()
     for place in rng.sample(range(len(words)), max(1, round(share * len(words)))):
         words[place] = rng.choice([f"w{rng.random()}", rng.choice(words)])
@@ -44,7 +44,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_another_form_is_always_a_copy(texts, form):
+def test_texts_that_differ_in_form_only_are_copies(texts, form):
     copies = NearCopies()
     originals = [copies.original(text) for text in texts[:300]]
     assert [copies.original(FORMS[form](text)) for text in texts[:300]] == originals
@@ -59,7 +59,7 @@ def test_a_changed_word_or_two_make_a_near_copy(texts, words, share, least):
     originals = [copies.original(text) for text in short]
     found = [copies.original(edited(text, share, rng)) == of for text, of in zip(short, originals, strict=True)]
     assert np.mean(found) >= least
-    assert len(set(originals)) >= 499  # what is not alike stays apart
+    assert len(set(originals)) >= 499  # different texts are not copies
 
 
 def test_a_script_without_spaces_has_near_copies_too():
@@ -79,7 +79,7 @@ def test_short_texts_of_one_form_are_not_copies(text):
 
 
 def six_of_each(texts: list[str], rng: random.Random) -> list[tuple[int, str]]:
-    """(which text, a near-copy of it) in any order."""
+    """(number of a text, a near-copy of it), six for each text, in random order."""
     forms = list(FORMS.values())
     copies = [
         (number, text)
@@ -89,7 +89,7 @@ def six_of_each(texts: list[str], rng: random.Random) -> list[tuple[int, str]]:
     return rng.sample(copies, len(copies))
 
 
-def test_no_near_copies_are_on_both_sides_of_the_split(tokenizer, texts, tmp_path):
+def test_near_copies_are_in_one_split(tokenizer, texts, tmp_path):
     copies = six_of_each(texts[:500], random.Random(0))
     path = tmp_path / "copies.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for _, text in copies))
@@ -100,17 +100,17 @@ def test_no_near_copies_are_on_both_sides_of_the_split(tokenizer, texts, tmp_pat
     assert reading.documents == 3000 and abs(reading.near_copies - 2500) <= 10 and reading.copies_together
 
 
-def test_a_text_made_from_a_template_is_divided_all_the_same_and_this_is_noted(tokenizer, tmp_path):
+def test_near_copies_are_split_if_all_documents_follow_one_template(tokenizer, tmp_path):
     path = tmp_path / "template.jsonl"
     lines = [f"The rain fell on hill number {i} and the river rose for the whole night." for i in range(200)]
     path.write_text("".join(json.dumps({"text": line}) + "\n" for line in [*lines, *map(str.upper, lines)]))
     windows = token_windows(str(path), tokenizer, HarvestRequest(n_samples=10**6, seq_len=5), reading := Reading())
     sides = [{d % 200 for d in windows[name].documents_W} for name in ("train", "held_out")]
-    assert all(sides) and not sides[0] & sides[1]  # what differs in form only is still on one side
+    assert all(sides) and not sides[0] & sides[1]  # texts that differ in form only are still in one split
     assert reading.near_copies > 300 and not reading.copies_together
 
 
-def test_labelled_near_copies_are_on_one_side(texts, tmp_path):
+def test_labelled_near_copies_are_in_one_split(texts, tmp_path):
     copies = six_of_each(texts[:100], random.Random(0))
     path = tmp_path / "labelled.jsonl"
     path.write_text("".join(json.dumps({"text": text, "label": str(of)}) + "\n" for of, text in copies))

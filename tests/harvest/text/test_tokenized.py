@@ -1,4 +1,4 @@
-"""Long texts tokenized in pieces have the tokens that they have whole, whatever the kind of tokenizer."""
+"""Long texts that are tokenized in pieces have the same tokens as the whole text, for all types of tokenizers."""
 
 import math
 import random
@@ -17,7 +17,7 @@ TEXTS = list(documents(str(BUNDLED_CORPUS)))[:400]
 
 
 def sentencepiece_bpe() -> PreTrainedTokenizerFast:
-    """As Llama 2's: no pre-tokenizer, a space put before the text, bytes for what it does not know."""
+    """A tokenizer like that of Llama 2: no pre-tokenizer, a space before the text, bytes for unknown characters."""
     special = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     learning = Tokenizer(models.BPE(unk_token="<unk>"))
     learning.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -29,7 +29,7 @@ def sentencepiece_bpe() -> PreTrainedTokenizerFast:
 
 
 def unigram() -> PreTrainedTokenizerFast:
-    """As T5's, but of whole lines: the likeliest pieces, which may hold spaces."""
+    """A tokenizer like that of T5, but for whole lines, so that its pieces may contain spaces."""
     words = Counter(f"▁{word}" for text in TEXTS for word in text.split())
     parts = Counter(word[i : i + size] for word in words for size in (1, 2, 3) for i in range(len(word) - size + 1))
     counts = Counter(dict(words.most_common(800))) + Counter(dict(parts.most_common(600)))
@@ -96,7 +96,7 @@ def test_pieces_have_the_tokens_of_the_whole(tokenizer, kind, monkeypatch):
         assert list(first[:500]) == whole[:500]
 
 
-def test_no_more_is_tokenized_at_a_time_than_a_piece_and_no_more_than_enough(monkeypatch):
+def test_long_texts_are_tokenized_in_pieces_until_there_are_enough_tokens(monkeypatch):
     lengths, tokenizer = [], TOKENIZERS["byte-level BPE"]()
 
     def noting(text, **options):

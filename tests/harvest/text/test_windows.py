@@ -1,4 +1,4 @@
-"""Text into windows: every kind of text source, the split, the quotas, and what cannot be read."""
+"""Token windows of a text: all types of text sources, the split, the quotas, and unreadable texts."""
 
 import gzip
 import json
@@ -47,7 +47,7 @@ def test_quotas_are_exact(tokenizer, n_samples, held_out, counts):
         assert windows[split].documents_W.shape == (count,) and windows[split].documents_W.dtype == np.int32
 
 
-def test_windows_are_consecutive_pieces_of_their_documents_and_no_document_is_on_both_sides(tokenizer):
+def test_windows_are_consecutive_and_no_document_is_in_both_splits(tokenizer):
     windows = token_windows(CORPUS, tokenizer, HarvestRequest(n_samples=300, seq_len=16))
     texts = read(BUNDLED_CORPUS)
     for split in windows.values():
@@ -55,7 +55,7 @@ def test_windows_are_consecutive_pieces_of_their_documents_and_no_document_is_on
             rows = split.tokens_WxT[split.documents_W == document]
             ids = tokenizer(texts[document], add_special_tokens=False)["input_ids"]
             assert rows.ravel().tolist() == ids[: rows.size]
-            last = document == split.documents_W[-1]  # the one that the quota may cut
+            last = document == split.documents_W[-1]  # the document that the quota may cut
             assert last or len(rows) == len(ids) // 16
         assert (np.diff(split.documents_W) >= 0).all()
     assert not set(windows["train"].documents_W) & set(windows["held_out"].documents_W)
@@ -70,15 +70,15 @@ def test_the_same_request_gives_the_same_windows_and_a_longer_one_begins_with_th
         assert (windows.tokens_WxT == longer[split].tokens_WxT[: len(windows.tokens_WxT)]).all()
 
 
-def test_about_the_asked_share_of_documents_is_held_out(tokenizer):
-    request = HarvestRequest(n_samples=10**6, held_out=0.2, seq_len=8)  # more than there is: the whole text
+def test_about_the_requested_share_of_documents_is_held_out(tokenizer):
+    request = HarvestRequest(n_samples=10**6, held_out=0.2, seq_len=8)  # more than the text has
     windows = token_windows(CORPUS, tokenizer, request)
     train, held_out = (len(np.unique(windows[split].documents_W)) for split in ("train", "held_out"))
     assert train + held_out == len(read(BUNDLED_CORPUS))
     assert 0.18 < held_out / (train + held_out) < 0.22
 
 
-def test_equal_documents_are_on_the_same_side(tokenizer, tmp_path):
+def test_equal_documents_are_in_the_same_split(tokenizer, tmp_path):
     texts = [f"The story of the number {i % 20} and what became of it in the end." for i in range(100)]
     path = jsonl(tmp_path / "a.jsonl", *texts)
     windows = token_windows(str(path), tokenizer, HarvestRequest(n_samples=100, held_out=0.4, seq_len=5))
@@ -93,7 +93,7 @@ def test_no_special_token_is_added_and_long_documents_cause_no_warning(tokenizer
     assert not caplog.records
 
 
-def test_a_text_that_ends_early_gives_what_there_is(tokenizer, tmp_path):
+def test_a_short_text_gives_fewer_windows(tokenizer, tmp_path):
     path = jsonl(tmp_path / "a.jsonl", *(f"{i} is a number among other numbers, and a good one." for i in range(50)))
     windows = token_windows(str(path), tokenizer, HarvestRequest(n_samples=10000, seq_len=5))
     assert 2 < sum(len(split.tokens_WxT) for split in windows.values()) < 10000
@@ -112,12 +112,12 @@ def test_too_little_text_says_how_much_there_was_and_what_to_do(tokenizer, tmp_p
 # Kinds of text
 
 
-def test_a_lone_text_file_is_divided_at_blank_lines(tmp_path):
+def test_a_single_text_file_is_split_at_blank_lines(tmp_path):
     (tmp_path / "a.txt").write_bytes("\ufeffone\ntwo\r\n\r\n\n \nthrée\n".encode())
     assert read(tmp_path / "a.txt") == ["one\ntwo", "thrée"] == read(tmp_path)
 
 
-def test_end_of_text_marks_divide_a_text_file_and_blank_lines_then_do_not(tmp_path):
+def test_end_of_text_marks_replace_blank_lines_as_separators(tmp_path):
     (tmp_path / "a.txt").write_text(
         "one\n\nstill one\n<|endoftext|>\ntwo<|endoftext|>three<|endoftext|><|endoftext|>\n"
     )
@@ -133,7 +133,7 @@ def test_each_file_of_a_folder_is_a_document_in_the_order_of_names(tmp_path):
 
 
 def test_only_the_hub_caches_own_layout_is_a_hub_data_set(tmp_path, monkeypatch):
-    """There the client finds the files, as the data set's card says; in any other folder all count."""
+    """In the cache, the client chooses files by the data set's card. In any other folder, all files count."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for parent in ("snapshots", "datasets--org--texts/snapshots"):
         folder = tmp_path / parent / "2026-11"
@@ -184,7 +184,7 @@ def test_the_column_named_text_is_the_text_whatever_is_in_its_first_rows(tmp_pat
 
 
 @pytest.mark.parametrize("kind", [kind for kind in STRINGS if "binary" not in kind])
-def test_without_it_the_only_column_of_strings_is(tmp_path, kind):
+def test_the_only_column_of_strings_is_the_text(tmp_path, kind):
     table = {"id": [1, 2], "image": [b"\xff", b"\xfe"], "body": STRINGS[kind](["one", None])}
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     assert list(documents(str(tmp_path / "a.parquet"), reading := Reading())) == ["one", ""]
@@ -229,7 +229,7 @@ def test_a_downloaded_data_set_is_read_without_its_other_splits_and_hidden_files
         ("train/a.jsonl", True),
     ],
 )
-def test_a_file_is_of_the_split_that_its_name_or_its_folders_says(tmp_path, name, is_read):
+def test_the_split_of_a_file_comes_from_its_path(tmp_path, name, is_read):
     (tmp_path / "others").mkdir()
     jsonl(tmp_path / "others" / "train.jsonl", "always")
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +251,7 @@ def test_files_of_other_splits_are_left_out_only_beside_a_train_split(tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["a.txt", "b/a.jsonl", "c.jsonl.gz", "d.parquet"])
-def test_an_empty_file_of_a_folder_is_left_out_and_told(tmp_path, name):
+def test_empty_files_of_a_folder_are_skipped_and_reported(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
     with pytest.raises(InputError, match="all its text files are empty"):
@@ -328,7 +328,7 @@ def test_jsonl_is_read_by_its_only_key_of_strings(tmp_path, lines, column):
         ({"content": ["one ß".encode(), None]}, ["one ß", ""]),
     ],
 )
-def test_a_column_of_nulls_and_a_lone_one_of_bytes_are_text(tmp_path, table, found):
+def test_columns_of_nulls_and_a_single_column_of_bytes_are_text(tmp_path, table, found):
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == found
 
@@ -340,7 +340,7 @@ def test_columns_of_one_name_are_refused(tmp_path, names):
         read(tmp_path / "a.parquet")
 
 
-# What cannot be read
+# Unreadable texts
 
 
 @pytest.mark.parametrize(
@@ -348,8 +348,8 @@ def test_columns_of_one_name_are_refused(tmp_path, names):
     [
         ("a.jsonl", b'{"text": "x"}\nnot json\n', "line 2: not JSON"),
         ("a.jsonl", b'{"text": "x"}\n{"body": "x", "id": 1}\n', 'line 2.*"text".*body, id'),
-        ("a.jsonl", b'{"text": 3}\n', "line 1: 'text' must be text, not a value of type int"),
-        ("a.jsonl", b"[1]\n", "line 1: must be a JSON object"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1: 'text' must be text, not int"),
+        ("a.jsonl", b"[1]\n", "line 1: not a JSON object"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "line 2: not UTF-8 .byte 0xff"),
         ("a.txt", "zwölf".encode("latin-1"), "line 1: not UTF-8"),
         ("a.txt", b"\n \n", "no document"),
@@ -359,7 +359,7 @@ def test_columns_of_one_name_are_refused(tmp_path, names):
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 1000)[:-20], "cannot be read after line"),
         ("a.parquet", b"not parquet", "cannot be read as parquet"),
         ("a.txt", b"", "empty"),
-        ("a.csv", b"text\nx\n", "not a kind of text file"),
+        ("a.csv", b"text\nx\n", "this type of file cannot be read"),
     ],
 )
 def test_bad_text_is_named_with_the_place(tokenizer, tmp_path, name, content, says):
@@ -384,7 +384,7 @@ def test_parquet_without_a_plain_text_column_names_its_columns(tmp_path, columns
         read(tmp_path / "a.parquet")
 
 
-def test_rows_without_a_schema_are_judged_by_many():
+def test_the_schema_of_a_stream_is_inferred_from_many_rows():
     rows = [{"url": f"u{i}", "text": None, "n": i} for i in range(300)] + [{"url": "u", "text": "t", "more": b"x"}]
     kinds = kinds_of_rows(rows)
     assert kinds == {"url": "text", "text": "text", "n": "int", "more": "bytes"}

@@ -1,4 +1,4 @@
-"""Dictionaries on disk: what is read computes what its format says, what is written is what was trained or read."""
+"""Dictionaries on disk: a read dictionary computes as its format defines, and a written one is unchanged."""
 
 import json
 import pickle
@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 from foreign import without_checksums
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from populations import member_of
+from populations import member_of, prepare
 
 from harvest.errors import InputError
 from harvest.files import write_arrays
@@ -22,6 +23,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
 from harvest.torch_file import read_tensors
+from sae_jax.config import TrainConfig
 from sae_jax.evaluate import evaluate
 from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.dictionary import SCALED, SCALER
@@ -83,7 +85,7 @@ def test_an_export_on_raw_rows_is_the_trained_dictionary_on_normalized_rows(tmp_
 
     z = np.asarray(trained.pre_activations(jnp.asarray(x, jnp.float32)))
     gap = np.abs(z - params["threshold"]) if kind == "jump_relu" else np.diff(np.sort(z, axis=1), axis=1)[:, -4:]
-    decided = gap.min(1) > 1e-3  # rows on which rounding cannot flip a feature
+    decided = gap.min(1) > 1e-3  # rows on which rounding cannot turn a feature on or off
     features, expected = (np.asarray(s) for s in (exported.encode(raw), trained.encode(jnp.asarray(x, jnp.float32))))
     bound = 1e-4 * max(1, np.abs(z).max())
     np.testing.assert_allclose(features[decided], expected[decided], atol=bound)
@@ -91,8 +93,22 @@ def test_an_export_on_raw_rows_is_the_trained_dictionary_on_normalized_rows(tmp_
     np.testing.assert_allclose(exported.decode(expected), back, atol=1e-5 * np.abs(back).max() + 1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_member_computes_the_features_of_its_kind(kind):
+    """A kind is exported as the architecture that it names, so that architecture must have the kind's features."""
+    x_NxD = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    config = TrainConfig(activation=(kind,), hidden_dim=48, k=6, target_l0=6)
+    (group,), (state,), _ = prepare(config, 100, x_NxD)
+    params, settings = ({name: value[0] for name, value in tree.items()} for tree in (state.params, state.settings))
+    trained = nnx.merge(group.signature.graphdef(), params, settings)
+    tensors = fold_normalization(group.signature.kind.export(params, settings), np.zeros(16), np.ones(16))
+    f_NxF, exported = trained.encode(x_NxD), trained_dictionary(group.members[0], tensors, MANIFEST).sae
+    np.testing.assert_allclose(exported.encode(x_NxD), f_NxF, atol=1e-5)
+    assert 0.05 < (f_NxF != 0).mean() < 0.5
+
+
 def test_saelens_reads_what_is_written(tmp_path):
-    """The layout of SAELens 6.54, field by field (read there in test_formats_with_peers.py)."""
+    """All fields of SAELens 6.54 are written. (test_formats_with_peers.py reads the files with SAELens.)"""
     kinds = {"relu": "standard", "jump_relu": "jumprelu", "topk": "topk", "abs_topk": "abstopk"}
     for kind, architecture in kinds.items():
         member = member_of(activation=kind, hidden_dim=8, k=3, target_l0=3)
@@ -129,7 +145,7 @@ def saelens_dictionary(architecture: str, dtype: str = "float32", **settings) ->
 
 
 def saelens_in_numpy(dictionary: Dictionary, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(features, reconstruction), in float64, as the forward passes of SAELens 6.54 are written."""
+    """(features, reconstruction) in float64, by the formulas of SAELens 6.54."""
     cfg, t = dictionary.cfg, {name: tensor.astype(np.float64) for name, tensor in dictionary.tensors.items()}
     scale, shift = np.ones((len(x), 1)), np.zeros((len(x), 1))
     if cfg["normalize_activations"] == "layer_norm":
@@ -163,7 +179,7 @@ def test_saelens_dictionaries_compute_what_saelens_computes(tmp_path, architectu
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_what_is_read_is_written_again_bit_for_bit(tmp_path, dtype):
+def test_a_dictionary_is_written_again_bit_for_bit(tmp_path, dtype):
     first = saelens_dictionary("jumprelu", dtype, apply_b_dec_to_input=False)
     density = np.log10(np.linspace(0, 1, F) + 1e-10).astype(np.float32)
     save_dictionary(Dictionary("one", "saelens", {**first.cfg, "dtype": dtype}, first.tensors, density), tmp_path / "a")
@@ -212,7 +228,7 @@ def test_directories_of_saelens_before_version_6(tmp_path):
 
 
 def write_dictionary_learning(directory, dict_class: str, /, **trainer) -> dict[str, np.ndarray]:
-    """Random tensors by the names and shapes of its classes."""
+    """Write a dictionary of dictionary_learning with random tensors."""
     rng = np.random.default_rng(5)
     state = {}
     for name in FORMS[dict_class].names:
@@ -293,7 +309,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_none_of_it_is_run(tmp_path):
 
 
 def changed(**changes):
-    """cfg.json with other values; None takes one away."""
+    """A function that changes values of cfg.json; None removes a value."""
 
     def change(directory):
         without_checksums(directory)
@@ -358,12 +374,12 @@ DAMAGES = {
         changed(metadata=None, activation_fn_kwargs="k=3"),
         "its activation_fn_kwargs is 'k=3'; it must be an object",
     ),
-    "scaled": (with_tensors(lambda t: t.update(scaling_factor=2 * t["b_enc"])), "scaling_factor that is not 1"),
+    "scaled": (with_tensors(lambda t: t.update(scaling_factor=2 * t["b_enc"])), "scaling_factor is not 1"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path, damage):
+def test_unusable_dictionaries_are_refused_with_the_reason(tmp_path, damage):
     save_dictionary(saelens_dictionary("topk"), tmp_path / "d")
     load_dictionary(tmp_path / "d")
     change, reason = DAMAGES[damage]
@@ -372,7 +388,7 @@ def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path, damage):
         load_dictionary(tmp_path / "d")
 
 
-def test_one_bit_of_a_dictionary_is_named_or_changes_nothing(tmp_path):
+def test_a_flipped_bit_of_a_dictionary_is_reported_or_changes_nothing(tmp_path):
     written = saelens_dictionary("topk")
     save_dictionary(replace(written, log_sparsity_F=np.linspace(-9, 0, F, dtype=np.float32)), tmp_path / "d")
     whole, chance, named = load_dictionary(tmp_path / "d"), random.Random(0), 0
@@ -394,18 +410,18 @@ def test_one_bit_of_a_dictionary_is_named_or_changes_nothing(tmp_path):
     assert named > 100
 
 
-def test_a_dictionary_of_saelens_own_has_no_checksum_but_a_member_of_a_run_must(tmp_path):
+def test_only_members_of_a_run_need_a_checksum(tmp_path):
     member = tmp_path / "run" / "members" / "one"
     save_dictionary(saelens_dictionary("topk"), member)
     without_checksums(member)
-    load_dictionary(member)  # in a folder of that name, but of no run
+    load_dictionary(member)  # in a folder named `members`, but not of a run
     (tmp_path / "run" / "config.json").touch()
     with pytest.raises(InputError, match="sae_weights.safetensors has no checksum, .* --resume writes it again"):
         load_dictionary(member)
 
 
 @pytest.mark.parametrize("content", [{"mean": np.zeros(2)}, {"density": np.array(["x"] * F)}], ids=str)
-def test_another_file_named_as_our_densities_is_no_part_of_a_foreign_dictionary(tmp_path, content):
+def test_another_file_with_the_name_of_our_densities_is_ignored(tmp_path, content):
     save_dictionary(saelens_dictionary("topk"), tmp_path / "d")
     without_checksums(tmp_path / "d")
     np.savez(tmp_path / "d" / "stats.npz", **content)
@@ -451,8 +467,8 @@ def test_other_reasons_to_refuse(tmp_path):
             load_dictionary(tmp_path / "v")
 
 
-def test_an_old_dictionary_that_ranks_by_the_decoders_norms_does_so_here(tmp_path):
-    """Of SAELens before 6, whose reader keeps that setting."""
+def test_an_old_dictionary_that_ranks_by_decoder_norms_is_computed_correctly(tmp_path):
+    """The dictionary is of SAELens before version 6, whose reader keeps the setting."""
     save_dictionary(saelens_dictionary("topk", rescale_acts_by_decoder_norm=True), tmp_path / "d")
     new = load_dictionary(tmp_path / "d")
     changed(metadata=None)(tmp_path / "d")
@@ -462,11 +478,11 @@ def test_an_old_dictionary_that_ranks_by_the_decoders_norms_does_so_here(tmp_pat
     np.testing.assert_array_equal(np.asarray(old.sae.encode(x_NxD)), np.asarray(new.sae.encode(x_NxD)))
 
 
-# What metadata says of the rows.
+# Metadata on the training rows.
 
 
 def with_metadata(directory, **metadata) -> Dictionary:
-    """A dictionary as it is read whose metadata says this, too."""
+    """A read dictionary with further metadata."""
     one = saelens_dictionary("jumprelu")
     save_dictionary(replace(one, cfg={**one.cfg, "metadata": {**one.cfg["metadata"], **metadata}}), directory)
     return load_dictionary(directory)
@@ -475,8 +491,8 @@ def with_metadata(directory, **metadata) -> Dictionary:
 @pytest.mark.parametrize(
     ("architecture", "settings"), [case for case in CASES if "normalize_activations" not in case[1]]
 )
-def test_a_scale_that_lies_beside_a_dictionary_is_folded_into_its_weights(tmp_path, architecture, settings):
-    """SAELens multiplies rows by it before they are encoded, and divides what is decoded."""
+def test_a_scale_in_a_separate_file_is_folded_into_the_weights(tmp_path, architecture, settings):
+    """SAELens multiplies rows by the scale before encoding, and divides by it after decoding."""
     dictionary, scale = saelens_dictionary(architecture, **settings), 0.37
     save_dictionary(replace(dictionary, cfg=dictionary.cfg | {"normalize_activations": SCALED}), tmp_path / "d")
     (tmp_path / "d" / SCALER).write_text(json.dumps({"scaling_factor": scale}))
@@ -484,16 +500,16 @@ def test_a_scale_that_lies_beside_a_dictionary_is_folded_into_its_weights(tmp_pa
     x = np.random.default_rng(0).standard_normal((50, D)) / scale
     features, reconstruction = saelens_in_numpy(dictionary, x * scale)
     if settings.get("rescale_acts_by_decoder_norm"):
-        features = features / scale  # in units of the decoder rows, which are those of raw rows
+        features = features / scale  # features are in the units of raw rows
     assert (features != 0).any() and read.scale == scale and "0.37" in " ".join(read.told())
-    save_dictionary(read, tmp_path / "again")  # SAELens reads no scale where it only uses a dictionary
+    save_dictionary(read, tmp_path / "again")  # SAELens does not read the scale for inference
     for sae in (read.sae, load_dictionary(tmp_path / "again").sae):
         np.testing.assert_allclose(sae.encode(x.astype(np.float32)), features, atol=1e-4)
         np.testing.assert_allclose(sae(x.astype(np.float32)), reconstruction / scale, atol=5e-4)
     assert load_dictionary(tmp_path / "again").told() == []
 
 
-def test_a_scale_that_is_not_there_is_told(tmp_path):
+def test_a_missing_scale_is_reported(tmp_path):
     dictionary = saelens_dictionary("standard", normalize_activations=SCALED)
     save_dictionary(dictionary, tmp_path)
     assert any("there is no activation_scaler.json" in told for told in load_dictionary(tmp_path).told())
@@ -512,20 +528,20 @@ def test_a_scale_that_is_not_there_is_told(tmp_path):
         "{",
     ],
 )
-def test_a_scale_that_is_none_is_refused(tmp_path, scale):
+def test_an_invalid_scale_is_refused(tmp_path, scale):
     save_dictionary(saelens_dictionary("standard", normalize_activations=SCALED), tmp_path)
     (tmp_path / SCALER).write_text(scale)
     with pytest.raises(InputError, match="activation_scaler.json"):
         load_dictionary(tmp_path)
 
 
-def test_a_dictionary_of_a_model_with_centered_weights_reads_rows_less_their_mean(tmp_path):
+def test_a_dictionary_for_centered_weights_subtracts_the_mean_of_each_row(tmp_path):
     plain, x = saelens_dictionary("jumprelu"), np.random.default_rng(0).standard_normal((50, D)) + 3
     dictionary = with_metadata(tmp_path, model_from_pretrained_kwargs={"center_writing_weights": True, "fold_ln": True})
     mean = x.mean(1, keepdims=True)
     features, reconstruction = saelens_in_numpy(plain, x - mean)
     assert (features != 0).any()
-    for rows in (x, x - mean):  # those of the model as published, and centered already
+    for rows in (x, x - mean):  # rows of the published model, and centered rows
         np.testing.assert_allclose(dictionary.sae.encode(rows.astype(np.float32)), features, atol=2e-5)
         expected = reconstruction + rows.mean(1, keepdims=True)
         np.testing.assert_allclose(dictionary.sae(rows.astype(np.float32)), expected, atol=1e-4)
@@ -536,7 +552,7 @@ def test_a_dictionary_of_a_model_with_centered_weights_reads_rows_less_their_mea
 
 
 def test_the_activations_of_centered_weights_are_those_of_the_model_less_their_mean():
-    """By TransformerLens' own processing of the weights."""
+    """The expected activations come from TransformerLens' own processing of the weights."""
     tokens_WxT = np.random.default_rng(0).integers(0, 4096, (3, 12), dtype=np.int32)
     raw, centered = (LanguageModel.load(str(BUNDLED_MODEL), device="cpu") for _ in range(2))
     centered.bridge.enable_compatibility_mode()  # fold_ln, center_writing_weights, center_unembed, fold_value_biases
@@ -559,13 +575,13 @@ TOLD = {
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_what_metadata_asks_and_is_not_done_is_told(tmp_path, name):
+def test_unmet_settings_of_metadata_are_reported(tmp_path, name):
     value, sentence = TOLD[name]
     (told,) = with_metadata(tmp_path, **{name.strip(): value}).told()
     assert re.search(sentence, told)
 
 
-def test_what_is_done_anyway_is_not_told(tmp_path):
+def test_settings_that_are_met_are_not_reported(tmp_path):
     kwargs = {"fold_ln": True, "center_unembed": True, "device": "cuda", "n_devices": 2, "dtype": "float32"}
     metadata = {"prepend_bos": False, "hook_head_index": None, "seqpos_slice": [None], "context_size": 128}
     dictionary = with_metadata(tmp_path, **metadata, model_from_pretrained_kwargs=kwargs | {"revision": "main"})
@@ -585,7 +601,7 @@ TENSORS = {
 
 @pytest.mark.parametrize("form", TENSORS)
 def test_tensors_of_any_layout_and_number_format_are_read(tmp_path, form):
-    values = torch.arange(-8.0, 8.0).reshape(2, 8)  # exact in each of them
+    values = torch.arange(-8.0, 8.0).reshape(2, 8)  # exact in each format
     torch.save({"W": TENSORS[form](values)}, tmp_path / "ae.pt")
     np.testing.assert_array_equal(read_tensors(tmp_path / "ae.pt")["W"], values.numpy())
 
@@ -598,7 +614,7 @@ def test_a_tensor_without_numbers_is_refused(tmp_path):
         load_dictionary(tmp_path / "t")
 
 
-def test_the_hook_of_what_goes_into_a_module_is_not_that_of_what_comes_out(tmp_path):
+def test_the_hook_of_a_modules_input_is_not_that_of_its_output(tmp_path):
     write_dictionary_learning(tmp_path / "t", "AutoEncoder", submodule_name="mlp_out_layer_1")
     config = json.loads((tmp_path / "t" / "config.json").read_text())
     (tmp_path / "t" / "config.json").write_text(json.dumps(config | {"buffer": {"io": "in"}}))

@@ -1,4 +1,4 @@
-"""Files that SAELens and dictionary_learning write and read, by their own code in an environment of its own."""
+"""Files written and read by SAELens and dictionary_learning, whose code runs in a separate environment."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
-def test_what_saelens_wrote_computes_the_same_and_is_written_again_bit_for_bit(tmp_path):
+def test_dictionaries_of_saelens_agree_and_are_written_again_bit_for_bit(tmp_path):
     peers("saelens", tmp_path)
     x = (3 * np.random.default_rng(0).standard_normal((200, 24)) + 1).astype(np.float32)
     np.save(tmp_path / "rows.npy", x)
@@ -57,7 +57,7 @@ def test_what_saelens_wrote_computes_the_same_and_is_written_again_bit_for_bit(t
         assert all((again[part] == theirs[part]).all() for part in theirs), name
 
 
-def test_what_dictionary_learning_trained_computes_the_same_here_and_in_saelens(tmp_path):
+def test_dictionaries_of_dictionary_learning_agree_here_and_in_saelens(tmp_path):
     peers("dictionary_learning", tmp_path)
     x, made = np.load(tmp_path / "rows.npy"), sorted(tmp_path.glob("trainer_*"))
     saved = [tmp_path / "saved" / directory.name for directory in made]

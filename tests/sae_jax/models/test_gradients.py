@@ -1,4 +1,4 @@
-"""One step's mathematics against float64 numpy: finite differences, closed forms, and Adam by hand."""
+"""The mathematics of one step, compared with float64 numpy: finite differences, closed forms, and Adam's formula."""
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,8 @@ def numpy_features(kind, p, z, threshold):
     return np.maximum(z, 0)
 
 
-def numpy_loss(kind, p, x, threshold, fixed) -> float:
-    """`fixed` are the parameters around which differences are taken: gated's auxiliary decoder is not trained."""
+def numpy_loss(kind, p, x, threshold, dead, fixed) -> float:
+    """The loss in numpy. `fixed` holds parameters that are not varied, for the auxiliary decoder of gated."""
     z = (x - p["b_dec"]) @ p["W_encT"].T + p["b_enc"]
     f, norm = numpy_features(kind, p, z, threshold), np.linalg.norm(p["W_dec"], axis=1)
 
@@ -59,9 +59,9 @@ def numpy_loss(kind, p, x, threshold, fixed) -> float:
     loss = mse(f)
     if kind == "jump_relu":
         loss += COEFFICIENT * (z > threshold).sum(1).mean()
-    if kind == "multi_topk":  # 4 K are more than F
+    if kind == "multi_topk":  # 4k exceeds F, so all features are kept
         loss += mse(np.maximum(z, 0)) / 8
-    if kind == "gated":
+    if kind == "gated":  # a new kind with an `extra_loss` adds it here, as a function of z, f and dead
         loss += mse(np.maximum(z, 0), fixed["W_dec"], fixed["b_dec"])
     p_of_progress = 1 - 0.8 * 0.5
     penalized = {
@@ -76,7 +76,7 @@ def numpy_loss(kind, p, x, threshold, fixed) -> float:
 
 
 def numpy_auxk(p, z, e, dead) -> float:
-    """AuxK of a fixed error: its encoder gradient flows through z."""
+    """AuxK in numpy for a fixed error. The gradient of its encoder flows through z."""
     masked = np.where(dead, z, -np.inf)
     rows, largest = np.arange(B)[:, None], np.argsort(-masked, axis=1)[:, : D // 2]
     f = np.zeros_like(z)
@@ -129,19 +129,20 @@ def test_loss_and_gradients_equal_finite_differences_in_float64(problem, kind):
         rng = np.random.default_rng(1)
         params = params | {"r_mag": 0.3 * rng.standard_normal(F), "b_mag": 0.3 * rng.standard_normal(F)}
     value, ours = our_gradients(kind, params, x, threshold, dead)
-    assert value == pytest.approx(numpy_loss(kind, params, x, threshold, params), rel=1e-6)
-    for name, expected in finite_differences(lambda p: numpy_loss(kind, p, x, threshold, params), params).items():
+    assert value == pytest.approx(numpy_loss(kind, params, x, threshold, dead, params), rel=1e-6)
+    differences = finite_differences(lambda p: numpy_loss(kind, p, x, threshold, dead, params), params)
+    for name, expected in differences.items():
         np.testing.assert_allclose(ours[name], expected, rtol=2e-5, atol=2e-5, err_msg=f"{kind} {name}")
 
 
-def test_auxk_reaches_encoder_and_decoder_and_leaves_out_b_dec(problem):
+def test_auxk_has_gradients_for_encoder_and_decoder_but_not_b_dec(problem):
     params, x, threshold, dead = problem
     with_aux, without = (our_gradients("topk", params, x, threshold, dead, alpha)[1] for alpha in (ALPHA, None))
     z0 = (x - params["b_dec"]) @ params["W_encT"].T + params["b_enc"]
     f = np.zeros_like(z0)
     largest = np.argsort(-z0, axis=1)[:, :K]
     np.put_along_axis(f, largest, np.maximum(np.take_along_axis(z0, largest, 1), 0), 1)
-    e = x - (f @ params["W_dec"] + params["b_dec"])  # detached: the same while the parameters move
+    e = x - (f @ params["W_dec"] + params["b_dec"])  # detached, so it stays fixed when the parameters change
 
     relative = x.var(0).sum() / e.var(0).sum()
 
@@ -189,7 +190,7 @@ def test_topk_never_keeps_more_than_k_and_none_below_zero():
 
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
 def test_one_step_is_clipped_adam_on_unit_decoder_rows(kind):
-    """The first step by hand: clip, Adam (its bias-corrected first update is g / (|g| + eps)), renormalize."""
+    """The expected first step: clipping, Adam (the corrected first update is g / (|g| + eps)), renormalization."""
     config = TrainConfig(activation=(kind,), hidden_dim=F, target_l0=K, k=K, lr=0.01)
     group, hyper = one_member(config, D, total_steps=40)
     x = np.random.default_rng(1).standard_normal((64, D)).astype(np.float32)
@@ -217,5 +218,5 @@ def test_one_step_is_clipped_adam_on_unit_decoder_rows(kind):
         np.testing.assert_allclose(after.params[name], expected[name], rtol=1e-4, atol=2e-5, err_msg=name)
     if kind != "topk":
         excess = np.clip(np.log(float(metrics["l0"]) / K), -1, 1)
-        rate = 0.02 * 5 if kind == "relu" else 0.02  # so short a run steers five times as quickly
+        rate = 0.02 * 5 if kind == "relu" else 0.02  # in so short a run, the controller is five times as fast
         assert after.coefficient == pytest.approx(float(before.coefficient) * np.exp(rate * s * excess), rel=1e-5)

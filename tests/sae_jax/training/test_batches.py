@@ -10,7 +10,7 @@ from sae_jax.training.batches import Feed
 
 
 class NumberedRows:
-    """A split whose row r is [r, r], in pieces of a few rows: what is read can be counted."""
+    """A split whose row r is [r, r], so that the rows of a batch are known."""
 
     def __init__(self, rows: int):
         self.rows_Nx2 = np.repeat(np.arange(rows, dtype=np.float32)[:, None], 2, axis=1)
@@ -54,7 +54,7 @@ def test_any_store_is_read_once_an_epoch_and_from_any_step(rows, batch, epochs, 
         np.testing.assert_array_equal(order(feed, block, start=step), seen[step * batch :])
 
 
-def test_a_small_store_is_shuffled_over_the_whole_of_it():
+def test_a_small_store_is_shuffled_completely():
     feed = Feed([NumberedRows(10_000)], 100, epochs=2, seed=3)
     first, second = order(feed, 7).reshape(2, -1)
     assert (first != second).mean() > 0.99
@@ -63,13 +63,13 @@ def test_a_small_store_is_shuffled_over_the_whole_of_it():
         assert np.ptp(epoch[:100]) > 8_000
 
 
-def test_the_order_is_the_seeds():
+def test_the_order_depends_on_the_seed():
     orders = [order(Feed([NumberedRows(500)], 10, epochs=1, seed=s), 7) for s in (0, 0, 1)]
     np.testing.assert_array_equal(orders[0], orders[1])
     assert (orders[0] != orders[2]).any()
 
 
-def test_an_era_is_all_that_is_held(monkeypatch):
+def test_only_one_era_is_in_memory(monkeypatch):
     monkeypatch.setattr(feed_module, "PIECE_BYTES", 10 * 8)
     feed = Feed([NumberedRows(1000)], 5, epochs=1, seed=0, era_bytes=100 * 8)
     for _ in feed.blocks(0, 3):

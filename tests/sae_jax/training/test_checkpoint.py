@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged are named and kept, and what is restored is what was saved."""
+"""Damaged checkpoints are reported and kept, and restored states equal the saved ones."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ METRICS = {10: {"bytes": 7, "crc32": 1}, 20: {"bytes": 9, "crc32": 2}}
 
 
 def states_at(step: int, **settings):
-    """Every array has other values at every step."""
+    """States whose arrays all differ between steps."""
     config = TrainConfig(**{"activation": "topk", "hidden_dim": 24, "k": 4, "batch_size": 8, **settings})
     _, start, _ = prepare(config, 100, np.random.default_rng(0).normal(size=(64, D)).astype(np.float32))
     return jax.tree.map(lambda leaf: np.asarray(leaf) + np.asarray(step).astype(leaf.dtype), start)
@@ -55,7 +55,7 @@ def files_in(directory: Path) -> list[Path]:
 
 
 def damage(path: Path, chance: random.Random) -> str:
-    """One bit, or the end cut off; says which."""
+    """Flip a bit or cut off the end of a file. Returns a description."""
     content = bytearray(path.read_bytes())
     if content and chance.random() < 0.75:
         bit = chance.randrange(8 * len(content))
@@ -66,13 +66,13 @@ def damage(path: Path, chance: random.Random) -> str:
     return "cut"
 
 
-def test_what_is_restored_is_what_was_saved_last(saved):
+def test_the_last_saved_state_is_restored(saved):
     step, states, metrics = restored(saved, said := [])
     assert (step, metrics, said) == (20, METRICS[20], [])
     assert same(states, states_at(20))
 
 
-def test_damage_in_the_newest_is_named_and_the_one_before_is_used_or_it_changes_nothing(saved, tmp_path):
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(saved, tmp_path):
     chance, went_back = random.Random(0), 0
     files = files_in(saved / "20")
     assert len(files) > 8
@@ -91,7 +91,7 @@ def test_damage_in_the_newest_is_named_and_the_one_before_is_used_or_it_changes_
     assert went_back > 8
 
 
-def test_several_damaged_ones_of_one_step_are_all_kept(saved, tmp_path):
+def test_several_damaged_checkpoints_of_one_step_are_all_kept(saved, tmp_path):
     copy = shutil.copytree(saved, tmp_path / "copy")
     for _ in range(3):
         (copy / "20" / "states" / "_METADATA").write_text("")
@@ -104,11 +104,11 @@ def test_several_damaged_ones_of_one_step_are_all_kept(saved, tmp_path):
     assert {path.name for path in copy.iterdir()} == {"10", "20", "damaged-20", "damaged-20-2", "damaged-20-3"}
 
 
-def test_where_all_are_damaged_all_are_kept_and_it_is_said_what_is_lost(saved, tmp_path):
+def test_if_all_checkpoints_are_damaged_they_are_kept_and_reported(saved, tmp_path):
     copy = shutil.copytree(saved, tmp_path / "copy")
     for step in ("10", "20"):
         (copy / step / "states" / "_METADATA").write_text("")
-    for _ in range(2):  # also of the next process
+    for _ in range(2):  # the next process must do the same
         with pytest.raises(InputError, match=r"all checkpoints in .* are damaged and were renamed to damaged-\*, "):
             restored(copy, [])
         assert {path.name for path in copy.iterdir()} == {"damaged-10", "damaged-20"}
@@ -122,8 +122,8 @@ def test_where_all_are_damaged_all_are_kept_and_it_is_said_what_is_lost(saved, t
     ],
     ids=["one array more", "another shape"],
 )
-def test_other_arrays_are_explained_and_no_damage(saved, tmp_path, changed, word):
-    """As after an upgrade of this program."""
+def test_a_checkpoint_with_other_arrays_is_explained_and_not_called_damaged(saved, tmp_path, changed, word):
+    """The arrays differ, as after an upgrade of this program."""
     copy = shutil.copytree(saved, tmp_path / "copy")
     before = files_in(copy)
     with pytest.raises(InputError, match=f"20 was saved by another version of this program: .*{word}"):
@@ -143,7 +143,7 @@ MACHINE["no memory, within another"][0].__cause__ = MemoryError()
 
 
 @pytest.mark.parametrize("raised, kind, word", MACHINE.values(), ids=MACHINE)
-def test_trouble_of_the_machine_is_no_damage(raised, kind, word, saved, tmp_path, monkeypatch):
+def test_system_errors_are_not_called_damage(raised, kind, word, saved, tmp_path, monkeypatch):
     copy = shutil.copytree(saved, tmp_path / "copy")
     before = files_in(copy)
 
@@ -157,8 +157,8 @@ def test_trouble_of_the_machine_is_no_damage(raised, kind, word, saved, tmp_path
 
 
 @pytest.mark.parametrize("left", range(4))
-def test_without_a_file_descriptor_left_nothing_is_moved(left, saved, tmp_path):
-    """The real thing: Orbax meets the system's limit, earlier or later."""
+def test_a_lack_of_file_descriptors_renames_no_checkpoint(left, saved, tmp_path):
+    """The system's limit is really reached, at an earlier or later point in Orbax."""
     copy = shutil.copytree(saved, tmp_path / "copy")
     before, start = files_in(copy), states_at(0)
     checkpoints = Checkpoints(copy, 60)

@@ -1,4 +1,4 @@
-"""One member of which no feature ever fires: it is named, and every analysis of the others is as it would be."""
+"""A member none of whose features fires: it is reported, and the analyses of the others do not change."""
 
 import json
 from contextlib import redirect_stdout
@@ -30,7 +30,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, cache) -> FinishedRun:
-    """A real one; then a bias silences every feature of one member, for good."""
+    """A trained run in which a bias silences every feature of one member."""
     run = trained(tmp_path_factory.mktemp("dead") / "run", cache, *THREE_KINDS, "--epochs", "2", "--seed", "0", "1")
     alive = run.dictionary(DEAD)
     silent = replace(alive, tensors={**alive.tensors, "b_enc": np.full(48, -1e6, np.float32)})
@@ -42,7 +42,7 @@ def run(tmp_path_factory, cache) -> FinishedRun:
 
 @pytest.fixture(scope="module")
 def command(cache):
-    """What a command says."""
+    """The output of a command."""
 
     def said(*argv: object) -> str:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
@@ -82,7 +82,7 @@ def test_the_comparison_is_read_again_and_names_it(studied):
     assert DEAD in json.dumps(shared_features_chart(compared).to_dict())
 
 
-def test_the_dashboard_finds_a_comparison_that_was_made_after_it_looked(run, studied, tmp_path):
+def test_the_dashboard_finds_a_comparison_that_was_computed_later(run, studied, tmp_path):
     (tmp_path / "analysis").mkdir()
     for name in ("config.json", "results.json"):
         (tmp_path / name).write_bytes((run.path / name).read_bytes())

@@ -1,4 +1,4 @@
-"""Members over devices: each is somewhere once, the load is even, and what is learned does not depend on it."""
+"""Distribution of members over devices: each has one place, the load is even, and the results do not depend on it."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ def group(members: int, hidden_dim: int = 64) -> SimpleNamespace:
 
 
 @given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=6), devices=st.integers(1, 9))
-def test_every_member_has_one_place_the_load_is_even_and_few_places_are_empty(counts, devices):
+def test_every_member_has_one_slot_and_the_load_is_even(counts, devices):
     groups, load_N, places = [group(n) for n in counts], np.zeros(devices), 0
     for share, n in zip(shares_of(groups, devices, most_empty=0), counts, strict=True):
         members_Q = members_at(share)
@@ -44,20 +44,20 @@ def test_a_wide_member_has_its_device_to_itself():
     assert wide != first and set(others) == {first}
 
 
-def test_small_populations_are_one_program_on_all_devices_and_large_ones_lie_apart():
+def test_small_populations_are_one_program_and_large_ones_are_spread():
     kinds = shares_of([group(1, 256) for _ in range(3)], 2)
     assert [share.devices for share in kinds] == [(0, 1)] * 3 and [sum(share.counts) for share in kinds] == [1] * 3
     assert sorted(np.sum([share.counts for share in kinds], 0)) == [1, 2]
     assert {share.devices for share in shares_of([group(1, 65_536) for _ in range(2)], 2)} == {(0,), (1,)}
 
 
-def test_eight_widths_on_eight_devices_lie_on_one_each():
+def test_eight_widths_on_eight_devices_have_one_device_each():
     shares = shares_of([group(1, 768 * 2**i) for i in range(8)], 8)
     assert sorted(share.devices for share in shares) == [(device,) for device in range(8)]
 
 
-def test_a_device_holds_its_share_of_the_bytes_and_all_learn_the_same(tmp_path):
-    """Four widths, one member each: in a process with four devices, and in one with one."""
+def test_each_device_holds_its_share_and_results_do_not_depend_on_devices(tmp_path):
+    """Four members of different width are trained in a process with four devices and in one with a single device."""
     learned = {}
     for devices in (1, 4):
         process = subprocess.run(
@@ -111,7 +111,7 @@ def blocks_LxSxBxD():
 
 
 def learned(blocks_LxSxBxD, devices: int, side_by_side: int, config: TrainConfig):
-    """(states, the last metrics) of all members, in order."""
+    """(states, final metrics) of all members in order."""
     x_NxD = blocks_LxSxBxD[0][0].reshape(-1, D)[:512]
     placement, states, hypers, groups = placed(config, 120, x_NxD, devices)
     train_block = make_train_block(groups, side_by_side, placement)
@@ -123,13 +123,13 @@ def learned(blocks_LxSxBxD, devices: int, side_by_side: int, config: TrainConfig
 
 
 @pytest.mark.parametrize("side_by_side", [1, 8])
-def test_on_two_devices_members_learn_what_they_learn_on_one(blocks_LxSxBxD, side_by_side):
-    """Five members of a kind leave one place empty; one member of each kind fails at once."""
+def test_members_train_the_same_on_two_devices_as_on_one(blocks_LxSxBxD, side_by_side):
+    """Five members of a kind leave a slot empty. One member of each kind fails at the first step."""
     config = TrainConfig(
         ("relu", "topk"), 48, lr=(1e-3, 5e-4, 3e-4, 1e-4, 1e30), k=6, target_l0=6.0, batch_size=BATCH, warmup=0.0
     )
     (one, one_metrics), (two, two_metrics) = (learned(blocks_LxSxBxD, n, side_by_side, config) for n in (1, 2))
-    exact = side_by_side == 1  # a vmap over three members sums in another order than one over five
+    exact = side_by_side == 1  # vmaps over three and over five members add in different orders
     for a, b in zip(jax.tree.leaves((one, one_metrics)), jax.tree.leaves((two, two_metrics)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0 if exact else 1e-3, atol=0 if exact else 1e-4)
     for state, metrics in zip(two, two_metrics, strict=True):

@@ -1,4 +1,4 @@
-"""Many different dictionaries in one program: who they are, and that none of them notices the others."""
+"""Many different dictionaries in one program: their ids, and that they do not influence each other."""
 
 import json
 
@@ -28,10 +28,10 @@ def ids(*sites: Site, **values) -> list[str]:
     return [m.id for m in members_of(TrainConfig(**values), sites or SITES)]
 
 
-# The grid.
+# Members and their ids.
 
 
-def test_what_means_nothing_to_a_kind_does_not_multiply_it():
+def test_settings_without_effect_do_not_multiply_members():
     found = ids(activation=("relu", "topk"), k=(16, 32), target_l0=(8.0, 16.0, 32.0), aux_coefficient=(0.0, 0.1))
     assert [name for name in found if name.startswith("relu")] == [f"relu-f256-l{l0}-lr1e-3-s0" for l0 in (8, 16, 32)]
     assert len([name for name in found if name.startswith("topk")]) == 4
@@ -42,7 +42,7 @@ def test_what_means_nothing_to_a_kind_does_not_multiply_it():
     ]
 
 
-def test_an_id_names_what_is_not_usual():
+def test_an_id_names_settings_that_are_not_the_default():
     assert ids(activation="topk", hidden_dim=2304, lr=3e-4) == ["topk-f2304-k32-lr3e-4-s0"]
     assert ids(Site(0, "resid_pre"), Site(3, "mlp_out")) == [
         "relu-l0-f256-l32-lr1e-3-s0",
@@ -62,14 +62,14 @@ def test_an_id_names_what_is_not_usual():
     levels=st.lists(st.integers(1, 64), min_size=1, max_size=3, unique=True),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_population_is_the_whole_product_and_every_id_is_another(kinds, lrs, seeds, levels):
+def test_a_population_has_all_combinations_with_different_ids(kinds, lrs, seeds, levels):
     found = ids(
         activation=tuple(kinds), lr=tuple(lrs), seed=tuple(seeds), k=tuple(levels), target_l0=tuple(map(float, levels))
     )
     assert len(found) == len(set(found)) == len(kinds) * len(lrs) * len(seeds) * len(levels)
 
 
-def test_a_members_file_lists_just_those(tmp_path):
+def test_a_members_file_lists_all_members(tmp_path):
     path = tmp_path / "members.json"
     path.write_text(json.dumps([{"activation": "topk", "k": 8, "lr": 1e-4}, {"activation": "relu", "target_l0": 20}]))
     assert ids(members=path, seed=(0, 1)) == [
@@ -81,7 +81,7 @@ def test_a_members_file_lists_just_those(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_null_in_a_members_file_is_not_given_and_its_encoding_may_be_marked(tmp_path, encoding):
+def test_a_members_file_may_have_nulls_and_a_byte_order_mark(tmp_path, encoding):
     path = tmp_path / "members.json"
     entry = {"activation": "topk", "k": 8, "target_l0": None, "sparsity": None, "seed": None, "layer": None}
     path.write_text(json.dumps([entry]), encoding=encoding)
@@ -109,22 +109,22 @@ def test_null_in_a_members_file_is_not_given_and_its_encoding_may_be_marked(tmp_
         ("[" * 100_000, "cannot be read"),
     ],
 )
-def test_a_members_file_that_cannot_be_is_refused(tmp_path, content, named):
+def test_an_invalid_members_file_is_refused(tmp_path, content, named):
     path = tmp_path / "members.json"
     path.write_text(content)
     with pytest.raises(InputError, match=named):
         ids(members=path)
 
 
-def test_kinds_and_what_sets_their_sparsity_go_together():
+def test_each_kind_has_its_sparsity_settings():
     assert list(KINDS) == list(SPARSITY_CONTROLS)
 
 
-# Training them.
+# Training.
 
 
-def test_members_of_a_group_start_by_one_program(caplog):
-    """Their seeds, levels and rates are numbers that it is given."""
+def test_members_of_a_group_are_initialized_by_one_program(caplog):
+    """Seeds, sparsities and learning rates are arguments of the compiled program."""
     jax.clear_caches()
     config = TrainConfig(("relu", "topk"), 48, seed=(0, 1, 2), k=(4, 6), target_l0=(4.0, 6.0), lr=(1e-3, 1e-4))
     with jax.log_compiles(), caplog.at_level("WARNING"):
@@ -163,7 +163,7 @@ def assert_same(a: dict, b: dict, tolerance: float = 0.0) -> None:
         assert gap <= tolerance, (name, gap)
 
 
-def test_a_member_among_twelve_is_the_one_it_is_alone(blocks_LxSxBxD):
+def test_a_member_among_twelve_equals_the_one_trained_alone(blocks_LxSxBxD):
     kinds = ("relu", "jump_relu", "topk", "batch_topk", "gated", "p_anneal")
     twelve = trained(blocks_LxSxBxD, activation=kinds, seed=(0, 1))
     assert len(twelve) == 12
@@ -172,7 +172,7 @@ def test_a_member_among_twelve_is_the_one_it_is_alone(blocks_LxSxBxD):
         assert_same(twelve[name], alone, tolerance=1e-4)
 
 
-def test_others_of_a_group_change_nothing_bit_for_bit(blocks_LxSxBxD):
+def test_other_members_of_a_group_change_nothing(blocks_LxSxBxD):
     one = trained(blocks_LxSxBxD, activation=("relu", "topk"), lr=(1e-3, 3e-4))
     other = trained(blocks_LxSxBxD, activation=("relu", "topk"), lr=(1e-3, 1e-2))
     shared = set(one) & set(other)
@@ -181,7 +181,7 @@ def test_others_of_a_group_change_nothing_bit_for_bit(blocks_LxSxBxD):
         assert_same(one[name], other[name])
 
 
-def test_a_member_that_diverges_is_frozen_and_the_others_are_as_without_it(blocks_LxSxBxD):
+def test_a_diverging_member_is_frozen_and_does_not_change_the_others(blocks_LxSxBxD):
     five = trained(blocks_LxSxBxD, lr=(1e-3, 3e-4, 1e9, 3e-3, 1e-4))
     four = trained(blocks_LxSxBxD, lr=(1e-3, 3e-4, 3e-3, 1e-4))
     lost = five["relu-f48-l6-lr1e9-s0"]
@@ -192,8 +192,8 @@ def test_a_member_that_diverges_is_frozen_and_the_others_are_as_without_it(block
         assert_same(params, five[name])
 
 
-def test_every_kind_learns_in_one_program_and_is_what_it_exports(tmp_path, caplog):
-    """Two layers, ten kinds: reconstruction on held-out rows, at the sparsity asked for, from the files themselves."""
+def test_every_kind_learns_in_one_program_and_is_exported(tmp_path, caplog):
+    """Ten kinds at two layers: the exported files reconstruct held-out rows at the requested sparsity."""
     stores = [make_store(tmp_path / f"store{layer}", windows=2000, seed=layer, layer=layer, text=0) for layer in (0, 3)]
     config = TrainConfig(activation=tuple(KINDS), hidden_dim=128, k=8, target_l0=8, epochs=6, lr=3e-3)
     with jax.log_compiles(), caplog.at_level("WARNING"):

@@ -1,4 +1,4 @@
-"""A run that was killed or stopped goes on as if nothing had been, byte for byte.
+"""A run that was killed or stopped and then resumed equals an uninterrupted one byte for byte.
 
 Six kinds train together, dead features are revived at several steps, a block is short and checkpoints are frequent.
 """
@@ -44,7 +44,7 @@ def uninterrupted(cache, tmp_path_factory) -> Path:
 
 
 def learned(run: Path) -> dict[str, bytes | list]:
-    """All that a run directory says of what was learned."""
+    """All files of a run directory that depend on the training."""
     kept = [*run.glob("members/*/*"), *run.glob("snapshots/*/*")]
     members = {str(p.relative_to(run)): p.read_bytes() for p in sorted(kept)}
     assert len([name for name in members if name.startswith("snapshots")]) > 5 * len(KINDS)
@@ -54,7 +54,7 @@ def learned(run: Path) -> dict[str, bytes | list]:
 
 
 def start_until(step: int, run: Path, *how: str, cache: Path) -> subprocess.Popen:
-    """Start (or resume) the run; comes back once it has itself reported a step."""
+    """Start or resume the run. Returns when it has reported this step."""
     metrics = run / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns if metrics.exists() else 0
     process = start(*RUN, *how, "--run-dir", run, cache=cache)
@@ -72,8 +72,8 @@ def resumed_at(output: str) -> int:
     return int(found[1]) if found else 0
 
 
-def test_killed_at_random_moments_it_ends_as_if_never_killed(uninterrupted, cache, tmp_path, monkeypatch):
-    """Every time it goes on with another number of devices."""
+def test_a_run_that_was_killed_at_random_moments_equals_an_undisturbed_one(uninterrupted, cache, tmp_path, monkeypatch):
+    """Each process that resumes the run has another number of devices."""
     run, chance = tmp_path / "run", random.Random(0)
     moments = sorted(chance.sample(range(10, STEPS - 40), 4))
     said = []
@@ -94,7 +94,7 @@ def test_killed_at_random_moments_it_ends_as_if_never_killed(uninterrupted, cach
     assert learned(run) == learned(uninterrupted)
 
 
-def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(uninterrupted, cache, tmp_path):
+def test_a_run_stopped_by_a_signal_is_saved_and_says_how_to_continue(uninterrupted, cache, tmp_path):
     run = tmp_path / "run"
     for number, step, resume in ((signal.SIGINT, 40, ()), (signal.SIGTERM, 160, ("--resume",))):
         process = start_until(step, run, *NEVER, *resume, cache=cache)
@@ -118,7 +118,7 @@ def test_stopped_by_a_signal_it_saves_and_says_how_to_go_on(uninterrupted, cache
     assert learned(run) == learned(uninterrupted)
 
 
-def test_a_signal_just_after_the_look_for_one_is_saved_too(tmp_path, monkeypatch):
+def test_the_state_is_saved_if_a_signal_comes_after_the_check_for_signals(tmp_path, monkeypatch):
     def due(self) -> bool:
         signal.raise_signal(signal.SIGINT)
         return False
@@ -132,7 +132,7 @@ def test_a_signal_just_after_the_look_for_one_is_saved_too(tmp_path, monkeypatch
     assert step and (run.checkpoints / step[1]).is_dir()
 
 
-def test_a_damaged_checkpoint_is_told_and_the_one_before_ends_the_same(tmp_path, monkeypatch):
+def test_resuming_from_the_checkpoint_before_a_damaged_one_gives_the_same_run(tmp_path, monkeypatch):
     config, store = TrainConfig("topk", 48, k=8, batch_size=32, epochs=2, block_steps=4), make_store(tmp_path / "store")
     asked = {"harvest": HarvestRequest(seq_len=SEQ_LEN).to_json(), "train": config.to_json()}
     whole, broken = (RunDirectory(tmp_path / name, asked) for name in ("whole", "broken"))
@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_ends_the_same(tmp_path,
 
 
 def other_rows_are_refused(run: Path, directory: Path) -> None:
-    """The same run directory and configuration, but the rows are others."""
+    """Resuming with the same configuration but other rows is refused."""
     asked = json.loads((run / "config.json").read_text())["asked"]
     config = TrainConfig(**asked["train"])
     store = make_store(directory)
@@ -171,7 +171,7 @@ def other_rows_are_refused(run: Path, directory: Path) -> None:
         train(config, [store], RunDirectory(run, asked), resume=True)
 
 
-def test_a_finished_run_is_not_resumed_but_answered(uninterrupted, cache):
+def test_a_finished_run_is_shown_instead_of_resumed(uninterrupted, cache):
     before = files_of(uninterrupted)
     answer = typed(*RUN, "--resume", "--run-dir", uninterrupted, cache=cache)
     assert (answer.returncode, answer.stderr) == (0, "")
@@ -181,18 +181,18 @@ def test_a_finished_run_is_not_resumed_but_answered(uninterrupted, cache):
 
 
 @pytest.mark.slow
-def test_killed_at_any_time_from_the_first_import_to_the_last_file(cache, tmp_path):
-    """Five moments, one in each fifth of the whole command's time: harvest of three shards, training, export."""
+def test_a_command_may_be_killed_at_any_time(cache, tmp_path):
+    """The command is killed once in each fifth of its time, in a harvest of three shards, training and export."""
     argv = (*THREE_KINDS, "--n-samples", "8000", "--seq-len", "20", "--batch-size", "512", "--epochs", "1", *OFTEN)
 
     def own_cache(name: str) -> Path:
-        """For the activations; what is compiled stays shared."""
+        """A separate cache of activations. Compiled programs stay shared."""
         (cache / "compiled").mkdir(parents=True, exist_ok=True)
         (tmp_path / name).mkdir()
         (tmp_path / name / "compiled").symlink_to(cache / "compiled")
         return tmp_path / name
 
-    for name in ("first", "whole"):  # the first compiles, the second is timed
+    for name in ("first", "whole"):  # the first run compiles, the second is timed
         began = time.monotonic()
         done = typed(*argv, "--run-dir", tmp_path / name, cache=(whole_cache := own_cache(f"{name}-cache")))
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Dictionaries kept while they learn: at which steps, and that what is kept is what training had."""
+"""Snapshots of dictionaries during training: their steps and their content."""
 
 import numpy as np
 import pytest

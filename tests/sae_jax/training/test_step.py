@@ -1,4 +1,4 @@
-"""A population in one program: one compilation, each member as it is alone, dead features revived."""
+"""A population in one program: it compiles once, members equal those trained alone, dead features are revived."""
 
 import re
 
@@ -14,7 +14,7 @@ from sae_jax.training.population import Rows, start_member
 from sae_jax.training.step import look_for_dead, make_train_block
 
 D, BATCH = 24, 32
-NOTHING = jnp.zeros((1, 0, D))  # no rows to calibrate on
+NOTHING = jnp.zeros((1, 0, D))  # no calibration rows
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def config_of(*activations, **changes) -> TrainConfig:
     return TrainConfig(**{"activation": activations, "hidden_dim": 48, "k": 6, "target_l0": 6.0, **changes})
 
 
-def test_three_kinds_compile_once_and_equal_themselves_alone(blocks_SxBxD, caplog):
+def test_three_kinds_compile_once_and_equal_those_trained_alone(blocks_SxBxD, caplog):
     with jax.log_compiles(), caplog.at_level("WARNING"):
         groups, together, _ = run(config_of("relu", "jump_relu", "topk"), blocks_SxBxD)
     compiled = [r.message for r in caplog.records if re.match(r"Compiling jit\(train_block\)", r.message)]
@@ -54,7 +54,7 @@ def test_three_kinds_compile_once_and_equal_themselves_alone(blocks_SxBxD, caplo
             assert gap < 1e-4, (group.signature.activation, name, gap)
 
 
-def test_new_numbers_do_not_compile_again(blocks_SxBxD):
+def test_new_values_do_not_compile_again(blocks_SxBxD):
     def two_of_each(**changes) -> TrainConfig:
         return config_of("relu", "topk", **{"k": (6, 4), "target_l0": (6.0, 4.0), **changes})
 
@@ -71,7 +71,7 @@ def test_new_numbers_do_not_compile_again(blocks_SxBxD):
 
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "gated", "topk", "batch_topk"])
 def test_members_side_by_side_equal_members_in_turn(blocks_SxBxD, kind):
-    """The vmap of an accelerator and the loop of a CPU are the same training."""
+    """The vmap for accelerators and the loop for CPUs train the same weights."""
     config = config_of(kind, lr=(1e-3, 3e-4))
     results = []
     for side_by_side in (1, 2):
@@ -138,8 +138,8 @@ def test_dead_features_take_the_direction_of_badly_reconstructed_rows(blocks_SxB
 
 
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
-def test_where_every_feature_is_dead_they_are_revived_all_the_same(blocks_SxBxD, kind):
-    """And a row without any error, which gives no direction, revives nobody."""
+def test_features_are_revived_even_if_all_are_dead(blocks_SxBxD, kind):
+    """If all features are dead, they are revived, too. A row without an error gives no direction and revives none."""
     config = config_of(kind)
     group, hyper = one_member(config, D, 1000)
     rows_NxD = jnp.asarray(blocks_SxBxD[0].reshape(-1, D)[:100])

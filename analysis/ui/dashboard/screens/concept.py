@@ -8,7 +8,7 @@ from analysis.ui.dashboard import state as opened
 from analysis.ui.dashboard.state import chosen, errors_shown, go, plain, without_flags
 from analysis.ui.terminal.detectors import search_summary
 
-at = chosen()
+choice = chosen()
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
@@ -30,17 +30,19 @@ with st.form("concept"):
     with st.expander("Your own texts"):
         examples = st.text_area("About the concept, one per line")
         against = st.text_area("Not about the concept, one per line (instead of passages of the corpus)")
-    everywhere = st.checkbox(f"In all {len(at.run.members)} members", help="takes longer: every dictionary is searched")
+    everywhere = st.checkbox(
+        f"In all {len(choice.run.members)} members", help="takes longer: every dictionary is searched"
+    )
     asked = st.form_submit_button("Find", type="primary")
 if asked and phrase.strip():
-    members = tuple(at.run.members) if everywhere else (at.member,)
+    members = tuple(choice.run.members) if everywhere else (choice.member,)
     st.session_state["sought"] = (
-        at.path,
+        choice.path,
         members,
         phrase,
         *(tuple(line for line in map(str.strip, box.splitlines()) if line) for box in (examples, against)),
     )
-if not (query := st.session_state.get("sought")) or query[0] != at.path:
+if not (query := st.session_state.get("sought")) or query[0] != choice.path:
     st.caption("Different passages choose the features, set their thresholds and score them.")
     st.stop()
 with errors_shown(), st.spinner("reading passages of the corpus"):

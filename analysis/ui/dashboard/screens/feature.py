@@ -12,7 +12,7 @@ from analysis.ui.dashboard.token_html import bars, coloured, passage
 
 SPECIAL = 0.05  # specialization over chance that a label needs for a badge
 
-at = chosen()
+choice = chosen()
 features = opened.features()
 last = len(features.density_F) - 1
 opened.choose_asked_feature(last)
@@ -26,14 +26,21 @@ title, chooser = st.columns([3, 1], vertical_alignment="bottom")
 number = int(chooser.number_input("Number", 0, last, key="feature", on_change=changed))
 opened.see(number)
 title.title(f"Feature {number}")
-title.caption(plain(at.member))
+title.caption(plain(choice.member))
 if chooser.button("Steer it", icon=":material/tune:"):
     go("steer", feature=number)
 
 with errors_shown(), st.spinner("reading its contexts"):
-    compared = opened.compared(at.path)
+    compared = opened.compared(choice.path)
     page = feature_page.compute_feature_page(
-        at.run, at.member, number, features, opened.dictionary(*at), opened.store(*at), opened.tokenizer(), compared
+        choice.run,
+        choice.member,
+        number,
+        features,
+        opened.dictionary(*choice),
+        opened.store(*choice),
+        opened.tokenizer(),
+        compared,
     )
 
 
@@ -105,7 +112,7 @@ def others(title: str, rows: list[dict], key: str) -> None:
         st.caption("none")
         return
     if row := opened.clicked_row(rows, f"{key}-{number}"):
-        go("feature", feature=row["feature"], member=row.get("member", at.member))
+        go("feature", feature=row["feature"], member=row.get("member", choice.member))
 
 
 def ablation() -> None:
@@ -118,8 +125,10 @@ def ablation() -> None:
         return
     bar = st.progress(0.0, "loading")
     with errors_shown():
-        effect = ablation_effect(at.run, at.member, number, opened.arguments()[1], on_progress=opened.shown_in(bar))
-        score = output_score(at.run, at.member, number, features)
+        effect = ablation_effect(
+            choice.run, choice.member, number, opened.arguments()[1], on_progress=opened.shown_in(bar)
+        )
+        score = output_score(choice.run, choice.member, number, features)
     bar.empty()
     if not effect.windows:
         st.info("It fires at no position that is followed by another token.")

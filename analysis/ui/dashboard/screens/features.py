@@ -9,7 +9,7 @@ from analysis.ui.dashboard.state import chosen, clicked_row, fitted, go, places,
 MOST_ROWS = 500
 DENSITIES = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
 
-at = chosen()
+choice = chosen()
 st.title("Features")
 listed = the_list()
 words = st.text_input("Search", placeholder="tokens that a feature promotes, or its most frequent token")
@@ -31,7 +31,7 @@ if not len(chosen_N):
     st.info("No feature matches: shorten the search, or widen the filters.")
     st.stop()
 if st.segmented_control("View", ["Table", "Map"], default="Table", label_visibility="collapsed") == "Map":
-    xy_Fx2, what = places(*at)
+    xy_Fx2, what = places(*choice)
     st.caption(f"Decoder directions: {plain(what)}")
     chart = fitted(feature_map(listed, chosen_N, xy_Fx2, "picked"))
     picked = st.altair_chart(chart, theme=None, on_select="rerun", key="map")

@@ -10,15 +10,13 @@ from analysis.ui.terminal.wording import failure_text
 FORMATS = {"explained_variance": "%.3f", "l0": "%.1f", "dead_fraction": "%.3f", "ce_recovered": "%.3f"}
 FORMATS |= {"mse": "%.4g", "cosine": "%.3f", "lr": "%.1e"}
 
-at = chosen()
+choice = chosen()
 st.title("Population")
-st.caption(
-    f"{len(at.run.members)} members, measured on held-out rows. Click one in the table or figure to see its features."
-)
-for failed in (member for member in at.run.results["members"] if member["failed"]):
+st.caption(f"{len(choice.run.members)} members, measured on held-out rows. Click one to see its features.")
+for failed in (member for member in choice.run.results["members"] if member["failed"]):
     st.error(plain(f"{failed['id']} failed: {failure_text(failed)}"))
-rows = member_rows(at.run.members)
-picked = st.altair_chart(fitted(scatter(at.run.members, "picked")), theme=None, on_select="rerun", key="pareto")
+rows = member_rows(choice.run.members)
+picked = st.altair_chart(fitted(scatter(choice.run.members, "picked")), theme=None, on_select="rerun", key="pareto")
 if row := clicked_row(rows, "members", FORMATS, member=st.column_config.TextColumn(pinned=False, width="medium")):
     go("features", member=row["member"])
 if points := picked["selection"].get("picked"):

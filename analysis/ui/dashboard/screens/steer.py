@@ -8,7 +8,7 @@ from analysis.ui.dashboard import state as opened
 from analysis.ui.dashboard.state import chosen, errors_shown, plain
 from analysis.ui.dashboard.token_html import passage, visible
 
-at = chosen()
+choice = chosen()
 features = opened.features()
 last = len(features.density_F) - 1
 opened.choose_asked_feature(last)
@@ -40,9 +40,9 @@ with st.form("steer"):
     temperature = fifth.slider("Temperature", 0.0, 1.5, 0.7, 0.1)
     seed = int(sixth.number_input("Seed", 0, value=0))
     if st.form_submit_button("Write", type="primary"):
-        st.session_state["steered"] = (at, feature, mode, strength, (prompt, new_tokens, temperature, seed))
+        st.session_state["steered"] = (choice, feature, mode, strength, (prompt, new_tokens, temperature, seed))
 opened.see(feature)
-if not (query := st.session_state.get("steered")) or query[0] != at:
+if not (query := st.session_state.get("steered")) or query[0] != choice:
     st.caption(f"Strength 1 adds the feature's maximum on the corpus, which is {features.max_F[feature]:.2f}.")
     st.stop()
 _, feature, mode, strength, (text, new_tokens, temperature, seed) = query
@@ -51,7 +51,7 @@ if mode == "clamp" and not strength:
     st.stop()
 with errors_shown(), st.spinner("generating text"):
     sampling = Sampling(prompt=(text,), max_new_tokens=new_tokens, samples=1, temperature=temperature, seed=seed)
-    result = steered(at.path, at.member, feature, mode, strength, sampling)
+    result = steered(choice.path, choice.member, feature, mode, strength, sampling)
 (name, (after,)), before = next(iter(result.ways.items())), result.plain[UNSTEERED]
 label = "ablated" if result.mode == "ablate" else f"{result.mode} {after.strength:g}"
 for column, title, texts in zip(st.columns(2), ("As it is", f"With {name}, {label}"), (before, after), strict=True):

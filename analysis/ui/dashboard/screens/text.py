@@ -11,7 +11,7 @@ from analysis.ui.dashboard.token_html import coloured, passage
 MOST_ROWS = 100
 ANYWHERE = "anywhere"
 
-at = chosen()
+choice = chosen()
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
@@ -26,7 +26,7 @@ if not text.strip():
     st.caption("Each token is coloured by one feature. The table below has all features that fire, strongest first.")
     st.stop()
 with errors_shown(), st.spinner("reading the text"):
-    typed = read(*at, text)
+    typed = read(*choice, text)
 listed = opened.the_list()
 token_names = [ANYWHERE, *(f"{number}: {token!r}" for number, token in enumerate(typed.tokens))]
 where = st.selectbox("Which features fire", token_names, help="anywhere in the text, or at one token")

@@ -1,7 +1,7 @@
 """Train the bundled tokenizer and GPT-2 on the bundled corpus.
 
-    python harvest/bundled/train_model.py train              # about an hour on 2 CPU cores
-    python harvest/bundled/train_model.py judge              # held-out loss, and whether samples are on topic
+    python tests/benchmarks/bundled_model.py train              # about an hour on 2 CPU cores
+    python tests/benchmarks/bundled_model.py judge              # held-out loss, and whether samples are on topic
 
 `train` writes the model with the lowest held-out loss (float16 safetensors) and `training.json`. Every 20th document is
 held out. The classifier that judges the samples is trained on the other documents.
@@ -21,8 +21,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from harvest.files import write_atomically
+from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 
-HERE = Path(__file__).parent
 CONTEXT = 128
 VOCABULARY = 4096
 END = "<|endoftext|>"
@@ -31,7 +31,7 @@ PROMPT_TOKENS = 48
 
 def read_corpus() -> tuple[list[dict], list[dict]]:
     """The corpus as (training documents, held-out documents)."""
-    with gzip.open(HERE / "corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
+    with gzip.open(BUNDLED_CORPUS, "rt", encoding="utf-8") as lines:
         documents = [json.loads(line) for line in lines]
     return [d for i, d in enumerate(documents) if i % 20], documents[::20]
 
@@ -209,7 +209,7 @@ def judge(out: Path, samples: int, temperature: float, seed: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=["train", "judge"])
-    parser.add_argument("--out", type=Path, default=HERE / "model")
+    parser.add_argument("--out", type=Path, default=BUNDLED_MODEL)
     parser.add_argument("--epochs", type=float, default=7)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--muon-lr", type=float, default=0.02)
