@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -32,35 +33,18 @@ class TransformerActivationDataset(Dataset):
 
     def __init__(
         self,
-        model_name: str | None = None,
-        layer: int = 0,
-        n_samples: int = 10000,
-        hook: str = "resid_pre",
-        dataset: str | None = None,
-        seq_len: int = 20,
+        *,
         split: str = "train",
         cache_dir: Path | str | None = None,
-        held_out: float = 0.1,
-        keep_first_position: bool = False,
-        store_dtype: str = "float16",
-        control: str | None = None,
         on_progress: Progress = ignore,
         say: Say = print,
+        **arguments: Any,
     ):
         if split not in SPLITS:
             raise InputError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
-        request = HarvestRequest(
-            model_name=model_name,
-            dataset=dataset,
-            layer=(layer,),
-            hook=(hook,),
-            n_samples=n_samples,
-            seq_len=seq_len,
-            held_out=held_out,
-            keep_first_position=keep_first_position,
-            store_dtype=store_dtype,
-            control=control,
-        )
+        request = HarvestRequest(**arguments)
+        if len(request.sites) > 1:
+            raise InputError("give one layer and one hook: each data set holds the rows of one site")
         (self.store,) = harvest(request, Path(cache_dir or default_cache_dir()), on_progress, say).values()
         self.rows = self.store.train if split == "train" else self.store.held_out
 

@@ -80,7 +80,7 @@ def parse_json(path: Path, advice: str) -> dict[str, Any]:
 def parsed(text: bytes, what: str, advice: str) -> dict[str, Any]:
     """Parse a JSON object. Raises InputError, which begins with `what` and ends in `advice`."""
     try:
-        record = json.loads(text.decode())
+        record = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} is damaged ({error}): {advice}") from error
     if not isinstance(record, dict):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import Field, asdict, dataclass, field, fields
+from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +20,46 @@ STORE_DTYPES = ("float16", "float32")
 CONTROLS = ("random-weights",)
 
 
-def flag(default, help: str, **extra):
-    """A dataclass field that is a flag on the command line."""
-    return field(default=default, metadata={"help": help, **extra})
+class Allowed(NamedTuple):
+    """The values that a flag may have: their type, a test, and both in words."""
+
+    kind: type
+    fits: Callable[[Any], bool]
+    words: str
+
+
+def flag(default, help: str, allowed: Allowed | None = None, **extra):
+    """A dataclass field that is a flag on the command line. If `choices` are given, only they are allowed."""
+    if choices := extra.get("choices"):
+        allowed = allowed or Allowed(str, lambda value: value in choices, f"one of {', '.join(choices)}")
+    return field(default=default, metadata={"help": help, "allowed": allowed, **extra})
+
+
+def settle(settings: Any) -> None:
+    """Convert the fields of a dataclass of flags to plain values and tuples. Raises InputError for invalid values."""
+    for part in fields(settings):
+        value = plain(getattr(settings, part.name))
+        if isinstance(part.default, tuple):
+            value = several(part.name, value)
+        for one in value if isinstance(value, tuple) else (value,):
+            check(part, one)
+        if isinstance(value, tuple) and (len(set(value)) < len(value) or not value and part.default):
+            given = shortened(" ".join(map(str, value)))
+            raise InputError(f"{named(part.name)} {given}: must be one or more different values")
+        object.__setattr__(settings, part.name, value)
+
+
+def check(part: Field, value: Any, what: str = "") -> None:
+    """Raise InputError, naming the flag or `what`, unless the value is allowed. None is, if it is the default."""
+    allowed = part.metadata["allowed"]
+    if allowed is None or value is None and part.default is None:
+        return
+    if not isinstance(value, allowed.kind) or isinstance(value, bool) or not allowed.fits(value):
+        raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {allowed.words}")
+
+
+def named(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def plain(value: Any) -> Any:
@@ -45,9 +83,7 @@ def several(name: str, value: Any) -> tuple[Any, ...]:
     """
     value = plain(value)
     if isinstance(value, Set | Mapping):
-        raise InputError(
-            f"--{name.replace('_', '-')} {shortened(value)}: has no order of its own: give a list or a tuple"
-        )
+        raise InputError(f"{named(name)} {shortened(value)}: has no order of its own: give a list or a tuple")
     return tuple(map(plain, value)) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else (value,)
 
 
@@ -67,6 +103,17 @@ class Site(NamedTuple):
         return f"blocks.{self.layer}.hook_{self.hook}"
 
 
+NAME = Allowed(str, lambda name: bool(name.strip()), "a name, not an empty string")
+NOT_NEGATIVE = Allowed(Integral, lambda number: number >= 0, "a whole number, 0 or more")
+POSITIVE = Allowed(Integral, lambda number: number >= 1, "a whole number, 1 or more")
+TWO_WINDOWS = Allowed(
+    Integral, lambda number: number >= 2, "a whole number, at least 2 (one window to train on, one held out)"
+)
+HELD_OUT = Allowed(
+    Real, lambda share: 0 < share <= 1, "a number over 0 and at most 1 (with 1 there are no training rows)"
+)
+
+
 @dataclass(frozen=True)
 class HarvestRequest:
     """The activations to harvest: the model, the sites and the text.
@@ -79,17 +126,19 @@ class HarvestRequest:
     model_name: str | None = flag(
         None,
         f"hub name, alias, local directory or 'bundled' (default: {DEFAULT_MODEL}; bundled if the hub is unreachable)",
+        NAME,
     )
     dataset: str | None = flag(
         None,
         f"hub data set, .txt, .jsonl, .jsonl.gz or .parquet file, folder of such files, or 'bundled' (default: "
         f"{DEFAULT_DATASET}; bundled if the hub is unreachable)",
+        NAME,
     )
-    layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read")
+    layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read", NOT_NEGATIVE)
     hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", choices=HOOKS)
-    n_samples: int = flag(10000, "token windows to harvest, including held-out ones")
-    seq_len: int = flag(20, "tokens per window; a window never spans two documents")
-    held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents")
+    n_samples: int = flag(10000, "token windows to harvest, including held-out ones", TWO_WINDOWS)
+    seq_len: int = flag(20, "tokens per window; a window never spans two documents", POSITIVE)
+    held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents", HELD_OUT)
     keep_first_position: bool = flag(
         False, "also use the first position of each window, whose activation is an outlier in GPT-2"
     )
@@ -101,38 +150,9 @@ class HarvestRequest:
     )
 
     def __post_init__(self) -> None:
-        for name in (part.name for part in fields(self)):
-            value = getattr(self, name)
-            object.__setattr__(self, name, several(name, value) if name in ("layer", "hook") else plain(value))
-
-        def need(ok: bool, name: str, allowed: str) -> None:
-            if not ok:
-                value = getattr(self, name)
-                value = " ".join(map(str, value)) if isinstance(value, tuple) else value
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be {allowed}")
-
-        for name, values in (("layer", self.layer), ("n_samples", [self.n_samples]), ("seq_len", [self.seq_len])):
-            for value in values:
-                if type(value) is not int:
-                    raise InputError(f"--{name.replace('_', '-')} {value!r}: must be a whole number")
-        for layer in self.layer:
-            if layer < 0:
-                raise InputError(f"--layer {layer}: must be 0 or more")
-        for hook in self.hook:
-            if hook not in HOOKS:
-                raise InputError(f"--hook {hook}: must be one of {', '.join(HOOKS)}")
-        for name in ("layer", "hook"):
-            values = getattr(self, name)
-            need(0 < len(values) == len(set(values)), name, f"one or several different {name}s")
-        need(self.n_samples >= 2, "n_samples", "at least 2 (one window to train on, one held out)")
-        need(self.seq_len >= (1 if self.keep_first_position else 2), "seq_len", "at least 2")
-        need(isinstance(self.held_out, int | float), "held_out", "a number")
-        need(0 < self.held_out <= 1, "held_out", "over 0 and at most 1 (with 1 there are no training rows)")
-        need(self.store_dtype in STORE_DTYPES, "store_dtype", f"one of {', '.join(STORE_DTYPES)}")
-        need(self.control in (None, *CONTROLS), "control", f"one of {', '.join(CONTROLS)}, or left out")
-        for name in ("model_name", "dataset"):
-            value = getattr(self, name)
-            need(value is None or (isinstance(value, str) and bool(value.strip())), name, "a name, not an empty string")
+        settle(self)
+        if self.seq_len < 2 and not self.keep_first_position:
+            raise InputError(f"--seq-len {self.seq_len}: must be at least 2")
 
     def to_json(self) -> dict[str, Any]:
         """The fields. `control` is omitted if None, so that runs and stores without a control keep their names."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -154,13 +154,7 @@ class Split:
     """
 
     def __init__(
-        self,
-        directory: Path,
-        name: str,
-        shards: list[dict],
-        positions: int,
-        first_position: int,
-        compared: bool = True,
+        self, directory: Path, name: str, shards: list[dict], positions: int, first_position: int, compared=True
     ):
         self.directory, self.name, self.shards, self.compared = directory, name, shards, compared
         self.positions, self.first_position = positions, first_position
@@ -191,23 +185,16 @@ class Split:
 
     def read_windows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [W, T], document [W]) of windows [start, stop), without reading the others."""
-        pieces = []
-        for shard, first in enumerate(self.window_starts[:-1]):
-            here = slice(max(start - first, 0), max(stop - first, 0))
-            if first < stop and self.window_starts[shard + 1] > start:
-                pieces.append([np.asarray(self._map(name, shard)[here]) for name in ("tokens", "documents")])
-        tokens_WxT, documents_W = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+        parts = list(_parts(self.window_starts, start, stop))
+        tokens_WxT, documents_W = (
+            np.concatenate([self._map(name, shard)[first:last] for shard, first, last in parts])
+            for name in ("tokens", "documents")
+        )
         return tokens_WxT, documents_W
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) as a new array [N, D], by sequential reads without memory maps."""
-        stop = min(stop, len(self))
-        pieces = []
-        while start < stop:
-            shard = bisect_right(self.row_starts, start) - 1
-            end = min(stop, self.row_starts[shard + 1])
-            pieces.append(self._read_rows(shard, start - self.row_starts[shard], end - self.row_starts[shard]))
-            start = end
+        pieces = [self._read_rows(*part) for part in _parts(self.row_starts, start, stop)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def chunks(self, size: int, first: int = 0) -> Iterator[np.ndarray]:
@@ -242,18 +229,14 @@ class Split:
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _read_rows(self, shard: int, start: int, stop: int) -> np.ndarray:
-        mapped = self._map("rows", shard)
+        path, mapped = shard_path(self.directory, self.name, "rows", shard), self._map("rows", shard)
         assert isinstance(mapped, np.memmap)
-        out = np.empty((stop - start, mapped.shape[1]), mapped.dtype)
-        with open(shard_path(self.directory, self.name, "rows", shard), "rb", buffering=0) as file:
-            file.seek(mapped.offset + start * out.itemsize * out.shape[1])
-            view = out.data.cast("B")
-            while len(view):
-                view = view[file.readinto(view) or self._truncated(shard) :]
-        return out
-
-    def _truncated(self, shard: int) -> int:
-        raise InputError(f"{shard_path(self.directory, self.name, 'rows', shard)} ended early: {AGAIN}")
+        width, dtype = mapped.shape[1], mapped.dtype
+        offset = mapped.offset + start * width * dtype.itemsize
+        values = np.fromfile(path, dtype, (stop - start) * width, offset=offset)
+        if len(values) < (stop - start) * width:
+            raise InputError(f"{path} ended early: {AGAIN}")
+        return values.reshape(-1, width)
 
 
 class ActivationStore:
@@ -273,11 +256,17 @@ class ActivationStore:
         self.manifest = read_json(path, AGAIN)
         if self.manifest.get("format") != FORMAT:
             raise InputError(f"{path} has format {self.manifest.get('format')}, but must have {FORMAT}: {AGAIN}")
-        self._check_sizes()
+        self._raise_for([path for path, _ in self.files() if not path.exists()], "missing")
+        other = [path for path, facts in self.files() if path.stat().st_size != facts["bytes"]]
+        self._raise_for(other, "of another size")
         self.mean = np.array(self.manifest["mean"])
         self.std = np.array(self.manifest["std"])
         self.d_model: int = len(self.mean)
-        self.train, self.held_out = (self._split(name) for name in SPLITS)
+        first, shards = 0 if self.manifest["keep_first_position"] else 1, self.manifest["shards"]
+        positions = self.manifest["seq_len"] - first
+        self.train, self.held_out = (
+            Split(self.directory, name, shards.get(name, []), positions, first) for name in SPLITS
+        )
 
     def files(self) -> Iterator[tuple[Path, dict]]:
         for split, shards in self.manifest["shards"].items():
@@ -293,20 +282,10 @@ class ActivationStore:
         damaged = [path for path, facts in self.files() if go_on() and is_damaged(path, facts["crc32"])]
         self._raise_for(damaged, "damaged")
 
-    def _check_sizes(self) -> None:
-        missing = [p for p, _ in self.files() if not p.exists()]
-        self._raise_for(missing, "missing")
-        self._raise_for([p for p, facts in self.files() if p.stat().st_size != facts["bytes"]], "of another size")
-
     def _raise_for(self, paths: list[Path], what: str) -> None:
         if paths:
             names = ", ".join(str(p.relative_to(self.directory)) for p in paths)
             raise InputError(f"{what} in the activation store {self.directory}: {names}: {AGAIN}")
-
-    def _split(self, name: str) -> Split:
-        m = self.manifest
-        first = 0 if m["keep_first_position"] else 1
-        return Split(self.directory, name, m["shards"].get(name, []), m["seq_len"] - first, first)
 
 
 _compared: dict[Path, tuple[int, ...]] = {}  # state of the files that this process has compared
@@ -345,3 +324,9 @@ def compared_meanwhile(stores: Sequence[ActivationStore]) -> Iterator[Callable[[
 
 def shard_path(directory: Path, split: str, array: str, index: int) -> Path:
     return directory / split / f"{array}-{index:05d}.npy"
+
+
+def _parts(starts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """(shard, start and stop in it) of each shard that holds some of [start, stop); `starts` ends with the total."""
+    for shard in range(bisect_right(starts, start) - 1, bisect_left(starts, min(stop, starts[-1]))):
+        yield shard, max(start - starts[shard], 0), min(stop, starts[shard + 1]) - starts[shard]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 
 from harvest.errors import InputError, shortened
 from harvest.files import refuse_irregular
-from harvest.request import flag, plain, several
+from harvest.request import Allowed, check, flag, settle
 
 SPARSITY_CONTROLS = {  # settings that can fix the sparsity of a kind, the default first
     "relu": ("target_l0", "sparsity"),
@@ -30,6 +29,22 @@ DTYPES = ("float32", "bfloat16")
 DEAD_RULES = ("rate", "anthropic", "none")
 
 
+SINGLE_LEAST, SINGLE_MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # range of normal float32 numbers
+
+
+def in_float32(value: Any) -> bool:
+    """Whether a number neither underflows nor overflows in float32."""
+    return value == 0 or SINGLE_LEAST <= abs(value) <= SINGLE_MOST
+
+
+COUNT = Allowed(Integral, lambda v: 1 <= v < 2**31, "a whole number, 1 or more, and below 2147483648")
+SEED = Allowed(Integral, lambda v: 0 <= v < 2**31, "a whole number, 0 to 2147483647")
+SHARE = Allowed(Real, lambda v: 0 <= v <= 1, "a share, 0 to 1")
+POSITIVE = Allowed(Real, lambda v: in_float32(v) and v > 0, "a positive number of float32 (1.2e-38 to 3.4e38)")
+NOT_NEGATIVE = Allowed(Real, lambda v: in_float32(v) and v >= 0, "0 or a positive number of float32")
+BELOW_1 = Allowed(Real, lambda v: 0 <= v <= 1 - 2**-24, "0 or more and below 1, in float32, too")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a training run. Tuples span the population. Raises InputError for invalid values."""
@@ -37,16 +52,18 @@ class TrainConfig:
     activation: tuple[str, ...] = flag(
         ("relu",), "kinds of SAE; several kinds are trained in one program", choices=tuple(SPARSITY_CONTROLS)
     )
-    hidden_dim: tuple[int, ...] = flag((256,), "features per SAE")
-    lr: tuple[float, ...] = flag((1e-3,), "peak learning rate of Adam")
+    hidden_dim: tuple[int, ...] = flag((256,), "features per SAE", COUNT)
+    lr: tuple[float, ...] = flag((1e-3,), "peak learning rate of Adam", POSITIVE)
     target_l0: tuple[float, ...] = flag(
-        (32.0,), "target for the mean number of active features per row, for the kinds with a penalty"
+        (32.0,), "target for the mean number of active features per row, for the kinds with a penalty", POSITIVE
     )
-    sparsity: tuple[float, ...] = flag((), "fixed penalty coefficient as in the papers, instead of --target-l0")
-    k: tuple[int, ...] = flag((32,), "active features per row, for the topk kinds")
-    seed: tuple[int, ...] = flag((0,), "seed of the initial weights and of the revival of dead features")
+    sparsity: tuple[float, ...] = flag(
+        (), "fixed penalty coefficient as in the papers, instead of --target-l0", NOT_NEGATIVE
+    )
+    k: tuple[int, ...] = flag((32,), "active features per row, for the topk kinds", COUNT)
+    seed: tuple[int, ...] = flag((0,), "seed of the initial weights and of the revival of dead features", SEED)
     warmup: tuple[float, ...] = flag(
-        (0.05,), "share of the steps, at the start, during which lr and a --sparsity coefficient rise from zero"
+        (0.05,), "share of the steps, at the start, during which lr and a --sparsity coefficient rise from zero", SHARE
     )
     normalization: tuple[str, ...] = flag(
         ("standardize",),
@@ -61,18 +78,20 @@ class TrainConfig:
         choices=DEAD_RULES,
         shorthands={"--dead-resample": "rate", "--no-dead-resample": "none"},
     )
-    aux_coefficient: tuple[float, ...] = flag((1 / 32,), "weight of the AuxK loss of dead features, for the topk kinds")
+    aux_coefficient: tuple[float, ...] = flag(
+        (1 / 32,), "weight of the AuxK loss of dead features, for the topk kinds", NOT_NEGATIVE
+    )
     members: Path | None = flag(None, ".json file with a list of members, instead of all combinations of the flags")
-    epochs: int = flag(100, "passes over the training rows")
-    batch_size: int = flag(64, "rows per step")
-    data_seed: int = flag(0, "seed of the order of rows, which is the same for all members")
+    epochs: int = flag(100, "passes over the training rows", COUNT)
+    batch_size: int = flag(64, "rows per step", COUNT)
+    data_seed: int = flag(0, "seed of the order of rows, which is the same for all members", SEED)
     dead_threshold: float = flag(
-        1e-3, "with --dead-rule rate: features that fire on a smaller share of rows are revived"
+        1e-3, "with --dead-rule rate: features that fire on a smaller share of rows are revived", BELOW_1
     )
     unit_norm_decoder: bool = flag(True, "keep decoder rows at norm 1")
-    decay: float = flag(0.2, "share of the steps, at the end, during which lr falls to zero")
+    decay: float = flag(0.2, "share of the steps, at the end, during which lr falls to zero", SHARE)
     ema: float = flag(
-        0.0, "decay of a moving average of the weights, which is exported instead of them (0: no average)"
+        0.0, "decay of a moving average of the weights, which is exported instead of them (0: no average)", BELOW_1
     )
     dtype: str = flag(
         "float32",
@@ -80,35 +99,21 @@ class TrainConfig:
         choices=DTYPES,
     )
     micro_batches: int = flag(
-        1, "split each batch into this many parts to save memory; batch_topk then ranks within each part"
+        1, "split each batch into this many parts to save memory; batch_topk then ranks within each part", COUNT
     )
     block_steps: int | None = flag(
         None,
         "steps per call of the compiled program; dead features are revived between calls (default: chosen by size)",
+        COUNT,
     )
 
     entries: ClassVar[list[dict[str, Any]] | None]  # entries of the members' file, read once
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.members is not None:
             object.__setattr__(self, "members", Path(self.members))
         object.__setattr__(self, "entries", read_members(self.members) if self.members else None)
-        for field in fields(self):
-            name, value = field.name, plain(getattr(self, field.name))
-            if isinstance(field.default, tuple):
-                values = several(name, value)
-                object.__setattr__(self, name, values)
-                for one in values:
-                    check(name, one)
-                if len(set(values)) != len(values) or not (values or name == "sparsity"):
-                    raise InputError(
-                        f"{named(name)} {shortened(' '.join(map(str, values)))}: must be one or more different values"
-                    )
-            elif name != "members":
-                object.__setattr__(self, name, value)
-                if name in CHECKS and value is not None:
-                    check(name, value)
-
         if self.batch_size % self.micro_batches:
             raise InputError(f"--micro-batches {self.micro_batches}: must divide --batch-size ({self.batch_size})")
 
@@ -117,55 +122,8 @@ class TrainConfig:
         return asdict(self) | {"members": self.entries}
 
 
-SINGLE_LEAST, SINGLE_MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # range of normal float32 numbers
-
-
-def in_float32(value: Any) -> bool:
-    """Whether a number neither underflows nor overflows in float32."""
-    return value == 0 or SINGLE_LEAST <= abs(value) <= SINGLE_MOST
-
-
-POSITIVE, NOT_NEGATIVE = "a positive number of float32 (1.2e-38 to 3.4e38)", "0 or a positive number of float32"
-
 AXES = tuple(field.name for field in fields(TrainConfig) if isinstance(field.default, tuple))
-
-CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "activation": (lambda v: v in SPARSITY_CONTROLS, f"one of {', '.join(SPARSITY_CONTROLS)}"),
-    "hidden_dim": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
-    "lr": (lambda v: in_float32(v) and v > 0, POSITIVE),
-    "target_l0": (lambda v: in_float32(v) and v > 0, POSITIVE),
-    "sparsity": (lambda v: in_float32(v) and v >= 0, NOT_NEGATIVE),
-    "k": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
-    "seed": (lambda v: 0 <= v < 2**31, "0 to 2147483647"),
-    "warmup": (lambda v: 0 <= v <= 1, "a share, 0 to 1"),
-    "normalization": (lambda v: v in NORMALIZATIONS, f"one of {', '.join(NORMALIZATIONS)}"),
-    "dead_rule": (lambda v: v in DEAD_RULES, f"one of {', '.join(DEAD_RULES)}"),
-    "aux_coefficient": (lambda v: in_float32(v) and v >= 0, NOT_NEGATIVE),
-    "epochs": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
-    "batch_size": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
-    "data_seed": (lambda v: 0 <= v < 2**31, "0 to 2147483647"),
-    "dead_threshold": (lambda v: 0 <= v < 1, "0 or more and below 1"),
-    "decay": (lambda v: 0 <= v <= 1, "a share, 0 to 1"),
-    "ema": (lambda v: 0 <= v <= 1 - 2**-24, "0 or more and below 1, in float32, too"),
-    "dtype": (lambda v: v in DTYPES, f"one of {', '.join(DTYPES)}"),
-    "micro_batches": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
-    "block_steps": (lambda v: 1 <= v < 2**31, "1 or more, and below 2147483648"),
-}
-WORDS = {"activation", "normalization", "dead_rule", "dtype"}
-WHOLE = {"hidden_dim", "k", "seed", "epochs", "batch_size", "data_seed", "micro_batches", "block_steps"}
-
-
-def named(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def check(name: str, value: Any, what: str = "") -> None:
-    """Raise InputError, naming the flag or `what`, unless the value has the type and range of the flag."""
-    kind: type = str if name in WORDS else Integral if name in WHOLE else Real
-    ok, allowed = CHECKS[name]
-    if not isinstance(value, kind) or isinstance(value, bool) or not ok(value):
-        allowed = f"a whole number, {allowed}" if name in WHOLE else allowed
-        raise InputError(f"{what or named(name)} {shortened(value)}: must be {allowed}")
+FLAGS = {field.name: field for field in fields(TrainConfig)}
 
 
 def read_members(path: Path) -> list[dict[str, Any]]:
@@ -186,7 +144,7 @@ def read_members(path: Path) -> list[dict[str, Any]]:
             if value is None:
                 continue
             if name in AXES:
-                check(name, value, f"--members {path}: {name}")
+                check(FLAGS[name], value, f"--members {path}: {name}")
             elif type(value) is not (int if name == "layer" else str):
                 raise InputError(f"--members {path}: {name} {shortened(value)}: must be one of the harvested {name}s")
     entries = [{name: value for name, value in entry.items() if value is not None} for entry in entries]

@@ -12,11 +12,10 @@ from joblib import cpu_count
 
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
-from harvest.sources import Source
 from sae_jax.config import TrainConfig
 from sae_jax.members import Member, members_of
 from sae_jax.ops.sparse import DENSEST
-from sae_jax.training.memory import Needed, has_accelerator, needed, refuse_too_large
+from sae_jax.training.memory import Needed, has_accelerator, needed
 from sae_jax.training.population import Signature, groups_of
 from sae_jax.training.step import sparse_pays
 
@@ -76,15 +75,6 @@ def memory(config: TrainConfig, request: HarvestRequest, d_model: int) -> Needed
     stored = rows * d_model * np.dtype(request.store_dtype).itemsize * len(request.sites)
     groups = groups_of(members, config, d_model)
     return needed(groups, config, stored, min(devices, len(members)), on_host=not has_accelerator())
-
-
-def refuse_before_harvest(config: TrainConfig, request: HarvestRequest, model: Source) -> None:
-    """Raise InputError for a population that does not fit into memory, if the width of the model is known.
-
-    `train` checks again, with the devices that JAX has found.
-    """
-    if model.d_model:
-        refuse_too_large(memory(config, request, model.d_model))
 
 
 def is_sparse(m: Member, signature: Signature) -> bool:

@@ -7,13 +7,12 @@ that no flag reproduces. For the bundled model, `scale_down` adapts a preset and
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import Source, resolve
-from sae_jax.config import TrainConfig
 
 N_LAYERS, D_MODEL = 12, 768  # sizes of GPT-2 small
 # Settings for the bundled corpus. Its documents are short, so longer windows would waste more of the text.
@@ -171,32 +170,3 @@ def in_words(value: Any) -> str:
 
 def training_rows(values: dict[str, Any]) -> int:
     return int(values["n_samples"] * (1 - values["held_out"])) * (values["seq_len"] - 1)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The cost of a preset on one model: bytes of the rows on disk, and seconds on this machine's CPU."""
-
-    members: int
-    parameters: int
-    rows: int
-    bytes: int
-    seconds: float
-
-
-def cost_of(preset: Preset, bundled: Source | None = None) -> Cost:
-    """The cost of a preset on GPT-2 small or, scaled down, on the bundled model."""
-    from sae_jax.cost import plan
-
-    defaults: dict[str, Any] = {
-        field.name: field.default for cls in (HarvestRequest, TrainConfig) for field in fields(cls)
-    }
-    values, d_model = defaults | preset.flags, D_MODEL
-    if bundled and bundled.d_model:
-        (values, _), d_model = scale_down(values, (), bundled), bundled.d_model
-    request = HarvestRequest(**{field.name: values[field.name] for field in fields(HarvestRequest)})
-    config = TrainConfig(**{field.name: values[field.name] for field in fields(TrainConfig)})
-    planned, rows = plan(config, request, d_model), training_rows(values)
-    stored = request.n_samples * (request.seq_len - 1) * d_model * 2 * len(request.sites)
-    parameters = sum(member.parameters for member in planned.members)
-    return Cost(len(planned.members), parameters, rows, stored, planned.seconds)

@@ -23,6 +23,7 @@ from harvest.files import read_json
 from harvest.identity import SAMPLED
 from harvest.request import HarvestRequest
 from sae_jax.config import TrainConfig
+from sae_jax.members import Member
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,199}$")]  # a file name, not a path
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
@@ -155,29 +156,20 @@ class Metrics(Figures):
 
 
 class TrainedMember(Shape):
-    """A member in results.json: its settings and its metrics."""
+    """A member in results.json: its settings, which are those of `Member`, and its metrics."""
 
     id: Name
-    activation: Name
-    layer: Count
     hook: Name
-    hidden_dim: Count
-    lr: float
-    k: Count | None
-    target_l0: float | None
-    sparsity: float | None
-    seed: Count
-    warmup: float
-    normalization: Name
-    aux_coefficient: float | None
-    dead_rule: Name
     sparsity_control: Literal["k", "target_l0", "sparsity"]
     failed: Failed | None
     metrics: Metrics | None
     intervals: dict[str, tuple[float, float] | None] = {}
+    model_config = ConfigDict(extra="allow")
 
     @model_validator(mode="after")
     def says_how_sparse_and_how_good(self) -> TrainedMember:
+        settings = {field.name for field in fields(Member)}
+        refuse_others(Member, {name: value for name, value in self if name in settings}, "its settings")
         if getattr(self, self.sparsity_control) is None:
             raise ValueError(f"{self.sparsity_control} is null, but sparsity_control names it")
         if (self.failed is None) == (self.metrics is None):

@@ -34,7 +34,7 @@ from harvest.sources import Source, name_of, named_files, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
 from sae_jax.members import members_of
-from sae_jax.presets import PRESETS, bundled_model, cost_of, preset_named, scale_down
+from sae_jax.presets import PRESETS, bundled_model, preset_named, scale_down
 from sae_jax.run_directory import RunDirectory, default_name
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
 
 def run(argv: list[str]) -> None:
     if build_parser().parse_args(argv).preset == "list":
-        list_presets()
+        with Terminal() as terminal:
+            terminal.show(preset_table(PRESETS))
         return
     request, config, options, preset = parse(argv)
     if options.dry_run:
@@ -140,10 +141,12 @@ def run(argv: list[str]) -> None:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
         began, sources = time.perf_counter(), None
         if not options.resume:
-            from sae_jax.cost import refuse_before_harvest
+            from sae_jax.cost import memory
+            from sae_jax.training.memory import refuse_too_large
 
             sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
-            refuse_before_harvest(config, request, sources[0])
+            if d_model := sources[0].d_model:  # `train` checks again, with the devices that JAX has found
+                refuse_too_large(memory(config, request, d_model))
         stores = rows_of(run, request, options, terminal, sources)
         harvest_seconds = time.perf_counter() - began
         others.enter_context(run.held())
@@ -235,13 +238,6 @@ def wandb_log(
     asked = settings.pop("harvest") | settings.pop("train") | settings
     members = [member.id for member in members_of(config, request.sites)]
     return WandbLog(run.path, asked | {"members": members}, terminal.say, options.wandb_project, options.log_freq)
-
-
-def list_presets() -> None:
-    bundled = bundled_model("bundled")
-    with Terminal() as terminal:
-        costs = {name: (preset, cost_of(preset), cost_of(preset, bundled)) for name, preset in PRESETS.items()}
-        terminal.show(preset_table(costs))
 
 
 def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:

@@ -142,7 +142,9 @@ class PatchedForward:
         self.activation_WxTxD = seen["activation"].float().cpu()
         if self.site.hook == "resid_mid":
             self.before_WxTxD = seen["resid_pre"]
-            self._same(self.before_WxTxD + seen["attn_out"], seen["activation"])
+            error_WxTxD = self.before_WxTxD + seen["attn_out"] - seen["activation"]
+            if not error_WxTxD.abs().max() <= SAME * seen["activation"].abs().max():
+                raise InputError("--hook resid_mid: in this model it is not resid_pre + attn_out: choose another hook")
         return logits
 
     def run_with(self, x_WxTxD: torch.Tensor) -> torch.Tensor:
@@ -179,12 +181,6 @@ class PatchedForward:
             where = f"--hook {self.site.hook} of layer {self.site.layer}"
             raise InputError(
                 f"{where}: running this model from there changes its output ({kl:.2g} nats): choose another hook"
-            )
-
-    def _same(self, x_WxTxD: torch.Tensor, y_WxTxD: torch.Tensor) -> None:
-        if not (x_WxTxD - y_WxTxD).abs().max() <= SAME * y_WxTxD.abs().max():
-            raise InputError(
-                f"--hook {self.site.hook}: in this model it is not resid_pre + attn_out: choose another hook"
             )
 
     def _run(self, hooks: list, gradients: bool = False) -> torch.Tensor:

@@ -97,10 +97,8 @@ def _filled(location: str, tokenizer, request: HarvestRequest, reading: Reading)
     splits = {"train": _Filling(request.n_samples - held_out), "held_out": _Filling(held_out)}
     if request.held_out == 1:
         splits = {"held_out": _Filling(request.n_samples)}
-    split_of = _Division(location, request.held_out, reading)
-    for batch in _batches(enumerate(documents(location, reading))):
-        chosen = [(number, text, splits[split_of(number, text)]) for number, text in batch]
-        chosen = [document for document in chosen if document[2].missing]
+    for batch in _batches(_divided(location, request.held_out, reading)):
+        chosen = [(number, text, splits[split]) for number, text, split in batch if splits[split].missing]
         if not chosen:
             continue
         enough = request.seq_len * max(filling.missing for _, _, filling in chosen)
@@ -133,40 +131,37 @@ class _Filling:
         return Windows(np.concatenate(self.tokens), np.concatenate(self.origins))
 
 
-class _Division:
-    """Chooses the split of each document in turn."""
-
-    def __init__(self, location: str, held_out: float, reading: Reading):
-        self._location, self._held_out, self._reading = location, held_out, reading
-        self._near_copies, self._splits = NearCopies(), list[str]()
-        reading.documents = reading.near_copies = 0
-
-    def __call__(self, number: int, text: str) -> str:
+def _divided(location: str, held_out: float, reading: Reading) -> Iterator[tuple[int, str, str]]:
+    """(number, text, split) of each document."""
+    near_copies, splits = NearCopies(), list[str]()
+    reading.documents = reading.near_copies = 0
+    for number, text in enumerate(documents(location, reading)):
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError(
-                f"--dataset {self._location}: document {number} is not valid Unicode ({error}): correct it"
+                f"--dataset {location}: document {number} is not valid Unicode ({error}): correct it"
             ) from error
         lowest_H = signature(text)
-        original = self._near_copies.original(text, lowest_H)
-        split = "held_out" if number_of(lowest_H.tobytes()) / 2**64 < self._held_out else "train"
-        self._splits.append(self._splits[original] if self._reading.copies_together and original < number else split)
-        self._reading.documents += 1
-        self._reading.near_copies += original < number and bool(text.strip())
-        return self._splits[-1]
+        original = near_copies.original(text, lowest_H)
+        split = "held_out" if number_of(lowest_H.tobytes()) / 2**64 < held_out else "train"
+        splits.append(splits[original] if reading.copies_together and original < number else split)
+        reading.documents += 1
+        reading.near_copies += original < number and bool(text.strip())
+        yield number, text, splits[-1]
 
 
-def _batches(numbered: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+def _batches(divided: Iterable[tuple[int, str, str]]) -> Iterator[list[tuple[int, str, str]]]:
     """Batches of documents to tokenize. A long document is a batch by itself."""
-    batch: list[tuple[int, str]] = []
+    batch: list[tuple[int, str, str]] = []
     characters = 0
-    for number, text in numbered:
-        if batch and (len(text) > LONG or len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS):
+    for document in divided:
+        length = len(document[1])
+        if batch and (length > LONG or len(batch) == BATCH_DOCUMENTS or characters >= BATCH_CHARACTERS):
             yield batch
             batch, characters = [], 0
-        batch.append((number, text))
-        characters += BATCH_CHARACTERS if len(text) > LONG else len(text)
+        batch.append(document)
+        characters += BATCH_CHARACTERS if length > LONG else length
     if batch:
         yield batch
 

@@ -14,7 +14,8 @@ save_dictionary = saelens.write
 
 
 def is_dictionary(directory: Path) -> bool:
-    return (directory / saelens.CFG).exists() or (directory / dictionary_learning.WEIGHTS).exists()
+    needed = (dictionary_learning.WEIGHTS, dictionary_learning.CONFIG)
+    return (directory / saelens.CFG).exists() or all((directory / name).exists() for name in needed)
 
 
 def load_dictionary(directory: Path | str, d_model: int | None = None) -> Dictionary:

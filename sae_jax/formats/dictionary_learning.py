@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.files import parse_json
 from harvest.request import HOOKS
 from sae_jax.formats.dictionary import BY_K, Dictionary
-from sae_jax.formats.saelens import new_cfg, read_json, record_in
+from sae_jax.formats.saelens import ANOTHER_COPY, new_cfg, record_in
 
 WEIGHTS, CONFIG = "ae.pt", "config.json"
 LINEAR = {"encoder.weight": "W_enc", "encoder.bias": "b_enc", "decoder.weight": "W_dec"}
@@ -45,7 +46,7 @@ def read(directory: Path) -> Dictionary:
     """Read what `trainSAE` wrote, without a check of the whole. Raises InputError for files that cannot be read."""
     from harvest.torch_file import read_tensors
 
-    config = read_json(directory / CONFIG)
+    config = parse_json(directory / CONFIG, ANOTHER_COPY)
     trainer = config.get("trainer")
     if not isinstance(trainer, dict) or str(trainer.get("dict_class")) not in FORMS:
         dict_class = trainer.get("dict_class") if isinstance(trainer, dict) else None

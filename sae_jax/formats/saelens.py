@@ -18,11 +18,12 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from harvest.errors import InputError
-from harvest.files import CHECKSUM, array_checksum, read_arrays, record_checksum, write_atomically
+from harvest.files import CHECKSUM, array_checksum, parse_json, read_arrays, record_checksum, write_atomically
 from sae_jax.formats.dictionary import BY_K, SCALED, SCALER, Dictionary, unscaled
 from sae_jax.run_directory import WRITTEN_AGAIN
 
 VERSION = "6.54.12"
+ANOTHER_COPY = "export it again, or use another copy"
 CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 RENAMED = {
     "hook_point": "hook_name",
@@ -43,8 +44,9 @@ METADATA += ("sae_lens_training_version",)
 
 def read(directory: Path) -> Dictionary:
     """Read what SAELens or `write` wrote, without a check of the whole. Raises InputError for unreadable files."""
-    advice = WRITTEN_AGAIN if is_member(directory) else "export it again, or use another copy"
-    as_written, (tensors, checksums) = read_json(directory / CFG), read_safetensors(directory / WEIGHTS, advice)
+    advice = WRITTEN_AGAIN if is_member(directory) else ANOTHER_COPY
+    as_written = parse_json(directory / CFG, advice)
+    tensors, checksums = read_safetensors(directory / WEIGHTS, advice)
     if checksums[1:] not in ([], [str(record_checksum(as_written))]):
         raise InputError(f"{directory / CFG} is damaged or was edited (its checksum differs): {advice}")
     if is_member(directory) and len(checksums) != 2:
@@ -130,16 +132,6 @@ def upgraded(cfg: dict, where: Path) -> dict:
     return new_cfg(architecture, cfg.get("d_in", 0), cfg.get("d_sae", 0), metadata, k, **settings)
 
 
-def read_json(path: Path) -> dict:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"{path} cannot be read ({e}): use an undamaged copy") from e
-    if not isinstance(record, dict):
-        raise InputError(f"{path} must hold a JSON object, not {str(record)[:40]}")
-    return record
-
-
 def record_in(config: dict, name: str, where: Path) -> dict:
     """The object `name` of a configuration; empty if absent. Raises InputError if it is no object."""
     if not isinstance(part := config.get(name) or {}, dict):
@@ -149,7 +141,7 @@ def record_in(config: dict, name: str, where: Path) -> dict:
 
 def scale_in(path: Path) -> float:
     """The factor by which SAELens multiplied rows. Raises InputError if it is not a positive number."""
-    scale: Any = read_json(path).get("scaling_factor")
+    scale: Any = parse_json(path, ANOTHER_COPY).get("scaling_factor")
     if type(scale) not in (int, float) or not (math.isfinite(scale) and scale > 0):
         raise InputError(f"{path}: its scaling_factor is {scale!r}; it must be a positive number")
     return float(scale)

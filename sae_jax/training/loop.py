@@ -193,7 +193,7 @@ def learn(
         for member, dictionary in exported(population, gathered()):
             if member.id not in report.failed:
                 raw_NxD = raw_calibration_LxNxD[population.rows[member.id].site]
-                write_snapshot(run.path, step, {member.id: dictionary}, {member.id: raw_NxD})
+                write_snapshot(run.path, step, member.id, dictionary, raw_NxD)
 
     def gathered() -> Iterator[State]:
         """The arrays to export of one group after another, so that the host never holds all of the state."""

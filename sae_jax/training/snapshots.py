@@ -42,17 +42,15 @@ class Snapshot(NamedTuple):
     density: np.ndarray  # [F]
 
 
-def write_snapshot(run: Path, step: int, dictionaries: dict[str, Dictionary], x_NxD: dict[str, jax.Array]) -> None:
-    """Write a snapshot of each dictionary. Both dicts are by member id; `x_NxD` holds raw rows for the densities."""
+def write_snapshot(run: Path, step: int, member: str, dictionary: Dictionary, x_NxD: np.ndarray) -> None:
+    """Write the snapshot of a member. `x_NxD` holds raw rows for the densities."""
     directory = run / DIRECTORY / f"{step:09d}"
     directory.mkdir(parents=True, exist_ok=True)
-    for name, dictionary in dictionaries.items():
-        W_dec_FxD = dictionary.tensors["W_dec"]
-        norm_F = np.linalg.norm(W_dec_FxD, axis=1)
-        direction_FxD = (W_dec_FxD / np.maximum(norm_F, 1e-30)[:, None]).astype(np.float16)
-        density_F = np.asarray(firing_share(*nnx.split(dictionary.sae), x_NxD[name]))
-        arrays = Snapshot(direction_FxD, norm_F, density_F)._asdict()
-        write_arrays(directory / f"{name}.npz", arrays)
+    W_dec_FxD = dictionary.tensors["W_dec"]
+    norm_F = np.linalg.norm(W_dec_FxD, axis=1)
+    direction_FxD = (W_dec_FxD / np.maximum(norm_F, 1e-30)[:, None]).astype(np.float16)
+    density_F = np.asarray(firing_share(*nnx.split(dictionary.sae), x_NxD))
+    write_arrays(directory / f"{member}.npz", Snapshot(direction_FxD, norm_F, density_F)._asdict())
 
 
 @partial(jax.jit, static_argnums=0)

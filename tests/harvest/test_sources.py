@@ -35,11 +35,11 @@ def test_sites_are_all_hooks_of_all_layers():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"layer": (1, -2)}, "^--layer -2: must be 0 or more$"),
+        ({"layer": (1, -2)}, "^--layer -2: must be a whole number, 0 or more$"),
         ({"hook": ("mlp_out", "resid_up")}, f"^--hook resid_up: must be one of {', '.join(HOOKS)}$"),
-        ({"layer": (1, 2, 1)}, "^--layer 1 2 1: must be one or several different layers$"),
-        ({"hook": ("mlp_out", "mlp_out")}, "^--hook mlp_out mlp_out: must be one or several different hooks$"),
-        ({"layer": ()}, "^--layer : must be one or several"),
+        ({"layer": (1, 2, 1)}, "^--layer 1 2 1: must be one or more different values$"),
+        ({"hook": ("mlp_out", "mlp_out")}, "^--hook mlp_out mlp_out: must be one or more different values$"),
+        ({"layer": ()}, "^--layer : must be one or more"),
     ],
 )
 def test_invalid_sites_are_refused_with_the_value(fields, says):

@@ -88,14 +88,11 @@ def test_an_unknown_name_is_refused_with_the_list(capsys):
     assert error.startswith("error: --preset gpt5: must be one of ") and all(name in error for name in PRESETS)
 
 
-def test_the_list_shows_each_with_source_and_cost(capsys, tmp_path, monkeypatch):
+def test_the_list_shows_each_with_its_source(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main.run_as_command(["--preset", "list"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert all(name in said and preset.source[:40] in said for name, preset in PRESETS.items())
-    widths = PRESETS["feature-splitting"].flags["hidden_dim"]
-    assert f"8 members, {sum(2 * 768 * f + f + 768 for f in widths) / 1e6:.1f}M parameters" in said
-    assert "294,679,624 rows" in said  # 2,343,750 windows of 127 positions, without the held-out hundredth
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""Tables that commands print: presets and their costs, frontiers, a study's answers, benchmarks, steered texts."""
+"""Tables that commands print: presets, frontiers, a study's answers, benchmarks, steered texts."""
 
 from __future__ import annotations
 
@@ -20,26 +20,18 @@ if TYPE_CHECKING:
     from analysis.runs.families import Spread
     from analysis.stats import Estimate
     from sae_jax.cost import Plan
-    from sae_jax.presets import Cost, Preset
+    from sae_jax.presets import Preset
 
 
-def preset_table(presets: dict[str, tuple[Preset, Cost, Cost]]) -> Table:
-    """A row for each preset: its description, its source, and its costs on GPT-2 small and on the bundled model."""
+def preset_table(presets: dict[str, Preset]) -> Table:
+    """A row for each preset: its description, its source, its published figures and its deviations from them."""
     table = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
-    for column in ("--preset", "description, source, published figures", "GPT-2 small, on this CPU", "bundled model"):
+    for column in ("--preset", "description, source, published figures"):
         table.add_column(column, overflow="fold", no_wrap=column == "--preset")
-    for name, (preset, full, small) in presets.items():
+    for name, preset in presets.items():
         lacks = "\ndeviations:" * bool(preset.not_followed) + "".join(f"\n- {text}" for text in preset.not_followed)
-        about = f"{preset.about}\n{preset.source}\n{preset.published}{lacks}"
-        table.add_row(name, about, cost_text(full), cost_text(small))
+        table.add_row(name, f"{preset.about}\n{preset.source}\n{preset.published}{lacks}")
     return table
-
-
-def cost_text(cost: Cost) -> str:
-    days, seconds = divmod(cost.seconds, 86400)
-    time = f"about {days:,.0f} days" if days >= 2 else f"about {duration_text(cost.seconds)}"
-    members = f"{cost.members} member" + "s" * (cost.members > 1)
-    return f"{members}, {cost.parameters / 1e6:,.1f}M parameters\n{cost.rows:,} rows, {size_text(cost.bytes)}\n{time}"
 
 
 def plan_cells(plan: Plan) -> tuple[list[str], list[list[str]]]:

@@ -350,7 +350,7 @@ FLAGS = {
     "a layer below the first": (("--layer", "-1"), "-1", "0 or more"),
     "a layer above the last": (("--layer", "99"), "99", "must be 0 to"),
     "a layer in words": (("--layer", "first"), "first", "int"),
-    "a layer twice": (("--layer", "0", "0"), "0 0", "different layers"),
+    "a layer twice": (("--layer", "0", "0"), "0 0", "different values"),
     "a window longer than the model's": (("--seq-len", "4096"), "4096", "at most"),
     "everything held out": (("--held-out", "1"), "1", "give a value below 1"),
     "one window": (("--n-samples", "1"), "1", "at least 2"),

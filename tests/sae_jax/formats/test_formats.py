@@ -335,7 +335,7 @@ def cut(name):
 
 DAMAGES = {
     "truncated": (cut("sae_weights.safetensors"), "sae_weights.safetensors cannot be read because it is missing"),
-    "cfg cut": (cut("cfg.json"), "cfg.json cannot be read"),
+    "cfg cut": (cut("cfg.json"), "cfg.json is damaged"),
     "no weights": (lambda d: (d / "sae_weights.safetensors").unlink(), "missing or damaged"),
     "no cfg": (lambda d: (d / "cfg.json").unlink(), "holds no dictionary"),
     "no directory": (shutil.rmtree, "is no directory"),
@@ -368,7 +368,7 @@ DAMAGES = {
     "complex": (with_tensors(lambda t: t.update(b_dec=t["b_dec"].astype(np.complex64))), "b_dec is of type complex64"),
     "empty densities": (lambda d: (d / "stats.npz").write_bytes(b""), "stats.npz is damaged"),
     "no densities": (lambda d: np.savez(d / "stats.npz", density=["x"] * F), "stats.npz has no checksum"),
-    "nested": (lambda d: (d / "cfg.json").write_text("[" * 200_000), "cfg.json cannot be read"),
+    "nested": (lambda d: (d / "cfg.json").write_text("[" * 200_000), "cfg.json is damaged"),
     "old norms": (changed(metadata=None, normalize_activations=["none"]), "normalize_activations \\['none'\\]"),
     "old settings": (
         changed(metadata=None, activation_fn_kwargs="k=3"),
