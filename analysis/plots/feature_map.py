@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -9,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.comparison.clusters import WITHOUT_UMAP, Clusters
-from analysis.pages.feature_table import FeatureList
 from analysis.plots.style import INK, KIND_STYLES, styled, thinned
 
 MOST_POINTS = 3000  # points of a map, at most: a browser draws these without delay
@@ -21,8 +21,13 @@ def map_points(data: Any, size: int, opacity: float) -> Any:
     return alt.Chart(data).mark_circle(size=size, opacity=opacity).encode(*axes)
 
 
-def feature_map(table: FeatureList, chosen_N: np.ndarray, xy_Fx2: np.ndarray, selection: str) -> Any:
-    """An Altair figure: at most MOST_POINTS of the chosen features on the map. A click selects `feature`."""
+def feature_map(
+    chosen_N: np.ndarray, xy_Fx2: np.ndarray, density_F: np.ndarray, texts: Mapping[str, Sequence[str]], selection: str
+) -> Any:
+    """An Altair figure: at most MOST_POINTS of the chosen features on the map. A click selects `feature`.
+
+    `texts` maps names to a text for each feature, which are shown when the mouse is over it.
+    """
     placed_N = chosen_N[np.isfinite(xy_Fx2[chosen_N]).all(1)]
     shown_N = thinned(placed_N, MOST_POINTS)
     rows = [
@@ -30,9 +35,8 @@ def feature_map(table: FeatureList, chosen_N: np.ndarray, xy_Fx2: np.ndarray, se
             "x": float(xy_Fx2[feature, 0]),
             "y": float(xy_Fx2[feature, 1]),
             "feature": feature,
-            "promotes": table.promotes_F[feature],
-            "density": float(max(table.density_F[feature], 1e-6)),
-            "label": table.label_F[feature],
+            "density": float(max(density_F[feature], 1e-6)),
+            **{name: texts_F[feature] for name, texts_F in texts.items()},
         }
         for feature in shown_N.tolist()
     ]
@@ -42,7 +46,7 @@ def feature_map(table: FeatureList, chosen_N: np.ndarray, xy_Fx2: np.ndarray, se
         map_points(table_of_rows, 60 if len(rows) < 1000 else 25, 0.9)
         .encode(
             color=colour.legend(orient="bottom", gradientLength=160, format="~g"),
-            tooltip=["feature:Q", "promotes:N", "label:N", alt.Tooltip("density:Q", format=".2g")],
+            tooltip=["feature:Q", *(f"{name}:N" for name in texts), alt.Tooltip("density:Q", format=".2g")],
         )
         .add_params(alt.selection_point(name=selection, fields=["feature"]))
         .properties(width="container", height=340, background="white")

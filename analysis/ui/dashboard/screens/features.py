@@ -33,7 +33,8 @@ if not len(chosen_N):
 if st.segmented_control("View", ["Table", "Map"], default="Table", label_visibility="collapsed") == "Map":
     xy_Fx2, what = places(*choice)
     st.caption(f"Decoder directions: {plain(what)}")
-    chart = fitted(feature_map(listed, chosen_N, xy_Fx2, "picked"))
+    texts = {"promotes": listed.promotes_F, "label": listed.label_F}
+    chart = fitted(feature_map(chosen_N, xy_Fx2, listed.density_F, texts, "picked"))
     picked = st.altair_chart(chart, theme=None, on_select="rerun", key="map")
     if points := picked["selection"].get("picked"):
         go("feature", feature=points[0]["feature"])
