@@ -1,10 +1,9 @@
 """Feature splitting (Bricken et al. 2023): a tree of features over members that differ only in their width.
 
 The parent of a feature is the feature with the highest decoder cosine in the next narrower dictionary, if that cosine
-is at least PARENT. Several features may have the same parent. If activations are given, the parent is checked by the
-share of the child's firings on which it fires, too.
+is at least PARENT. Several features may have the same parent.
 
-Shapes: F features of a member, N rows.
+Shapes: F features of a member.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csc_array, csr_array
 
 from analysis.comparison.matching import FLOOR, Decoder, cosines
 from analysis.geometry import random_like
@@ -23,7 +21,6 @@ from harvest.errors import InputError
 from harvest.files import write_arrays, write_json
 
 PARENT = 0.5
-COFIRING = 0.5  # share of a child's firings on which a confirmed parent fires, too
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,6 @@ class Step:
     children is lost, one with one child is kept, and one with several is split.
     new: number of features of the wider dictionary without a parent.
     chance: share of random directions, with the covariance of the wider dictionary, that have a parent.
-    cofiring: share of a child's firings on which its parent fires, too, as a mean over the children that fire.
-    confirmed: share of these children whose parent fires on COFIRING or more of their firings.
-    The last two are None without activations, or if no child fires.
     """
 
     narrow: int
@@ -44,15 +38,13 @@ class Step:
     children: dict[int, int]
     new: int
     chance: float
-    cofiring: float | None
-    confirmed: float | None
 
 
 @dataclass(frozen=True)
 class Splitting:
     """The tree of a family of members, narrowest first.
 
-    parent_F, cosine_F, cofiring_F: of each member's features; −1, 0 and NaN for features without a parent.
+    parent_F, cosine_F: of each member's features; −1 and 0 for features without a parent.
     trees: (index of the member, feature, number of leaves) of features without a parent, most leaves first.
     """
 
@@ -64,12 +56,6 @@ class Splitting:
     trees: tuple[tuple[int, int, int], ...]
     parent_F: tuple[np.ndarray, ...]
     cosine_F: tuple[np.ndarray, ...]
-    cofiring_F: tuple[np.ndarray, ...]
-
-    def children(self, level: int, feature: int) -> np.ndarray:
-        if level + 1 == len(self.members):
-            return np.zeros(0, np.int64)
-        return np.flatnonzero(self.parent_F[level + 1] == feature)
 
 
 def families(decoders: Mapping[str, Decoder]) -> list[list[str]]:
@@ -78,13 +64,8 @@ def families(decoders: Mapping[str, Decoder]) -> list[list[str]]:
     return [sorted(names, key=lambda name: len(decoders[name].alive_F)) for names in same if len(names) > 1]
 
 
-def compute_splitting(
-    decoders: Mapping[str, Decoder],
-    activations: Mapping[str, csr_array] | None = None,
-    threshold: float = PARENT,
-    seed: int = 0,
-) -> Splitting:
-    """The splitting of one family, narrowest first. `activations` [N, F] are on the same rows for all members.
+def compute_splitting(decoders: Mapping[str, Decoder], threshold: float = PARENT, seed: int = 0) -> Splitting:
+    """The splitting of one family, narrowest first.
 
     Raises InputError for fewer than two members.
     """
@@ -94,7 +75,7 @@ def compute_splitting(
         raise InputError(f"threshold {threshold}: must be between {FLOOR} and 1")
     ids, rng, steps = list(decoders), np.random.default_rng(seed), []
     width = len(decoders[ids[0]].alive_F)
-    parents, cosine, cofiring = [np.full(width, -1)], [np.zeros(width, np.float32)], [np.full(width, np.nan)]
+    parents, cosine = [np.full(width, -1)], [np.zeros(width, np.float32)]
     for narrow, wide in zip(ids, ids[1:], strict=False):
         wide_FxD, narrow_GxD = decoders[wide].directions, decoders[narrow].directions
         living_F, living_G = (np.flatnonzero(decoders[name].alive_F) for name in (wide, narrow))
@@ -105,10 +86,6 @@ def compute_splitting(
         for levels, empty, values in ((parents, -1, parent), (cosine, np.float32(0), similarity.best_F[has])):
             levels.append(np.full(width, empty))
             levels[-1][child] = values
-        cofiring.append(np.full(width, np.nan))
-        if activations is not None:
-            cofiring[-1][child] = fires_with(activations[wide], child, activations[narrow], parent)
-        known = cofiring[-1][~np.isnan(cofiring[-1])]
         sizes = np.bincount(np.bincount(parent, minlength=len(decoders[narrow].alive_F))[living_G])
         random_FxD = random_like(wide_FxD, len(wide_FxD), rng)
         steps.append(
@@ -118,8 +95,6 @@ def compute_splitting(
                 children={n: int(count) for n, count in enumerate(sizes) if count},
                 new=int((~has).sum()),
                 chance=float((cosines(random_FxD, narrow_GxD).best_F >= threshold).mean()),
-                cofiring=float(known.mean()) if len(known) else None,
-                confirmed=float((known >= COFIRING).mean()) if len(known) else None,
             )
         )
     alive = [d.alive_F for d in decoders.values()]
@@ -132,15 +107,7 @@ def compute_splitting(
         trees=trees_of(parents, alive),
         parent_F=tuple(parents),
         cosine_F=tuple(cosine),
-        cofiring_F=tuple(cofiring),
     )
-
-
-def fires_with(wide_NxF: csr_array, child_P: np.ndarray, narrow_NxG: csr_array, parent_P: np.ndarray) -> np.ndarray:
-    """The share of each child's firings on which its parent fires, too, [P]; NaN for a child that never fires."""
-    children_NxP, parents_NxP = csc_array(wide_NxF)[:, child_P] != 0, csc_array(narrow_NxG)[:, parent_P] != 0
-    both_P, child_fires_P = (np.asarray(x.sum(0)) for x in (children_NxP.multiply(parents_NxP), children_NxP))
-    return np.where(child_fires_P > 0, both_P / np.maximum(child_fires_P, 1), np.nan)
 
 
 def trees_of(parents: Sequence[np.ndarray], alive: Sequence[np.ndarray]) -> tuple[tuple[int, int, int], ...]:

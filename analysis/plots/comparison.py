@@ -88,9 +88,5 @@ def splitting_chart(splitting: Splitting) -> Any:
     layers = base.mark_bar(color="#0072B2"), base.mark_text(align="left", dx=4, fontSize=12).encode(text="count:Q")
     drawn = alt.layer(*layers).properties(width=190, height=130)
     drawn = drawn.facet(alt.Facet("step:N", title=None).sort(steps), columns=4)
-    checked = [step.confirmed for step in splitting.steps if step.confirmed is not None]
-    subtitle = [f"a parent has a cosine of {splitting.threshold:g} or more to its child"]
-    if checked:
-        shares = ", ".join(f"{100 * share:.0f}%" for share in checked)
-        subtitle.append(f"and fires on at least half of its child's firings in {shares} of the cases")
+    subtitle = f"a parent has a cosine of {splitting.threshold:g} or more to its child"
     return styled(drawn, "How features split as the dictionary gets wider", subtitle)
