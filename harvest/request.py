@@ -45,7 +45,7 @@ def settle(settings: Any) -> None:
             check(part, one)
         if isinstance(value, tuple) and (len(set(value)) < len(value) or not value and part.default):
             given = shortened(" ".join(map(str, value)))
-            raise InputError(f"{named(part.name)} {given}: must be one or more different values")
+            raise InputError(f"{named(part.name)} {given}: give at least one value, and none twice")
         object.__setattr__(settings, part.name, value)
 
 

@@ -84,9 +84,9 @@ def compute_splitting(
     threshold: float = PARENT,
     seed: int = 0,
 ) -> Splitting:
-    """The splitting of one family, narrowest first. `activations` [N, F] are on the same rows for all members.
+    """How features split from each member of a family to the next wider one. `decoders` are ordered by width.
 
-    Raises InputError for fewer than two members.
+    `activations` [N, F] are on the same rows for all members. Raises InputError for fewer than two members.
     """
     if len(decoders) < 2:
         raise InputError("feature splitting needs members of several widths: train with --hidden-dim 512 1024 2048")
@@ -157,7 +157,7 @@ def trees_of(parents: Sequence[np.ndarray], alive: Sequence[np.ndarray]) -> tupl
 
 
 def write_splitting(splitting: Splitting, folder: Path) -> list[Path]:
-    """Write splitting-ID.json (figures, 100 largest trees) and .npz (parents). ID is that of the widest member."""
+    """Write splitting-ID.json (numbers, 100 largest trees) and .npz (parents). ID is that of the widest member."""
     stem = folder / f"splitting-{splitting.members[-1]}"
     arrays = {
         f"{name}/{what}": values[level]

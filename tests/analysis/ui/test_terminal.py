@@ -182,7 +182,13 @@ def test_the_box_of_results(columns):
         mark = ["★"] * (member_id == member_ids(3)[0])  # all are equal, so the first
         assert row.split() == ["║", member_id, *mark, "0.01234", "87.34%", "0.812", "32.4", "(32)", "1.2%", "║"]
     text = "\n".join(box)
-    facts = ("bundled (fallback: the hub cannot be reached)", "cpu", "runs/first", "training 1:12", "152,000 rows/s")
+    facts = (
+        "bundled (fallback: the hub cannot be reached)",
+        "cpu",
+        "runs/first",
+        "training 1 min 12 s",
+        "152,000 rows/s",
+    )
     assert all(fact in text for fact in facts)
 
 
