@@ -298,8 +298,9 @@ def interpretability(gathered: PopulationMeasures, control: PopulationMeasures |
         )
         if alike:
             verdict += (
-                f" For these measures they are neither all above nor all below: {'; '.join(alike)}. Such a measure does "
-                "not separate the two models for all kinds; the table shows each kind beside its own control."
+                " For these measures, the intervals of the two models are neither all above nor all below each other: "
+                f"{'; '.join(alike)}. Such a measure does not separate the two models for all kinds; the table shows "
+                "each kind beside its own control."
             )
         verdict += f" No interval for at least one model: {'; '.join(unknown)}." if unknown else ""
         table |= shuffled

@@ -137,5 +137,7 @@ def test_documents_too_short_or_with_an_example_in_them_are_left_out(model, tmp_
     with pytest.raises(InputError, match="'f' .--examples. has no token after the first"):
         gather("fog", str(tmp_path / "corpus.jsonl"), model.tokenizer, 6, 1, ["f"])
     (tmp_path / "alone.txt").write_text("\n<|endoftext|>\n".join([f"fog number {i}" for i in range(5)]))
-    with pytest.raises(InputError, match="0 texts without 'fog', but 3 are needed.*: give texts without it .--against"):
+    with pytest.raises(
+        InputError, match="0 texts without 'fog', but at least 3 are needed.*: give texts without it .--against"
+    ):
         gather("fog", str(tmp_path / "alone.txt"), model.tokenizer, 6, 1)
