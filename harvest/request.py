@@ -31,7 +31,9 @@ class Allowed(NamedTuple):
 def flag(default, help: str, allowed: Allowed | None = None, **extra):
     """A dataclass field that is a flag on the command line. If `choices` are given, only they are allowed."""
     if choices := extra.get("choices"):
-        allowed = allowed or Allowed(str, lambda value: value in choices, f"one of {', '.join(choices)}")
+        allowed = allowed or Allowed(
+            str, lambda value: value in choices, f"{'one of ' * (len(choices) > 1)}{', '.join(choices)}"
+        )
     return field(default=default, metadata={"help": help, "allowed": allowed, **extra})
 
 

@@ -62,4 +62,4 @@ def pool(model: LanguageModel, passages: Passages, saes: dict[str, SAE], sites: 
 def sum_features(graphdef: nnx.GraphDef, weights: nnx.State, x_WxTxD: jax.Array, counts_WxT: jax.Array) -> jax.Array:
     sae = nnx.merge(graphdef, weights)
     f_WxTxF = sae.encode(x_WxTxD.reshape(-1, x_WxTxD.shape[-1])).reshape(*counts_WxT.shape, -1)
-    return (f_WxTxF * counts_WxT[..., None]).sum(1) * jnp.linalg.norm(sae.W_dec[...], axis=1)
+    return (f_WxTxF * counts_WxT[..., None]).sum(1) * jnp.linalg.norm(sae.W_dec[...], axis=1)[None]

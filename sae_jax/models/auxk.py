@@ -15,7 +15,7 @@ def mean_square(error_BxD: jax.Array) -> jax.Array:
 
 
 def variance(x_BxD: jax.Array) -> jax.Array:
-    return mean_square(x_BxD - x_BxD.mean(0))
+    return mean_square(x_BxD - x_BxD.mean(0, keepdims=True))
 
 
 def auxk(sae, error_BxD: jax.Array, batch: Batch) -> jax.Array:
@@ -28,15 +28,15 @@ def auxk(sae, error_BxD: jax.Array, batch: Batch) -> jax.Array:
     error_BxD, dead_F = jax.lax.stop_gradient(error_BxD), batch.dead_F
     k = min(error_BxD.shape[1] // 2, len(dead_F))
     z_BxF = sae.pre_activations(batch.x_BxD, batch.known_BxF)
-    score_BxF = jnp.where(dead_F, jax.lax.stop_gradient(z_BxF), -jnp.inf)
+    score_BxF = jnp.where(dead_F[None], jax.lax.stop_gradient(z_BxF), -jnp.inf)
     if batch.at is not None:
         count_B = jnp.full(len(z_BxF), jnp.minimum(k, dead_F.sum()))
         at = largest(score_BxF, count_B, k)
         z_BxK = sae.pre_activations(batch.x_BxD, batch.known_BxF, at)
-        counts_BxK = jnp.arange(z_BxK.shape[1]) < count_B[:, None]
+        counts_BxK = jnp.arange(z_BxK.shape[1])[None] < count_B[:, None]
         f = jnp.where(counts_BxK, jax.nn.relu(z_BxK), 0.0)
     else:
-        at, chosen_BxF = None, mask_of_largest(score_BxF, jnp.int32(k), k) & dead_F
+        at, chosen_BxF = None, mask_of_largest(score_BxF, jnp.int32(k), k) & dead_F[None]
         f = jnp.where(chosen_BxF, jax.nn.relu(z_BxF), 0.0)
     revived_BxD = sae.decoder_product(f, sae.W_dec[...], at)
     relative = variance(batch.x_BxD) / jnp.maximum(variance(error_BxD), 1e-30)

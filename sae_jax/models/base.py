@@ -108,8 +108,8 @@ class SAE(nnx.Module):
         if at is not None:
             return product_at(x_BxD, self.W_encT[...], known_BxF, at) + pick(bias_F, at)
         if known_BxF is None:
-            return self.encoder_product(x_BxD) + bias_F
-        return product(x_BxD, self.W_encT[...], known_BxF, self.dtype) + bias_F
+            return self.encoder_product(x_BxD) + bias_F[None]
+        return product(x_BxD, self.W_encT[...], known_BxF, self.dtype) + bias_F[None]
 
     def encoder_product(self, x_BxD: jax.Array) -> jax.Array:
         return matmul(x_BxD, self.W_encT[...].T, self.dtype)
@@ -118,7 +118,7 @@ class SAE(nnx.Module):
         return self.activate_inference(self.pre_activations(x_BxD))
 
     def decode(self, f: jax.Array, at: Candidates | None = None) -> jax.Array:
-        return self.decoder_product(f, self.W_dec[...], at) + self.b_dec
+        return self.decoder_product(f, self.W_dec[...], at) + self.b_dec[None]
 
     def decoder_product(self, f: jax.Array, W_dec_FxD: jax.Array, at: Candidates | None = None) -> jax.Array:
         return matmul(f, W_dec_FxD, self.dtype) if at is None else decode_at(f, W_dec_FxD, at)

@@ -72,7 +72,7 @@ class Matryoshka(BatchTopK):
 
     def extra_loss(self, z, f, error_BxD, batch):
         ends = sorted({max(1, int(share * f.shape[1])) for share in self.SHARES})
-        x_hat_BxD, losses, begin = self.b_dec[...], [], 0
+        x_hat_BxD, losses, begin = self.b_dec[None], [], 0
         for end in ends:
             x_hat_BxD = x_hat_BxD + self.decoder_product(f[:, begin:end], self.W_dec[begin:end])
             losses.append(mean_square(batch.x_BxD - x_hat_BxD))

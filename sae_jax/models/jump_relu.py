@@ -40,10 +40,10 @@ class JumpReLU(SAE):
         return jump_relu(z, self.thresholds(z, at), self.bandwidth[...])
 
     def activate_inference(self, z_BxF):
-        return jnp.where(z_BxF > self.threshold, z_BxF, 0.0)
+        return jnp.where(z_BxF > self.threshold[None], z_BxF, 0.0)
 
     def score(self, z_BxF):
-        return jnp.where(z_BxF > self.threshold - self.bandwidth / 2, z_BxF, -jnp.inf)
+        return jnp.where(z_BxF > self.threshold[None] - self.bandwidth / 2, z_BxF, -jnp.inf)
 
     def penalty(self, z, f, batch):
         """L0: mean_B Σ_F 1[z > θ]."""

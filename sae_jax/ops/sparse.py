@@ -40,8 +40,8 @@ def fits(count_B: jax.Array, hidden_dim: int) -> jax.Array:
 
 
 def pick(values_F: jax.Array, at: Candidates | None) -> jax.Array:
-    """The values of the candidates, [B, K]; without candidates, those of all features."""
-    return values_F if at is None else values_F[at.indices_BxK]
+    """The values of the candidates, [B, K]; without candidates, those of all features, [1, F]."""
+    return values_F[None] if at is None else values_F[at.indices_BxK]
 
 
 def largest(score_BxF: jax.Array, count_B: jax.Array, k: int) -> Candidates:
@@ -120,7 +120,7 @@ def scatter_outer(f_BxK: jax.Array, x_BxD: jax.Array, at: Candidates, hidden_dim
         f_K, x_D, indices_K, count = args
 
         def add(sum_FxD, chunk):
-            return sum_FxD.at[chunk(indices_K)].add(chunk(f_K)[:, None] * x_D, unique_indices=True)
+            return sum_FxD.at[chunk(indices_K)].add(chunk(f_K)[:, None] * x_D[None], unique_indices=True)
 
         return over_chunks(add, sum_FxD, count), None
 

@@ -166,14 +166,22 @@ class Checkpoints:
 
 @contextmanager
 def silenced_leftovers() -> Iterator[None]:
-    """Suppress the reports that Python prints on the unfinished reads that Orbax leaves of a damaged checkpoint."""
+    """Suppress the reports that Python prints on the unfinished reads that Orbax leaves of a damaged checkpoint.
+
+    Some reads end later, in a thread, and find the event loop of Orbax closed. Those reports are suppressed for good.
+    """
     hook = sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
     sys.unraisablehook = lambda _: None
     try:
         yield
     finally:
         gc.collect()
-        sys.unraisablehook = hook
+        sys.unraisablehook = report_others
 
 
 def described(states: list[State]) -> dict[str, tuple[Any, dict[str, Any]]]:

@@ -34,7 +34,7 @@ def schedule(step: jax.Array, hyper: Arrays) -> jax.Array:
 
 
 def normalized(raw: jax.Array, hyper: Arrays) -> jax.Array:
-    return (raw.astype(jnp.float32) - hyper["shift_D"]) / hyper["scale_D"]
+    return (raw.astype(jnp.float32) - hyper["shift_D"][None]) / hyper["scale_D"][None]
 
 
 def sparse_pays(signature: Signature) -> bool:

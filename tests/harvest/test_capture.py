@@ -94,17 +94,16 @@ def files_of(directory: Path) -> dict[str, bytes]:
 # Values.
 
 
+@pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("layer", [0, 2, 3])
-def test_each_hook_has_the_values_of_the_raw_model(model, raw_model, layer):
-    tokens_WxT = np.random.default_rng(0).integers(0, 4096, (6, 20), dtype=np.int32)
-    expected = raw_activations(raw_model, tokens_WxT, layer)
-    for hook in HOOKS:
-        ((site, found),) = model.activations(tokens_WxT, [Site(layer, hook)]).items()
-        assert site == (layer, hook) and found.dtype == np.float32
-        np.testing.assert_allclose(found, expected[hook], rtol=1e-5, atol=1e-4)
-    sites = HarvestRequest(layer=layer, hook=HOOKS).sites
-    for site, together in model.activations(tokens_WxT, sites).items():
-        np.testing.assert_array_equal(together, model.activations(tokens_WxT, [site])[site])
+def test_each_hook_has_the_values_of_the_raw_model_alone_and_with_the_others(model, raw_model, layer, hook):
+    tokens_WxT, site = np.random.default_rng(0).integers(0, 4096, (6, 20), dtype=np.int32), Site(layer, hook)
+    ((found_at, activation_WxTxD),) = model.activations(tokens_WxT, [site]).items()
+    assert found_at == site and activation_WxTxD.dtype == np.float32
+    expected_WxTxD = raw_activations(raw_model, tokens_WxT, layer)[hook]
+    np.testing.assert_allclose(activation_WxTxD, expected_WxTxD, rtol=1e-5, atol=1e-4)
+    together = model.activations(tokens_WxT, HarvestRequest(layer=layer, hook=HOOKS).sites)
+    np.testing.assert_array_equal(together[site], activation_WxTxD)
 
 
 @pytest.fixture(scope="module")
@@ -125,24 +124,23 @@ def test_all_hooks_of_two_layers_in_one_run_are_those_of_transformer_lens(model,
         np.testing.assert_allclose(found[site], cache[site.hook_name].numpy(), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("below", HOOKS)
-def test_only_blocks_with_hooks_inside_run_in_the_code_of_transformer_lens(model, by_transformer_lens, below):
+def test_only_blocks_with_hooks_inside_run_in_the_code_of_transformer_lens(model, by_transformer_lens, below, hook):
     tokens_WxT, cache = by_transformer_lens
     ran = []
     handles = [
         block.attn.register_forward_pre_hook(lambda *_, layer=layer: ran.append(layer))  # a module of TransformerLens
         for layer, block in enumerate(model.bridge.blocks)
     ]
-    for hook in HOOKS:
-        ran.clear()
-        found = model.activations(tokens_WxT, [Site(2, hook), Site(1, below)])
-        assert len(found) == 2
-        for site, activations_WxTxD in found.items():
-            np.testing.assert_allclose(activations_WxTxD, cache[site.hook_name].numpy(), rtol=1e-5, atol=1e-4)
-        hooked_inside = [1] if below in ("resid_mid", "attn_out", "mlp_out") else []
-        assert ran == hooked_inside + ([2] if hook != "resid_pre" else [])
+    found = model.activations(tokens_WxT, [Site(2, hook), Site(1, below)])
     for handle in handles:
         handle.remove()
+    assert len(found) == 2
+    for site, activations_WxTxD in found.items():
+        np.testing.assert_allclose(activations_WxTxD, cache[site.hook_name].numpy(), rtol=1e-5, atol=1e-4)
+    hooked_inside = [1] if below in ("resid_mid", "attn_out", "mlp_out") else []
+    assert ran == hooked_inside + ([2] if hook != "resid_pre" else [])
 
 
 @pytest.mark.parametrize(

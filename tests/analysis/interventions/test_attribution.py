@@ -14,18 +14,11 @@ from analysis.interventions import attribution
 from harvest.errors import InputError
 from harvest.interventions.attribution import Output
 from harvest.interventions.steering import changing
-from harvest.model.language_model import LanguageModel
 from harvest.request import Site
-from harvest.sources import BUNDLED_MODEL
 from sae_jax.models.registry import KINDS
 
 SITES = (Site(2, "resid_pre"), Site(1, "resid_mid"), Site(2, "mlp_out"), Site(1, "attn_out"), Site(0, "resid_pre"))
 LAST, F = Site(3, "resid_post"), 64
-
-
-@pytest.fixture(scope="module")
-def model():
-    return LanguageModel.load(str(BUNDLED_MODEL), device="cpu")
 
 
 @pytest.fixture(scope="module")

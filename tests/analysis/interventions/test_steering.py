@@ -15,7 +15,6 @@ from analysis.interventions import steering as steer_model
 from analysis.interventions.steering import Sampling, Steered, Texts, compute_steering, directions_for
 from harvest.errors import InputError
 from harvest.interventions.steering import Change, changing, draw, next_probabilities, surprise, write_texts
-from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
 from sae_jax.models.registry import KINDS
@@ -23,11 +22,6 @@ from sae_jax.models.registry import KINDS
 SITE = Site(2, "resid_pre")
 SITES = (SITE, Site(1, "resid_mid"), Site(2, "mlp_out"), Site(1, "attn_out"), Site(3, "resid_post"))
 F, SILENT = 24, 7
-
-
-@pytest.fixture(scope="module")
-def model():
-    return LanguageModel.load(str(BUNDLED_MODEL), device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -177,7 +177,7 @@ def test_l0_penaltys_gradient_is_the_straight_through_closed_form(problem):
 
 
 def test_a_feature_at_its_threshold_does_not_fire():
-    z, theta = jnp.array([[0.5, 0.49, 0.75]]), jnp.full(3, 0.5)
+    z, theta = jnp.array([[0.5, 0.49, 0.75]]), jnp.full((1, 3), 0.5)
     np.testing.assert_array_equal(jump_relu(z, theta, jnp.float32(1)), [[0, 0, 0.75]])
     np.testing.assert_array_equal(is_above(z, theta, jnp.float32(1)), [[0, 0, 1]])
 

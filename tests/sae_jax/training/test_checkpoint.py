@@ -1,10 +1,13 @@
 """Damaged checkpoints are reported and kept, and restored states equal the saved ones."""
 
+import asyncio
 import errno
 import os
 import random
 import resource
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -15,7 +18,7 @@ from populations import prepare
 
 from harvest.errors import InputError
 from sae_jax.config import TrainConfig
-from sae_jax.training.checkpoint import Checkpoints, trouble_of_the_machine
+from sae_jax.training.checkpoint import Checkpoints, silenced_leftovers, trouble_of_the_machine
 
 D = 12
 METRICS = {10: {"bytes": 7, "crc32": 1}, 20: {"bytes": 9, "crc32": 2}}
@@ -196,3 +199,24 @@ def test_a_checkpoint_of_another_step_or_run_is_refused_and_stays(saved, tmp_pat
     with pytest.raises(InputError, match="is a checkpoint of another run"):
         restored(saved, [], asked=7)
     assert (copy / "5000").is_dir() and (saved / str(newest)).is_dir()
+
+
+class Leftover:
+    """Something that fails while it is deleted, where nobody can catch the error."""
+
+    def __init__(self, fail: Callable[[], object]):
+        self.fail = fail
+
+    def __del__(self):
+        self.fail()
+
+
+def test_reads_that_end_after_a_damaged_checkpoint_are_not_reported_but_other_defects_are(monkeypatch):
+    reported, loop = [], asyncio.new_event_loop()
+    loop.close()
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(unraisable.exc_type))
+    with silenced_leftovers():
+        Leftover(lambda: 1 / 0)
+    Leftover(lambda: loop.call_soon_threadsafe(print))
+    Leftover(lambda: {}["a defect"])
+    assert reported == [KeyError]

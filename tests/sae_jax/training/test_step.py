@@ -148,6 +148,6 @@ def test_features_are_revived_even_if_all_are_dead(blocks_SxBxD, kind):
     np.testing.assert_allclose(np.linalg.norm(after.params["W_dec"], axis=1), 1, rtol=1e-5)
     assert np.abs(after.params["W_dec"] - state.params["W_dec"]).max(1).min() > 0, "each is another"
     constant = state.replace(params={**state.params, "b_enc": state.params["b_enc"] - 100})
-    same = look_for_dead(group.signature, hyper, constant, jnp.zeros((64, D)) + state.params["b_dec"])
+    same = look_for_dead(group.signature, hyper, constant, jnp.tile(state.params["b_dec"], (64, 1)))
     for name, value in constant.params.items():
         np.testing.assert_array_equal(same.params[name], value, err_msg=name)
