@@ -127,8 +127,8 @@ class HarvestRequest:
 
     model_name: str | None = flag(
         None,
-        f"hub name, TransformerLens alias, local directory or 'bundled' (default: {DEFAULT_MODEL}; bundled if the hub is "
-        "unreachable)",
+        f"hub name, TransformerLens alias, local directory or 'bundled' (default: {DEFAULT_MODEL}; bundled if the hub "
+        "is unreachable)",
         NAME,
     )
     dataset: str | None = flag(
