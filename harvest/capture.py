@@ -90,10 +90,10 @@ def refuse_unmeasurable(manifests: dict[Site, dict], say: Say) -> None:
     """Raise InputError if loss recovered cannot be measured at a site; for an encoder, only report this."""
     for manifest in manifests.values():
         if (trouble := manifest.get("no_loss_recovered")) and not manifest["reads_both_ways"]:
-            raise InputError(f"{trouble}. Loss recovered cannot be measured there: skip it with --ce-windows 0")
+            raise InputError(f"{trouble}, or train without cross-entropy recovered (--ce-windows 0)")
     encoders = [manifest["no_loss_recovered"] for manifest in manifests.values() if manifest.get("reads_both_ways")]
     for trouble in encoders[:1]:
-        say(f"loss recovered is not measured: {trouble}")
+        say(f"cross-entropy recovered is not measured: {trouble}")
 
 
 def store_name(
@@ -232,8 +232,8 @@ def _say_text(text: dict, say: Say) -> None:
         say(f"not read, because they are empty or of a test or validation split: {', '.join(files[:3])}{more}")
     if text["near_copies"]:
         copies = f"near-copies: {text['near_copies']:,} of {text['documents']:,} documents nearly equal an earlier one"
-        apart = "they are split between training and held-out rows, since one of the two would be empty otherwise"
-        say(f"{copies}; {'both are in the same split' if text['copies_together'] else apart}")
+        apart = "copies are split like other documents, because one split would be empty otherwise"
+        say(f"{copies}; {'copies are in the split of their original' if text['copies_together'] else apart}")
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(record: Mapping[str, Any], what: str, advice: str) -> dict[str, Any]:
-    """A record of `sealed` without its checksum. Raises InputError, as `parsed` does, if it is wrong or missing."""
+    """A record of `sealed` without its checksum. Raises InputError if the checksum is wrong or missing."""
     plain = {name: value for name, value in record.items() if name != CHECKSUM}
     if CHECKSUM not in record:
         raise InputError(f"{what} has no checksum, so an earlier version wrote it or it is damaged: {advice}")
@@ -187,7 +187,7 @@ def array_checksum(array: np.ndarray, crc32: int = 0) -> int:
 
 
 def refuse_irregular(path: Path) -> None:
-    """Raise InputError for a folder, a pipe or a device, which cannot be read, or not to an end."""
+    """Raise InputError for a folder, a pipe or a device: reading it fails or never ends."""
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         raise InputError(f"{path} is not a regular file: give a regular file")
 

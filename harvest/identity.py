@@ -23,7 +23,10 @@ MODEL = ("fingerprint", "weights_hash", "tokenizer_hash")
 MEANING = ("control", "windows_hash", "hook_name", "seq_len", "keep_first_position", "dtype", "d_model")
 IN_WORDS = {"windows_hash": "token windows", "model": "model"}
 SAMPLED = 32  # rows of a split
-ROUNDING = {"float16": 2**-10, "float32": 2**-13}  # relative to the length of a row; in float32 it adds up over layers
+ROUNDING = {
+    "float16": 2**-10,
+    "float32": 2**-13,
+}  # relative to the mean norm of the rows; in float32 it adds up over layers
 
 
 @lru_cache(1)  # opening a run's store asks for it twice
@@ -64,18 +67,25 @@ def difference(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         return ", ".join(other)
     apart = distance(trained, here)
     within = max(apart.values()) <= ROUNDING.get(trained["dtype"], ROUNDING["float16"])
-    return "" if within else ", ".join(f"the {name} by {share:.2%} of a row's length" for name, share in apart.items())
+    return (
+        ""
+        if within
+        else ", ".join(f"the {name} by {share:.2%} of the mean norm of the rows" for name, share in apart.items())
+    )
 
 
 def rounding(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The rounding distance of rows without a `difference`, in words; "" if they are equal byte for byte."""
     if trained["rows_crc32"] == here["rows_crc32"]:
         return ""
-    return f"the rows differ by rounding ({max(distance(trained, here).values()):.1e} of their length)"
+    return f"the rows differ by rounding ({max(distance(trained, here).values()):.1e} of their mean norm)"
 
 
 def distance(trained: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, float]:
-    """Distances of sampled rows (root mean square), means and deviations, relative to the length of a row."""
+    """How far two identities are apart in sampled rows (root mean square), mean and deviation.
+
+    Relative to the mean norm of a row.
+    """
     old, new = trained["sums"], here["sums"]
     rows = np.subtract(np.concatenate(old["rows"]), np.concatenate(new["rows"]))
     apart = {"rows": float(np.sqrt(np.square(rows).mean()))}

@@ -47,7 +47,7 @@ def settle(settings: Any) -> None:
             check(part, one)
         if isinstance(value, tuple) and (len(set(value)) < len(value) or not value and part.default):
             given = shortened(" ".join(map(str, value)))
-            raise InputError(f"{named(part.name)} {given}: must be one or more different values")
+            raise InputError(f"{named(part.name)} {given}: give at least one value, and none twice")
         object.__setattr__(settings, part.name, value)
 
 
@@ -127,7 +127,8 @@ class HarvestRequest:
 
     model_name: str | None = flag(
         None,
-        f"hub name, alias, local directory or 'bundled' (default: {DEFAULT_MODEL}; bundled if the hub is unreachable)",
+        f"hub name, TransformerLens alias, local directory or 'bundled' (default: {DEFAULT_MODEL}; bundled if the hub "
+        "is unreachable)",
         NAME,
     )
     dataset: str | None = flag(

@@ -28,7 +28,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             "dict of tensors"
         ) from e
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path} holds something else than a state dict of tensors: save one with torch.save")
+        raise InputError(f"{path} does not hold a state dict of tensors: save one with torch.save")
     return {str(name): array_of(tensor, f"{path}: {name}") for name, tensor in state.items()}
 
 

@@ -63,7 +63,9 @@ class TrainConfig:
     k: tuple[int, ...] = flag((32,), "active features per row, for the topk kinds", COUNT)
     seed: tuple[int, ...] = flag((0,), "seed of the initial weights and of the revival of dead features", SEED)
     warmup: tuple[float, ...] = flag(
-        (0.05,), "share of the steps, at the start, during which lr and a --sparsity coefficient rise from zero", SHARE
+        (0.05,),
+        "share of the steps at the start in which the learning rate (and the --sparsity coefficient) rises from zero",
+        SHARE,
     )
     normalization: tuple[str, ...] = flag(
         ("standardize",),
@@ -89,9 +91,9 @@ class TrainConfig:
         1e-3, "with --dead-rule rate: features that fire on a smaller share of rows are revived", BELOW_1
     )
     unit_norm_decoder: bool = flag(True, "keep decoder rows at norm 1")
-    decay: float = flag(0.2, "share of the steps, at the end, during which lr falls to zero", SHARE)
+    decay: float = flag(0.2, "share of the steps at the end in which the learning rate falls to zero", SHARE)
     ema: float = flag(
-        0.0, "decay of a moving average of the weights, which is exported instead of them (0: no average)", BELOW_1
+        0.0, "decay of a moving average of the weights; the average is exported (0: export the weights)", BELOW_1
     )
     dtype: str = flag(
         "float32",
@@ -103,7 +105,8 @@ class TrainConfig:
     )
     block_steps: int | None = flag(
         None,
-        "steps per call of the compiled program; dead features are revived between calls (default: chosen by size)",
+        "steps per call of the compiled program; dead features are revived between calls (default: chosen by the "
+        "size of the run)",
         COUNT,
     )
 
@@ -127,7 +130,10 @@ FLAGS = {field.name: field for field in fields(TrainConfig)}
 
 
 def read_members(path: Path) -> list[dict[str, Any]]:
-    """The entries of a members' file: objects with names of flags. Null values are dropped. Raises InputError."""
+    """The entries of a members' file: objects with names of flags. Null values are dropped.
+
+    Raises InputError if the file is not such a list or names an unknown flag.
+    """
     refuse_irregular(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=of_different_names)

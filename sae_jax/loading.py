@@ -66,9 +66,11 @@ def numbers(values: Any, what: str) -> jax.Array:
         try:
             values = np.asarray(values)
         except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, of tensors with gradients
-            raise InputError(f"{what} needs rows of numbers, all of one length ({error})") from error
+            raise InputError(
+                f"{what} needs rows of numbers, all of one length ({error}): pass a float array of shape [rows, D]"
+            ) from error
     if not any(jnp.issubdtype(values.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
-        raise InputError(f"{what} needs real numbers, not {values.dtype}")
+        raise InputError(f"{what} needs real numbers, not {values.dtype}: pass a float array of shape [rows, D]")
     return jnp.asarray(values, jnp.float32)
 
 

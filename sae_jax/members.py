@@ -53,7 +53,7 @@ def members_of(config: TrainConfig, sites: tuple[Site, ...]) -> list[Member]:
     members = [member for entry in config.entries or [{}] for member in combinations(config, sites, entry)]
     same, ids = Counter(members), Counter(member.id for member in members)
     if twice := next((m.id for m in members if same[m] > 1 or ids[m.id] > 1), None):
-        raise InputError(f"two members would be {twice}: give them different values")
+        raise InputError(f"two members would be the same ({twice}): remove one, or change one of its values")
     return members
 
 

@@ -22,7 +22,7 @@ SHORT_RUN_STEPS, SHORT_RUN_LR = 1500, 1e-3  # a learning rate for runs of fewer 
 
 @dataclass(frozen=True)
 class Preset:
-    """A set-up: values of flags, its source and published figures, and the parts that are not reproduced."""
+    """A set-up: values of flags, its source and published results, and the parts that are not reproduced."""
 
     about: str
     flags: dict[str, Any]  # {field of HarvestRequest or TrainConfig: value}
@@ -80,7 +80,7 @@ PRESETS = {
         | {"layer": (8,), "hook": ("resid_pre",), "activation": ("topk", "batch_topk"), "k": (16, 32, 64)}
         | {"hidden_dim": (3072, 6144, 12288, 24576), "lr": (3e-4,), "n_samples": 500_000_000 // 128},
         source="github.com/bartbussmann/BatchTopK (config.py, main.py); Bussmann et al. 2024",
-        published="batch_topk is always above topk; the figures are only in plots of the paper",
+        published="batch_topk is always above topk; the numbers are only in plots of the paper",
         not_followed=(
             "a normalization of each row; here rows are divided by their mean norm",
             "Adam's second decay .99, here .999; a constant lr, here with --warmup and --decay",
@@ -95,7 +95,7 @@ PRESETS = {
         source="Lieberum et al. 2024, Gemma Scope (arXiv 2408.05147)",
         published="none for GPT-2, only for Gemma 2",
         not_followed=(
-            "a grid of fixed coefficients of L0 (--sparsity); here three target L0",
+            "a grid of fixed coefficients of L0 (--sparsity); here three targets for L0",
             "a kernel of width .001; Adam's first decay 0, here .9; a constant lr, here with --warmup and --decay",
             "4 billion rows; here 300M",
         ),

@@ -195,7 +195,10 @@ class RunDirectory:
         return [line for line in lines if line["step"] <= up_to]
 
     def _metrics_saved(self) -> dict[str, int]:
-        """Length and checksum of metrics.jsonl in the newest checkpoint. Damage is reported when it is restored."""
+        """Length and checksum of metrics.jsonl in the newest checkpoint. A damaged checkpoint counts as none.
+
+        It is reported when it is restored.
+        """
         steps = [int(p.name) for p in self.checkpoints.glob("*") if p.name.isdigit()]
         try:
             record = parse_json(self.checkpoints / str(max(steps, default="none")) / "record" / "metadata", "")
@@ -215,7 +218,7 @@ class RunDirectory:
         """
         path = self.path / METRICS
         if then["bytes"] and not path.exists():
-            say(f"{path} is missing: the training curves begin at this step")
+            say(f"{path} is missing: the training curves begin where training resumes")
             return
         content = path.read_bytes()[: then["bytes"]] if path.exists() else b""
         if (len(content), zlib.crc32(content)) != (then["bytes"], then["crc32"]):

@@ -101,7 +101,7 @@ def test_the_five_things_to_try_work_in_order(at_home):
 def test_a_command_that_trains_nothing_runs_unchanged(line, at_home):
     done = typed(line, at_home)
     assert done.returncode == 0, done.stderr
-    assert "member" in done.stdout
+    assert "member" in done.stdout or "published results" in done.stdout
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""How much each feature that is active on a prompt contributes to the next token: attributions, checked by ablation.
+"""Measure how much each active feature adds to the logit of the next token, and check this by ablation.
 
 python main.py attribute RUN --prompt "The ships lay in the" --target " harbour"
 python main.py attribute RUN --member ID --prompt "The ships lay in the" --target " harbour" --against " garden"
@@ -44,7 +44,7 @@ class Options:
     method: str = flag("path", "where the gradient is taken (see above)", choices=METHODS)
     steps: int = flag(16, "number of gradients that --method integrated averages")
     top: int = flag(20, "number of features to show and to ablate: those with the largest absolute attributions")
-    json: Path | None = flag(None, "JSON file for all figures", written=True)
+    json: Path | None = flag(None, "JSON file for all numbers", written=True)
 
     def __post_init__(self) -> None:
         for name in ("prompt", "target"):
@@ -91,8 +91,8 @@ def run(argv: list[str]) -> None:
     table.add_column("token", overflow="fold")
     tokens = [tokenizer.decode([token]) for token in prompt_T]
     for effect in result.effects:
-        figures = (f"{effect.attribution:+.4f}", f"{effect.ablation:+.4f}", f"{effect.value:.2f}")
-        table.add_row(str(effect.feature), *figures, str(effect.position), Text(repr(tokens[effect.position])))
+        numbers = (f"{effect.attribution:+.4f}", f"{effect.ablation:+.4f}", f"{effect.value:.2f}")
+        table.add_row(str(effect.feature), *numbers, str(effect.position), Text(repr(tokens[effect.position])))
     subtracted = f"logit of {options.against!r}" if options.against else "mean logit"
     with Terminal() as terminal:
         terminal.say(f"logit of {options.target!r} minus {subtracted}: {result.output:.3f}")
@@ -102,7 +102,7 @@ def run(argv: list[str]) -> None:
         terminal.say(f"correlation of attribution ({result.method}) with ablation, over these features: {correlation}")
         terminal.say(
             f"contribution of all {result.active} active features together: {result.features_give:+.3f}; "
-            f"of the dictionary's reconstruction error: {result.error_gives:+.3f}"
+            f"contribution of the reconstruction error: {result.error_gives:+.3f}"
         )
     if options.json:
         facts = {"schema": 1, "run": str(finished.path), "member": member, "prompt": tokens}

@@ -32,7 +32,9 @@ class Options:
     address: str = flag(
         ADDRESS, "address that the server listens on; any other value lets other machines in without a password"
     )
-    host: tuple[str, ...] = flag((), "further host names that browsers may use for the server, for example of a proxy")
+    host: tuple[str, ...] = flag(
+        (), "further host names that browsers may use for the server, for example that of a proxy"
+    )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
@@ -61,7 +63,7 @@ def need_free(options: Options) -> None:
         except OSError as error:
             raise InputError(
                 f"cannot listen on --address {options.address} --port {options.port} ({error.strerror}): "
-                "give another --port"
+                "give another --port or --address"
             ) from error
 
 

@@ -1,8 +1,8 @@
-"""Measure explained variance, L0, dead features and loss recovered of several dictionaries on the same text.
+"""Measure explained variance, L0, dead features and cross-entropy recovered of several dictionaries on the same text.
 
 python main.py evaluate runs/NAME                             # the members of a run, as after training
 python main.py evaluate runs/NAME SAE_DIR --dataset my.jsonl  # a run and another dictionary, on your own text
-python main.py evaluate SAE_DIR --model-name gpt2 --hook-name blocks.8.hook_resid_pre --json figures.json
+python main.py evaluate SAE_DIR --model-name gpt2 --hook-name blocks.8.hook_resid_pre --json results.json
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ def run(argv: list[str]) -> None:
     failed = {given: ids for given in directories if (ids := failed_in(given))}
     with Terminal() as terminal:
         for given, ids in failed.items():
-            terminal.say(f"{given}: no figures for {', '.join(ids)}: training stopped early and wrote no dictionary")
+            terminal.say(f"{given}: no results for {', '.join(ids)}: training stopped early and wrote no dictionary")
         report = evaluate_dictionaries(opened, options, terminal.progress, terminal.say)
         terminal.table(*evaluation_cells(report))
         documents = {entry["documents"] for entry in report["dictionaries"] if "documents" in entry}
         if documents and min(documents) < FEWEST_DOCUMENTS:
             terminal.say(
-                f"no intervals: they need {FEWEST_DOCUMENTS} documents, and only {min(documents)} were measured"
+                f"no intervals: they need {FEWEST_DOCUMENTS} documents, and only {min(documents)} were measured: "
+                "raise --ce-windows or --n-samples"
             )
     if options.json:
         write_json(options.json, report)

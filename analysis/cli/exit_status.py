@@ -89,7 +89,7 @@ def os_trouble(error: OSError, again: str) -> str:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"too many open files, so {where} cannot be opened: allow more (ulimit -n 4096), {again}"
     if error.errno not in DISK_FULL:
-        return f"{error.strerror or error}: {where}"
+        return f"{error.strerror or error}: {where}: check the path and its permissions"
     there = next((place for place in Path(where).absolute().parents if place.exists()), Path())
     if (room := os.statvfs(there)).f_bavail and room.f_files and not room.f_favail:
         return f"the disk is out of inodes, so {where} cannot be written: remove some files, {again}"

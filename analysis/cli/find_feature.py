@@ -5,7 +5,8 @@ python main.py find-feature RUN bridges --examples bridges.txt               # a
 python main.py find-feature RUN irony --examples yes.txt --against no.txt    # compared with your own texts
 
 Each feature is scored by how well its largest activation in a passage separates passages about the concept from
-others. Different passages choose the features, set their thresholds and score them.
+others. The passages are split in three: one part is used to choose features, one to set
+thresholds, one to score.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def run(argv: list[str]) -> None:
         if not options.json and not can_be_kept(finished.path, terminal.say):
             return
         write_json(path, record)
-        terminal.say(f"all figures: {path}")
+        terminal.say(f"all numbers: {path}")
 
 
 def show(

@@ -119,7 +119,7 @@ def add_flag(group: Any, field: Field, hint: Any) -> None:
     for short, value in field.metadata.get("shorthands", {}).items():
         one = (value,) if several else value
         group.add_argument(
-            short, dest=field.name, action="store_const", const=one, default=default, help=f"{name} {value}"
+            short, dest=field.name, action="store_const", const=one, default=default, help=f"same as {name} {value}"
         )
 
 

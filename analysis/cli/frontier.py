@@ -1,4 +1,4 @@
-"""Compare explained variance against sparsity (L0) over the members of finished runs: a table and a figure.
+"""Plot explained variance and cross-entropy recovered against L0 for members of finished runs, and print a table.
 
 python main.py frontier runs/first runs/second --to DIR
 """
@@ -34,7 +34,7 @@ def run(argv: list[str]) -> None:
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
         for member in frontier.failed:
-            terminal.say(f"{member} has no figures: its training failed")
+            terminal.say(f"{member} has no results: its training failed")
         if not frontier.has_curve:
             terminal.say(
                 "no figure: it needs one kind at two or more sparsities, trained with --target-l0 16 32 or --k 16 32"

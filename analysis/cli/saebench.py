@@ -39,5 +39,5 @@ def run(argv: list[str]) -> None:
         answers[question] = answer
     with Terminal() as terminal:
         terminal.show(benchmark_table(answers))
-        for note in [*notes, f"all figures: {finished.path / 'analysis'}"] if kept else notes:
+        for note in [*notes, f"all numbers: {finished.path / 'analysis'}"] if kept else notes:
             terminal.say(note)

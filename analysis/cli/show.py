@@ -58,7 +58,7 @@ def run(argv: list[str]) -> None:
         if (path / "results.json").exists():
             show_finished(path, options, terminal)
         elif options.pareto:
-            raise InputError(f"--pareto: {path} is not finished and has no held-out figures yet: leave --pareto out")
+            raise InputError(f"--pareto: {path} is not finished and has no held-out results yet: leave --pareto out")
 
 
 def show_finished(path: Path, options: Options, terminal: Terminal) -> None:

@@ -9,7 +9,7 @@ python main.py steer RUN --member ID --feature 12 --mode ablate --prompt "The sh
   clamp     sets the feature to S·max at every token
   ablate    sets the feature to 0 at every token
 
-The tables show a text for each strength, and these figures, averaged over all texts:
+The tables show a text for each strength, and these numbers, averaged over all texts:
   probability   total probability of the concept's tokens: the first token of each of its words, or of --words; with
                 --feature and no --words, of the tokens that the feature promotes most
   change        the probability minus that of the unsteered texts
@@ -69,7 +69,7 @@ class Options:
     candidates: int = flag(
         20, "with --concept: try at most this many features that detect it, and as many that promote its words"
     )
-    json: Path | None = flag(None, "JSON file for all texts and figures", written=True)
+    json: Path | None = flag(None, "JSON file for all texts and numbers", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
@@ -129,14 +129,17 @@ def run(argv: list[str]) -> None:
             scores = steer_model.output_scores(model, site, sae, tried, watched, features.max_F, first_position)
             feature = next(iter(scores))
             best = ", ".join(f"{number} ({score:.3f})" for number, score in list(scores.items())[:5])
-            terminal.say(f"{len(detecting)} features detect the concept, {len(promoting)} promote its words")
+            terminal.say(
+                f"features that detect the concept: {len(detecting)}; that promote its words: {len(promoting)}"
+            )
             terminal.say(f"features with the best output scores: {best}")
             means_D = steer_model.difference_in_means(
                 finished.store(site, options.cache_dir, **talk), model.tokenizer, options.concept
             )
             if means_D is None:
                 terminal.say(
-                    f"the {MEANS} is left out: the activations have no text with, or none without, {options.concept!r}"
+                    f"the baseline {MEANS} is left out: it needs windows with {options.concept!r} and windows without "
+                    "it, and one of the two is missing"
                 )
             else:
                 others[MEANS] = means_D
@@ -187,13 +190,13 @@ def candidates(features: Features, watched: Sequence[int], most: int) -> list[in
 def report_best(
     steered: Steered, again: dict[str, Steered], finished: FinishedRun, name: str, terminal: Terminal
 ) -> None:
-    """Print each direction's best strength and its figures with other random draws, and write the figure."""
+    """Print each direction's best strength and its numbers with other random draws, and write the figure."""
     from analysis.plots.steering import steering_chart
     from analysis.plots.style import save
 
     for way in steered.ways:
         best = steered.best(way)
-        strength = f"{best.strength:g}" if best else "none, no strength raises the concept's probability"
+        strength = f"{best.strength:g}" if best else "none: no fluent text makes the words more likely"
         terminal.say(f"best strength of {way} at which the text stays fluent: {strength}")
         if way in again:
             plain, (texts,) = again[way].plain[UNSTEERED], again[way].ways[way]

@@ -2,8 +2,8 @@
 
 1. How do different activation functions affect feature learning?
 2. What drives concept emergence when training on transformer activations?
-3. How reliable are activation frequency patterns as indicators of neuron specialization?
-4. Can neuron behaviour during training be quantified and seen?
+3. How reliable are activation frequency patterns as indicators of feature specialization?
+4. Can feature behaviour during training be quantified and seen?
 5. How do sparsity mechanisms affect the interpretability of features?
 
 python main.py study RUN                         # measures every member, prints the answers, draws the figures
@@ -31,7 +31,7 @@ class Options:
     control: Path | None = flag(
         None, "a run on the same model with shuffled weights (trained with --control random-weights)"
     )
-    documents: int = flag(5000, "number of documents of the bundled corpus to train and test probes on, at most")
+    documents: int = flag(5000, "largest number of documents of the bundled corpus for training and testing probes")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 
 
@@ -67,7 +67,7 @@ def run(argv: list[str]) -> None:
         maps = draw(gathered, first_alive, terminal.say)
         paths = written(answers, finished, shuffled, gathered)
         terminal.say(f"\nfigures: {finished.path / 'figures'}: {', '.join([*(p.stem for p in paths[:-1]), *maps])}")
-        terminal.say(f"all figures: {paths[-1]}")
+        terminal.say(f"all numbers: {paths[-1]}")
 
 
 def written(

@@ -2,7 +2,7 @@
 
 python main.py --activation jump_relu                   # one SAE with default settings
 python main.py --activation relu jump_relu topk         # three SAEs, trained together on the same batches
-python main.py --n-samples 100 --seq-len 10 --epochs 2  # a quick test, in seconds
+python main.py --n-samples 100 --seq-len 10 --epochs 2  # a quick test, about a minute
 python main.py --preset frontier                        # kinds x sparsities x seeds, and the Pareto plot
 
 Flags that take several values train one SAE (a member of the run) for each combination of values.
@@ -48,9 +48,11 @@ class Options:
 
     run_dir: Path | None = flag(None, "directory of the run (default: a folder in runs/ named after the settings)")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
-    ce_windows: int = flag(256, "held-out windows on which loss recovered is measured at the end; 0 skips it")
+    ce_windows: int = flag(256, "held-out windows on which cross-entropy recovered is measured at the end; 0 skips it")
     checkpoint_seconds: float = flag(60.0, "seconds between checkpoints")
-    snapshots: int = flag(10, "number of log-spaced steps at which decoders are saved, for `study`; 0 saves none")
+    snapshots: int = flag(
+        10, "save decoders at the start and at up to this many log-spaced steps, for `study`; 0 saves none"
+    )
     resume: bool = flag(False, "continue an interrupted run from its last checkpoint")
     force: bool = flag(False, "start over, even if the run is finished or interrupted")
     quiet: bool = flag(False, "print only the path of the run, and failed members on standard error")
@@ -62,7 +64,7 @@ class Options:
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__)
-    about = "a published set-up, or our own `frontier`, as defaults for the other flags; `list` shows all set-ups"
+    about = "use the flags of a published set-up (or of our `frontier`) as defaults; `list` shows all set-ups"
     parser.add_argument("--preset", metavar="NAME", help=about)
     parser.add_flags(HarvestRequest, "activations")
     parser.add_flags(TrainConfig, "training")
@@ -196,8 +198,8 @@ def answered(run: RunDirectory, request: HarvestRequest, options: Options, termi
     measured = results.get("loss_recovered", {}).get("windows_asked", 0)
     if measures_loss_recovered(request, options) and measured != options.ce_windows:
         terminal.say(
-            f"its loss recovered was measured on {measured} windows: `python main.py evaluate {quote(str(run.path))} "
-            f"--ce-windows {options.ce_windows}` measures it on others"
+            f"its cross-entropy recovered was measured on {measured} windows: `python main.py evaluate "
+            f"{quote(str(run.path))} --ce-windows {options.ce_windows}` measures it on others"
         )
     show_results(run.path, results, terminal)
     return True
@@ -244,7 +246,7 @@ def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:
     if preset and preset["scaled_down"]:
         terminal.say(f"--preset {preset['name']} scaled down to the bundled model: {', '.join(preset['scaled_down'])}")
     if preset and preset["not_followed"]:
-        terminal.say(f"--preset {preset['name']} does not follow: {'; '.join(preset['not_followed'])}")
+        terminal.say(f"--preset {preset['name']} differs from the original in: {'; '.join(preset['not_followed'])}")
 
 
 def measures_loss_recovered(request: HarvestRequest, options: Options) -> bool:
@@ -277,7 +279,10 @@ def work(
         if measures_loss_recovered(request, options):
             add_loss_recovered(results, run.path, stores, options.ce_windows, terminal.progress)
         elif options.ce_windows:
-            terminal.say(f"loss recovered is not measured: windows of {request.seq_len} tokens are too short for it")
+            terminal.say(
+                f"cross-entropy recovered is not measured: windows of {request.seq_len} tokens are too short for it: "
+                "use a longer --seq-len"
+            )
 
     terminal.say(f"training on {jax.default_backend()}")
     return train(

@@ -147,7 +147,10 @@ def cohesions(x_NxD: np.ndarray, label_N: np.ndarray) -> np.ndarray:
 def chance(
     x_NxD: np.ndarray, labels_of: Callable[[np.ndarray], np.ndarray], min_cluster: int, seed: int
 ) -> tuple[float, float]:
-    """(floor, highest cohesion) of random directions, in the first draw in which clusters are found; zeros if none."""
+    """(95% quantile of the cosines to the own cluster, highest mean cosine of a cluster) in random directions.
+
+    This is the baseline for `trimmed`, from the first draw that has clusters. (0, 0) if no draw has any.
+    """
     rng = np.random.default_rng(seed)
     for _ in range(MOST_DRAWS):
         random_NxD = random_like(x_NxD, len(x_NxD), rng)
@@ -197,7 +200,7 @@ def names_of(label_N: np.ndarray, promoted: Sequence[Sequence[str]]) -> tuple[st
 
 
 def write_clusters(clusters: Clusters, folder: Path, name: str) -> list[Path]:
-    """Write clusters-NAME.json (figures and names) and clusters-NAME.npz (xy, pca and label of each feature)."""
+    """Write clusters-NAME.json (numbers and names) and clusters-NAME.npz (xy, pca and label of each feature)."""
     record = {k: v for k, v in vars(clusters).items() if not isinstance(v, np.ndarray) and k != "tokens_F"}
     arrays: dict[str, Any] = {"xy_Fx2": clusters.xy_Fx2, "pca_Fx2": clusters.pca_Fx2, "label_F": clusters.label_F}
     written = write_arrays(folder / f"clusters-{name}.npz", arrays, compressed=True)

@@ -1,6 +1,6 @@
-"""Explained variance and loss recovered against sparsity: a curve for each kind, with the spread over seeds.
+"""Explained variance and cross-entropy recovered against sparsity: a curve for each kind, with the spread over seeds.
 
-All figures are the held-out figures of the exported weights in the runs' results.json.
+All numbers are the held-out metrics of the exported weights in the runs' results.json.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Frontier:
     """All points, ordered by panel, kind and sparsity, and the settings that they have in common."""
 
     points: list[Point]
-    failed: list[str]  # members without figures, because their training failed
+    failed: list[str]  # members without results, because their training failed
     settings: dict[str, Any]  # settings that are the same in all members
     runs: list[str]
 
@@ -97,7 +97,7 @@ def penalty_of(member: dict[str, Any]) -> str | None:
 
 
 def spread(members: dict[int, dict[str, Any]]) -> tuple[tuple[int, ...], dict[str, Spread]]:
-    """(the seeds that have figures, mean and standard deviation over them of each metric that all of them have)."""
+    """(the seeds that have results, mean and standard deviation over them of each metric that all of them have)."""
     measured = {seed: member["metrics"] for seed, member in sorted(members.items()) if member["metrics"]}
     spreads = {}
     for name in ("l0", *METRICS):

@@ -34,7 +34,7 @@ THRESHOLD = 0.7  # the value of Leask et al. 2025 (arXiv 2502.04878) and Paulo a
 
 @dataclass(frozen=True)
 class Group:
-    """Pairs of members that differ in the same settings. A pair's figure is the mean of entries [i, j] and [j, i]."""
+    """Pairs of members that differ in the same settings. A pair's number is the mean of entries [i, j] and [j, i]."""
 
     differ: str
     pairs: int
@@ -221,7 +221,7 @@ def grouped(settings: Sequence[Mapping[str, Any]], *matrices: np.ndarray | None)
 
 
 def write_shared_features(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write comparison.json (the figures) and comparison.npz (partner, cosine and found_again of each feature)."""
+    """Write comparison.json (the numbers) and comparison.npz (partner, cosine and found_again of each feature)."""
     per_feature = {"partner": comparison.partner_FxM, "cosine": comparison.cosine_FxM}
     per_feature |= {"found_again": comparison.found_again_F}
     arrays: dict[str, Any] = {

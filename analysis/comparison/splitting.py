@@ -65,7 +65,7 @@ def families(decoders: Mapping[str, Decoder]) -> list[list[str]]:
 
 
 def compute_splitting(decoders: Mapping[str, Decoder], threshold: float = PARENT, seed: int = 0) -> Splitting:
-    """The splitting of one family, narrowest first.
+    """How features split from each member of a family to the next wider one. `decoders` are ordered by width.
 
     Raises InputError for fewer than two members.
     """
@@ -124,7 +124,7 @@ def trees_of(parents: Sequence[np.ndarray], alive: Sequence[np.ndarray]) -> tupl
 
 
 def write_splitting(splitting: Splitting, folder: Path) -> list[Path]:
-    """Write splitting-ID.json (figures, 100 largest trees) and .npz (parents). ID is that of the widest member."""
+    """Write splitting-ID.json (numbers, 100 largest trees) and .npz (parents). ID is that of the widest member."""
     stem = folder / f"splitting-{splitting.members[-1]}"
     arrays = {
         f"{name}/{what}": values[level]

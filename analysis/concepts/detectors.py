@@ -2,7 +2,7 @@
 
 A feature's value on a passage is its largest activation over the passage's tokens. Because thousands of features are
 tried, the best one looks good by chance on the passages that it was chosen by. Features are therefore chosen on one
-set of passages (CHOOSING), get their threshold on a second (THRESHOLD), and get all reported figures on a third
+set of passages (CHOOSING), get their threshold on a second (THRESHOLD), and get all reported numbers on a third
 (SCORING). The p-values are from a permutation test on SCORING, and are corrected together for all reported features of
 all dictionaries (Benjamini and Hochberg 1995).
 
@@ -175,7 +175,10 @@ def permutation_test(
 def judge(
     columns: list[MaxPooled], is_concept_N: np.ndarray, set_N: np.ndarray, fdr: float, rng: np.random.Generator
 ) -> list[Detector]:
-    """Threshold and score features, one column each. Permutations are enough for the smallest p-value to pass `fdr`."""
+    """Threshold and score features, one column each.
+
+    So many permutations are drawn that the smallest possible p-value passes `fdr`.
+    """
     if not columns:
         return []
     is_threshold_N, is_concept_M = set_N == THRESHOLD, is_concept_N[set_N == SCORING]

@@ -45,7 +45,7 @@ class SearchSettings:
     fdr: float = flag(0.05, "accepted share of false discoveries among the features that pass")
     seed: int = flag(0, "seed of all random choices")
     json: Path | None = flag(
-        None, "JSON file for all figures (default: analysis/find/PHRASE.json in the run)", written=True
+        None, "JSON file for all numbers (default: analysis/find/PHRASE.json in the run)", written=True
     )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 

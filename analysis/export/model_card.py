@@ -23,7 +23,10 @@ METRICS = {
 
 
 def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> str:
-    """The card as Markdown with the hub's front matter. `facts` are from `member_facts`, None without a run."""
+    """The model card of a dictionary, as Markdown with the hub's front matter.
+
+    `facts` come from `member_facts`. They are None for a dictionary that no run of ours trained.
+    """
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(library_name="saelens", tags=["sparse-autoencoder", "mechanistic-interpretability"])

@@ -1,4 +1,4 @@
-"""How often features fire: summary figures and a histogram.
+"""How often features fire: summary numbers and a histogram.
 
 Shapes: F features."""
 

@@ -53,7 +53,7 @@ class TopKPerFeature:
         return seen[stays & counts]
 
     def table(self, name: str, none: float) -> np.ndarray:
-        """One field of the top entries as [F, size], padded with `none`."""
+        """One field of the `size` strongest entries of each feature, [F, size]; missing entries are `none`."""
         entries = self.settle()
         rank = ranks(entries["feature"], np.ones(len(entries), bool))
         table_FxK = np.full((self.features, self.size), none, ENTRY[name])

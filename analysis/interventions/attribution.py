@@ -118,7 +118,7 @@ def compute_attribution(
 
 
 def slopes(output: Output, faded_TxD: np.ndarray, points: int) -> np.ndarray:
-    """The output's gradient [T, D] at x if `points` is 0, otherwise its mean while `faded_TxD` is scaled from 0 to 1.
+    """The output's gradient [T, D] at x if `points` is 0, otherwise its mean over activations from x − faded to x.
 
     The mean is computed at `points` Gauss–Legendre points.
     """

@@ -86,7 +86,7 @@ class Direction(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of one strength and their figures, which are means over all texts.
+    """Texts of one strength and their numbers, which are means over all texts.
 
     probability: the summed probability of the watched tokens at temperature 1, mean over the generated positions.
     perplexity: of the texts under the unsteered model after the plain prompt, exp(mean −log p).
@@ -189,7 +189,7 @@ def rerun_best(
     sampling: Sampling,
     first_position: int,
 ) -> dict[str, Steered]:
-    """The best strength of each direction again, with another seed, because its first figures decided its choice.
+    """The best strength of each direction again, with another seed, because its first numbers decided its choice.
 
     Directions without a best strength are left out, and at temperature 0 all are: their texts would be the same.
     """

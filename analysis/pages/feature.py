@@ -226,7 +226,10 @@ def twins_of(compared: Comparison | None, member: str, feature: int) -> list[Twi
 
 
 def stages_of(run: FinishedRun, member: str, feature: int) -> list[Stage]:
-    """The feature in each snapshot of training; empty if the run has no snapshots."""
+    """For each snapshot: the highest cosine of a decoder row to the feature's final direction, and that of its own row.
+
+    Empty if the run has no snapshots.
+    """
     paths = sorted((run.path / DIRECTORY).glob(f"*/{member}.npz"))
     snapshots = {int(path.parent.name): mapped_arrays(path, ADVICE) for path in paths}
     if not snapshots:

@@ -15,7 +15,7 @@ from analysis.features.specialists import judged, most_special
 from analysis.features.statistics import Features
 from harvest.store import ActivationStore
 
-RULE = "half by specialization over chance, half at evenly spaced ranks of density"
+RULE = "half are the most specialized over chance, half are spread evenly over the ranks of density"
 CONTEXTS, TOKENS = 5, 8
 
 

@@ -29,7 +29,7 @@ class EvaluateSettings:
     """
 
     model_name: str | None = flag(
-        None, "hub name, alias, local directory or 'bundled' (default: the first dictionary's model)"
+        None, "hub name, TransformerLens alias, local directory or 'bundled' (default: the first dictionary's model)"
     )
     layer: int | None = flag(None, "layer to measure all dictionaries at (default: the layer that each was trained on)")
     hook: str | None = flag(
@@ -39,7 +39,11 @@ class EvaluateSettings:
     dataset: str | None = flag(
         None, "text to measure on, in any form that training accepts (default: the text of the first dictionary)"
     )
-    n_samples: int | None = flag(None, f"token windows to harvest (default: as many as the run, or {N_SAMPLES})")
+    n_samples: int | None = flag(
+        None,
+        "token windows to harvest (default: as many as the first run used; "
+        f"{N_SAMPLES} for other dictionaries or with --dataset)",
+    )
     seq_len: int | None = flag(
         None, f"tokens per window (default: as in the training of the first dictionary, or {SEQ_LEN})"
     )
@@ -48,8 +52,8 @@ class EvaluateSettings:
         "share of the documents to measure on (default: all; on the text of a run, the documents that it held out)",
     )
     keep_first_position: bool = flag(False, "also measure at the first position of each window")
-    ce_windows: int = flag(256, "number of windows on which loss recovered is measured; 0 skips it")
-    json: Path | None = flag(None, "JSON file for all figures", written=True)
+    ce_windows: int = flag(256, "number of windows on which cross-entropy recovered is measured; 0 skips it")
+    json: Path | None = flag(None, "JSON file for all numbers", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
 
@@ -241,7 +245,7 @@ def share_of(opened: list[Opened], options: EvaluateSettings, dataset: Source, s
         if o.run:
             shares.append(o.run["asked"]["harvest"]["held_out"])
         else:
-            say(f"{o.directory} was trained on this text: its figures may be measured on training rows")
+            say(f"{o.directory} was trained on this text: its metrics may be measured on training rows")
     return min(shares)
 
 
@@ -254,8 +258,8 @@ def compare_models(opened: list[Opened], options: EvaluateSettings, model: Sourc
         if others := other_weights(o.dictionary.cfg["metadata"]):
             if options.model_name is None:
                 raise InputError(
-                    f"{o.directory} was trained on other weights than its model's name stands for ({others}): give "
-                    "--model-name with a directory that contains them"
+                    f"{o.directory} was trained on another version of its model ({others}): give "
+                    "--model-name with a directory that contains that version"
                 )
             say(f"{o.directory} was trained on a model with {others}, and is measured on {options.model_name}")
         trained_on = place_of("model", o.run["stores"][0]["model"]) if o.run else o.dictionary.model_name
@@ -290,7 +294,7 @@ def refuse_another_width(opened: list[Opened], d_model: int | None, model: Sourc
 
 
 def refuse_a_control_among_others(opened: list[Opened]) -> None:
-    """All dictionaries are measured on one model, so those of the shuffled control cannot be among the others."""
+    """Raise InputError if dictionaries of a control run are measured together with others: all use one model."""
     by_control = {o.run["asked"]["harvest"].get("control") if o.run else None: o.directory for o in opened}
     if len(by_control) > 1:
         first, other = by_control.values()

@@ -41,12 +41,12 @@ def compare(decoder_FxD: np.ndarray, features_held_out_NxF: np.ndarray, truth: T
     Features only need to be zero or not, so booleans work, too. Rows are read in slices, so memory maps work, too.
     Raises InputError if the shapes do not fit the truth.
     """
-    (n_true, d), rows = truth.directions_GxD.shape, len(truth.fired)
+    (_, d), rows = truth.directions_GxD.shape, len(truth.fired)
     expected = (rows, len(decoder_FxD))
     if decoder_FxD.shape[1:] != (d,) or features_held_out_NxF.shape != expected:
         raise InputError(
-            f"a decoder {decoder_FxD.shape} with features {features_held_out_NxF.shape} does not fit {n_true} true "
-            f"features in {d} dimensions on {rows} held-out rows: features must be {expected}, of all these rows"
+            f"features_held_out must have shape [rows, F] = {list(expected)} and the decoder [F, d] = "
+            f"{[len(decoder_FxD), d]}, not {list(features_held_out_NxF.shape)} and {list(decoder_FxD.shape)}"
         )
     cosine_GxF = np.abs(unit(truth.directions_GxD) @ unit(decoder_FxD).T)
     true_P, found_P = linear_sum_assignment(cosine_GxF, maximize=True)

@@ -40,7 +40,7 @@ class SAEBench:
     )
     label: tuple[str, ...] = flag((), "probing: keys of the labels (default for the bundled corpus: topic form)")
     concepts: tuple[str, ...] = flag(
-        (), "scr: two concepts, each KEY=VALUE,..:VALUE,.. with the values of documents about it before the colon"
+        (), "scr: two concepts, each KEY=A,..:B,..: documents whose KEY is A have it, those whose KEY is B do not"
     )
     documents: int = flag(5000, "largest number of documents to use")
     document_tokens: int = flag(128, "number of tokens to read of each document, in windows of the run's length")
@@ -68,8 +68,7 @@ class SAEBench:
             raise InputError("--label is missing: give the key of the labels, or leave probing out of --metrics")
         if "scr" in self.metrics and len(self.concepts) != 2:
             raise InputError(
-                "--concepts: scr needs two concepts: give two of the form KEY=VALUE,..:VALUE,.. "
-                "or leave scr out of --metrics"
+                "--concepts: scr needs two concepts: give two of the form KEY=A,..:B,.. or leave scr out of --metrics"
             )
 
 
@@ -143,7 +142,9 @@ def refuse_too_many(settings: SAEBench, saes: dict[str, SAE]) -> None:
     features = min(len(sae.W_dec) for sae in saes.values())
     columns = min(features, *(sae.W_dec.shape[1] for sae in saes.values()))
     if "probing" in settings.metrics and (k := max(settings.k)) > columns:
-        raise InputError(f"--k {k}: must be at most {columns}, the number of features or neurons")
+        raise InputError(
+            f"--k {k}: must be at most {columns}, the smaller of the numbers of features and of neurons (dimensions)"
+        )
     if "scr" in settings.metrics and (n := max(settings.n_ablated)) > features:
         raise InputError(f"--n-ablated {n}: must be at most {features}, the number of features")
 
@@ -158,7 +159,10 @@ def concepts_of(texts: tuple[str, ...], labels: dict[str, np.ndarray]) -> tuple[
         key, _, values = text.partition("=")
         sides = [side.split(",") for side in values.split(":")]
         if len(sides) != 2 or not all(all(side) for side in sides):
-            raise InputError(f"--concepts {text}: must be KEY=VALUE,..:VALUE,.. with the values that have it first")
+            raise InputError(
+                f"--concepts {text}: must be KEY=A,..:B,.. (documents whose KEY is A have the concept, those "
+                "whose KEY is B do not)"
+            )
         if unknown := [value for side in sides for value in side if value not in labels[key]]:
             raise InputError(
                 f"--concepts {text}: no document has {key} {unknown[0]!r}: give values of {key} in the data set"

@@ -111,7 +111,10 @@ def remove(
 def sides(
     concepts: dict[str, np.ndarray], is_train_N: np.ndarray, rng: np.random.Generator
 ) -> tuple[dict, dict, dict[str, int]]:
-    """(quadrants to train on, held-out quadrants, the smallest size of each). Raises InputError if one is too small."""
+    """Documents of each combination of the two concepts: (to train on, held out, smallest number in each).
+
+    Raises InputError if a combination has too few.
+    """
     (name_a, a_N), (name_b, b_N) = concepts.items()
     train, test = (quadrants(a_N, b_N, side_N, rng) for side_N in (is_train_N, ~is_train_N))
     sizes = {name: min(map(len, rows.values())) for name, rows in (("train", train), ("held_out", test))}

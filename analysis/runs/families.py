@@ -31,7 +31,7 @@ WORDS |= {"penalty": "by {}", "model": "{}", "text": "{}", "rows": "{:,} rows", 
 
 
 def settings_of(run: FinishedRun, member: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings that the figures of a member of results.json depend on. None if one does not apply to its kind.
+    """All settings that the metrics of a member of results.json depend on. None if one does not apply to its kind.
 
     `sparsity` is the k, target L0 or coefficient as text. The text is the same for a k and a target L0.
     """

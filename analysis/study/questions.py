@@ -1,6 +1,6 @@
 """The study's five questions, answered from the measures of a population with several seeds.
 
-The text of an answer is generated from its figures: means over seeds with 95% intervals by Student's t.
+The text of an answer is generated from its numbers: means over seeds with 95% intervals by Student's t.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from analysis.plots.comparison import estimates_chart, shared_features_chart
 from analysis.plots.densities import densities_chart as densities
 from analysis.plots.training import emergence_curves, emergence_heatmap
 from analysis.runs import families
-from analysis.stats import Estimate, over_seeds
+from analysis.stats import FEWEST, Estimate, over_seeds
 from analysis.study.measures import LABEL_MEASURES, MEASURES, PopulationMeasures
 
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
@@ -123,17 +123,18 @@ def equal_l0(gathered: PopulationMeasures) -> str:
 def seeds_of(gathered: PopulationMeasures) -> str:
     counts = sorted({len(names) for names in families.by_seed(gathered.settings).values()})
     n = " to ".join(map(str, counts))
-    single = "; with one seed there is no interval" if counts[0] == 1 else ""
+    few = " With fewer than three seeds there is no interval." if counts[0] < FEWEST else ""
     wider = (
-        ", widened for a difference between highest and lowest so that they hold for all pairs of kinds"
+        " The interval of a difference between the highest and the lowest kind is widened, so that it holds for all "
+        "pairs of kinds."
         if len(families.by_seed(gathered.settings)) > 2
         else ""
     )
     return (
-        f"{n} seeds per kind, 95% intervals over seeds by Student's t{wider}{single}. They cover what the seed "
+        f"{n} seeds per kind, 95% intervals over seeds by Student's t.{few}{wider} Intervals cover what the seed "
         "changes: the initial weights, and the rows that dead features are resampled from. They do not cover the text: "
         "all seeds see the same rows in the same order and are measured on the same held-out documents. On other text "
-        "the figures may lie outside the intervals."
+        "the values may lie outside the intervals."
     )
 
 
@@ -145,14 +146,14 @@ def feature_learning(gathered: PopulationMeasures, control: PopulationMeasures |
     if gathered.compared:
         for group in gathered.compared.groups:
             sentences.append(
-                f"share of features in common ({group.differ}): {group.shared.mean:.3f}, the mean of {group.pairs} "
+                f"share of matched features ({group.differ}): {group.shared.mean:.3f}, the mean of {group.pairs} "
                 f"pairs of members (by chance: {group.chance.mean:.3f})"
             )
     return Answer(
         question="How do different activation functions affect feature learning?",
         measured=(
-            "Held-out reconstruction and loss recovered, densities, and features shared between members (decoder rows "
-            "matched one-to-one with a cosine of at least 0.7)."
+            "Held-out reconstruction and cross-entropy recovered, densities, and features shared between members "
+            "(decoder rows matched one-to-one with a cosine of at least 0.7)."
         ),
         table=table,
         answer=f"{equal_l0(gathered)}: {'; '.join(sentences)}.",
@@ -220,7 +221,7 @@ def frequency_and_specialization(gathered: PopulationMeasures, control: Populati
     means = [abs(table[kind][f"{label}, over chance"].mean or 0) for kind in kinds for label in gathered.labels]
     strength = "weak" if max(means) < 0.3 else "moderate at best" if max(means) < 0.6 else "strong for some labels"
     return Answer(
-        question="How reliable are activation frequency patterns as indicators of neuron specialization?",
+        question="How reliable are activation frequency patterns as indicators of feature specialization?",
         measured=(
             "Spearman's rank correlation of a feature's density with its specialization (1 − entropy of its labels / "
             "log2 of their number, Miller–Madow corrected), raw and minus the mean with shuffled labels (over chance)."
@@ -229,7 +230,8 @@ def frequency_and_specialization(gathered: PopulationMeasures, control: Populati
         answer=f"As an indicator, frequency is {strength} (rank correlation over chance; the largest is "
         f"{max(means):.2f}). {'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
-        not_shown=f"Specialization on what has no label. Features with fewer than {MIN_FIRINGS} firings are left out.",
+        not_shown="Specialization on properties that have no label is not measured. "
+        f"Features with fewer than {MIN_FIRINGS} firings are left out.",
         figures={
             "frequency": estimates_chart("Frequency and specialization: rank correlation", named(table), columns=2)
         },
@@ -263,12 +265,15 @@ def behaviour_during_training(gathered: PopulationMeasures, control: PopulationM
     if first:
         figures |= {f"emergence-{first}": emergence_heatmap(first, gathered.trajectories[first])}
     return Answer(
-        question="Can neuron behaviour during training be quantified and seen?",
+        question="Can feature behaviour during training be quantified and seen?",
         measured="Cosines of decoder rows to their final directions, and densities, in snapshots at log-spaced steps.",
         table=table,
         answer=f"{'Yes' if table else 'Not from this run'}. {'. '.join(sentences)}.",
         uncertainty=seeds_of(gathered),
-        not_shown="What happens between snapshots, and why. Births and deaths are counted on the calibration rows.",
+        not_shown=(
+            "Changes between snapshots, and their causes, are not measured. Births and deaths are counted on the "
+            "calibration rows."
+        ),
         figures=figures,
     )
 
@@ -288,10 +293,15 @@ def interpretability(gathered: PopulationMeasures, control: PopulationMeasures |
         differs = {measure: intervals_differ(table, shuffled, measure) for measure in measures}
         apart, alike, unknown = ([words(m) for m in measures if differs[m] is is_so] for is_so in (True, False, None))
         verdict = (
-            "Measures whose intervals for the trained model and for the model with shuffled weights do not overlap, "
-            f"for all kinds: {'; '.join(apart) or 'none'}."
+            "Measures for which the intervals of all kinds on the trained model are above those of all kinds on the "
+            f"model with shuffled weights, or all below them: {'; '.join(apart) or 'none'}."
         )
-        verdict += f" They overlap for: {'; '.join(alike)}; these show nothing about the model." if alike else ""
+        if alike:
+            verdict += (
+                " For these measures, the intervals of the two models are neither all above nor all below each other: "
+                f"{'; '.join(alike)}. Such a measure does not separate the two models for all kinds; the table shows "
+                "each kind beside its own control."
+            )
         verdict += f" No interval for at least one model: {'; '.join(unknown)}." if unknown else ""
         table |= shuffled
     return Answer(
@@ -312,7 +322,10 @@ def interpretability(gathered: PopulationMeasures, control: PopulationMeasures |
 def intervals_differ(
     trained: dict[str, dict[str, Estimate]], shuffled: dict[str, dict[str, Estimate]], measure: str
 ) -> bool | None:
-    """Whether the intervals of all kinds on one model are above all those on the other. None if one is missing."""
+    """Whether the intervals of all kinds on the trained model are above all those on the other, or all below them.
+
+    Every kind is compared with every kind, not only with itself. None if an interval is missing.
+    """
     lows, highs = (
         [[getattr(row[measure], end) for row in table.values()] for table in (trained, shuffled)]
         for end in ("low", "high")

@@ -44,12 +44,14 @@ def losses(
 ) -> tuple[Losses, dict[str, Losses]]:
     """(losses of the unchanged model, losses with each replacement).
 
-    Positions from `first_position` on are replaced, and only they are used for the means, as SAELens neither replaces
-    nor uses special tokens. The cross-entropy of a position is that of the token after it. `on_tokens` is called with
-    the number of tokens that ran from the site on. Raises InputError for an encoder, for a hook that the model lacks or
-    that cannot be replaced, and for a replacement that is not finite.
+    Positions from `first_position` on are replaced, and only they are used for the means, as SAELens does for
+    dictionaries (its zero ablation also covers special tokens). The cross-entropy of a position is that of the token
+    after it. `on_tokens` is called with the number of tokens that were run through the layers after the site.
+
+    Raises InputError for an encoder, for a hook that the model lacks or that cannot be replaced, and for a replacement
+    that is not finite.
     """
-    model.need_next_token("Loss recovered")
+    model.need_next_token("Cross-entropy recovered")
     if tokens_WxT.shape[1] - first_position < 2:
         raise InputError(f"windows of {tokens_WxT.shape[1]} tokens have no next token to predict: use longer windows")
     clean: list[Losses] = []

@@ -100,10 +100,11 @@ def gather(
         )
     others = _others(concept, pool, tokenizer, first, rng, same)
     if len(others) < FEWEST:
-        source = "your own (--against)" if against else Path(corpus).name
-        advice = ": give more" if against else ": give texts without it (--against FILE)"
+        source = "--against FILE" if against else Path(corpus).name
+        advice = "give more" if against else "give texts without it (--against FILE)"
         raise InputError(
-            f"{source} has {len(others)} texts without {phrase!r}, but {FEWEST} are needed, better 100{advice}"
+            f"{source} has only {len(others)} texts without {phrase!r}, but at least {FEWEST} are needed and 100 are "
+            f"better: {advice}"
         )
     passages = [*concept, *others]
     tokens_WxT, real_WxT, item_W, phrase_WxT = _windows_of(passages, seq_len, first)
@@ -198,9 +199,7 @@ def _tokens_on(mentions: Iterable[tuple[int, int]], offsets: list[tuple[int, int
 def _own_text(text: str, phrase: Phrase, tokenizer, first: int) -> _Passage:
     ids, offsets = _tokenized(tokenizer, text)
     if len(ids) <= first:
-        raise InputError(
-            f"{text!r} (--examples) is {len(ids)} token, but the first of a window is not used: remove this example"
-        )
+        raise InputError(f"{text!r} (--examples) has no token after the first, which is not used: remove this example")
     return _Passage(ids, _tokens_on(phrase.mentions(text), offsets), sentences=len(sentences_of(text)))
 
 
@@ -215,8 +214,8 @@ def _window(
     begin, end = int(on_it[0]), int(on_it[-1]) + 1
     if end - begin > seq_len - first:
         raise InputError(
-            f"{text[slice(*mention)]!r} is {end - begin} tokens, but the run was trained on windows of which "
-            f"{seq_len - first} are used: search for a shorter phrase"
+            f"{text[slice(*mention)]!r} is {end - begin} tokens, but a window of this run has room for only "
+            f"{seq_len - first}: search for a shorter phrase"
         )
     lowest = max(0, end - seq_len)
     start = int(rng.integers(lowest, max(lowest, min(begin - first, len(ids) - seq_len)) + 1))

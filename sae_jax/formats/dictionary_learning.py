@@ -59,12 +59,17 @@ def read(directory: Path) -> Dictionary:
     }
     for name in ("k", "threshold"):
         if name in stored and name not in form.names and stored[name].size != 1:
-            raise InputError(f"{directory}: {name} has shape {stored[name].shape}; it must be one number")
+            raise InputError(
+                f"{directory}: {name} has shape {stored[name].shape}; it must be one number: {ANOTHER_COPY}"
+            )
     if form.has_one_threshold and {"threshold", "b_enc"} <= stored.keys() | tensors.keys():
         tensors["threshold"] = np.full(tensors["b_enc"].shape, stored["threshold"], np.float32)
     k = trainer.get("k")
     if "k" in stored and k is not None and stored["k"].item() != k:
-        raise InputError(f"{directory}: k is {k} in {CONFIG}, but {stored['k'].item()} in {WEIGHTS}")
+        raise InputError(
+            f"{directory}: k is {k} in {CONFIG}, but {stored['k'].item()} in {WEIGHTS}: use the {CONFIG} that "
+            "belongs to these weights"
+        )
     cfg = new_cfg(
         form.architecture,
         trainer.get("activation_dim", 0),

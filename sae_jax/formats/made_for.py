@@ -30,7 +30,10 @@ EVERY_POSITION: Any = ([], [None], [0], [None, None], [0, None], [None, None, No
 
 
 def settings_of(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The settings of its model (`model_from_pretrained_kwargs`) that are neither null nor false."""
+    """The settings with which the model of a dictionary was loaded (`model_from_pretrained_kwargs`).
+
+    Settings that are null or false are left out.
+    """
     settings = metadata.get("model_from_pretrained_kwargs") or {}
     return {name: value for name, value in settings.items() if value is not None and value is not False}
 

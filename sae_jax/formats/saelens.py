@@ -117,7 +117,9 @@ def upgraded(cfg: dict, where: Path) -> dict:
     if activation == "topk" and k is not None:
         architecture = "topk"
     elif activation not in ("relu", None):
-        raise InputError(f"{where}: activation_fn {activation!r} is not supported; it must be relu, or topk with a k")
+        raise InputError(
+            f"{where}: activation_fn {activation!r} is not supported: use a dictionary with relu, or topk with a k"
+        )
     normalize = cfg.get("normalize_activations") or "none"
     settings = {
         "dtype": str(cfg.get("dtype", "float32")).removeprefix("torch."),
@@ -135,7 +137,7 @@ def upgraded(cfg: dict, where: Path) -> dict:
 def record_in(config: dict, name: str, where: Path) -> dict:
     """The object `name` of a configuration; empty if absent. Raises InputError if it is no object."""
     if not isinstance(part := config.get(name) or {}, dict):
-        raise InputError(f"{where}: its {name} is {part!r:.40}; it must be an object")
+        raise InputError(f"{where}: its {name} is {part!r:.40}; it must be an object: {ANOTHER_COPY}")
     return part
 
 
@@ -143,7 +145,7 @@ def scale_in(path: Path) -> float:
     """The factor by which SAELens multiplied rows. Raises InputError if it is not a positive number."""
     scale: Any = parse_json(path, ANOTHER_COPY).get("scaling_factor")
     if type(scale) not in (int, float) or not (math.isfinite(scale) and scale > 0):
-        raise InputError(f"{path}: its scaling_factor is {scale!r}; it must be a positive number")
+        raise InputError(f"{path}: its scaling_factor is {scale!r}; it must be a positive number: {ANOTHER_COPY}")
     return float(scale)
 
 

@@ -51,7 +51,10 @@ def largest(score_BxF: jax.Array, count_B: jax.Array, k: int) -> Candidates:
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def product(x_BxD: jax.Array, W_encT_FxD: jax.Array, known_BxF: jax.Array, dtype: str) -> jax.Array:
-    """x W_enc from its known value, with a gradient for W_enc. x is data and gets no gradient."""
+    """x W_enc, given its value: the forward pass returns `known_BxF`, the backward pass gives the gradient for W_enc.
+
+    x is data and gets no gradient.
+    """
     return known_BxF
 
 

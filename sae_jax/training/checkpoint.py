@@ -100,7 +100,10 @@ class Checkpoints:
                     trouble = trouble_of_the_machine(error, self.directory)
                 if trouble:
                     raise trouble
-            say(f"the checkpoint of step {step:,} is damaged and was renamed to {self._move_aside(step)}")
+            say(
+                f"the checkpoint of step {step:,} is damaged and was renamed to {self._move_aside(step)}; the one "
+                "before it is tried, if there is one"
+            )
         if any(self.directory.glob(f"{DAMAGED}*")):
             raise InputError(
                 f"all checkpoints in {self.directory} are damaged and were renamed to {DAMAGED}*, so the run cannot be "

@@ -81,7 +81,7 @@ def train(
     """Train the population of `config` on the stores, evaluate it on held-out rows, fill the run directory.
 
     `stores` hold the same text at different sites of one model. A member whose loss is not finite is frozen and
-    reported, and the others continue. `measure` adds further figures to the results before they are written. Returns
+    reported, and the others continue. `measure` adds further metrics to the results before they are written. Returns
     the content of results.json. Raises InputError, Diverged if all members have failed, or Interrupted (on SIGINT and
     SIGTERM).
     """

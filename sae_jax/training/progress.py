@@ -78,12 +78,12 @@ class Reporter:
             fetched = {name: np.asarray(values, np.float64) for name, values in arrays.items()}
             failed_P, steps = fetched.pop("failed"), fetched["loss"].shape[1]
             for p, member in enumerate(group.members):
-                figures = {name: float(values[p].mean()) for name, values in fetched.items()}
-                figures["explained_variance"] = 1 - figures["mse"] / self.variances[member.id]
+                means = {name: float(values[p].mean()) for name, values in fetched.items()}
+                means["explained_variance"] = 1 - means["mse"] / self.variances[member.id]
                 if failed_P[p] >= 0:
                     self.fail(member, int(failed_P[p]))
-                    figures = dict.fromkeys(figures, math.nan)
-                members[member.id] = figures
+                    means = dict.fromkeys(means, math.nan)
+                members[member.id] = means
         self.refuse_none_left()
         lines = [{"step": step, "member": name, **f} for name, f in members.items() if name not in self.failed]
         self.run.append_metrics(lines)

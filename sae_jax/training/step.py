@@ -90,7 +90,7 @@ def make_gradients(signature: Signature, in_turn: bool) -> Callable:
 
 
 def in_parts(gradients: Callable, parts: int) -> Callable:
-    """The gradients of a batch that is computed in parts, one after another: all means, but the sum of the firings."""
+    """The gradients of a batch computed in parts: loss and gradients are means over the parts, firings are summed."""
     if parts == 1:
         return gradients
 
@@ -183,10 +183,10 @@ def look_for_dead(signature: Signature, hyper: Arrays, state: State, raw_NxD: ja
 
 
 def correct_l0(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.Array) -> State:
-    """Correct, if due after a block, the L0 of training rows that is steered to, by the L0 on held-out rows.
+    """If a correction is due after a block, change the L0 that the controller aims at on training rows.
 
-    About twenty corrections lie between 20% and 80% of the run, before the learning rate falls, since the sparsity
-    control slows down with it.
+    The L0 on held-out rows then approaches the target. About twenty corrections lie between 20% and 80% of the run,
+    before the learning rate falls, since the sparsity control slows down with it.
     """
     period = 0.03 * hyper["total_steps"]
     steers = (jnp.abs(state.step / hyper["total_steps"] - 0.5) <= 0.3) & (state.failed < 0)

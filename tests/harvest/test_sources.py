@@ -37,9 +37,9 @@ def test_sites_are_all_hooks_of_all_layers():
     [
         ({"layer": (1, -2)}, "^--layer -2: must be a whole number, 0 or more$"),
         ({"hook": ("mlp_out", "resid_up")}, f"^--hook resid_up: must be one of {', '.join(HOOKS)}$"),
-        ({"layer": (1, 2, 1)}, "^--layer 1 2 1: must be one or more different values$"),
-        ({"hook": ("mlp_out", "mlp_out")}, "^--hook mlp_out mlp_out: must be one or more different values$"),
-        ({"layer": ()}, "^--layer : must be one or more"),
+        ({"layer": (1, 2, 1)}, "^--layer 1 2 1: give at least one value, and none twice$"),
+        ({"hook": ("mlp_out", "mlp_out")}, "^--hook mlp_out mlp_out: give at least one value, and none twice$"),
+        ({"layer": ()}, "^--layer : give at least one value"),
     ],
 )
 def test_invalid_sites_are_refused_with_the_value(fields, says):
@@ -238,7 +238,7 @@ def test_ordered_collections_of_values_span_a_population(given, means):
     [
         ({"seed": {1, 2}}, "--seed {1, 2}: has no order"),
         ({"lr": {1e-3: 1}}, "--lr {0.001: 1}: has no order"),
-        ({"lr": (1e-3, np.float32(1e-3))}, "--lr 0.001 0.001: must be one or more different values"),
+        ({"lr": (1e-3, np.float32(1e-3))}, "--lr 0.001 0.001: give at least one value, and none twice"),
         ({"lr": np.ones((2, 2))}, "--lr [1. 1.]: must be a positive number"),
         ({"hidden_dim": 64.0}, "--hidden-dim 64.0: must be a whole number, 1 or more, and below 2147483648"),
         ({"seed": True}, "--seed True: must be a whole number, 0 to 2147483647"),

@@ -1,6 +1,7 @@
 """Presets: their flags, flags that override them, and scaling down to the bundled model. No hub is contacted."""
 
 import json
+import re
 
 import pytest
 from command_line import environment, shared_cache
@@ -57,7 +58,7 @@ def test_a_dry_run_of_each(name, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"--preset {name} scaled down to the bundled model: --layer")
     assert all(text in said for text in PRESETS[name].not_followed)
-    assert " members in " in said and not list(tmp_path.iterdir())
+    assert re.search(r" members? in ", said) and not list(tmp_path.iterdir())
 
 
 def test_flags_override_a_preset():

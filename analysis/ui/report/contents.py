@@ -106,7 +106,7 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
         f"Explained variance against L0 of {len(members)} members: {span(ranges['explained_variance'], '.3f')} "
         f"at L0 {span(ranges['l0'], '.1f')}."
     )
-    alt += f" Of those within a tenth of the target L0, {best['id']} explains most." if best else ""
+    alt += f" {best['id']} explains most among the members on target." if best else ""
     return Drawn("report-pareto", drawn, alt)
 
 
@@ -157,7 +157,7 @@ def part_of(
         curves = read_curves(run)
         if unknown := curves.keys() - kinds.keys():
             raise InputError(
-                f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, but results.json has not: {TRAIN_AGAIN}"
+                f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, which is not in results.json: {TRAIN_AGAIN}"
             )
         part.figures["training"] = [training(curves, kinds)]
     except InputError as error:
@@ -233,8 +233,9 @@ def in_common(part: Part, study: str) -> list[Drawn]:
     others = ~np.eye(len(compared.members), dtype=bool)
     shared, chance = compared.shared_MxM[others], compared.chance_MxM[others]
     alt = (
-        f"Features in common between {len(compared.members)} members: {span(shared.tolist(), '.1%')} of one are in "
-        f"another, {shared.mean():.1%} in the mean; chance {chance.mean():.1%}. "
+        f"Matched features of {len(compared.members)} members: between two members, "
+        f"{span(shared.tolist(), '.1%')} of the features of one are found in the other ({shared.mean():.1%} on "
+        f"average; {chance.mean():.1%} by chance). "
         + "; ".join(f"{group.differ}: {group.shared.mean:.1%} over {group.pairs} pairs" for group in compared.groups)
     )
     return [Drawn("report-comparison", shared_features_chart(compared), f"{alt}.")]
@@ -291,7 +292,7 @@ def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
     if not (table := answer["table"]):
         return []
     measures = len(lines_of(table))
-    alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the figures of the table."
+    alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the numbers of the table."
     return [Drawn(f"report-question-{number}", estimates_chart(f"Question {number}", named(table)), alt)]
 
 

@@ -23,7 +23,8 @@ prec.   precision: share of the passages above the threshold with the concept
 cov.    coverage: share of the concept's passages above the threshold
 diff.   mean value on the concept's passages minus the mean on the others
 dens.   density: share of all tokens on which the feature fires
-q       smallest false discovery rate at which the feature passes; dim: fails"""
+q       smallest false discovery rate at which the feature passes
+        (rows of features that do not pass are dim)"""
 
 
 def found_table(
@@ -83,8 +84,9 @@ def search_summary(phrase: str, passages: dict[str, Any], result: FindFeature, f
         f"{p['mean_tokens_concept']:.0f} tokens long",
         f"compared with {p['others']} other passages, on average {p['mean_tokens_others']:.0f} tokens long; "
         f"{p['documents_read']:,} documents read",
-        f"scored on {p['scored_concept']} passages about it ({p['scored_concept_not_trained_on']} from documents not "
-        f"trained on) and {p['scored_others']} others ({p['scored_others_not_trained_on']} not trained on)",
+        f"scored on {p['scored_concept']} passages about it ({p['scored_concept_not_trained_on']} from documents that "
+        f"the dictionaries were not trained on) and {p['scored_others']} others "
+        f"({p['scored_others_not_trained_on']} from such documents)",
     ]
     if p["texts_left_out"]:
         lines.append(

@@ -237,7 +237,7 @@ class Terminal:
         return Group(table, Text(f"and {len(hidden)} more: {ranges_text(hidden)}", style="dim", no_wrap=True))
 
     def _log_lines(self, head: str, members: dict[str, dict[str, float]]) -> list[str]:
-        """Lines of a log: a single member's figures follow the heading, those of several are listed below it."""
+        """Lines of a log: a single member's numbers follow the heading, those of several are listed below it."""
         texts = ["loss {}  ev {}  l0 {}  dead {}".format(*number_cells(metrics)) for metrics in members.values()]
         before = f"{head}  |  " if len(members) == 1 else "  "
         ids = [self._console.literal(member_id).plain for member_id in members]

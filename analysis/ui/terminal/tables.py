@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.interventions.steering import UNSTEERED
-from analysis.ui.terminal.wording import duration_text, number_cells, share_text
+from analysis.ui.terminal.wording import counted, duration_text, number_cells, share_text
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
 
 def preset_table(presets: dict[str, Preset]) -> Table:
-    """A row for each preset: its description, its source, its published figures and its deviations from them."""
+    """A row for each preset: its description, its source, its published results and what is not reproduced."""
     table = Table(box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
-    for column in ("--preset", "description, source, published figures"):
+    for column in ("--preset", "description, source, published results"):
         table.add_column(column, overflow="fold", no_wrap=column == "--preset")
     for name, preset in presets.items():
-        lacks = "\ndeviations:" * bool(preset.not_followed) + "".join(f"\n- {text}" for text in preset.not_followed)
-        table.add_row(name, f"{preset.about}\n{preset.source}\n{preset.published}{lacks}")
+        lacks = "\nnot reproduced (original; here):" * bool(preset.not_followed) + "".join(
+            f"\n- {text}" for text in preset.not_followed
+        )
+        table.add_row(name, f"{preset.about}\nsource: {preset.source}\npublished results: {preset.published}{lacks}")
     return table
 
 
@@ -47,9 +49,9 @@ def plan_cells(plan: Plan) -> tuple[list[str], list[list[str]]]:
 def plan_text(plan: Plan) -> str:
     memory, groups = size_text(sum(p.bytes for p in plan.members)), max(p.group for p in plan.members)
     return (
-        f"{len(plan.members)} members in {groups} groups, {plan.steps:,} steps each: {memory} for weights and "
-        f"optimizer, about {size_text(sum(plan.memory.host.values()))} in total, about {duration_text(plan.seconds)} "
-        "on this CPU"
+        f"{counted(len(plan.members), 'member')} in {counted(groups, 'group')}, {plan.steps:,} steps each: "
+        f"{memory} for weights and optimizer, about {size_text(sum(plan.memory.host.values()))} in total, "
+        f"about {duration_text(plan.seconds)} on this CPU"
     )
 
 
@@ -106,7 +108,7 @@ def study_table(estimates: dict[str, dict[str, Estimate]]) -> Table:
 
 
 def benchmark_table(answers: dict[str, dict[str, Any]]) -> Table:
-    """A row for each member with its figures from each benchmark."""
+    """A row for each member with its numbers from each benchmark."""
     rows: dict[str, dict[str, str]] = {}
     for name, by_label in answers.get("sparse_probing", {}).items():
         for k in next(iter(by_label.values())).accuracy:

@@ -65,10 +65,18 @@ def rate_text(rate: float, unit: str) -> str:
     return f"{rate:,.0f} {unit}" if rate >= 10 else f"{rate:.1f} {unit}"
 
 
+def counted(number: int, what: str) -> str:
+    """The number with its noun, in the singular for 1."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def duration_text(seconds: float) -> str:
+    """A duration in its two largest units: "42 h 05 min", "10 min 05 s" or "7 s"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 def left_text(share: float, seconds: float) -> str:

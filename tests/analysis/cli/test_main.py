@@ -333,7 +333,7 @@ def test_a_temporary_first_file_does_not_block_a_run_directory(smoke, cache, tmp
 FLAGS = {
     "an unknown activation": (("--activation", "gelu"), "gelu", "relu, tanh_relu, p_anneal"),
     "one of several unknown": (("--activation", "relu", "tok"), "tok", "relu, tanh_relu, p_anneal"),
-    "an activation twice": (("--activation", "relu", "relu"), "relu", "different"),
+    "an activation twice": (("--activation", "relu", "relu"), "relu", "none twice"),
     "no hidden features": (("--hidden-dim", "0"), "0", "1 or more"),
     "hidden features past counting": (("--hidden-dim", "99999999999"), "99999999999", "below"),
     "no batch": (("--batch-size", "-4"), "-4", "1 or more"),
@@ -350,7 +350,7 @@ FLAGS = {
     "a layer below the first": (("--layer", "-1"), "-1", "0 or more"),
     "a layer above the last": (("--layer", "99"), "99", "must be 0 to"),
     "a layer in words": (("--layer", "first"), "first", "int"),
-    "a layer twice": (("--layer", "0", "0"), "0 0", "different values"),
+    "a layer twice": (("--layer", "0", "0"), "0 0", "none twice"),
     "a window longer than the model's": (("--seq-len", "4096"), "4096", "at most"),
     "everything held out": (("--held-out", "1"), "1", "give a value below 1"),
     "one window": (("--n-samples", "1"), "1", "at least 2"),

@@ -184,7 +184,7 @@ def test_a_file_without_room_on_disk_is_named(tmp_path):
     [
         (errno.ENOSPC, "the disk is full, so {} cannot be written: free some space, then "),
         (errno.EMFILE, "too many open files, so {} cannot be opened: allow more (ulimit -n 4096), then "),
-        (errno.EACCES, "Permission denied: {}"),
+        (errno.EACCES, "Permission denied: {}: check the path and its permissions"),
     ],
 )
 def test_advice_fits_the_command(number, words, tmp_path, monkeypatch, capsys):

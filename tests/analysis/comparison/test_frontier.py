@@ -175,7 +175,7 @@ def test_a_member_that_failed_is_named_and_left_out(run, tmp_path, capsys):
     point = compute_frontier(lame).points[0]
     assert point.seeds == (1 - lost["seed"],) and point.metrics["l0"].deviation is None
     assert main.run_as_command(["frontier", str(lame)]) == 0
-    assert f"{lost['id']} has no figures" in capsys.readouterr().out
+    assert f"{lost['id']} has no results" in capsys.readouterr().out
 
 
 def test_a_point_with_an_l0_of_0_is_reported_and_the_others_are_drawn(run, tmp_path, capsys):

@@ -276,10 +276,12 @@ def test_invalid_requests_are_refused(run, tmp_path):
     )
     assert "must be a .txt" in refused("a hurricane", "--examples", tmp_path / "a.csv")
     assert "--member nobody is not in" in refused("a hurricane", "--member", "nobody")
-    assert "has no word in it" in refused("  ")
+    assert "has no word in it" in refused("...")
     assert "0 of 7,137 documents" in (text := refused("xyzzy")) and "--examples FILE" in text
     assert "each of its 2 texts contains 'a hurricane'" in refused("a hurricane", "--against", tmp_path / "all.txt")
-    assert "2 texts without 'a hurricane'" in refused("a hurricane", "--against", tmp_path / "few.txt")
+    assert "--against FILE has only 2 texts without 'a hurricane'" in refused(
+        "a hurricane", "--against", tmp_path / "few.txt"
+    )
     assert "--fdr 2.0: must be between 0 and 1" in refused("a hurricane", "--fdr", 2)
     config = read_json(path / "config.json", "")
     for store in config["stores"]:

@@ -238,7 +238,7 @@ def test_members_that_failed_in_training_are_named(finished, tmp_path, cache, ca
     shutil.rmtree(lame / "members" / lost["id"])
     found = evaluated(tmp_path, cache, lame, "--ce-windows", "0")
     assert set(found) == {member["id"] for member in results["members"][1:]}
-    assert f"no figures for {lost['id']}" in " ".join(capsys.readouterr().out.split())
+    assert f"no results for {lost['id']}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ REFUSED = {
     "no text named": (("{zero}",), "does not record its dataset: give --dataset"),
     "other weights": (
         ("{revision}",),
-        "was trained on other weights than its model's name stands for (revision = 'v2')",
+        "was trained on another version of its model (revision = 'v2')",
     ),
     "next to the root": (("/dev",), "/dev holds no dictionary"),
     "nothing": ((), "DIR"),

@@ -197,7 +197,7 @@ def test_members_on_other_rows_are_not_other_seeds(run_of, tmp_path, store):
 def test_the_same_member_twice_is_refused_however_its_numbers_are_written(tmp_path):
     path = tmp_path / "members.json"
     path.write_text('[{"warmup": 1}, {"warmup": 1.0}]')
-    with pytest.raises(InputError, match="two members would be"):
+    with pytest.raises(InputError, match="two members would be the same"):
         members_of(TrainConfig(members=path), SITES)
 
 

@@ -128,12 +128,12 @@ def gathered_of(values, frequency=(None, None)):
 def test_only_intervals_separate_a_run_from_its_control():
     trained = gathered_of([0.80, 0.81, 0.82])
     verdict = interpretability(trained, gathered_of([0.60, 0.61, 0.62])).answer
-    assert "for all kinds: probe on one feature" in verdict and "show nothing" not in verdict
+    assert "or all below them: probe on one feature" in verdict and "not separate" not in verdict
     verdict = interpretability(trained, gathered_of([0.1, 0.7, 0.9])).answer
-    assert "for all kinds: none. They overlap for: probe" in verdict
+    assert "none. For these measures" in verdict and "nor all below each other: probe" in verdict
     for none in (gathered_of([0.6]), gathered_of([None, None])):  # one seed; not measured
         verdict = interpretability(trained, none).answer
-        assert "none. No interval for at least one model: probe" in verdict and "show nothing" not in verdict
+        assert "none. No interval for at least one model: probe" in verdict and "not separate" not in verdict
 
 
 def test_the_answer_on_frequency_is_about_the_run_and_not_its_control():

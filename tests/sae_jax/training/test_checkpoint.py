@@ -87,7 +87,10 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(save
         assert same(states, states_at(step)) and metrics == METRICS[step], (name, how)
         if step == 10:
             went_back += 1
-            assert said == [f"the checkpoint of step 20 is damaged and was renamed to {copy / 'damaged-20'}"]
+            assert said == [
+                f"the checkpoint of step 20 is damaged and was renamed to {copy / 'damaged-20'}; the one "
+                "before it is tried, if there is one"
+            ]
             assert files_in(copy / "damaged-20") == before
         else:
             assert (step, said) == (20, [])

@@ -156,7 +156,9 @@ def test_resuming_from_the_checkpoint_before_a_damaged_one_gives_the_same_run(tm
     said = []
     train(config, [store], broken, resume=True, say=said.append)
     kept = broken.checkpoints / "damaged-16"
-    moved = f"the checkpoint of step 16 is damaged and was renamed to {kept}"
+    moved = (
+        f"the checkpoint of step 16 is damaged and was renamed to {kept}; the one before it is tried, if there is one"
+    )
     assert said[-2:] == [moved, "resuming at step 12 of 198"]
     for path in [*whole.path.glob("members/*/*"), whole.path / "metrics.jsonl"]:
         assert (broken.path / path.relative_to(whole.path)).read_bytes() == path.read_bytes()
