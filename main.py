@@ -11,6 +11,7 @@ import threading
 from importlib import import_module
 
 from analysis.cli.exit_status import exit_status, leave_to_system
+from harvest.errors import InputError
 
 COMMANDS = (  # each has a file in analysis/cli with `run(argv)`
     "attribute",
@@ -35,6 +36,8 @@ def command_in(argv: list[str]) -> str:
 def main(argv: list[str]) -> None:
     """Run a command with its flags. Exceptions are passed on to the caller."""
     command = command_in(argv)
+    if argv and not command and not argv[0].startswith("-"):
+        raise InputError(f"{argv[0]}: there is no such command: give one of {', '.join(COMMANDS)}, or flags to train")
     module = import_module(f"analysis.cli.{command.replace('-', '_') or 'train'}")
     module.run(argv[1:] if command else argv)
 

@@ -150,7 +150,9 @@ def _model_here(name: str | None) -> Source | None:
         return _local_model("bundled", BUNDLED_MODEL)
     if name is not None and (path := _existing_path("model", name)):
         if missing := _missing_from(path):
-            raise InputError(f"--model-name {name}: not a complete model directory: it lacks {', '.join(missing)}")
+            raise InputError(
+                f"--model-name {name}: not a complete model directory: it lacks {', '.join(missing)}: copy it whole"
+            )
         return _local_model(name, path)
     repo = official_name(name or DEFAULT_MODEL)
     snapshot = _cached_model(repo)

@@ -137,8 +137,10 @@ def read_members(path: Path) -> list[dict[str, Any]]:
     refuse_irregular(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=of_different_names)
-    except (OSError, ValueError, RecursionError) as e:
-        raise InputError(f"--members {path}: cannot be read as JSON: {e}") from e
+    except OSError as e:
+        raise InputError(f"--members {path}: {e.strerror}: give a .json file that can be read") from e
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"--members {path}: cannot be read as JSON ({e}): correct it") from e
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
         raise InputError(f'--members {path}: must hold a list like [{{"activation": "topk", "k": 16}}]')
     for entry in entries:

@@ -102,7 +102,8 @@ class LoadedSAE:
         rows = numbers(values, self.dictionary.name)
         if rows.ndim == 0 or rows.shape[-1] != width:
             raise InputError(
-                f"{self.dictionary.name} needs an array of shape [..., {width}] here, not {list(rows.shape)}"
+                f"{self.dictionary.name} gets an array of shape {list(rows.shape)} here: "
+                f"pass one of shape [..., {width}]"
             )
         result = function(rows.reshape(-1, width))
         return result.reshape(*rows.shape[:-1], result.shape[-1])

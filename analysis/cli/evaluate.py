@@ -47,7 +47,7 @@ def run(argv: list[str]) -> None:
         documents = {entry["documents"] for entry in report["dictionaries"] if "documents" in entry}
         if documents and min(documents) < FEWEST_DOCUMENTS:
             terminal.say(
-                f"no intervals: they need {FEWEST_DOCUMENTS} documents, and only {min(documents)} were measured: "
+                f"no intervals: they need {FEWEST_DOCUMENTS} documents, not {min(documents)}: "
                 "raise --ce-windows or --n-samples"
             )
     if options.json:

@@ -32,12 +32,12 @@ def run(argv: list[str]) -> None:
     members = finished.chosen(options.member)
     answers: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
-    kept = can_be_kept(finished.path, print)
-    for question, answer in run_benchmarks(settings, finished, members, notes):
-        if kept:
-            write_benchmark(question, answer, settings, finished, members)
-        answers[question] = answer
     with Terminal() as terminal:
+        kept = can_be_kept(finished.path, terminal.say)
+        for question, answer in run_benchmarks(settings, finished, members, notes):
+            if kept:
+                write_benchmark(question, answer, settings, finished, members)
+            answers[question] = answer
         terminal.show(benchmark_table(answers))
         for note in [*notes, f"all numbers: {finished.path / 'analysis'}"] if kept else notes:
             terminal.say(note)

@@ -85,11 +85,11 @@ def extremes(gathered: PopulationMeasures, measure: str, table: dict[str, dict[s
         return f"{words(measure)}: not measured"
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     if means[most] == means[least]:
-        return f"{words(measure)}: {means[most]:.3f} for all kinds"
+        return f"{words(measure)}: {means[most]:z.3f} for all kinds"
     gap = difference(gathered, measure, most, least)
     verdict = "" if gap.excludes_zero else " (may be chance)"
     return (
-        f"{words(measure)}: highest for {most} ({means[most]:.3f}), lowest for {least}, a difference of {gap}{verdict}"
+        f"{words(measure)}: highest for {most} ({means[most]:z.3f}), lowest for {least}, a difference of {gap}{verdict}"
     )
 
 
@@ -130,9 +130,10 @@ def seeds_of(gathered: PopulationMeasures) -> str:
         if len(families.by_seed(gathered.settings)) > 2
         else ""
     )
+    seeds = "seed" if counts == [1] else "seeds"
     return (
-        f"{n} seeds per kind, 95% intervals over seeds by Student's t.{few}{wider} Intervals cover what the seed "
-        "changes: the initial weights, and the rows that dead features are resampled from. They do not cover the text: "
+        f"{n} {seeds} per kind, 95% intervals over seeds by Student's t.{few}{wider} Intervals cover what the seed "
+        "changes: the initial weights, and the rows that dead features are revived from. They do not cover the text: "
         "all seeds see the same rows in the same order and are measured on the same held-out documents. On other text "
         "the values may lie outside the intervals."
     )

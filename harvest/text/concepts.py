@@ -93,10 +93,11 @@ def gather(
         pool = [(NO_DOCUMENT, text) for text in against if not (wanted.held_by(text) or seen.is_copy(text))]
         left_out += len(against) - len(pool)
     if len(concept) < FEWEST:
+        advice = "raise --passages" if len(holders) >= most else "give more examples, one per line (--examples FILE)"
         raise InputError(
             f"{phrase!r}: there are only {len(concept)} passages, but {FEWEST} are needed: {len(holders)} of {read:,} "
-            f"documents of {Path(corpus).name} hold it (without near-copies), and {len(texts)} examples are given: "
-            "give more examples, one per line (--examples FILE)"
+            f"documents of {Path(corpus).name} that were read hold it (without near-copies), and {len(texts)} examples "
+            f"are given: {advice}"
         )
     others = _others(concept, pool, tokenizer, first, rng, same)
     if len(others) < FEWEST:

@@ -76,8 +76,8 @@ def test_encoding_can_be_differentiated_and_compiled(sae):
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        (np.zeros((2, D + 1)), r"needs an array of shape \[..., 6\] here, not \[2, 7\]"),
-        (np.zeros(()), r"needs an array of shape \[..., 6\] here, not \[\]"),
+        (np.zeros((2, D + 1)), r"array of shape \[2, 7\] here: pass one of shape \[..., 6\]"),
+        (np.zeros(()), r"array of shape \[\] here: pass one of shape \[..., 6\]"),
         (np.zeros((2, D), complex), "needs real numbers, not complex128"),
         (torch.zeros((2, D), dtype=torch.complex64), "needs real numbers, not complex64"),
         (torch.zeros((2, D), device="meta"), "is a meta tensor: it has a shape but no values"),

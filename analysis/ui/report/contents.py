@@ -84,9 +84,9 @@ def compose(
     """The report of these runs, the control last. Raises InputError if a run is given twice."""
     everything = [*runs, control] if control else list(runs)
     members = sum(len(run.members) for run in everything)
-    count = min(MOST, max(LEAST, SHOWN // max(1, members)))
+    count, frontier_drawn = min(MOST, max(LEAST, SHOWN // max(1, members))), pareto(everything)
     parts = [part_of(run, run is control, count, cache_dir, on_progress, say) for run in everything]
-    return Report(pareto(everything), parts)
+    return Report(frontier_drawn, parts)
 
 
 def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:

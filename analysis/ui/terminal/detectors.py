@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from analysis.stats import FEWEST_SCORED
-
 if TYPE_CHECKING:
     from analysis.concepts.detectors import Detector, FindFeature, FoundFeature
     from analysis.concepts.search import FeatureDescription
 
 HEADERS = ("AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
-LEGEND = f"""\
+LEGEND = """\
 AUROC   on passages that neither chose the feature nor set its threshold
-95%     interval of the AUROC, from {FEWEST_SCORED} scored passages of the concept on
+95%     interval of the AUROC (none if too few passages of the concept are scored)
 w/o     AUROC without the tokens of the phrase itself
 prec.   precision: share of the passages above the threshold with the concept
 cov.    coverage: share of the concept's passages above the threshold
 diff.   mean value on the concept's passages minus the mean on the others
-dens.   density: share of all tokens on which the feature fires
+dens.   density: share of the held-out tokens on which the feature fires
 q       smallest false discovery rate at which the feature passes
         (rows of features that do not pass are dim)"""
 

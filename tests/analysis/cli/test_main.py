@@ -81,6 +81,20 @@ def test_help_is_fast_and_shows_every_field(monkeypatch, cache):
     assert {"--no-normalize", "--no-dead-resample"} <= flags
 
 
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_the_help_of_a_command_is_fast(command, cache):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    help = typed(script=f"import main; main.run_as_command([{command!r}, '--help'])", cache=cache, cwd=ROOT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert help.stdout.startswith(f"usage: main.py {command}") and not help.stderr
+    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 1
+
+
+def test_a_command_that_does_not_exist_is_answered_with_those_that_do(capsys):
+    assert main.run_as_command(["shwo", "runs/first"]) == 2
+    assert "shwo: there is no such command: give one of attribute, dashboard" in capsys.readouterr().err
+
+
 def test_every_command_has_a_name():
     files = {path.stem for path in (ROOT / "analysis" / "cli").glob("*.py")} - {
         "__init__",

@@ -6,6 +6,7 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -28,6 +29,14 @@ def show(path, *argv):
     """`python main.py show`, which has no flag --cache-dir."""
     script = "import sys, main; sys.exit(main.run_as_command(['show', *sys.argv[1:-2]]))"
     return typed(path, *argv, cache=path, script=script)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds, half a minute at most."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +104,10 @@ def test_each_block_is_drawn_once(live_run, tmp_path, monkeypatch):
     with FileLock(tmp_path / ".lock"):
         watching = threading.Thread(target=follow, args=(LiveRun.open(tmp_path), Recorder(quiet=True), True))
         watching.start()
-        time.sleep(0.5)
+        until(lambda: len(drawn) == 1)
         with open(tmp_path / "metrics.jsonl", "a") as file:
             file.writelines(lines[3:6])
-        time.sleep(0.5)
+        until(lambda: len(drawn) == 2)
         (tmp_path / "results.json").write_text("{}")
         watching.join(timeout=30)
     assert drawn == [json.loads(lines[0])["step"], json.loads(lines[3])["step"]]
