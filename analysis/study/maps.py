@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis.comparison import clusters as clustering
 from analysis.comparison import splitting
+from analysis.comparison.clusters import MIN_CLUSTER, compute_clusters, write_clusters
 from analysis.features.contexts import token_texts
 from analysis.plots.comparison import splitting_chart
 from analysis.plots.feature_map import clusters_chart
@@ -22,7 +22,7 @@ def draw(gathered: PopulationMeasures, members: list[str], say: Callable[[str], 
     drawn = []
     for name in members:
         decoder, stem = gathered.decoders.get(name), run / "figures" / f"clusters-{name}"
-        if decoder is None or decoder.alive_F.sum() < 2 * clustering.MIN_CLUSTER:
+        if decoder is None or decoder.alive_F.sum() < 2 * MIN_CLUSTER:
             say(f"{name}: too few living features for a map")
             continue
         drawn.append(stem.name)
@@ -30,8 +30,8 @@ def draw(gathered: PopulationMeasures, members: list[str], say: Callable[[str], 
             say(f"drawing a map of {name}")
             tokenizer = tokenizer or gathered.run.language_model.tokenizer
             promoted = [token_texts(tokenizer, tokens) for tokens in gathered.features[name].promoted_FxT]
-            clusters = clustering.compute_clusters(decoder.W_dec_FxD, decoder.alive_F, promoted)
-            clustering.write_clusters(clusters, run / "analysis", name)
+            clusters = compute_clusters(decoder.W_dec_FxD, decoder.alive_F, promoted)
+            write_clusters(clusters, run / "analysis", name)
             save(clusters_chart(clusters), stem)
     for family in splitting.families(gathered.decoders):
         stem = run / "figures" / f"splitting-{family[-1]}"

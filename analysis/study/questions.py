@@ -13,7 +13,7 @@ from typing import Any
 from analysis.comparison import emergence
 from analysis.features.specialists import MIN_FIRINGS, RATE
 from analysis.plots.comparison import estimates_chart, shared_features_chart
-from analysis.plots.densities import densities_chart as densities
+from analysis.plots.densities import densities_chart
 from analysis.plots.training import emergence_curves, emergence_heatmap
 from analysis.runs import families
 from analysis.stats import FEWEST, Estimate, over_seeds
@@ -164,7 +164,7 @@ def feature_learning(gathered: PopulationMeasures, control: PopulationMeasures |
         ),
         figures={
             "learning": estimates_chart("Activation functions", named(table)),
-            "densities": densities(
+            "densities": densities_chart(
                 {name: member.density_F for name, member in gathered.features.items()}, activations(gathered)
             ),
             **({"comparison": shared_features_chart(gathered.compared)} if gathered.compared else {}),
