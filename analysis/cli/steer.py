@@ -152,20 +152,20 @@ def run(argv: list[str]) -> None:
             if options.words:
                 watched = steering.word_tokens(model.tokenizer, " ".join(options.words))
         maximum = float(features.max_F[feature])
-        ways = steering.directions_for(sae, feature, maximum, options.mode, others)
+        directions = steering.directions_for(sae, feature, maximum, options.mode, others)
         steered = steering.compute_steering(
-            model, site, ways, options.mode, options.tried, watched, sampling, first_position, options.concept
+            model, site, directions, options.mode, options.tried, watched, sampling, first_position, options.concept
         )
         for table in (steered_texts_table(steered), steered_figures_table(steered)):
             terminal.show(table)
         again: dict[str, Steered] = {}
         if options.sweep:
-            again = steering.rerun_best(model, site, ways, steered, watched, sampling, first_position)
+            again = steering.rerun_best(model, site, directions, steered, watched, sampling, first_position)
             report_best(steered, again, finished, f"steer-{member}-{feature}", terminal)
     if options.json:
         facts = {"schema": 1, "run": str(finished.path), "member": member, "hook_name": site.hook_name}
         facts |= {"feature": feature, "maximum": maximum, "concept": options.concept, "output_scores": scores}
-        rerun = {"afresh": {way: asdict(result) for way, result in again.items()}}
+        rerun = {"rerun": {direction: asdict(result) for direction, result in again.items()}}
         write_json(options.json, facts | {"sampling": asdict(sampling)} | asdict(steered) | rerun)
 
 
@@ -194,12 +194,12 @@ def report_best(
     from analysis.plots.steering import steering_chart
     from analysis.plots.style import save
 
-    for way in steered.ways:
-        best = steered.best(way)
+    for direction in steered.directions:
+        best = steered.best(direction)
         strength = f"{best.strength:g}" if best else "none: no fluent text makes the words more likely"
-        terminal.say(f"best strength of {way} at which the text stays fluent: {strength}")
-        if way in again:
-            plain, (texts,) = again[way].plain[UNSTEERED], again[way].ways[way]
+        terminal.say(f"best strength of {direction} at which the text stays fluent: {strength}")
+        if direction in again:
+            plain, (texts,) = again[direction].plain[UNSTEERED], again[direction].directions[direction]
             gain = f"a probability of {texts.probability:.3g}, 0 unsteered"
             if plain.probability:
                 gain = f"{texts.probability / plain.probability:.3g} × the unsteered probability"

@@ -20,11 +20,11 @@ def steered(path: str, member: str, feature: int, mode: str, strength: float, sa
     statistics = state.features()
     sae = state.dictionary(path, member).sae
     maximum = float(statistics.max_F[feature])
-    ways = steering.directions_for(sae, feature, maximum, mode, {})
+    directions = steering.directions_for(sae, feature, maximum, mode, {})
     watched = (statistics.promoted_FxT if maximum >= 0 else statistics.suppressed_FxT)[feature].tolist()
     strengths = (0.0,) if mode == "ablate" else (strength,)
     return steering.compute_steering(
-        run.language_model, run.site(member), ways, mode, strengths, watched, sampling, run.first_position
+        run.language_model, run.site(member), directions, mode, strengths, watched, sampling, run.first_position
     )
 
 
@@ -52,7 +52,7 @@ if mode == "clamp" and not strength:
 with errors_shown(), st.spinner("generating text"):
     sampling = Sampling(prompt=(text,), max_new_tokens=new_tokens, samples=1, temperature=temperature, seed=seed)
     result = steered(choice.path, choice.member, feature, mode, strength, sampling)
-(name, (after,)), before = next(iter(result.ways.items())), result.plain[UNSTEERED]
+(name, (after,)), before = next(iter(result.directions.items())), result.plain[UNSTEERED]
 label = "ablated" if result.mode == "ablate" else f"{result.mode} {after.strength:g}"
 for column, title, texts in zip(st.columns(2), ("As it is", f"With {name}, {label}"), (before, after), strict=True):
     column.subheader(plain(title))
