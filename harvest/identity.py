@@ -103,7 +103,7 @@ def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one[name] == other[name] for name in MODEL[1:])
 
 
-def found(trained: Mapping[str, Any], directory: Path) -> ActivationStore | None:
+def matching_store(trained: Mapping[str, Any], directory: Path) -> ActivationStore | None:
     """The store in a directory; None if it is unfinished or its rows have a `difference` from the trained ones."""
     if not (directory / "manifest.json").exists():
         return None

@@ -27,7 +27,7 @@ import numpy as np
 
 from analysis.cli.flags import filled, parsed, place
 from analysis.concepts.search import SearchSettings, concept_texts, search
-from analysis.interventions import steering as steer_model
+from analysis.interventions import steering
 from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
@@ -111,9 +111,9 @@ def run(argv: list[str]) -> None:
         features = load_or_compute_features(finished, [member], options.cache_dir, **talk)[member]
         model, site, sae = finished.language_model, finished.site(member), finished.dictionary(member).sae
         first_position = finished.first_position
-        others = {RANDOM: steer_model.random_direction(model.d_model, sampling.seed)}
+        others = {RANDOM: steering.random_direction(model.d_model, sampling.seed)}
         if options.concept:
-            watched = steer_model.word_tokens(model.tokenizer, " ".join(options.words) or options.concept)
+            watched = steering.word_tokens(model.tokenizer, " ".join(options.words) or options.concept)
             detecting: list[int] = []
             try:
                 detecting = detected(options, finished, member, model)
@@ -126,14 +126,14 @@ def run(argv: list[str]) -> None:
                     f"--concept {options.concept}: no feature detects the concept or promotes its words: "
                     "give --examples, or a --feature"
                 )
-            scores = steer_model.output_scores(model, site, sae, tried, watched, features.max_F, first_position)
+            scores = steering.output_scores(model, site, sae, tried, watched, features.max_F, first_position)
             feature = next(iter(scores))
             best = ", ".join(f"{number} ({score:.3f})" for number, score in list(scores.items())[:5])
             terminal.say(
                 f"features that detect the concept: {len(detecting)}; that promote its words: {len(promoting)}"
             )
             terminal.say(f"features with the best output scores: {best}")
-            means_D = steer_model.difference_in_means(
+            means_D = steering.difference_in_means(
                 finished.store(site, options.cache_dir, **talk), model.tokenizer, options.concept
             )
             if means_D is None:
@@ -148,24 +148,24 @@ def run(argv: list[str]) -> None:
             feature, scores = options.feature, {}
             if not 0 <= feature < len(features.max_F):
                 raise InputError(f"--feature {feature}: must be between 0 and {len(features.max_F) - 1} for {member}")
-            watched = steer_model.promoted_tokens(features)[0][feature].tolist()
+            watched = steering.promoted_tokens(features)[0][feature].tolist()
             if options.words:
-                watched = steer_model.word_tokens(model.tokenizer, " ".join(options.words))
+                watched = steering.word_tokens(model.tokenizer, " ".join(options.words))
         maximum = float(features.max_F[feature])
-        ways = steer_model.directions_for(sae, feature, maximum, options.mode, others)
-        steered = steer_model.compute_steering(
-            model, site, ways, options.mode, options.tried, watched, sampling, first_position, options.concept
+        directions = steering.directions_for(sae, feature, maximum, options.mode, others)
+        steered = steering.compute_steering(
+            model, site, directions, options.mode, options.tried, watched, sampling, first_position, options.concept
         )
         for table in (steered_texts_table(steered), steered_figures_table(steered)):
             terminal.show(table)
         again: dict[str, Steered] = {}
         if options.sweep:
-            again = steer_model.rerun_best(model, site, ways, steered, watched, sampling, first_position)
+            again = steering.rerun_best(model, site, directions, steered, watched, sampling, first_position)
             report_best(steered, again, finished, f"steer-{member}-{feature}", terminal)
     if options.json:
         facts = {"schema": 1, "run": str(finished.path), "member": member, "hook_name": site.hook_name}
         facts |= {"feature": feature, "maximum": maximum, "concept": options.concept, "output_scores": scores}
-        rerun = {"afresh": {way: asdict(result) for way, result in again.items()}}
+        rerun = {"rerun": {direction: asdict(result) for direction, result in again.items()}}
         write_json(options.json, facts | {"sampling": asdict(sampling)} | asdict(steered) | rerun)
 
 
@@ -181,7 +181,7 @@ def detected(options: Options, finished: FinishedRun, member: str, model: Langua
 
 def candidates(features: Features, watched: Sequence[int], most: int) -> list[int]:
     """At most `most` features that promote a watched token and fire on the corpus, largest logit weight first."""
-    token_FxT, weight_FxT = steer_model.promoted_tokens(features)
+    token_FxT, weight_FxT = steering.promoted_tokens(features)
     logit_FxT = np.where(np.isin(token_FxT, watched), weight_FxT, -np.inf)
     logit_F = np.where(features.alive_F, logit_FxT.max(1), -np.inf)
     return [int(i) for i in np.argsort(-logit_F, kind="stable")[:most] if np.isfinite(logit_F[i])]
@@ -194,12 +194,12 @@ def report_best(
     from analysis.plots.steering import steering_chart
     from analysis.plots.style import save
 
-    for way in steered.ways:
-        best = steered.best(way)
+    for direction in steered.directions:
+        best = steered.best(direction)
         strength = f"{best.strength:g}" if best else "none: no fluent text makes the words more likely"
-        terminal.say(f"best strength of {way} at which the text stays fluent: {strength}")
-        if way in again:
-            plain, (texts,) = again[way].plain[UNSTEERED], again[way].ways[way]
+        terminal.say(f"best strength of {direction} at which the text stays fluent: {strength}")
+        if direction in again:
+            plain, (texts,) = again[direction].plain[UNSTEERED], again[direction].directions[direction]
             gain = f"a probability of {texts.probability:.3g}, 0 unsteered"
             if plain.probability:
                 gain = f"{texts.probability / plain.probability:.3g} × the unsteered probability"

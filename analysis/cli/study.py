@@ -49,11 +49,11 @@ def run(argv: list[str]) -> None:
     finished = FinishedRun.open(options.run)
     shuffled = finished.opened_control(options.control) if options.control else None
     with Terminal() as terminal:
-        gathered = collect_measures(finished, options.cache_dir, options.documents, terminal.progress, terminal.say)
+        measures = collect_measures(finished, options.cache_dir, options.documents, terminal.progress, terminal.say)
         control = None
         if shuffled:
             control = collect_measures(shuffled, options.cache_dir, options.documents, terminal.progress, terminal.say)
-        answers = study(gathered, control)
+        answers = study(measures, control)
         for number, answer in enumerate(answers, 1):
             terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")
             terminal.show(study_table(answer.table))
@@ -61,17 +61,17 @@ def run(argv: list[str]) -> None:
         if not can_be_kept(finished.path, terminal.say):
             return
         first_alive = [
-            next((name for name in names if name in gathered.decoders), names[0])
-            for names in by_seed(gathered.settings).values()
+            next((name for name in names if name in measures.decoders), names[0])
+            for names in by_seed(measures.settings).values()
         ]
-        maps = draw(gathered, first_alive, terminal.say)
-        paths = written(answers, finished, shuffled, gathered)
+        maps = draw(measures, first_alive, terminal.say)
+        paths = written(answers, finished, shuffled, measures)
         terminal.say(f"\nfigures: {finished.path / 'figures'}: {', '.join([*(p.stem for p in paths[:-1]), *maps])}")
         terminal.say(f"all numbers: {paths[-1]}")
 
 
 def written(
-    answers: list[Answer], finished: FinishedRun, shuffled: FinishedRun | None, gathered: PopulationMeasures
+    answers: list[Answer], finished: FinishedRun, shuffled: FinishedRun | None, measures: PopulationMeasures
 ) -> list[Path]:
     """Write the figures and analysis/study.json. Returns their paths, study.json last."""
     from analysis.plots.style import save
@@ -84,6 +84,6 @@ def written(
         plain = asdict(replace(answer, figures={}))
         records.append(plain | {"figures": [f"study-{number}-{name}" for name in answer.figures]})
     record = {"schema": 1, "run": finished.path.resolve().name, "control": shuffled and shuffled.path.resolve().name}
-    record |= {"values": gathered.values, "notes": gathered.notes, "answers": records}
+    record |= {"values": measures.values, "notes": measures.notes, "answers": records}
     write_json(finished.path / "analysis" / "study.json", record)
     return [*paths, finished.path / "analysis" / "study.json"]

@@ -28,7 +28,7 @@ from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
 from harvest.capture import harvest, say_stores
 from harvest.errors import InputError
-from harvest.identity import found
+from harvest.identity import matching_store
 from harvest.request import HarvestRequest, Site, default_cache_dir, flag
 from harvest.sources import Source, name_of, named_files, resolve
 from harvest.store import ActivationStore
@@ -221,7 +221,9 @@ def rows_of(
     if options.resume and run.stores:
         facts = {site: fact for site in request.sites for fact in run.stores if fact["hook_name"] == site.hook_name}
         places = {site: options.cache_dir / "activations" / fact["directory"] for site, fact in facts.items()}
-        stores = {site: store for site, fact in facts.items() if (store := found(fact["identity"], places[site]))}
+        stores = {
+            site: store for site, fact in facts.items() if (store := matching_store(fact["identity"], places[site]))
+        }
         if len(stores) == len(request.sites):
             say_stores(stores, terminal.say)
             return stores

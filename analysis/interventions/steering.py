@@ -109,9 +109,9 @@ class Steered:
     prompts: tuple[str, ...]
     watched: tuple[str, ...]  # the tokens whose probability is measured
     plain: dict[str, Texts]  # without steering: with the plain prompt, and with the concept named in the prompt
-    ways: dict[str, tuple[Texts, ...]]  # the texts of each direction, one entry per strength
+    directions: dict[str, tuple[Texts, ...]]  # the texts of each direction, one entry per strength
 
-    def best(self, way: str) -> Texts | None:
+    def best(self, direction: str) -> Texts | None:
         """The strength with the largest watched probability among those whose texts stay fluent. None if none is above
         the unsteered probability.
 
@@ -121,7 +121,7 @@ class Steered:
         plain = self.plain[UNSTEERED]
         fluent = [
             texts
-            for texts in self.ways[way]
+            for texts in self.directions[direction]
             if texts.perplexity <= FLUENT * plain.perplexity and texts.distinct >= plain.distinct / FLUENT
         ]
         best = max(fluent, key=lambda texts: texts.probability, default=plain)
@@ -131,7 +131,7 @@ class Steered:
 def compute_steering(
     model: LanguageModel,
     site: Site,
-    ways: Mapping[str, Callable[[float], Direction]],
+    directions: Mapping[str, Callable[[float], Direction]],
     mode: str,
     strengths: Sequence[float],
     watched: Sequence[int],
@@ -139,7 +139,7 @@ def compute_steering(
     first_position: int,
     concept: str | None = None,
 ) -> Steered:
-    """Generate texts without steering, and for each direction in `ways` at each strength.
+    """Generate texts without steering, and for each direction in `directions` at each strength.
 
     Positions before `first_position` are not steered, because the dictionary was not trained on them. Raises InputError
     for a prompt that has no tokens or is too long.
@@ -175,7 +175,7 @@ def compute_steering(
     plain = {UNSTEERED: texts(0.0, unchanged)}
     if concept:
         plain[IN_PROMPT] = texts(0.0, unchanged, f"Let us talk about {concept}. ")
-    steered = {name: tuple(texts(s, way(s).replace) for s in strengths) for name, way in ways.items()}
+    steered = {name: tuple(texts(s, direction(s).replace) for s in strengths) for name, direction in directions.items()}
     words = tuple(model.tokenizer.decode([token]) for token in watched)
     return Steered(mode, sampling.prompt, words, plain, steered)
 
@@ -183,7 +183,7 @@ def compute_steering(
 def rerun_best(
     model: LanguageModel,
     site: Site,
-    ways: Mapping[str, Callable[[float], Direction]],
+    directions: Mapping[str, Callable[[float], Direction]],
     steered: Steered,
     watched: Sequence[int],
     sampling: Sampling,
@@ -196,10 +196,12 @@ def rerun_best(
     if not sampling.temperature:
         return {}
     other = replace(sampling, seed=sampling.seed + 1)
-    best = {way: texts.strength for way in ways if (texts := steered.best(way))}
+    best = {direction: texts.strength for direction in directions if (texts := steered.best(direction))}
     return {
-        way: compute_steering(model, site, {way: ways[way]}, steered.mode, [strength], watched, other, first_position)
-        for way, strength in best.items()
+        direction: compute_steering(
+            model, site, {direction: directions[direction]}, steered.mode, [strength], watched, other, first_position
+        )
+        for direction, strength in best.items()
     }
 
 
@@ -230,10 +232,10 @@ def directions_for(
         target = strength * maximum if mode == "clamp" else 0.0
         return lambda x_NxD: np.float32(target) - read(x_NxD)
 
-    def way(v_D: np.ndarray) -> Callable[[float], Direction]:
+    def direction(v_D: np.ndarray) -> Callable[[float], Direction]:
         return lambda strength: Direction(v_D, amounts(strength))
 
-    return {name: way(v_D) for name, v_D in directions.items()}
+    return {name: direction(v_D) for name, v_D in directions.items()}
 
 
 def feature_reader(sae: SAE, feature: int) -> Amounts:

@@ -15,11 +15,11 @@ def steering_chart(steered: Steered) -> Any:
     """An Altair figure: probability of the watched tokens and perplexity by strength, a curve for each direction."""
     plain = steered.plain[UNSTEERED]
     rows = [
-        {"strength": t.strength, "direction": way, "probability": t.probability, "perplexity": t.perplexity}
-        for way, curve in steered.ways.items()
+        {"strength": t.strength, "direction": direction, "probability": t.probability, "perplexity": t.perplexity}
+        for direction, curve in steered.directions.items()
         for t in curve
     ]
-    colours = alt.Scale(domain=list(steered.ways), range=[colour for colour, _ in KIND_STYLES.values()])
+    colours = alt.Scale(domain=list(steered.directions), range=[colour for colour, _ in KIND_STYLES.values()])
     charts = []
     for name, axis, unsteered in (
         ("probability", "probability of the concept's tokens", plain.probability),
@@ -29,7 +29,7 @@ def steering_chart(steered: Steered) -> Any:
             x=alt.X("strength:Q", scale=alt.Scale(type="symlog"), title="strength (× the feature's maximum)"),
             y=alt.Y(f"{name}:Q", scale=alt.Scale(type="log" if name == "perplexity" else "linear"), title=axis),
             color=alt.Color("direction:N", scale=colours, title=None),
-            shape=alt.Shape("direction:N", scale=alt.Scale(domain=list(steered.ways)), title=None),
+            shape=alt.Shape("direction:N", scale=alt.Scale(domain=list(steered.directions)), title=None),
         )
         rule = alt.Chart(alt.Data(values=[{name: unsteered}])).mark_rule(strokeDash=[4, 3]).encode(y=f"{name}:Q")
         charts.append(alt.layer(rule, base.mark_line(), base.mark_point(filled=True, size=60)).properties(width=300))
@@ -38,5 +38,5 @@ def steering_chart(steered: Steered) -> Any:
         f"probability of: {printable(', '.join(steered.watched[:8]))}"
     )
     return styled(
-        alt.hconcat(*charts, spacing=36), f"steering by {next(iter(steered.ways))} ({steered.mode})", subtitle
+        alt.hconcat(*charts, spacing=36), f"steering by {next(iter(steered.directions))} ({steered.mode})", subtitle
     )

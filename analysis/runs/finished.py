@@ -173,10 +173,10 @@ class FinishedRun:
         another version of torch or another processor, are accepted and reported through `say`.
         """
         from harvest.capture import harvest
-        from harvest.identity import difference, found, identity, rounding
+        from harvest.identity import difference, identity, matching_store, rounding
 
         facts = self.store_facts(site)
-        store = found(facts["identity"], cache_dir / "activations" / facts["directory"])
+        store = matching_store(facts["identity"], cache_dir / "activations" / facts["directory"])
         if store is None:
             self._place("model")
             self._place("dataset")

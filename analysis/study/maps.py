@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from analysis.comparison import clusters as clustering
 from analysis.comparison import splitting
+from analysis.comparison.clusters import MIN_CLUSTER, compute_clusters, write_clusters
 from analysis.features.contexts import token_texts
 from analysis.plots.comparison import splitting_chart
 from analysis.plots.feature_map import clusters_chart
@@ -16,28 +16,28 @@ from analysis.plots.style import save
 from analysis.study.measures import PopulationMeasures
 
 
-def draw(gathered: PopulationMeasures, members: list[str], say: Callable[[str], None]) -> list[str]:
+def draw(measures: PopulationMeasures, members: list[str], say: Callable[[str], None]) -> list[str]:
     """Draw the clusters of these members and the splitting of every family of widths. Returns the figures' names."""
-    run, tokenizer = gathered.run.path, None
+    run, tokenizer = measures.run.path, None
     drawn = []
     for name in members:
-        decoder, stem = gathered.decoders.get(name), run / "figures" / f"clusters-{name}"
-        if decoder is None or decoder.alive_F.sum() < 2 * clustering.MIN_CLUSTER:
+        decoder, stem = measures.decoders.get(name), run / "figures" / f"clusters-{name}"
+        if decoder is None or decoder.alive_F.sum() < 2 * MIN_CLUSTER:
             say(f"{name}: too few living features for a map")
             continue
         drawn.append(stem.name)
         if not stem.with_suffix(".svg").exists():
             say(f"drawing a map of {name}")
-            tokenizer = tokenizer or gathered.run.language_model.tokenizer
-            promoted = [token_texts(tokenizer, tokens) for tokens in gathered.features[name].promoted_FxT]
-            clusters = clustering.compute_clusters(decoder.W_dec_FxD, decoder.alive_F, promoted)
-            clustering.write_clusters(clusters, run / "analysis", name)
+            tokenizer = tokenizer or measures.run.language_model.tokenizer
+            promoted = [token_texts(tokenizer, tokens) for tokens in measures.features[name].promoted_FxT]
+            clusters = compute_clusters(decoder.W_dec_FxD, decoder.alive_F, promoted)
+            write_clusters(clusters, run / "analysis", name)
             save(clusters_chart(clusters), stem)
-    for family in splitting.families(gathered.decoders):
+    for family in splitting.families(measures.decoders):
         stem = run / "figures" / f"splitting-{family[-1]}"
         drawn.append(stem.name)
         if not stem.with_suffix(".svg").exists():
-            split = splitting.compute_splitting({name: gathered.decoders[name] for name in family})
+            split = splitting.compute_splitting({name: measures.decoders[name] for name in family})
             splitting.write_splitting(split, run / "analysis")
             save(splitting_chart(split), stem)
     return drawn

@@ -14,8 +14,7 @@ import numpy as np
 from scipy import stats
 from scipy.sparse import csr_array
 
-from analysis.comparison import emergence
-from analysis.comparison import shared_features as comparison
+from analysis.comparison import emergence, shared_features
 from analysis.comparison.emergence import Trajectory
 from analysis.comparison.matching import Decoder, sparse_activations, spread_rows
 from analysis.features.density import FREQUENT, density_statistics
@@ -63,7 +62,7 @@ class PopulationMeasures:
     frequency: dict[str, dict[str, tuple[float | None, float | None]]]  # rank correlations (raw, over chance) by label
     trajectories: dict[str, Trajectory]
     decoders: dict[str, Decoder]
-    compared: comparison.Comparison | None
+    compared: shared_features.Comparison | None
     notes: list[str]
 
     @property
@@ -88,16 +87,16 @@ def collect_measures(
         for name, member in features.items()
         if member.alive_F.any()
     }
-    compared = comparison.read_shared_features(run.path / "analysis", members)
+    compared = shared_features.read_shared_features(run.path / "analysis", members)
     if not compared and len(decoders) > 1:
         say(f"comparing {len(decoders)} dictionaries")
         dead = [name for name in members if name not in decoders]
         fired = fired_together(run, list(decoders), cache_dir, on_progress, say)
-        compared = comparison.compute_shared_features(
+        compared = shared_features.compute_shared_features(
             decoders, fired, on_progress=lambda *done: on_progress("comparison", *done), dead=dead
         )
         if can_be_kept(run.path, say):
-            comparison.write_shared_features(compared, run.path / "analysis")
+            shared_features.write_shared_features(compared, run.path / "analysis")
     trajectories = {}
     for done, name in enumerate(members):
         if features[name].alive_F.any() and len(snapshots := read_snapshots(run.path, name)) > 2:
@@ -156,7 +155,10 @@ def benchmarks(
 
 
 def values_of(
-    member: dict[str, Any], features: Features, bench: dict[str, dict[str, Any]], compared: comparison.Comparison | None
+    member: dict[str, Any],
+    features: Features,
+    bench: dict[str, dict[str, Any]],
+    compared: shared_features.Comparison | None,
 ) -> dict[str, float | None]:
     """The values of MEASURES and LABEL_MEASURES for one member."""
     alive_F = features.alive_F

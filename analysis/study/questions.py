@@ -13,7 +13,7 @@ from typing import Any
 from analysis.comparison import emergence
 from analysis.features.specialists import MIN_FIRINGS, RATE
 from analysis.plots.comparison import estimates_chart, shared_features_chart
-from analysis.plots.densities import densities_chart as densities
+from analysis.plots.densities import densities_chart
 from analysis.plots.training import emergence_curves, emergence_heatmap
 from analysis.runs import families
 from analysis.stats import FEWEST, Estimate, over_seeds
@@ -44,7 +44,7 @@ class Answer:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-def study(gathered: PopulationMeasures, control: PopulationMeasures | None = None) -> list[Answer]:
+def study(measures: PopulationMeasures, control: PopulationMeasures | None = None) -> list[Answer]:
     """The five answers. `control` holds the measures of a run on the same model with shuffled weights."""
     questions: Iterable[Callable[[PopulationMeasures, PopulationMeasures | None], Answer]] = (
         feature_learning,
@@ -53,31 +53,35 @@ def study(gathered: PopulationMeasures, control: PopulationMeasures | None = Non
         behaviour_during_training,
         interpretability,
     )
-    return [question(gathered, control) for question in questions]
+    return [question(measures, control) for question in questions]
 
 
-def table_of(gathered: PopulationMeasures, measures: Iterable[str], prefix: str = "") -> dict[str, dict[str, Estimate]]:
+def table_of(
+    population: PopulationMeasures, measures: Iterable[str], prefix: str = ""
+) -> dict[str, dict[str, Estimate]]:
     measures = list(measures)
     return {
-        prefix + kind: {measure: over_seeds([gathered.values[name][measure] for name in names]) for measure in measures}
-        for kind, names in families.by_seed(gathered.settings).items()
+        prefix + kind: {
+            measure: over_seeds([population.values[name][measure] for name in names]) for measure in measures
+        }
+        for kind, names in families.by_seed(population.settings).items()
     }
 
 
-def difference(gathered: PopulationMeasures, measure: str, a: str, b: str) -> Estimate:
+def difference(measures: PopulationMeasures, measure: str, a: str, b: str) -> Estimate:
     """The mean difference of a measure between two kinds, over the seeds that both have.
 
     The interval is corrected for selecting the two kinds among all (see `over_seeds`).
     """
-    kinds = families.by_seed(gathered.settings)
+    kinds = families.by_seed(measures.settings)
     seeds = [
-        {gathered.settings[name]["seed"]: gathered.values[name][measure] for name in kinds[kind]} for kind in (a, b)
+        {measures.settings[name]["seed"]: measures.values[name][measure] for name in kinds[kind]} for kind in (a, b)
     ]
     pairs = [(seeds[0][seed], seeds[1][seed]) for seed in seeds[0].keys() & seeds[1].keys()]
     return over_seeds([x - y for x, y in pairs if x is not None and y is not None], comb(len(kinds), 2))
 
 
-def extremes(gathered: PopulationMeasures, measure: str, table: dict[str, dict[str, Estimate]]) -> str:
+def extremes(measures: PopulationMeasures, measure: str, table: dict[str, dict[str, Estimate]]) -> str:
     """A sentence on the kinds with the highest and lowest value of a measure, and whether they differ significantly."""
     known = {kind: row[measure].mean for kind, row in table.items()}
     means = {kind: mean for kind, mean in known.items() if mean is not None}
@@ -86,7 +90,7 @@ def extremes(gathered: PopulationMeasures, measure: str, table: dict[str, dict[s
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     if means[most] == means[least]:
         return f"{words(measure)}: {means[most]:z.3f} for all kinds"
-    gap = difference(gathered, measure, most, least)
+    gap = difference(measures, measure, most, least)
     verdict = "" if gap.excludes_zero else " (may be chance)"
     return (
         f"{words(measure)}: highest for {most} ({means[most]:z.3f}), lowest for {least}, a difference of {gap}{verdict}"
@@ -108,26 +112,26 @@ def lines_of(table: dict[str, dict[str, Estimate]]) -> list[tuple[str, list[str]
     return [(words(name), [str(row[name]) if name in row else "" for row in table.values()]) for name in measures]
 
 
-def activations(gathered: PopulationMeasures) -> dict[str, str]:
-    return {name: member["activation"] for name, member in gathered.settings.items()}
+def activations(measures: PopulationMeasures) -> dict[str, str]:
+    return {name: member["activation"] for name, member in measures.settings.items()}
 
 
-def equal_l0(gathered: PopulationMeasures) -> str:
-    l0s = {kind: row["l0"].mean for kind, row in table_of(gathered, ["l0"]).items()}
+def equal_l0(measures: PopulationMeasures) -> str:
+    l0s = {kind: row["l0"].mean for kind, row in table_of(measures, ["l0"]).items()}
     low, high = min(l0s.values()), max(l0s.values())  # type: ignore[type-var]
     if high < L0_APART * low:  # type: ignore[operator]
         return f"At L0 {low:.1f} to {high:.1f}"
     return f"At unequal L0 ({', '.join(f'{kind} {l0:.1f}' for kind, l0 in l0s.items())}: not a fair comparison)"
 
 
-def seeds_of(gathered: PopulationMeasures) -> str:
-    counts = sorted({len(names) for names in families.by_seed(gathered.settings).values()})
+def seeds_of(measures: PopulationMeasures) -> str:
+    counts = sorted({len(names) for names in families.by_seed(measures.settings).values()})
     n = " to ".join(map(str, counts))
     few = " With fewer than three seeds there is no interval." if counts[0] < FEWEST else ""
     wider = (
         " The interval of a difference between the highest and the lowest kind is widened, so that it holds for all "
         "pairs of kinds."
-        if len(families.by_seed(gathered.settings)) > 2
+        if len(families.by_seed(measures.settings)) > 2
         else ""
     )
     seeds = "seed" if counts == [1] else "seeds"
@@ -139,13 +143,13 @@ def seeds_of(gathered: PopulationMeasures) -> str:
     )
 
 
-def feature_learning(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
-    table = table_of(gathered, LEARNING)
+def feature_learning(measures: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
+    table = table_of(measures, LEARNING)
     sentences = [
-        extremes(gathered, measure, table) for measure in ("explained_variance", "ce_recovered", "found_again")
+        extremes(measures, measure, table) for measure in ("explained_variance", "ce_recovered", "found_again")
     ]
-    if gathered.compared:
-        for group in gathered.compared.groups:
+    if measures.compared:
+        for group in measures.compared.groups:
             sentences.append(
                 f"share of matched features ({group.differ}): {group.shared.mean:.3f}, the mean of {group.pairs} "
                 f"pairs of members (by chance: {group.chance.mean:.3f})"
@@ -157,26 +161,26 @@ def feature_learning(gathered: PopulationMeasures, control: PopulationMeasures |
             "(decoder rows matched one-to-one with a cosine of at least 0.7)."
         ),
         table=table,
-        answer=f"{equal_l0(gathered)}: {'; '.join(sentences)}.",
-        uncertainty=seeds_of(gathered),
+        answer=f"{equal_l0(measures)}: {'; '.join(sentences)}.",
+        uncertainty=seeds_of(measures),
         not_shown=(
             "Other widths, learning rates and lengths of training may order the kinds differently. Members with the "
             "same seed start from the same weights and therefore share more features than members with different seeds."
         ),
         figures={
             "learning": estimates_chart("Activation functions", named(table)),
-            "densities": densities(
-                {name: member.density_F for name, member in gathered.features.items()}, activations(gathered)
+            "densities": densities_chart(
+                {name: member.density_F for name, member in measures.features.items()}, activations(measures)
             ),
-            **({"comparison": shared_features_chart(gathered.compared)} if gathered.compared else {}),
+            **({"comparison": shared_features_chart(measures.compared)} if measures.compared else {}),
         },
     )
 
 
-def what_drives_emergence(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
+def what_drives_emergence(measures: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table, sentences = {}, []
-    for kind, names in families.by_seed(gathered.settings).items():
-        known = {name: gathered.trajectories[name] for name in names if name in gathered.trajectories}
+    for kind, names in families.by_seed(measures.settings).items():
+        known = {name: measures.trajectories[name] for name in names if name in measures.trajectories}
         table[kind] = emergence.predictors_over_seeds(known)
         sure = [
             f"{'earlier' if value.mean < 0 else 'later'} the higher its {what} ({value})"
@@ -197,7 +201,7 @@ def what_drives_emergence(gathered: PopulationMeasures, control: PopulationMeasu
         ),
         table=table,
         answer=f"{'. '.join(sentences)}.",
-        uncertainty=seeds_of(gathered),
+        uncertainty=seeds_of(measures),
         not_shown=(
             "Correlation is not causation: frequency, norm and co-occurrence depend on each other and are measured on "
             "the finished dictionary. Steps between two snapshots cannot be distinguished."
@@ -206,20 +210,20 @@ def what_drives_emergence(gathered: PopulationMeasures, control: PopulationMeasu
     )
 
 
-def frequency_and_specialization(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
+def frequency_and_specialization(population: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table: dict[str, dict[str, Estimate]] = {}
-    for measures, prefix in ((gathered, ""), (control, CONTROL)):
+    for measures, prefix in ((population, ""), (control, CONTROL)):
         for kind, names in families.by_seed(measures.settings).items() if measures else ():
             table[prefix + kind] = {}
             for label in measures.labels if measures else ():
                 pairs = [measures.frequency[name][label] for name in names] if measures else []
                 table[prefix + kind][f"{label}, raw"] = over_seeds([raw for raw, _ in pairs])
                 table[prefix + kind][f"{label}, over chance"] = over_seeds([over for _, over in pairs])
-    sentences, kinds = [], families.by_seed(gathered.settings)
-    for label in gathered.labels:
+    sentences, kinds = [], families.by_seed(population.settings)
+    for label in population.labels:
         estimates = {kind: table[kind][f"{label}, over chance"] for kind in kinds}
         sentences.append(f"{label}: {', '.join(f'{value} for {kind}' for kind, value in estimates.items())}")
-    means = [abs(table[kind][f"{label}, over chance"].mean or 0) for kind in kinds for label in gathered.labels]
+    means = [abs(table[kind][f"{label}, over chance"].mean or 0) for kind in kinds for label in population.labels]
     strength = "weak" if max(means) < 0.3 else "moderate at best" if max(means) < 0.6 else "strong for some labels"
     return Answer(
         question="How reliable are activation frequency patterns as indicators of feature specialization?",
@@ -230,7 +234,7 @@ def frequency_and_specialization(gathered: PopulationMeasures, control: Populati
         table=table,
         answer=f"As an indicator, frequency is {strength} (rank correlation over chance; the largest is "
         f"{max(means):.2f}). {'. '.join(sentences)}.",
-        uncertainty=seeds_of(gathered),
+        uncertainty=seeds_of(population),
         not_shown="Specialization on properties that have no label is not measured. "
         f"Features with fewer than {MIN_FIRINGS} firings are left out.",
         figures={
@@ -239,11 +243,11 @@ def frequency_and_specialization(gathered: PopulationMeasures, control: Populati
     )
 
 
-def behaviour_during_training(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
+def behaviour_during_training(measures: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table: dict[str, dict[str, Estimate]] = {}
     sentences = []
-    for kind, names in families.by_seed(gathered.settings).items():
-        known = [gathered.trajectories[name] for name in names if name in gathered.trajectories]
+    for kind, names in families.by_seed(measures.settings).items():
+        known = [measures.trajectories[name] for name in names if name in measures.trajectories]
         if not known:
             sentences.append(f"{kind}: fewer than three snapshots (train longer, with --snapshots), or nothing alive")
             continue
@@ -261,16 +265,16 @@ def behaviour_during_training(gathered: PopulationMeasures, control: PopulationM
             f"{table[kind]['step at which half are recognizable']} of {last:,}, with {table[kind]['births']} births "
             f"and {table[kind]['deaths']} deaths between snapshots"
         )
-    first = next(iter(gathered.trajectories), None)
-    figures = {"emergence": emergence_curves(gathered.trajectories, activations(gathered))} if first else {}
+    first = next(iter(measures.trajectories), None)
+    figures = {"emergence": emergence_curves(measures.trajectories, activations(measures))} if first else {}
     if first:
-        figures |= {f"emergence-{first}": emergence_heatmap(first, gathered.trajectories[first])}
+        figures |= {f"emergence-{first}": emergence_heatmap(first, measures.trajectories[first])}
     return Answer(
         question="Can feature behaviour during training be quantified and seen?",
         measured="Cosines of decoder rows to their final directions, and densities, in snapshots at log-spaced steps.",
         table=table,
         answer=f"{'Yes' if table else 'Not from this run'}. {'. '.join(sentences)}.",
-        uncertainty=seeds_of(gathered),
+        uncertainty=seeds_of(measures),
         not_shown=(
             "Changes between snapshots, and their causes, are not measured. Births and deaths are counted on the "
             "calibration rows."
@@ -279,12 +283,12 @@ def behaviour_during_training(gathered: PopulationMeasures, control: PopulationM
     )
 
 
-def interpretability(gathered: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
-    labels = [f"{family}: {label}" for family in LABEL_MEASURES for label in gathered.labels]
+def interpretability(population: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
+    labels = [f"{family}: {label}" for family in LABEL_MEASURES for label in population.labels]
     measures = [*INTERPRETABILITY, *labels]
-    table = table_of(gathered, measures)
+    table = table_of(population, measures)
     in_answer = [*INTERPRETABILITY, *(label for label in labels if label.startswith("over chance"))]
-    sentences = [extremes(gathered, measure, table) for measure in in_answer]
+    sentences = [extremes(population, measure, table) for measure in in_answer]
     verdict = (
         "Whether the measures depend on what the model has learned is open: no run with shuffled weights was given "
         "(--control)."
@@ -313,8 +317,8 @@ def interpretability(gathered: PopulationMeasures, control: PopulationMeasures |
             "text), and the mean specialization and mutual information minus those with shuffled labels."
         ),
         table=table,
-        answer=f"{equal_l0(gathered)}: {'; '.join(sentences)}. {verdict}",
-        uncertainty=seeds_of(gathered),
+        answer=f"{equal_l0(population)}: {'; '.join(sentences)}. {verdict}",
+        uncertainty=seeds_of(population),
         not_shown="Whether people find the features meaningful. Absorption needs a model that can spell.",
         figures={"interpretability": estimates_chart("Interpretability", named(table))},
     )

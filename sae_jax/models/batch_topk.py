@@ -10,7 +10,7 @@ from sae_jax.models.base import SAE, Setting, Start, start_quantile
 from sae_jax.ops.activations import nth_largest
 
 # Candidates lie above this share of the smallest value kept in the last batch. If too few do, the step is dense.
-LOOKED_AT = 0.9
+CANDIDATES_ABOVE = 0.9
 AVERAGE_RATE = 0.01  # update rate per step of the averaged threshold, which replaces the batch's after training
 
 
@@ -41,7 +41,7 @@ class BatchTopK(SAE):
 
     def score(self, z_BxF):
         """Candidates lie above 0.9 times the smallest value kept in the last batch, so that far fewer are sorted."""
-        return jnp.where(z_BxF > LOOKED_AT * self.last_least, z_BxF, -jnp.inf)
+        return jnp.where(z_BxF > CANDIDATES_ABOVE * self.last_least, z_BxF, -jnp.inf)
 
     def fits(self, count_B, hidden_dim):
         return super().fits(count_B, hidden_dim) & (count_B.sum() >= self.k * len(count_B))

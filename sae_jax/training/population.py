@@ -129,7 +129,7 @@ def hyper_of(member: Member, rows: Rows, config: TrainConfig, total_steps: int) 
         "revived_encoder_scale": ANTHROPIC_ENCODER_SCALE if anthropic else 1.0,
         "revived_bias_scale": 0.0 if anthropic else 1.0,
         "dead_steps": steps_to_die(config, total_steps),
-        "last_look": -1.0 if member.dead_rule == "none" else 0.6 * total_steps,
+        "last_revival_step": -1.0 if member.dead_rule == "none" else 0.6 * total_steps,
         "total_steps": total_steps,
         "warmup_steps": max(1.0, member.warmup * total_steps),
         "decay_steps": max(1.0, config.decay * total_steps),

@@ -163,7 +163,7 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
 def look_for_dead(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.Array) -> State:
     """Revive, if a check is due after a block, the features that fired on too few rows since the last check."""
     steps = (state.step - state.last_dead_check).astype(jnp.float32)
-    due = (steps >= hyper["dead_steps"]) & (state.step <= hyper["last_look"]) & (state.failed < 0)
+    due = (steps >= hyper["dead_steps"]) & (state.step <= hyper["last_revival_step"]) & (state.failed < 0)
     dead_F = state.firings_F < jnp.maximum(hyper["dead_threshold"] * steps * hyper["batch_size"], 1.0)
 
     def revive(state: State) -> State:

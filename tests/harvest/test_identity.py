@@ -23,7 +23,7 @@ from harvest import capture, sources
 from harvest.capture import one_at_a_time
 from harvest.errors import InputError
 from harvest.files import read_json
-from harvest.identity import difference, distance, found, identity, rounding
+from harvest.identity import difference, distance, identity, matching_store, rounding
 from harvest.model.language_model import LanguageModel
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, name_of, named_files, place_of
@@ -228,9 +228,9 @@ def test_shifted_and_scaled_rows_are_different(tmp_path):
 def test_a_copied_store_is_the_same_and_is_found(tmp_path):
     store = make_store(tmp_path / "a")
     copy = rewritten(store, tmp_path / "b", lambda x: x)
-    assert found(identity(store), Path(shutil.copytree(tmp_path / "a", tmp_path / "c")))
+    assert matching_store(identity(store), Path(shutil.copytree(tmp_path / "a", tmp_path / "c")))
     assert not difference(identity(store), identity(copy))
-    assert found(identity(store), tmp_path / "nothing") is None
+    assert matching_store(identity(store), tmp_path / "nothing") is None
 
 
 def test_a_run_is_resumed_on_rows_that_differ_by_rounding_and_says_so(tmp_path):

@@ -108,10 +108,10 @@ def page(folder: Path) -> Callable[[], object]:
     """The page of a feature, as the dashboard computes it."""
 
     def compute() -> None:
-        from analysis.comparison import shared_features as comparison
+        from analysis.comparison import shared_features
         from analysis.features.statistics import Features
         from analysis.pages import feature as feature_page
-        from analysis.pages import feature_table as feature_list
+        from analysis.pages import feature_table
         from analysis.runs.finished import FinishedRun
         from harvest.model.tokenizer import load_tokenizer
 
@@ -119,12 +119,12 @@ def page(folder: Path) -> Callable[[], object]:
         features = Features.load(finished.path / "analysis" / "features" / f"{MEMBER}.npz", mapped=True)
         dictionary, tokenizer = finished.dictionary(MEMBER), load_tokenizer(finished.model_location)
         store = finished.store(finished.site(MEMBER), folder / "cache")
-        compared = comparison.read_shared_features(finished.path / "analysis", list(finished.members))
+        compared = shared_features.read_shared_features(finished.path / "analysis", list(finished.members))
         feature = int(abs(features.density_F - 0.2).argmin())
         found = feature_page.compute_feature_page(
             finished, MEMBER, feature, features, dictionary, store, tokenizer, compared
         )
-        places = feature_list.places(finished.path / "analysis", MEMBER, dictionary.tensors["W_dec"])
+        places = feature_table.places(finished.path / "analysis", MEMBER, dictionary.tensors["W_dec"])
         print(found, places, features.activations(feature), features.logits(feature), features.max_F[feature])
 
     return compute

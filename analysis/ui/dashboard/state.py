@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from analysis.comparison import shared_features as comparison
+from analysis.comparison import shared_features
 from analysis.features.statistics import Features, load_or_compute_features
-from analysis.pages import feature_table as feature_list
+from analysis.pages import feature_table
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.wording import visible
 from harvest.errors import InputError
@@ -185,25 +185,25 @@ def store(path: str, member: str):
     return run.store(run.site(member), arguments()[1])
 
 
-def compared(path: str) -> comparison.Comparison | None:
+def compared(path: str) -> shared_features.Comparison | None:
     """The study's comparison of all members, or None if the study has not been run."""
     record = Path(path) / "analysis" / "comparison.json"
     return read_comparison(path, record.stat().st_mtime) if record.exists() else None
 
 
 @st.cache_resource(show_spinner=False)
-def read_comparison(path: str, changed: float) -> comparison.Comparison | None:
-    return comparison.read_shared_features(Path(path) / "analysis", list(run_at(path).members))
+def read_comparison(path: str, changed: float) -> shared_features.Comparison | None:
+    return shared_features.read_shared_features(Path(path) / "analysis", list(run_at(path).members))
 
 
 @st.cache_resource(show_spinner=False)
-def listed(path: str, member: str, changed: float) -> feature_list.FeatureList:
+def listed(path: str, member: str, changed: float) -> feature_table.FeatureList:
     features = saved_features(path, member, changed)
     assert features is not None
-    return feature_list.compute_feature_table(features, tokenizer(path))
+    return feature_table.compute_feature_table(features, tokenizer(path))
 
 
-def the_list() -> feature_list.FeatureList:
+def the_list() -> feature_table.FeatureList:
     """The table of the chosen member's features. Like `features`, ends the page if they are not computed yet."""
     features()
     choice = chosen()
@@ -212,4 +212,4 @@ def the_list() -> feature_list.FeatureList:
 
 @st.cache_resource(show_spinner=False, max_entries=DICTIONARIES)
 def places(path: str, member: str):
-    return feature_list.places(Path(path) / "analysis", member, dictionary(path, member).tensors["W_dec"])
+    return feature_table.places(Path(path) / "analysis", member, dictionary(path, member).tensors["W_dec"])

@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.comparison import clusters as clustering
-from analysis.comparison import emergence, frontier
-from analysis.comparison import shared_features as comparison
+from analysis.comparison import emergence, frontier, shared_features
+from analysis.comparison.clusters import read_clusters
 from analysis.comparison.matching import Decoder
 from analysis.features.contexts import printable, token_texts
 from analysis.features.statistics import Features, load_or_compute_features
@@ -217,13 +216,13 @@ def in_common(part: Part, study: str) -> list[Drawn]:
     if len(living) < 2:
         part.missing["comparison"] = "A comparison needs two or more members with living features."
         return []
-    compared = comparison.read_shared_features(run.path / "analysis", list(run.members))
+    compared = shared_features.read_shared_features(run.path / "analysis", list(run.members))
     if not compared:
         if sum(len(features.density_F) for features in living.values()) ** 2 > CHEAP:
             part.missing["comparison"] = f"The members were not compared yet, which is slow: run {study}"
             return []
         settings = {name: families.settings_of(run, run.members[name]) for name in living}
-        compared = comparison.compute_shared_features(
+        compared = shared_features.compute_shared_features(
             {
                 name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], features.alive_F)
                 for name, features in living.items()
@@ -274,7 +273,7 @@ def mapped(part: Part, study: str) -> list[Drawn]:
         if not (folder / f"clusters-{name}.json").exists():
             continue
         promoted = [token_texts(part.run.language_model.tokenizer, tokens) for tokens in features.promoted_FxT]
-        if clusters := clustering.read_clusters(folder, name, promoted):
+        if clusters := read_clusters(folder, name, promoted):
             largest = (
                 f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""
             )

@@ -140,8 +140,8 @@ def number(value: float | None) -> str:
 
 def steered_texts_table(steered: Steered) -> Table:
     """The first text of each prompt, unsteered beside steered by the feature, with a row for each strength."""
-    way, curve = next(iter(steered.ways.items()))
-    table = Table(UNSTEERED, way, box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
+    direction, curve = next(iter(steered.directions.items()))
+    table = Table(UNSTEERED, direction, box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
     for column in table.columns:
         column.ratio, column.overflow = 1, "fold"
     for number, prompt in enumerate(steered.prompts):
@@ -173,7 +173,7 @@ def steered_figures_table(steered: Steered) -> Table:
 
     for name, texts in steered.plain.items():
         add(name, texts, "")
-    for name, curve in steered.ways.items():
+    for name, curve in steered.directions.items():
         for texts in curve:
             add(name, texts, "" if steered.mode == "ablate" else f"{texts.strength:g}")
     return table

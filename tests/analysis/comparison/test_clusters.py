@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from analysis.comparison import clusters as clustering
+from analysis.comparison import clusters
 from analysis.geometry import neighbours, pca_of, unit
 from analysis.plots.feature_map import clusters_chart
 from analysis.plots.style import save
@@ -44,7 +44,7 @@ def tokens_of(group_F: np.ndarray) -> list[list[str]]:
 @pytest.mark.parametrize("use_umap", METHODS)
 def test_planted_groups_are_found_and_named(use_umap):
     x_FxD, group_F = planted(0.75)
-    found = clustering.compute_clusters(x_FxD * 5, np.ones(F, bool), tokens_of(group_F), use_umap=use_umap)
+    found = clusters.compute_clusters(x_FxD * 5, np.ones(F, bool), tokens_of(group_F), use_umap=use_umap)
     in_one = group_F >= 0
     assert adjusted_rand_score(group_F[in_one], found.label_F[in_one]) > 0.95
     assert adjusted_rand_score(group_F, found.label_F) > 0.9
@@ -61,7 +61,7 @@ def test_planted_groups_are_found_and_named(use_umap):
 def test_random_directions_have_no_clusters(use_umap, anisotropic):
     rng = np.random.default_rng(2)
     x_FxD = rng.standard_normal((F, D)) * (np.linspace(2, 0.2, D) if anisotropic else 1)
-    found = clustering.compute_clusters(x_FxD, np.ones(F, bool), [["a"]] * F, seed=3, use_umap=use_umap)
+    found = clusters.compute_clusters(x_FxD, np.ones(F, bool), [["a"]] * F, seed=3, use_umap=use_umap)
     assert found.names == () and found.noise == 1 and np.isfinite(found.xy_Fx2).all()
 
 
@@ -69,7 +69,7 @@ def test_random_directions_have_no_clusters(use_umap, anisotropic):
 def test_the_same_seed_gives_the_same_map_bit_for_bit(use_umap):
     x_FxD, group_F = planted(0.6)
     once, again, other = (
-        clustering.compute_clusters(x_FxD, np.ones(F, bool), tokens_of(group_F), seed=seed, use_umap=use_umap)
+        clusters.compute_clusters(x_FxD, np.ones(F, bool), tokens_of(group_F), seed=seed, use_umap=use_umap)
         for seed in (5, 5, 6)
     )
     for name, value in asdict(once).items():
@@ -79,20 +79,20 @@ def test_the_same_seed_gives_the_same_map_bit_for_bit(use_umap):
 
 def test_clusters_no_better_than_random_ones_are_dropped(monkeypatch):
     x_FxD, group_F = planted(0.75)
-    for floor, cohesion, clusters in ((0.3, 0.5, GROUPS), (0.3, 0.9, 0), (0.9, 0.5, 0)):
-        monkeypatch.setattr(clustering, "chance", lambda *_, reached=(floor, cohesion): reached)
-        found = clustering.compute_clusters(x_FxD, np.ones(F, bool), tokens_of(group_F), use_umap=False)
-        assert len(found.names) == clusters and found.floor == floor
+    for floor, cohesion, count in ((0.3, 0.5, GROUPS), (0.3, 0.9, 0), (0.9, 0.5, 0)):
+        monkeypatch.setattr(clusters, "chance", lambda *_, reached=(floor, cohesion): reached)
+        found = clusters.compute_clusters(x_FxD, np.ones(F, bool), tokens_of(group_F), use_umap=False)
+        assert len(found.names) == count and found.floor == floor
 
 
 def test_dead_features_are_left_out_and_counted():
     x_FxD, group_F = planted(0.75)
     alive_F = np.arange(F) % 10 != 0
-    found = clustering.compute_clusters(x_FxD, alive_F, tokens_of(group_F), use_umap=False)
+    found = clusters.compute_clusters(x_FxD, alive_F, tokens_of(group_F), use_umap=False)
     assert (found.dead, found.alive) == (60, 540) and (found.label_F[~alive_F] == -1).all()
     for positions_Fx2 in (found.xy_Fx2, found.pca_Fx2):
         np.testing.assert_array_equal(np.isnan(positions_Fx2[:, 0]), ~alive_F)
-    alone = clustering.compute_clusters(x_FxD[alive_F], alive_F[alive_F], tokens_of(group_F[alive_F]), use_umap=False)
+    alone = clusters.compute_clusters(x_FxD[alive_F], alive_F[alive_F], tokens_of(group_F[alive_F]), use_umap=False)
     np.testing.assert_array_equal(alone.label_F, found.label_F[alive_F])
 
 
@@ -118,18 +118,18 @@ def test_components_are_those_of_a_singular_value_decomposition():
 def test_clusters_are_named_by_tokens_that_others_rarely_promote():
     label_N = np.array([0] * 10 + [-1] * 90)
     promoted = [["the", "sea"]] * 9 + [["the", "ship"]] + [["the", "law"]] * 89 + [["sea"]]
-    assert clustering.names_of(label_N, promoted) == ("sea",)  # "ship" is promoted by one feature only, "the" by all
+    assert clusters.names_of(label_N, promoted) == ("sea",)  # "ship" is promoted by one feature only, "the" by all
     written = [["Sea"], [" sea"], ["sea "]] * 3 + [["the"]] * 91
-    assert clustering.names_of(label_N, written) == ("sea",)  # one token in its most frequent form
-    assert clustering.names_of(label_N, [["the"]] * 100) == ("no token in common",)
+    assert clusters.names_of(label_N, written) == ("sea",)  # one token in its most frequent form
+    assert clusters.names_of(label_N, [["the"]] * 100) == ("no token in common",)
 
 
 @pytest.mark.parametrize("use_umap", METHODS)
 def test_files_and_figures(use_umap, tmp_path):
     x_FxD, group_F = planted(0.75)
     alive_F = np.arange(F) > 0
-    found = clustering.compute_clusters(x_FxD, alive_F, tokens_of(group_F), use_umap=use_umap)
-    clustering.write_clusters(found, tmp_path, "member")
+    found = clusters.compute_clusters(x_FxD, alive_F, tokens_of(group_F), use_umap=use_umap)
+    clusters.write_clusters(found, tmp_path, "member")
     record = json.loads((tmp_path / "clusters-member.json").read_text())
     assert record["names"] == list(found.names) and record["dead"] == 1
     with np.load(tmp_path / "clusters-member.npz", allow_pickle=False) as arrays:
@@ -144,7 +144,7 @@ def test_files_and_figures(use_umap, tmp_path):
 
 def test_control_characters_of_tokens_can_be_drawn(tmp_path):
     x_FxD, _ = planted(0.75)
-    found = clustering.compute_clusters(x_FxD[:40], np.ones(40, bool), [["\x16", " a\x00"]] * 40, use_umap=False)
+    found = clusters.compute_clusters(x_FxD[:40], np.ones(40, bool), [["\x16", " a\x00"]] * 40, use_umap=False)
     assert found.tokens_F[0] == "\N{REPLACEMENT CHARACTER} · a\N{REPLACEMENT CHARACTER}"
     save(clusters_chart(found), tmp_path / "c")
     assert (tmp_path / "c.svg").stat().st_size > 1000
@@ -153,6 +153,6 @@ def test_control_characters_of_tokens_can_be_drawn(tmp_path):
 def test_invalid_maps_are_refused():
     x_FxD, group_F = planted(0.75)
     with pytest.raises(InputError, match="at least 20 living features, and there are 19"):
-        clustering.compute_clusters(x_FxD, np.arange(F) < 19, tokens_of(group_F))
+        clusters.compute_clusters(x_FxD, np.arange(F) < 19, tokens_of(group_F))
     with pytest.raises(InputError, match="600 directions, 600 truth values and 1 lists"):
-        clustering.compute_clusters(x_FxD, np.ones(F, bool), [["a"]])
+        clusters.compute_clusters(x_FxD, np.ones(F, bool), [["a"]])

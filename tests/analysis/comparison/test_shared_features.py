@@ -10,8 +10,7 @@ from rows import make_store
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 
-from analysis.comparison import matching
-from analysis.comparison import shared_features as comparison
+from analysis.comparison import matching, shared_features
 from analysis.comparison.matching import Decoder, correlations, cosines, match, sparse_activations, spread_rows
 from analysis.geometry import random_like, unit
 from analysis.plots.comparison import shared_features_chart
@@ -138,7 +137,7 @@ def population(rng) -> dict[str, Decoder]:
 
 
 def test_shares_of_a_population_and_its_groups(rng):
-    found = comparison.compute_shared_features(population(rng))
+    found = shared_features.compute_shared_features(population(rng))
     np.testing.assert_allclose(found.shared_MxM[0], [1, 240 / F, 200 / F, 0.5], atol=1e-9)
     assert found.shared_MxM[3, 0] == 1 and found.shared_MxM[0, 3] == 0.5
     assert found.chance_MxM.max() == 0 and found.rows == 0 and found.shared_by_activation_MxM is None
@@ -157,7 +156,7 @@ def test_shares_of_a_population_and_its_groups(rng):
 def test_dead_features_are_neither_counted_nor_found(rng):
     a_FxD = directions(rng)
     members = {"a": decoder(a_FxD, dead=(0, 1, 2)), "b": decoder(a_FxD, dead=(2, 3), seed=1)}
-    found = comparison.compute_shared_features(members)
+    found = shared_features.compute_shared_features(members)
     assert found.alive == (F - 3, F - 2)
     assert found.shared_MxM[0, 1] == (F - 4) / (F - 3) and found.shared_MxM[1, 0] == (F - 4) / (F - 2)
     assert found.partner_FxM["a"][:6, 1].tolist() == [-1, -1, -1, -1, 4, 5]
@@ -168,7 +167,7 @@ def test_stability_counts_the_other_seeds_that_have_a_feature(rng):
     a_FxD = directions(rng)
     twice_FxD, once_FxD = directions(rng), directions(rng)
     twice_FxD[:100], once_FxD[:50] = a_FxD[:100], a_FxD[49::-1]
-    counts = comparison.stability_of({0: a_FxD, 1: twice_FxD, 2: once_FxD})
+    counts = shared_features.stability_of({0: a_FxD, 1: twice_FxD, 2: once_FxD})
     assert counts[0].tolist() == [2] * 50 + [1] * 50 + [0] * (F - 100)
     assert counts[2].tolist() == [2] * 50 + [0] * (F - 50)
 
@@ -181,39 +180,41 @@ def test_features_are_also_matched_by_activation(rng):
     b_FxD = a_FxD[::-1].copy()
     b_FxD[40:] = directions(rng, 20)  # features 0 to 19 share directions, 20 to 59 share activations
     members = {"a": decoder(a_FxD), "b": decoder(b_FxD, seed=1)}
-    found = comparison.compute_shared_features(members, {"a": csr_array(a_NxF), "b": csr_array(b_NxF)})
+    found = shared_features.compute_shared_features(members, {"a": csr_array(a_NxF), "b": csr_array(b_NxF)})
     assert found.shared_MxM[0, 1] == pytest.approx(40 / 60) == found.shared_by_activation_MxM[0, 1]
     assert found.confirmed_MxM[0, 1] == 0.5 and found.rows == 2000
     with pytest.raises(InputError, match="3 and 2000 rows"):
-        comparison.compute_shared_features(members, {"a": csr_array(a_NxF), "b": csr_array(b_NxF[:3])})
+        shared_features.compute_shared_features(members, {"a": csr_array(a_NxF), "b": csr_array(b_NxF[:3])})
     with pytest.raises(InputError, match="no activations of b"):
-        comparison.compute_shared_features(members, {"a": csr_array(a_NxF)})
+        shared_features.compute_shared_features(members, {"a": csr_array(a_NxF)})
 
 
 def test_members_that_share_nothing_by_direction_have_nothing_to_confirm(rng):
     fired = {name: csr_array(rng.random((50, F)) < 0.1, dtype=np.float32) for name in "ab"}
-    found = comparison.compute_shared_features(
+    found = shared_features.compute_shared_features(
         {name: decoder(directions(rng), seed=s) for s, name in enumerate("ab")}, fired
     )
     assert found.shared_MxM[0, 1] == 0 and np.isnan(found.confirmed_MxM[0, 1]) and found.confirmed_MxM[0, 0] == 1
 
 
 def test_files_and_figures(rng, tmp_path):
-    found = comparison.compute_shared_features(population(rng))
-    comparison.write_shared_features(found, tmp_path)
+    found = shared_features.compute_shared_features(population(rng))
+    shared_features.write_shared_features(found, tmp_path)
     record = json.loads((tmp_path / "comparison.json").read_text())
     assert record["shared_MxM"] == found.shared_MxM.tolist() and record["groups"][0]["differ"] == "other kind"
     with np.load(tmp_path / "comparison.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["topk-0/partner"], found.partner_FxM["topk-0"])
-    again = comparison.read_shared_features(tmp_path, found.members)
+    again = shared_features.read_shared_features(tmp_path, found.members)
     for name, value in vars(found).items():
         np.testing.assert_equal(getattr(again, name), value)
-    assert comparison.read_shared_features(tmp_path, found.members[1:]) is None, "of other members it tells nothing"
-    comparison.write_shared_features(dataclasses.replace(found, dead=("topk-9",)), tmp_path)
-    assert comparison.read_shared_features(tmp_path, found.members) is None, (
+    assert shared_features.read_shared_features(tmp_path, found.members[1:]) is None, (
+        "of other members it tells nothing"
+    )
+    shared_features.write_shared_features(dataclasses.replace(found, dead=("topk-9",)), tmp_path)
+    assert shared_features.read_shared_features(tmp_path, found.members) is None, (
         "one of which nothing fires is a member, too"
     )
-    assert comparison.read_shared_features(tmp_path, ["topk-9", *found.members]).dead == ("topk-9",)
+    assert shared_features.read_shared_features(tmp_path, ["topk-9", *found.members]).dead == ("topk-9",)
     for path in save(shared_features_chart(found), tmp_path / "shared"):
         assert path.stat().st_size > 1000
     assert ">80<" in Path(tmp_path / "shared.svg").read_text()  # the cell of 240 of 300 features
@@ -221,8 +222,10 @@ def test_files_and_figures(rng, tmp_path):
 
 def test_incomparable_members_are_refused(rng):
     with pytest.raises(InputError, match="two or more members"):
-        comparison.compute_shared_features({"a": decoder(directions(rng))})
+        shared_features.compute_shared_features({"a": decoder(directions(rng))})
     with pytest.raises(InputError, match="96 and 50 dimensions"):
-        comparison.compute_shared_features({"a": decoder(directions(rng)), "b": decoder(directions(rng, d=50), seed=1)})
+        shared_features.compute_shared_features(
+            {"a": decoder(directions(rng)), "b": decoder(directions(rng, d=50), seed=1)}
+        )
     with pytest.raises(InputError, match="never fire"):
         decoder(directions(rng, 3), dead=(0, 1, 2))

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import main
 from analysis.cli import steer
-from analysis.interventions import steering as steer_model
+from analysis.interventions import steering
 from analysis.interventions.steering import Sampling, Steered, Texts, compute_steering, directions_for
 from harvest.errors import InputError
 from harvest.interventions.steering import Change, changing, draw, next_probabilities, surprise, write_texts
@@ -114,11 +114,11 @@ def test_at_resid_mid_the_residual_stream_itself_is_changed(model, prompt_T):
 @pytest.mark.parametrize("site", SITES, ids=lambda site: site.hook_name)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_strength_0_is_the_unsteered_model_token_for_token(model, prompt_T, saes, site, temperature):
-    ways = directions_for(saes["topk"], 3, 2.5, "add", {"random": np.ones(256)})
+    directions = directions_for(saes["topk"], 3, 2.5, "add", {"random": np.ones(256)})
     how = {"samples": 3, "temperature": temperature, "top_p": 0.9, "seed": 4, "watched": [9]}
     plain = write_texts(model, prompt_T, itself(site), 30, **how)
-    for way in ways.values():
-        zero = write_texts(model, prompt_T, Change(site, way(0.0).replace, 1), 30, **how)
+    for direction in directions.values():
+        zero = write_texts(model, prompt_T, Change(site, direction(0.0).replace, 1), 30, **how)
         assert np.array_equal(zero.tokens_SxN, plain.tokens_SxN)
         assert np.array_equal(zero.watched_SxN, plain.watched_SxN)
     assert (len({tuple(row) for row in plain.tokens_SxN}) == 3) == (temperature > 0)
@@ -158,10 +158,10 @@ def test_ablating_a_feature_that_never_fires_changes_nothing(model, prompt_T, sa
 
 
 def test_baseline_directions_have_the_norm_of_the_feature(saes):
-    others = {"random direction": steer_model.random_direction(256, 0), "means": np.full(256, 40.0)}
-    ways = directions_for(saes["relu"], 3, 2.5, "add", others)
+    others = {"random direction": steering.random_direction(256, 0), "means": np.full(256, 40.0)}
+    directions = directions_for(saes["relu"], 3, 2.5, "add", others)
     x_NxD = np.zeros((1, 256), np.float32)
-    norms = [np.linalg.norm(way(2.0).replace(x_NxD)) for way in ways.values()]
+    norms = [np.linalg.norm(direction(2.0).replace(x_NxD)) for direction in directions.values()]
     assert len(norms) == 3 and norms == pytest.approx([5 * np.linalg.norm(saes["relu"].W_dec[3])] * 3, rel=1e-5)
 
 
@@ -185,12 +185,12 @@ def test_surprise_equals_the_loss_of_the_model(model, prompt_T):
 def test_the_output_score_by_the_formula(model, saes):
     sae, rng = saes["relu"], np.random.default_rng(3)
     watched, max_F = rng.integers(1, 4096, 20).tolist(), np.linspace(0, 3, F)
-    scores = steer_model.output_scores(model, SITE, sae, [4, 9, 20], watched, max_F, 1)
+    scores = steering.output_scores(model, SITE, sae, [4, 9, 20], watched, max_F, 1)
     assert list(scores.values()) == sorted(scores.values(), reverse=True) and set(scores) == {4, 9, 20}
     ids = model.token_ids(np.array([model.tokenizer("From my experience,", add_special_tokens=False)["input_ids"]]))
     for i, score in scores.items():
         expected = []
-        for amplified in steer_model.AMPLIFIED:
+        for amplified in steering.AMPLIFIED:
             shift = torch.from_numpy(np.asarray(amplified * max_F[i] * sae.W_dec[i], np.float32))
             steered = changing(model, SITE, lambda x, s=shift: torch.cat([x[:, :1], x[:, 1:] + s], 1))
             with torch.inference_mode(), steered:
@@ -204,7 +204,7 @@ def test_the_output_score_by_the_formula(model, saes):
 
 def test_the_tokens_of_a_concept(model):
     def words(phrase: str) -> list[str]:
-        return [model.tokenizer.decode([token]) for token in steer_model.word_tokens(model.tokenizer, phrase)]
+        return [model.tokenizer.decode([token]) for token in steering.word_tokens(model.tokenizer, phrase)]
 
     assert words("the Golden Gate Bridge") == [" Golden", " golden", " Bridge", " bridge"]  # and " G", " g"
     assert words("the") == [" the", " The"]  # function words are kept if there are no others
@@ -214,9 +214,9 @@ def test_the_tokens_of_a_concept(model):
 
 def test_a_feature_with_negative_activations_is_steered_by_the_most_negative(saes):
     sae = saes["relu"]
-    way = steer_model.directions_for(sae, 5, -3.0, "add", {})["feature 5"]
+    direction = steering.directions_for(sae, 5, -3.0, "add", {})["feature 5"]
     x_NxD = np.zeros((2, sae.W_dec.shape[1]), np.float32)
-    np.testing.assert_allclose(way(2.0).replace(x_NxD), np.tile(-6 * np.asarray(sae.W_dec[5]), (2, 1)), rtol=1e-6)
+    np.testing.assert_allclose(direction(2.0).replace(x_NxD), np.tile(-6 * np.asarray(sae.W_dec[5]), (2, 1)), rtol=1e-6)
     of = SimpleNamespace(
         max_F=np.array([2.0, -2.0]),
         promoted_FxT=np.array([[1], [2]]),
@@ -224,7 +224,7 @@ def test_a_feature_with_negative_activations_is_steered_by_the_most_negative(sae
         promoted_weight_FxT=np.array([[0.5], [0.6]]),
         suppressed_weight_FxT=np.array([[-0.7], [-0.8]]),
     )
-    tokens, weights = steer_model.promoted_tokens(of)
+    tokens, weights = steering.promoted_tokens(of)
     assert (tokens.tolist(), weights.tolist()) == ([[1], [4]], [[0.5], [0.8]])
 
 
@@ -246,9 +246,9 @@ def test_windows_with_a_phrase_contain_whole_words_without_its_article():
 
     store = SimpleNamespace(train=Split(), d_model=3)
     tokenizer = SimpleNamespace(batch_decode=lambda windows: [texts[w] for w in windows])
-    found = steer_model.difference_in_means(store, tokenizer, "the sea")
+    found = steering.difference_in_means(store, tokenizer, "the sea")
     np.testing.assert_allclose(found, x_NxD[:4].mean(0) - x_NxD[4:].mean(0))
-    assert steer_model.difference_in_means(store, tokenizer, "volcano") is None
+    assert steering.difference_in_means(store, tokenizer, "volcano") is None
 
 
 def test_the_best_strength_is_the_strongest_fluent_one():
@@ -283,16 +283,16 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
     out, found = capsys.readouterr().out, json.loads((tmp_path / "new" / "s.json").read_text())
     assert found["watched"] == [" night"] and len(found["output_scores"]) > 1
     assert found["feature"] == int(max(found["output_scores"], key=found["output_scores"].get))
-    assert set(found["ways"]) == {f"feature {found['feature']}", "random direction", "difference in means"}
+    assert set(found["directions"]) == {f"feature {found['feature']}", "random direction", "difference in means"}
     assert set(found["plain"]) == {"unsteered", "named in the prompt"}
-    for curve in found["ways"].values():
+    for curve in found["directions"].values():
         assert curve[0] == found["plain"]["unsteered"] and curve[1]["texts"] != curve[0]["texts"]
-    assert f"{found['ways']['difference in means'][1]['probability']:.5f}" in out and "best strength of" in out
+    assert f"{found['directions']['difference in means'][1]['probability']:.5f}" in out and "best strength of" in out
     assert (path / "figures" / f"steer-{member}-{found['feature']}.png").stat().st_size > 10_000
 
     # The figures of the best strength come from other texts than those that it was chosen by: from the next seed.
-    assert found["afresh"] and set(found["afresh"]) <= set(found["ways"])
-    way = f"feature {found['feature']}"
+    assert found["rerun"] and set(found["rerun"]) <= set(found["directions"])
+    direction = f"feature {found['feature']}"
     other = [
         "--member",
         member,
@@ -307,8 +307,8 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
     ]
     steer.run([str(path), *other, *argv[argv.index("--max-new-tokens") : -3], str(tmp_path / "o.json"), *argv[-2:]])
     expected = json.loads((tmp_path / "o.json").read_text())
-    assert found["afresh"][way]["ways"][way] == expected["ways"][way]
-    assert found["afresh"][way]["plain"]["unsteered"] == expected["plain"]["unsteered"]
+    assert found["rerun"][direction]["directions"][direction] == expected["directions"][direction]
+    assert found["rerun"][direction]["plain"]["unsteered"] == expected["plain"]["unsteered"]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from command_line import THREE_KINDS, shared_cache, trained
 
-from analysis.comparison import shared_features as comparison
+from analysis.comparison import shared_features
 from analysis.comparison.matching import Decoder
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, load_or_compute_features
 from analysis.pages import feature as feature_page
-from analysis.pages import feature_table as feature_list
+from analysis.pages import feature_table
 from analysis.runs.families import settings_of
 from analysis.ui.dashboard import feature_figures
 from harvest.model.logit_weights import logit_weights
@@ -36,7 +36,7 @@ def compared(run):
         name: Decoder(settings_of(run, run.members[name]), run.dictionary(name).tensors["W_dec"], of.alive_F)
         for name, of in features.items()
     }
-    return comparison.compute_shared_features(decoders)
+    return shared_features.compute_shared_features(decoders)
 
 
 def saved(run, name) -> Features:
@@ -173,15 +173,15 @@ def test_the_input_score_and_the_largest_decoder_dimensions(run, cache):
 def test_a_list_is_searched_filtered_and_sorted(run):
     name = next(iter(run.members))
     of, tokenizer = saved(run, name), load_tokenizer(run.model_location)
-    listed = feature_list.compute_feature_table(of, tokenizer)
+    listed = feature_table.compute_feature_table(of, tokenizer)
     every = (0.0, 1.0)
-    assert feature_list.choose_features(listed, "", every, -np.inf).tolist() == list(range(48))
+    assert feature_table.choose_features(listed, "", every, -np.inf).tolist() == list(range(48))
     token = token_texts(tokenizer, [of.promoted_FxT[5, 0]])[0].strip()
-    assert 5 in feature_list.choose_features(listed, token.upper(), every, -np.inf)
-    assert not len(feature_list.choose_features(listed, "no token is like this", every, -np.inf))
-    by_density = feature_list.choose_features(listed, "", (0.05, 0.5), -np.inf, "most frequent")
+    assert 5 in feature_table.choose_features(listed, token.upper(), every, -np.inf)
+    assert not len(feature_table.choose_features(listed, "no token is like this", every, -np.inf))
+    by_density = feature_table.choose_features(listed, "", (0.05, 0.5), -np.inf, "most frequent")
     densities = of.density_F[by_density]
     assert (np.diff(densities) <= 0).all() and ((densities >= 0.05) & (densities <= 0.5)).all()
     assert len(by_density) == ((of.density_F >= 0.05) & (of.density_F <= 0.5)).sum() > 3
-    special = feature_list.choose_features(listed, "", every, 0.1)
+    special = feature_table.choose_features(listed, "", every, 0.1)
     assert (listed.specialization_F[special] >= 0.1).all()

@@ -7,8 +7,7 @@ import pytest
 from populations import SITES, finished_run
 from rows import make_store
 
-from analysis.comparison import frontier, splitting
-from analysis.comparison import shared_features as comparison
+from analysis.comparison import frontier, shared_features, splitting
 from analysis.comparison.matching import Decoder
 from analysis.runs import families
 from analysis.study.measures import PopulationMeasures
@@ -115,7 +114,7 @@ def test_seeds_form_one_family_for_any_ids(run_of, values):
     assert list(kinds) == [f"{kind}, {width} features" for kind in ("relu", "topk") for width in (8, 16)]
     assert all([run.members[name]["seed"] for name in names] == list(SEEDS) for names in kinds.values())
     decoders = decoders_of(run)
-    compared = comparison.compute_shared_features(decoders)
+    compared = shared_features.compute_shared_features(decoders)
     assert compared.other_seeds == dict.fromkeys(run.members, 2) and set(compared.found_again_F) == set(run.members)
     assert [len(family) for family in splitting.families(decoders)] == [2] * 6
     assert {point.seeds for point in frontier.compute_frontier(run.path).points} == {SEEDS}
@@ -131,7 +130,7 @@ def test_the_frontier_preset_has_fifteen_kinds_of_three_seeds(run_of):
 
 def test_two_settings_of_auxk_are_two_complete_families(run_of):
     run = run_of(activation="topk", hidden_dim=8, k=4, aux_coefficient=(0.0, 0.5), seed=SEEDS)
-    compared = comparison.compute_shared_features(decoders_of(run))
+    compared = shared_features.compute_shared_features(decoders_of(run))
     assert compared.other_seeds == dict.fromkeys(run.members, 2)
     kinds = families.by_seed(gathered_of(run).settings)
     assert list(kinds) == ["topk, aux coefficient 0.0", "topk, aux coefficient 0.5"]
@@ -174,7 +173,7 @@ def test_layers_differ_in_one_setting_and_not_in_their_store(run_of, tmp_path, s
     other = make_store(tmp_path / "other", windows=60, layer=1, seed=1)
     run = run_of("two layers", store, other, seed=(0, 1))
     assert list(families.by_seed(gathered_of(run).settings)) == ["relu, layer 0", "relu, layer 1"]
-    assert {g.differ for g in comparison.compute_shared_features(decoders_of(run)).groups} == {
+    assert {g.differ for g in shared_features.compute_shared_features(decoders_of(run)).groups} == {
         "other layer",
         "other seed",
         "other layer and seed",
@@ -205,4 +204,4 @@ def test_the_same_member_is_not_compared_with_itself(run_of):
     run = run_of(hidden_dim=8, target_l0=4.0)
     (decoder,) = decoders_of(run).values()
     with pytest.raises(InputError, match="a and b have the same settings and the same seed"):
-        comparison.compute_shared_features({"a": decoder, "b": decoder})
+        shared_features.compute_shared_features({"a": decoder, "b": decoder})

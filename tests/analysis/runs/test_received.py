@@ -19,8 +19,8 @@ from robustness.received import (
 from rows import make_store
 
 import main
-from analysis.comparison import clusters as clustering
-from analysis.comparison import shared_features as comparison
+from analysis.comparison import shared_features
+from analysis.comparison.clusters import Clusters, read_clusters, write_clusters
 from analysis.comparison.matching import Decoder
 from analysis.runs.finished import FinishedRun
 from analysis.runs.live import LiveRun
@@ -174,12 +174,12 @@ def test_a_malformed_comparison_is_named(tmp_path, file, change):
         name: Decoder(asdict(member_of(seed=seed)), rng.standard_normal((8, 4)), np.ones(8, bool))
         for seed, name in enumerate("ab")
     }
-    found = comparison.compute_shared_features(decoders)
-    comparison.write_shared_features(found, tmp_path)
-    assert comparison.read_shared_features(tmp_path, ["a", "b"]).shared_MxM.tolist() == found.shared_MxM.tolist()
+    found = shared_features.compute_shared_features(decoders)
+    shared_features.write_shared_features(found, tmp_path)
+    assert shared_features.read_shared_features(tmp_path, ["a", "b"]).shared_MxM.tolist() == found.shared_MxM.tolist()
     broken(tmp_path, file, change)
     with pytest.raises(InputError, match=f"{file} is malformed"):
-        comparison.read_shared_features(tmp_path, ["a", "b"])
+        shared_features.read_shared_features(tmp_path, ["a", "b"])
 
 
 MAPS = [
@@ -195,14 +195,12 @@ MAPS = [
 @pytest.mark.parametrize("file, change", MAPS)
 def test_a_malformed_map_is_named(tmp_path, file, change):
     xy_Fx2, promoted = np.zeros((6, 2), np.float32), [["a"]] * 6
-    clusters = clustering.Clusters(
-        xy_Fx2, xy_Fx2, np.full(6, -1), ("a",) * 6, (), (), (0.5, 0.5), "PCA", 1.0, 0.1, 0.1, 6, 0
-    )
-    clustering.write_clusters(clusters, tmp_path, "a")
-    assert clustering.read_clusters(tmp_path, "a", promoted) is not None
+    clusters = Clusters(xy_Fx2, xy_Fx2, np.full(6, -1), ("a",) * 6, (), (), (0.5, 0.5), "PCA", 1.0, 0.1, 0.1, 6, 0)
+    write_clusters(clusters, tmp_path, "a")
+    assert read_clusters(tmp_path, "a", promoted) is not None
     broken(tmp_path, file, change)
     with pytest.raises(InputError, match=f"{file} is malformed"):
-        clustering.read_clusters(tmp_path, "a", promoted)
+        read_clusters(tmp_path, "a", promoted)
 
 
 def test_malformed_snapshots_are_named(tmp_path):

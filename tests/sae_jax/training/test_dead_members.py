@@ -10,12 +10,12 @@ import pytest
 from command_line import THREE_KINDS, environment, shared_cache, trained
 
 import main
-from analysis.comparison import shared_features as comparison
+from analysis.comparison import shared_features
 from analysis.features.statistics import Features
 from analysis.pages import feature as feature_page
 from analysis.plots.comparison import shared_features_chart
 from analysis.runs.finished import FinishedRun
-from analysis.ui.dashboard import state as opened
+from analysis.ui.dashboard import state
 from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer
 from sae_jax.formats import save_dictionary
@@ -77,7 +77,7 @@ def test_its_family_is_mapped_by_a_member_that_lives(studied):
 
 def test_the_comparison_is_read_again_and_names_it(studied):
     run, _ = studied
-    compared = comparison.read_shared_features(run.path / "analysis", list(run.members))
+    compared = shared_features.read_shared_features(run.path / "analysis", list(run.members))
     assert compared.dead == (DEAD,) and set(compared.members) == set(run.members) - {DEAD}
     assert DEAD in json.dumps(shared_features_chart(compared).to_dict())
 
@@ -86,15 +86,15 @@ def test_the_dashboard_finds_a_comparison_that_was_computed_later(run, studied, 
     (tmp_path / "analysis").mkdir()
     for name in ("config.json", "results.json"):
         (tmp_path / name).write_bytes((run.path / name).read_bytes())
-    assert opened.compared(str(tmp_path)) is None
+    assert state.compared(str(tmp_path)) is None
     for path in (run.path / "analysis").glob("comparison.*"):
         (tmp_path / "analysis" / path.name).write_bytes(path.read_bytes())
-    assert opened.compared(str(tmp_path)).dead == (DEAD,)
+    assert state.compared(str(tmp_path)).dead == (DEAD,)
 
 
 def test_its_features_have_pages_without_matches(studied, cache):
     run, _ = studied
-    compared = comparison.read_shared_features(run.path / "analysis", list(run.members))
+    compared = shared_features.read_shared_features(run.path / "analysis", list(run.members))
     of = Features.load(run.path / "analysis" / "features" / f"{DEAD}.npz")
     tokenizer, store = load_tokenizer(run.model_location), run.store(run.site(DEAD), cache)
     page = feature_page.compute_feature_page(run, DEAD, 3, of, run.dictionary(DEAD), store, tokenizer, compared)

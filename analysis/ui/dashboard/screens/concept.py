@@ -4,7 +4,7 @@ import streamlit as st
 
 from analysis.concepts.search import SearchSettings, concept_texts, passages_record, search
 from analysis.stats import FEWEST_SCORED
-from analysis.ui.dashboard import state as opened
+from analysis.ui.dashboard import state
 from analysis.ui.dashboard.state import chosen, errors_shown, go, plain, without_flags
 from analysis.ui.terminal.detectors import search_summary
 
@@ -14,13 +14,13 @@ choice = chosen()
 @st.cache_data(show_spinner=False, max_entries=32)
 def found(path: str, members: tuple[str, ...], phrase: str, examples: tuple[str, ...], against: tuple[str, ...]):
     """(the result of the search, a summary of the passages and the result as lines of text)."""
-    run, options = opened.run_at(path), SearchSettings(member=members)
+    run, options = state.run_at(path), SearchSettings(member=members)
     of_corpus = concept_texts(phrase, run, options)
-    dictionaries = {name: opened.dictionary(path, name) for name in members}
+    dictionaries = {name: state.dictionary(path, name) for name in members}
     texts, result = search(
         phrase, run, run.language_model, dictionaries, options, [*of_corpus[0], *examples], [*of_corpus[1], *against]
     )
-    record = passages_record(texts, opened.store(path, members[0]).train.documents, options.seed)
+    record = passages_record(texts, state.store(path, members[0]).train.documents, options.seed)
     return result, search_summary(phrase, record, result, options.fdr)
 
 
@@ -66,5 +66,5 @@ st.caption(
     "Click a row to open the feature. The 95% interval of the AUROC needs at least "
     f"{FEWEST_SCORED} scored passages of the concept."
 )
-if row := opened.clicked_row(rows, "found", {"precision": "%.2f", "coverage": "%.2f", "q": "%.2g"}):
+if row := state.clicked_row(rows, "found", {"precision": "%.2f", "coverage": "%.2f", "q": "%.2g"}):
     go("feature", feature=row["feature"], member=row["member"])

@@ -5,41 +5,40 @@ import streamlit as st
 from analysis.interventions.ablation import WINDOWS, ablation_effect, output_score
 from analysis.pages import feature as feature_page
 from analysis.stats import FEWEST_DOCUMENTS
-from analysis.ui.dashboard import feature_figures
-from analysis.ui.dashboard import state as opened
+from analysis.ui.dashboard import feature_figures, state
 from analysis.ui.dashboard.state import chosen, errors_shown, fitted, go, plain
 from analysis.ui.dashboard.token_html import bars, coloured, passage
 
 SPECIAL = 0.05  # specialization over chance that a label needs for a badge
 
 choice = chosen()
-features = opened.features()
+features = state.features()
 last = len(features.density_F) - 1
-opened.choose_asked_feature(last)
+state.choose_asked_feature(last)
 
 
 def changed() -> None:
-    opened.see(st.session_state["feature"])
+    state.see(st.session_state["feature"])
 
 
 title, chooser = st.columns([3, 1], vertical_alignment="bottom")
 number = int(chooser.number_input("Number", 0, last, key="feature", on_change=changed))
-opened.see(number)
+state.see(number)
 title.title(f"Feature {number}")
 title.caption(plain(choice.member))
 if chooser.button("Steer it", icon=":material/tune:"):
     go("steer", feature=number)
 
 with errors_shown(), st.spinner("reading its contexts"):
-    compared = opened.compared(choice.path)
+    compared = state.compared(choice.path)
     page = feature_page.compute_feature_page(
         choice.run,
         choice.member,
         number,
         features,
-        opened.dictionary(*choice),
-        opened.store(*choice),
-        opened.tokenizer(choice.path),
+        state.dictionary(*choice),
+        state.store(*choice),
+        state.tokenizer(choice.path),
         compared,
     )
 
@@ -115,7 +114,7 @@ def others(title: str, rows: list[dict], key: str) -> None:
     if not rows:
         st.caption("none")
         return
-    if row := opened.clicked_row(rows, f"{key}-{number}"):
+    if row := state.clicked_row(rows, f"{key}-{number}"):
         go("feature", feature=row["feature"], member=row.get("member", choice.member))
 
 
@@ -130,7 +129,7 @@ def ablation() -> None:
     bar = st.progress(0.0, "loading")
     with errors_shown():
         effect = ablation_effect(
-            choice.run, choice.member, number, opened.arguments()[1], on_progress=opened.shown_in(bar)
+            choice.run, choice.member, number, state.arguments()[1], on_progress=state.shown_in(bar)
         )
         score = output_score(choice.run, choice.member, number, features)
     bar.empty()

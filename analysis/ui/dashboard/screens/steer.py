@@ -2,29 +2,29 @@
 
 import streamlit as st
 
-from analysis.interventions import steering as steer_model
+from analysis.interventions import steering
 from analysis.interventions.steering import MODES, UNSTEERED, Sampling
-from analysis.ui.dashboard import state as opened
+from analysis.ui.dashboard import state
 from analysis.ui.dashboard.state import chosen, errors_shown, plain
 from analysis.ui.dashboard.token_html import passage, visible
 
 choice = chosen()
-features = opened.features()
+features = state.features()
 last = len(features.density_F) - 1
-opened.choose_asked_feature(last)
+state.choose_asked_feature(last)
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def steered(path: str, member: str, feature: int, mode: str, strength: float, sampling: Sampling):
-    run = opened.run_at(path)
-    statistics = opened.features()
-    sae = opened.dictionary(path, member).sae
+    run = state.run_at(path)
+    statistics = state.features()
+    sae = state.dictionary(path, member).sae
     maximum = float(statistics.max_F[feature])
-    ways = steer_model.directions_for(sae, feature, maximum, mode, {})
+    directions = steering.directions_for(sae, feature, maximum, mode, {})
     watched = (statistics.promoted_FxT if maximum >= 0 else statistics.suppressed_FxT)[feature].tolist()
     strengths = (0.0,) if mode == "ablate" else (strength,)
-    return steer_model.compute_steering(
-        run.language_model, run.site(member), ways, mode, strengths, watched, sampling, run.first_position
+    return steering.compute_steering(
+        run.language_model, run.site(member), directions, mode, strengths, watched, sampling, run.first_position
     )
 
 
@@ -41,7 +41,7 @@ with st.form("steer"):
     seed = int(sixth.number_input("Seed", 0, value=0))
     if st.form_submit_button("Write", type="primary"):
         st.session_state["steered"] = (choice, feature, mode, strength, (prompt, new_tokens, temperature, seed))
-opened.see(feature)
+state.see(feature)
 if not (query := st.session_state.get("steered")) or query[0] != choice:
     st.caption(f"Strength 1 adds the feature's maximum on the corpus, which is {features.max_F[feature]:.2f}.")
     st.stop()
@@ -52,7 +52,7 @@ if mode == "clamp" and not strength:
 with errors_shown(), st.spinner("generating text"):
     sampling = Sampling(prompt=(text,), max_new_tokens=new_tokens, samples=1, temperature=temperature, seed=seed)
     result = steered(choice.path, choice.member, feature, mode, strength, sampling)
-(name, (after,)), before = next(iter(result.ways.items())), result.plain[UNSTEERED]
+(name, (after,)), before = next(iter(result.directions.items())), result.plain[UNSTEERED]
 label = "ablated" if result.mode == "ablate" else f"{result.mode} {after.strength:g}"
 for column, title, texts in zip(st.columns(2), ("As it is", f"With {name}, {label}"), (before, after), strict=True):
     column.subheader(plain(title))

@@ -4,7 +4,7 @@ import numpy as np
 import streamlit as st
 
 from analysis.pages.typed_text import TypedText, ranked, read_text
-from analysis.ui.dashboard import state as opened
+from analysis.ui.dashboard import state
 from analysis.ui.dashboard.state import chosen, errors_shown, go
 from analysis.ui.dashboard.token_html import coloured, passage
 
@@ -16,7 +16,7 @@ choice = chosen()
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def read(path: str, member: str, text: str) -> TypedText:
-    return read_text(opened.run_at(path), member, text)
+    return read_text(state.run_at(path), member, text)
 
 
 st.title("Type text")
@@ -27,7 +27,7 @@ if not text.strip():
     st.stop()
 with errors_shown(), st.spinner("reading the text"):
     typed = read(*choice, text)
-listed = opened.the_list()
+listed = state.the_list()
 token_names = [ANYWHERE, *(f"{number}: {token!r}" for number, token in enumerate(typed.tokens))]
 where = st.selectbox("Which features fire", token_names, help="anywhere in the text, or at one token")
 position = None if where == ANYWHERE else token_names.index(where) - 1
