@@ -65,7 +65,7 @@ def test_rows_of_another_width_are_refused(run):
     for rows in (np.zeros((2, 48)), np.zeros((256, 2)), 1.0):
         with pytest.raises(InputError, match=r"shape \[..., 256\]"):
             sae.encode(rows)
-    with pytest.raises(InputError, match=r"shape \[..., 48\] here, not \[2, 256\]"):
+    with pytest.raises(InputError, match=r"shape \[2, 256\] here: pass one of shape \[..., 48\]"):
         sae.decode(np.zeros((2, 256)))
 
 

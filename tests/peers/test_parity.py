@@ -148,7 +148,7 @@ class Start:
     raw_SxBxD: np.ndarray
 
     def x_SxBxD(self) -> jax.Array:
-        return normalized(jnp.asarray(self.raw_SxBxD), self.hyper)
+        return jax.vmap(normalized, (0, None))(jnp.asarray(self.raw_SxBxD), self.hyper)
 
 
 def start(case: Case, store) -> Start:
