@@ -129,7 +129,8 @@ def _fill(
 ) -> None:
     from harvest.model.language_model import LanguageModel
     from harvest.rehearsal import rehearse
-    from harvest.text.windows import Reading, token_windows
+    from harvest.text.documents import Reading
+    from harvest.text.windows import token_windows
 
     language_model = LanguageModel.load(model.location, control=request.control)
     for note in language_model.notes:

@@ -24,7 +24,7 @@ from harvest.errors import InputError
 from harvest.files import parse_json
 from harvest.hub import FLAG, HubQuestion, Kind
 from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, HarvestRequest
-from harvest.text.windows import text_files
+from harvest.text.documents import text_files
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_MODEL = BUNDLED / "model"

@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.features.activations import Chunk
 from analysis.features.near_copies import Originals
-from harvest.text.windows import jsonl_records
+from harvest.text.documents import jsonl_records
 
 MOST_LABELS = 1000  # a field with more different values is not used as a label
 POSITIONS = 16  # intervals that a window is divided into, at most

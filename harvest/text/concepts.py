@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.text.documents import documents, jsonl_records
 from harvest.text.folding import Phrase, folded
 from harvest.text.near_copies import NearCopies
 from harvest.text.passages import Passages, filled_up
-from harvest.text.windows import documents, jsonl_records
 
 OTHERS, MIN_OTHERS = 4, 120  # others per passage, and at least in total, if the text has so many
 FEWEST = 3  # passages of either group, so that both can be split in three

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.text.documents import jsonl_records
 from harvest.text.near_copies import NearCopies
 from harvest.text.tokenized import tokenized
-from harvest.text.windows import jsonl_records
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SPELLING = " has the first letter: {}\n"  # Chanin et al. 2024 and SAEBench

@@ -15,7 +15,7 @@ import numpy as np
 from analysis.concepts.search import SearchSettings, search
 from analysis.runs.finished import FinishedRun
 from harvest.text.concepts import sentences_of
-from harvest.text.windows import documents
+from harvest.text.documents import documents
 
 SUBJECTS = (
     "the Golden Gate Bridge",

@@ -68,7 +68,7 @@ for request in sys.argv[1:]:
 READ = """
 import json, sys
 from harvest.errors import InputError
-from harvest.text.windows import documents
+from harvest.text.documents import documents
 for location in sys.argv[1:]:
     try:
         print(json.dumps({"texts": list(documents(location))}))

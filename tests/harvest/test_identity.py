@@ -28,7 +28,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, name_of, named_files, place_of
 from harvest.store import ActivationStore, StoreWriter
-from harvest.text.windows import documents
+from harvest.text.documents import documents
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import RunDirectory, default_name
 from sae_jax.training.loop import environment, store_facts

@@ -19,7 +19,7 @@ from analysis.stats import FEWEST_DOCUMENTS
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, same_name
-from harvest.text.windows import documents
+from harvest.text.documents import documents
 from sae_jax import evaluate as evaluate_module
 from sae_jax.evaluate import calibration_rows, calibration_sample
 

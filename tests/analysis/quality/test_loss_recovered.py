@@ -16,7 +16,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.request import HOOKS, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.store import ActivationStore, StoreWriter
-from harvest.text.windows import documents
+from harvest.text.documents import documents
 from sae_jax.models.base import SAE
 from sae_jax.models.registry import KINDS
 

@@ -28,7 +28,7 @@ from analysis.ui.dashboard.token_html import bars, coloured, passage
 from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer
 from harvest.sources import BUNDLED_CORPUS
-from harvest.text.windows import documents
+from harvest.text.documents import documents
 
 HOSTILE = "<script>window.ran=1</script> <img src=x onerror=window.ran=1> *loud* $x$ :smile: [a](http://evil.test/) "
 

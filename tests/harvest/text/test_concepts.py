@@ -10,8 +10,8 @@ from harvest.errors import InputError
 from harvest.model.language_model import LanguageModel
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.text.concepts import NO_DOCUMENT, gather, sentences_of
+from harvest.text.documents import documents
 from harvest.text.folding import Phrase
-from harvest.text.windows import documents
 
 
 @pytest.fixture(scope="module")

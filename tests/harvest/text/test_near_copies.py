@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerFast
 
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
+from harvest.text.documents import Reading, documents
 from harvest.text.near_copies import NearCopies
 from harvest.text.passages import labelled_text
-from harvest.text.windows import Reading, documents, token_windows
+from harvest.text.windows import token_windows
 
 
 @pytest.fixture(scope="module")

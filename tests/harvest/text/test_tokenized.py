@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.text import tokenized as module
+from harvest.text.documents import documents
 from harvest.text.tokenized import tokenized
-from harvest.text.windows import documents
 
 TEXTS = list(documents(str(BUNDLED_CORPUS)))[:400]
 

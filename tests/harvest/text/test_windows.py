@@ -17,7 +17,8 @@ from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.text.columns import kinds_of_rows, text_column
-from harvest.text.windows import Reading, documents, token_windows
+from harvest.text.documents import Reading, documents
+from harvest.text.windows import token_windows
 
 CORPUS = str(BUNDLED_CORPUS)
 
