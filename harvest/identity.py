@@ -23,10 +23,8 @@ MODEL = ("fingerprint", "weights_hash", "tokenizer_hash")
 MEANING = ("control", "windows_hash", "hook_name", "seq_len", "keep_first_position", "dtype", "d_model")
 IN_WORDS = {"windows_hash": "token windows", "model": "model"}
 SAMPLED = 32  # rows of a split
-ROUNDING = {
-    "float16": 2**-10,
-    "float32": 2**-13,
-}  # relative to the mean norm of the rows; in float32 it adds up over layers
+# The largest rounding, relative to the mean norm of the rows. In float32 it adds up over layers.
+ROUNDING = {"float16": 2**-10, "float32": 2**-13}
 
 
 @lru_cache(1)  # opening a run's store asks for it twice
@@ -67,11 +65,9 @@ def difference(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         return ", ".join(other)
     apart = distance(trained, here)
     within = max(apart.values()) <= ROUNDING.get(trained["dtype"], ROUNDING["float16"])
-    return (
-        ""
-        if within
-        else ", ".join(f"the {name} by {share:.2%} of the mean norm of the rows" for name, share in apart.items())
-    )
+    if within:
+        return ""
+    return ", ".join(f"the {name} by {share:.2%} of the mean norm of the rows" for name, share in apart.items())
 
 
 def rounding(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -106,8 +106,8 @@ class Site(NamedTuple):
 
 
 NAME = Allowed(str, lambda name: bool(name.strip()), "a name, not an empty string")
-NOT_NEGATIVE = Allowed(Integral, lambda number: number >= 0, "a whole number, 0 or more")
-POSITIVE = Allowed(Integral, lambda number: number >= 1, "a whole number, 1 or more")
+NUMBER = Allowed(Integral, lambda number: number >= 0, "a whole number, 0 or more")
+LENGTH = Allowed(Integral, lambda number: number >= 1, "a whole number, 1 or more")
 TWO_WINDOWS = Allowed(
     Integral, lambda number: number >= 2, "a whole number, at least 2 (one window to train on, one held out)"
 )
@@ -137,10 +137,10 @@ class HarvestRequest:
         f"{DEFAULT_DATASET}; bundled if the hub is unreachable)",
         NAME,
     )
-    layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read", NOT_NEGATIVE)
+    layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read", NUMBER)
     hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", choices=HOOKS)
     n_samples: int = flag(10000, "token windows to harvest, including held-out ones", TWO_WINDOWS)
-    seq_len: int = flag(20, "tokens per window; a window never spans two documents", POSITIVE)
+    seq_len: int = flag(20, "tokens per window; a window never spans two documents", LENGTH)
     held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents", HELD_OUT)
     keep_first_position: bool = flag(
         False, "also use the first position of each window, whose activation is an outlier in GPT-2"

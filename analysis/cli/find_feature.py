@@ -66,11 +66,10 @@ def run(argv: list[str]) -> None:
             "passages": passages_record(passages, store.train.documents, options.seed),
             **asdict(result),
         }
-        densities = {
-            (found.member, found.feature): None if density_F is None else float(density_F[found.feature])
-            for found in result.features
-            for density_F in [dictionaries[found.member].density_F]
-        }
+        densities: dict[tuple[str, int], float | None] = {}
+        for found in result.features:
+            density_F = dictionaries[found.member].density_F
+            densities[found.member, found.feature] = None if density_F is None else float(density_F[found.feature])
         for entry in record["features"]:
             name, feature = entry["member"], entry["feature"]
             entry["density"] = densities[name, feature]

@@ -82,7 +82,6 @@ def read(directory: Path) -> Dictionary:
 
 def write(dictionary: Dictionary, directory: Path) -> None:
     """Write SAELens' files, with the tensors bit for bit. The directory is created if needed."""
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in dictionary.tensors.items()}
     cfg = {"dtype": str(tensors["W_enc"].dtype), "device": "cpu", **dictionary.cfg}
     write_safetensors(directory / WEIGHTS, tensors, str(record_checksum(json.loads(json.dumps(cfg)))))

@@ -53,11 +53,7 @@ def centered(x_BxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 CENTER = "center"
-ROW_NORMS = {
-    "layer_norm": layer_norm,
-    "constant_norm_rescale": constant_norm,
-    CENTER: centered,
-}  # the other names are SAELens'
+ROW_NORMS = {"layer_norm": layer_norm, "constant_norm_rescale": constant_norm, CENTER: centered}  # by SAELens' names
 
 
 @cache

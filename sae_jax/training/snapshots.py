@@ -45,7 +45,6 @@ class Snapshot(NamedTuple):
 def write_snapshot(run: Path, step: int, member: str, dictionary: Dictionary, x_NxD: np.ndarray) -> None:
     """Write the snapshot of a member. `x_NxD` holds raw rows for the densities."""
     directory = run / DIRECTORY / f"{step:09d}"
-    directory.mkdir(parents=True, exist_ok=True)
     W_dec_FxD = dictionary.tensors["W_dec"]
     norm_F = np.linalg.norm(W_dec_FxD, axis=1)
     direction_FxD = (W_dec_FxD / np.maximum(norm_F, 1e-30)[:, None]).astype(np.float16)

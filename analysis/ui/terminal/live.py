@@ -47,11 +47,8 @@ if TYPE_CHECKING:
 
 FRAME_SECONDS = 0.1  # shortest time between two redraws of a terminal
 LINE_SECONDS = 3.0  # shortest average time between two lines of a log: n lines at once are followed by n times as long
-UNITS = {
-    "features": "rows",
-    "comparison": "pairs",
-    "emergence": "dictionaries",
-}  # units in which phases count their progress
+# Units in which phases count their progress, if they are not tokens.
+UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}
 UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features", "examples": "members", "figures": "figures"}
 
 
