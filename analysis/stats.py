@@ -63,7 +63,7 @@ def _ratio_and_error(sums_SxM: np.ndarray, documents: int) -> tuple[np.ndarray, 
 
 @lru_cache(1)
 def resample(documents: int) -> np.ndarray:
-    """Bootstrap samples: how many times each document is drawn, int [S, G]. The same for the same number."""
+    """Bootstrap samples: how many times each document is drawn, int [S, G]. Equal for equal `documents`."""
     drawn_SxG = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)
     drawn_SxG.setflags(write=False)  # cached, so callers must not change it
     return drawn_SxG

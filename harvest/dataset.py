@@ -44,7 +44,9 @@ class TransformerActivationDataset(Dataset):
             raise InputError(f"split {split!r}: must be one of {', '.join(SPLITS)}")
         request = HarvestRequest(**arguments)
         if len(request.sites) > 1:
-            raise InputError("give one layer and one hook: each data set holds the rows of one site")
+            raise InputError(
+                "a data set holds the rows of one site, but several are given: give one layer and one hook"
+            )
         (self.store,) = harvest(request, Path(cache_dir or default_cache_dir()), on_progress, say).values()
         self.rows = self.store.train if split == "train" else self.store.held_out
 

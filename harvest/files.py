@@ -99,7 +99,7 @@ def unsealed(record: Mapping[str, Any], what: str, advice: str) -> dict[str, Any
     """A record of `sealed` without its checksum. Raises InputError if the checksum is wrong or missing."""
     plain = {name: value for name, value in record.items() if name != CHECKSUM}
     if CHECKSUM not in record:
-        raise InputError(f"{what} has no checksum, so an earlier version wrote it or it is damaged: {advice}")
+        raise InputError(f"{what} has no checksum, so it may be damaged: {advice}")
     if record[CHECKSUM] != record_checksum(plain):
         raise InputError(f"{what} is damaged or was edited (its checksum differs): {advice}")
     return plain
@@ -168,7 +168,7 @@ def compare_arrays(path: Path, advice: str, expected: int | None = None) -> None
             raise
         raise InputError(f"{path} is damaged ({type(error).__name__}: {error}): {advice}") from error
     if not comment:
-        raise InputError(f"{path} has no checksum, so an earlier version wrote it or it is damaged: {advice}")
+        raise InputError(f"{path} has no checksum, so it may be damaged: {advice}")
     if damaged or comment != str(crc32).encode():
         raise InputError(f"{path} is damaged or was edited (its checksum differs): {advice}")
     if expected not in (None, crc32):

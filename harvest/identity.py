@@ -49,7 +49,7 @@ def identity(store: ActivationStore) -> dict[str, Any]:
 
 
 def meaning(identified: Mapping[str, Any]) -> str:
-    """A short hash of the meaning of rows with this `identity`, the same on every machine."""
+    """A short hash of what the rows of this `identity` are, the same on every machine."""
     facts = {name: identified[name] for name in (*MEANING, "rows", "held_out_rows")}
     facts |= {"model": identified["model"]["weights_hash"]}
     return shake_128(json.dumps(facts, sort_keys=True).encode()).hexdigest(4)

@@ -97,11 +97,11 @@ class SyntheticRequest:
 
 @dataclass(frozen=True)
 class Truth:
-    """The true features of a store. `fired` holds packed bits of which features fire on each held-out row.
+    """The true features of a store.
 
-    directions_GxD have norm 1. probabilities_G is the share of rows on which each feature fires. parents_G is -1 for
-    features without a parent. The copula's correlation of two features of one level is the product of their rows in
-    factors_GxR.
+    `fired` tells which features fire on each held-out row, in packed bits. directions_GxD have norm 1. probabilities_G
+    is the share of rows on which each feature fires. parents_G is -1 for features without a parent. The copula's
+    correlation of two features of one level is the product of their rows in factors_GxR.
     """
 
     directions_GxD: np.ndarray

@@ -24,7 +24,10 @@ CALIBRATION_SPREAD = 32
 
 
 def calibration_rows(split: Split) -> int:
-    """The number of first held-out rows for calibration, in whole documents if short. Metrics use the other rows."""
+    """How many of the first held-out rows are for calibration. Metrics use the other rows.
+
+    The number ends at the end of a document, if one ends in the first half of the rows.
+    """
     windows = min(CALIBRATION_ROWS * CALIBRATION_SPREAD, int(CALIBRATION_SHARE * len(split))) // split.positions
     if not windows:
         return 0

@@ -35,7 +35,7 @@ def load(path: Path | str, member: str | None = None) -> LoadedSAE:
     results = RunDirectory(path, {}).results
     if results is None:
         if (path / "config.json").exists():
-            raise InputError(f"{path} is not finished: run the command that started it again, with --resume")
+            raise InputError(f"{path} is not finished: run its training command with --resume")
         return LoadedSAE(load_dictionary(path), path)  # raises InputError with what is wrong with the path
     record = chosen(path, results["members"], member)
     directory = path / "members" / record["id"]
@@ -102,7 +102,7 @@ class LoadedSAE:
         rows = numbers(values, self.dictionary.name)
         if rows.ndim == 0 or rows.shape[-1] != width:
             raise InputError(
-                f"{self.dictionary.name} gets an array of shape {list(rows.shape)} here: "
+                f"{self.dictionary.name} cannot take an array of shape {list(rows.shape)} here: "
                 f"pass one of shape [..., {width}]"
             )
         result = function(rows.reshape(-1, width))

@@ -172,7 +172,7 @@ def check(decoders: Mapping[str, Decoder], activations: Mapping[str, csr_array] 
     for name, decoder in decoders.items():
         if activations[name].shape[1] != len(decoder.alive_F):
             raise InputError(
-                f"{name} has {len(decoder.alive_F)} features, but its activations {activations[name].shape[1]}: "
+                f"{name} has {len(decoder.alive_F)} features, but its activations have {activations[name].shape[1]}: "
                 "give the activations of this dictionary"
             )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class MaxPooled(NamedTuple):
-    """The largest values over all counted positions of each passage, and over those without the tokens of the phrase.
+    """Each feature's largest value over the counted positions of a passage, with and without the tokens of the phrase.
 
     `rest_NxF` is −∞ for a passage that has no positions besides the phrase.
     """

@@ -121,7 +121,7 @@ class Labels:
         return codes_SxU[:, chunk.document_N if self.by == "document" else chunk.token_N]
 
     def units_of_rows(self, chunk: Chunk, unit_U: np.ndarray) -> np.ndarray:
-        """The number of the shuffled unit of each row, [N]. For positions, a window counts as one unit per label."""
+        """The unit that each row is shuffled with, as a number, [N]. For positions, a window has one unit per label."""
         if self.by == "position":
             return unit_U[chunk.row_N // len(self.codes)] * len(self.names) + self.codes[chunk.position_N]
         return unit_U[chunk.document_N if self.by == "document" else chunk.token_N]

@@ -86,7 +86,7 @@ class Direction(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of one strength and their numbers, which are means over all texts.
+    """The texts written at one strength, and their measures as means over all texts.
 
     probability: the summed probability of the watched tokens at temperature 1, mean over the generated positions.
     perplexity: of the texts under the unsteered model after the plain prompt, exp(mean −log p).

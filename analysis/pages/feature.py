@@ -30,7 +30,10 @@ NAMED = 5  # promoted tokens that describe another feature
 
 
 class ShownContext(NamedTuple):
-    """A window. `value_T` is 0 at a first position that training left out. `peak` is the token it was selected for."""
+    """A window in which the feature fires; `peak` is the token for which it was selected.
+
+    `value_T` is 0 at a first position that training left out.
+    """
 
     tokens: list[str]
     value_T: np.ndarray

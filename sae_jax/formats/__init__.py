@@ -33,10 +33,10 @@ def load_dictionary(directory: Path | str, d_model: int | None = None) -> Dictio
             )
         inside = sorted(str(p.relative_to(directory)) for p in directory.glob("*/*/") if is_dictionary(p))
         inside += sorted(p.name for p in directory.iterdir() if is_dictionary(p))
+        fix = f"give one of {', '.join(inside[:3])} inside it" if inside else "give the directory of a dictionary"
         raise InputError(
             f"{directory} holds no dictionary ({saelens.CFG} with {saelens.WEIGHTS}, or dictionary_learning's "
-            f"{dictionary_learning.WEIGHTS} with {dictionary_learning.CONFIG})"
-            + (f"; there is one in {', '.join(inside[:3])}: give that directory" if inside else "")
+            f"{dictionary_learning.WEIGHTS} with {dictionary_learning.CONFIG}): {fix}"
         )
     for name in (
         saelens.CFG,
@@ -51,7 +51,7 @@ def load_dictionary(directory: Path | str, d_model: int | None = None) -> Dictio
     dictionary.check(directory)
     if d_model is not None and dictionary.d_in != d_model:
         raise InputError(
-            f"{directory} is for activations of {dictionary.d_in} dimensions, but these have {d_model}: "
+            f"{directory} is for activations of {dictionary.d_in} dimensions, but those given have {d_model}: "
             "use the model and hook that it was trained on"
         )
     return dictionary

@@ -50,9 +50,7 @@ def read(directory: Path) -> Dictionary:
     if checksums[1:] not in ([], [str(record_checksum(as_written))]):
         raise InputError(f"{directory / CFG} is damaged or was edited (its checksum differs): {advice}")
     if is_member(directory) and len(checksums) != 2:
-        raise InputError(
-            f"{directory / WEIGHTS} has no checksum, so an earlier version wrote it or it is damaged: {advice}"
-        )
+        raise InputError(f"{directory / WEIGHTS} has no checksum, so it may be damaged: {advice}")
     metadata = record_in(as_written, "metadata", directory / CFG)
     version = str(metadata.get("sae_lens_version") or as_written.get("sae_lens_version") or "0")
     is_new = version.split(".")[0].isdecimal() and int(version.split(".")[0]) >= 6

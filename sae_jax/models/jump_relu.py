@@ -3,8 +3,8 @@
 For a target L0, every threshold starts at the quantile q of the pre-activations above which the target number lies.
 Two controls then steer L0. All thresholds move together, which acts quickly. The coefficient λ follows, and sets how
 much a firing must reduce the error. Without λ the rarely firing features lose: Adam makes the gradient step of every
-threshold equally large, and in long runs half of the features die (numbers in ../RESULTS.md). The constants are in
-units of q and of the standard deviation of the pre-activations, so they hold at any scale of the activations.
+threshold equally large, and in long runs many features die. The constants are in units of q and of the standard
+deviation of the pre-activations, so they hold at any scale of the activations.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def resample(
 
     Adam's first moment of replaced parameters is set to zero, and the second to its mean over living features. A second
     moment of zero would make the next hundred steps three to six times as long, because its bias correction has ended
-    long before, and the revived features would die again (numbers in RESULTS.md).
+    long before, and the revived features would die again.
     """
     params = nnx.to_pure_dict(nnx.state(sae, nnx.Param))
     error_NxD = x_NxD - sae(x_NxD)

@@ -326,7 +326,7 @@ def test_invalid_requests_are_refused(run, tmp_path, capsys, monkeypatch):
     assert "has no config.json" in refused(str(tmp_path))
     for name in ("results.json", "config.json"):
         (tmp_path / name).write_text('{"members": []}')
-    assert "an earlier version wrote it" in refused(str(tmp_path))
+    assert "has no checksum" in refused(str(tmp_path))
     assert "--member nobody is not in" in refused(str(run), "--member", "nobody")
     assert "--metrics spelling: must be one of" in refused(str(run), "--metrics", "spelling")
     assert "--label is missing" in refused(str(run), "--dataset", str(tmp_path / "a.jsonl"))

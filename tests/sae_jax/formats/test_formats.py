@@ -439,9 +439,9 @@ def test_a_configuration_may_begin_with_a_byte_order_mark(tmp_path):
 
 def test_other_reasons_to_refuse(tmp_path):
     save_dictionary(saelens_dictionary("standard"), tmp_path / "members" / "one")
-    with pytest.raises(InputError, match="is for activations of 6 dimensions, but these have 768"):
+    with pytest.raises(InputError, match="is for activations of 6 dimensions, but those given have 768"):
         load_dictionary(tmp_path / "members" / "one", d_model=768)
-    with pytest.raises(InputError, match="there is one in members/one: give that directory"):
+    with pytest.raises(InputError, match="give one of members/one inside it"):
         load_dictionary(tmp_path)
     with pytest.raises(TypeError, match="reconstruct"):
         saelens_dictionary("standard", normalize_activations="layer_norm").sae.decode(np.zeros((1, F)))
