@@ -20,7 +20,6 @@ PAGES = [
     *(page for room in ("harvest", "sae_jax", "analysis") for page in (ROOT / room).rglob("*.md")),
 ]
 README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
-NOTHING_TRAINED = ("--preset list", "--dry-run")
 
 
 def blocks(text: str, language: str = "") -> list[str]:
@@ -41,7 +40,9 @@ def command_lines(text: str) -> list[str]:
 (PYTHON,) = blocks(README, "python")
 TRIED = command_lines(blocks(README.split("## Five things to try")[1])[0])
 LINES = sorted({line for page in PAGES for line in command_lines(page.read_text()) if "encoder-alignment" not in line})
-assert len(TRIED) == 5 and len(LINES) > 30 and len(PAGES) >= 9
+TRAIN_NOTHING = [line for line in LINES if line.endswith(("--preset list", "--dry-run"))]
+SMOKE = [line for line in command_lines(README) if "--n-samples 100 " in line]
+assert len(TRIED) == 5 and len(LINES) > 30 and len(PAGES) >= 9 and len(TRAIN_NOTHING) == 2 and len(SMOKE) == 1
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_the_five_things_to_try_work_in_order(at_home):
     assert (run / "report.html").exists() and (run / "analysis" / "study.json").exists()
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if line.endswith(NOTHING_TRAINED)])
+@pytest.mark.parametrize("line", TRAIN_NOTHING)
 def test_a_command_that_trains_nothing_runs_unchanged(line, at_home):
     done = typed(line, at_home)
     assert done.returncode == 0, done.stderr
@@ -105,7 +106,7 @@ def test_a_command_that_trains_nothing_runs_unchanged(line, at_home):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in command_lines(README) if "--n-samples 100 " in line])
+@pytest.mark.parametrize("line", SMOKE)
 def test_the_smoke_test_runs_unchanged(line, at_home):
     done = typed(line, at_home)
     assert done.returncode == 0 and "EXPERIMENT RESULTS" in done.stdout, done.stderr

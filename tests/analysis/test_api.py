@@ -60,11 +60,11 @@ def test_a_member_encodes_and_decodes_rows_of_any_sort(run, cache):
     assert sae.b_enc.shape == (sae.n_features,)
 
 
-def test_rows_of_another_width_are_refused(run):
+@pytest.mark.parametrize("rows", [np.zeros((2, 48)), np.zeros((256, 2)), 1.0], ids=["width", "transposed", "scalar"])
+def test_rows_of_another_width_are_refused(run, rows):
     sae = sae_jax.load(run.path, member=TOPK)
-    for rows in (np.zeros((2, 48)), np.zeros((256, 2)), 1.0):
-        with pytest.raises(InputError, match=r"shape \[..., 256\]"):
-            sae.encode(rows)
+    with pytest.raises(InputError, match=r"shape \[..., 256\]"):
+        sae.encode(rows)
     with pytest.raises(InputError, match=r"shape \[2, 256\] here: pass one of shape \[..., 48\]"):
         sae.decode(np.zeros((2, 256)))
 
@@ -91,10 +91,13 @@ def test_a_dictionary_of_saelens_is_loaded_too(run, tmp_path):
         sae_jax.load(tmp_path / "theirs", member="x")
 
 
-def test_load_needs_a_member_if_there_are_several(run, tmp_path):
-    for name, trouble in ((None, "no member is chosen"), ("topk", "member topk does not exist")):
-        with pytest.raises(InputError, match=f"{trouble}.*{TOPK}"):
-            sae_jax.load(run.path, member=name)
+@pytest.mark.parametrize("name, trouble", [(None, "no member is chosen"), ("topk", "member topk does not exist")])
+def test_load_needs_a_member_if_there_are_several(run, name, trouble):
+    with pytest.raises(InputError, match=f"{trouble}.*{TOPK}"):
+        sae_jax.load(run.path, member=name)
+
+
+def test_load_needs_a_finished_run_or_a_dictionary(tmp_path):
     with pytest.raises(InputError, match="is no directory"):
         sae_jax.load(tmp_path / "none")
     (tmp_path / "config.json").write_text("{}")

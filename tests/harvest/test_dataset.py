@@ -38,6 +38,12 @@ def test_an_item_is_one_activation_row(dataset):
     np.testing.assert_array_equal(item["pixel_values"], dataset.store.train.read(3, 4)[0].astype(np.float32))
 
 
+@pytest.mark.parametrize("several", [{"layer": (1, 2)}, {"hook": ("resid_pre", "mlp_out")}], ids=["layers", "hooks"])
+def test_a_request_for_several_sites_is_refused(cache_dir, several):
+    with pytest.raises(InputError, match="the rows of one site, but several are given: give one layer and one hook"):
+        bundled(cache_dir, **several)
+
+
 def test_a_batch_equals_its_items(dataset):
     rows = [5, 1700, 5, 0]
     for item, row in zip(dataset.__getitems__(rows), rows, strict=True):

@@ -128,14 +128,21 @@ def change_a_weight(model: Path) -> None:
     (model / "model.safetensors").write_bytes(content)
 
 
-def test_moved_models_and_texts_are_named_with_the_fix(run, tmp_path):
+PLACES = {
+    "model": lambda gone, _: gone.model_location,
+    "corpus": lambda gone, _: gone.corpus,
+    "store": lambda gone, cache: gone.store(gone.request.sites[0], cache),
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_moved_models_and_texts_are_named_with_the_fix(run, tmp_path, place):
     config = json.loads((run.path / "config.json").read_text())
     for part in ("model", "dataset"):
         config["stores"][0][part] |= {"location": str(tmp_path / part), "asked": part}
     gone = FinishedRun(run.path, config, run.results)
-    for place in (lambda: gone.model_location, lambda: gone.corpus, lambda: gone.store(run.request.sites[0], tmp_path)):
-        with pytest.raises(InputError, match="is not at .* any more: .* again with the new path"):
-            place()
+    with pytest.raises(InputError, match="is not at .* any more: .* again with the new path"):
+        place(gone, tmp_path)
 
 
 def test_paths_in_a_run_are_translated_to_this_machine(tmp_path, monkeypatch):

@@ -78,11 +78,11 @@ def test_local_paths_are_identified_by_their_files(tmp_path, model):
     assert all(now.fingerprint != before.fingerprint for now, before in zip(changed, had, strict=True))
 
 
-def test_a_path_is_found_from_the_working_directory_and_from_home(tmp_path, model, monkeypatch):
+@pytest.mark.parametrize("name", ["model", "./model", "~/model"])
+def test_a_path_is_found_from_the_working_directory_and_from_home(tmp_path, model, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("model", "./model", "~/model"):
-        assert ask(model_name=name)[0].location == str(model)
+    assert ask(model_name=name)[0].location == str(model)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_aliases_are_those_of_transformer_lens(alias, official):
     assert official_name(alias) == official
 
 
-def test_unknown_names_are_refused_at_once(tmp_path):
-    for field in ("model_name", "dataset"):
-        for name in (str(tmp_path / "missing"), "./missing", "missing.jsonl", "a/b/c", "what is this"):
-            with pytest.raises(InputError, match="no such file or directory"):
-                ask(**{field: name})
+@pytest.mark.parametrize("field", ["model_name", "dataset"])
+@pytest.mark.parametrize("name", ["/missing/one", "./missing", "missing.jsonl", "a/b/c", "what is this"])
+def test_unknown_names_are_refused_at_once(field, name):
+    with pytest.raises(InputError, match="no such file or directory"):
+        ask(**{field: name})
 
 
 @pytest.mark.parametrize(
@@ -163,18 +163,17 @@ def test_layers_and_positions_are_those_of_the_config(model):
     assert (source.n_layers, source.n_positions) == (2, None)
 
 
-def test_data_sets_that_hold_no_text_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    "name, says",
+    [("empty.txt", "is empty"), ("picture.png", "this type of file cannot be read"), ("folder", "no text file")],
+)
+def test_data_sets_that_hold_no_text_are_refused(tmp_path, name, says):
     (tmp_path / "empty.txt").touch()
     (tmp_path / "picture.png").write_bytes(b"x")
     (tmp_path / "folder").mkdir()
-    for name, says in [
-        ("empty.txt", "is empty"),
-        ("picture.png", "this type of file cannot be read"),
-        ("folder", "no text file"),
-    ]:
-        with pytest.raises(InputError, match=says) as error:
-            ask(dataset=str(tmp_path / name))
-        assert str(tmp_path / name) in str(error.value)
+    with pytest.raises(InputError, match=says) as error:
+        ask(dataset=str(tmp_path / name))
+    assert str(tmp_path / name) in str(error.value)
 
 
 def test_nothing_heavy_is_imported():

@@ -205,7 +205,17 @@ def test_a_truncated_manifest_is_named(tmp_path, kept):
     assert str(manifest) in str(error.value)
 
 
-def test_only_a_complete_shard_of_the_same_windows_is_finished(tmp_path):
+DAMAGES = {
+    "short rows": ("rows-00000.npy", lambda whole: whole[:-1]),
+    "other rows": ("rows-00000.npy", lambda whole: whole[:-1] + b"?"),
+    "other documents": ("documents-00000.npy", lambda whole: whole[:-1] + b"?"),
+    "other record": ("shard-00000.json", lambda whole: whole.replace(b'"rows": 8', b'"rows": 9')),
+    "short record": ("shard-00000.json", lambda whole: whole[:-3]),
+}
+
+
+@pytest.mark.parametrize("name, damaged", DAMAGES.values(), ids=DAMAGES)
+def test_only_a_complete_shard_of_the_same_windows_is_finished(tmp_path, name, damaged):
     tokens_WxT, documents_W = np.arange(2 * SEQ_LEN, dtype=np.int32).reshape(2, -1), np.zeros(2, np.int32)
     writer = StoreWriter(tmp_path, {})
     assert not writer.has_shard("train", 0, tokens_WxT)
@@ -213,18 +223,11 @@ def test_only_a_complete_shard_of_the_same_windows_is_finished(tmp_path):
     assert writer.has_shard("train", 0, tokens_WxT)
     assert not writer.has_shard("train", 0, tokens_WxT + 1)
     record = (tmp_path / "train/shard-00000.json").read_bytes()
-    for name, damaged in (
-        ("rows-00000.npy", lambda whole: whole[:-1]),
-        ("rows-00000.npy", lambda whole: whole[:-1] + b"?"),
-        ("documents-00000.npy", lambda whole: whole[:-1] + b"?"),
-        ("shard-00000.json", lambda whole: whole.replace(b'"rows": 8', b'"rows": 9')),
-        ("shard-00000.json", lambda whole: whole[:-3]),
-    ):
-        path = tmp_path / "train" / name
-        whole = path.read_bytes()
-        path.write_bytes(damaged(whole))
-        assert not writer.has_shard("train", 0, tokens_WxT)
-        path.write_bytes(whole)
+    path = tmp_path / "train" / name
+    whole = path.read_bytes()
+    path.write_bytes(damaged(whole))
+    assert path.read_bytes() != whole and not writer.has_shard("train", 0, tokens_WxT)
+    path.write_bytes(whole)
     assert record == (tmp_path / "train/shard-00000.json").read_bytes()
     assert writer.has_shard("train", 0, tokens_WxT)
 

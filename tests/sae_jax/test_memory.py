@@ -46,7 +46,10 @@ def raised(action) -> Exception:
     ],
     ids=["numpy", "torch", "xla", "python", "cuda", "c++", "xla-gpu", "cublas", "system"],
 )
-def test_out_of_memory_errors_of_all_libraries_are_recognized(action, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "argv, advice", [(["saebench", "run"], "--member"), (["--epochs", "1"], "--hidden-dim"), (["show"], "narrower")]
+)
+def test_out_of_memory_errors_of_all_libraries_are_recognized(argv, advice, action, monkeypatch, capsys):
     error = raised(action)
     assert is_out_of_memory(error)
 
@@ -54,10 +57,9 @@ def test_out_of_memory_errors_of_all_libraries_are_recognized(action, monkeypatc
         raise ValueError("it could not be done") from error
 
     monkeypatch.setattr(main, "main", fails)
-    for argv, advice in (["saebench", "run"], "--member"), (["--epochs", "1"], "--hidden-dim"), (["show"], "narrower"):
-        assert main.run_as_command(argv) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("error: out of memory (") and advice in said and said.count("\n") == 1
+    assert main.run_as_command(argv) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory (") and advice in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

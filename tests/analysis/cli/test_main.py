@@ -293,12 +293,12 @@ def refused(capsys, *argv: object) -> str:
     return error
 
 
-def test_a_run_of_another_configuration_is_refused_and_not_changed(smoke, cache, capsys):
+@pytest.mark.parametrize("extra", [(), ("--force",), ("--resume",)])
+def test_a_run_of_another_configuration_is_refused_and_not_changed(smoke, cache, capsys, extra):
     _, run = smoke
     before = files_of(run)
-    for extra in ((), ("--force",), ("--resume",)):
-        error = refused(capsys, *SMOKE, "--lr", "3e-4", "--cache-dir", cache, "--run-dir", run, *extra)
-        assert "lr 0.001, not 0.0003" in error and str(run) in error
+    error = refused(capsys, *SMOKE, "--lr", "3e-4", "--cache-dir", cache, "--run-dir", run, *extra)
+    assert "lr 0.001, not 0.0003" in error and str(run) in error
     assert files_of(run) == before
 
 
@@ -309,19 +309,18 @@ def test_a_directory_with_other_content_is_refused(name, cache, tmp_path, capsys
     assert list(tmp_path.iterdir()) == [tmp_path / name]
 
 
-def test_a_file_is_refused_as_run_directory(cache, tmp_path, capsys):
+@pytest.mark.parametrize("run", ["file", "file/run"])
+def test_a_file_is_refused_as_run_directory(cache, tmp_path, capsys, run):
     (tmp_path / "file").touch()
-    for run in (tmp_path / "file", tmp_path / "file" / "run"):
-        error = refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", run)
-        assert f"{tmp_path / 'file'} is no directory" in error
+    error = refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", tmp_path / run)
+    assert f"{tmp_path / 'file'} is no directory" in error
 
 
-def test_a_damaged_record_is_named(smoke, cache, tmp_path, capsys):
-    _, run = smoke
-    for name in ("config.json", "results.json"):
-        copy = shutil.copytree(run, tmp_path / name)
-        (copy / name).write_text((copy / name).read_text()[:100])
-        assert f"{copy / name} is damaged" in refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", copy)
+@pytest.mark.parametrize("name", ["config.json", "results.json"])
+def test_a_damaged_record_is_named(smoke, cache, tmp_path, capsys, name):
+    copy = shutil.copytree(smoke[1], tmp_path / name)
+    (copy / name).write_text((copy / name).read_text()[:100])
+    assert f"{copy / name} is damaged" in refused(capsys, *SMOKE, "--cache-dir", cache, "--run-dir", copy)
 
 
 def test_lost_files_of_a_finished_run_are_restored_by_the_advice(smoke, cache, tmp_path, capsys):

@@ -54,11 +54,15 @@ def test_a_number_outside_of_float32_is_refused_in_python(name, value):
         TrainConfig(**{name: value})
 
 
-def test_an_empty_flag_value_is_refused(capsys):
-    for flag in ("--run-dir", "--cache-dir", "--model-name", "--members"):
-        assert "not set" in said(capsys, flag, "")
-    for argv in (["export", "run", "--push-to-hub", " "], ["report", ""], ["steer", "run", "--member", ""]):
-        assert "not set" in said(capsys, *argv)
+EMPTY = [
+    *((flag, "") for flag in ("--run-dir", "--cache-dir", "--model-name", "--members")),
+    *(("export", "run", "--push-to-hub", " "), ("report", ""), ("steer", "run", "--member", "")),
+]
+
+
+@pytest.mark.parametrize("argv", EMPTY, ids=" ".join)
+def test_an_empty_flag_value_is_refused(argv, capsys):
+    assert "not set" in said(capsys, *argv)
 
 
 def test_arguments_that_are_not_valid_text_are_refused(capsys):
@@ -107,18 +111,18 @@ def test_a_run_directory_that_is_a_broken_link_is_reported(tmp_path, capsys):
 # Printed text.
 
 
-def test_control_sequences_are_not_printed(monkeypatch, capsys):
-    for columns in ("80", "5", "0"):
-        monkeypatch.setenv("COLUMNS", columns)
-        stream = io.StringIO()
-        stream.isatty = lambda: True  # type: ignore[method-assign]
-        with Terminal(stream=stream) as terminal:
-            terminal.say(ODD)
-            terminal.show(ODD)
-            terminal.progress(ODD, 1, 2)
-        own = stream.getvalue()
-        assert "owned" in own and not {"\x07", "\u202e", "\x9b", "\ud800"} & set(own)
-        assert "\x1b[2J" not in own and "\x1b]" not in own
+@pytest.mark.parametrize("columns", ["80", "5", "0"])
+def test_control_sequences_are_not_printed(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    with Terminal(stream=stream) as terminal:
+        terminal.say(ODD)
+        terminal.show(ODD)
+        terminal.progress(ODD, 1, 2)
+    own = stream.getvalue()
+    assert "owned" in own and not {"\x07", "\u202e", "\x9b", "\ud800"} & set(own)
+    assert "\x1b[2J" not in own and "\x1b]" not in own
     assert "\x1b" not in said(capsys, "show", f"/nowhere/{ODD[:-1]}")
 
 

@@ -77,12 +77,12 @@ def test_the_same_seed_gives_the_same_map_bit_for_bit(use_umap):
     assert use_umap != np.array_equal(once.xy_Fx2, other.xy_Fx2)
 
 
-def test_clusters_no_better_than_random_ones_are_dropped(monkeypatch):
+@pytest.mark.parametrize("floor, cohesion, count", [(0.3, 0.5, GROUPS), (0.3, 0.9, 0), (0.9, 0.5, 0)])
+def test_clusters_no_better_than_random_ones_are_dropped(monkeypatch, floor, cohesion, count):
     x_FxD, group_F = planted(0.75)
-    for floor, cohesion, count in ((0.3, 0.5, GROUPS), (0.3, 0.9, 0), (0.9, 0.5, 0)):
-        monkeypatch.setattr(clusters, "chance", lambda *_, reached=(floor, cohesion): reached)
-        found = clusters.compute_clusters(x_FxD, np.ones(F, bool), tokens_of(group_F), use_umap=False)
-        assert len(found.names) == count and found.floor == floor
+    monkeypatch.setattr(clusters, "chance", lambda *_: (floor, cohesion))
+    found = clusters.compute_clusters(x_FxD, np.ones(F, bool), tokens_of(group_F), use_umap=False)
+    assert len(found.names) == count and found.floor == floor
 
 
 def test_dead_features_are_left_out_and_counted():

@@ -157,13 +157,11 @@ def test_the_threshold_has_the_best_f1_and_excludes_some_passages(rng):
     assert not (np.zeros(5) > best_threshold(np.zeros(5), sides(2, 3))).any()
 
 
-def test_with_few_passages_nothing_is_found():
-    for concept, passes in ((5, False), (6, True)):
-        is_concept_N = sides(concept, 120)
-        result = find_detectors(
-            [("a", both(is_concept_N[:, None] * 1.0))], {}, is_concept_N, split_passages(is_concept_N)
-        )
-        assert result.features[0].detector.auroc == 1 and result.features[0].passes is passes
+@pytest.mark.parametrize("concept, passes", [(5, False), (6, True)])
+def test_with_few_passages_nothing_is_found(concept, passes):
+    is_concept_N = sides(concept, 120)
+    result = find_detectors([("a", both(is_concept_N[:, None] * 1.0))], {}, is_concept_N, split_passages(is_concept_N))
+    assert result.features[0].detector.auroc == 1 and result.features[0].passes is passes
 
 
 def test_max_pooling_uses_only_counted_positions(rng):

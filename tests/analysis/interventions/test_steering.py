@@ -125,17 +125,17 @@ def test_strength_0_is_the_unsteered_model_token_for_token(model, prompt_T, saes
 
 
 @pytest.mark.parametrize("kind", ["relu", "topk", "jump_relu"])
-def test_changes_are_decode_and_error_exactly(saes, kind):
+@pytest.mark.parametrize("mode", ["add", "clamp", "ablate"])
+def test_changes_are_decode_and_error_exactly(saes, kind, mode):
     sae, i, maximum = saes[kind], 3, 2.5
     x_NxD = np.random.default_rng(2).standard_normal((50, 256)).astype(np.float32)
     f_NxF, W_FxD, b_D = (np.asarray(v, np.float64) for v in (sae.encode(x_NxD), sae.W_dec[...], sae.b_dec[...]))
     error_NxD = x_NxD - (f_NxF @ W_FxD + b_D)
-    for mode, values_N in {"add": f_NxF[:, i] + 5, "clamp": np.full(50, 5.0), "ablate": np.zeros(50)}.items():
-        steered_NxF = f_NxF.copy()
-        steered_NxF[:, i] = values_N
-        expected_NxD = steered_NxF @ W_FxD + b_D + error_NxD
-        direction = directions_for(sae, i, maximum, mode, {})["feature 3"](2.0)
-        np.testing.assert_allclose(direction.replace(x_NxD), expected_NxD, atol=1e-5)
+    steered_NxF = f_NxF.copy()
+    steered_NxF[:, i] = {"add": f_NxF[:, i] + 5, "clamp": 5.0, "ablate": 0.0}[mode]
+    expected_NxD = steered_NxF @ W_FxD + b_D + error_NxD
+    direction = directions_for(sae, i, maximum, mode, {})["feature 3"](2.0)
+    np.testing.assert_allclose(direction.replace(x_NxD), expected_NxD, atol=1e-5)
 
 
 def test_ablating_a_feature_that_never_fires_changes_nothing(model, prompt_T, saes):
@@ -165,11 +165,13 @@ def test_baseline_directions_have_the_norm_of_the_feature(saes):
     assert len(norms) == 3 and norms == pytest.approx([5 * np.linalg.norm(saes["relu"].W_dec[3])] * 3, rel=1e-5)
 
 
-def test_top_p_keeps_the_smallest_set_of_likely_tokens():
+@pytest.mark.parametrize(
+    "top_p, expected", [(0.5, [0, 1, 0, 0]), (0.6, [0, 0.625, 0.375, 0]), (1.0, [0.1, 0.5, 0.3, 0.1])]
+)
+def test_top_p_keeps_the_smallest_set_of_likely_tokens(top_p, expected):
     logits = torch.tensor([0.1, 0.5, 0.3, 0.1]).log().repeat(4000, 1)
-    for top_p, expected in ((0.5, [0, 1, 0, 0]), (0.6, [0, 0.625, 0.375, 0]), (1.0, [0.1, 0.5, 0.3, 0.1])):
-        drawn = draw(logits, 1.0, top_p, torch.Generator().manual_seed(0))
-        np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, expected, atol=0.03)
+    drawn = draw(logits, 1.0, top_p, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, expected, atol=0.03)
 
 
 def test_surprise_equals_the_loss_of_the_model(model, prompt_T):

@@ -149,22 +149,24 @@ def test_evaluate_gives_the_figures_of_the_training(finished, tmp_path, cache):
         assert own["intervals"].keys() == member["intervals"].keys()
 
 
-def test_known_dictionaries_on_another_text_and_hook(known, text, tmp_path, cache):
-    for hook in ((), ("--hook-name", "blocks.3.hook_attn_out", "--keep-first-position")):
-        found = evaluated(tmp_path, cache, *known.values(), "--dataset", text, *hook)
-        zero, identity, same = (found[name]["metrics"] for name in ("zero", "identity", "same"))
-        for of in found.values():
-            assert of["rows"] > of["windows"] >= of["documents"] >= FEWEST_DOCUMENTS
-            low, high = np.transpose([of["intervals"][name] for name in CE])
-            middle = np.array([of["metrics"][name] for name in CE])
-            assert (low <= middle + 1e-9).all() and (middle <= high + 1e-9).all()
-        assert found["zero"]["hook_name"] == (hook[1] if hook else "blocks.2.hook_resid_mid")
-        assert zero["ce_recovered"] == zero["kl_recovered"] == 0 and zero["l0"] == 0
-        assert identity["ce_recovered"] == pytest.approx(1, abs=1e-4)
-        assert identity["kl_recovered"] == pytest.approx(1, abs=1e-4)
-        assert identity["explained_variance"] == pytest.approx(1) and identity["l0"] == D
-        assert same["explained_variance"] < 0 and same["ce_recovered"] < 0.9
-        assert zero["ce_clean"] == identity["ce_clean"] > 0
+@pytest.mark.parametrize(
+    "hook", [(), ("--hook-name", "blocks.3.hook_attn_out", "--keep-first-position")], ids=["own", "given"]
+)
+def test_known_dictionaries_on_another_text_and_hook(known, text, tmp_path, cache, hook):
+    found = evaluated(tmp_path, cache, *known.values(), "--dataset", text, *hook)
+    zero, identity, same = (found[name]["metrics"] for name in ("zero", "identity", "same"))
+    for of in found.values():
+        assert of["rows"] > of["windows"] >= of["documents"] >= FEWEST_DOCUMENTS
+        low, high = np.transpose([of["intervals"][name] for name in CE])
+        middle = np.array([of["metrics"][name] for name in CE])
+        assert (low <= middle + 1e-9).all() and (middle <= high + 1e-9).all()
+    assert found["zero"]["hook_name"] == (hook[1] if hook else "blocks.2.hook_resid_mid")
+    assert zero["ce_recovered"] == zero["kl_recovered"] == 0 and zero["l0"] == 0
+    assert identity["ce_recovered"] == pytest.approx(1, abs=1e-4)
+    assert identity["kl_recovered"] == pytest.approx(1, abs=1e-4)
+    assert identity["explained_variance"] == pytest.approx(1) and identity["l0"] == D
+    assert same["explained_variance"] < 0 and same["ce_recovered"] < 0.9
+    assert zero["ce_clean"] == identity["ce_clean"] > 0
 
 
 def test_a_run_and_another_dictionary_are_measured_on_a_third_text(finished, known, text, tmp_path, cache, capsys):
@@ -194,21 +196,21 @@ def test_a_dictionary_without_a_run_on_its_training_text_is_reported(finished, t
     assert "on this text" not in capsys.readouterr().out, "its run says which documents it never saw"
 
 
-def test_a_dictionary_of_another_model_needs_model_name(finished, tmp_path, cache, capsys):
+@pytest.mark.parametrize("name, same", [("gpt2", False), (str(BUNDLED_MODEL), True)], ids=["another", "same"])
+def test_a_dictionary_of_another_model_needs_model_name(finished, tmp_path, cache, capsys, name, same):
     member, other = next((finished / "members").iterdir()), tmp_path / "other"
     without_checksums(shutil.copytree(member, other))
     cfg = json.loads((other / "cfg.json").read_text())
     few = ("--n-samples", "50", "--ce-windows", "0")
-    for name, same in (("gpt2", False), (str(BUNDLED_MODEL), True)):
-        (other / "cfg.json").write_text(json.dumps({**cfg, "metadata": {**cfg["metadata"], "model_name": name}}))
-        argv = ["evaluate", str(member), str(other), *few, "--cache-dir", str(cache)]
-        assert main.run_as_command(argv) == (0 if same else 2)
-        refusal = f"{other} was trained on the model gpt2, {member} on bundled: evaluate each alone, or give the model"
-        assert (refusal in capsys.readouterr().err) is not same
-        evaluated(tmp_path, cache, member, other, *few, "--model-name", "bundled")
-        note = f"{other} was trained on the model gpt2, and is measured on bundled"
-        out = capsys.readouterr().out
-        assert (note in out) is not same and f"{member} was trained on the model" not in out
+    (other / "cfg.json").write_text(json.dumps({**cfg, "metadata": {**cfg["metadata"], "model_name": name}}))
+    argv = ["evaluate", str(member), str(other), *few, "--cache-dir", str(cache)]
+    assert main.run_as_command(argv) == (0 if same else 2)
+    refusal = f"{other} was trained on the model gpt2, {member} on bundled: evaluate each alone, or give the model"
+    assert (refusal in capsys.readouterr().err) is not same
+    evaluated(tmp_path, cache, member, other, *few, "--model-name", "bundled")
+    note = f"{other} was trained on the model gpt2, and is measured on bundled"
+    out = capsys.readouterr().out
+    assert (note in out) is not same and f"{member} was trained on the model" not in out
 
 
 def test_differences_between_training_and_measured_rows_are_reported(text, tmp_path, cache, capsys):

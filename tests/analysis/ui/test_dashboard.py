@@ -124,11 +124,14 @@ def test_figures_are_legible_in_a_dark_theme(run, cache):
             assert legend["labelColor"] == legend["titleColor"] == INK
 
 
-def test_a_link_to_a_missing_member_or_feature_shows_an_error(run, cache):
-    for page in ("feature", "steer"):
-        for asked in (99, -1):
-            at = app(run, cache, page, feature=asked)
-            assert f"{asked}" in at.error[0].value.replace("\\", "") and "0 to 47" in at.error[0].value
+@pytest.mark.parametrize("page", ["feature", "steer"])
+@pytest.mark.parametrize("asked", [99, -1])
+def test_a_link_to_a_missing_feature_shows_an_error(run, cache, page, asked):
+    error = app(run, cache, page, feature=asked).error[0].value
+    assert f"{asked}" in error.replace("\\", "") and "0 to 47" in error
+
+
+def test_a_link_to_a_missing_member_shows_an_error(run, cache):
     assert "there is no such member" in app(run, cache, member="nobody").error[0].value
 
 

@@ -107,18 +107,20 @@ def test_an_exported_member_computes_the_features_of_its_kind(kind):
     assert 0.05 < (f_NxF != 0).mean() < 0.5
 
 
-def test_saelens_reads_what_is_written(tmp_path):
+@pytest.mark.parametrize(
+    "kind, architecture",
+    [("relu", "standard"), ("jump_relu", "jumprelu"), ("topk", "topk"), ("abs_topk", "abstopk")],
+)
+def test_saelens_reads_what_is_written(tmp_path, kind, architecture):
     """All fields of SAELens 6.54 are written. (test_formats_with_peers.py reads the files with SAELens.)"""
-    kinds = {"relu": "standard", "jump_relu": "jumprelu", "topk": "topk", "abs_topk": "abstopk"}
-    for kind, architecture in kinds.items():
-        member = member_of(activation=kind, hidden_dim=8, k=3, target_l0=3)
-        save_dictionary(trained_dictionary(member, exported(kind, 4, 8, 0), MANIFEST), tmp_path / kind)
-        cfg = json.loads((tmp_path / kind / "cfg.json").read_text())
-        assert (cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg["dtype"]) == (architecture, 4, 8, "float32")
-        assert cfg["normalize_activations"] == "none" and cfg["apply_b_dec_to_input"] is True
-        assert cfg.get("k") == (3 if "topk" in kind else None)
-        assert cfg["metadata"]["hook_name"] == "blocks.3.hook_resid_pre"
-        assert cfg["metadata"]["sae_lens_version"] == "6.54.12"
+    member = member_of(activation=kind, hidden_dim=8, k=3, target_l0=3)
+    save_dictionary(trained_dictionary(member, exported(kind, 4, 8, 0), MANIFEST), tmp_path)
+    cfg = json.loads((tmp_path / "cfg.json").read_text())
+    assert (cfg["architecture"], cfg["d_in"], cfg["d_sae"], cfg["dtype"]) == (architecture, 4, 8, "float32")
+    assert cfg["normalize_activations"] == "none" and cfg["apply_b_dec_to_input"] is True
+    assert cfg.get("k") == (3 if "topk" in kind else None)
+    assert cfg["metadata"]["hook_name"] == "blocks.3.hook_resid_pre"
+    assert cfg["metadata"]["sae_lens_version"] == "6.54.12"
 
 
 D, F, K = 6, 16, 3
@@ -190,41 +192,40 @@ def test_a_dictionary_is_written_again_bit_for_bit(tmp_path, dtype):
     assert load_dictionary(tmp_path / "b").sae.W_dec.dtype == jnp.float32
 
 
-def test_directories_of_saelens_before_version_6(tmp_path):
-    cases = {
-        "standard": ("standard", {"normalize_activations": False, "hook_point": "blocks.2.hook_resid_pre"}),
-        "topk": (
-            "topk",
-            {
-                "activation_fn_str": "topk",
-                "activation_fn_kwargs": {"k": K},
-                "normalize_activations": "layer_norm",
-                "hook_name": "blocks.2.hook_resid_pre",
-                "prepend_bos": False,
-            },
-        ),
-        "jumprelu": ("jumprelu", {"architecture": "jumprelu", "apply_b_dec_to_input": False, "hook_name": "h"}),
-    }
+BEFORE_6 = {  # cfg.json of SAELens before version 6, by architecture
+    "standard": {"normalize_activations": False, "hook_point": "blocks.2.hook_resid_pre"},
+    "topk": {
+        "activation_fn_str": "topk",
+        "activation_fn_kwargs": {"k": K},
+        "normalize_activations": "layer_norm",
+        "hook_name": "blocks.2.hook_resid_pre",
+        "prepend_bos": False,
+    },
+    "jumprelu": {"architecture": "jumprelu", "apply_b_dec_to_input": False, "hook_name": "h"},
+}
+
+
+@pytest.mark.parametrize("architecture, old", BEFORE_6.items(), ids=BEFORE_6)
+def test_directories_of_saelens_before_version_6(tmp_path, architecture, old):
     x = np.random.default_rng(0).standard_normal((50, D))
-    for name, (architecture, old) in cases.items():
-        kept = {
-            key: old[key]
-            for key in ("apply_b_dec_to_input", "normalize_activations")
-            if key in old and name != "standard"
-        }
-        same = saelens_dictionary(architecture, **kept)
-        save_dictionary(same, tmp_path / name)
-        whole = {"d_in": D, "d_sae": F, "dtype": "torch.float32", "model_name": "gpt2-small", "context_size": 64, **old}
-        without_checksums(tmp_path / name)
-        (tmp_path / name / "cfg.json").write_text(json.dumps(whole))
-        dictionary = load_dictionary(tmp_path / name)
-        assert (dictionary.format, dictionary.cfg["architecture"]) == ("saelens before 6", architecture)
-        assert (dictionary.model_name, dictionary.context_size) == ("gpt2-small", 64)
-        assert dictionary.hook_name == old.get("hook_name", "blocks.2.hook_resid_pre")
-        assert dictionary.prepend_bos is old.get("prepend_bos", True)
-        np.testing.assert_allclose(dictionary.sae(x.astype(np.float32)), saelens_in_numpy(same, x)[1], atol=1e-4)
-        save_dictionary(dictionary, tmp_path / "new" / name)
-        assert load_dictionary(tmp_path / "new" / name).format == "saelens"
+    kept = {
+        key: old[key]
+        for key in ("apply_b_dec_to_input", "normalize_activations")
+        if key in old and architecture != "standard"
+    }
+    same = saelens_dictionary(architecture, **kept)
+    save_dictionary(same, tmp_path)
+    whole = {"d_in": D, "d_sae": F, "dtype": "torch.float32", "model_name": "gpt2-small", "context_size": 64, **old}
+    without_checksums(tmp_path)
+    (tmp_path / "cfg.json").write_text(json.dumps(whole))
+    dictionary = load_dictionary(tmp_path)
+    assert (dictionary.format, dictionary.cfg["architecture"]) == ("saelens before 6", architecture)
+    assert (dictionary.model_name, dictionary.context_size) == ("gpt2-small", 64)
+    assert dictionary.hook_name == old.get("hook_name", "blocks.2.hook_resid_pre")
+    assert dictionary.prepend_bos is old.get("prepend_bos", True)
+    np.testing.assert_allclose(dictionary.sae(x.astype(np.float32)), saelens_in_numpy(same, x)[1], atol=1e-4)
+    save_dictionary(dictionary, tmp_path / "new")
+    assert load_dictionary(tmp_path / "new").format == "saelens"
 
 
 def write_dictionary_learning(directory, dict_class: str, /, **trainer) -> dict[str, np.ndarray]:
@@ -295,17 +296,14 @@ class Payload:
         return open, (str(self.path), "w")
 
 
-def test_a_pickle_with_code_in_it_is_refused_and_none_of_it_is_run(tmp_path):
+@pytest.mark.parametrize("write", [torch.save, pickle.dump])
+def test_a_pickle_with_code_in_it_is_refused_and_none_of_it_is_run(tmp_path, write):
     write_dictionary_learning(tmp_path / "t", "AutoEncoder")
-    for write in (
-        lambda f: torch.save({"bias": Payload(tmp_path / "run")}, f),
-        lambda f: pickle.dump(Payload(tmp_path / "run"), f),
-    ):
-        with open(tmp_path / "t" / "ae.pt", "wb") as file:
-            write(file)
-        with pytest.raises(InputError, match="no code in it is run"):
-            load_dictionary(tmp_path / "t")
-        assert not (tmp_path / "run").exists()
+    with open(tmp_path / "t" / "ae.pt", "wb") as file:
+        write({"bias": Payload(tmp_path / "run")}, file)
+    with pytest.raises(InputError, match="no code in it is run"):
+        load_dictionary(tmp_path / "t")
+    assert not (tmp_path / "run").exists()
 
 
 def changed(**changes):
@@ -456,15 +454,18 @@ def test_other_reasons_to_refuse(tmp_path):
     (tmp_path / "b" / "config.json").write_text(json.dumps(config | {"buffer": "mine"}))
     with pytest.raises(InputError, match="its buffer is 'mine'; it must be an object"):
         load_dictionary(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    "k, reason",
+    [(torch.ones(2), r"k has shape \(2,\); it must be one number"), (torch.tensor(torch.nan), "k is .* nan in")],
+    ids=["two numbers", "nan"],
+)
+def test_a_k_that_is_no_number_is_refused(tmp_path, k, reason):
     write_dictionary_learning(tmp_path / "v", "BatchTopKSAE")
-    whole = torch.load(tmp_path / "v" / "ae.pt")
-    for k, reason in (
-        (torch.ones(2), r"k has shape \(2,\); it must be one number"),
-        (torch.tensor(torch.nan), "k is .* nan in"),
-    ):
-        torch.save(whole | {"k": k}, tmp_path / "v" / "ae.pt")
-        with pytest.raises(InputError, match=reason):
-            load_dictionary(tmp_path / "v")
+    torch.save(torch.load(tmp_path / "v" / "ae.pt") | {"k": k}, tmp_path / "v" / "ae.pt")
+    with pytest.raises(InputError, match=reason):
+        load_dictionary(tmp_path / "v")
 
 
 def test_an_old_dictionary_that_ranks_by_decoder_norms_is_computed_correctly(tmp_path):

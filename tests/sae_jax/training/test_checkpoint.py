@@ -182,12 +182,12 @@ def test_a_lack_of_file_descriptors_renames_no_checkpoint(left, saved, tmp_path)
     assert files_in(copy) == before
 
 
-def test_too_many_open_files_are_not_a_lack_of_memory():
+@pytest.mark.parametrize("number, kind", [(errno.EMFILE, OSError), (errno.ENOMEM, MemoryError)])
+def test_too_many_open_files_are_not_a_lack_of_memory(number, kind):
     """Both are RESOURCE_EXHAUSTED to tensorstore; the number of the system error tells them apart."""
     exhausted = "RESOURCE_EXHAUSTED: Error opening: {} [os_error_code='{}']"
-    for number, kind in ((errno.EMFILE, OSError), (errno.ENOMEM, MemoryError)):
-        found = trouble_of_the_machine(ValueError(exhausted.format(os.strerror(number), number)), Path("there"))
-        assert type(found) is kind and (kind is MemoryError or found.errno == number)
+    found = trouble_of_the_machine(ValueError(exhausted.format(os.strerror(number), number)), Path("there"))
+    assert type(found) is kind and (kind is MemoryError or found.errno == number)
 
 
 def test_a_checkpoint_of_another_step_or_run_is_refused_and_stays(saved, tmp_path):
