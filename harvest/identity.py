@@ -80,7 +80,7 @@ def rounding(trained: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 def distance(trained: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, float]:
     """How far two identities are apart in sampled rows (root mean square), mean and deviation.
 
-    Relative to the mean norm of a row.
+    All are relative to the mean norm of a row.
     """
     old, new = trained["sums"], here["sums"]
     rows = np.subtract(np.concatenate(old["rows"]), np.concatenate(new["rows"]))

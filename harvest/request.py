@@ -158,7 +158,7 @@ class HarvestRequest:
             raise InputError(f"--seq-len {self.seq_len}: must be at least 2")
 
     def to_json(self) -> dict[str, Any]:
-        """The fields. `control` is omitted if None, so that runs and stores without a control keep their names."""
+        """The fields. `control` is omitted if None, so that it is no part of the names of such runs and stores."""
         fields = asdict(self)
         return fields if self.control else {name: value for name, value in fields.items() if name != "control"}
 

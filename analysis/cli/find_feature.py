@@ -5,8 +5,7 @@ python main.py find-feature RUN bridges --examples bridges.txt               # a
 python main.py find-feature RUN irony --examples yes.txt --against no.txt    # compared with your own texts
 
 Each feature is scored by how well its largest activation in a passage separates passages about the concept from
-others. The passages are split in three: one part is used to choose features, one to set
-thresholds, one to score.
+others. The passages are split into three parts: one to choose features, one to set thresholds, one to score.
 """
 
 from __future__ import annotations

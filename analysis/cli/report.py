@@ -1,4 +1,4 @@
-"""Write a run as one HTML file that can be sent and opened offline: figures, features in context, answers.
+"""Write a run as one HTML file that opens offline, with its figures, its features in context and the answers.
 
 python main.py report RUN                                   # RUN/report.html, its figures in RUN/figures
 python main.py report RUN OTHER --control RUN_RANDOM --to sent.html

@@ -14,6 +14,7 @@ import numpy as np
 
 from analysis.concepts.search import SearchSettings, search
 from analysis.runs.finished import FinishedRun
+from analysis.ui.terminal.wording import share_text
 from harvest.text.concepts import sentences_of
 from harvest.text.documents import documents
 
@@ -76,18 +77,14 @@ def main() -> None:
             f"{of.is_concept_N.sum()}, {result.sets['scoring']['concept']}",
             f"{best.member.partition('-')[0]} {best.member.rpartition('-')[2]} #{best.feature}",
             f"{best.chosen_by:.3f}",
-            auroc_text(d),
+            share_text(d.auroc, d.auroc_interval),
             "–" if without is None or like is not None else f"{without:.2f}",
             f"{'–' if d.precision is None else format(d.precision, '.2f')}, {d.coverage:.2f}",
-            auroc_text(baseline),
+            share_text(baseline.auroc, baseline.auroc_interval),
             f"{passing} of {len(result.features)}",
         ]
         print("| " + " | ".join(cells) + " |", flush=True)
     print(f"\nfound: {hits} of {len(SUBJECTS)} subjects; false alarms: {alarms} of {args.nonsense} nonsense phrases")
-
-
-def auroc_text(detector) -> str:
-    return f"{detector.auroc:.3f} ({detector.auroc_interval[0]:.2f} to {detector.auroc_interval[1]:.2f})"
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ class Screen(Console):
         return frame
 
     def shortened_path(self, run_dir: str) -> str:
-        """The path as the box of results has room for it."""
+        """The path, shortened to fit into the box of results."""
         return self.shorten(self.literal(run_dir).plain, self.width - 4 - len("results") - GAP)
 
     def _pairs(self, pairs: list[tuple[str, str]], columns: int, style: str = "") -> Table:

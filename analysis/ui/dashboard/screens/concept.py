@@ -13,7 +13,7 @@ choice = chosen()
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def found(path: str, members: tuple[str, ...], phrase: str, examples: tuple[str, ...], against: tuple[str, ...]):
-    """(the result of the search, a summary of the passages and the result as lines of text)."""
+    """(the result of the search, lines of text that summarize the passages and the result)."""
     run, options = state.run_at(path), SearchSettings(member=members)
     of_corpus = concept_texts(phrase, run, options)
     dictionaries = {name: state.dictionary(path, name) for name in members}
