@@ -72,7 +72,8 @@ class LanguageModel:
         for site in sites:
             if site not in activations:
                 raise InputError(
-                    f"--hook {site.hook}: {self.name} does not run this point in layer {site.layer}: choose another hook"
+                    f"--hook {site.hook}: {self.name} does not run this point in layer {site.layer}: "
+                    "choose another hook"
                 )
         return activations
 

@@ -65,7 +65,7 @@ def test_examples_are_compared_with_as_many_sentences_or_with_given_texts(model)
 
 
 def test_only_one_of_several_near_copies_is_a_passage(model, tmp_path):
-    """If near-copies were kept, chance features would pass in 100 of 100 such corpora, not in 6, at a rate of 5%."""
+    """If near-copies were kept, features would pass by chance."""
     rng = random.Random(0)
     texts = [text.split()[:60] for text in islice(documents(str(BUNDLED_CORPUS)), 200)]
     copies = []
