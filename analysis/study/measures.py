@@ -79,14 +79,9 @@ def collect_measures(
 ) -> PopulationMeasures:
     """Collect all measures of a run. Raises InputError if the run's text or model is not available."""
     members = list(run.members)
-    settings = {name: families.settings_of(run, member) for name, member in run.members.items()}
     features = load_or_compute_features(run, members, cache_dir, on_progress, say)
     bench, notes = benchmarks(run, members, documents, say)
-    decoders = {
-        name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], member.alive_F)
-        for name, member in features.items()
-        if member.alive_F.any()
-    }
+    decoders = decoders_of(run, features)
     compared = shared_features.read_shared_features(run.path / "analysis", members)
     if not compared and len(decoders) > 1:
         say(f"comparing {len(decoders)} dictionaries")
@@ -97,22 +92,42 @@ def collect_measures(
         )
         if can_be_kept(run.path, say):
             shared_features.write_shared_features(compared, run.path / "analysis")
-    trajectories = {}
-    for done, name in enumerate(members):
-        if features[name].alive_F.any() and len(snapshots := read_snapshots(run.path, name)) > 2:
-            trajectories[name] = emergence.compute_emergence(snapshots, features[name])
-        on_progress("emergence", done + 1, len(members))
     return PopulationMeasures(
         run=run,
-        settings=settings,
+        settings={name: families.settings_of(run, member) for name, member in run.members.items()},
         features=features,
         values={name: values_of(run.members[name], features[name], bench, compared) for name in members},
         frequency={name: frequency_of(member) for name, member in features.items()},
-        trajectories=trajectories,
+        trajectories=trajectories_of(run, features, on_progress),
         decoders=decoders,
         compared=compared,
         notes=notes,
     )
+
+
+def decoders_of(run: FinishedRun, features: dict[str, Features]) -> dict[str, Decoder]:
+    """The decoders of the members that have a living feature, by id."""
+    return {
+        name: Decoder(
+            families.settings_of(run, run.members[name]), run.dictionary(name).tensors["W_dec"], member.alive_F
+        )
+        for name, member in features.items()
+        if member.alive_F.any()
+    }
+
+
+def trajectories_of(
+    run: FinishedRun,
+    features: dict[str, Features],
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> dict[str, Trajectory]:
+    """When features emerged, by the id of each member that has a living feature and at least three snapshots."""
+    trajectories = {}
+    for done, (name, member) in enumerate(features.items(), 1):
+        if member.alive_F.any() and len(snapshots := read_snapshots(run.path, name)) > 2:
+            trajectories[name] = emergence.compute_emergence(snapshots, member)
+        on_progress("emergence", done, len(features))
+    return trajectories
 
 
 def fired_together(

@@ -7,48 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from analysis.comparison import emergence, frontier, shared_features
-from analysis.comparison.clusters import read_clusters
-from analysis.comparison.matching import Decoder
-from analysis.features.contexts import printable, token_texts
 from analysis.features.statistics import Features, load_or_compute_features
 from analysis.pages.highlights import Highlight, highlights
-from analysis.plots.comparison import estimates_chart, shared_features_chart
-from analysis.plots.densities import densities_chart
-from analysis.plots.feature_map import clusters_chart
-from analysis.plots.frontier import frontier_chart, members_chart
-from analysis.plots.training import emergence_curves, emergence_heatmap, training_curves_chart
-from analysis.runs import families
-from analysis.runs.best_member import best_of_results
-from analysis.runs.curves import read_curves
 from analysis.runs.families import source_name
-from analysis.runs.finished import STUDY_AGAIN, TRAIN_AGAIN, FinishedRun
+from analysis.runs.finished import STUDY_AGAIN, FinishedRun
 from analysis.runs.reproduce import reproduction_command
 from analysis.runs.shapes import Study
 from analysis.stats import Estimate
-from analysis.study.questions import lines_of, named
+from analysis.ui.report import figures
+from analysis.ui.report.figures import Drawn, Section
 from harvest.errors import InputError
 from sae_jax.shapes import read_shaped
-from sae_jax.training.snapshots import read_snapshots
 
 SHOWN = 384  # features in total, but from LEAST to MOST for each member
 LEAST, MOST = 8, 24
-CHEAP = 3e8  # pairs of features that can be compared within a minute
-
-
-@dataclass(frozen=True, eq=False)
-class Drawn:
-    """A figure. `alt` is a description in words, generated from its numbers."""
-
-    name: str  # the NAME of figures/NAME.svg
-    figure: Any
-    alt: str
 
 
 @dataclass(frozen=True)
@@ -63,8 +39,8 @@ class Part:
     features: dict[str, Features]
     shown: dict[str, list[Highlight]]
     answers: list[dict[str, Any]]
-    figures: dict[str, list[Drawn]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, list[Drawn]]
+    missing: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -83,30 +59,9 @@ def compose(
     """The report of these runs, the control last. Raises InputError if a run is given twice."""
     everything = [*runs, control] if control else list(runs)
     members = sum(len(run.members) for run in everything)
-    count, frontier_drawn = min(MOST, max(LEAST, SHOWN // max(1, members))), pareto(everything)
+    count, frontier = min(MOST, max(LEAST, SHOWN // max(1, members))), figures.pareto(everything)
     parts = [part_of(run, run is control, count, cache_dir, on_progress, say) for run in everything]
-    return Report(frontier_drawn, parts)
-
-
-def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
-    members = {
-        f"{run.path.resolve().name}: {name}" if len(runs) > 1 else name: member
-        for run in runs
-        for name, member in run.members.items()
-        if member["metrics"]
-    }
-    if not members:
-        return None
-    of_grid = frontier.compute_frontier(*(run.path for run in runs))
-    drawn = frontier_chart(of_grid) if of_grid.has_curve else members_chart(members)
-    ranges = {name: [member["metrics"][name] for member in members.values()] for name in ("explained_variance", "l0")}
-    best = best_of_results([member | {"id": name} for name, member in members.items()])
-    alt = (
-        f"Explained variance against L0 of {len(members)} members: {span(ranges['explained_variance'], '.3f')} "
-        f"at L0 {span(ranges['l0'], '.1f')}."
-    )
-    alt += f" {best['id']} explains most among the members on target." if best else ""
-    return Drawn("report-pareto", drawn, alt)
+    return Report(frontier, parts)
 
 
 def part_of(
@@ -138,7 +93,19 @@ def part_of(
             answers.append(answer | {"table": table})
     else:
         missing["study"] = f"The study was not run: {study}"
-    part = Part(
+    kinds = {member["id"]: member["activation"] for member in run.results["members"]}
+    sections: dict[str, Section] = {
+        f"study-{number}": figures.answered(number, answer) for number, answer in enumerate(answers, 1)
+    }
+    sections["training"] = figures.training(run, kinds, say)
+    if features:
+        sections |= {
+            "densities": figures.densities(features, kinds),
+            "comparison": figures.features_in_common(run, features, study),
+            "emergence": figures.emergence(run, features, kinds),
+            "clusters": figures.clusters_of_features(run, features, study),
+        }
+    return Part(
         run=run,
         is_control=is_control,
         facts=facts_of(run),
@@ -147,27 +114,9 @@ def part_of(
         features=features,
         shown=shown,
         answers=answers,
-        missing=missing,
+        figures={name: drawn for name, drawn in sections.items() if not isinstance(drawn, str)},
+        missing=missing | {name: reason for name, reason in sections.items() if isinstance(reason, str)},
     )
-    kinds = {member["id"]: member["activation"] for member in run.results["members"]}
-    for number, answer in enumerate(answers, 1):
-        part.figures[f"study-{number}"] = answered(number, answer)
-    try:
-        curves = read_curves(run)
-        if unknown := curves.keys() - kinds.keys():
-            raise InputError(
-                f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, which is not in results.json: {TRAIN_AGAIN}"
-            )
-        part.figures["training"] = [training(curves, kinds)]
-    except InputError as error:
-        missing["training"] = f"How it was trained is not shown: {error}"
-        say(missing["training"])
-    if features:
-        part.figures["densities"] = [of_densities(features, kinds)]
-        part.figures["comparison"] = in_common(part, study)
-        part.figures["emergence"] = emerged(part, kinds)
-        part.figures["clusters"] = mapped(part, study)
-    return part
 
 
 def facts_of(run: FinishedRun) -> dict[str, str]:
@@ -189,112 +138,3 @@ def facts_of(run: FinishedRun) -> dict[str, str]:
         ),
     }
     return facts | ({"control": run.request.control} if run.request.control else {})
-
-
-def training(curves: dict[str, list[dict[str, float]]], kinds: dict[str, str]) -> Drawn:
-    ends = [lines[-1]["explained_variance"] for lines in curves.values() if "explained_variance" in lines[-1]]
-    last = max((lines[-1]["step"] for lines in curves.values()), default=0)
-    alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
-    alt += f"; explained variance ends at {span(ends, '.3f')}." if ends else "."
-    return Drawn("report-training", training_curves_chart(curves, kinds), alt)
-
-
-def of_densities(features: dict[str, Features], kinds: dict[str, str]) -> Drawn:
-    drawn = densities_chart({name: member.density_F for name, member in features.items()}, kinds)
-    medians = [
-        float(np.median(member.density_F[member.alive_F])) for member in features.values() if member.alive_F.any()
-    ]
-    alt = f"Histogram of how often features fire, in {len(features)} members"
-    alt += f"; the median living feature fires on {span(medians, '.3%')} of the rows." if medians else "; none does."
-    return Drawn("report-densities", drawn, alt)
-
-
-def in_common(part: Part, study: str) -> list[Drawn]:
-    """The comparison of the study, or, if there is none, a comparison by direction alone."""
-    run = part.run
-    living = {name: features for name, features in part.features.items() if features.alive_F.any()}
-    if len(living) < 2:
-        part.missing["comparison"] = "A comparison needs two or more members with living features."
-        return []
-    compared = shared_features.read_shared_features(run.path / "analysis", list(run.members))
-    if not compared:
-        if sum(len(features.density_F) for features in living.values()) ** 2 > CHEAP:
-            part.missing["comparison"] = f"The members were not compared yet, which is slow: run {study}"
-            return []
-        settings = {name: families.settings_of(run, run.members[name]) for name in living}
-        compared = shared_features.compute_shared_features(
-            {
-                name: Decoder(settings[name], run.dictionary(name).tensors["W_dec"], features.alive_F)
-                for name, features in living.items()
-            },
-            dead=[name for name in part.features if name not in living],
-        )
-    others = ~np.eye(len(compared.members), dtype=bool)
-    shared, chance = compared.shared_MxM[others], compared.chance_MxM[others]
-    alt = (
-        f"Matched features of {len(compared.members)} members: between two members, "
-        f"{span(shared.tolist(), '.1%')} of the features of one are found in the other ({shared.mean():.1%} on "
-        f"average; {chance.mean():.1%} by chance). "
-        + "; ".join(f"{group.differ}: {group.shared.mean:.1%} over {group.pairs} pairs" for group in compared.groups)
-    )
-    return [Drawn("report-comparison", shared_features_chart(compared), f"{alt}.")]
-
-
-def emerged(part: Part, kinds: dict[str, str]) -> list[Drawn]:
-    """The emergence curves of all members, and a heatmap of the features of the first member."""
-    trajectories = {}
-    for name, features in part.features.items():
-        if features.alive_F.any() and len(snapshots := read_snapshots(part.run.path, name)) > 2:
-            trajectories[name] = emergence.compute_emergence(snapshots, features)
-    if not trajectories:
-        part.missing["emergence"] = (
-            "There are fewer than three snapshots: train with --snapshots 10 (the default), or longer."
-        )
-        return []
-    first, trajectory = next(iter(trajectories.items()))
-    middle = [float(one.recognizable_S[len(one.steps) // 2]) for one in trajectories.values()]
-    alt = (
-        f"Share of the final features that are recognizable in snapshots at {len(trajectory.steps)} steps: "
-        f"{span(middle, '.1%')} at step {trajectory.steps[len(trajectory.steps) // 2]:,} of {trajectory.steps[-1]:,}."
-    )
-    half = int(np.median(trajectory.emerged_F[trajectory.alive_F]))
-    cosines = f"Cosine of the features of {first} to their final directions; half emerged by step {half:,}."
-    return [
-        Drawn("report-emergence", emergence_curves(trajectories, kinds), alt),
-        Drawn(f"report-emergence-{first}", emergence_heatmap(first, trajectory), cosines),
-    ]
-
-
-def mapped(part: Part, study: str) -> list[Drawn]:
-    """The maps of clusters that a study wrote."""
-    drawn = []
-    for name, features in part.features.items():
-        folder = part.run.path / "analysis"
-        if not (folder / f"clusters-{name}.json").exists():
-            continue
-        promoted = [token_texts(part.run.language_model.tokenizer, tokens) for tokens in features.promoted_FxT]
-        if clusters := read_clusters(folder, name, promoted):
-            largest = (
-                f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""
-            )
-            counted = "1 cluster" if len(clusters.sizes) == 1 else f"{len(clusters.sizes)} clusters"
-            alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}{largest}; "
-            alt += f"{clusters.noise:.0%} of the features are in none."
-            drawn.append(Drawn(f"report-clusters-{name}", clusters_chart(clusters), alt))
-    if not drawn:
-        part.missing["clusters"] = f"There is no map of clusters yet: run {study}"
-    return drawn
-
-
-def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
-    """A chart of the table of an answer."""
-    if not (table := answer["table"]):
-        return []
-    measures = len(lines_of(table))
-    alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the numbers of the table."
-    return [Drawn(f"report-question-{number}", estimates_chart(f"Question {number}", named(table)), alt)]
-
-
-def span(values: Sequence[float], form: str) -> str:
-    low, high = format(min(values), form), format(max(values), form)
-    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,164 @@
+"""The figures of a report, each with a description in words that is generated from its numbers.
+
+A section without a figure is a text instead: why there is none, and which command helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.comparison import frontier, shared_features
+from analysis.comparison.clusters import read_clusters
+from analysis.features.contexts import printable, token_texts
+from analysis.features.statistics import Features
+from analysis.plots.comparison import estimates_chart, shared_features_chart
+from analysis.plots.densities import densities_chart
+from analysis.plots.feature_map import clusters_chart
+from analysis.plots.frontier import frontier_chart, members_chart
+from analysis.plots.training import emergence_curves, emergence_heatmap, training_curves_chart
+from analysis.runs.best_member import best_of_results
+from analysis.runs.curves import read_curves
+from analysis.runs.finished import TRAIN_AGAIN, FinishedRun
+from analysis.study.measures import decoders_of, trajectories_of
+from analysis.study.questions import lines_of, named
+from harvest.errors import InputError
+
+CHEAP = 3e8  # pairs of features that can be compared within a minute
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A figure. `alt` is a description in words, generated from its numbers."""
+
+    name: str  # the NAME of figures/NAME.svg
+    figure: Any
+    alt: str
+
+
+Section = list[Drawn] | str  # the figures, or why there are none
+
+
+def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
+    members = {
+        f"{run.path.resolve().name}: {name}" if len(runs) > 1 else name: member
+        for run in runs
+        for name, member in run.members.items()
+        if member["metrics"]
+    }
+    if not members:
+        return None
+    of_grid = frontier.compute_frontier(*(run.path for run in runs))
+    drawn = frontier_chart(of_grid) if of_grid.has_curve else members_chart(members)
+    ranges = {name: [member["metrics"][name] for member in members.values()] for name in ("explained_variance", "l0")}
+    best = best_of_results([member | {"id": name} for name, member in members.items()])
+    alt = (
+        f"Explained variance against L0 of {len(members)} members: {span(ranges['explained_variance'], '.3f')} "
+        f"at L0 {span(ranges['l0'], '.1f')}."
+    )
+    alt += f" {best['id']} explains most among the members on target." if best else ""
+    return Drawn("report-pareto", drawn, alt)
+
+
+def training(run: FinishedRun, kinds: dict[str, str], say: Callable[[str], None]) -> Section:
+    try:
+        curves = read_curves(run)
+        if unknown := curves.keys() - kinds.keys():
+            raise InputError(
+                f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, which is not in results.json: {TRAIN_AGAIN}"
+            )
+    except InputError as error:
+        reason = f"How it was trained is not shown: {error}"
+        say(reason)
+        return reason
+    ends = [lines[-1]["explained_variance"] for lines in curves.values() if "explained_variance" in lines[-1]]
+    last = max((lines[-1]["step"] for lines in curves.values()), default=0)
+    alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
+    alt += f"; explained variance ends at {span(ends, '.3f')}." if ends else "."
+    return [Drawn("report-training", training_curves_chart(curves, kinds), alt)]
+
+
+def densities(features: dict[str, Features], kinds: dict[str, str]) -> Section:
+    chart = densities_chart({name: member.density_F for name, member in features.items()}, kinds)
+    medians = [
+        float(np.median(member.density_F[member.alive_F])) for member in features.values() if member.alive_F.any()
+    ]
+    alt = f"Histogram of how often features fire, in {len(features)} members"
+    alt += f"; the median living feature fires on {span(medians, '.3%')} of the rows." if medians else "; none does."
+    return [Drawn("report-densities", chart, alt)]
+
+
+def features_in_common(run: FinishedRun, features: dict[str, Features], study: str) -> Section:
+    """The comparison of the study, or, if there is none, a comparison by direction alone."""
+    living = [name for name, member in features.items() if member.alive_F.any()]
+    if len(living) < 2:
+        return "A comparison needs two or more members with living features."
+    compared = shared_features.read_shared_features(run.path / "analysis", list(run.members))
+    if not compared:
+        if sum(len(features[name].density_F) for name in living) ** 2 > CHEAP:
+            return f"The members were not compared yet, which is slow: run {study}"
+        dead = [name for name in features if name not in living]
+        compared = shared_features.compute_shared_features(decoders_of(run, features), dead=dead)
+    others = ~np.eye(len(compared.members), dtype=bool)
+    shared, chance = compared.shared_MxM[others], compared.chance_MxM[others]
+    alt = (
+        f"Matched features of {len(compared.members)} members: between two members, "
+        f"{span(shared.tolist(), '.1%')} of the features of one are found in the other ({shared.mean():.1%} on "
+        f"average; {chance.mean():.1%} by chance). "
+        + "; ".join(f"{group.differ}: {group.shared.mean:.1%} over {group.pairs} pairs" for group in compared.groups)
+    )
+    return [Drawn("report-comparison", shared_features_chart(compared), f"{alt}.")]
+
+
+def emergence(run: FinishedRun, features: dict[str, Features], kinds: dict[str, str]) -> Section:
+    """The emergence curves of all members, and a heatmap of the features of the first member."""
+    trajectories = trajectories_of(run, features)
+    if not trajectories:
+        return "There are fewer than three snapshots: train with --snapshots 10 (the default), or longer."
+    first, trajectory = next(iter(trajectories.items()))
+    middle = [float(one.recognizable_S[len(one.steps) // 2]) for one in trajectories.values()]
+    alt = (
+        f"Share of the final features that are recognizable in snapshots at {len(trajectory.steps)} steps: "
+        f"{span(middle, '.1%')} at step {trajectory.steps[len(trajectory.steps) // 2]:,} of {trajectory.steps[-1]:,}."
+    )
+    half = int(np.median(trajectory.emerged_F[trajectory.alive_F]))
+    cosines = f"Cosine of the features of {first} to their final directions; half emerged by step {half:,}."
+    return [
+        Drawn("report-emergence", emergence_curves(trajectories, kinds), alt),
+        Drawn(f"report-emergence-{first}", emergence_heatmap(first, trajectory), cosines),
+    ]
+
+
+def clusters_of_features(run: FinishedRun, features: dict[str, Features], study: str) -> Section:
+    """The maps of clusters that a study wrote."""
+    drawn, folder = [], run.path / "analysis"
+    for name, member in features.items():
+        if not (folder / f"clusters-{name}.json").exists():
+            continue
+        promoted = [token_texts(run.language_model.tokenizer, tokens) for tokens in member.promoted_FxT]
+        if clusters := read_clusters(folder, name, promoted):
+            largest = (
+                f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""
+            )
+            counted = "1 cluster" if len(clusters.sizes) == 1 else f"{len(clusters.sizes)} clusters"
+            alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}{largest}; "
+            alt += f"{clusters.noise:.0%} of the features are in none."
+            drawn.append(Drawn(f"report-clusters-{name}", clusters_chart(clusters), alt))
+    return drawn or f"There is no map of clusters yet: run {study}"
+
+
+def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
+    """A chart of the table of an answer."""
+    if not (table := answer["table"]):
+        return []
+    measures = len(lines_of(table))
+    alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the numbers of the table."
+    return [Drawn(f"report-question-{number}", estimates_chart(f"Question {number}", named(table)), alt)]
+
+
+def span(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
