@@ -48,7 +48,7 @@ class Evaluation(NamedTuple):
     density_F: np.ndarray  # share of rows on which each feature fires
 
 
-class Rows(NamedTuple):
+class RowMeasures(NamedTuple):
     squared_error_CxD: jax.Array
     l0_N: jax.Array
     l1_N: jax.Array
@@ -56,13 +56,13 @@ class Rows(NamedTuple):
     firings_F: jax.Array
 
 
-def measure_rows(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array, is_row_N: jax.Array) -> Rows:
+def measure_rows(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array, is_row_N: jax.Array) -> RowMeasures:
     sae = nnx.merge(graphdef, weights)
     f_NxF = sae.encode(x_NxD)
     reconstruction_NxD = sae.reconstruct(x_NxD, f_NxF)
     squared_error_NxD = jnp.square(x_NxD - reconstruction_NxD) * is_row_N[:, None]
     norms_N = jnp.linalg.norm(x_NxD, axis=1) * jnp.linalg.norm(reconstruction_NxD, axis=1)
-    return Rows(
+    return RowMeasures(
         squared_error_CxD=squared_error_NxD.reshape(-1, PARTIAL_ROWS, x_NxD.shape[1]).sum(1),
         l0_N=(f_NxF != 0).sum(1),
         l1_N=jnp.abs(f_NxF) @ jnp.linalg.norm(sae.W_dec[...], axis=1),
@@ -81,7 +81,7 @@ def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray, first: int 
     """
     measure = jax.jit(measure_rows, static_argnums=0)
     parts = {name: nnx.split(sae) for name, sae in saes.items()}
-    sums: dict[str, dict[str, Any]] = {name: dict.fromkeys(Rows._fields, 0.0) for name in saes}
+    sums: dict[str, dict[str, Any]] = {name: dict.fromkeys(RowMeasures._fields, 0.0) for name in saes}
     offset_sum_D, offset_square_D = np.zeros_like(mean_D), np.zeros_like(mean_D)
     for raw_NxD in split.chunks(CHUNK_ROWS, first):
         n = len(raw_NxD)

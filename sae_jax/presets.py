@@ -134,7 +134,7 @@ def scale_down(values: dict[str, Any], given: Collection[str], bundled: Source) 
     def change(name: str, value: Any, why: str) -> None:
         if name not in given and value != values[name]:
             fitted[name] = value
-            changes.append(f"--{name.replace('_', '-')} {in_words(values[name])} -> {in_words(value)} ({why})")
+            changes.append(f"--{name.replace('_', '-')} {flag_value(values[name])} -> {flag_value(value)} ({why})")
 
     assert bundled.n_layers and bundled.d_model
     deepest = (bundled.n_layers - 1) / (N_LAYERS - 1)
@@ -162,9 +162,9 @@ def scale_down(values: dict[str, Any], given: Collection[str], bundled: Source) 
     return fitted, changes
 
 
-def in_words(value: Any) -> str:
+def flag_value(value: Any) -> str:
     if isinstance(value, tuple):
-        return " ".join(map(in_words, value))
+        return " ".join(map(flag_value, value))
     return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -44,7 +44,7 @@ LOCK = ".lock"
 DAMAGED = "damaged-"  # prefix of the name of a damaged checkpoint
 ANOTHER = "choose another --run-dir, or delete this one"
 WRITTEN_AGAIN = "delete results.json, and --resume writes it again from the last checkpoint"
-METRICS, NO_METRICS = "metrics.jsonl", {"bytes": 0, "crc32": 0}
+METRICS_FILE, NO_METRICS = "metrics.jsonl", {"bytes": 0, "crc32": 0}
 WITHOUT_LINE = "delete that line; the training curves then lack only this point"
 WITHOUT_FILE = "delete the file; the training curves then begin where --resume continues"
 
@@ -181,14 +181,14 @@ class RunDirectory:
             (self.path / name).unlink(missing_ok=True)
 
     def append_metrics(self, lines: list[dict]) -> None:
-        append_lines(self.path / METRICS, lines)
+        append_lines(self.path / METRICS_FILE, lines)
 
     def metrics(self, up_to: int) -> list[dict]:
         """The lines of metrics.jsonl up to a step, without an incomplete last line, which a killed process may leave.
 
         Raises InputError if a line is damaged, or if lines are missing that the newest checkpoint has recorded.
         """
-        path = self.path / METRICS
+        path = self.path / METRICS_FILE
         lines = read_lines(path, WITHOUT_LINE) if path.exists() else []
         if self.metrics_written()["bytes"] < self._metrics_saved()["bytes"]:
             raise InputError(f"{path} is damaged (lines are missing): {WITHOUT_FILE}")
@@ -208,7 +208,7 @@ class RunDirectory:
 
     def metrics_written(self) -> dict[str, int]:
         """Length and checksum of metrics.jsonl now, to be saved with a checkpoint or with the results."""
-        path = self.path / METRICS
+        path = self.path / METRICS_FILE
         return {"bytes": path.stat().st_size, "crc32": checksum(path)} if path.exists() else NO_METRICS
 
     def rewind_metrics(self, then: dict[str, int], say: Callable[[str], None]) -> None:
@@ -216,7 +216,7 @@ class RunDirectory:
 
         Raises InputError if lines before the checkpoint are damaged.
         """
-        path = self.path / METRICS
+        path = self.path / METRICS_FILE
         if then["bytes"] and not path.exists():
             say(f"{path} is missing: the training curves begin where training resumes")
             return
@@ -244,12 +244,12 @@ def differences(old: dict, new: dict) -> str:
     return ", ".join(f"{key} {flat_old.get(key)}, not {flat_new.get(key)}" for key in keys)
 
 
-def in_words(value: object) -> str:
+def setting_text(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def flatten(tree: dict) -> dict:
     flat: dict = {}
     for key, value in tree.items():
-        flat |= flatten(value) if isinstance(value, dict) else {key: in_words(value)}
+        flat |= flatten(value) if isinstance(value, dict) else {key: setting_text(value)}
     return flat

@@ -33,7 +33,7 @@ THRESHOLD = 0.7  # the value of Leask et al. 2025 (arXiv 2502.04878) and Paulo a
 
 
 @dataclass(frozen=True)
-class Group:
+class PairGroup:
     """Pairs of members that differ in the same settings. A pair's number is the mean of entries [i, j] and [j, i]."""
 
     differ: str
@@ -73,7 +73,7 @@ class Comparison:
     rows: int
     shared_by_activation_MxM: np.ndarray | None
     confirmed_MxM: np.ndarray | None
-    groups: tuple[Group, ...]
+    groups: tuple[PairGroup, ...]
     partner_FxM: dict[str, np.ndarray]
     cosine_FxM: dict[str, np.ndarray]
     found_again_F: dict[str, np.ndarray]
@@ -131,7 +131,7 @@ def compute_shared_features(
                 confirmed[i, j] = confirmed[j, i] = (r_P >= threshold).mean() if len(r_P) else np.nan
     settings = {name: decoder.settings for name, decoder in decoders.items()}
     given = activations is not None
-    found_again, other_seeds = over_seeds(decoders, threshold)
+    found_again, other_seeds = found_in_seeds(decoders, threshold)
     return Comparison(
         members=ids,
         dead=tuple(dead),
@@ -192,7 +192,7 @@ def stability_of(decoders: Mapping[Any, np.ndarray], threshold: float = THRESHOL
     return counts
 
 
-def over_seeds(decoders: Mapping[str, Decoder], threshold: float) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+def found_in_seeds(decoders: Mapping[str, Decoder], threshold: float) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """({member: `stability_of` its features}, {member: number of other seeds}) for members that have other seeds."""
     found_again: dict[str, np.ndarray] = {}
     others: dict[str, int] = {}
@@ -204,18 +204,18 @@ def over_seeds(decoders: Mapping[str, Decoder], threshold: float) -> tuple[dict[
     return found_again, others
 
 
-def grouped(settings: Sequence[Mapping[str, Any]], *matrices: np.ndarray | None) -> tuple[Group, ...]:
+def grouped(settings: Sequence[Mapping[str, Any]], *matrices: np.ndarray | None) -> tuple[PairGroup, ...]:
     """The pairs grouped by the settings in which their members differ, fewest differences first."""
     pairs: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
     for i, j in combinations(range(len(settings)), 2):
-        pairs[tuple(map(families.name_of, families.differing([settings[i], settings[j]])))].append((i, j))
+        pairs[tuple(map(families.setting_name, families.differing([settings[i], settings[j]])))].append((i, j))
 
     def spread(matrix: np.ndarray, group: list[tuple[int, int]]) -> Spread:
         values = [(matrix[i, j] + matrix[j, i]) / 2 for i, j in group]
         return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
 
     return tuple(
-        Group("other " + " and ".join(names), len(ij), *(None if x is None else spread(x, ij) for x in matrices))  # type: ignore[arg-type]
+        PairGroup("other " + " and ".join(names), len(ij), *(None if x is None else spread(x, ij) for x in matrices))  # type: ignore[arg-type]
         for names, ij in sorted(pairs.items(), key=lambda item: (len(item[0]), item[0]))
     )
 
@@ -227,7 +227,7 @@ def write_shared_features(comparison: Comparison, folder: Path) -> list[Path]:
     arrays: dict[str, Any] = {
         f"{name}/{what}": array for what, by_member in per_feature.items() for name, array in by_member.items()
     }
-    record = {name: plain(value) for name, value in vars(comparison).items() if not isinstance(value, dict)}
+    record = {name: nested_lists(value) for name, value in vars(comparison).items() if not isinstance(value, dict)}
     record |= {"other_seeds": comparison.other_seeds, "groups": [asdict(group) for group in comparison.groups]}
     written = write_arrays(folder / "comparison.npz", arrays, compressed=True)
     write_json(folder / "comparison.json", {"schema": SCHEMA, ARRAYS: written, **record})
@@ -264,10 +264,10 @@ def read_shared_features(folder: Path, members: Sequence[str]) -> Comparison | N
         if len(record["labels"]) != len(members) or found_again != record["other_seeds"].keys():
             raise ValueError("its labels or other_seeds do not belong to its members")
         record |= of_features
-        return Comparison(**record, groups=tuple(Group(**group) for group in groups))
+        return Comparison(**record, groups=tuple(PairGroup(**group) for group in groups))
 
 
-def plain(value: Any) -> Any:
+def nested_lists(value: Any) -> Any:
     """A matrix as nested lists with None instead of NaN, which JSON does not have."""
     if not isinstance(value, np.ndarray):
         return value

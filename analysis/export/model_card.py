@@ -9,7 +9,7 @@ from analysis.runs.undefined import why_undefined
 from sae_jax.formats import Dictionary
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-METRICS = {
+CARD_METRICS = {
     "explained_variance": "explained variance, 1 − E‖x − x̂‖² / E‖x − E x‖²",
     "explained_variance_z": "explained variance with all dimensions weighted equally",
     "mse": "squared error, summed over dimensions",
@@ -60,7 +60,7 @@ def unchanged(dictionary: Dictionary) -> str:
 def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
     """The sections on training and metrics."""
     member, store, asked = facts["member"], facts["store"], facts["asked"]
-    measured = {name: member["metrics"][name] for name in METRICS if member["metrics"].get(name) is not None}
+    measured = {name: member["metrics"][name] for name in CARD_METRICS if member["metrics"].get(name) is not None}
     settings = {name: p.get(name) for p, names in ((member, MEMBER), (asked["train"], TRAINING)) for name in names}
     settings = {name: value for name, value in settings.items() if value is not None}
     settings |= {"control": control} if (control := asked["harvest"].get("control")) else {}
@@ -73,7 +73,7 @@ def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
         table("setting", {name: f"{value}" for name, value in settings.items()}),
         "## Held-out metrics",
         "Measured with these weights on documents that were never trained on, in units of the raw activations.",
-        table("metric", {METRICS[name]: f"{value:.4g}" for name, value in measured.items()}),
+        table("metric", {CARD_METRICS[name]: f"{value:.4g}" for name, value in measured.items()}),
         *filter(None, [why_undefined(member["metrics"])]),
     ]
 

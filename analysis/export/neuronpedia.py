@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.features.activations import FeatureValues, context_tokens, feature_values
-from analysis.features.bands import ALIGNED, alignment, firing_cosine, groups_of
+from analysis.features.bands import ALIGNED, alignment, context_groups, firing_cosine
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, load_or_compute_features
 from analysis.runs.finished import FinishedRun
@@ -117,7 +117,7 @@ class Pages:
         self.store, self.features, self.model, self.source = store, features, run.language_model, source_of(run, member)
         self.W_dec_FxD = run.dictionary(member).tensors["W_dec"].astype(np.float32)
         self.texts_V = np.array([clean(text) for text in vocabulary(self.model)], object)
-        self.groups_F = [groups_of(features, feature) for feature in range(len(self.W_dec_FxD))]
+        self.groups_F = [context_groups(features, feature) for feature in range(len(self.W_dec_FxD))]
         contexts_F = [sum(len(group.rows) for group in groups) for groups in self.groups_F]
         self.first_F = np.cumsum([0, *contexts_F])
         done = 0

@@ -12,7 +12,7 @@ ALIGNED = 3  # neurons to report
 INTERVALS, EACH = 5, 5  # number of intervals of the firings' ranks, and contexts from each
 
 
-class Group(NamedTuple):
+class ContextGroup(NamedTuple):
     """Contexts of similar strength. For the group of the strongest contexts `bin_min` and `bin_contains` are −1."""
 
     bin_min: float
@@ -36,13 +36,13 @@ def alignment(decoder_D: np.ndarray) -> list[Aligned]:
     return [Aligned(d, float(decoder_D[d]), abs(float(decoder_D[d])) / size) for d in largest]
 
 
-def groups_of(features: Features, feature: int) -> list[Group]:
+def context_groups(features: Features, feature: int) -> list[ContextGroup]:
     """The strongest contexts, then some of each interval of ranks, strongest first. No window or context repeats."""
     top_K, row_R = (rows_N[rows_N >= 0] for rows_N in (features.top_row_FxK[feature], features.sample_row_FxR[feature]))
     if not len(top_K):
         return []
     value_R = features.sample_value_FxR[feature, : len(row_R)]
-    groups = [Group(-1.0, float(features.max_F[feature]), -1.0, top_K)]
+    groups = [ContextGroup(-1.0, float(features.max_F[feature]), -1.0, top_K)]
     is_new_R = features.sample_new_FxR[feature, : len(row_R)]
     for rank_N in np.array_split(np.arange(len(row_R)), INTERVALS):
         new_N = rank_N[is_new_R[rank_N]]
@@ -50,7 +50,7 @@ def groups_of(features: Features, feature: int) -> list[Group]:
             chosen = np.unique(np.linspace(0, len(new_N) - 1, min(EACH, len(new_N))).round().astype(int))
             low, high = float(value_R[rank_N].min()), float(value_R[rank_N].max())
             share = float(features.density_F[feature] * len(rank_N) / len(row_R))
-            groups.append(Group(low, high, share, row_R[new_N[chosen]]))
+            groups.append(ContextGroup(low, high, share, row_R[new_N[chosen]]))
     return groups
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from analysis.comparison.shared_features import Comparison
 from analysis.features.activations import values_of_feature
-from analysis.features.bands import Aligned, alignment, groups_of
+from analysis.features.bands import Aligned, alignment, context_groups
 from analysis.features.contexts import place, token_texts
 from analysis.features.mapped import mapped_arrays
 from analysis.features.specialization import over_chance
@@ -163,7 +163,7 @@ def bands_of(
     features: Features, feature: int, dictionary: Dictionary, store: ActivationStore, tokenizer: Any
 ) -> list[Band]:
     """The strongest contexts, then those of each interval of ranks. All their windows are encoded at once."""
-    groups = groups_of(features, feature)
+    groups = context_groups(features, feature)
     rows_C = np.concatenate([np.empty(0, np.int64), *(group.rows for group in groups)])
     contexts = iter(shown_contexts(dictionary, feature, store, tokenizer, rows_C))
     bands = []

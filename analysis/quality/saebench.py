@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sae_jax.models.base import SAE
 
-METRICS = {"probing": "sparse_probing", "absorption": "absorption", "scr": "spurious_correlation"}
+BENCHMARKS = {"probing": "sparse_probing", "absorption": "absorption", "scr": "spurious_correlation"}
 TRAIN_SHARE = 0.8  # of the documents and words
 BUNDLED_LABELS = ("topic", "form")
 BUNDLED_CONCEPTS = (
@@ -31,9 +31,9 @@ class SAEBench:
     """The flags of `saebench`: the benchmarks, and the text that they run on."""
 
     metrics: tuple[str, ...] = flag(
-        tuple(METRICS),
+        tuple(BENCHMARKS),
         "benchmarks to run: sparse probing, absorption, spurious correlation removal (scr)",
-        choices=tuple(METRICS),
+        choices=tuple(BENCHMARKS),
     )
     dataset: Path | None = flag(
         None, ".jsonl or .jsonl.gz with a text and its labels on each line (default: the bundled corpus)"
@@ -51,8 +51,8 @@ class SAEBench:
 
     def __post_init__(self) -> None:
         for metric in self.metrics:
-            if metric not in METRICS:
-                raise InputError(f"--metrics {metric}: must be one of {', '.join(METRICS)}")
+            if metric not in BENCHMARKS:
+                raise InputError(f"--metrics {metric}: must be one of {', '.join(BENCHMARKS)}")
         for name in ("k", "n_ablated"):
             if min(values := getattr(self, name)) < 1:
                 raise InputError(f"--{name.replace('_', '-')} {min(values)}: must be 1 or more")
@@ -123,12 +123,12 @@ def on_documents(
         if result.left_out:
             notes.append(f"{label}: left out, because they have too few documents: {', '.join(result.left_out)}")
     if probed:
-        yield METRICS["probing"], probing
+        yield BENCHMARKS["probing"], probing
     if paired:
         rows = {name: p._replace(x_NxD=p.x_NxD[either_N], f_NxF=p.f_NxF[either_N]) for name, p in pooled.items()}
         is_train_N = text.is_train_N[either_N]
         yield (
-            METRICS["scr"],
+            BENCHMARKS["scr"],
             {
                 name: spurious_correlation.compute_spurious_correlation(
                     documents, concepts, is_train_N, settings.n_ablated, settings.seed
@@ -206,9 +206,9 @@ def write_benchmark(
     record = asdict(settings) | {"dataset": str(settings.dataset or "bundled"), "member": list(members)}
     record |= {"train_share": TRAIN_SHARE, "model": run.model_location}
     record |= {"seq_len": run.request.seq_len, "first_position": run.first_position}
-    write_json(run.path / "analysis" / f"{question}.json", {"settings": record, "members": plain(answer)})
+    write_json(run.path / "analysis" / f"{question}.json", {"settings": record, "members": as_dicts(answer)})
 
 
-def plain(answers: Any) -> Any:
+def as_dicts(answers: Any) -> Any:
     """Results as nested dictionaries that JSON can store."""
-    return {name: plain(part) for name, part in answers.items()} if isinstance(answers, dict) else asdict(answers)
+    return {name: as_dicts(part) for name, part in answers.items()} if isinstance(answers, dict) else asdict(answers)

@@ -85,11 +85,11 @@ def common(settings: Sequence[Settings]) -> dict[str, Any]:
 
 
 def in_words(settings: Settings, names: Sequence[str]) -> str:
-    form = {name: WORDS.get(name, name_of(name) + " {}") for name in names}
+    form = {name: WORDS.get(name, setting_name(name) + " {}") for name in names}
     return ", ".join(form[name].format(settings[name]) for name in names if settings.get(name) is not None)
 
 
-def name_of(setting: str) -> str:
+def setting_name(setting: str) -> str:
     return NAMES.get(setting, setting.replace("_", " "))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from analysis.runs import families
 from analysis.runs.best_member import best_of_results, l0_asked_of
 
-METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered", "mse", "cosine")
+TABLE_METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered", "mse", "cosine")
 
 
 def member_rows(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def member_rows(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
             "member": name,
             "best": "★" if best and best["id"] == name else "",
             "L0 target": l0_asked_of(dict(member)),
-            **{metric: member["metrics"][metric] for metric in METRICS if metric in member["metrics"]},
+            **{metric: member["metrics"][metric] for metric in TABLE_METRICS if metric in member["metrics"]},
             **{setting: member.get(setting) for setting in families.MEMBER},
         }
         for name, member in members.items()

@@ -21,7 +21,7 @@ from analysis.features.density import FREQUENT, density_statistics
 from analysis.features.specialists import MIN_FIRINGS, RATE, judged
 from analysis.features.specialization import over_chance, p_values
 from analysis.features.statistics import Features, load_or_compute_features
-from analysis.quality.saebench import SAEBench, plain, run_benchmarks
+from analysis.quality.saebench import SAEBench, as_dicts, run_benchmarks
 from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
 from harvest.errors import InputError
@@ -163,7 +163,7 @@ def benchmarks(
             answers |= run_benchmarks(replace(settings, metrics=("absorption",)), run, members, notes)
         except InputError as error:  # windows are too short for the spelling prompts
             notes.append(f"absorption is not measured: {error}")
-        record = {"documents": documents, "answers": plain(answers), "notes": notes}
+        record = {"documents": documents, "answers": as_dicts(answers), "notes": notes}
         if can_be_kept(run.path, say):
             write_json(path, record)
     return record["answers"], record["notes"]

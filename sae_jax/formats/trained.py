@@ -30,20 +30,20 @@ def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest:
     """The dictionary of a member trained on the store that `manifest` describes; `tensors` are for raw rows."""
     metadata = {
         "member": member.id,
-        "model_name": name_of(manifest["model"]["location"]),
+        "model_name": portable_name(manifest["model"]["location"]),
         "model_class_name": "HookedTransformer",
         "hook_name": manifest["hook_name"],
         "hook_head_index": None,
         "context_size": manifest["seq_len"],
         "prepend_bos": False,
         "model_from_pretrained_kwargs": {},
-        "dataset_path": name_of(manifest["dataset"]["location"]),
+        "dataset_path": portable_name(manifest["dataset"]["location"]),
     }
     metadata |= {"control": control} if (control := manifest.get("control")) else {}
     architecture, (d_in, d_sae) = KINDS[member.activation].architecture, tensors["W_enc"].shape
     return Dictionary(member.id, "saelens", new_cfg(architecture, d_in, d_sae, metadata, member.k), tensors)
 
 
-def name_of(location: str) -> str:
+def portable_name(location: str) -> str:
     """A name that is valid on other machines, too: bundled files get the name "bundled" instead of a path."""
     return "bundled" if Path(location).is_relative_to(BUNDLED) else location

@@ -136,8 +136,8 @@ class Checkpoints:
             name = different[0]
             raise InputError(
                 f"{self.directory / str(step)} was saved by another version of this program: {name} is "
-                f"{in_words(saved.get(name))}, but must be {in_words(needed.get(name))}. Resume with the version that "
-                "started this run, or train in another --run-dir"
+                f"{array_text(saved.get(name))}, but must be {array_text(needed.get(name))}. Resume with the version "
+                "that started this run, or train in another --run-dir"
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, start)
         states = self.manager.restore(step, args=ocp.args.Composite(states=ocp.args.StandardRestore(abstract))).states
@@ -193,7 +193,7 @@ def described(states: list[State]) -> dict[str, tuple[Any, dict[str, Any]]]:
     }
 
 
-def in_words(facts: Mapping[str, Any] | None) -> str:
+def array_text(facts: Mapping[str, Any] | None) -> str:
     return f"{facts['dtype']} of shape {facts['shape']}" if facts else "absent"
 
 

@@ -23,7 +23,7 @@ from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.members import Member, members_of
 from sae_jax.models.base import SAE
-from sae_jax.run_directory import METRICS, RunDirectory, meant
+from sae_jax.run_directory import METRICS_FILE, RunDirectory, meant
 from sae_jax.training.batches import BLOCK_BYTES, Feed
 from sae_jax.training.checkpoint import Checkpoints
 from sae_jax.training.memory import needed, refuse_too_large
@@ -115,7 +115,7 @@ def train(
                 "rows_per_second": steps * config.batch_size / training_seconds,
                 "data_wait": feed.wait_seconds / training_seconds,
             },
-            METRICS: run.metrics_written(),
+            METRICS_FILE: run.metrics_written(),
         }
         measure(results)
         run.finish(results)

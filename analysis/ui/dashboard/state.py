@@ -52,7 +52,7 @@ def follow(name: str, options: list[str], container: Any) -> str:
     """A select box whose choice is kept in the address, so that a link opens the same choice."""
     asked = st.query_params.get(name)
     if asked is not None and asked not in options:
-        container.error(plain(f"{asked}: there is no such {name}, so {options[0]} is shown"))
+        container.error(escaped(f"{asked}: there is no such {name}, so {options[0]} is shown"))
         asked = options[0]
     if asked or st.session_state.get(name) not in options:
         st.session_state[name] = asked or options[0]
@@ -84,7 +84,7 @@ def errors_shown():
     try:
         yield
     except InputError as error:
-        st.error(plain(without_flags(str(error))))
+        st.error(escaped(without_flags(str(error))))
         st.stop()
 
 
@@ -93,7 +93,7 @@ def without_flags(text: str) -> str:
     return re.sub(r" \(--[^)]*\)", "", text)
 
 
-def plain(text: str) -> str:
+def escaped(text: str) -> str:
     """The text escaped for Streamlit's Markdown. Used for everything that is not written by this program."""
     return "".join(f"\\{c}" if c in punctuation else c for c in visible(text))
 
@@ -143,7 +143,7 @@ def choose_asked_feature(last: int) -> None:
     if asked.isdecimal() and len(asked) <= len(str(last)) and int(asked) <= last:
         st.session_state["feature"] = int(asked)
     else:
-        st.error(plain(f"feature {asked} does not exist: {chosen().member} has features 0 to {last}"))
+        st.error(escaped(f"feature {asked} does not exist: {chosen().member} has features 0 to {last}"))
 
 
 def see(feature: int) -> None:

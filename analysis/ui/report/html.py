@@ -123,7 +123,7 @@ def rows(part: Part) -> list[dict[str, Any]]:
             ("target", f"{asked:g}", asked),
             ("seed", str(member["seed"]), member["seed"]),
             *(
-                (families.name_of(name), "-" if setting[name] is None else f"{setting[name]}", setting[name])
+                (families.setting_name(name), "-" if setting[name] is None else f"{setting[name]}", setting[name])
                 for name in further
             ),
         ]

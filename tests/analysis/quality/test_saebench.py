@@ -293,9 +293,9 @@ def test_from_a_run_to_the_table(run, capsys):
 
 
 def main_questions() -> tuple[str, ...]:
-    from analysis.quality.saebench import METRICS
+    from analysis.quality.saebench import BENCHMARKS
 
-    return tuple(METRICS.values())
+    return tuple(BENCHMARKS.values())
 
 
 def test_a_dictionary_that_never_fires_does_not_change_the_absorption_of_others(run):

@@ -5,7 +5,7 @@ import streamlit as st
 from analysis.concepts.search import SearchSettings, concept_texts, passages_record, search
 from analysis.stats import FEWEST_SCORED
 from analysis.ui.dashboard import state
-from analysis.ui.dashboard.state import chosen, errors_shown, go, plain, without_flags
+from analysis.ui.dashboard.state import chosen, errors_shown, escaped, go, without_flags
 from analysis.ui.terminal.detectors import search_summary
 
 choice = chosen()
@@ -48,7 +48,7 @@ if not (query := st.session_state.get("sought")) or query[0] != choice.path:
 with errors_shown(), st.spinner("reading passages of the corpus"):
     result, lines = found(*query)
 for line in lines:
-    st.caption(plain(without_flags(line)))
+    st.caption(escaped(without_flags(line)))
 rows = [
     {
         "feature": feature.feature,

@@ -6,7 +6,7 @@ from analysis.interventions.ablation import WINDOWS, ablation_effect, output_sco
 from analysis.pages import feature as feature_page
 from analysis.stats import FEWEST_DOCUMENTS
 from analysis.ui.dashboard import feature_figures, state
-from analysis.ui.dashboard.state import chosen, errors_shown, fitted, go, plain
+from analysis.ui.dashboard.state import chosen, errors_shown, escaped, fitted, go
 from analysis.ui.dashboard.token_html import bars, coloured, passage
 
 SPECIAL = 0.05  # specialization over chance that a label needs for a badge
@@ -25,7 +25,7 @@ title, chooser = st.columns([3, 1], vertical_alignment="bottom")
 number = int(chooser.number_input("Number", 0, last, key="feature", on_change=changed))
 state.see(number)
 title.title(f"Feature {number}")
-title.caption(plain(choice.member))
+title.caption(escaped(choice.member))
 if chooser.button("Steer it", icon=":material/tune:"):
     go("steer", feature=number)
 
@@ -67,16 +67,16 @@ def facts() -> None:
             words = f"found again in {again} of {seeds} other seeds"
             st.badge(words, icon=":material/verified:", color="green" if again else "orange")
         if page.token:
-            st.badge(f"most frequent token: {plain(repr(page.token)[1:-1])}", color="gray")
+            st.badge(f"most frequent token: {escaped(repr(page.token)[1:-1])}", color="gray")
         neurons = ", ".join(f"{aligned.neuron} ({aligned.share:.1%})" for aligned in page.aligned)
-        st.badge(plain(f"largest dimensions (share of the L1 norm): {neurons}"), color="gray")
+        st.badge(escaped(f"largest dimensions (share of the L1 norm): {neurons}"), color="gray")
         for label in page.labels:
             if label.specialization < SPECIAL:
                 continue
             words = (
                 f"{label.name}: {label.label}, fires on {label.rate:.1%} (specialization {label.specialization:.2f})"
             )
-            st.badge(plain(words), color="blue")
+            st.badge(escaped(words), color="blue")
 
 
 def contexts() -> None:

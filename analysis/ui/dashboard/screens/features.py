@@ -4,7 +4,7 @@ import streamlit as st
 
 from analysis.pages.feature_table import ORDERS, choose_features
 from analysis.plots.feature_map import feature_map
-from analysis.ui.dashboard.state import chosen, clicked_row, fitted, go, places, plain, the_list
+from analysis.ui.dashboard.state import chosen, clicked_row, escaped, fitted, go, places, the_list
 
 MOST_ROWS = 500
 DENSITIES = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
@@ -32,7 +32,7 @@ if not len(chosen_N):
     st.stop()
 if st.segmented_control("View", ["Table", "Map"], default="Table", label_visibility="collapsed") == "Map":
     xy_Fx2, what = places(*choice)
-    st.caption(f"Decoder directions: {plain(what)}")
+    st.caption(f"Decoder directions: {escaped(what)}")
     texts = {"promotes": listed.promotes_F, "label": listed.label_F}
     chart = fitted(feature_map(chosen_N, xy_Fx2, listed.density_F, texts, "picked"))
     picked = st.altair_chart(chart, theme=None, on_select="rerun", key="map")

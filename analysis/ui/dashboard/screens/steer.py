@@ -5,7 +5,7 @@ import streamlit as st
 from analysis.interventions import steering
 from analysis.interventions.steering import MODES, UNSTEERED, Sampling
 from analysis.ui.dashboard import state
-from analysis.ui.dashboard.state import chosen, errors_shown, plain
+from analysis.ui.dashboard.state import chosen, errors_shown, escaped
 from analysis.ui.dashboard.token_html import passage, visible
 
 choice = chosen()
@@ -55,7 +55,7 @@ with errors_shown(), st.spinner("generating text"):
 (name, (after,)), before = next(iter(result.directions.items())), result.plain[UNSTEERED]
 label = "ablated" if result.mode == "ablate" else f"{result.mode} {after.strength:g}"
 for column, title, texts in zip(st.columns(2), ("As it is", f"With {name}, {label}"), (before, after), strict=True):
-    column.subheader(plain(title))
+    column.subheader(escaped(title))
     column.html(passage(f'<span style="opacity:.6">{visible(text)}</span>{visible(texts.texts[0][0])}'))
     with column.container(horizontal=True, gap="medium"):
         change = None if texts is before else f"{texts.probability - before.probability:+.4f}"
