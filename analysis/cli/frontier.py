@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
-from analysis.comparison.frontier import compute_frontier
+from analysis.comparison.frontier import compute_frontier, write_frontier
 from analysis.runs.finished import can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table
@@ -26,7 +26,8 @@ class Options:
 
 def run(argv: list[str]) -> None:
     options = filled(Options, parsed("frontier", __doc__, argv, Options))
-    from analysis.plots.frontier import write_frontier
+    from analysis.plots.frontier import frontier_chart
+    from analysis.plots.style import save
 
     frontier = compute_frontier(*options.runs)
     to = options.to or (options.runs[0] if len(options.runs) == 1 else Path("frontier"))
@@ -40,4 +41,6 @@ def run(argv: list[str]) -> None:
                 "no figure: it needs one kind at two or more sparsities, trained with --target-l0 16 32 or --k 16 32"
             )
         elif options.to or can_be_kept(to, terminal.say):
-            terminal.say("figure: " + ", ".join(map(str, write_frontier(frontier, to))))
+            write_frontier(frontier, to / "analysis")
+            figures = save(frontier_chart(frontier), to / "figures" / "frontier")
+            terminal.say(f"figure: {', '.join(map(str, figures))}")

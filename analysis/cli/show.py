@@ -78,14 +78,16 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
 
 def show_results(path: Path, results: dict[str, Any], terminal: Terminal, anew: bool = False) -> Frontier:
     """Print the results and, if a kind was trained at several sparsities, the frontier with its figure."""
-    from analysis.comparison.frontier import compute_frontier
+    from analysis.comparison.frontier import compute_frontier, write_frontier
 
     frontier, figure = compute_frontier(path), path / "figures" / "frontier.svg"
     if frontier.has_curve:
         if (anew or not figure.exists()) and can_be_kept(path, terminal.say):
-            from analysis.plots.frontier import write_frontier
+            from analysis.plots.frontier import frontier_chart
+            from analysis.plots.style import save
 
-            write_frontier(frontier, path)
+            write_frontier(frontier, path / "analysis")
+            save(frontier_chart(frontier), figure.with_suffix(""))
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
         if figure.exists():

@@ -6,7 +6,7 @@ All numbers are the held-out metrics of the exported weights in the runs' result
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from analysis.runs import families
 from analysis.runs.families import Spread
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
+from harvest.files import write_json
 from sae_jax.config import SPARSITY_CONTROLS
 
 METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-entropy recovered"}
@@ -106,3 +107,8 @@ def spread(members: dict[int, dict[str, Any]]) -> tuple[tuple[int, ...], dict[st
             deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
             spreads[name] = Spread(float(np.mean(values)), deviation)
     return tuple(measured), spreads
+
+
+def write_frontier(frontier: Frontier, folder: Path) -> None:
+    """Write frontier.json, which holds all points."""
+    write_json(folder / "frontier.json", {"schema": 1, **asdict(frontier)})

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import altair as alt
 
 from analysis.comparison.frontier import METRICS, Frontier
-from analysis.plots.style import INK, kind_marks, save, styled
+from analysis.plots.style import INK, kind_marks, styled
 from analysis.runs.families import Spread
 from analysis.runs.member_table import member_rows
-from harvest.files import write_json
-
-
-def write_frontier(frontier: Frontier, folder: Path) -> list[Path]:
-    """Write analysis/frontier.json, figures/frontier.png and .svg in a folder. Returns the paths of the figures."""
-    drawn = frontier_chart(frontier)
-    write_json(folder / "analysis" / "frontier.json", {"schema": 1, **asdict(frontier)})
-    return save(drawn, folder / "figures" / "frontier")
 
 
 def frontier_chart(frontier: Frontier) -> Any:

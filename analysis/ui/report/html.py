@@ -1,7 +1,8 @@
 """The report as one HTML file, which opens from disk and loads nothing from a network. `contents.py` composes it.
 
 The library Vega is included once. Every figure is included twice: as its JSON, and as a picture for print and for pages
-without scripts. The Content-Security-Policy of the page allows its own two scripts, by their hashes, and no address.
+without scripts. The pictures are also files in RUN/figures, for papers and slides. The page does not refer to these
+files, because it is sent alone. Its Content-Security-Policy allows its two scripts, by their hashes, and no address.
 """
 
 from __future__ import annotations
