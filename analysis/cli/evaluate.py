@@ -11,13 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
-from analysis.quality.evaluate import (
-    EvaluateSettings,
-    dictionaries_in,
-    evaluate_dictionaries,
-    failed_in,
-    open_dictionary,
-)
+from analysis.quality.evaluate import EvaluateSettings, evaluate_dictionaries
+from analysis.quality.opened import dictionaries_in, failed_in, open_dictionary
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import evaluation_cells
 from harvest.errors import InputError

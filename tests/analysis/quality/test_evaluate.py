@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import main
 from analysis.quality import loss_recovered
-from analysis.quality.evaluate import dictionaries_in
+from analysis.quality.opened import dictionaries_in
 from analysis.stats import FEWEST_DOCUMENTS
 from harvest.errors import InputError
 from harvest.files import read_json, write_json

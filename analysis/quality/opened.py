@@ -1,0 +1,113 @@
+"""Dictionaries opened from disk for an evaluation, and whether they can be measured on the same model and windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.runs.finished import read_record
+from harvest.errors import InputError
+
+if TYPE_CHECKING:
+    from harvest.sources import Source
+    from sae_jax.formats import Dictionary
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A dictionary, its directory, and the config.json of its run, None if it belongs to none."""
+
+    directory: Path
+    dictionary: Dictionary
+    run: dict[str, Any] | None
+
+
+def dictionaries_in(directory: Path) -> list[Path]:
+    """The directories of a run's members, or the directory itself if it is a single dictionary."""
+    if not directory.is_dir():
+        raise InputError(f"{directory}: there is no such directory: give a run, or the directory of a dictionary")
+    if not (directory / "members").is_dir():
+        return [directory]
+    members = sorted(path for path in (directory / "members").iterdir() if path.is_dir())
+    if not (directory / "results.json").exists():
+        raise InputError(f"{directory} is not finished: run its training command with --resume")
+    if not members:
+        raise InputError(f"{directory}: all its members failed in training and none was written: give another run")
+    return members
+
+
+def failed_in(directory: Path) -> list[str]:
+    """The ids of a run's members that failed in training; empty if the directory is not a run."""
+    if not (directory / "members").is_dir():
+        return []
+    return [member["id"] for member in read_record(directory, "results.json")["members"] if member["failed"]]
+
+
+def open_dictionary(directory: Path) -> Opened:
+    """Read a dictionary. Raises InputError, with the reason, if it cannot be read."""
+    from sae_jax.formats import load_dictionary
+
+    config = directory.resolve().parent.parent / "config.json"
+    in_a_run = directory.resolve().parent.name == "members" and config.exists()
+    run = read_record(config.parent, config.name) if in_a_run else None
+    return Opened(directory, load_dictionary(directory), run)
+
+
+def names_of(opened: list[Opened]) -> list[str]:
+    """The names of the dictionaries' directories, or their whole paths if names are not unique."""
+    short = [o.directory.resolve().name for o in opened]
+    return [n if short.count(n) == 1 else str(o.directory) for n, o in zip(short, opened, strict=True)]
+
+
+def compare_models(opened: list[Opened], model_name: str | None, model: Source, say: Callable[[str], None]) -> None:
+    """Refuse another model than a dictionary was trained on, or report it if --model-name asks for it."""
+    from harvest.sources import place_of, same_name
+    from sae_jax.formats.made_for import other_weights
+
+    for o in opened:
+        if others := other_weights(o.dictionary.cfg["metadata"]):
+            if model_name is None:
+                raise InputError(
+                    f"{o.directory} was trained on another version of its model ({others}): give "
+                    "--model-name with a directory that contains that version"
+                )
+            say(f"{o.directory} was trained on a model with {others}, and is measured on {model_name}")
+        trained_on = place_of("model", o.run["stores"][0]["model"]) if o.run else o.dictionary.model_name
+        if trained_on is None or same_name(trained_on) == same_name(model.location):
+            continue
+        if model_name is None:
+            measured = opened[0].dictionary.model_name or same_name(model.location)
+            raise InputError(
+                f"{o.directory} was trained on the model {trained_on}, {opened[0].directory} on {measured}: evaluate "
+                "each alone, or give the model to measure both on by --model-name"
+            )
+        say(f"{o.directory} was trained on the model {trained_on}, and is measured on {model_name}")
+
+
+def report_other_rows(opened: list[Opened], seq_len: int, say: Callable[[str], None]) -> None:
+    """Report dictionaries that were trained on other rows than they are measured on."""
+    for o in opened:
+        notes, trained = o.dictionary.told(), o.dictionary.context_size
+        if trained is not None and trained != seq_len:
+            notes.append(f"it was trained on windows of {trained} tokens; here they have {seq_len}")
+        for note in notes:
+            say(f"{o.directory}: {note}")
+
+
+def refuse_another_width(opened: list[Opened], d_model: int | None, model: Source) -> None:
+    for o in opened:
+        if d_model is not None and o.dictionary.d_in != d_model:
+            raise InputError(
+                f"{o.directory} is for activations of width {o.dictionary.d_in}, but {model.asked} has {d_model}: "
+                "give the model that it was trained on by --model-name"
+            )
+
+
+def refuse_a_control_among_others(opened: list[Opened]) -> None:
+    """Raise InputError if dictionaries of a control run are measured together with others: all use one model."""
+    by_control = {o.run["asked"]["harvest"].get("control") if o.run else None: o.directory for o in opened}
+    if len(by_control) > 1:
+        first, other = by_control.values()
+        raise InputError(f"{first} and {other} were trained with and without --control: evaluate each alone")
