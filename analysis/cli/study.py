@@ -38,7 +38,6 @@ class Options:
 def run(argv: list[str]) -> None:
     options = filled(Options, parsed("study", __doc__, argv, Options))
 
-    from analysis.runs.families import by_seed
     from analysis.runs.finished import FinishedRun, can_be_kept
     from analysis.study.maps import draw
     from analysis.study.measures import collect_measures
@@ -61,8 +60,7 @@ def run(argv: list[str]) -> None:
         if not can_be_kept(finished.path, terminal.say):
             return
         first_alive = [
-            next((name for name in names if name in measures.decoders), names[0])
-            for names in by_seed(measures.settings).values()
+            next((name for name in names if name in measures.decoders), names[0]) for names in measures.kinds.values()
         ]
         maps = draw(measures, first_alive, terminal.say)
         paths = written(answers, finished, shuffled, measures)

@@ -66,6 +66,15 @@ class PopulationMeasures:
     notes: list[str]
 
     @property
+    def kinds(self) -> dict[str, list[str]]:
+        """The ids of the members that differ only in their seed, by a label of their other settings."""
+        return families.by_seed(self.settings)
+
+    @property
+    def activations(self) -> dict[str, str]:
+        return {name: member["activation"] for name, member in self.settings.items()}
+
+    @property
     def labels(self) -> list[str]:
         return list(next(iter(self.features.values())).labels)
 

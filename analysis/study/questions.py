@@ -5,9 +5,7 @@ The text of an answer is generated from its numbers: means over seeds with 95% i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from math import comb
+from dataclasses import dataclass
 from typing import Any
 
 from analysis.comparison import emergence
@@ -15,20 +13,14 @@ from analysis.features.specialists import MIN_FIRINGS, RATE
 from analysis.plots.comparison import estimates_chart, shared_features_chart
 from analysis.plots.densities import densities_chart
 from analysis.plots.training import emergence_curves, emergence_heatmap
-from analysis.runs import families
-from analysis.stats import FEWEST, Estimate, over_seeds
-from analysis.study.measures import LABEL_MEASURES, MEASURES, PopulationMeasures
+from analysis.stats import over_seeds
+from analysis.study.measures import LABEL_MEASURES, PopulationMeasures
+from analysis.study.tables import Table, equal_l0, extremes, intervals_differ, named, seeds_of, table_of, words
 
-RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
-LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")
+LEARNING = ("explained_variance", "ce_recovered", "l0", "dead", "rare", "mean_activation_rate", "high_freq_neurons")
+LEARNING += ("found_again",)
 INTERPRETABILITY = ("probing", "absorption", "one_token")
-CONTROL = "random weights, "
-LABEL_WORDS = {
-    "specialized": "share more specialized than chance",
-    "over chance": "specialization over chance",
-    "information": "information over chance, mbit",
-}
-L0_APART = 1.1  # largest ratio of the L0 of kinds that count as equally sparse
+CONTROL = "random weights, "  # stands before the kinds of the control run
 
 
 @dataclass(frozen=True)
@@ -37,113 +29,25 @@ class Answer:
 
     question: str
     measured: str
-    table: dict[str, dict[str, Estimate]]
+    table: Table
     answer: str
     uncertainty: str
     not_shown: str
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any]
 
 
 def study(measures: PopulationMeasures, control: PopulationMeasures | None = None) -> list[Answer]:
     """The five answers. `control` holds the measures of a run on the same model with shuffled weights."""
-    questions: Iterable[Callable[[PopulationMeasures, PopulationMeasures | None], Answer]] = (
-        feature_learning,
-        what_drives_emergence,
-        frequency_and_specialization,
-        behaviour_during_training,
-        interpretability,
-    )
-    return [question(measures, control) for question in questions]
-
-
-def table_of(
-    population: PopulationMeasures, measures: Iterable[str], prefix: str = ""
-) -> dict[str, dict[str, Estimate]]:
-    measures = list(measures)
-    return {
-        prefix + kind: {
-            measure: over_seeds([population.values[name][measure] for name in names]) for measure in measures
-        }
-        for kind, names in families.by_seed(population.settings).items()
-    }
-
-
-def difference(measures: PopulationMeasures, measure: str, a: str, b: str) -> Estimate:
-    """The mean difference of a measure between two kinds, over the seeds that both have.
-
-    The interval is corrected for selecting the two kinds among all (see `over_seeds`).
-    """
-    kinds = families.by_seed(measures.settings)
-    seeds = [
-        {measures.settings[name]["seed"]: measures.values[name][measure] for name in kinds[kind]} for kind in (a, b)
+    return [
+        feature_learning(measures),
+        what_drives_emergence(measures),
+        frequency_and_specialization(measures, control),
+        behaviour_during_training(measures),
+        interpretability(measures, control),
     ]
-    pairs = [(seeds[0][seed], seeds[1][seed]) for seed in seeds[0].keys() & seeds[1].keys()]
-    return over_seeds([x - y for x, y in pairs if x is not None and y is not None], comb(len(kinds), 2))
 
 
-def extremes(measures: PopulationMeasures, measure: str, table: dict[str, dict[str, Estimate]]) -> str:
-    """A sentence on the kinds with the highest and lowest value of a measure, and whether they differ significantly."""
-    known = {kind: row[measure].mean for kind, row in table.items()}
-    means = {kind: mean for kind, mean in known.items() if mean is not None}
-    if not means:
-        return f"{words(measure)}: not measured"
-    most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
-    if means[most] == means[least]:
-        return f"{words(measure)}: {means[most]:z.3f} for all kinds"
-    gap = difference(measures, measure, most, least)
-    verdict = "" if gap.excludes_zero else " (may be chance)"
-    return (
-        f"{words(measure)}: highest for {most} ({means[most]:z.3f}), lowest for {least}, a difference of {gap}{verdict}"
-    )
-
-
-def words(measure: str) -> str:
-    family, _, label = measure.partition(": ")
-    return MEASURES.get(measure) or (f"{LABEL_WORDS[family]}: {label}" if label else measure)
-
-
-def named(table: dict[str, dict[str, Estimate]]) -> dict[str, dict[str, Estimate]]:
-    return {row: {words(measure): value for measure, value in columns.items()} for row, columns in table.items()}
-
-
-def lines_of(table: dict[str, dict[str, Estimate]]) -> list[tuple[str, list[str]]]:
-    """A line for each measure, with a cell for each kind: the mean over seeds with its interval."""
-    measures = dict.fromkeys(measure for row in table.values() for measure in row)
-    return [(words(name), [str(row[name]) if name in row else "" for row in table.values()]) for name in measures]
-
-
-def activations(measures: PopulationMeasures) -> dict[str, str]:
-    return {name: member["activation"] for name, member in measures.settings.items()}
-
-
-def equal_l0(measures: PopulationMeasures) -> str:
-    l0s = {kind: row["l0"].mean for kind, row in table_of(measures, ["l0"]).items()}
-    low, high = min(l0s.values()), max(l0s.values())  # type: ignore[type-var]
-    if high < L0_APART * low:  # type: ignore[operator]
-        return f"At L0 {low:.1f} to {high:.1f}"
-    return f"At unequal L0 ({', '.join(f'{kind} {l0:.1f}' for kind, l0 in l0s.items())}: not a fair comparison)"
-
-
-def seeds_of(measures: PopulationMeasures) -> str:
-    counts = sorted({len(names) for names in families.by_seed(measures.settings).values()})
-    n = " to ".join(map(str, counts))
-    few = " With fewer than three seeds there is no interval." if counts[0] < FEWEST else ""
-    wider = (
-        " The interval of a difference between the highest and the lowest kind is widened, so that it holds for all "
-        "pairs of kinds."
-        if len(families.by_seed(measures.settings)) > 2
-        else ""
-    )
-    seeds = "seed" if counts == [1] else "seeds"
-    return (
-        f"{n} {seeds} per kind, 95% intervals over seeds by Student's t.{few}{wider} Intervals cover what the seed "
-        "changes: the initial weights, and the rows that dead features are revived from. They do not cover the text: "
-        "all seeds see the same rows in the same order and are measured on the same held-out documents. On other text "
-        "the values may lie outside the intervals."
-    )
-
-
-def feature_learning(measures: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
+def feature_learning(measures: PopulationMeasures) -> Answer:
     table = table_of(measures, LEARNING)
     sentences = [
         extremes(measures, measure, table) for measure in ("explained_variance", "ce_recovered", "found_again")
@@ -170,16 +74,16 @@ def feature_learning(measures: PopulationMeasures, control: PopulationMeasures |
         figures={
             "learning": estimates_chart("Activation functions", named(table)),
             "densities": densities_chart(
-                {name: member.density_F for name, member in measures.features.items()}, activations(measures)
+                {name: member.density_F for name, member in measures.features.items()}, measures.activations
             ),
             **({"comparison": shared_features_chart(measures.compared)} if measures.compared else {}),
         },
     )
 
 
-def what_drives_emergence(measures: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
+def what_drives_emergence(measures: PopulationMeasures) -> Answer:
     table, sentences = {}, []
-    for kind, names in families.by_seed(measures.settings).items():
+    for kind, names in measures.kinds.items():
         known = {name: measures.trajectories[name] for name in names if name in measures.trajectories}
         table[kind] = emergence.predictors_over_seeds(known)
         sure = [
@@ -211,15 +115,16 @@ def what_drives_emergence(measures: PopulationMeasures, control: PopulationMeasu
 
 
 def frequency_and_specialization(population: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
-    table: dict[str, dict[str, Estimate]] = {}
-    for measures, prefix in ((population, ""), (control, CONTROL)):
-        for kind, names in families.by_seed(measures.settings).items() if measures else ():
+    table: Table = {}
+    populations = {"": population} | ({CONTROL: control} if control else {})
+    for prefix, measures in populations.items():
+        for kind, names in measures.kinds.items():
             table[prefix + kind] = {}
-            for label in measures.labels if measures else ():
-                pairs = [measures.frequency[name][label] for name in names] if measures else []
+            for label in measures.labels:
+                pairs = [measures.frequency[name][label] for name in names]
                 table[prefix + kind][f"{label}, raw"] = over_seeds([raw for raw, _ in pairs])
                 table[prefix + kind][f"{label}, over chance"] = over_seeds([over for _, over in pairs])
-    sentences, kinds = [], families.by_seed(population.settings)
+    sentences, kinds = [], population.kinds
     for label in population.labels:
         estimates = {kind: table[kind][f"{label}, over chance"] for kind in kinds}
         sentences.append(f"{label}: {', '.join(f'{value} for {kind}' for kind, value in estimates.items())}")
@@ -243,10 +148,10 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
     )
 
 
-def behaviour_during_training(measures: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
-    table: dict[str, dict[str, Estimate]] = {}
+def behaviour_during_training(measures: PopulationMeasures) -> Answer:
+    table: Table = {}
     sentences = []
-    for kind, names in families.by_seed(measures.settings).items():
+    for kind, names in measures.kinds.items():
         known = [measures.trajectories[name] for name in names if name in measures.trajectories]
         if not known:
             sentences.append(f"{kind}: fewer than three snapshots (train longer, with --snapshots), or nothing alive")
@@ -265,10 +170,10 @@ def behaviour_during_training(measures: PopulationMeasures, control: PopulationM
             f"{table[kind]['step at which half are recognizable']} of {last:,}, with {table[kind]['births']} births "
             f"and {table[kind]['deaths']} deaths between snapshots"
         )
-    first = next(iter(measures.trajectories), None)
-    figures = {"emergence": emergence_curves(measures.trajectories, activations(measures))} if first else {}
-    if first:
-        figures |= {f"emergence-{first}": emergence_heatmap(first, measures.trajectories[first])}
+    figures = {}
+    if first := next(iter(measures.trajectories), None):
+        figures["emergence"] = emergence_curves(measures.trajectories, measures.activations)
+        figures[f"emergence-{first}"] = emergence_heatmap(first, measures.trajectories[first])
     return Answer(
         question="Can feature behaviour during training be quantified and seen?",
         measured="Cosines of decoder rows to their final directions, and densities, in snapshots at log-spaced steps.",
@@ -322,19 +227,3 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
         not_shown="Whether people find the features meaningful. Absorption needs a model that can spell.",
         figures={"interpretability": estimates_chart("Interpretability", named(table))},
     )
-
-
-def intervals_differ(
-    trained: dict[str, dict[str, Estimate]], shuffled: dict[str, dict[str, Estimate]], measure: str
-) -> bool | None:
-    """Whether the intervals of all kinds on the trained model are above all those on the other, or all below them.
-
-    Every kind is compared with every kind, not only with itself. None if an interval is missing.
-    """
-    lows, highs = (
-        [[getattr(row[measure], end) for row in table.values()] for table in (trained, shuffled)]
-        for end in ("low", "high")
-    )
-    if any(end is None for ends in (*lows, *highs) for end in ends):
-        return None
-    return min(lows[0]) > max(highs[1]) or max(highs[0]) < min(lows[1])

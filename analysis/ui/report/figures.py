@@ -24,7 +24,7 @@ from analysis.runs.best_member import best_of_results
 from analysis.runs.curves import read_curves
 from analysis.runs.finished import TRAIN_AGAIN, FinishedRun
 from analysis.study.measures import decoders_of, trajectories_of
-from analysis.study.questions import lines_of, named
+from analysis.study.tables import lines_of, named
 from harvest.errors import InputError
 
 CHEAP = 3e8  # pairs of features that can be compared within a minute

@@ -22,7 +22,7 @@ from analysis.pages.highlights import RULE
 from analysis.runs import families
 from analysis.runs.undefined import why_undefined
 from analysis.stats import FEWEST_DOCUMENTS
-from analysis.study.questions import lines_of
+from analysis.study.tables import lines_of
 from analysis.ui.report.contents import Part, Report
 from analysis.ui.report.figures import Drawn
 from analysis.ui.terminal.wording import failure_text, member_name, share_text

@@ -17,7 +17,8 @@ from analysis.runs.finished import FinishedRun
 from analysis.stats import Estimate, over_seeds
 from analysis.study import measures
 from analysis.study.measures import PopulationMeasures, values_of
-from analysis.study.questions import behaviour_during_training, equal_l0, frequency_and_specialization, interpretability
+from analysis.study.questions import behaviour_during_training, frequency_and_specialization, interpretability
+from analysis.study.tables import equal_l0
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from sae_jax.config import TrainConfig
@@ -143,7 +144,7 @@ def test_the_answer_on_frequency_is_about_the_run_and_not_its_control():
 
 
 def test_answers_claim_nothing_without_snapshots_or_activity():
-    assert behaviour_during_training(gathered_of([0.5]), None).answer.startswith("Not from this run. ")
+    assert behaviour_during_training(gathered_of([0.5])).answer.startswith("Not from this run. ")
     assert equal_l0(gathered_of([0.0])).startswith("At unequal L0")
 
 
