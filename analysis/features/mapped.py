@@ -1,6 +1,7 @@
 """Arrays of an .npz file as memory maps, so that only the needed parts of a large file are read.
 
-Checksums are verified when this process maps a file for the first time.
+Checksums are verified when this process maps a file for the first time. Safetensors files would not do: they hold no
+texts and no checksums, and their slices cannot be indexed by the numbers of chosen features.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 They are found by MinHash (Broder 1997) over sequences of three tokens: two texts that share a fraction J of these
 sequences agree on about the same fraction of their minimal hashes. Near-copies agree on at least half. A text in which
-one word in twenty is changed has J = 0.75.
+one word in twenty is changed has J = 0.75. The copies of harvest/text/near_copies.py are not these: it hashes the words
+of whole texts. With its hashes, other borderline pairs would count as copies, and saved statistics would change.
 
 Memory: 64 bytes per window.
 

@@ -5,7 +5,7 @@ members that were finished before an interruption are not computed again. (One p
 faster, because members share little work. It would need the memory of all members at once.)
 
 Shapes: F features, K contexts, R sampled firings, Q quantiles, P positions, J neighbours, T tokens, L labels,
-S shuffles, B bars of activations or features of a block, H bars of logit weights.
+S shuffles, B bars of activations, H bars of logit weights.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis.features.logit_statistics import LOGIT_BARS, logit_statistics
 from analysis.features.mapped import mapped_arrays
 from analysis.features.row_labels import Labels, labels_of
 from analysis.features.specialization import mutual_information, specialization
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
-NEIGHBOURS, TOKENS, LOGIT_BARS = 10, 20, 50
-BLOCK = 512  # features whose weights on all tokens are computed at a time
+NEIGHBOURS = 10
 SCORES = {"mutual_information": mutual_information, "specialization": specialization}
 
 
@@ -229,7 +229,7 @@ def summarize(
         neighbour_cosine_FxJ=1 - neighbour_distance_FxJ,
         together_FxJ=together_FxJ,
         together_phi_FxJ=together_phi_FxJ,
-        **promotes(model, dictionary.tensors["W_dec"]),
+        **logit_statistics(model, dictionary.tensors["W_dec"]),
         labels={name: label_set.names for name, label_set in labels.items()},
         label_rows={name: count_SxL[0] for name, count_SxL in rows_SxL.items()},
         label_count={name: count_SxFxL[0] for name, count_SxFxL in firing.label_SxFxL.items()},
@@ -271,27 +271,3 @@ def is_new(firing: FiringAccumulator, positions: int, row_FxR: np.ndarray, alike
     is_new_N = np.empty(len(both), bool)
     is_new_N[order] = distinct(both[order], positions)
     return is_new_N[len(strongest) :].reshape(row_FxR.shape) & (row_FxR >= 0)
-
-
-def promotes(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:
-    """The fields of Features on logit weights: promoted and suppressed tokens, their weights, and the histogram."""
-    from harvest.model.logit_weights import logit_weights
-
-    if model.reads_both_ways:  # such a model predicts no next token, so no feature promotes one
-        none_FxT = np.zeros((len(W_dec_FxD), 0))
-        empty = {"logit_count_FxH": np.zeros((len(W_dec_FxD), LOGIT_BARS), np.int32)}
-        for name in ("promoted", "suppressed"):
-            empty |= {f"{name}_FxT": none_FxT.astype(np.int64), f"{name}_weight_FxT": none_FxT.astype(np.float32)}
-        return empty
-    parts: dict[str, list[np.ndarray]] = {}
-    for first in range(0, len(W_dec_FxD), BLOCK):
-        weight_BxV = logit_weights(model, W_dec_FxD[first : first + BLOCK])
-        counts_BxH = np.stack([np.histogram(weight_V, LOGIT_BARS)[0] for weight_V in weight_BxV])
-        parts.setdefault("logit_count_FxH", []).append(counts_BxH.astype(np.int32))
-        for name, signed_BxV in (("promoted", weight_BxV), ("suppressed", -weight_BxV)):
-            token_BxT = np.argpartition(-signed_BxV, TOKENS, axis=1)[:, :TOKENS]
-            order_BxT = np.argsort(-np.take_along_axis(signed_BxV, token_BxT, 1), axis=1)
-            token_BxT = np.take_along_axis(token_BxT, order_BxT, 1)
-            parts.setdefault(f"{name}_FxT", []).append(token_BxT)
-            parts.setdefault(f"{name}_weight_FxT", []).append(np.take_along_axis(weight_BxV, token_BxT, 1))
-    return {name: np.concatenate(blocks) for name, blocks in parts.items()}
