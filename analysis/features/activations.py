@@ -59,18 +59,14 @@ def feature_values(
     graphdef, weights = nnx.split(sae)
     size = rows_at_once(sae.W_dec.shape[0])
     for chunk in chunks(store, size):
-        n = len(chunk.row_N)
-        x_NxD = np.zeros((max(n, size), chunk.x_NxD.shape[1]), np.float32)  # one shape, compiled once
-        x_NxD[:n] = chunk.x_NxD
-        f_NxF = np.asarray(encode(graphdef, weights, x_NxD))[:n]
-        f_WxPxF = f_NxF.reshape(-1, positions, f_NxF.shape[1])
+        f_WxPxF = encode_padded(graphdef, weights, chunk.x_NxD, size).reshape(-1, positions, sae.W_dec.shape[0])
 
         before = chunk.row_N[0] // positions
         here_C = order_C[slice(*np.searchsorted(sorted_C, [before, before + len(f_WxPxF)]))]
         position_CxL, feature_Cx1 = offset_CxL[here_C], feature_C[here_C, None]
         f_CxL = f_WxPxF[window_C[here_C, None] - before, np.maximum(position_CxL, 0), feature_Cx1]
         value_CxL[here_C] = np.where(position_CxL >= 0, f_CxL, 0)
-        on_rows(n)
+        on_rows(len(chunk.row_N))
     return FeatureValues(value_CxL, start_C)
 
 
@@ -82,7 +78,10 @@ def context_tokens(store: ActivationStore, values: FeatureValues, number: int, r
 
 
 def values_of_feature(dictionary: Dictionary, feature: int, x_NxD: np.ndarray) -> np.ndarray:
-    """One feature's activation on raw rows, [N]. Other features are encoded only if the kind makes features compete."""
+    """One feature's activation on raw rows, [N]. Other features are encoded only if the kind makes features compete.
+
+    The last bits may differ from those of an encoding of all features, which interventions use.
+    """
     if dictionary.cfg["architecture"] in BY_K:
         sae, column = dictionary.sae, feature
     else:
@@ -90,8 +89,7 @@ def values_of_feature(dictionary: Dictionary, feature: int, x_NxD: np.ndarray) -
         tensors = {name: t if name == "b_dec" else t[part] for name, t in dictionary.tensors.items() if name != "W_enc"}
         tensors["W_enc"] = dictionary.tensors["W_enc"][:, part]
         sae = replace(dictionary, cfg={**dictionary.cfg, "d_sae": 1}, tensors=tensors).sae
-    padded_NxD = np.pad(x_NxD, ((0, -len(x_NxD) % PADDED), (0, 0)))
-    return np.asarray(encode(*nnx.split(sae), padded_NxD)[:, column])[: len(x_NxD)]
+    return encode_padded(*nnx.split(sae), x_NxD, PADDED)[:, column]
 
 
 class Chunk(NamedTuple):
@@ -128,6 +126,12 @@ def chunks(store: ActivationStore, rows_at_once: int) -> Iterator[Chunk]:
 
 def rows_at_once(features: int) -> int:
     return max(1, min(CHUNK_ROWS, CHUNK_VALUES // features))
+
+
+def encode_padded(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: np.ndarray, multiple: int) -> np.ndarray:
+    """The activations of all features on rows, [N, F]. Padding to a multiple of rows limits the number of programs."""
+    padded_NxD = np.pad(x_NxD, ((0, -len(x_NxD) % multiple), (0, 0)))
+    return np.asarray(encode(graphdef, weights, padded_NxD))[: len(x_NxD)]
 
 
 @partial(jax.jit, static_argnums=0)

@@ -112,23 +112,19 @@ class Features:
         if not path.exists():
             return None
         with read_as(path, STUDY_AGAIN):
-            return cls._of(path, (mapped_arrays if mapped else read_arrays)(path, STUDY_AGAIN))
-
-    @classmethod
-    def _of(cls, path: Path, arrays: Mapping[str, np.ndarray]) -> Features | None:
-        if arrays["format"] != FORMAT:
-            return None
-        values: dict = {}
-        for name in arrays:
-            field, _, key = name.partition("/")
-            if key:
-                part = arrays[name]
-                values.setdefault(field, {})[key] = part.tolist() if field == "labels" else part
-            elif name != "format":
-                values[field] = arrays[name]
-        features = cls(**values | {"rows": int(values["rows"])})
-        features.check(path)
-        return features
+            arrays = (mapped_arrays if mapped else read_arrays)(path, STUDY_AGAIN)
+            if arrays.pop("format") != FORMAT:
+                return None
+            values: dict = {}
+            for name, array in arrays.items():
+                field, _, key = name.partition("/")
+                if key:
+                    values.setdefault(field, {})[key] = array.tolist() if field == "labels" else array
+                else:
+                    values[field] = array
+            features = cls(**values | {"rows": int(values["rows"])})
+            features.check(path)
+            return features
 
     def check(self, path: Path) -> None:
         """Raise InputError if the arrays do not fit each other, or contain impossible indices."""

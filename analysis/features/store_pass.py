@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from scipy import sparse
 
-from analysis.features.activations import Chunk, chunks, encode, rows_at_once
+from analysis.features.activations import Chunk, chunks, encode_padded, rows_at_once
 from analysis.features.cofiring import CoFiring
 from analysis.features.near_copies import originals_in
 from analysis.features.row_labels import SHUFFLES, Labels
@@ -50,9 +50,7 @@ class FiringAccumulator:
 
     def add(self, chunk: Chunk, label_SxN: Mapping[str, np.ndarray], unit_N: Mapping[str, np.ndarray]) -> None:
         n, features = len(chunk.row_N), len(self.count_F)
-        x_NxD = np.zeros((max(n, self.chunk_rows), chunk.x_NxD.shape[1]), np.float32)  # one shape, compiled once
-        x_NxD[:n] = chunk.x_NxD
-        f_NF = np.asarray(encode(self.graphdef, self.weights, x_NxD))[:n].ravel()
+        f_NF = encode_padded(self.graphdef, self.weights, chunk.x_NxD, self.chunk_rows).ravel()
         index_Z = np.flatnonzero(f_NF)
         row_Z, feature_Z = np.divmod(index_Z, features)
         firings_Z = np.empty(len(index_Z), ENTRY)

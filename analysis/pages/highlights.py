@@ -29,7 +29,6 @@ class Highlight:
     feature: int
     density: float
     max: float
-    token_share: float
     on: str | None
     over_chance: float | None
     promoted: list[str]
@@ -61,7 +60,6 @@ def highlights(features: Features, count: int, store: ActivationStore, tokenizer
             feature=f,
             density=float(features.density_F[f]),
             max=float(features.max_F[f]),
-            token_share=float(features.token_share_F[f]),
             on=label_F[f] if is_measured_F[f] else None,
             over_chance=float(score_F[f]) if is_measured_F[f] else None,
             promoted=token_texts(tokenizer, features.promoted_FxT[f, :TOKENS]),

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from scipy import sparse
 
-from analysis.features.activations import encode
+from analysis.features.activations import encode_padded
 from analysis.features.contexts import token_texts
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
@@ -36,8 +36,7 @@ def read_text(run: FinishedRun, member: str, text: str) -> TypedText:
     if len(token_T) > (longest := model.bridge.cfg.n_ctx):
         raise InputError(f"this text has {len(token_T):,} tokens: the model reads at most {longest:,}, so shorten it")
     x_TxD = model.activations(np.array([token_T]), [site])[site][0]
-    padded_TxD = np.pad(x_TxD, ((0, -len(x_TxD) % PADDED), (0, 0)))
-    values_TxF = np.array(encode(*nnx.split(run.dictionary(member).sae), padded_TxD))[: len(token_T)]
+    values_TxF = np.array(encode_padded(*nnx.split(run.dictionary(member).sae), x_TxD, PADDED))
     values_TxF[: run.first_position] = 0
     return TypedText(token_texts(model.tokenizer, token_T), sparse.csr_array(values_TxF))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.comparison.shared_features import Comparison
 from analysis.comparison.splitting import Splitting
-from analysis.plots.style import styled
+from analysis.plots.style import BLUE, styled
 from analysis.stats import Estimate
 
 
@@ -22,7 +22,7 @@ def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], columns: 
         if value.mean is not None
     ]
     y = alt.Y("row:N", title=None, sort=list(table)).axis(labelLimit=220)
-    base = alt.Chart().encode(y=y, color=alt.value("#0072B2"))
+    base = alt.Chart().encode(y=y, color=alt.value(BLUE))
     x = alt.X("mean:Q", title=None).scale(zero=False, nice=True).axis(tickCount=4)
     layers = alt.layer(
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=None), x2="high:Q"),
@@ -85,7 +85,7 @@ def splitting_chart(splitting: Splitting) -> Any:
         y=alt.Y("fate:N", title=None).sort(names),
         x=alt.X("count:Q", title="features").axis(tickCount=4, format=",d", grid=True),
     )
-    layers = base.mark_bar(color="#0072B2"), base.mark_text(align="left", dx=4, fontSize=12).encode(text="count:Q")
+    layers = base.mark_bar(color=BLUE), base.mark_text(align="left", dx=4, fontSize=12).encode(text="count:Q")
     drawn = alt.layer(*layers).properties(width=190, height=130)
     drawn = drawn.facet(alt.Facet("step:N", title=None).sort(steps), columns=4)
     subtitle = f"a parent has a cosine of {splitting.threshold:g} or more to its child"

@@ -14,10 +14,11 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.files import write_atomically
 
+BLUE, ORANGE = "#0072B2", "#D55E00"
 # Colours for the colour-blind (Okabe and Ito 2008, then Tol's muted scheme). Each kind also has a shape of its own.
 KIND_STYLES = {
-    "relu": ("#0072B2", "circle"),
-    "jump_relu": ("#D55E00", "square"),
+    "relu": (BLUE, "circle"),
+    "jump_relu": (ORANGE, "square"),
     "topk": ("#009E73", "triangle-up"),
     "batch_topk": ("#CC79A7", "diamond"),
     "gated": ("#E69F00", "triangle-down"),

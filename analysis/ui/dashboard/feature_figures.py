@@ -14,9 +14,8 @@ import numpy as np
 from analysis.comparison.emergence import RECOGNIZABLE
 from analysis.features.statistics import Features
 from analysis.pages.feature import Stage
-from analysis.plots.style import styled
+from analysis.plots.style import BLUE, ORANGE, styled
 
-BLUE, ORANGE = "#0072B2", "#D55E00"
 HEIGHT = 240  # height of a figure, including title, axes and legend
 
 
