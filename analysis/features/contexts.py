@@ -10,6 +10,8 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.store import ActivationStore
 
+BEFORE, AFTER = 10, 5  # tokens to show on each side of a row's token
+
 
 class Context(NamedTuple):
     before: str
@@ -19,11 +21,11 @@ class Context(NamedTuple):
     held_out: bool
 
 
-def context_text(store: ActivationStore, tokenizer, row: int, before: int = 10, after: int = 5) -> Context:
+def context_text(store: ActivationStore, tokenizer, row: int) -> Context:
     """The text around the token of a row. Held-out rows are numbered after the training rows."""
     held_out = bool(row >= len(store.train))
     tokens_T, position, document = place(store, row)
-    cuts = (max(0, position - before), position), (position, position + 1), (position + 1, position + 1 + after)
+    cuts = (max(0, position - BEFORE), position), (position, position + 1), (position + 1, position + 1 + AFTER)
     left, token, right = (tokenizer.decode(tokens_T[slice(*cut)].tolist()) for cut in cuts)
     return Context(left, token, right, document, held_out)
 

@@ -146,6 +146,10 @@ class Features:
             check_arrays(path, counts, STUDY_AGAIN, {"F": features, "L": len(names)})
 
 
+def features_path(run: Path, member: str) -> Path:
+    return run / "analysis" / "features" / f"{member}.npz"
+
+
 def load_or_compute_features(
     run: FinishedRun,
     members: Sequence[str],
@@ -157,8 +161,7 @@ def load_or_compute_features(
 
     Raises InputError as FinishedRun.store does.
     """
-    paths = {name: run.path / "analysis" / "features" / f"{name}.npz" for name in members}
-    features = {name: saved for name in members if (saved := Features.load(paths[name]))}
+    features = {name: saved for name in members if (saved := Features.load(features_path(run.path, name)))}
     if missing := [name for name in members if name not in features]:
         kept = can_be_kept(run.path, say)
         model, done = run.language_model, 0
@@ -178,7 +181,7 @@ def load_or_compute_features(
                     firing, rows_SxL = accumulate_firings(dictionary.sae, store, labels, 0, advance)
                     features[name] = summarize(firing, dictionary, model, labels, rows_SxL)
                     if kept:
-                        features[name].save(paths[name])
+                        features[name].save(features_path(run.path, name))
     return {name: features[name] for name in members}
 
 

@@ -109,7 +109,7 @@ def compute_feature_page(
     dictionary: Dictionary,
     store: ActivationStore,
     tokenizer: Any,
-    compared: Comparison | None = None,
+    compared: Comparison | None,
 ) -> FeaturePage:
     """Compute a feature's page. `features`, `dictionary` and `store` are those of the member."""
     f = feature

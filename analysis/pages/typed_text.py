@@ -41,7 +41,7 @@ def read_text(run: FinishedRun, member: str, text: str) -> TypedText:
     return TypedText(token_texts(model.tokenizer, token_T), sparse.csr_array(values_TxF))
 
 
-def ranked(text: TypedText, position: int | None = None) -> list[tuple[int, float, int, int]]:
+def ranked(text: TypedText, position: int | None) -> list[tuple[int, float, int, int]]:
     """(feature, its largest activation, the token of that, the number of tokens on which it fires), strongest first.
 
     With a position, only features that fire there are returned, with their activation there.

@@ -114,7 +114,7 @@ def add_loss_recovered(
     run: Path,
     stores: Mapping[Site, ActivationStore],
     windows: int,
-    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+    on_progress: Callable[[str, int, int], None],
 ) -> None:
     """Measure loss recovered of the members in the directory of a trained run, and add it to `results`.
 

@@ -51,7 +51,7 @@ def compute_spurious_correlation(
     pooled: Pooled,
     concepts: dict[str, np.ndarray],
     is_train_N: np.ndarray,
-    ns: tuple[int, ...] = (2, 5, 10, 20, 50),
+    ns: tuple[int, ...],
     seed: int = 0,
 ) -> SpuriousCorrelation:
     """SCR for a pair of concepts. `concepts` maps two names to whether each document has the concept, bool [N].

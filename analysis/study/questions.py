@@ -36,7 +36,7 @@ class Answer:
     figures: dict[str, Any]
 
 
-def study(measures: PopulationMeasures, control: PopulationMeasures | None = None) -> list[Answer]:
+def study(measures: PopulationMeasures, control: PopulationMeasures | None) -> list[Answer]:
     """The five answers. `control` holds the measures of a run on the same model with shuffled weights."""
     return [
         feature_learning(measures),

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from analysis.comparison import shared_features
-from analysis.features.statistics import Features, load_or_compute_features
+from analysis.features.statistics import Features, features_path, load_or_compute_features
 from analysis.pages import feature_table
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.wording import visible
@@ -34,6 +34,10 @@ class Chosen(NamedTuple):
     @property
     def run(self) -> FinishedRun:
         return run_at(self.path)
+
+    @property
+    def features_file(self) -> Path:
+        return features_path(Path(self.path), self.member)
 
 
 def arguments() -> tuple[dict[str, str], Path]:
@@ -110,17 +114,13 @@ def run_at(path: str) -> FinishedRun:
 
 @st.cache_resource(show_spinner=False)
 def saved_features(path: str, member: str, changed: float) -> Features | None:
-    return Features.load(features_path(path, member), mapped=True)
-
-
-def features_path(path: str, member: str) -> Path:
-    return Path(path) / "analysis" / "features" / f"{member}.npz"
+    return Features.load(Chosen(path, member).features_file, mapped=True)
 
 
 def features() -> Features:
     """The statistics of the chosen member. If there are none yet, the page ends with an offer to compute them."""
     choice = chosen()
-    file = features_path(*choice)
+    file = choice.features_file
     saved = saved_features(*choice, file.stat().st_mtime) if file.exists() else None
     if saved is None:
         st.info("The statistics of this member's features are not computed yet. This takes some minutes.")
@@ -207,7 +207,7 @@ def the_list() -> feature_table.FeatureList:
     """The table of the chosen member's features. Like `features`, ends the page if they are not computed yet."""
     features()
     choice = chosen()
-    return listed(*choice, features_path(*choice).stat().st_mtime)
+    return listed(*choice, choice.features_file.stat().st_mtime)
 
 
 @st.cache_resource(show_spinner=False, max_entries=DICTIONARIES)

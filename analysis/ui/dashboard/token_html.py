@@ -37,7 +37,7 @@ def passage(content: str, note: str = "") -> str:
     return f'<p style="{STYLE}">{content}{small}</p>'
 
 
-def bars(entries: Sequence[tuple[str, float]], digits: int = 3) -> str:
+def bars(entries: Sequence[tuple[str, float]]) -> str:
     """A line for each token with its value, and a bar whose length shows the value."""
     largest = max((abs(value) for _, value in entries), default=0.0) or 1.0
     lines = []
@@ -48,6 +48,6 @@ def bars(entries: Sequence[tuple[str, float]], digits: int = 3) -> str:
         lines.append(
             f'<div style="display:flex; justify-content:space-between; gap:1rem; padding:.1rem .4rem; '
             f'margin-bottom:2px; background:{fill}"><code style="white-space:pre; background:none">{visible(token)}'
-            f'</code><span style="opacity:.8">{value:.{digits}f}</span></div>'
+            f'</code><span style="opacity:.8">{value:.3f}</span></div>'
         )
     return "".join(lines)
