@@ -7,8 +7,6 @@ from __future__ import annotations
 import numpy as np
 
 EDGES = np.arange(-6, 0.01, 0.25)  # edges of the histogram, in log10 of the density
-
-
 FREQUENT = 0.1  # density above which a feature counts as frequent
 
 

@@ -110,15 +110,15 @@ def evaluate_dictionaries(
         first_row = calibration_rows(store.held_out) if request.held_out < 1 else 0
         for name, evaluation in evaluate(saes, store.held_out, store.mean, first_row).items():
             refuse_no_numbers(name, evaluation.metrics)
-            report[name] = {"metrics": evaluation.metrics, "intervals": {}}
-            report[name]["rows"] = len(store.held_out) - first_row
+            rows = len(store.held_out) - first_row
+            report[name] = {"metrics": evaluation.metrics, "intervals": {}, "rows": rows}
         if language_model:
             windows_W = spread_windows(store.held_out, options.ce_windows, first_row)
+            documents = len(np.unique(store.held_out.documents[windows_W]))
             for name, measured in loss_recovered(language_model, store, saes, windows_W).items():
                 report[name]["metrics"] |= measured["metrics"]
                 if why := why_undefined(measured["metrics"]):
                     say(f"{name}: {why}")
-                documents = len(np.unique(store.held_out.documents[windows_W]))
                 report[name] |= {"intervals": measured["intervals"], "windows": len(windows_W), "documents": documents}
     return {
         "schema": 1,
@@ -146,19 +146,20 @@ def sites_of(opened: list[Opened], options: EvaluateSettings) -> list[Site]:
         raise InputError("--hook-name already gives the layer and the hook: leave --layer and --hook out")
     if options.hook_name:
         return [site_named(options.hook_name, "--hook-name")] * len(opened)
+    if options.layer is not None and options.hook:
+        return [Site(options.layer, options.hook)] * len(opened)
     sites = []
     for o in opened:
-        whole = options.layer is not None and options.hook
-        if not (whole or o.dictionary.hook_name):
+        if not o.dictionary.hook_name:
             raise InputError(f"{o.directory} does not record its hook: give --hook-name")
-        trained = None if whole else site_named(o.dictionary.hook_name, f"{o.directory}: its hook")
-        layer = options.layer if options.layer is not None else trained.layer  # type: ignore[union-attr]
-        sites.append(Site(layer, options.hook or trained.hook))  # type: ignore[union-attr]
+        trained = site_named(o.dictionary.hook_name, f"{o.directory}: its hook")
+        layer = trained.layer if options.layer is None else options.layer
+        sites.append(Site(layer, options.hook or trained.hook))
     return sites
 
 
-def site_named(hook_name: str | None, what: str) -> Site:
-    match = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook_name or "")
+def site_named(hook_name: str, what: str) -> Site:
+    match = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook_name)
     if not match or match[2] not in HOOKS:
         raise InputError(f"{what} {hook_name}: must be blocks.LAYER.hook_NAME, NAME one of {', '.join(HOOKS)}")
     return Site(int(match[1]), match[2])
@@ -180,10 +181,10 @@ def request_of(first: Opened, options: EvaluateSettings, sites: list[Site]) -> H
             "model_name": first.dictionary.model_name,
             "dataset": first.dictionary.dataset_path,
             "store_dtype": "float32",
+            "seq_len": first.dictionary.context_size or SEQ_LEN,
         }
-        settings["seq_len"] = first.dictionary.context_size or SEQ_LEN
     if options.dataset or not first.run:
-        settings |= {"n_samples": N_SAMPLES}
+        settings["n_samples"] = N_SAMPLES
     given = {name: getattr(options, name) for name in ("model_name", "dataset", "n_samples", "seq_len")}
     settings |= {name: value for name, value in given.items() if value is not None}
     for name, flag_name in (("model_name", "--model-name"), ("dataset", "--dataset")):
