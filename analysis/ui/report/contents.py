@@ -85,13 +85,8 @@ def part_of(
     except InputError as error:
         missing["features"] = f"What the features do is not shown: {error}"
         say(missing["features"])
-    path, answers = run.path / "analysis" / "study.json", []
-    if path.exists():
-        for answer in read_shaped(path, STUDY_AGAIN, Study)["answers"]:
-            rows = answer["table"].items()
-            table = {row: {name: Estimate(**of) for name, of in cells.items()} for row, cells in rows}
-            answers.append(answer | {"table": table})
-    else:
+    answers = saved_answers(run)
+    if not answers:
         missing["study"] = f"The study was not run: {study}"
     kinds = {member["id"]: member["activation"] for member in run.results["members"]}
     sections: dict[str, Section] = {
@@ -117,6 +112,16 @@ def part_of(
         figures={name: drawn for name, drawn in sections.items() if not isinstance(drawn, str)},
         missing=missing | {name: reason for name, reason in sections.items() if isinstance(reason, str)},
     )
+
+
+def saved_answers(run: FinishedRun) -> list[dict[str, Any]]:
+    """The answers in study.json, with estimates in their tables. Empty if the study was not run."""
+    path = run.path / "analysis" / "study.json"
+    answers = read_shaped(path, STUDY_AGAIN, Study)["answers"] if path.exists() else []
+    for answer in answers:
+        rows = answer["table"].items()
+        answer["table"] = {row: {name: Estimate(**of) for name, of in cells.items()} for row, cells in rows}
+    return answers
 
 
 def facts_of(run: FinishedRun) -> dict[str, str]:

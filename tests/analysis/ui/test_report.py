@@ -133,10 +133,12 @@ def test_the_report_of_a_failed_run_says_so(run, cache, tmp_path):
     write_json(copy / "results.json", results)
     with open(copy / "metrics.jsonl", "a") as file:
         file.write('{"member": "relu-f48')
+    write_json(copy / "analysis" / "study.json", {"answers": []})
     done = typed("report", copy, cache=cache)
     assert done.returncode == 0, done.stderr
     text = (copy / "report.html").read_text()
     assert "All members failed: there are no features to show." in text and "How it was trained is not shown: " in text
+    assert "The study was not run: python main.py study" in text
     assert "is damaged" in text and text.count("stopped at step 7: its loss is not finite") == 3
 
 
