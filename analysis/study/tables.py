@@ -19,6 +19,7 @@ L0_APART = 1.1  # largest ratio of the L0 of kinds that count as equally sparse
 
 
 def table_of(population: PopulationMeasures, measures: Sequence[str], prefix: str = "") -> Table:
+    """The mean of each measure over the seeds of each kind. `prefix` stands before the names of the kinds."""
     return {
         prefix + kind: {
             measure: over_seeds([population.values[name][measure] for name in names]) for measure in measures
