@@ -17,8 +17,8 @@ from analysis.stats import over_seeds
 from analysis.study.measures import LABEL_MEASURES, PopulationMeasures
 from analysis.study.tables import Table, equal_l0, extremes, intervals_differ, named, seeds_of, table_of, words
 
-LEARNING = ("explained_variance", "ce_recovered", "l0", "dead", "rare", "mean_activation_rate", "high_freq_neurons")
-LEARNING += ("found_again",)
+RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
+LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")
 INTERPRETABILITY = ("probing", "absorption", "one_token")
 CONTROL = "random weights, "  # stands before the kinds of the control run
 
