@@ -24,6 +24,7 @@ SPARSITY_CONTROLS = {  # settings that can fix the sparsity of a kind, the defau
     "batch_topk": ("k",),
     "matryoshka": ("k",),
 }
+FLAGS_OF_SOME_KINDS = ("k", "aux_coefficient", "target_l0", "sparsity")  # the other flags have an effect on every kind
 NORMALIZATIONS = ("standardize", "mean_norm", "mean_square", "none")
 DTYPES = ("float32", "bfloat16")
 DEAD_RULES = ("rate", "anthropic", "none")
@@ -125,6 +126,12 @@ class TrainConfig:
         return asdict(self) | {"members": self.entries}
 
 
+def flags_of_kind(kind: str) -> set[str]:
+    """Those of FLAGS_OF_SOME_KINDS that have an effect on this kind."""
+    controls = set(SPARSITY_CONTROLS[kind])
+    return controls | {"aux_coefficient"} if "k" in controls else controls
+
+
 AXES = tuple(field.name for field in fields(TrainConfig) if isinstance(field.default, tuple))
 FLAGS = {field.name: field for field in fields(TrainConfig)}
 
@@ -157,15 +164,9 @@ def read_members(path: Path) -> list[dict[str, Any]]:
                 raise InputError(f"--members {path}: {name} {shortened(value)}: must be one of the harvested {name}s")
     entries = [{name: value for name, value in entry.items() if value is not None} for entry in entries]
     for entry in entries:
-        if "activation" in entry:
-            kind = entry["activation"]
-            used = (
-                {*SPARSITY_CONTROLS[kind], "aux_coefficient"}
-                if SPARSITY_CONTROLS[kind] == ("k",)
-                else set(SPARSITY_CONTROLS[kind])
-            )
-            if idle := ({"k", "target_l0", "sparsity", "aux_coefficient"} & set(entry)) - used:
-                raise InputError(f"--members {path}: {min(idle)} has no effect on {kind}: remove it")
+        kind = entry.get("activation")
+        if kind and (idle := (entry.keys() & FLAGS_OF_SOME_KINDS) - flags_of_kind(kind)):
+            raise InputError(f"--members {path}: {min(idle)} has no effect on {kind}: remove it")
         if {"sparsity", "target_l0"} <= set(entry):
             raise InputError(f"--members {path}: {shortened(entry)}: give sparsity or target_l0, not both")
     return entries

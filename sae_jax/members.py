@@ -10,7 +10,7 @@ from typing import Any
 
 from harvest.errors import InputError, shortened
 from harvest.request import Site
-from sae_jax.config import AXES, SPARSITY_CONTROLS, TrainConfig
+from sae_jax.config import AXES, FLAGS_OF_SOME_KINDS, SPARSITY_CONTROLS, TrainConfig, flags_of_kind
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,10 @@ def combinations(config: TrainConfig, sites: tuple[Site, ...], entry: dict[str, 
         )
     members = []
     for activation in values_of["activation"]:
-        control = SPARSITY_CONTROLS[activation][0]
-        if "sparsity" in SPARSITY_CONTROLS[activation] and values_of["sparsity"] and "target_l0" not in entry:
-            control = "sparsity"
-        unused = {"activation", "k", "target_l0", "sparsity"} - {control}
-        if control != "k":
-            unused.add("aux_coefficient")
+        controls = SPARSITY_CONTROLS[activation]
+        is_fixed = "sparsity" in controls and values_of["sparsity"] and "target_l0" not in entry
+        other_controls = {*controls} - {"sparsity" if is_fixed else controls[0]}
+        unused = {"activation", *FLAGS_OF_SOME_KINDS} - (flags_of_kind(activation) - other_controls)
         axes = {name: values for name, values in values_of.items() if name not in unused}
         for (layer, hook), *values in product(chosen, *axes.values()):
             settings: dict[str, Any] = dict.fromkeys(unused) | dict(zip(axes, values, strict=True))

@@ -29,10 +29,10 @@ from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
 from harvest.capture import harvest, say_stores
 from harvest.errors import InputError
 from harvest.identity import matching_store
-from harvest.request import HarvestRequest, Site, default_cache_dir, flag
+from harvest.request import HarvestRequest, Site, default_cache_dir, flag, named
 from harvest.sources import Source, name_of, named_files, resolve
 from harvest.store import ActivationStore
-from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
+from sae_jax.config import FLAGS_OF_SOME_KINDS, TrainConfig, flags_of_kind
 from sae_jax.members import members_of
 from sae_jax.presets import PRESETS, bundled_model, preset_named, scale_down
 from sae_jax.run_directory import RunDirectory, default_name
@@ -73,7 +73,6 @@ def build_parser() -> Parser:
 
 
 WANDB_FLAGS = ("--wandb-project", "--log-freq")
-CONTROL_OF_FLAG = {"--k": "k", "--aux-coefficient": "k", "--target-l0": "target_l0", "--sparsity": "target_l0"}
 
 
 def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[str, Any] | None]:
@@ -90,12 +89,9 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
             values, changes = scale_down(values, {flag[2:].replace("-", "_") for flag in given}, bundled)
         record = {"name": name, "not_followed": preset.not_followed, "scaled_down": changes}
     request, config, options = filled(HarvestRequest, values), filled(TrainConfig, values), filled(Options, values)
-    for name, control in CONTROL_OF_FLAG.items():
-        if (
-            name in given
-            and not any(control in SPARSITY_CONTROLS[kind] for kind in config.activation)
-            and not config.members
-        ):
+    used = set().union(*map(flags_of_kind, config.activation))
+    for name in (named(field) for field in FLAGS_OF_SOME_KINDS if field not in used):
+        if name in given and not config.members:
             raise InputError(f"{name} has no effect on --activation {' '.join(config.activation)}: leave it out")
     if {"--target-l0", "--sparsity"} <= given:
         raise InputError("--target-l0 steers to an L0, --sparsity fixes the coefficient: give only one of them")

@@ -378,6 +378,8 @@ FLAGS = {
     "a flag that is none": (("--learning-rate", "1"), "--learning-rate", "--help"),
     "a flag cut short": (("--activ", "relu"), "--activ", "--help"),
     "a word too many": (("train",), "train", "--help"),
+    "a flag of other kinds": (("--k", "8"), "--k", "no effect on --activation relu"),
+    "another flag of other kinds": (("--aux-coefficient", "0"), "--aux-coefficient", "no effect on --activation relu"),
     "both ways to go on": (("--resume", "--force"), "--resume continues", "one of them"),
 }
 

@@ -104,6 +104,7 @@ def test_a_members_file_may_have_nulls_and_a_byte_order_mark(tmp_path, encoding)
         ('[{"layer": 7}]', "not harvested"),
         ('[{"layer": true}]', "layer True"),
         ('[{"activation": "relu", "k": 16}]', "has no effect on relu"),
+        ('[{"activation": "relu", "aux_coefficient": 0}]', "aux_coefficient has no effect on relu"),
         ('[{"activation": "topk", "target_l0": 8}]', "has no effect on topk"),
         ('[{"target_l0": 8, "sparsity": 1}]', "not both"),
         ("[" * 100_000, "cannot be read"),
