@@ -78,7 +78,7 @@ def memory(config: TrainConfig, request: HarvestRequest, d_model: int) -> Needed
 
 
 def is_sparse(m: Member, signature: Signature) -> bool:
-    active = m.k or m.target_l0 or m.hidden_dim  # with a fixed coefficient, the number of active features is unknown
+    active = m.l0_asked or m.hidden_dim  # with a fixed coefficient, the number of active features is unknown
     return sparse_pays(signature) and active <= DENSEST * m.hidden_dim
 
 

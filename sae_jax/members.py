@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from itertools import product
 from typing import Any
@@ -34,6 +35,11 @@ class Member:
     normalization: str
     aux_coefficient: float | None
     dead_rule: str
+
+    @classmethod
+    def from_results(cls, record: Mapping[str, Any]) -> Member:
+        """The member that a record of results.json describes, without its metrics."""
+        return cls(**{field.name: record[field.name] for field in fields(cls)})
 
     @property
     def sparsity_control(self) -> str:
@@ -76,8 +82,9 @@ def combinations(config: TrainConfig, sites: tuple[Site, ...], entry: dict[str, 
         for (layer, hook), *values in product(chosen, *axes.values()):
             settings: dict[str, Any] = dict.fromkeys(unused) | dict(zip(axes, values, strict=True))
             settings |= {"activation": activation, "layer": layer, "hook": hook}
-            members.append(Member(id=member_id(settings, several_sites=len(sites) > 1), **settings))
-            refuse_impossible(members[-1], f"--members {config.members}: " if entry else "")
+            member = Member(id="", **settings)
+            refuse_impossible(member, f"--members {config.members}: " if entry else "")
+            members.append(replace(member, id=member_id(member, several_sites=len(sites) > 1)))
     return members
 
 
@@ -88,19 +95,18 @@ def refuse_impossible(m: Member, where: str) -> None:
         raise InputError(f"{where}--target-l0 {m.target_l0:g}: must be over 0 and under --hidden-dim ({m.hidden_dim})")
 
 
-def member_id(settings: dict[str, Any], several_sites: bool) -> str:
+def member_id(m: Member, several_sites: bool) -> str:
     """A short, readable id: topk-f2304-k32-lr3e-4-s0. Other settings are included if they are not the default."""
-    layer, hook = settings["layer"], settings["hook"]
-    site = f"l{layer}" + (f"-{hook}" if hook != "resid_pre" else "") if several_sites else ""
-    letters = (("k", "k"), ("s", "sparsity"), ("l", "target_l0"))
-    control = next(f"{letter}{exact(settings[name])}" for letter, name in letters if settings[name] is not None)
-    parts = [settings["activation"], site, f"f{settings['hidden_dim']}", control, f"lr{short(settings['lr'])}"]
-    parts.append(f"s{settings['seed']}")
-    defaults = {name: getattr(TrainConfig, name)[0] for name in UNUSUAL}
-    parts += [p.format(settings[n]) for n, p in UNUSUAL.items() if settings[n] not in (None, defaults[n])]
+    site = f"l{m.layer}" + (f"-{m.hook}" if m.hook != "resid_pre" else "") if several_sites else ""
+    control = LETTERS[m.sparsity_control] + exact(getattr(m, m.sparsity_control))
+    parts = [m.activation, site, f"f{m.hidden_dim}", control, f"lr{short(m.lr)}", f"s{m.seed}"]
+    for name, text in UNUSUAL.items():
+        if (value := getattr(m, name)) not in (None, getattr(TrainConfig, name)[0]):
+            parts.append(text.format(value))
     return "-".join(part for part in parts if part)
 
 
+LETTERS = {"k": "k", "sparsity": "s", "target_l0": "l"}
 UNUSUAL = {"warmup": "w{}", "normalization": "norm_{}", "dead_rule": "dead_{}", "aux_coefficient": "aux{}"}
 
 

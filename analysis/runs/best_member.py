@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 L0_TOLERANCE = 0.1
@@ -25,14 +25,10 @@ def best_member(metrics: Mapping[str, Mapping[str, float]], l0_asked: Mapping[st
     return max(finite, key=finite.__getitem__) if finite and len(metrics) > 1 else None
 
 
-def l0_asked_of(member: dict[str, Any]) -> float | None:
-    """The target L0 (or k) of a member of results.json; None if it was trained with a fixed coefficient."""
-    return member.get("k") or member.get("target_l0")
+def best_of_results(members: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The name of the best of some members of results.json (see `best_member`). Members that failed are left out."""
+    from sae_jax.members import Member  # here, so that the live view of a training loads nothing for it
 
-
-def best_of_results(members: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The best of the members of results.json (see `best_member`); members that failed are left out."""
-    trained = {member["id"]: member for member in members if member.get("metrics") and not member.get("failed")}
-    asked = {name: l0_asked_of(member) for name, member in trained.items()}
-    best = best_member({name: member["metrics"] for name, member in trained.items()}, asked)
-    return trained[best] if best else None
+    trained = {name: member for name, member in members.items() if not member["failed"]}
+    asked = {name: Member.from_results(member).l0_asked for name, member in trained.items()}
+    return best_member({name: member["metrics"] for name, member in trained.items()}, asked)

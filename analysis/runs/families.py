@@ -30,18 +30,18 @@ WORDS = {"activation": "{}", "sparsity": "{}", "hidden_dim": "{:,} features", "h
 WORDS |= {"penalty": "by {}", "model": "{}", "text": "{}", "rows": "{:,} rows", "epochs": "{} epochs"}
 
 
-def settings_of(run: FinishedRun, member: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(run: FinishedRun, record: Mapping[str, Any]) -> dict[str, Any]:
     """All settings that the metrics of a member of results.json depend on. None if one does not apply to its kind.
 
     `sparsity` is the k, target L0 or coefficient as text. The text is the same for a k and a target L0.
     """
-    control, training = member["sparsity_control"], {**TRAINING, **run.config["asked"]["train"]}
-    store = run.store_facts(Site(member["layer"], member["hook"]))
+    member, training = Member.from_results(record), {**TRAINING, **run.config["asked"]["train"]}
+    control, store = member.sparsity_control, run.store_facts(Site(member.layer, member.hook))
     model = source_name(store["model"], "model") + (f", {store['control']}" if "control" in store else "")
     return {
-        "activation": member["activation"],
-        "sparsity": f"{'coefficient' if control == 'sparsity' else 'L0'} {exact(member[control])}",
-        **{name: member.get(name) for name in MEMBER if name not in CONTROLS},
+        "activation": member.activation,
+        "sparsity": f"{'coefficient' if control == 'sparsity' else 'L0'} {exact(getattr(member, control))}",
+        **{name: getattr(member, name) for name in MEMBER if name not in CONTROLS},
         **{name: "by default" if training[name] is None else training[name] for name in TRAINING},
         **{"model": model, "text": source_name(store["dataset"], "corpus"), "rows": store["rows"]},
         "store": meaning(store["identity"]),

@@ -14,7 +14,7 @@ from harvest.hub import Kind
 from harvest.request import HarvestRequest, Site
 from harvest.sources import model_fingerprint, name_of, place_of
 from sae_jax.config import SPARSITY_CONTROLS
-from sae_jax.members import member_id
+from sae_jax.members import Member, member_id
 from sae_jax.run_directory import WRITTEN_AGAIN
 
 if TYPE_CHECKING:
@@ -40,14 +40,14 @@ class FinishedRun:
         refuse_no_run(path)
         config, results = (read_record(path, name) for name in ("config.json", "results.json"))
         sites = {store["hook_name"] for store in config["stores"]}
-        for member in results["members"]:
-            if (name := Site(member["layer"], member["hook"]).hook_name) not in sites:
+        for member in map(Member.from_results, results["members"]):
+            if (name := Site(member.layer, member.hook).hook_name) not in sites:
                 raise InputError(
-                    f"{path}: config.json lacks the store of {name} that {member['id']} was trained on: {TRAIN_AGAIN}"
+                    f"{path}: config.json lacks the store of {name} that {member.id} was trained on: {TRAIN_AGAIN}"
                 )
-            if member["activation"] not in SPARSITY_CONTROLS or member_id(member, len(sites) > 1) != member["id"]:
+            if member.activation not in SPARSITY_CONTROLS or member_id(member, len(sites) > 1) != member.id:
                 raise InputError(
-                    f"{path / 'results.json'}: the settings of {member['id']} do not match its id: {TRAIN_AGAIN}"
+                    f"{path / 'results.json'}: the settings of {member.id} do not match its id: {TRAIN_AGAIN}"
                 )
         return cls(path, config, results)
 

@@ -54,12 +54,12 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
     of_grid = frontier.compute_frontier(*(run.path for run in runs))
     drawn = frontier_chart(of_grid) if of_grid.has_curve else members_chart(members)
     ranges = {name: [member["metrics"][name] for member in members.values()] for name in ("explained_variance", "l0")}
-    best = best_of_results([member | {"id": name} for name, member in members.items()])
+    best = best_of_results(members)
     alt = (
         f"Explained variance against L0 of {len(members)} members: {span(ranges['explained_variance'], '.3f')} "
         f"at L0 {span(ranges['l0'], '.1f')}."
     )
-    alt += f" {best['id']} explains most among the members on target." if best else ""
+    alt += f" {best} explains most among the members on target." if best else ""
     return Drawn("report-pareto", drawn, alt)
 
 

@@ -119,8 +119,7 @@ class Screen(Console):
 
     def results_table(self, members: list[dict[str, Any]], columns: int) -> Table:
         header, rows = results_cells(members)
-        best = best_of_results(members)
-        return self.table(header, rows, columns, best=member_name(best) if best else None)
+        return self.table(header, rows, columns, best=best_of_results({member_name(m): m for m in members}))
 
     def results_box(self, results: dict[str, Any], run_dir: str) -> Table:
         """The box EXPERIMENT RESULTS from the content of results.json."""
@@ -132,7 +131,7 @@ class Screen(Console):
         measured = [(member_name(m), why_undefined(m.get("metrics") or {})) for m in members]
         if unknown := [(name, why) for name, why in measured if why]:
             sections.append(self._pairs(unknown, inside))
-        facts = [(self._best.strip(), BEST)] if best_of_results(members) else []
+        facts = [(self._best.strip(), BEST)] if best_of_results({m["id"]: m for m in members}) else []
         facts += [("model", model_text(results["model"])), ("backend", results["backend"])]
         facts += [("time", times_text(results["timing"])), ("results", self.shortened_path(run_dir))]
         sections.append(self._pairs(facts, inside))

@@ -7,8 +7,6 @@ import re
 from itertools import zip_longest
 from typing import Any
 
-from analysis.runs.best_member import l0_asked_of
-
 HYPHEN = re.compile(r"(?<!\de)-")  # between the parts of an id, not in 1e-3
 # Control characters except the line feed, marks that change the writing direction, and unpaired surrogates.
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -97,11 +95,13 @@ def member_name(member: dict[str, Any]) -> str:
 
 def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """(header, a row for each member) of the table of results, from the members of results.json."""
+    from sae_jax.members import Member  # here, so that the live view of a training loads nothing for it
+
     header, rows = ["member", "loss (mse)", "sparsity", "expl. var.", "L0 (target)", "dead"], []
     measured = any("ce_recovered" in (member.get("metrics") or {}) for member in members)
     header += ["CE rec."] if measured else []
     for member in members:
-        asked = l0_asked_of(member)
+        asked = Member.from_results(member).l0_asked
         metrics = member.get("metrics") or {}
         loss, variance, l0, dead = number_cells({**metrics, "loss": metrics.get("mse", math.nan)})
         loss = "failed" if member.get("failed") else loss

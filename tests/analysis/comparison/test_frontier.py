@@ -15,7 +15,7 @@ from analysis.comparison.frontier import METRICS, compute_frontier
 from analysis.plots.frontier import frontier_chart
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
-from sae_jax.members import member_id
+from sae_jax.members import Member, member_id
 
 GRID = ("--preset", "frontier", "--activation", "relu", "topk", "--target-l0", "4", "8", "--k", "4", "8")
 GRID += ("--seed", "0", "1", "--hidden-dim", "48", "--n-samples", "100", "--seq-len", "10", "--batch-size", "32")
@@ -45,7 +45,7 @@ def changed(run: Path, to: Path, change, name: str = "results.json") -> Path:
     content = read_json(to / name, "")
     change(content)
     for member in content.get("members", ()):
-        member["id"] = member_id(member, several_sites=False)
+        member["id"] = member_id(Member.from_results(member), several_sites=False)
     write_json(to / name, content)
     return to
 

@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import termios
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,9 @@ from analysis.ui.terminal.live import LINE_SECONDS, Terminal
 from analysis.ui.terminal.screen import LOG_COLUMNS
 from analysis.ui.terminal.sparkline import CURVE_POINTS, LossCurve
 from analysis.ui.terminal.wording import told_apart
+from harvest.request import Site
+from sae_jax.config import TrainConfig
+from sae_jax.members import members_of
 
 ACTIVATIONS = ("relu", "jump_relu", "topk")
 TICKS = "▁▂▃▄▅▆▇█"
@@ -75,12 +78,8 @@ def results(ids: list[str], failed: str | None = None, model: str = "bundled") -
     stopped = {"step": 3000, "reason": "the loss is not finite; try a lower --lr"}
     members = [
         {
+            **asdict(members_of(TrainConfig(activation=ACTIVATIONS[i % 3]), (Site(0, "resid_pre"),))[0]),
             "id": member_id,
-            "activation": (activation := ACTIVATIONS[i % 3]),
-            "hidden_dim": 256,
-            "target_l0": None if activation == "topk" else 32.0,
-            "k": 32 if activation == "topk" else None,
-            "sparsity": None,
             "failed": stopped if member_id == failed else None,
             "metrics": metrics,
         }
