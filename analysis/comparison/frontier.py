@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from analysis.runs import families
 from analysis.runs.families import Spread
 from analysis.runs.finished import FinishedRun
@@ -104,8 +102,7 @@ def spread(members: dict[int, dict[str, Any]]) -> tuple[tuple[int, ...], dict[st
     for name in ("l0", *METRICS):
         values = [metrics[name] for metrics in measured.values() if metrics.get(name) is not None]
         if len(values) == len(measured):
-            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            spreads[name] = Spread(float(np.mean(values)), deviation)
+            spreads[name] = Spread.of(values)
     return tuple(measured), spreads
 
 

@@ -211,8 +211,7 @@ def grouped(settings: Sequence[Mapping[str, Any]], *matrices: np.ndarray | None)
         pairs[tuple(map(families.setting_name, families.differing([settings[i], settings[j]])))].append((i, j))
 
     def spread(matrix: np.ndarray, group: list[tuple[int, int]]) -> Spread:
-        values = [(matrix[i, j] + matrix[j, i]) / 2 for i, j in group]
-        return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+        return Spread.of([(matrix[i, j] + matrix[j, i]) / 2 for i, j in group])
 
     return tuple(
         PairGroup("other " + " and ".join(names), len(ij), *(None if x is None else spread(x, ij) for x in matrices))  # type: ignore[arg-type]

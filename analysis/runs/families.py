@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis.runs.finished import FinishedRun
 from harvest.identity import meaning
 from harvest.request import Site
@@ -106,3 +108,7 @@ class Spread:
 
     mean: float
     deviation: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
