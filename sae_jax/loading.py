@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from harvest.errors import InputError
 from sae_jax.formats import Dictionary, is_dictionary, load_dictionary
 from sae_jax.formats.dictionary import KIND_OF
+from sae_jax.members import only_member
 from sae_jax.run_directory import RunDirectory
 
 
@@ -37,23 +38,10 @@ def load(path: Path | str, member: str | None = None) -> LoadedSAE:
         if (path / "config.json").exists():
             raise InputError(f"{path} is not finished: run its training command with --resume")
         return LoadedSAE(load_dictionary(path), path)  # raises InputError with what is wrong with the path
-    record = chosen(path, results["members"], member)
-    directory = path / "members" / record["id"]
+    name = only_member(path, results["members"], member)
+    record = next(record for record in results["members"] if record["id"] == name)
+    directory = path / "members" / name
     return LoadedSAE(load_dictionary(directory), directory, record["activation"], record["metrics"])
-
-
-def chosen(path: Path, members: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
-    """The record of the member `name`, or of the only member."""
-    trained = {member["id"]: member for member in members if not member["failed"]}
-    if name is None and len(trained) == 1:
-        return next(iter(trained.values()))
-    choice = f"give one of {', '.join(trained)}" if trained else "give another run, because all its members failed"
-    if name is None:
-        raise InputError(f"{path}: no member is chosen: {choice}")
-    if name not in trained:
-        failed = any(member["id"] == name for member in members)
-        raise InputError(f"{path}: member {name} {'failed' if failed else 'does not exist'}: {choice}")
-    return trained[name]
 
 
 def numbers(values: Any, what: str) -> jax.Array:

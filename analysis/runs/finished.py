@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harvest.errors import InputError
+from harvest.files import read_lines
 from harvest.hub import Kind
 from harvest.request import HarvestRequest, Site
 from harvest.sources import model_fingerprint, name_of, place_of
 from sae_jax.config import SPARSITY_CONTROLS
-from sae_jax.members import Member, member_id
-from sae_jax.run_directory import WRITTEN_AGAIN
+from sae_jax.members import Member, chosen_members, member_id, only_member
+from sae_jax.run_directory import METRICS_FILE, WITHOUT_LINE, WRITTEN_AGAIN, RunDirectory
 
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel
@@ -84,22 +86,11 @@ class FinishedRun:
 
     def chosen(self, ids: tuple[str, ...]) -> list[str]:
         """The given ids, or all ids if none is given. Raises InputError for an id that does not exist or failed."""
-        for name in ids:
-            for member in self.results["members"]:
-                if member["id"] == name and (failed := member["failed"]):
-                    raise InputError(
-                        f"--member {name} failed at step {failed['step']:,} and was not written: give another member"
-                    )
-            if name not in self.members:
-                raise InputError(f"--member {name} is not in {self.path}: give one of {', '.join(self.members)}")
-        return list(ids) or list(self.members)
+        return chosen_members(self.path, self.results["members"], ids)
 
     def only(self, name: str | None) -> str:
         """The given id, or the id of the only member. Raises InputError if none is given and the run has several."""
-        members = self.chosen((name,) if name else ())
-        if len(members) > 1:
-            raise InputError(f"--member is missing and the run has several: give one of {', '.join(members)}")
-        return members[0]
+        return only_member(self.path, self.results["members"], name)
 
     def site(self, member: str) -> Site:
         return Site(self.members[member]["layer"], self.members[member]["hook"])
@@ -136,6 +127,20 @@ class FinishedRun:
                 "training command again with the new path, which is then recorded"
             )
         return place
+
+    def curves(self) -> dict[str, list[dict[str, float]]]:
+        """{member id: its lines of metrics.jsonl, ordered by step}. Raises InputError if it is missing or damaged."""
+        from sae_jax.shapes import MetricsLine, check
+
+        path, curves = self.path / METRICS_FILE, defaultdict(list)
+        if not path.exists():
+            raise InputError(f"{self.path} has no {METRICS_FILE}: {TRAIN_AGAIN}")
+        for line in read_lines(path, TRAIN_AGAIN):
+            check(line, MetricsLine, path, WITHOUT_LINE)
+            curves[line["member"]].append(line)
+        if self.results.get(METRICS_FILE) != RunDirectory(self.path, {}).metrics_written():
+            raise InputError(f"{path} is damaged (lines are missing or changed): {TRAIN_AGAIN}")
+        return dict(curves)
 
     def dictionary(self, member: str) -> Dictionary:
         from sae_jax.formats import load_dictionary

@@ -91,7 +91,7 @@ def test_a_dictionary_of_saelens_is_loaded_too(run, tmp_path):
         sae_jax.load(tmp_path / "theirs", member="x")
 
 
-@pytest.mark.parametrize("name, trouble", [(None, "no member is chosen"), ("topk", "member topk does not exist")])
+@pytest.mark.parametrize("name, trouble", [(None, "--member is missing"), ("topk", "--member topk is not in")])
 def test_load_needs_a_member_if_there_are_several(run, name, trouble):
     with pytest.raises(InputError, match=f"{trouble}.*{TOPK}"):
         sae_jax.load(run.path, member=name)

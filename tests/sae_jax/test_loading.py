@@ -1,4 +1,4 @@
-"""`encode` and `decode` of a loaded dictionary, for rows of any library and number format, and for no rows."""
+"""`encode` and `decode` of a loaded dictionary, for rows of any library and format, and the choice of a member."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from harvest.errors import InputError
 from sae_jax.formats import Dictionary, save_dictionary
 from sae_jax.formats.saelens import new_cfg
 from sae_jax.loading import LoadedSAE
+from sae_jax.members import only_member
 
 D, F = 6, 16
 X_NxD = np.random.default_rng(0).integers(-8, 8, (5, D)).astype(np.float32)  # exact in every format, even float8
@@ -90,3 +91,25 @@ def test_encoding_can_be_differentiated_and_compiled(sae):
 def test_invalid_rows_are_refused_with_the_reason(sae, rows, reason):
     with pytest.raises(InputError, match=reason):
         sae.encode(rows)
+
+
+TRAINED, LOST = {"id": "a", "failed": None}, {"id": "b", "failed": {"step": 7}}
+
+
+@pytest.mark.parametrize("name", [None, "a"])
+def test_the_only_member_that_did_not_fail_need_not_be_named(name):
+    assert only_member(Path("run"), [TRAINED, LOST], name) == "a"
+
+
+@pytest.mark.parametrize(
+    "records, name, trouble",
+    [
+        ([TRAINED, LOST], "b", "--member b failed at step 7 and was not written: give another member"),
+        ([TRAINED, LOST], "c", "--member c is not in run: give one of a"),
+        ([TRAINED, TRAINED | {"id": "c"}], None, "--member is missing and the run has several: give one of a, c"),
+        ([LOST], None, "all members of run failed: give another run"),
+    ],
+)
+def test_a_member_that_cannot_be_chosen_is_refused(records, name, trouble):
+    with pytest.raises(InputError, match=f"^{trouble}$"):
+        only_member(Path("run"), records, name)

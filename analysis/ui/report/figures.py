@@ -21,7 +21,6 @@ from analysis.plots.feature_map import clusters_chart
 from analysis.plots.frontier import frontier_chart, members_chart
 from analysis.plots.training import emergence_curves, emergence_heatmap, training_curves_chart
 from analysis.runs.best_member import best_of_results
-from analysis.runs.curves import read_curves
 from analysis.runs.finished import TRAIN_AGAIN, FinishedRun
 from analysis.study.measures import decoders_of, trajectories_of
 from analysis.study.tables import lines_of, named
@@ -65,7 +64,7 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
 
 def training(run: FinishedRun, kinds: dict[str, str], say: Callable[[str], None]) -> Section:
     try:
-        curves = read_curves(run)
+        curves = run.curves()
         if unknown := curves.keys() - kinds.keys():
             raise InputError(
                 f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, which is not in results.json: {TRAIN_AGAIN}"
