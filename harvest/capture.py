@@ -22,7 +22,8 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.request import HarvestRequest, Site
 from harvest.sources import Source, resolve
-from harvest.store import FORMAT, ActivationStore, StoreWriter
+from harvest.store import FORMAT, ActivationStore
+from harvest.store_writer import StoreWriter
 
 BATCH_TOKENS = 2048  # the same on all machines, because a resumed harvest must run the same batches
 SHARD_BYTES = 32 << 20  # bytes of the rows in a shard

@@ -4,8 +4,8 @@ They are searched in this order: 'bundled', a local path, a model in the cache o
 data set at once), a data set in the cache of the client, activations harvested before. The environment variables of
 the client apply: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE.
 
-A model or text is identified by its fingerprint. For local files this is a hash of their content, and for files of the
-hub their repository and commit. Files that do not define the model, such as a README, are not included.
+A model or text is identified by its fingerprint. For local files this is a hash of their content (`fingerprints.py`),
+and for files of the hub their repository and commit.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from hashlib import blake2b, file_digest
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from harvest.errors import InputError
 from harvest.files import parse_json
+from harvest.fingerprints import model_hash, text_hash
 from harvest.hub import FLAG, HubQuestion, Kind
 from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, HarvestRequest
 from harvest.text.documents import text_files
@@ -34,15 +34,6 @@ LAYER_KEYS = ("n_layer", "num_hidden_layers", "n_layers", "num_layers")
 POSITION_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 WIDTH_KEYS = ("n_embd", "hidden_size", "d_model")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-TOKENIZER_PATTERNS: tuple[str, ...] = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-)
-TOKENIZER_PATTERNS += ("*.model", "*.tiktoken")
-INCIDENTAL = ("_name_or_path", "name_or_path", "transformers_version")  # in JSON files of a model, but irrelevant
 DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".gz", ".zst"}
 
 
@@ -139,7 +130,7 @@ def model_fingerprint(location: str) -> str:
     path = Path(location)
     if commit := re.search(r"models--([^/]+)/snapshots/([^/]+)$", location):
         return f"{commit[1].replace('--', '/')}@{commit[2]}"
-    return _model_files_hash(path) if path.is_dir() else ""
+    return model_hash(path) if path.is_dir() else ""
 
 
 # Local sources: bundled, local paths, the cache of the hub client.
@@ -161,9 +152,9 @@ def _model_here(name: str | None) -> Source | None:
 
 def _dataset_here(name: str | None) -> Source | None:
     if name == "bundled":
-        return Source("bundled", str(BUNDLED_CORPUS), False, None, _fingerprint([BUNDLED_CORPUS]))
+        return Source("bundled", str(BUNDLED_CORPUS), False, None, text_hash([BUNDLED_CORPUS]))
     if name is not None and (path := _existing_path("dataset", name)):
-        return Source(name, str(path), False, None, _fingerprint(text_files(path)))
+        return Source(name, str(path), False, None, text_hash(text_files(path)))
     return None  # the cache comes after the hub, because it may have only some files of a data set
 
 
@@ -190,7 +181,7 @@ def _existing_path(kind: Kind, name: str) -> Path | None:
 
 def _local_model(asked: str, folder: Path, fingerprint: str = "", fell_back: bool = False) -> Source:
     config = parse_json(folder / "config.json", f"get another copy of the model (--model-name {asked})")
-    return _model(asked, str(folder), config, fingerprint or _model_files_hash(folder), fell_back)
+    return _model(asked, str(folder), config, fingerprint or model_hash(folder), fell_back)
 
 
 def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back: bool = False) -> Source:
@@ -247,48 +238,13 @@ def _cached_dataset(repo: str) -> Path | None:
     return snapshot if any(path.suffix in DATA_SUFFIXES for path in snapshot.rglob("*")) else None
 
 
-def _fingerprint(files: list[Path]) -> str:
-    """A hash of texts in their order, independent of the names of the files."""
-    return _hash_of([(path.suffix, _content(path)) for path in files])
-
-
-def _model_files_hash(folder: Path) -> str:
-    """A hash of the config, weights and tokenizer in a folder, independent of other files."""
-    weights = [*folder.glob("model*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    files = {folder / "config.json", *weights}.union(*(folder.glob(pattern) for pattern in TOKENIZER_PATTERNS))
-    return _hash_of([(path.name, _content(path)) for path in sorted(files) if path.is_file()])
-
-
-def _hash_of(facts: list[tuple[str, str]]) -> str:
-    return blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
-
-
-def _content(path: Path) -> str:
-    """The content of a config without version and path, or a hash of any other file."""
-    if path.name in ("config.json", "tokenizer_config.json"):
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-            return json.dumps({key: value for key, value in config.items() if key not in INCIDENTAL}, sort_keys=True)
-        except (ValueError, AttributeError, RecursionError):
-            pass  # no JSON object, so its bytes are hashed
-    stat = path.stat()
-    return _bytes_hash(path, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _bytes_hash(path: Path, size: int, changed_ns: int) -> str:
-    """A hash of a file. The result is cached, because a model has gigabytes."""
-    with open(path, "rb") as file:
-        return file_digest(file, blake2b).hexdigest()
-
-
 def named_files(request: HarvestRequest) -> dict[str, str]:
     """Fingerprints of the local files of a request. If these change, the request is a different one."""
     fingerprints = {}
     if request.model_name and (folder := Path(request.model_name).expanduser()).is_dir():
-        fingerprints["model_name"] = _model_files_hash(folder)
+        fingerprints["model_name"] = model_hash(folder)
     if request.dataset and (path := Path(request.dataset).expanduser()).exists():
-        fingerprints["dataset"] = _fingerprint(text_files(path))
+        fingerprints["dataset"] = text_hash(text_files(path))
     return fingerprints
 
 
@@ -313,7 +269,7 @@ def _dataset_at_hub(question: HubQuestion, named: str | None, cache_dir: Path | 
         return Source(question.name, f"{snapshot}{config}", False, None, f"{question.name}@{snapshot.name}")
     if named is not None:
         return _harvested_before(question, question.name, cache_dir)
-    return Source(question.name, str(BUNDLED_CORPUS), True, None, _fingerprint([BUNDLED_CORPUS]))
+    return Source(question.name, str(BUNDLED_CORPUS), True, None, text_hash([BUNDLED_CORPUS]))
 
 
 def _harvested_before(question: HubQuestion, name: str, cache_dir: Path | None) -> Source:

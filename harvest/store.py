@@ -16,13 +16,10 @@ the file. Training rows are compared in a thread while training runs (`compared_
 
 from __future__ import annotations
 
-import io
-import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -30,121 +27,13 @@ from pathlib import Path
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.files import checksum, read_json, remove_temporary, write_atomically, write_json
+from harvest.files import checksum, read_json
 
 FORMAT = 2
 SPLITS = ("train", "held_out")
 ARRAYS = ("rows", "tokens", "documents")
 OPEN_MAPS = 256  # each holds a file descriptor, of which a process commonly has 1024
 AGAIN = "delete the store and harvest again"
-
-
-@dataclass
-class Moments:
-    """Count, mean and summed squared deviation per dimension in float64, merged by Chan et al.'s formula (1979)."""
-
-    count: int
-    mean_D: np.ndarray
-    m2_D: np.ndarray
-    norm_sum: float
-
-    @classmethod
-    def of(cls, x_NxD: np.ndarray) -> Moments:
-        x_NxD = x_NxD.astype(np.float64)
-        mean_D = x_NxD.mean(0)
-        norms = np.sqrt(np.square(x_NxD).sum(1))
-        return cls(len(x_NxD), mean_D, np.square(x_NxD - mean_D).sum(0), float(norms.sum()))
-
-    def merge(self, other: Moments) -> Moments:
-        count = self.count + other.count
-        delta_D = other.mean_D - self.mean_D
-        mean_D = self.mean_D + delta_D * (other.count / count)
-        m2_D = self.m2_D + other.m2_D + np.square(delta_D) * (self.count * other.count / count)
-        return Moments(count, mean_D, m2_D, self.norm_sum + other.norm_sum)
-
-    def to_json(self) -> dict:
-        return {**asdict(self), "mean_D": self.mean_D.tolist(), "m2_D": self.m2_D.tolist()}
-
-    @classmethod
-    def from_json(cls, record: dict) -> Moments:
-        return cls(record["count"], np.array(record["mean_D"]), np.array(record["m2_D"]), record["norm_sum"])
-
-
-class StoreWriter:
-    """Writes a store shard by shard. A shard is finished when its `shard-*.json` exists, and is not written again.
-
-    `splits` is "train" and "held_out", or only "held_out"; statistics are those of the first one. The caller must hold
-    the lock of the store, because temporary files of killed processes are removed.
-    """
-
-    def __init__(self, directory: Path, description: dict, splits: Sequence[str] = SPLITS):
-        self.directory = Path(directory)
-        self.description, self.splits = description, splits
-        for split in splits:
-            (self.directory / split).mkdir(parents=True, exist_ok=True)
-            remove_temporary(self.directory / split)
-        remove_temporary(self.directory)
-
-    def has_shard(self, split: str, index: int, tokens_WxT: np.ndarray) -> bool:
-        """Whether a shard of exactly these windows is finished and undamaged."""
-        try:
-            record = read_json(self._record_path(split, index), "")
-        except (InputError, FileNotFoundError):
-            return False
-        paths = {name: shard_path(self.directory, split, name, index) for name in record["files"]}
-        if not all(path.exists() and checksum(path) == record["files"][name]["crc32"] for name, path in paths.items()):
-            return False
-        return np.array_equal(np.load(paths["tokens"], allow_pickle=False), tokens_WxT)
-
-    def add_shard(self, split: str, index: int, rows_NxD, tokens_WxT, documents_W) -> None:
-        if not np.isfinite(rows_NxD).all():
-            raise InputError(
-                f"activations at {self.description['hook_name']}, shard {index}, do not fit {rows_NxD.dtype} "
-                "(a value is not finite): "
-                "use --store-dtype float32, or check the weights of the model"
-            )
-        arrays = {"rows": rows_NxD, "tokens": tokens_WxT.astype(np.int32), "documents": documents_W.astype(np.int32)}
-        record: dict = {"rows": len(rows_NxD), "windows": len(tokens_WxT), "files": {}}
-        for name, array in arrays.items():
-            buffer = io.BytesIO()  # numpy hides that the disk is full when it writes to a file
-            np.save(buffer, array, allow_pickle=False)
-            data = buffer.getbuffer()
-            write_atomically(shard_path(self.directory, split, name, index), lambda f, data=data: f.write(data))
-            record["files"][name] = {"bytes": len(data), "crc32": zlib.crc32(data)}
-        record["moments"] = Moments.of(rows_NxD).to_json()
-        write_json(self._record_path(split, index), record)
-
-    def finish(self) -> ActivationStore:
-        """Merge the statistics, write the manifest and remove the records that were only needed to resume."""
-        shards, moments = {}, None
-        for split in self.splits:
-            paths = sorted((self.directory / split).glob("shard-*.json"))
-            records = [read_json(p, "delete it, and the same command harvests its rows again") for p in paths]
-            if not records:
-                raise InputError(f"the store {self.directory} would have no {split} rows: use more or longer text")
-            split_moments = [Moments.from_json(r.pop("moments")) for r in records]
-            if split == self.splits[0]:  # the normalization of training rows must not depend on held-out rows
-                for m in split_moments:
-                    moments = m if moments is None else moments.merge(m)
-            shards[split] = records
-        assert moments is not None
-        manifest = {
-            "format": FORMAT,
-            **self.description,
-            "rows": moments.count,
-            "mean": moments.mean_D.tolist(),
-            "std": np.sqrt(moments.m2_D / moments.count).tolist(),
-            "mean_norm": moments.norm_sum / moments.count,
-            "shards": shards,
-        }
-        write_json(self.directory / "manifest.json", manifest)
-        for split in self.splits:
-            for path in (self.directory / split).glob("shard-*.json"):
-                path.unlink()
-        return ActivationStore(self.directory)
-
-    def _record_path(self, split: str, index: int) -> Path:
-        return self.directory / split / f"shard-{index:05d}.json"
 
 
 class Split:

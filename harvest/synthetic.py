@@ -26,7 +26,8 @@ from harvest.capture import Progress, disk_trouble_said, ignore, one_at_a_time
 from harvest.errors import InputError
 from harvest.files import read_arrays, write_arrays
 from harvest.request import STORE_DTYPES
-from harvest.store import AGAIN, FORMAT, SPLITS, ActivationStore, StoreWriter
+from harvest.store import AGAIN, FORMAT, SPLITS, ActivationStore
+from harvest.store_writer import StoreWriter
 
 SHARD_ROWS, BLOCK_ROWS = 1 << 15, 1 << 10  # rows depend on these numbers and the seed
 FEATURES = "features.npz"

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harvest.store import ActivationStore, StoreWriter
+from harvest.store import ActivationStore
+from harvest.store_writer import StoreWriter
 
 SEQ_LEN = 9  # 8 rows per window, because the first position is left out
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harvest.store import StoreWriter
+from harvest.store_writer import StoreWriter
 from sae_jax.training.batches import Feed
 
 SEQ_LEN, SHARD_ROWS = 129, 128 * 512

@@ -22,7 +22,8 @@ import numpy as np
 
 from harvest.request import HarvestRequest
 from harvest.sources import resolve
-from harvest.store import ActivationStore, StoreWriter
+from harvest.store import ActivationStore
+from harvest.store_writer import StoreWriter
 from sae_jax.config import TrainConfig
 from sae_jax.cost import memory
 from sae_jax.run_directory import RunDirectory

@@ -19,7 +19,7 @@ from rows import make_store
 import main
 from analysis.cli import train as train_command
 from analysis.runs.finished import FinishedRun
-from harvest import capture, sources
+from harvest import capture, fingerprints
 from harvest.capture import one_at_a_time
 from harvest.errors import InputError
 from harvest.files import read_json
@@ -27,7 +27,8 @@ from harvest.identity import difference, distance, identity, matching_store, rou
 from harvest.model.language_model import LanguageModel
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, name_of, named_files, place_of
-from harvest.store import ActivationStore, StoreWriter
+from harvest.store import ActivationStore
+from harvest.store_writer import StoreWriter
 from harvest.text.documents import documents
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import RunDirectory, default_name
@@ -190,11 +191,11 @@ def test_a_changed_weight_is_found_in_a_large_file_with_the_same_time(tmp_path):
     for content in (b"0" * (65 << 20), b"1" * (65 << 20)):
         weights.write_bytes(content)
     at = weights.stat()
-    now = sources._content(weights)
+    now = fingerprints._content(weights)
     weights.write_bytes(b"2" + b"1" * ((65 << 20) - 1))
-    sources._bytes_hash.cache_clear()  # as in a new process
+    fingerprints._bytes_hash.cache_clear()  # as in a new process
     os.utime(weights, ns=(at.st_atime_ns, at.st_mtime_ns))
-    assert sources._content(weights) != now
+    assert fingerprints._content(weights) != now
 
 
 # Identities of stores.

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from harvest.errors import InputError
 from harvest.files import checksum, read_json, write_json
-from harvest.store import ActivationStore, Moments, StoreWriter, compared_meanwhile
+from harvest.store import ActivationStore, compared_meanwhile
+from harvest.store_writer import Moments, StoreWriter
 
 SEQ_LEN, D = 5, 3
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -265,7 +265,7 @@ def interrupted(argv: list[str]) -> Callable[[], object]:
 def half_harvested(argv: list[str]) -> Callable[[], object]:
     def command() -> None:
         import main
-        from harvest.store import StoreWriter
+        from harvest.store_writer import StoreWriter
 
         def finish(self) -> None:
             raise KeyboardInterrupt

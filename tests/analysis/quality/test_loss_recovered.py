@@ -15,7 +15,8 @@ from harvest.interventions.loss_recovered import losses
 from harvest.model.language_model import LanguageModel
 from harvest.request import HOOKS, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
-from harvest.store import ActivationStore, StoreWriter
+from harvest.store import ActivationStore
+from harvest.store_writer import StoreWriter
 from harvest.text.documents import documents
 from sae_jax.models.base import SAE
 from sae_jax.models.registry import KINDS
