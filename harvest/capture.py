@@ -148,8 +148,8 @@ def _fill(
     if loss_recovered:
         refuse_unmeasurable(about, ignore)
     writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
-    positions = request.seq_len - (not request.keep_first_position)
-    batch_bytes = _batch_windows(request) * positions * language_model.d_model * np.dtype(request.store_dtype).itemsize
+    row_bytes = language_model.d_model * np.dtype(request.store_dtype).itemsize
+    batch_bytes = _batch_windows(request) * request.positions * row_bytes
     shard_windows = _batch_windows(request) * max(1, shard_bytes // batch_bytes)
     total = sum(len(split.tokens_WxT) for split in windows.values())
     done = 0
@@ -178,14 +178,13 @@ def _rows(
     language_model, tokens_WxT: np.ndarray, sites: list[Site], request: HarvestRequest, advance: Callable[[int], None]
 ) -> dict[Site, np.ndarray]:
     """The activation rows [N, D] of token windows at each site, in the number format of the store."""
-    positions = request.seq_len - (not request.keep_first_position)
-    shape = (len(tokens_WxT), positions, language_model.d_model)
+    shape = (len(tokens_WxT), request.positions, language_model.d_model)
     rows = {site: np.empty(shape, request.store_dtype) for site in sites}
     for start in range(0, len(tokens_WxT), _batch_windows(request)):
         batch_WxT = tokens_WxT[start : start + _batch_windows(request)]
         for site, activations_WxTxD in language_model.activations(batch_WxT, sites).items():
             with np.errstate(over="ignore"):  # the writer refuses infinite values
-                rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -positions:]
+                rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -request.positions :]
         advance(len(batch_WxT))
     return {site: rows_WxTxD.reshape(-1, language_model.d_model) for site, rows_WxTxD in rows.items()}
 

@@ -163,6 +163,11 @@ class HarvestRequest:
         return fields if self.control else {name: value for name, value in fields.items() if name != "control"}
 
     @property
+    def positions(self) -> int:
+        """The number of positions of each window whose activations are harvested."""
+        return self.seq_len - (not self.keep_first_position)
+
+    @property
     def sites(self) -> tuple[Site, ...]:
         """All sites: each hook of the first layer, then of the next layers."""
         return tuple(Site(layer, hook) for layer in self.layer for hook in self.hook)

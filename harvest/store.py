@@ -31,7 +31,6 @@ from harvest.files import checksum, read_json
 
 FORMAT = 2
 SPLITS = ("train", "held_out")
-ARRAYS = ("rows", "tokens", "documents")
 OPEN_MAPS = 256  # each holds a file descriptor, of which a process commonly has 1024
 AGAIN = "delete the store and harvest again"
 

@@ -47,8 +47,7 @@ class Plan:
 
 def plan(config: TrainConfig, request: HarvestRequest, d_model: int) -> Plan:
     """The plan of a run. Seconds follow from the speed of a matrix product on this CPU, to a factor of about 2."""
-    positions = request.seq_len - (not request.keep_first_position)
-    rows = int(request.n_samples * (1 - request.held_out)) * positions
+    rows = int(request.n_samples * (1 - request.held_out)) * request.positions
     steps = config.epochs * (rows // config.batch_size)
     if not steps:
         raise InputError(
@@ -71,7 +70,7 @@ def memory(config: TrainConfig, request: HarvestRequest, d_model: int) -> Needed
     """The memory of training on this machine. Its CPU cores are the devices if JAX has no others."""
     members = members_of(config, request.sites)
     devices = int(os.environ.get("JAX_NUM_CPU_DEVICES") or cpu_count())
-    rows = request.n_samples * (request.seq_len - (not request.keep_first_position))
+    rows = request.n_samples * request.positions
     stored = rows * d_model * np.dtype(request.store_dtype).itemsize * len(request.sites)
     groups = groups_of(members, config, d_model)
     return needed(groups, config, stored, min(devices, len(members)), on_host=not has_accelerator())

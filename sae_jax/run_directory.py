@@ -122,7 +122,7 @@ class RunDirectory:
             return
         self.refuse_another_run()
         self.path.mkdir(parents=True, exist_ok=True)
-        refuse_links(self.path, (LOCK, "metrics.jsonl"))
+        refuse_links(self.path, (LOCK, METRICS))
         try:
             lock = self._lock.acquire(timeout=1)  # `show` holds the lock for an instant
         except Timeout:
@@ -177,7 +177,7 @@ class RunDirectory:
         (self.path / "results.json").unlink(missing_ok=True)
         for name in ("checkpoints", "members", "snapshots", "analysis", "figures", "wandb"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "wandb.json", "config.json"):
+        for name in (METRICS, "wandb.json", "config.json"):
             (self.path / name).unlink(missing_ok=True)
 
     def append_metrics(self, lines: list[dict]) -> None:

@@ -46,7 +46,7 @@ def measure(config: TrainConfig, d_model: int, block_steps: int, blocks: int, fi
         cpu_seconds.append((time.process_time() - cpu_began) / block_steps)
         for group, measured in zip(groups, placement.gather(metrics), strict=True):
             for member, l0 in zip(group.members, measured["l0"].mean(1), strict=True):
-                l0s[f"{member.activation} {member.k or member.target_l0 or member.sparsity:g}"].append(float(l0))
+                l0s[f"{member.activation} {getattr(member, member.sparsity_control):g}"].append(float(l0))
     return {
         "seconds_per_step": statistics.median(seconds),
         "cpu_seconds_per_step": statistics.median(cpu_seconds),
