@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -115,8 +115,6 @@ class RunDirectory:
         The content of the directory must be read after locking, because another process may change it before. Raises
         InputError if another process has the lock, or if the directory holds another run.
         """
-        from sae_jax.shapes import refuse_links
-
         if self._lock.is_locked:
             yield
             return
@@ -235,6 +233,24 @@ class RunDirectory:
         path = self.path / name
         advice = WRITTEN_AGAIN if name == "results.json" else ANOTHER
         return read_shaped(path, advice) if path.exists() else None
+
+
+def refuse_links(run: Path, written: Collection[str] = (LOCK,)) -> None:
+    """Raise InputError for a link in a run through which something would be written outside of the run.
+
+    Such links lead to a folder or to nothing, or have the name of a file that is `written` in place; links with other
+    names are replaced. W&B's own folder, which has such links, is not checked.
+    """
+    for folder, folders, files in os.walk(run):
+        links = [name for name in (*folders, *files) if os.path.islink(os.path.join(folder, name))]
+        links = [name for name in links if name in written or not os.path.isfile(os.path.join(folder, name))]
+        if links:
+            raise InputError(
+                f"{Path(folder) / links[0]} is a link to {os.readlink(os.path.join(folder, links[0]))}: "
+                "files of a run must stay in the run: copy the target of the link there, or remove the link"
+            )
+        if Path(folder) == run and "wandb" in folders:
+            folders.remove("wandb")
 
 
 def differences(old: dict, new: dict) -> str:

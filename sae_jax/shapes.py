@@ -7,9 +7,8 @@ file names and not paths, that numbers are finite, and that all needed keys are 
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -291,21 +290,3 @@ def check_arrays(
                 name,
                 f"its values are {ends[0]} to {ends[1]}, not -1 to below {below[name]}",
             )
-
-
-def refuse_links(run: Path, written: Collection[str] = (".lock",)) -> None:
-    """Raise InputError for a link in a run through which something would be written outside of the run.
-
-    Such links lead to a folder or to nothing, or have the name of a file that is `written` in place; links with other
-    names are replaced. W&B's own folder, which has such links, is not checked.
-    """
-    for folder, folders, files in os.walk(run):
-        links = [name for name in (*folders, *files) if os.path.islink(os.path.join(folder, name))]
-        links = [name for name in links if name in written or not os.path.isfile(os.path.join(folder, name))]
-        if links:
-            raise InputError(
-                f"{Path(folder) / links[0]} is a link to {os.readlink(os.path.join(folder, links[0]))}: "
-                "files of a run must stay in the run: copy the target of the link there, or remove the link"
-            )
-        if Path(folder) == run and "wandb" in folders:
-            folders.remove("wandb")

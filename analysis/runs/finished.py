@@ -17,7 +17,7 @@ from harvest.request import HarvestRequest, Site
 from harvest.sources import model_fingerprint, name_of, place_of
 from sae_jax.config import SPARSITY_CONTROLS
 from sae_jax.members import Member, chosen_members, member_id, only_member
-from sae_jax.run_directory import METRICS_FILE, WITHOUT_LINE, WRITTEN_AGAIN, RunDirectory
+from sae_jax.run_directory import METRICS_FILE, WITHOUT_LINE, WRITTEN_AGAIN, RunDirectory, refuse_links
 
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel
@@ -218,8 +218,6 @@ def refuse_no_run(path: Path) -> None:
     """Raise InputError if there is no such directory, or if links in it lead out of it."""
     if not path.is_dir():
         raise InputError(f"{path}: there is no such run directory: give the directory of a finished run")
-    from sae_jax.shapes import refuse_links
-
     refuse_links(path)
 
 
