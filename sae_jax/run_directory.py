@@ -120,7 +120,7 @@ class RunDirectory:
             return
         self.refuse_another_run()
         self.path.mkdir(parents=True, exist_ok=True)
-        refuse_links(self.path, (LOCK, METRICS))
+        refuse_links(self.path, (LOCK, METRICS_FILE))
         try:
             lock = self._lock.acquire(timeout=1)  # `show` holds the lock for an instant
         except Timeout:
@@ -175,7 +175,7 @@ class RunDirectory:
         (self.path / "results.json").unlink(missing_ok=True)
         for name in ("checkpoints", "members", "snapshots", "analysis", "figures", "wandb"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (METRICS, "wandb.json", "config.json"):
+        for name in (METRICS_FILE, "wandb.json", "config.json"):
             (self.path / name).unlink(missing_ok=True)
 
     def append_metrics(self, lines: list[dict]) -> None:

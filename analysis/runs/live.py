@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs.finished import read_record, refuse_no_run
-from sae_jax.run_directory import LOCK, METRICS, RunDirectory
+from sae_jax.run_directory import LOCK, METRICS_FILE, RunDirectory
 from sae_jax.shapes import MetricsLine, check, read_as
 from sae_jax.training.progress import Progress
 
@@ -52,7 +52,7 @@ class LiveRun:
         return False
 
     def lines(self) -> list[dict[str, Any]]:
-        path, advice = self.run.path / METRICS, "run the training command with --resume to write it again"
+        path, advice = self.run.path / METRICS_FILE, "run the training command with --resume to write it again"
         with read_as(path, advice):
             lines = self.run.metrics(self.config["total_steps"])
         for line in lines:
@@ -86,7 +86,7 @@ class LiveRun:
         )
 
     def state(self) -> str:
-        path, metrics = self.run.path, self.run.path / METRICS
+        path, metrics = self.run.path, self.run.path / METRICS_FILE
         if self.being_trained:
             if not self.lines():
                 return f"{path} is being trained; nothing is reported yet"
