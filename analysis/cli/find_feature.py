@@ -50,7 +50,7 @@ def run(argv: list[str]) -> None:
     options, phrase = filled(SearchSettings, values), values["phrase"]
     finished = FinishedRun.open(values["run"])
     members = finished.chosen(options.member)
-    examples, against = concept_texts(phrase, finished, options)
+    examples, against = concept_texts(phrase, options)
 
     with Terminal() as terminal:
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}

@@ -173,7 +173,7 @@ def detected(options: Options, finished: FinishedRun, member: str, model: Langua
     """The features that detect the concept, as find-feature finds them. Raises InputError if too few passages do."""
     assert options.concept is not None
     how = SearchSettings(member=(member,), examples=options.examples, top=options.candidates)
-    texts = concept_texts(options.concept, finished, how)
+    texts = concept_texts(options.concept, how)
     dictionaries = {member: finished.dictionary(member)}
     _, result = search(options.concept, finished, model, dictionaries, how, *texts)
     return [feature.feature for feature in result.features if feature.passes]

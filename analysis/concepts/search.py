@@ -59,7 +59,7 @@ class SearchSettings:
             raise InputError(f"--seed {self.seed}: must be 0 or more")
 
 
-def concept_texts(phrase: str, finished: FinishedRun, options: SearchSettings) -> tuple[list[str], list[str]]:
+def concept_texts(phrase: str, options: SearchSettings) -> tuple[list[str], list[str]]:
     """(the user's examples, the user's texts without the concept). Raises InputError for texts that cannot be used."""
     from harvest.text.concepts import texts_in
     from harvest.text.folding import Phrase

@@ -15,7 +15,7 @@ choice = chosen()
 def found(path: str, members: tuple[str, ...], phrase: str, examples: tuple[str, ...], against: tuple[str, ...]):
     """(the result of the search, lines of text that summarize the passages and the result)."""
     run, options = state.run_at(path), SearchSettings(member=members)
-    of_corpus = concept_texts(phrase, run, options)
+    of_corpus = concept_texts(phrase, options)
     dictionaries = {name: state.dictionary(path, name) for name in members}
     texts, result = search(
         phrase, run, run.language_model, dictionaries, options, [*of_corpus[0], *examples], [*of_corpus[1], *against]
