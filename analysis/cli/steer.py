@@ -10,8 +10,8 @@ python main.py steer RUN --member ID --feature 12 --mode ablate --prompt "The sh
   ablate    sets the feature to 0 at every token
 
 The tables show a text for each strength, and these numbers, averaged over all texts:
-  probability   total probability of the concept's tokens: the first token of each of its words, or of --words; with
-                --feature and no --words, of the tokens that the feature promotes most
+  probability   total probability of the watched tokens: the first token of each word of the concept, or of --words;
+                with --feature and no --words, the tokens that the feature promotes most
   change        the probability minus that of the unsteered texts
   perplexity    perplexity of the generated text under the unsteered model: lower is more fluent
   distinct      share of different tokens in a text: low for text that repeats itself
@@ -21,13 +21,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from analysis.cli.flags import filled, parsed, place
-from analysis.concepts.search import SearchSettings, concept_texts, search
+from analysis.concepts.search import SearchSettings
 from analysis.interventions import steering
+from analysis.interventions.choosing import choose_feature, promoted_tokens, word_tokens
 from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
@@ -35,12 +34,6 @@ from analysis.ui.terminal.tables import steered_figures_table, steered_texts_tab
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import default_cache_dir, flag
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from analysis.features.statistics import Features
-    from harvest.model.language_model import LanguageModel
 
 SWEEP = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 RANDOM, MEANS = "random direction", "difference in means"
@@ -64,12 +57,14 @@ class Options:
     strengths: tuple[float, ...] = flag(
         (), f"strengths that --sweep tries (default: {' '.join(f'{s:g}' for s in SWEEP)})"
     )
-    words: tuple[str, ...] = flag((), "words whose probability is measured (default: those of the concept)")
+    words: tuple[str, ...] = flag((), "words whose probability is measured (default: see probability above)")
     examples: Path | None = flag(None, "file of texts about the concept, as for find-feature")
     candidates: int = flag(
         20, "with --concept: try at most this many features that detect it, and as many that promote its words"
     )
-    json: Path | None = flag(None, "JSON file for all texts and numbers", written=True)
+    json: Path | None = flag(
+        None, "JSON file for all texts and numbers; its `watched` are the watched tokens", written=True
+    )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
@@ -113,29 +108,18 @@ def run(argv: list[str]) -> None:
         first_position = finished.first_position
         others = {RANDOM: steering.random_direction(model.d_model, sampling.seed)}
         if options.concept:
-            watched = steering.word_tokens(model.tokenizer, " ".join(options.words) or options.concept)
-            detecting: list[int] = []
-            try:
-                detecting = detected(options, finished, member, model)
-            except InputError as error:  # too few passages hold the phrase, but a feature may promote its words
-                terminal.say(f"only features that promote the concept's words are tried, because {error}")
-            promoting = candidates(features, watched, options.candidates)
-            tried = list(dict.fromkeys([*detecting, *promoting]))
-            if not tried:
-                raise InputError(
-                    f"--concept {options.concept}: no feature detects the concept or promotes its words: "
-                    "give --examples, or a --feature"
-                )
-            scores = steering.output_scores(model, site, sae, tried, watched, features.max_F, first_position)
-            feature = next(iter(scores))
+            watched = word_tokens(model.tokenizer, " ".join(options.words) or options.concept)
+            settings = SearchSettings(member=(member,), examples=options.examples, top=options.candidates)
+            choice = choose_feature(options.concept, finished, member, features, watched, settings, terminal.say)
+            feature, scores = next(iter(choice.scores)), choice.scores
             best = ", ".join(f"{number} ({score:.3f})" for number, score in list(scores.items())[:5])
             terminal.say(
-                f"features that detect the concept: {len(detecting)}; that promote its words: {len(promoting)}"
+                f"features that detect the concept: {len(choice.detecting)}; "
+                f"that promote its words: {len(choice.promoting)}"
             )
             terminal.say(f"features with the best output scores: {best}")
-            means_D = steering.difference_in_means(
-                finished.store(site, options.cache_dir, **talk), model.tokenizer, options.concept
-            )
+            store = finished.store(site, options.cache_dir, **talk)
+            means_D = steering.difference_in_means(store, model.tokenizer, options.concept)
             if means_D is None:
                 terminal.say(
                     f"the baseline {MEANS} is left out: it needs windows with {options.concept!r} and windows without "
@@ -148,9 +132,9 @@ def run(argv: list[str]) -> None:
             feature, scores = options.feature, {}
             if not 0 <= feature < len(features.max_F):
                 raise InputError(f"--feature {feature}: must be between 0 and {len(features.max_F) - 1} for {member}")
-            watched = steering.promoted_tokens(features)[0][feature].tolist()
+            watched = promoted_tokens(features)[0][feature].tolist()
             if options.words:
-                watched = steering.word_tokens(model.tokenizer, " ".join(options.words))
+                watched = word_tokens(model.tokenizer, " ".join(options.words))
         maximum = float(features.max_F[feature])
         directions = steering.directions_for(sae, feature, maximum, options.mode, others)
         steered = steering.compute_steering(
@@ -169,24 +153,6 @@ def run(argv: list[str]) -> None:
         write_json(options.json, facts | {"sampling": asdict(sampling)} | asdict(steered) | rerun)
 
 
-def detected(options: Options, finished: FinishedRun, member: str, model: LanguageModel) -> list[int]:
-    """The features that detect the concept, as find-feature finds them. Raises InputError if too few passages do."""
-    assert options.concept is not None
-    how = SearchSettings(member=(member,), examples=options.examples, top=options.candidates)
-    texts = concept_texts(options.concept, how)
-    dictionaries = {member: finished.dictionary(member)}
-    _, result = search(options.concept, finished, model, dictionaries, how, *texts)
-    return [feature.feature for feature in result.features if feature.passes]
-
-
-def candidates(features: Features, watched: Sequence[int], most: int) -> list[int]:
-    """At most `most` features that promote a watched token and fire on the corpus, largest logit weight first."""
-    token_FxT, weight_FxT = steering.promoted_tokens(features)
-    logit_FxT = np.where(np.isin(token_FxT, watched), weight_FxT, -np.inf)
-    logit_F = np.where(features.alive_F, logit_FxT.max(1), -np.inf)
-    return [int(i) for i in np.argsort(-logit_F, kind="stable")[:most] if np.isfinite(logit_F[i])]
-
-
 def report_best(
     steered: Steered, again: dict[str, Steered], finished: FinishedRun, name: str, terminal: Terminal
 ) -> None:
@@ -196,7 +162,7 @@ def report_best(
 
     for direction in steered.directions:
         best = steered.best(direction)
-        strength = f"{best.strength:g}" if best else "none: no fluent text makes the words more likely"
+        strength = f"{best.strength:g}" if best else "none: no fluent text makes the watched tokens more likely"
         terminal.say(f"best strength of {direction} at which the text stays fluent: {strength}")
         if direction in again:
             plain, (texts,) = again[direction].plain[UNSTEERED], again[direction].directions[direction]

@@ -15,7 +15,8 @@ import numpy as np
 
 from analysis.features.contexts import place, token_texts
 from analysis.features.statistics import Features, load_or_compute_features
-from analysis.interventions.steering import feature_reader, output_scores
+from analysis.interventions.choosing import output_scores
+from analysis.interventions.steering import feature_reader
 from analysis.runs.finished import FinishedRun
 from analysis.stats import Interval, ratio_interval
 
@@ -109,7 +110,7 @@ def ablation_effect(
 
 
 def output_score(run: FinishedRun, member: str, feature: int, features: Features) -> float:
-    """A feature's output score (Arad et al. 2025) for the tokens that it promotes; see `steering.output_scores`."""
+    """A feature's output score (Arad et al. 2025) for the tokens that it promotes; see `choosing.output_scores`."""
     watched = features.promoted_FxT[feature].tolist()
     arguments = run.site(member), run.dictionary(member).sae, [feature], watched, features.max_F, run.first_position
     return output_scores(run.language_model, *arguments)[feature]

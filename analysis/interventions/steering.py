@@ -8,12 +8,11 @@ x is the activation, d the feature's decoder row, S the strength, and max the fe
 corpus (for abs_topk the one with the largest absolute value, which may be negative). The dictionary's error stays in x.
 For comparison, a random direction and the difference in means, scaled to the norm of d, are added by the same amounts.
 
-Shapes: N rows, W windows, C candidates, T tokens, D width of the model, F features, V vocabulary.
+Shapes: N rows, W windows, T tokens, D width of the model.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,14 +23,11 @@ from harvest.errors import InputError
 from harvest.request import Site, flag
 
 if TYPE_CHECKING:
-    from analysis.features.statistics import Features
     from harvest.model.language_model import LanguageModel
     from harvest.store import ActivationStore
     from sae_jax.models.base import SAE
 
 MODES, POSITIONS = ("add", "clamp", "ablate"), ("all", "generated")
-NEUTRAL = "From my experience,"  # Arad et al. 2025, arXiv 2505.20063
-AMPLIFIED = (1.0, 2.0, 4.0)  # strengths of output_scores, in units of the maximum
 FLUENT = 2.0  # largest factor by which a recommended strength may raise perplexity, or lower the distinct tokens
 ROWS = 8192  # rows of a store that are read at a time
 UNSTEERED, IN_PROMPT = "unsteered", "named in the prompt"
@@ -272,59 +268,3 @@ def difference_in_means(store: ActivationStore, tokenizer: Any, phrase: str) -> 
         return None
     without, within = sums_2xD / count_2[:, None] / split.positions
     return within - without
-
-
-def promoted_tokens(features: Features) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, logit weights) [F, T] that each feature promotes at its activation of largest absolute value."""
-    rises_Fx1 = (features.max_F >= 0)[:, None]
-    token_FxT = np.where(rises_Fx1, features.promoted_FxT, features.suppressed_FxT)
-    return token_FxT, np.where(rises_Fx1, features.promoted_weight_FxT, -features.suppressed_weight_FxT)
-
-
-def word_tokens(tokenizer: Any, phrase: str) -> list[int]:
-    """The first tokens of a phrase's words after a space: as written, in lower case, and capitalized.
-
-    Function words are left out, unless there are no others. So are first tokens of one letter, which begin many words.
-    """
-    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
-    words = re.findall(r"\w+", phrase)
-    if not words:
-        raise InputError(f"--concept {phrase!r} contains no word: give a word or phrase")
-    words = [word for word in words if word.lower() not in ENGLISH_STOP_WORDS] or words
-    forms = dict.fromkeys(form for word in words for form in (word, word.lower(), word.capitalize()))
-    ids = [tokenizer(f" {form}", add_special_tokens=False)["input_ids"] for form in forms]
-    first = {next((t for t in tokens if tokenizer.decode([t]).strip()), tokens[0]): None for tokens in ids}
-    return [token for token in first if len(tokenizer.decode([token]).strip()) > 1] or list(first)
-
-
-def output_scores(
-    model: LanguageModel,
-    site: Site,
-    sae: SAE,
-    candidates: Sequence[int],
-    watched: Sequence[int],
-    max_F: np.ndarray,
-    first_position: int,
-) -> dict[int, float]:
-    """The output score of each candidate, best first: S_out = (1 − best rank / V) · max p over the watched tokens.
-
-    The score is that of Arad et al. 2025: ranks (from 0) and probabilities p after a neutral prompt with the feature
-    amplified. It is the largest over the strengths AMPLIFIED. Two choices differ from the paper:
-    - The paper watches the 20 tokens that the feature promotes. Then a feature could win that promotes a word of the
-      concept, but other words more.
-    - The paper amplifies to ten times the largest activation of all features. That is so far from any real activation
-      that features which steer fluently score lower than others.
-    """
-    from harvest.interventions.steering import next_probabilities
-
-    prompt_T = model.tokenizer(NEUTRAL, add_special_tokens=False)["input_ids"]
-    chosen_C = np.array(list(candidates), int)
-    steps_CxD = max_F[chosen_C, None] * np.asarray(sae.W_dec[...])[chosen_C]
-    score_C = np.zeros(len(chosen_C))
-    for amplified in AMPLIFIED:
-        p_CxV = next_probabilities(model, prompt_T, site, (amplified * steps_CxD).astype(np.float32), first_position)
-        best_C = p_CxV[:, list(watched)].max(1)
-        rank_C = (p_CxV > best_C[:, None]).sum(1)
-        score_C = np.maximum(score_C, (1 - rank_C / p_CxV.shape[1]) * best_C)
-    return {int(chosen_C[c]): float(score_C[c]) for c in np.argsort(-score_C, kind="stable")}

@@ -22,7 +22,7 @@ def steering_chart(steered: Steered) -> Any:
     colours = alt.Scale(domain=list(steered.directions), range=[colour for colour, _ in KIND_STYLES.values()])
     charts = []
     for name, axis, unsteered in (
-        ("probability", "probability of the concept's tokens", plain.probability),
+        ("probability", "probability of the watched tokens", plain.probability),
         ("perplexity", "perplexity under the unsteered model", plain.perplexity),
     ):
         base = alt.Chart(alt.Data(values=rows)).encode(

@@ -156,7 +156,7 @@ def steered_texts_table(steered: Steered) -> Table:
 def steered_figures_table(steered: Steered) -> Table:
     """A row for each direction and strength and for the unsteered texts. `steer --help` explains the columns."""
     table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("strength", "concept's\nprobability", "change", "perplexity", "distinct\ntokens"):
+    for head in ("strength", "watched\ntokens'\nprobability", "change", "perplexity", "distinct\ntokens"):
         table.add_column(head, justify="right")
     plain = steered.plain[UNSTEERED].probability
 

@@ -14,7 +14,7 @@ from analysis.cli import steer
 from analysis.interventions import steering
 from analysis.interventions.steering import Sampling, Steered, Texts, compute_steering, directions_for
 from harvest.errors import InputError
-from harvest.interventions.steering import Change, changing, draw, next_probabilities, surprise, write_texts
+from harvest.interventions.steering import Change, changing, draw, surprise, write_texts
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
 from sae_jax.models.registry import KINDS
@@ -184,50 +184,11 @@ def test_surprise_equals_the_loss_of_the_model(model, prompt_T):
         assert found_N.mean() == pytest.approx(loss.item(), rel=1e-4)
 
 
-def test_the_output_score_by_the_formula(model, saes):
-    sae, rng = saes["relu"], np.random.default_rng(3)
-    watched, max_F = rng.integers(1, 4096, 20).tolist(), np.linspace(0, 3, F)
-    scores = steering.output_scores(model, SITE, sae, [4, 9, 20], watched, max_F, 1)
-    assert list(scores.values()) == sorted(scores.values(), reverse=True) and set(scores) == {4, 9, 20}
-    ids = model.token_ids(np.array([model.tokenizer("From my experience,", add_special_tokens=False)["input_ids"]]))
-    for i, score in scores.items():
-        expected = []
-        for amplified in steering.AMPLIFIED:
-            shift = torch.from_numpy(np.asarray(amplified * max_F[i] * sae.W_dec[i], np.float32))
-            steered = changing(model, SITE, lambda x, s=shift: torch.cat([x[:, :1], x[:, 1:] + s], 1))
-            with torch.inference_mode(), steered:
-                p_V = model.bridge(ids, return_type="logits", use_cache=False)[0, -1].softmax(-1).numpy()
-            ranks = {t: int((p_V > p_V[t]).sum()) for t in watched}
-            expected.append((1 - min(ranks.values()) / 4096) * max(p_V[t] for t in watched))
-        assert score == pytest.approx(max(expected), rel=1e-3)
-    p_CxV = next_probabilities(model, ids[0].tolist(), SITE, np.zeros((1, 256), np.float32), 1)
-    assert p_CxV.sum() == pytest.approx(1, abs=1e-4)
-
-
-def test_the_tokens_of_a_concept(model):
-    def words(phrase: str) -> list[str]:
-        return [model.tokenizer.decode([token]) for token in steering.word_tokens(model.tokenizer, phrase)]
-
-    assert words("the Golden Gate Bridge") == [" Golden", " golden", " Bridge", " bridge"]  # and " G", " g"
-    assert words("the") == [" the", " The"]  # function words are kept if there are no others
-    with pytest.raises(InputError, match="no word"):
-        words("?!")
-
-
 def test_a_feature_with_negative_activations_is_steered_by_the_most_negative(saes):
     sae = saes["relu"]
     direction = steering.directions_for(sae, 5, -3.0, "add", {})["feature 5"]
     x_NxD = np.zeros((2, sae.W_dec.shape[1]), np.float32)
     np.testing.assert_allclose(direction(2.0).replace(x_NxD), np.tile(-6 * np.asarray(sae.W_dec[5]), (2, 1)), rtol=1e-6)
-    of = SimpleNamespace(
-        max_F=np.array([2.0, -2.0]),
-        promoted_FxT=np.array([[1], [2]]),
-        suppressed_FxT=np.array([[3], [4]]),
-        promoted_weight_FxT=np.array([[0.5], [0.6]]),
-        suppressed_weight_FxT=np.array([[-0.7], [-0.8]]),
-    )
-    tokens, weights = steering.promoted_tokens(of)
-    assert (tokens.tolist(), weights.tolist()) == ([[1], [4]], [[0.5], [0.8]])
 
 
 def test_windows_with_a_phrase_contain_whole_words_without_its_article():
@@ -308,6 +269,7 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
         "4",
     ]
     steer.run([str(path), *other, *argv[argv.index("--max-new-tokens") : -3], str(tmp_path / "o.json"), *argv[-2:]])
+    assert "tokens'" in capsys.readouterr().out
     expected = json.loads((tmp_path / "o.json").read_text())
     assert found["rerun"][direction]["directions"][direction] == expected["directions"][direction]
     assert found["rerun"][direction]["plain"]["unsteered"] == expected["plain"]["unsteered"]
