@@ -18,13 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
-
 from analysis.cli.flags import filled, parsed, place
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.tables import attribution_table
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.request import flag
@@ -85,19 +82,12 @@ def run(argv: list[str]) -> None:
         options.steps,
         first_position,
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("feature", "attribution", "ablation", "value", "position"):
-        table.add_column(head, justify="right")
-    table.add_column("token", overflow="fold")
     tokens = [tokenizer.decode([token]) for token in prompt_T]
-    for effect in result.effects:
-        numbers = (f"{effect.attribution:+.4f}", f"{effect.ablation:+.4f}", f"{effect.value:.2f}")
-        table.add_row(str(effect.feature), *numbers, str(effect.position), Text(repr(tokens[effect.position])))
     subtracted = f"logit of {options.against!r}" if options.against else "mean logit"
     with Terminal() as terminal:
         terminal.say(f"logit of {options.target!r} minus {subtracted}: {result.output:.3f}")
         terminal.say(f"probability of {options.target!r}: {result.probability:.4f}")
-        terminal.show(table)
+        terminal.show(attribution_table(result, tokens))
         correlation = "undefined" if result.correlation is None else f"{result.correlation:.3f}"
         terminal.say(f"correlation of attribution ({result.method}) with ablation, over these features: {correlation}")
         terminal.say(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,11 @@ from analysis.concepts.search import (
     FeatureDescription,
     SearchSettings,
     concept_texts,
+    densities_of,
     describe_found,
     passages_record,
     search,
+    search_record,
 )
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.detectors import LEGEND, description_text, found_table, search_summary
@@ -59,23 +61,9 @@ def run(argv: list[str]) -> None:
         model = finished.language_model
         passages, result = search(phrase, finished, model, dictionaries, options, examples, against)
         descriptions = describe_found(finished, result, model, options.cache_dir, **talk)
-        record = {
-            "phrase": phrase,
-            "settings": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(options).items()},
-            "passages": passages_record(passages, store.train.documents, options.seed),
-            **asdict(result),
-        }
-        densities: dict[tuple[str, int], float | None] = {}
-        for found in result.features:
-            density_F = dictionaries[found.member].density_F
-            densities[found.member, found.feature] = None if density_F is None else float(density_F[found.feature])
-        for entry in record["features"]:
-            name, feature = entry["member"], entry["feature"]
-            entry["density"] = densities[name, feature]
-            if description := descriptions.get((name, feature)):
-                contexts = [context._asdict() for context in description.contexts]
-                entry |= {"promoted": description.promoted, "contexts": contexts}
-        for line in search_summary(phrase, record["passages"], result, options.fdr):
+        used = passages_record(passages, store.train.documents, options.seed)
+        densities = densities_of(result, dictionaries)
+        for line in search_summary(phrase, used, result, options.fdr):
             terminal.say(line)
         show(result, descriptions, densities, terminal)
         if best := next((feature for feature in result.features if feature.passes), None):
@@ -84,7 +72,7 @@ def run(argv: list[str]) -> None:
         path = options.json or finished.path / "analysis" / "find" / f"{slug(phrase)}.json"
         if not options.json and not can_be_kept(finished.path, terminal.say):
             return
-        write_json(path, record)
+        write_json(path, search_record(phrase, options, used, result, densities, descriptions))
         terminal.say(f"all numbers: {path}")
 
 

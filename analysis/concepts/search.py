@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,3 +142,36 @@ def passages_record(texts: ConceptPassages, trained_documents_W: np.ndarray, see
         "scored_others": int((~is_concept_N & scored_N).sum()),
         "scored_others_not_trained_on": int((~is_concept_N & scored_N & is_new_N).sum()),
     }
+
+
+def densities_of(result: FindFeature, dictionaries: Mapping[str, Dictionary]) -> dict[tuple[str, int], float | None]:
+    """The density of each found feature, by (member, feature); None for a dictionary without densities."""
+    densities: dict[tuple[str, int], float | None] = {}
+    for found in result.features:
+        density_F = dictionaries[found.member].density_F
+        densities[found.member, found.feature] = None if density_F is None else float(density_F[found.feature])
+    return densities
+
+
+def search_record(
+    phrase: str,
+    settings: SearchSettings,
+    passages: dict[str, int | float],
+    result: FindFeature,
+    densities: Mapping[tuple[str, int], float | None],
+    descriptions: Mapping[tuple[str, int], FeatureDescription],
+) -> dict[str, Any]:
+    """All numbers of a search, for a JSON file. Features that pass have their promoted tokens and contexts."""
+    record: dict[str, Any] = {
+        "phrase": phrase,
+        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in asdict(settings).items()},
+        "passages": passages,
+        **asdict(result),
+    }
+    for entry in record["features"]:
+        found = entry["member"], entry["feature"]
+        entry["density"] = densities[found]
+        if description := descriptions.get(found):
+            contexts = [context._asdict() for context in description.contexts]
+            entry |= {"promoted": description.promoted, "contexts": contexts}
+    return record

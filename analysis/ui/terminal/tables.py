@@ -1,4 +1,4 @@
-"""Tables that commands print: presets, frontiers, a study's answers, benchmarks, steered texts."""
+"""Tables that commands print: presets, plans, frontiers, a study's answers, benchmarks, steered texts, attributions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from analysis.ui.terminal.wording import counted, duration_text, number_cells, s
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
+    from analysis.interventions.attribution import Attribution
     from analysis.interventions.steering import Steered, Texts
     from analysis.runs.families import Spread
     from analysis.stats import Estimate
@@ -176,4 +177,16 @@ def steered_figures_table(steered: Steered) -> Table:
     for name, curve in steered.directions.items():
         for texts in curve:
             add(name, texts, "" if steered.mode == "ablate" else f"{texts.strength:g}")
+    return table
+
+
+def attribution_table(attribution: Attribution, tokens: list[str]) -> Table:
+    """A row for each feature, with the position and the token of its largest contribution. `tokens` is the prompt."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("feature", "attribution", "ablation", "value", "position"):
+        table.add_column(head, justify="right")
+    table.add_column("token", overflow="fold")
+    for effect in attribution.effects:
+        numbers = (f"{effect.attribution:+.4f}", f"{effect.ablation:+.4f}", f"{effect.value:.2f}")
+        table.add_row(str(effect.feature), *numbers, str(effect.position), Text(repr(tokens[effect.position])))
     return table
