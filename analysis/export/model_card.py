@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from analysis.runs.families import MEMBER, TRAINING
+from analysis.runs.finished import FinishedRun
 from analysis.runs.undefined import why_undefined
+from harvest.errors import InputError
+from harvest.files import parse_json
 from sae_jax.formats import Dictionary
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -20,6 +24,20 @@ CARD_METRICS = {
     "ce_recovered": "cross-entropy recovered, relative to zero ablation",
     "kl_recovered": "KL divergence recovered, relative to zero ablation",
 }
+
+
+def member_facts(source: Path, member_id: str | None) -> dict | None:
+    """The run's records of a member ("member", "asked", "store", "environment"); None if `source` is no run."""
+    if not (source / "config.json").exists() or "asked" not in parse_json(source / "config.json", "choose another"):
+        if member_id is not None:
+            raise InputError(f"--member {member_id}: {source} is a single dictionary, not a run: leave --member out")
+        return None
+    run = FinishedRun.open(source)
+    if member_id is None and len(run.results["members"]) > 1:
+        raise InputError(f"--member is missing and the run has several: give one of {', '.join(run.members)}")
+    (name,) = run.chosen((member_id,) if member_id else ())
+    facts = {"member": run.members[name], "store": run.store_facts(run.site(name))}
+    return facts | {what: run.config[what] for what in ("asked", "environment")}
 
 
 def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> str:
