@@ -13,6 +13,7 @@ from analysis.comparison.frontier import compute_frontier, write_frontier
 from analysis.runs.finished import can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table
+from harvest.errors import InputError
 from harvest.request import flag
 
 
@@ -37,6 +38,11 @@ def run(argv: list[str]) -> None:
         for member in frontier.failed:
             terminal.say(f"{member} has no results: its training failed")
         if not frontier.has_curve:
+            if options.to:
+                raise InputError(
+                    f"--to {to}: there is no figure to write, because no kind has results at two or more sparsities: "
+                    "train with --target-l0 16 32 or --k 16 32, or leave --to out"
+                )
             terminal.say(
                 "no figure: it needs one kind at two or more sparsities, trained with --target-l0 16 32 or --k 16 32"
             )
