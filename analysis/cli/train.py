@@ -61,6 +61,17 @@ class Options:
     wandb_project: str = flag("sae-interpretability", "Weights & Biases project")
     log_freq: int = flag(100, "smallest number of steps between two points that are logged to Weights & Biases")
 
+    def __post_init__(self) -> None:
+        if self.resume and self.force:
+            raise InputError("--resume continues the run, --force starts over: give only one of them")
+        if self.log_freq < 1:
+            raise InputError(f"--log-freq {self.log_freq}: must be 1 or more")
+        if not self.checkpoint_seconds > 0:
+            raise InputError(f"--checkpoint-seconds {self.checkpoint_seconds}: must be a positive number")
+        for name in ("ce_windows", "snapshots"):
+            if (value := getattr(self, name)) < 0:
+                raise InputError(f"--{name.replace('_', '-')} {value}: must be 0 or more")
+
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__)
@@ -95,12 +106,8 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
             raise InputError(f"{name} has no effect on --activation {' '.join(config.activation)}: leave it out")
     if {"--target-l0", "--sparsity"} <= given:
         raise InputError("--target-l0 steers to an L0, --sparsity fixes the coefficient: give only one of them")
-    if options.resume and options.force:
-        raise InputError("--resume continues the run, --force starts over: give only one of them")
     if not options.use_wandb and (idle := [name for name in WANDB_FLAGS if name in given]):
         raise InputError(f"{idle[0]} has no effect without --use-wandb: add --use-wandb, or leave {idle[0]} out")
-    if options.log_freq < 1:
-        raise InputError(f"--log-freq {options.log_freq}: must be 1 or more")
     members_of(config, request.sites)
     if request.held_out == 1:
         raise InputError("--held-out 1 leaves nothing to train on: give a value below 1")
@@ -109,11 +116,6 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
             f"--batch-size {config.batch_size} is larger than the {most:,} rows of --n-samples times --seq-len: "
             "lower it, or raise one of those"
         )
-    if not options.checkpoint_seconds > 0:
-        raise InputError(f"--checkpoint-seconds {options.checkpoint_seconds}: must be a positive number")
-    for name in ("ce_windows", "snapshots"):
-        if (value := getattr(options, name)) < 0:
-            raise InputError(f"--{name.replace('_', '-')} {value}: must be 0 or more")
     return request, config, options, record
 
 
