@@ -11,17 +11,19 @@ import errno
 import gc
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.identity import matching_store
 from harvest.request import HarvestRequest, Site
-from harvest.sources import Source, resolve
+from harvest.sources import Source, name_of, resolve
 from harvest.store import FORMAT, ActivationStore
 from harvest.store_writer import StoreWriter
 
@@ -74,13 +76,36 @@ def harvest(
     by_site = {site: ActivationStore(directory) for site, directory in directories.items()}
     if loss_recovered:
         refuse_unmeasurable({site: store.manifest for site, store in by_site.items()}, say)
-    say_stores(by_site, say)
+    _say_stores(by_site, say)
     if (got := next(iter(by_site.values())).manifest["n_samples_got"]) < request.n_samples:
         say(f"the text has only {got:,} windows of {request.seq_len} tokens; {request.n_samples:,} were requested")
     return by_site
 
 
-def say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
+def harvest_again(
+    request: HarvestRequest,
+    trained: Sequence[Mapping[str, Any]],
+    cache_dir: Path,
+    on_progress: Progress = ignore,
+    say: Say = ignore,
+    loss_recovered: bool = False,
+) -> dict[Site, ActivationStore]:
+    """The stores that a run began with, harvested again with the same model and text if the cache lacks one of them.
+
+    `trained` are the run's records of them. If the cache holds them all, no hub is contacted.
+    """
+    facts = {site: fact for site in request.sites for fact in trained if fact["hook_name"] == site.hook_name}
+    places = {site: cache_dir / "activations" / fact["directory"] for site, fact in facts.items()}
+    stores = {site: store for site, fact in facts.items() if (store := matching_store(fact["identity"], places[site]))}
+    if len(stores) == len(request.sites):
+        _say_stores(stores, say)
+        return stores
+    model, dataset = name_of("model", trained[0]["model"]), name_of("dataset", trained[0]["dataset"])
+    request = replace(request, model_name=model, dataset=dataset)
+    return harvest(request, cache_dir, on_progress, say, loss_recovered=loss_recovered)
+
+
+def _say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
     _say_text(next(iter(stores.values())).manifest["text"], say)
     for site, store in stores.items():
         rows = f"{len(store.train):,} training rows, {len(store.held_out):,} held-out rows"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,10 @@ from analysis.cli.flags import Parser, filled, keep_compiled
 from analysis.cli.show import show_results
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
-from harvest.capture import harvest, say_stores
+from harvest.capture import harvest, harvest_again
 from harvest.errors import InputError
-from harvest.identity import matching_store
 from harvest.request import HarvestRequest, Site, default_cache_dir, flag, named
-from harvest.sources import Source, name_of, named_files, resolve
+from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import FLAGS_OF_SOME_KINDS, TrainConfig, flags_of_kind
 from sae_jax.members import members_of
@@ -147,7 +146,12 @@ def run(argv: list[str]) -> None:
             sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
             if d_model := sources[0].d_model:  # `train` checks again, with the devices that JAX has found
                 refuse_too_large(memory(config, request, d_model))
-        stores = rows_of(run, request, options, terminal, sources)
+        how: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
+        how["loss_recovered"] = measures_loss_recovered(request, options)
+        if options.resume and run.stores:
+            stores = harvest_again(request, run.stores, options.cache_dir, **how)
+        else:
+            stores = harvest(request, options.cache_dir, sources=sources, **how)
         harvest_seconds = time.perf_counter() - began
         others.enter_context(run.held())
         if answered(run, request, options, terminal):  # another process may have finished the run in the meantime
@@ -201,34 +205,6 @@ def answered(run: RunDirectory, request: HarvestRequest, options: Options, termi
         )
     show_results(run.path, results, terminal)
     return True
-
-
-def rows_of(
-    run: RunDirectory,
-    request: HarvestRequest,
-    options: Options,
-    terminal: Terminal,
-    sources: tuple[Source, Source] | None,
-) -> dict[Site, ActivationStore]:
-    """The activation stores to train on, harvested if the cache does not hold them.
-
-    A resumed run uses the stores that it began with and, if the cache still holds them, does not contact the hub.
-    `sources` is the model and data set that `resolve` found for a new run.
-    """
-    talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
-    if options.resume and run.stores:
-        facts = {site: fact for site in request.sites for fact in run.stores if fact["hook_name"] == site.hook_name}
-        places = {site: options.cache_dir / "activations" / fact["directory"] for site, fact in facts.items()}
-        stores = {
-            site: store for site, fact in facts.items() if (store := matching_store(fact["identity"], places[site]))
-        }
-        if len(stores) == len(request.sites):
-            say_stores(stores, terminal.say)
-            return stores
-        model, dataset = run.stores[0]["model"], run.stores[0]["dataset"]
-        request = replace(request, model_name=name_of("model", model), dataset=name_of("dataset", dataset))
-    talk |= {"sources": sources, "loss_recovered": measures_loss_recovered(request, options)}
-    return harvest(request, options.cache_dir, **talk)
 
 
 def wandb_log(

@@ -269,14 +269,14 @@ def test_the_lock_file_is_not_deleted(tmp_path):
 
 def test_results_are_checked_again_after_locking(run, tmp_path, monkeypatch, capsys):
     """If another process finishes the run while this one harvests, its results are shown, and nothing is trained."""
-    path, plain = tmp_path / "run", train_command.rows_of
+    path, plain = tmp_path / "run", train_command.harvest
 
-    def meanwhile(*arguments):
-        stores = plain(*arguments)
+    def meanwhile(*arguments, **options):
+        stores = plain(*arguments, **options)
         shutil.copytree(run.path, path)
         return stores
 
-    monkeypatch.setattr(train_command, "rows_of", meanwhile)
+    monkeypatch.setattr(train_command, "harvest", meanwhile)
     argv = (*home_of(run.path.parent / "alice"), *SIZES, "--ce-windows", "0", "--run-dir", path)
     assert main.run_as_command([*map(str, (*argv, "--cache-dir", run.path.parent / "cache"))]) == 0
     assert "is finished" in capsys.readouterr().out
