@@ -12,17 +12,11 @@ python main.py study RUN --control RUN_RANDOM    # compares with a run on the sa
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from analysis.cli.flags import filled, parsed, place
 from harvest.request import default_cache_dir, flag
-
-if TYPE_CHECKING:
-    from analysis.runs.finished import FinishedRun
-    from analysis.study.measures import PopulationMeasures
-    from analysis.study.questions import Answer
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,7 @@ def run(argv: list[str]) -> None:
     from analysis.study.maps import draw
     from analysis.study.measures import collect_measures
     from analysis.study.questions import study
+    from analysis.study.record import write_study
     from analysis.ui.terminal.live import Terminal
     from analysis.ui.terminal.tables import study_table
 
@@ -59,29 +54,7 @@ def run(argv: list[str]) -> None:
             terminal.say(f"{answer.answer}\nUncertainty: {answer.uncertainty}\nNot shown: {answer.not_shown}")
         if not can_be_kept(finished.path, terminal.say):
             return
-        first_alive = [
-            next((name for name in names if name in measures.decoders), names[0]) for names in measures.kinds.values()
-        ]
-        maps = draw(measures, first_alive, terminal.say)
-        paths = written(answers, finished, shuffled, measures)
+        maps = draw(measures, terminal.say)
+        paths = write_study(answers, measures, control)
         terminal.say(f"\nfigures: {finished.path / 'figures'}: {', '.join([*(p.stem for p in paths[:-1]), *maps])}")
         terminal.say(f"all numbers: {paths[-1]}")
-
-
-def written(
-    answers: list[Answer], finished: FinishedRun, shuffled: FinishedRun | None, measures: PopulationMeasures
-) -> list[Path]:
-    """Write the figures and analysis/study.json. Returns their paths, study.json last."""
-    from analysis.plots.style import save
-    from harvest.files import write_json
-
-    paths, records = [], []
-    for number, answer in enumerate(answers, 1):
-        for name, figure in answer.figures.items():
-            paths.append(save(figure, finished.path / "figures" / f"study-{number}-{name}")[0])
-        plain = asdict(replace(answer, figures={}))
-        records.append(plain | {"figures": [f"study-{number}-{name}" for name in answer.figures]})
-    record = {"schema": 1, "run": finished.path.resolve().name, "control": shuffled and shuffled.path.resolve().name}
-    record |= {"values": measures.values, "notes": measures.notes, "answers": records}
-    write_json(finished.path / "analysis" / "study.json", record)
-    return [*paths, finished.path / "analysis" / "study.json"]

@@ -227,7 +227,7 @@ def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:
 
 def measures_loss_recovered(request: HarvestRequest, options: Options) -> bool:
     """Whether the run measures loss recovered: it is asked to, and its windows have a next token to predict."""
-    return options.ce_windows > 0 and request.seq_len - (not request.keep_first_position) >= 2
+    return options.ce_windows > 0 and request.positions >= 2
 
 
 def work(

@@ -13,14 +13,19 @@ from analysis.features.contexts import token_texts
 from analysis.plots.comparison import splitting_chart
 from analysis.plots.feature_map import clusters_chart
 from analysis.plots.style import save
+from analysis.runs.families import by_seed
 from analysis.study.measures import PopulationMeasures
 
 
-def draw(measures: PopulationMeasures, members: list[str], say: Callable[[str], None]) -> list[str]:
-    """Draw the clusters of these members and the splitting of every family of widths. Returns the figures' names."""
+def draw(measures: PopulationMeasures, say: Callable[[str], None]) -> list[str]:
+    """Draw clusters of the first living seed of each setting, and the splitting of each family of widths.
+
+    Returns the names of the figures.
+    """
     run, tokenizer = measures.run.path, None
     drawn = []
-    for name in members:
+    for seeds in by_seed(measures.settings).values():
+        name = next((name for name in seeds if name in measures.decoders), seeds[0])
         decoder, stem = measures.decoders.get(name), run / "figures" / f"clusters-{name}"
         if decoder is None or decoder.alive_F.sum() < 2 * MIN_CLUSTER:
             say(f"{name}: too few living features for a map")
