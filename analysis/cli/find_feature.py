@@ -18,7 +18,6 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from analysis.cli.dashboard import ADDRESS, PORT
 from analysis.cli.flags import filled, parsed, place
 from analysis.concepts.search import (
     FeatureDescription,
@@ -31,6 +30,7 @@ from analysis.concepts.search import (
     search_record,
 )
 from analysis.runs.finished import FinishedRun, can_be_kept
+from analysis.ui.dashboard.server import ADDRESS, PORT
 from analysis.ui.terminal.detectors import LEGEND, description_text, found_table, search_summary
 from analysis.ui.terminal.live import Terminal
 from harvest.files import write_json

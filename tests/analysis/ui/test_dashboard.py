@@ -18,12 +18,12 @@ from scipy.ndimage import binary_erosion
 from streamlit.testing.v1 import AppTest
 
 import main
-from analysis.cli.dashboard import APP, LOOPBACK, Options, hosts
 from analysis.cli.show import run as show
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, load_or_compute_features
 from analysis.plots.style import INK
 from analysis.runs.finished import FinishedRun
+from analysis.ui.dashboard.server import ADDRESS, APP, LOOPBACK, hosts
 from analysis.ui.dashboard.token_html import bars, coloured, passage
 from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer
@@ -313,9 +313,9 @@ def test_a_too_long_number_is_no_feature(run, cache):
 
 def test_allowed_host_names_if_other_machines_may_connect():
     """If any host name was accepted, a website could use DNS rebinding."""
-    at_all = hosts(Options((), address="0.0.0.0"))
+    at_all = hosts("0.0.0.0", ())
     assert "*" not in at_all and {"127.0.0.1", "0.0.0.0", socket.gethostname()} <= set(at_all)
-    assert hosts(Options(())) == LOOPBACK and "proxy.test" in hosts(Options((), host=("proxy.test",)))
+    assert hosts(ADDRESS, ()) == LOOPBACK and "proxy.test" in hosts(ADDRESS, ("proxy.test",))
 
 
 def test_an_address_that_is_not_set_is_refused(run, capsys):
