@@ -22,7 +22,7 @@ from sae_jax.training.step import sparse_pays
 
 MATMULS, SPARSE_MATMULS = 5, 1  # products of size B x D x F per step, on the dense and on the sparse path
 UPDATE_SECONDS = 2.5e-9  # time of Adam per parameter
-SPARSE_SECONDS = 0.6e-9  # time of the sparse path per row, active feature and dimension
+SPARSE_SECONDS = 0.8e-9  # time of the sparse path per row, active feature and dimension
 
 
 @dataclass(frozen=True)
