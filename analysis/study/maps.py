@@ -13,7 +13,6 @@ from analysis.features.contexts import token_texts
 from analysis.plots.comparison import splitting_chart
 from analysis.plots.feature_map import clusters_chart
 from analysis.plots.style import save
-from analysis.runs.families import by_seed
 from analysis.study.measures import PopulationMeasures
 
 
@@ -24,7 +23,7 @@ def draw(measures: PopulationMeasures, say: Callable[[str], None]) -> list[str]:
     """
     run, tokenizer = measures.run.path, None
     drawn = []
-    for seeds in by_seed(measures.settings).values():
+    for seeds in measures.kinds.values():
         name = next((name for name in seeds if name in measures.decoders), seeds[0])
         decoder, stem = measures.decoders.get(name), run / "figures" / f"clusters-{name}"
         if decoder is None or decoder.alive_F.sum() < 2 * MIN_CLUSTER:
