@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
 
 from harvest.errors import InputError, shortened
 from harvest.files import refuse_irregular
-from harvest.request import Allowed, check, flag, settle
+from harvest.flags import BELOW_1, COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, check, flag, settle
 
 SPARSITY_CONTROLS = {  # settings that can fix the sparsity of a kind, the default first
     "relu": ("target_l0", "sparsity"),
@@ -28,22 +27,6 @@ FLAGS_OF_SOME_KINDS = ("k", "aux_coefficient", "target_l0", "sparsity")  # the o
 NORMALIZATIONS = ("standardize", "mean_norm", "mean_square", "none")
 DTYPES = ("float32", "bfloat16")
 DEAD_RULES = ("rate", "anthropic", "none")
-
-
-SINGLE_LEAST, SINGLE_MOST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # range of normal float32 numbers
-
-
-def in_float32(value: Any) -> bool:
-    """Whether a number neither underflows nor overflows in float32."""
-    return value == 0 or SINGLE_LEAST <= abs(value) <= SINGLE_MOST
-
-
-COUNT = Allowed(Integral, lambda v: 1 <= v < 2**31, "a whole number, 1 or more, and below 2147483648")
-SEED = Allowed(Integral, lambda v: 0 <= v < 2**31, "a whole number, 0 to 2147483647")
-SHARE = Allowed(Real, lambda v: 0 <= v <= 1, "a share, 0 to 1")
-POSITIVE = Allowed(Real, lambda v: in_float32(v) and v > 0, "a positive number of float32 (1.2e-38 to 3.4e38)")
-NOT_NEGATIVE = Allowed(Real, lambda v: in_float32(v) and v >= 0, "0 or a positive number of float32")
-BELOW_1 = Allowed(Real, lambda v: 0 <= v <= 1 - 2**-24, "0 or more and below 1, in float32, too")
 
 
 @dataclass(frozen=True)

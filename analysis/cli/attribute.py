@@ -24,7 +24,7 @@ from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import attribution_table
 from harvest.errors import InputError
 from harvest.files import write_json
-from harvest.request import flag
+from harvest.flags import flag
 
 METHODS = ("gradient", "integrated", "path")  # defined here, so that --help does not import jax
 

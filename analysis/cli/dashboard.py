@@ -16,7 +16,8 @@ from analysis.cli.flags import filled, parsed, place
 from analysis.runs.finished import FinishedRun
 from analysis.ui.dashboard.server import ADDRESS, PORT, need_free, serve
 from harvest.errors import InputError
-from harvest.request import default_cache_dir, flag
+from harvest.flags import flag
+from harvest.request import default_cache_dir
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
 from harvest.files import refuse_taken
-from harvest.request import default_cache_dir, flag
+from harvest.flags import flag
+from harvest.request import default_cache_dir
 
 
 @dataclass(frozen=True)

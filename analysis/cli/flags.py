@@ -10,8 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from harvest.errors import InputError
 from harvest.files import refuse_as_target
-from harvest.request import flag
-from sae_jax.config import in_float32
+from harvest.flags import flag, in_float32
 
 T = TypeVar("T")
 WHOLE_BELOW = 2**31

@@ -14,7 +14,7 @@ from analysis.runs.finished import can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table
 from harvest.errors import InputError
-from harvest.request import flag
+from harvest.flags import flag
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 
 from analysis.cli.flags import filled, parsed, place
 from harvest.errors import InputError
-from harvest.request import default_cache_dir, flag
+from harvest.flags import flag
+from harvest.request import default_cache_dir
 
 
 @dataclass(frozen=True)

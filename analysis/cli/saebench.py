@@ -16,7 +16,7 @@ from analysis.quality.saebench import SAEBench, run_benchmarks, write_benchmark
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import benchmark_table
-from harvest.request import flag
+from harvest.flags import flag
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.scatter import scatter
 from analysis.ui.terminal.tables import frontier_table
 from harvest.errors import InputError
-from harvest.request import flag
+from harvest.flags import flag
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier

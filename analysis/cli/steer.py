@@ -33,7 +33,8 @@ from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import steered_figures_table, steered_texts_table
 from harvest.errors import InputError
 from harvest.files import write_json
-from harvest.request import default_cache_dir, flag
+from harvest.flags import flag
+from harvest.request import default_cache_dir
 
 SWEEP = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 RANDOM, MEANS = "random direction", "difference in means"

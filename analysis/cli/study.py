@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
-from harvest.request import default_cache_dir, flag
+from harvest.flags import flag
+from harvest.request import default_cache_dir
 
 
 @dataclass(frozen=True)

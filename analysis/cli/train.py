@@ -28,7 +28,8 @@ from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
 from harvest.capture import harvest, harvest_again
 from harvest.errors import InputError
-from harvest.request import HarvestRequest, Site, default_cache_dir, flag, named
+from harvest.flags import flag, named
+from harvest.request import HarvestRequest, Site, default_cache_dir
 from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import FLAGS_OF_SOME_KINDS, TrainConfig, flags_of_kind

@@ -11,7 +11,8 @@ import numpy as np
 
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
-from harvest.request import default_cache_dir, flag
+from harvest.flags import flag
+from harvest.request import default_cache_dir
 
 if TYPE_CHECKING:
     from analysis.concepts.detectors import FindFeature

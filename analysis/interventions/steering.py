@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.request import Site, flag
+from harvest.flags import flag
+from harvest.request import Site
 
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel

@@ -19,7 +19,8 @@ from analysis.quality.opened import (
 )
 from analysis.runs.undefined import why_undefined
 from harvest.errors import InputError
-from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir, flag
+from harvest.flags import flag
+from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir
 
 if TYPE_CHECKING:
     from harvest.sources import Source

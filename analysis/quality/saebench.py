@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
-from harvest.request import flag
+from harvest.flags import flag
 from harvest.sources import BUNDLED_CORPUS
 
 if TYPE_CHECKING:
