@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import Field, field, fields
+from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any, NamedTuple
@@ -30,18 +30,26 @@ def flag(default, help: str, allowed: Allowed | None = None, **extra):
     return field(default=default, metadata={"help": help, "allowed": allowed, **extra})
 
 
-def settle(settings: Any) -> None:
-    """Convert the fields of a dataclass of flags to plain values and tuples. Raises InputError for invalid values."""
-    for part in fields(settings):
-        value = plain(getattr(settings, part.name))
-        if isinstance(part.default, tuple):
-            value = several(part.name, value)
-        for one in value if isinstance(value, tuple) else (value,):
-            check(part, one)
-        if isinstance(value, tuple) and (len(set(value)) < len(value) or not value and part.default):
-            given = shortened(" ".join(map(str, value)))
-            raise InputError(f"{named(part.name)} {given}: give at least one value, and none twice")
-        object.__setattr__(settings, part.name, value)
+@dataclass(frozen=True)
+class Flags:
+    """The base class of dataclasses of flags. Converts their fields to plain values and tuples, and checks them.
+
+    Raises InputError for a value that is not allowed.
+    """
+
+    def __post_init__(self) -> None:
+        for part in fields(self):
+            value = plain(getattr(self, part.name))
+            if isinstance(value, PathLike) and part.metadata["allowed"]:  # where a text is needed
+                value = fspath(value)
+            if isinstance(part.default, tuple):
+                value = several(part.name, value)
+            for one in value if isinstance(value, tuple) else (value,):
+                check(part, one)
+            if isinstance(part.default, tuple) and (len(set(value)) < len(value) or not value and part.default):
+                given = shortened(" ".join(map(str, value)))
+                raise InputError(f"{named(part.name)} {given}: give at least one value, and none twice")
+            object.__setattr__(self, part.name, value)
 
 
 def check(part: Field, value: Any, what: str = "") -> None:
@@ -49,6 +57,9 @@ def check(part: Field, value: Any, what: str = "") -> None:
     allowed = part.metadata["allowed"]
     if allowed is None or value is None and part.default is None:
         return
+    if allowed.kind is Real and isinstance(value, Real) and not in_float32(value):
+        words = "0 or have an absolute value from 1.2e-38 to 3.4e38, the range of float32"
+        raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {words}")
     if not isinstance(value, allowed.kind) or isinstance(value, bool) or not allowed.fits(value):
         raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {allowed.words}")
 
@@ -58,13 +69,11 @@ def named(name: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A scalar of numpy, JAX or torch as a Python number, and a path as a string. Other values are returned as given.
+    """A scalar of numpy, JAX or torch as a Python number. Other values are returned as given.
 
     A float32 or float16 becomes the shortest decimal that rounds to it: float32(1e-5) is 1e-5, not
     9.999999747378752e-06.
     """
-    if isinstance(value, PathLike):
-        return fspath(value)
     if getattr(value, "ndim", None) != 0:
         return value
     narrow = {"float32": np.float32, "float16": np.float16}.get(str(value.dtype).removeprefix("torch."))
@@ -90,12 +99,12 @@ def in_float32(value: Any) -> bool:
     return value == 0 or SINGLE_LEAST <= abs(value) <= SINGLE_MOST
 
 
-NAME = Allowed(str, lambda name: bool(name.strip()), "a name, not an empty string")
-NUMBER = Allowed(Integral, lambda number: number >= 0, "a whole number, 0 or more")
-LENGTH = Allowed(Integral, lambda number: number >= 1, "a whole number, 1 or more")
+TEXT = Allowed(str, lambda v: bool(v.strip()), "a text that is not empty")
+NUMBER = Allowed(Integral, lambda v: 0 <= v < 2**31, "a whole number, 0 to 2147483647")
 COUNT = Allowed(Integral, lambda v: 1 <= v < 2**31, "a whole number, 1 or more, and below 2147483648")
-SEED = Allowed(Integral, lambda v: 0 <= v < 2**31, "a whole number, 0 to 2147483647")
+REAL = Allowed(Real, lambda v: True, "a number")
+POSITIVE = Allowed(Real, lambda v: v > 0, "a positive number")
+NOT_NEGATIVE = Allowed(Real, lambda v: v >= 0, "0 or a positive number")
 SHARE = Allowed(Real, lambda v: 0 <= v <= 1, "a share, 0 to 1")
-POSITIVE = Allowed(Real, lambda v: in_float32(v) and v > 0, "a positive number of float32 (1.2e-38 to 3.4e38)")
-NOT_NEGATIVE = Allowed(Real, lambda v: in_float32(v) and v >= 0, "0 or a positive number of float32")
+ABOVE_0 = Allowed(Real, lambda v: 0 < v <= 1, "a share over 0 and at most 1")
 BELOW_1 = Allowed(Real, lambda v: 0 <= v <= 1 - 2**-24, "0 or more and below 1, in float32, too")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvest.errors import InputError
-from harvest.flags import LENGTH, NAME, NUMBER, Allowed, flag, settle
+from harvest.flags import ABOVE_0, COUNT, NUMBER, TEXT, Allowed, Flags, flag
 
 DEFAULT_MODEL = "gpt2-small"
 DEFAULT_DATASET = "NeelNanda/pile-10k"
@@ -34,15 +34,14 @@ class Site(NamedTuple):
 
 
 TWO_WINDOWS = Allowed(
-    Integral, lambda number: number >= 2, "a whole number, at least 2 (one window to train on, one held out)"
-)
-HELD_OUT = Allowed(
-    Real, lambda share: 0 < share <= 1, "a number over 0 and at most 1 (with 1 there are no training rows)"
+    Integral,
+    lambda v: 2 <= v < 2**31,
+    "a whole number, at least 2 (one window to train on, one held out), and below 2147483648",
 )
 
 
 @dataclass(frozen=True)
-class HarvestRequest:
+class HarvestRequest(Flags):
     """The activations to harvest: the model, the sites and the text.
 
     `layer` and `hook` may be given as a plain int and str; they are stored as tuples. If `model_name` or `dataset` is
@@ -54,19 +53,19 @@ class HarvestRequest:
         None,
         f"hub name, TransformerLens alias, local directory or 'bundled' (default: {DEFAULT_MODEL}; bundled if the hub "
         "is unreachable)",
-        NAME,
+        TEXT,
     )
     dataset: str | None = flag(
         None,
         f"hub data set, .txt, .jsonl, .jsonl.gz or .parquet file, folder of such files, or 'bundled' (default: "
         f"{DEFAULT_DATASET}; bundled if the hub is unreachable)",
-        NAME,
+        TEXT,
     )
     layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read", NUMBER)
     hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", choices=HOOKS)
     n_samples: int = flag(10000, "token windows to harvest, including held-out ones", TWO_WINDOWS)
-    seq_len: int = flag(20, "tokens per window; a window never spans two documents", LENGTH)
-    held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents", HELD_OUT)
+    seq_len: int = flag(20, "tokens per window; a window never spans two documents", COUNT)
+    held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents", ABOVE_0)
     keep_first_position: bool = flag(
         False, "also use the first position of each window, whose activation is an outlier in GPT-2"
     )
@@ -78,7 +77,7 @@ class HarvestRequest:
     )
 
     def __post_init__(self) -> None:
-        settle(self)
+        super().__post_init__()
         if self.seq_len < 2 and not self.keep_first_position:
             raise InputError(f"--seq-len {self.seq_len}: must be at least 2")
 

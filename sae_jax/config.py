@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from harvest.errors import InputError, shortened
 from harvest.files import refuse_irregular
-from harvest.flags import BELOW_1, COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, check, flag, settle
+from harvest.flags import BELOW_1, COUNT, NOT_NEGATIVE, NUMBER, POSITIVE, SHARE, Flags, check, flag
 
 SPARSITY_CONTROLS = {  # settings that can fix the sparsity of a kind, the default first
     "relu": ("target_l0", "sparsity"),
@@ -30,7 +30,7 @@ DEAD_RULES = ("rate", "anthropic", "none")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Flags):
     """Settings of a training run. Tuples span the population. Raises InputError for invalid values."""
 
     activation: tuple[str, ...] = flag(
@@ -45,7 +45,7 @@ class TrainConfig:
         (), "fixed penalty coefficient as in the papers, instead of --target-l0", NOT_NEGATIVE
     )
     k: tuple[int, ...] = flag((32,), "active features per row, for the topk kinds", COUNT)
-    seed: tuple[int, ...] = flag((0,), "seed of the initial weights and of the revival of dead features", SEED)
+    seed: tuple[int, ...] = flag((0,), "seed of the initial weights and of the revival of dead features", NUMBER)
     warmup: tuple[float, ...] = flag(
         (0.05,),
         "share of the steps at the start in which the learning rate (and the --sparsity coefficient) rises from zero",
@@ -70,7 +70,7 @@ class TrainConfig:
     members: Path | None = flag(None, ".json file with a list of members, instead of all combinations of the flags")
     epochs: int = flag(100, "passes over the training rows", COUNT)
     batch_size: int = flag(64, "rows per step", COUNT)
-    data_seed: int = flag(0, "seed of the order of rows, which is the same for all members", SEED)
+    data_seed: int = flag(0, "seed of the order of rows, which is the same for all members", NUMBER)
     dead_threshold: float = flag(
         1e-3, "with --dead-rule rate: features that fire on a smaller share of rows are revived", BELOW_1
     )
@@ -97,7 +97,7 @@ class TrainConfig:
     entries: ClassVar[list[dict[str, Any]] | None]  # entries of the members' file, read once
 
     def __post_init__(self) -> None:
-        settle(self)
+        super().__post_init__()
         if self.members is not None:
             object.__setattr__(self, "members", Path(self.members))
         object.__setattr__(self, "entries", read_members(self.members) if self.members else None)

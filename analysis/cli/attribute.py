@@ -24,13 +24,13 @@ from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import attribution_table
 from harvest.errors import InputError
 from harvest.files import write_json
-from harvest.flags import flag
+from harvest.flags import COUNT, Flags, flag
 
 METHODS = ("gradient", "integrated", "path")  # defined here, so that --help does not import jax
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     """The flags of `attribute`."""
 
     run: Path = place("RUN", "a run directory")
@@ -39,20 +39,16 @@ class Options:
     target: str | None = flag(None, "the token to explain, with its leading space if it has one")
     against: str | None = flag(None, "a second token, to explain the difference between the two logits")
     method: str = flag("path", "where the gradient is taken (see above)", choices=METHODS)
-    steps: int = flag(16, "number of gradients that --method integrated averages")
-    top: int = flag(20, "number of features to show and to ablate: those with the largest absolute attributions")
+    steps: int = flag(16, "number of gradients that --method integrated averages", COUNT)
+    top: int = flag(20, "number of features to show and to ablate: those with the largest absolute attributions", COUNT)
     json: Path | None = flag(None, "JSON file for all numbers", written=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("prompt", "target"):
             if not getattr(self, name):
                 example = "--prompt 'The ships lay in the' --target ' harbour'"
                 raise InputError(f"--{name} is missing: give it, as in {example}")
-        if self.method not in METHODS:
-            raise InputError(f"--method {self.method}: must be one of {', '.join(METHODS)}")
-        for name in ("steps", "top"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"--{name} {value}: must be 1 or more")
 
 
 def run(argv: list[str]) -> None:

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from numbers import Integral
 from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
 from analysis.runs.finished import FinishedRun
 from analysis.ui.dashboard.server import ADDRESS, PORT, need_free, serve
 from harvest.errors import InputError
-from harvest.flags import flag
+from harvest.flags import Allowed, Flags, flag
 from harvest.request import default_cache_dir
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     runs: tuple[Path, ...] = place("RUN", "directories of finished runs")
-    port: int = flag(PORT, "port of the server")
+    port: int = flag(
+        PORT, "port of the server", Allowed(Integral, lambda v: 1 <= v < 2**16, "a whole number, 1 to 65535")
+    )
     address: str = flag(
         ADDRESS, "address that the server listens on; any other value lets other machines in without a password"
     )
@@ -31,10 +34,6 @@ class Options:
         (), "further host names that browsers may use for the server, for example that of a proxy"
     )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.port <= 65535:
-            raise InputError(f"--port {self.port}: must be between 1 and 65535")
 
 
 def run(argv: list[str]) -> None:

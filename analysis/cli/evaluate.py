@@ -17,10 +17,11 @@ from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import evaluation_cells
 from harvest.errors import InputError
 from harvest.files import write_json
+from harvest.flags import Flags
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     directories: tuple[Path, ...] = place("DIR", "run directories and dictionaries")
 
 

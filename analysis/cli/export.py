@@ -17,12 +17,12 @@ from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
 from harvest.files import refuse_taken
-from harvest.flags import flag
+from harvest.flags import Flags, flag
 from harvest.request import default_cache_dir
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     source: Path = place("RUN", "a run directory, or the directory of a dictionary")
     member: str | None = flag(None, "id of the member; needed if the run has several")
     to: Path | None = flag(None, "a new or empty directory to write to")

@@ -34,6 +34,7 @@ from analysis.ui.dashboard.server import ADDRESS, PORT
 from analysis.ui.terminal.detectors import LEGEND, description_text, found_table, search_summary
 from analysis.ui.terminal.live import Terminal
 from harvest.files import write_json
+from harvest.flags import Flags
 
 CONTEXTS_SHOWN = 3
 
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     run: Path = place("RUN", "a run directory")
     phrase: str = place("PHRASE", "word or phrase to search for; case and a leading article are ignored")
 

@@ -10,10 +10,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from harvest.errors import InputError
 from harvest.files import refuse_as_target
-from harvest.flags import flag, in_float32
+from harvest.flags import Flags, flag
 
-T = TypeVar("T")
-WHOLE_BELOW = 2**31
+T = TypeVar("T", bound=Flags)
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -30,13 +29,13 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs: Any):
         super().__init__(formatter_class=Help, allow_abbrev=False, **kwargs)
-        for kind, read in ((int, whole), (float, single), (str, not_empty), (Path, lambda text: Path(not_empty(text)))):
-            self.register("type", kind, read)
+        self.register("type", str, not_empty)
+        self.register("type", Path, lambda text: Path(not_empty(text)))
 
     def error(self, message: str):
         raise InputError(f"{message} (see --help)")
 
-    def add_flags(self, cls: type, title: str | None = None) -> None:
+    def add_flags(self, cls: type[Flags], title: str | None = None) -> None:
         """Add the fields of a dataclass as flags, and those that `place` declares as positional arguments."""
         group, hints = self.add_argument_group(title) if title else self, get_type_hints(cls)
         for field in fields(cls):
@@ -48,7 +47,7 @@ def place(metavar: str, help: str) -> Any:
     return flag(MISSING, help, place=metavar)
 
 
-def parsed(command: str, description: str | None, argv: list[str], *classes: type) -> dict[str, Any]:
+def parsed(command: str, description: str | None, argv: list[str], *classes: type[Flags]) -> dict[str, Any]:
     """The values that a command was given for the fields of these dataclasses, for `filled`."""
     parser = Parser(prog=f"main.py {command}", description=description)
     for cls in classes:
@@ -64,20 +63,6 @@ def keep_compiled(cache_dir: Path) -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir / "compiled"))
 
 
-def whole(text: str) -> int:
-    if abs(value := int(text)) >= WHOLE_BELOW:
-        raise argparse.ArgumentTypeError(f"{text} is too large: must be below {WHOLE_BELOW}")
-    return value
-
-
-def single(text: str) -> float:
-    if not in_float32(value := float(text)):
-        raise argparse.ArgumentTypeError(
-            f"{text}: must be 0 or have an absolute value from 1.2e-38 to 3.4e38, the range of float32"
-        )
-    return value
-
-
 def not_empty(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError(
@@ -91,8 +76,8 @@ def filled(cls: type[T], values: dict[str, Any]) -> T:
 
     Raises InputError if a file that the command will write at its end cannot be written.
     """
-    chosen = {field.name: values[field.name] for field in fields(cls)}  # type: ignore[arg-type]
-    for field in fields(cls):  # type: ignore[arg-type]
+    chosen = {field.name: values[field.name] for field in fields(cls)}
+    for field in fields(cls):
         if field.metadata.get("written") and chosen[field.name]:  # checked before the command's long work
             refuse_as_target(chosen[field.name])
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()})

@@ -14,11 +14,11 @@ from analysis.runs.finished import can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table
 from harvest.errors import InputError
-from harvest.flags import flag
+from harvest.flags import Flags, flag
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     runs: tuple[Path, ...] = place("RUN", "directories of finished runs")
     to: Path | None = flag(
         None, "folder for the figure and its numbers (default: RUN if one run is given, otherwise ./frontier)"

@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 
 from analysis.cli.flags import filled, parsed, place
 from harvest.errors import InputError
-from harvest.flags import flag
+from harvest.flags import Flags, flag
 from harvest.request import default_cache_dir
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     runs: tuple[Path, ...] = place("RUN", "directories of finished runs")
     to: Path | None = flag(None, "the file to write (default: report.html in the first run)", written=True)
     control: Path | None = flag(

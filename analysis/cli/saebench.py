@@ -16,11 +16,11 @@ from analysis.quality.saebench import SAEBench, run_benchmarks, write_benchmark
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import benchmark_table
-from harvest.flags import flag
+from harvest.flags import Flags, flag
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     run: Path = place("RUN", "a run directory")
     member: tuple[str, ...] = flag((), "ids of members (default: all)")
 

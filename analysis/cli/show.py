@@ -19,7 +19,7 @@ from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.scatter import scatter
 from analysis.ui.terminal.tables import frontier_table
 from harvest.errors import InputError
-from harvest.flags import flag
+from harvest.flags import Flags, flag
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
@@ -35,7 +35,7 @@ COMMANDS = {  # by the file that each command leaves in RUN
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     run: Path = place("RUN", "a run directory")
     pareto: bool = flag(False, "also plot explained variance against L0")
     watch: bool = flag(False, "follow the training until it is finished")

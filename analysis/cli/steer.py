@@ -33,7 +33,7 @@ from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import steered_figures_table, steered_texts_table
 from harvest.errors import InputError
 from harvest.files import write_json
-from harvest.flags import flag
+from harvest.flags import COUNT, NUMBER, REAL, Flags, flag
 from harvest.request import default_cache_dir
 
 SWEEP = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
@@ -41,27 +41,27 @@ RANDOM, MEANS = "random direction", "difference in means"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     """The flags that choose the feature and how it is steered."""
 
     run: Path = place("RUN", "a run directory")
     member: str | None = flag(None, "id of the member; needed if the run has several")
-    feature: int | None = flag(None, "number of the feature, from 0")
+    feature: int | None = flag(None, "number of the feature, from 0", NUMBER)
     concept: str | None = flag(
         None, "a word or phrase, instead of --feature: the feature that steers best towards it is chosen"
     )
     mode: str = flag("add", "how the feature is changed (see above)", choices=MODES)
     strength: float | None = flag(
-        None, "strength, in units of the feature's largest activation over the corpus (default: 1)"
+        None, "strength, in units of the feature's largest activation over the corpus (default: 1)", REAL
     )
     sweep: bool = flag(False, "try all --strengths and report the best")
     strengths: tuple[float, ...] = flag(
-        (), f"strengths that --sweep tries (default: {' '.join(f'{s:g}' for s in SWEEP)})"
+        (), f"strengths that --sweep tries (default: {' '.join(f'{s:g}' for s in SWEEP)})", REAL
     )
     words: tuple[str, ...] = flag((), "words whose probability is measured (default: see probability above)")
     examples: Path | None = flag(None, "file of texts about the concept, as for find-feature")
     candidates: int = flag(
-        20, "with --concept: try at most this many features that detect it, and as many that promote its words"
+        20, "with --concept: try at most this many features that detect it, and as many that promote its words", COUNT
     )
     json: Path | None = flag(
         None, "JSON file for all texts and numbers; its `watched` are the watched tokens", written=True
@@ -69,10 +69,9 @@ class Options:
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.feature is None) == (self.concept is None):
             raise InputError("the feature is not chosen, or chosen twice: give exactly one of --feature and --concept")
-        if self.mode not in MODES:
-            raise InputError(f"--mode {self.mode}: must be one of {', '.join(MODES)}")
         if self.mode == "ablate" and (self.strength is not None or self.sweep):
             raise InputError("--mode ablate removes the feature completely: leave --strength and --sweep out")
         if self.mode == "clamp" and 0 in self.tried:
@@ -84,8 +83,6 @@ class Options:
             raise InputError("--strength is one strength, --sweep tries several: give only one of the two flags")
         if self.strengths and not self.sweep:
             raise InputError("--strengths needs --sweep: add --sweep, or give one --strength")
-        if self.candidates < 1:
-            raise InputError(f"--candidates {self.candidates}: must be 1 or more")
 
     @property
     def tried(self) -> tuple[float, ...]:
@@ -131,7 +128,7 @@ def run(argv: list[str]) -> None:
         else:
             assert options.feature is not None
             feature, scores = options.feature, {}
-            if not 0 <= feature < len(features.max_F):
+            if feature >= len(features.max_F):
                 raise InputError(f"--feature {feature}: must be between 0 and {len(features.max_F) - 1} for {member}")
             watched = promoted_tokens(features)[0][feature].tolist()
             if options.words:

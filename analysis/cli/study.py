@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
-from harvest.flags import flag
+from harvest.flags import COUNT, Flags, flag
 from harvest.request import default_cache_dir
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     run: Path = place("RUN", "a run directory")
     control: Path | None = flag(
         None, "a run on the same model with shuffled weights (trained with --control random-weights)"
     )
-    documents: int = flag(5000, "largest number of documents of the bundled corpus for training and testing probes")
+    documents: int = flag(
+        5000, "largest number of documents of the bundled corpus for training and testing probes", COUNT
+    )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 
 

@@ -28,7 +28,7 @@ from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
 from harvest.capture import harvest, harvest_again
 from harvest.errors import InputError
-from harvest.flags import flag, named
+from harvest.flags import COUNT, NUMBER, POSITIVE, Flags, flag, named
 from harvest.request import HarvestRequest, Site, default_cache_dir
 from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
@@ -43,15 +43,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Flags):
     """How the run is carried out. Nothing here changes the trained weights."""
 
     run_dir: Path | None = flag(None, "directory of the run (default: a folder in runs/ named after the settings)")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
-    ce_windows: int = flag(256, "held-out windows on which cross-entropy recovered is measured at the end; 0 skips it")
-    checkpoint_seconds: float = flag(60.0, "seconds between checkpoints")
+    ce_windows: int = flag(
+        256, "held-out windows on which cross-entropy recovered is measured at the end; 0 skips it", NUMBER
+    )
+    checkpoint_seconds: float = flag(60.0, "seconds between checkpoints", POSITIVE)
     snapshots: int = flag(
-        10, "save decoders at the start and at up to this many log-spaced steps, for `study`; 0 saves none"
+        10, "save decoders at the start and at up to this many log-spaced steps, for `study`; 0 saves none", NUMBER
     )
     resume: bool = flag(False, "continue an interrupted run from its last checkpoint")
     force: bool = flag(False, "start over, even if the run is finished or interrupted")
@@ -59,18 +61,12 @@ class Options:
     dry_run: bool = flag(False, "print what would be trained and the estimated cost, without training")
     use_wandb: bool = flag(False, "log to Weights & Biases; offline if you are not logged in")
     wandb_project: str = flag("sae-interpretability", "Weights & Biases project")
-    log_freq: int = flag(100, "smallest number of steps between two points that are logged to Weights & Biases")
+    log_freq: int = flag(100, "smallest number of steps between two points that are logged to Weights & Biases", COUNT)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.resume and self.force:
             raise InputError("--resume continues the run, --force starts over: give only one of them")
-        if self.log_freq < 1:
-            raise InputError(f"--log-freq {self.log_freq}: must be 1 or more")
-        if not self.checkpoint_seconds > 0:
-            raise InputError(f"--checkpoint-seconds {self.checkpoint_seconds}: must be a positive number")
-        for name in ("ce_windows", "snapshots"):
-            if (value := getattr(self, name)) < 0:
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be 0 or more")
 
 
 def build_parser() -> Parser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
-from harvest.flags import flag
+from harvest.flags import COUNT, NUMBER, Allowed, Flags, flag
 from harvest.request import default_cache_dir
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sae_jax.formats import Dictionary
 
 PROMOTED, CONTEXTS = 10, 10
+BETWEEN_0_AND_1 = Allowed(Real, lambda v: 0 < v < 1, "between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class FeatureDescription:
 
 
 @dataclass(frozen=True)
-class SearchSettings:
+class SearchSettings(Flags):
     """The flags of a search."""
 
     member: tuple[str, ...] = flag((), "ids of members to search (default: all)")
@@ -41,23 +43,14 @@ class SearchSettings:
         None, "file of texts about the concept: .txt with one per line, or .jsonl with each text under the key 'text'"
     )
     against: Path | None = flag(None, "file of texts that are not about the concept (default: passages of the corpus)")
-    passages: int = flag(300, "number of documents with the phrase to take from the corpus, at most")
-    top: int = flag(10, "number of features to report; the best feature of each member is always reported")
-    fdr: float = flag(0.05, "accepted share of false discoveries among the features that pass")
-    seed: int = flag(0, "seed of all random choices")
+    passages: int = flag(300, "number of documents with the phrase to take from the corpus, at most", COUNT)
+    top: int = flag(10, "number of features to report; the best feature of each member is always reported", COUNT)
+    fdr: float = flag(0.05, "accepted share of false discoveries among the features that pass", BETWEEN_0_AND_1)
+    seed: int = flag(0, "seed of all random choices", NUMBER)
     json: Path | None = flag(
         None, "JSON file for all numbers (default: analysis/find/PHRASE.json in the run)", written=True
     )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fdr < 1:
-            raise InputError(f"--fdr {self.fdr}: must be between 0 and 1")
-        for name in ("top", "passages"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"--{name} {value}: must be 1 or more")
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed}: must be 0 or more")
 
 
 def concept_texts(phrase: str, options: SearchSettings) -> tuple[list[str], list[str]]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.flags import flag
+from harvest.flags import ABOVE_0, COUNT, NOT_NEGATIVE, NUMBER, TEXT, Flags, flag
 from harvest.request import Site
 
 if TYPE_CHECKING:
@@ -37,33 +37,23 @@ Amounts = Callable[[np.ndarray], np.ndarray]  # from rows [N, D] to how much of 
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(Flags):
     """How texts are generated."""
 
-    prompt: tuple[str, ...] = flag(("I went for a walk and",), "one or several texts to continue")
-    max_new_tokens: int = flag(40, "number of tokens to generate for each text")
-    samples: int | None = flag(None, "texts per prompt (default: 4, or 1 if the temperature is 0)")
-    temperature: float = flag(0.7, "sampling temperature; 0 always takes the most likely token")
-    top_p: float = flag(0.9, "sample from the most likely tokens that have this total probability")
+    prompt: tuple[str, ...] = flag(("I went for a walk and",), "one or several texts to continue", TEXT)
+    max_new_tokens: int = flag(40, "number of tokens to generate for each text", COUNT)
+    samples: int | None = flag(None, "texts per prompt (default: 4, or 1 if the temperature is 0)", COUNT)
+    temperature: float = flag(0.7, "sampling temperature; 0 always takes the most likely token", NOT_NEGATIVE)
+    top_p: float = flag(0.9, "sample from the most likely tokens that have this total probability", ABOVE_0)
     positions: str = flag("all", "steer the prompt and the generated text, or only the latter", choices=POSITIONS)
-    seed: int = flag(0, "seed of all random choices; texts with and without steering use the same")
+    seed: int = flag(0, "seed of all random choices; texts with and without steering use the same", NUMBER)
 
     def __post_init__(self) -> None:
-        def need(ok: bool, name: str, allowed: str) -> None:
-            if not ok:
-                value = getattr(self, name)
-                given = " ".join(map(repr, value)) if isinstance(value, tuple) else value
-                raise InputError(f"--{name.replace('_', '-')} {given}: must be {allowed}")
-
+        super().__post_init__()
         if self.samples is None:
             object.__setattr__(self, "samples", 4 if self.temperature else 1)
-        need(all(map(str.strip, self.prompt)), "prompt", "a text")
-        need(self.max_new_tokens > 0, "max_new_tokens", "1 or more")
-        need(self.temperature >= 0, "temperature", "0 or more")
-        need(self.count == 1 or (self.count > 1 and self.temperature > 0), "samples", "1 at temperature 0, else more")
-        need(0 < self.top_p <= 1, "top_p", "over 0 and at most 1")
-        need(self.seed >= 0, "seed", "0 or more")
-        need(self.positions in POSITIONS, "positions", f"one of {', '.join(POSITIONS)}")
+        if self.count > 1 and not self.temperature:
+            raise InputError(f"--samples {self.samples}: must be 1 at --temperature 0, where all would be the same")
 
     @property
     def count(self) -> int:

@@ -19,8 +19,8 @@ from analysis.quality.opened import (
 )
 from analysis.runs.undefined import why_undefined
 from harvest.errors import InputError
-from harvest.flags import flag
-from harvest.request import HOOKS, HarvestRequest, Site, default_cache_dir
+from harvest.flags import ABOVE_0, COUNT, NUMBER, Flags, flag
+from harvest.request import HOOKS, TWO_WINDOWS, HarvestRequest, Site, default_cache_dir
 
 if TYPE_CHECKING:
     from harvest.sources import Source
@@ -29,7 +29,7 @@ N_SAMPLES, SEQ_LEN = 1000, 128  # used if neither a run nor a dictionary's confi
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(Flags):
     """The model, hooks and text to measure on. By default, the model and text are those of the first dictionary.
 
     Each dictionary is by default measured at its own hook.
@@ -38,7 +38,9 @@ class EvaluateSettings:
     model_name: str | None = flag(
         None, "hub name, TransformerLens alias, local directory or 'bundled' (default: the first dictionary's model)"
     )
-    layer: int | None = flag(None, "layer to measure all dictionaries at (default: the layer that each was trained on)")
+    layer: int | None = flag(
+        None, "layer to measure all dictionaries at (default: the layer that each was trained on)", NUMBER
+    )
     hook: str | None = flag(
         None, "hook to measure all dictionaries at (default: the hook that each was trained on)", choices=HOOKS
     )
@@ -50,16 +52,18 @@ class EvaluateSettings:
         None,
         "token windows to harvest (default: as many as the first run used; "
         f"{N_SAMPLES} for other dictionaries or with --dataset)",
+        TWO_WINDOWS,
     )
     seq_len: int | None = flag(
-        None, f"tokens per window (default: as in the training of the first dictionary, or {SEQ_LEN})"
+        None, f"tokens per window (default: as in the training of the first dictionary, or {SEQ_LEN})", COUNT
     )
     held_out: float | None = flag(
         None,
         "share of the documents to measure on (default: all; on the text of a run, the documents that it held out)",
+        ABOVE_0,
     )
     keep_first_position: bool = flag(False, "also measure at the first position of each window")
-    ce_windows: int = flag(256, "number of windows on which cross-entropy recovered is measured; 0 skips it")
+    ce_windows: int = flag(256, "number of windows on which cross-entropy recovered is measured; 0 skips it", NUMBER)
     json: Path | None = flag(None, "JSON file for all numbers", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
-from harvest.flags import flag
+from harvest.flags import COUNT, NUMBER, Flags, flag
 from harvest.sources import BUNDLED_CORPUS
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ BUNDLED_CONCEPTS = (
 
 
 @dataclass(frozen=True)
-class SAEBench:
+class SAEBench(Flags):
     """The flags of `saebench`: the benchmarks, and the text that they run on."""
 
     metrics: tuple[str, ...] = flag(
@@ -42,23 +42,17 @@ class SAEBench:
     concepts: tuple[str, ...] = flag(
         (), "scr: two concepts, each KEY=A,..:B,..: documents whose KEY is A have it, those whose KEY is B do not"
     )
-    documents: int = flag(5000, "largest number of documents to use")
-    document_tokens: int = flag(128, "number of tokens to read of each document, in windows of the run's length")
-    k: tuple[int, ...] = flag((1, 2, 5), "probing: numbers of features that a probe may use")
-    n_ablated: tuple[int, ...] = flag((2, 5, 10, 20, 50), "scr: numbers of features to ablate, one score for each")
-    words: int = flag(5000, "absorption: largest number of words of the vocabulary to use")
-    seed: int = flag(0, "seed of all random choices")
+    documents: int = flag(5000, "largest number of documents to use", COUNT)
+    document_tokens: int = flag(128, "number of tokens to read of each document, in windows of the run's length", COUNT)
+    k: tuple[int, ...] = flag((1, 2, 5), "probing: numbers of features that a probe may use", COUNT)
+    n_ablated: tuple[int, ...] = flag(
+        (2, 5, 10, 20, 50), "scr: numbers of features to ablate, one score for each", COUNT
+    )
+    words: int = flag(5000, "absorption: largest number of words of the vocabulary to use", COUNT)
+    seed: int = flag(0, "seed of all random choices", NUMBER)
 
     def __post_init__(self) -> None:
-        for metric in self.metrics:
-            if metric not in BENCHMARKS:
-                raise InputError(f"--metrics {metric}: must be one of {', '.join(BENCHMARKS)}")
-        for name in ("k", "n_ablated"):
-            if min(values := getattr(self, name)) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {min(values)}: must be 1 or more")
-        for name in ("documents", "document_tokens", "words"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"--{name.replace('_', '-')} {value}: must be 1 or more")
+        super().__post_init__()
         if self.dataset is None:
             object.__setattr__(self, "label", self.label or BUNDLED_LABELS)
             object.__setattr__(self, "concepts", self.concepts or BUNDLED_CONCEPTS)

@@ -35,7 +35,7 @@ def test_sites_are_all_hooks_of_all_layers():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"layer": (1, -2)}, "^--layer -2: must be a whole number, 0 or more$"),
+        ({"layer": (1, -2)}, "^--layer -2: must be a whole number, 0 to 2147483647$"),
         ({"hook": ("mlp_out", "resid_up")}, f"^--hook resid_up: must be one of {', '.join(HOOKS)}$"),
         ({"layer": (1, 2, 1)}, "^--layer 1 2 1: give at least one value, and none twice$"),
         ({"hook": ("mlp_out", "mlp_out")}, "^--hook mlp_out mlp_out: give at least one value, and none twice$"),

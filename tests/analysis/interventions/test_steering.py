@@ -283,7 +283,7 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
         (["--feature", "3", "--mode", "ablate", "--strength", "2"], "leave --strength and --sweep out"),
         (["--feature", "3", "--concept", "sea"], "give exactly one of"),
         (["--feature", "3", "--strengths", "2"], "needs --sweep"),
-        (["--feature", "3", "--seed", "-1"], "--seed -1: must be 0 or more"),
+        (["--feature", "3", "--seed", "-1"], "--seed -1: must be a whole number, 0 to"),
         (["--feature", "3", "--temperature", "0", "--samples", "2"], "--samples 2: must be 1"),
         (["--feature", "48", "--member", "FIRST"], "between 0 and 47"),
         (["--feature", "3", "--member", "FIRST", "--max-new-tokens", "125"], "at most 12"),

@@ -271,7 +271,7 @@ def test_its_flags_are_refused_without_it(name):
 
 
 def test_log_freq_is_a_number_of_steps():
-    with pytest.raises(InputError, match="--log-freq 0: must be 1 or more"):
+    with pytest.raises(InputError, match="--log-freq 0: must be a whole number, 1 or more"):
         train_command.parse([*THREE_KINDS, "--use-wandb", "--log-freq", "0"])
 
 
