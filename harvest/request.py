@@ -92,6 +92,18 @@ class HarvestRequest(Flags):
         return self.seq_len - (not self.keep_first_position)
 
     @property
+    def training_windows(self) -> int:
+        """The number of windows to train on: at least one, and not all, unless `held_out` is 1."""
+        if self.held_out == 1:
+            return 0
+        return self.n_samples - min(max(1, round(self.n_samples * self.held_out)), self.n_samples - 1)
+
+    @property
+    def training_rows(self) -> int:
+        """The number of rows to train on, for each site; fewer are harvested if the text is too short."""
+        return self.training_windows * self.positions
+
+    @property
     def sites(self) -> tuple[Site, ...]:
         """All sites: each hook of the first layer, then of the next layers."""
         return tuple(Site(layer, hook) for layer in self.layer for hook in self.hook)

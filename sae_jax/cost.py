@@ -11,7 +11,6 @@ import numpy as np
 from joblib import cpu_count
 from threadpoolctl import threadpool_limits
 
-from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from sae_jax.config import TrainConfig
 from sae_jax.members import Member, members_of
@@ -52,12 +51,7 @@ def plan(config: TrainConfig, request: HarvestRequest, d_model: int) -> Plan:
 
     They follow from the speed of a matrix product. Each member trains on one core, beside other members.
     """
-    rows = int(request.n_samples * (1 - request.held_out)) * request.positions
-    steps = config.epochs * (rows // config.batch_size)
-    if not steps:
-        raise InputError(
-            f"--batch-size {config.batch_size}: there are only about {rows} training rows; use a smaller batch size"
-        )
+    steps = config.epochs * (request.training_rows // config.batch_size)
     flops, members, wanted = flops_per_second(), [], members_of(config, request.sites)
     at_once = min(cpu_devices(), len(wanted))
     for number, group in enumerate(groups_of(wanted, config, d_model), 1):

@@ -7,17 +7,21 @@ that no flag reproduces. For the bundled model, `scale_down` adapts a preset and
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from harvest.errors import InputError
+from harvest.flags import named
 from harvest.request import HarvestRequest
 from harvest.sources import Source, resolve
+from sae_jax.config import TrainConfig
 
 N_LAYERS, D_MODEL = 12, 768  # sizes of GPT-2 small
 # Settings for the bundled corpus. Its documents are short, so longer windows would waste more of the text.
 BUNDLED_SEQ_LEN, BUNDLED_WINDOWS, BUNDLED_HELD_OUT = 64, 14_819, 0.1
 SHORT_RUN_STEPS, SHORT_RUN_LR = 1500, 1e-3  # a learning rate for runs of fewer steps
+
+Settings = TypeVar("Settings", HarvestRequest, TrainConfig)
 
 
 @dataclass(frozen=True)
@@ -127,46 +131,43 @@ def bundled_model(model_name: str | None) -> Source | None:
     return model if model.fell_back or model.asked == "bundled" else None
 
 
-def scale_down(values: dict[str, Any], given: Collection[str], bundled: Source) -> tuple[dict[str, Any], list[str]]:
-    """(flags adapted to the bundled model, a text for each change). Flags that are `given` do not change."""
-    fitted, changes = dict(values), []
+def scale_down(
+    request: HarvestRequest, config: TrainConfig, given: Collection[str], bundled: Source
+) -> tuple[HarvestRequest, TrainConfig, list[str]]:
+    """(both adapted to the bundled model, a text for each change). Flags that are `given` do not change."""
+    changes: list[str] = []
 
-    def change(name: str, value: Any, why: str) -> None:
-        if name not in given and value != values[name]:
-            fitted[name] = value
-            changes.append(f"--{name.replace('_', '-')} {flag_value(values[name])} -> {flag_value(value)} ({why})")
+    def changed(settings: Settings, name: str, value: Any, why: str) -> Settings:
+        before = getattr(settings, name)
+        if named(name) in given or value == before:
+            return settings
+        changes.append(f"{named(name)} {flag_value(before)} -> {flag_value(value)} ({why})")
+        return replace(settings, **{name: value})
 
     assert bundled.n_layers and bundled.d_model
     deepest = (bundled.n_layers - 1) / (N_LAYERS - 1)
-    layers = tuple(sorted({round(layer * deepest) for layer in values["layer"]}))
-    change("layer", layers, f"the model has {bundled.n_layers} layers, not {N_LAYERS}")
-    widths = tuple(max(16, width * bundled.d_model // D_MODEL // 16 * 16) for width in values["hidden_dim"])
-    change(
-        "hidden_dim",
-        widths,
-        f"the model has width {bundled.d_model}, not {D_MODEL}; multiples of 16 allow the sparse path",
-    )
-    change("dataset", "bundled", "the text that the model was trained on")
-    if fitted["dataset"] != "bundled":
-        return fitted, changes
-    change("seq_len", min(values["seq_len"], BUNDLED_SEQ_LEN), "the documents are short")
-    windows = BUNDLED_WINDOWS * BUNDLED_SEQ_LEN // fitted["seq_len"]
-    change("n_samples", min(values["n_samples"], windows), "the whole text")
-    change("held_out", max(values["held_out"], BUNDLED_HELD_OUT), "enough rows for the metrics")
-    rows = training_rows(fitted) * values["epochs"]
-    if rows // values["batch_size"] < SHORT_RUN_STEPS:
+    layers = tuple(sorted({round(layer * deepest) for layer in request.layer}))
+    request = changed(request, "layer", layers, f"the model has {bundled.n_layers} layers, not {N_LAYERS}")
+    widths = tuple(max(16, width * bundled.d_model // D_MODEL // 16 * 16) for width in config.hidden_dim)
+    why = f"the model has width {bundled.d_model}, not {D_MODEL}; multiples of 16 allow the sparse path"
+    config = changed(config, "hidden_dim", widths, why)
+    request = changed(request, "dataset", "bundled", "the text that the model was trained on")
+    if request.dataset != "bundled":
+        return request, config, changes
+    request = changed(request, "seq_len", min(request.seq_len, BUNDLED_SEQ_LEN), "the documents are short")
+    windows = BUNDLED_WINDOWS * BUNDLED_SEQ_LEN // request.seq_len
+    request = changed(request, "n_samples", min(request.n_samples, windows), "the whole text")
+    request = changed(request, "held_out", max(request.held_out, BUNDLED_HELD_OUT), "enough rows for the metrics")
+    rows = request.training_rows * config.epochs
+    if rows // config.batch_size < SHORT_RUN_STEPS:
         fewer = max(16, 1 << (max(rows // SHORT_RUN_STEPS, 1).bit_length() - 1))
-        change("batch_size", min(values["batch_size"], fewer), f"at least {SHORT_RUN_STEPS:,} steps")
-        rates = tuple(dict.fromkeys(max(lr, SHORT_RUN_LR) for lr in values["lr"]))
-        change("lr", rates, "few steps need a higher rate")
-    return fitted, changes
+        config = changed(config, "batch_size", min(config.batch_size, fewer), f"at least {SHORT_RUN_STEPS:,} steps")
+        rates = tuple(dict.fromkeys(max(lr, SHORT_RUN_LR) for lr in config.lr))
+        config = changed(config, "lr", rates, "few steps need a higher rate")
+    return request, config, changes
 
 
 def flag_value(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(map(flag_value, value))
     return "default" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def training_rows(values: dict[str, Any]) -> int:
-    return int(values["n_samples"] * (1 - values["held_out"])) * (values["seq_len"] - 1)

@@ -86,16 +86,17 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
     """The checked settings, and the record of the preset if one is given. Raises InputError for flags that clash."""
     parser = build_parser()
     values, record = vars(parser.parse_args(argv)), None
-    changes: list[str] = []
     given = {argument.partition("=")[0] for argument in argv}
     if name := values["preset"]:
         preset = preset_named(name)
         parser.set_defaults(**preset.flags)
         values = vars(parser.parse_args(argv))
-        if bundled := bundled_model(values["model_name"]):
-            values, changes = scale_down(values, {flag[2:].replace("-", "_") for flag in given}, bundled)
-        record = {"name": name, "not_followed": preset.not_followed, "scaled_down": changes}
     request, config, options = filled(HarvestRequest, values), filled(TrainConfig, values), filled(Options, values)
+    if name:
+        changes: list[str] = []
+        if bundled := bundled_model(request.model_name):
+            request, config, changes = scale_down(request, config, given, bundled)
+        record = {"name": name, "not_followed": preset.not_followed, "scaled_down": changes}
     used = set().union(*map(flags_of_kind, config.activation))
     for name in (named(field) for field in FLAGS_OF_SOME_KINDS if field not in used):
         if name in given and not config.members:
@@ -107,10 +108,10 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
     members_of(config, request.sites)
     if request.held_out == 1:
         raise InputError("--held-out 1 leaves nothing to train on: give a value below 1")
-    if config.batch_size > (most := request.n_samples * request.seq_len):
+    if config.batch_size > request.training_rows:
         raise InputError(
-            f"--batch-size {config.batch_size} is larger than the {most:,} rows of --n-samples times --seq-len: "
-            "lower it, or raise one of those"
+            f"--batch-size {config.batch_size} is larger than the {request.training_rows:,} training rows: "
+            "lower it, or raise --n-samples or --seq-len"
         )
     return request, config, options, record
 

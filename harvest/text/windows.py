@@ -58,10 +58,8 @@ def token_windows(
 
 
 def _filled(location: str, tokenizer, request: HarvestRequest, reading: Reading) -> dict[str, _Filling]:
-    held_out = min(max(1, round(request.n_samples * request.held_out)), request.n_samples - 1)
-    splits = {"train": _Filling(request.n_samples - held_out), "held_out": _Filling(held_out)}
-    if request.held_out == 1:
-        splits = {"held_out": _Filling(request.n_samples)}
+    windows = {"train": request.training_windows, "held_out": request.n_samples - request.training_windows}
+    splits = {split: _Filling(count) for split, count in windows.items() if count}
     for batch in _batches(_divided(location, request.held_out, reading)):
         chosen = [(number, text, splits[split]) for number, text, split in batch if splits[split].missing]
         if not chosen:

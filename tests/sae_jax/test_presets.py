@@ -8,6 +8,7 @@ from command_line import environment, shared_cache
 
 import main
 from analysis.cli import train
+from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.text.windows import token_windows
@@ -75,6 +76,11 @@ def test_flags_are_not_scaled_down():
     assert (request.layer, config.hidden_dim, config.lr, request.seq_len) == ((3,), (100,), (5e-4,), 20)
     assert config.batch_size == 4096
     assert [change.split()[0] for change in record["scaled_down"]] == ["--dataset", "--n-samples", "--held-out"]
+
+
+def test_flags_are_checked_before_they_are_scaled_down():
+    with pytest.raises(InputError, match="^--seq-len 0: must be"):
+        train.parse(["--preset", "res-jb", "--seq-len", "0"])
 
 
 def test_a_text_of_the_user_is_not_scaled_down():
