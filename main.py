@@ -10,22 +10,9 @@ import sys
 import threading
 from importlib import import_module
 
+from analysis.cli import COMMANDS
 from analysis.cli.exit_status import exit_status, leave_to_system
 from harvest.errors import InputError
-
-COMMANDS = (  # each has a file in analysis/cli with `run(argv)`
-    "attribute",
-    "dashboard",
-    "evaluate",
-    "export",
-    "find-feature",
-    "frontier",
-    "report",
-    "saebench",
-    "show",
-    "steer",
-    "study",
-)
 
 
 def command_in(argv: list[str]) -> str:
