@@ -89,7 +89,10 @@ class HubQuestion(threading.Thread):
     def _verdict(
         self, status: int, error_code: str | None, has_commit: bool
     ) -> Literal["there", "missing", "gated", "not in reach"]:
-        """Only answers with the headers of a hub are used, since a proxy or filter also answers 200, 403 or 404."""
+        """What an answer says about the repository.
+
+        Only answers with the headers of a hub are used, since a proxy or filter also answers 200, 403 or 404.
+        """
         if (status == 200 and has_commit) or (error_code == "EntryNotFound" and self.kind == "dataset"):
             return "there"  # a data set need not have a README
         if error_code == "GatedRepo":

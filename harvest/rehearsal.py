@@ -35,8 +35,11 @@ def rehearse(
 
 
 def check_meaning(model: LanguageModel, tokens_WxT: np.ndarray, site: Site) -> None:
-    """Raise InputError unless attn_out and mlp_out are what a block adds to the residual stream, and resid_mid is the
-    stream between the two additions. This does not hold in models that normalize after the addition."""
+    """Raise InputError if the hook of a site has another meaning in this model than its name says.
+
+    attn_out and mlp_out must be what a block adds to the residual stream, and resid_mid the stream between the two
+    additions. They are not in models that normalize after the addition.
+    """
     if site.hook in ("resid_pre", "resid_post"):
         return
     sites = [Site(site.layer, hook) for hook in HOOKS]

@@ -215,10 +215,12 @@ def say_once(say: Callable[[str], None], text: str) -> None:
 
 
 def refuse_no_run(path: Path) -> None:
-    """Raise InputError if there is no such directory, or if links in it lead out of it."""
+    """Raise InputError if there is no run at `path`, or if links in it lead out of it."""
     if not path.is_dir():
-        raise InputError(f"{path}: there is no such run directory: give the directory of a finished run")
+        raise InputError(f"{path}: there is no such run directory: give the directory of a run")
     refuse_links(path)
+    if not (path / "config.json").exists():
+        raise InputError(f"{path} has no config.json, so it is no run: give the directory of a run")
 
 
 def read_record(run: Path, name: str) -> dict[str, Any]:

@@ -144,8 +144,10 @@ def changing(model: LanguageModel, site: Site, change: Callable[[torch.Tensor], 
 
 
 def cache_renamed(part: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Rename the argument `cache` of transformers 5.24 to the old name that TransformerLens 4.3 expects. Otherwise the
-    attention would not see earlier tokens."""
+    """Rename the argument `cache` of transformers 5.24 to the old name that TransformerLens 4.3 expects.
+
+    Otherwise the attention would not see earlier tokens.
+    """
     return args, {"past_key_values" if name == "cache" else name: value for name, value in kwargs.items()}
 
 

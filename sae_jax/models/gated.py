@@ -37,7 +37,7 @@ class Gated(ReLU):
         return super().penalty(z, jax.nn.relu(z), batch)
 
     def extra_loss(self, z, f, error_BxD, batch):
-        """‖x − x̂(relu(z))‖², without a gradient for the decoder."""
+        """The squared error of the reconstruction from the gates relu(z), without a gradient for the decoder."""
         W_dec_FxD, b_dec_D = (jax.lax.stop_gradient(p[...]) for p in (self.W_dec, self.b_dec))
         gate = jax.nn.relu(z)
         return mean_square(batch.x_BxD - self.decoder_product(gate, W_dec_FxD, batch.at) - b_dec_D[None])

@@ -19,11 +19,14 @@ class ReLU(SAE):
     activation = "relu"
 
     def penalty(self, z, f, batch):
-        """mean_B Σ_F s(f · ‖W_dec‖₂). With the norm outside of s, short decoder rows would evade the penalty."""
+        """The sum over features of s(f · ‖W_dec‖₂), averaged over rows; s is `sublinear`.
+
+        With the norm outside of s, short decoder rows would evade the penalty.
+        """
         return self.sublinear(f * pick(jnp.linalg.norm(self.W_dec[...], axis=1), batch.at), batch).sum(-1).mean()
 
     def sublinear(self, f, batch):
-        """The function s of the penalty."""
+        """The penalty s on each feature value, before the sum over features. For L1 it is the value itself."""
         return f
 
     def start(self, params, settings, z_NxF, hyper):

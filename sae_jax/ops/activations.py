@@ -30,9 +30,9 @@ jump_relu.defvjp(lambda *inputs: (jump_relu(*inputs), inputs), _jump_relu_backwa
 
 @jax.custom_vjp
 def is_above(z: jax.Array, threshold: jax.Array, bandwidth: jax.Array) -> jax.Array:
-    """1[z > θ], whose sum is L0 (Rajamanoharan et al. 2024, eq. 12).
+    """1 where a pre-activation z is above its threshold θ, otherwise 0. The sum is L0.
 
-    θ has the gradient −(1/ε) · 1[|z − θ| < ε/2]; z has none.
+    This is eq. 12 of Rajamanoharan et al. 2024. θ has the gradient −(1/ε) · 1[|z − θ| < ε/2]; z has none.
     """
     return (z > threshold).astype(z.dtype)
 

@@ -1,6 +1,6 @@
 """How well each kind recovers known features: trains on rows of harvest/synthetic.py and scores the dictionaries.
 
-    python tests/benchmarks/ground_truth.py relu jump_relu topk --epochs 5 --directory /tmp/truth
+    python tests/benchmarks/ground_truth.py relu jump_relu topk --epochs 5 --directory DIR
 
 Prints mean ± deviation over seeds, one line per kind and width. A second call reuses the rows and finished runs.
 """

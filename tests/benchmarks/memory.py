@@ -1,7 +1,7 @@
 """Peak memory of training, on a store that is larger than it or in comparison with the estimate.
 
-    PYTHONPATH=. python tests/benchmarks/memory.py --gigabytes 8 --directory /tmp/big
-    PYTHONPATH=. python tests/benchmarks/memory.py --populations --directory /tmp/runs
+    PYTHONPATH=. python tests/benchmarks/memory.py --gigabytes 8 --directory DIR
+    PYTHONPATH=. python tests/benchmarks/memory.py --populations --directory DIR
 
 With --populations, five populations are trained by `python main.py`. For each, the peak resident memory of the process
 and the estimate of --dry-run are printed. Without it, a store of random rows is written once, one epoch is trained, and

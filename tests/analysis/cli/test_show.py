@@ -133,7 +133,7 @@ def test_a_finished_run_is_shown_as_it_was_at_its_end(cache, tmp_path):
 
 def test_nothing_to_show(tmp_path):
     shown = show(tmp_path)
-    assert shown.returncode == 2 and "config.json" in shown.stderr and "Traceback" not in shown.stderr
+    assert shown.returncode == 2 and "has no config.json, so it is no run" in shown.stderr
     shown = show(tmp_path / "none")
     assert shown.returncode == 2 and "no such run directory" in shown.stderr
 
