@@ -81,9 +81,9 @@ def plain(value: Any) -> Any:
 
 
 def several(name: str, value: Any) -> tuple[Any, ...]:
-    """The values of a field that spans the population, from a list, an array, a range or a single value.
+    """The values of a flag that takes several, from a list, an array, a range or a single value.
 
-    Raises InputError for a set or a dict, because the order of the members would depend on theirs.
+    Raises InputError for a set or a dict, because the order of members would depend on theirs.
     """
     value = plain(value)
     if isinstance(value, Set | Mapping):
