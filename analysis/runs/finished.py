@@ -84,6 +84,11 @@ class FinishedRun:
         """The members of results.json that did not fail, by id."""
         return {member["id"]: member for member in self.results["members"] if not member["failed"]}
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of each member by its id, also of members that failed."""
+        return {member["id"]: member["activation"] for member in self.results["members"]}
+
     def chosen(self, ids: tuple[str, ...]) -> list[str]:
         """The given ids, or all ids if none is given. Raises InputError for an id that does not exist or failed."""
         return chosen_members(self.path, self.results["members"], ids)

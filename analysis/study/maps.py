@@ -1,4 +1,4 @@
-"""Maps of a run's dictionaries: clusters of directions for each kind, and features that split as widths grow.
+"""Maps of a run's dictionaries: clusters of directions for each family, and features that split as widths grow.
 
 They are drawn once for a run and kept in RUN/analysis and RUN/figures.
 """
@@ -17,13 +17,13 @@ from analysis.study.measures import PopulationMeasures
 
 
 def draw(measures: PopulationMeasures, say: Callable[[str], None]) -> list[str]:
-    """Draw clusters of the first living seed of each setting, and the splitting of each family of widths.
+    """Draw clusters of the first living seed of each family, and the splitting of members that differ in width.
 
     Returns the names of the figures.
     """
     run, tokenizer = measures.run.path, None
     drawn = []
-    for seeds in measures.kinds.values():
+    for seeds in measures.families.values():
         name = next((name for name in seeds if name in measures.decoders), seeds[0])
         decoder, stem = measures.decoders.get(name), run / "figures" / f"clusters-{name}"
         if decoder is None or decoder.alive_F.sum() < 2 * MIN_CLUSTER:
@@ -37,11 +37,11 @@ def draw(measures: PopulationMeasures, say: Callable[[str], None]) -> list[str]:
             clusters = compute_clusters(decoder.W_dec_FxD, decoder.alive_F, promoted)
             write_clusters(clusters, run / "analysis", name)
             save(clusters_chart(clusters), stem)
-    for family in splitting.families(measures.decoders):
-        stem = run / "figures" / f"splitting-{family[-1]}"
+    for widths in splitting.families(measures.decoders):
+        stem = run / "figures" / f"splitting-{widths[-1]}"
         drawn.append(stem.name)
         if not stem.with_suffix(".svg").exists():
-            split = splitting.compute_splitting({name: measures.decoders[name] for name in family})
+            split = splitting.compute_splitting({name: measures.decoders[name] for name in widths})
             splitting.write_splitting(split, run / "analysis")
             save(splitting_chart(split), stem)
     return drawn

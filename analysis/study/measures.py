@@ -66,13 +66,9 @@ class PopulationMeasures:
     notes: list[str]
 
     @property
-    def kinds(self) -> dict[str, list[str]]:
+    def families(self) -> dict[str, list[str]]:
         """The ids of the members that differ only in their seed, by a label of their other settings."""
         return families.by_seed(self.settings)
-
-    @property
-    def activations(self) -> dict[str, str]:
-        return {name: member["activation"] for name, member in self.settings.items()}
 
     @property
     def labels(self) -> list[str]:
@@ -204,7 +200,7 @@ def values_of(
         "one_token": share(features.token_share_F[judged(features)] >= ONE_TOKEN),
     }
     for label in features.labels:
-        values |= {f"{family}: {label}": measure(features, label) for family, measure in LABEL_MEASURES.items()}
+        values |= {f"{score}: {label}": measure(features, label) for score, measure in LABEL_MEASURES.items()}
     return values
 
 

@@ -20,7 +20,7 @@ from analysis.study.tables import Table, equal_l0, extremes, intervals_differ, n
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
 LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")
 INTERPRETABILITY = ("probing", "absorption", "one_token")
-CONTROL = "random weights, "  # stands before the kinds of the control run
+CONTROL = "random weights, "  # stands before the families of the control run
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def feature_learning(measures: PopulationMeasures) -> Answer:
         figures={
             "learning": estimates_chart("Activation functions", named(table)),
             "densities": densities_chart(
-                {name: member.density_F for name, member in measures.features.items()}, measures.activations
+                {name: member.density_F for name, member in measures.features.items()}, measures.run.kinds
             ),
             **({"comparison": shared_features_chart(measures.compared)} if measures.compared else {}),
         },
@@ -83,19 +83,19 @@ def feature_learning(measures: PopulationMeasures) -> Answer:
 
 def what_drives_emergence(measures: PopulationMeasures) -> Answer:
     table, sentences = {}, []
-    for kind, names in measures.kinds.items():
+    for family, names in measures.families.items():
         known = {name: measures.trajectories[name] for name in names if name in measures.trajectories}
-        table[kind] = emergence.predictors_over_seeds(known)
+        table[family] = emergence.predictors_over_seeds(known)
         sure = [
             f"{'earlier' if value.mean < 0 else 'later'} the higher its {what} ({value})"
-            for what, value in table[kind].items()
+            for what, value in table[family].items()
             if value.mean is not None and value.excludes_zero
         ]
-        unsure = [what for what, value in table[kind].items() if value.mean is not None and not value.excludes_zero]
+        unsure = [what for what, value in table[family].items() if value.mean is not None and not value.excludes_zero]
         parts = [f"a feature emerges {', '.join(sure)}"] if sure else []
         parts += [f"no clear correlation with {', '.join(unsure)}"] if unsure else []
         none = "not measured (fewer than three snapshots, or all features emerge at the same step)"
-        sentences.append(f"{kind}: {'; '.join(parts) or none}")
+        sentences.append(f"{family}: {'; '.join(parts) or none}")
     return Answer(
         question="What drives concept emergence when training on transformer activations?",
         measured=(
@@ -118,17 +118,17 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
     table: Table = {}
     populations = {"": population} | ({CONTROL: control} if control else {})
     for prefix, measures in populations.items():
-        for kind, names in measures.kinds.items():
-            table[prefix + kind] = {}
+        for family, names in measures.families.items():
+            table[prefix + family] = {}
             for label in measures.labels:
                 pairs = [measures.frequency[name][label] for name in names]
-                table[prefix + kind][f"{label}, raw"] = over_seeds([raw for raw, _ in pairs])
-                table[prefix + kind][f"{label}, over chance"] = over_seeds([over for _, over in pairs])
-    sentences, kinds = [], population.kinds
+                table[prefix + family][f"{label}, raw"] = over_seeds([raw for raw, _ in pairs])
+                table[prefix + family][f"{label}, over chance"] = over_seeds([over for _, over in pairs])
+    sentences, means = [], []
     for label in population.labels:
-        estimates = {kind: table[kind][f"{label}, over chance"] for kind in kinds}
-        sentences.append(f"{label}: {', '.join(f'{value} for {kind}' for kind, value in estimates.items())}")
-    means = [abs(table[kind][f"{label}, over chance"].mean or 0) for kind in kinds for label in population.labels]
+        estimates = {family: table[family][f"{label}, over chance"] for family in population.families}
+        sentences.append(f"{label}: {', '.join(f'{value} for {family}' for family, value in estimates.items())}")
+        means += [abs(value.mean or 0) for value in estimates.values()]
     strength = "weak" if max(means) < 0.3 else "moderate at best" if max(means) < 0.6 else "strong for some labels"
     return Answer(
         question="How reliable are activation frequency patterns as indicators of feature specialization?",
@@ -151,13 +151,13 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
 def behaviour_during_training(measures: PopulationMeasures) -> Answer:
     table: Table = {}
     sentences = []
-    for kind, names in measures.kinds.items():
+    for family, names in measures.families.items():
         known = [measures.trajectories[name] for name in names if name in measures.trajectories]
         if not known:
-            sentences.append(f"{kind}: fewer than three snapshots (train longer, with --snapshots), or nothing alive")
+            sentences.append(f"{family}: fewer than three snapshots (train longer, with --snapshots), or nothing alive")
             continue
         halves = [t.steps[int((t.recognizable_S >= 0.5).argmax())] for t in known]
-        table[kind] = {
+        table[family] = {
             "step at which half are recognizable": over_seeds(halves),
             "recognizable at the middle snapshot": over_seeds([t.recognizable_S[len(t.steps) // 2] for t in known]),
             "births": over_seeds([int(t.births_S[1:].sum()) for t in known]),
@@ -166,13 +166,13 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
         }
         last = known[0].steps[-1]
         sentences.append(
-            f"{kind}: half of the final features are recognizable at step "
-            f"{table[kind]['step at which half are recognizable']} of {last:,}, with {table[kind]['births']} births "
-            f"and {table[kind]['deaths']} deaths between snapshots"
+            f"{family}: half of the final features are recognizable at step "
+            f"{table[family]['step at which half are recognizable']} of {last:,}, with {table[family]['births']} "
+            f"births and {table[family]['deaths']} deaths between snapshots"
         )
     figures = {}
     if first := next(iter(measures.trajectories), None):
-        figures["emergence"] = emergence_curves(measures.trajectories, measures.activations)
+        figures["emergence"] = emergence_curves(measures.trajectories, measures.run.kinds)
         figures[f"emergence-{first}"] = emergence_heatmap(first, measures.trajectories[first])
     return Answer(
         question="Can feature behaviour during training be quantified and seen?",
@@ -189,7 +189,7 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
 
 
 def interpretability(population: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
-    labels = [f"{family}: {label}" for family in LABEL_MEASURES for label in population.labels]
+    labels = [f"{score}: {label}" for score in LABEL_MEASURES for label in population.labels]
     measures = [*INTERPRETABILITY, *labels]
     table = table_of(population, measures)
     in_answer = [*INTERPRETABILITY, *(label for label in labels if label.startswith("over chance"))]
@@ -203,14 +203,14 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
         differs = {measure: intervals_differ(table, shuffled, measure) for measure in measures}
         apart, alike, unknown = ([words(m) for m in measures if differs[m] is is_so] for is_so in (True, False, None))
         verdict = (
-            "Measures for which the intervals of all kinds on the trained model are above those of all kinds on the "
-            f"model with shuffled weights, or all below them: {'; '.join(apart) or 'none'}."
+            "Measures for which the intervals of all families on the trained model are above those of all families on "
+            f"the model with shuffled weights, or all below them: {'; '.join(apart) or 'none'}."
         )
         if alike:
             verdict += (
                 " For these measures, the intervals of the two models are neither all above nor all below each other: "
-                f"{'; '.join(alike)}. Such a measure does not separate the two models for all kinds; the table shows "
-                "each kind beside its own control."
+                f"{'; '.join(alike)}. Such a measure does not separate the two models for all families; the table "
+                "shows each family beside its own control."
             )
         verdict += f" No interval for at least one model: {'; '.join(unknown)}." if unknown else ""
         table |= shuffled

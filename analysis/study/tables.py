@@ -8,48 +8,48 @@ from math import comb
 from analysis.stats import FEWEST, Estimate, over_seeds
 from analysis.study.measures import MEASURES, PopulationMeasures
 
-Table = dict[str, dict[str, Estimate]]  # {kind: {measure: estimate}}
+Table = dict[str, dict[str, Estimate]]  # {family: {measure: estimate}}
 
 LABEL_WORDS = {
     "specialized": "share more specialized than chance",
     "over chance": "specialization over chance",
     "information": "information over chance, mbit",
 }
-L0_APART = 1.1  # largest ratio of the L0 of kinds that count as equally sparse
+L0_APART = 1.1  # largest ratio of the L0 of families that count as equally sparse
 
 
 def table_of(population: PopulationMeasures, measures: Sequence[str], prefix: str = "") -> Table:
-    """The mean of each measure over the seeds of each kind. `prefix` stands before the names of the kinds."""
+    """The mean of each measure over the seeds of each family. `prefix` stands before the names of the families."""
     return {
-        prefix + kind: {
+        prefix + family: {
             measure: over_seeds([population.values[name][measure] for name in names]) for measure in measures
         }
-        for kind, names in population.kinds.items()
+        for family, names in population.families.items()
     }
 
 
 def difference(measures: PopulationMeasures, measure: str, a: str, b: str) -> Estimate:
-    """The mean difference of a measure between two kinds, over the seeds that both have.
+    """The mean difference of a measure between two families, over the seeds that both have.
 
-    The interval is corrected for selecting the two kinds among all (see `over_seeds`).
+    The interval is corrected for selecting the two families among all (see `over_seeds`).
     """
     seeds = [
-        {measures.settings[name]["seed"]: measures.values[name][measure] for name in measures.kinds[kind]}
-        for kind in (a, b)
+        {measures.settings[name]["seed"]: measures.values[name][measure] for name in measures.families[family]}
+        for family in (a, b)
     ]
     pairs = [(seeds[0][seed], seeds[1][seed]) for seed in seeds[0].keys() & seeds[1].keys()]
-    return over_seeds([x - y for x, y in pairs if x is not None and y is not None], comb(len(measures.kinds), 2))
+    return over_seeds([x - y for x, y in pairs if x is not None and y is not None], comb(len(measures.families), 2))
 
 
 def extremes(measures: PopulationMeasures, measure: str, table: Table) -> str:
-    """A sentence on the kinds with the highest and lowest value of a measure, and whether they differ significantly."""
-    known = {kind: row[measure].mean for kind, row in table.items()}
-    means = {kind: mean for kind, mean in known.items() if mean is not None}
+    """A sentence on the families with the highest and lowest value of a measure, and whether they differ."""
+    known = {family: row[measure].mean for family, row in table.items()}
+    means = {family: mean for family, mean in known.items() if mean is not None}
     if not means:
         return f"{words(measure)}: not measured"
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     if means[most] == means[least]:
-        return f"{words(measure)}: {means[most]:z.3f} for all kinds"
+        return f"{words(measure)}: {means[most]:z.3f} for all families"
     gap = difference(measures, measure, most, least)
     verdict = "" if gap.excludes_zero else " (may be chance)"
     return (
@@ -58,8 +58,8 @@ def extremes(measures: PopulationMeasures, measure: str, table: Table) -> str:
 
 
 def words(measure: str) -> str:
-    family, _, label = measure.partition(": ")
-    return MEASURES.get(measure) or (f"{LABEL_WORDS[family]}: {label}" if label else measure)
+    score, _, label = measure.partition(": ")
+    return MEASURES.get(measure) or (f"{LABEL_WORDS[score]}: {label}" if label else measure)
 
 
 def named(table: Table) -> Table:
@@ -67,42 +67,42 @@ def named(table: Table) -> Table:
 
 
 def lines_of(table: Table) -> list[tuple[str, list[str]]]:
-    """A line for each measure, with a cell for each kind: the mean over seeds with its interval."""
+    """A line for each measure, with a cell for each family: the mean over seeds with its interval."""
     measures = dict.fromkeys(measure for row in table.values() for measure in row)
     return [(words(name), [str(row[name]) if name in row else "" for row in table.values()]) for name in measures]
 
 
 def equal_l0(measures: PopulationMeasures) -> str:
-    l0s = {kind: row["l0"].mean for kind, row in table_of(measures, ["l0"]).items()}
+    l0s = {family: row["l0"].mean for family, row in table_of(measures, ["l0"]).items()}
     low, high = min(l0s.values()), max(l0s.values())  # type: ignore[type-var]
     if high < L0_APART * low:  # type: ignore[operator]
         return f"At L0 {low:.1f} to {high:.1f}"
-    return f"At unequal L0 ({', '.join(f'{kind} {l0:.1f}' for kind, l0 in l0s.items())}: not a fair comparison)"
+    return f"At unequal L0 ({', '.join(f'{family} {l0:.1f}' for family, l0 in l0s.items())}: not a fair comparison)"
 
 
 def seeds_of(measures: PopulationMeasures) -> str:
-    counts = sorted({len(names) for names in measures.kinds.values()})
+    counts = sorted({len(names) for names in measures.families.values()})
     n = " to ".join(map(str, counts))
     few = " With fewer than three seeds there is no interval." if counts[0] < FEWEST else ""
     wider = (
-        " The interval of a difference between the highest and the lowest kind is widened, so that it holds for all "
-        "pairs of kinds."
-        if len(measures.kinds) > 2
+        " The interval of a difference between the highest and the lowest family is widened, so that it holds for all "
+        "pairs of families."
+        if len(measures.families) > 2
         else ""
     )
     seeds = "seed" if counts == [1] else "seeds"
     return (
-        f"{n} {seeds} per kind, 95% intervals over seeds by Student's t.{few}{wider} Intervals cover what the seed "
-        "changes: the initial weights, and the rows that dead features are revived from. They do not cover the text: "
-        "all seeds see the same rows in the same order and are measured on the same held-out documents. On other text "
-        "the values may lie outside the intervals."
+        f"{n} {seeds} per family (members that differ only in their seed), 95% intervals over seeds by Student's t."
+        f"{few}{wider} Intervals cover what the seed changes: the initial weights, and the rows that dead features are "
+        "revived from. They do not cover the text: all seeds see the same rows in the same order and are measured on "
+        "the same held-out documents. On other text the values may lie outside the intervals."
     )
 
 
 def intervals_differ(trained: Table, shuffled: Table, measure: str) -> bool | None:
-    """Whether the intervals of all kinds on the trained model are above all those on the other, or all below them.
+    """Whether the intervals of all families on the trained model are above all those on the other, or all below them.
 
-    Every kind is compared with every kind, not only with itself. None if an interval is missing.
+    Every family is compared with every family, not only with itself. None if an interval is missing.
     """
     lows, highs = (
         [[getattr(row[measure], end) for row in table.values()] for table in (trained, shuffled)]

@@ -88,16 +88,15 @@ def part_of(
     answers = saved_answers(run)
     if not answers:
         missing["study"] = f"The study was not run: {study}"
-    kinds = {member["id"]: member["activation"] for member in run.results["members"]}
     sections: dict[str, Section] = {
         f"study-{number}": figures.answered(number, answer) for number, answer in enumerate(answers, 1)
     }
-    sections["training"] = figures.training(run, kinds, say)
+    sections["training"] = figures.training(run, say)
     if features:
         sections |= {
-            "densities": figures.densities(features, kinds),
+            "densities": figures.densities(run, features),
             "comparison": figures.features_in_common(run, features, study),
-            "emergence": figures.emergence(run, features, kinds),
+            "emergence": figures.emergence(run, features),
             "clusters": figures.clusters_of_features(run, features, study),
         }
     return Part(

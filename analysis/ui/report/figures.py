@@ -62,10 +62,10 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
     return Drawn("report-pareto", drawn, alt)
 
 
-def training(run: FinishedRun, kinds: dict[str, str], say: Callable[[str], None]) -> Section:
+def training(run: FinishedRun, say: Callable[[str], None]) -> Section:
     try:
         curves = run.curves()
-        if unknown := curves.keys() - kinds.keys():
+        if unknown := curves.keys() - run.kinds.keys():
             raise InputError(
                 f"{run.path / 'metrics.jsonl'} has lines of {min(unknown)}, which is not in results.json: {TRAIN_AGAIN}"
             )
@@ -77,11 +77,11 @@ def training(run: FinishedRun, kinds: dict[str, str], say: Callable[[str], None]
     last = max((lines[-1]["step"] for lines in curves.values()), default=0)
     alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
     alt += f"; explained variance ends at {span(ends, '.3f')}." if ends else "."
-    return [Drawn("report-training", training_curves_chart(curves, kinds), alt)]
+    return [Drawn("report-training", training_curves_chart(curves, run.kinds), alt)]
 
 
-def densities(features: dict[str, Features], kinds: dict[str, str]) -> Section:
-    chart = densities_chart({name: member.density_F for name, member in features.items()}, kinds)
+def densities(run: FinishedRun, features: dict[str, Features]) -> Section:
+    chart = densities_chart({name: member.density_F for name, member in features.items()}, run.kinds)
     medians = [
         float(np.median(member.density_F[member.alive_F])) for member in features.values() if member.alive_F.any()
     ]
@@ -112,7 +112,7 @@ def features_in_common(run: FinishedRun, features: dict[str, Features], study: s
     return [Drawn("report-comparison", shared_features_chart(compared), f"{alt}.")]
 
 
-def emergence(run: FinishedRun, features: dict[str, Features], kinds: dict[str, str]) -> Section:
+def emergence(run: FinishedRun, features: dict[str, Features]) -> Section:
     """The emergence curves of all members, and a heatmap of the features of the first member."""
     trajectories = trajectories_of(run, features)
     if not trajectories:
@@ -126,7 +126,7 @@ def emergence(run: FinishedRun, features: dict[str, Features], kinds: dict[str, 
     half = int(np.median(trajectory.emerged_F[trajectory.alive_F]))
     cosines = f"Cosine of the features of {first} to their final directions; half emerged by step {half:,}."
     return [
-        Drawn("report-emergence", emergence_curves(trajectories, kinds), alt),
+        Drawn("report-emergence", emergence_curves(trajectories, run.kinds), alt),
         Drawn(f"report-emergence-{first}", emergence_heatmap(first, trajectory), cosines),
     ]
 

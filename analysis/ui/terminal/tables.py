@@ -96,7 +96,7 @@ def spread_text(spread: Spread | None, digits: int) -> str:
 
 
 def study_table(estimates: dict[str, dict[str, Estimate]]) -> Table:
-    """A row for each measure and a column for each kind: means over seeds with 95% intervals."""
+    """A row for each measure and a column for each family: means over seeds with 95% intervals."""
     from analysis.study.tables import lines_of
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

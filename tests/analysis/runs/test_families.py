@@ -107,9 +107,9 @@ def test_every_setting_of_the_training_makes_another_family_and_another_curve(ru
 def test_seeds_form_one_family_for_any_ids(run_of, values):
     run = run_of(activation=("relu", "topk"), hidden_dim=(8, 16), k=4, target_l0=4.0, seed=SEEDS, **values)
     assert not any(name.endswith("-s0") for name in run.members if name.startswith("topk"))
-    kinds = families.by_seed(gathered_of(run).settings)
-    assert list(kinds) == [f"{kind}, {width} features" for kind in ("relu", "topk") for width in (8, 16)]
-    assert all([run.members[name]["seed"] for name in names] == list(SEEDS) for names in kinds.values())
+    labelled = gathered_of(run).families
+    assert list(labelled) == [f"{kind}, {width} features" for kind in ("relu", "topk") for width in (8, 16)]
+    assert all([run.members[name]["seed"] for name in names] == list(SEEDS) for names in labelled.values())
     decoders = decoders_of(run)
     compared = shared_features.compute_shared_features(decoders)
     assert compared.other_seeds == dict.fromkeys(run.members, 2) and set(compared.found_again_F) == set(run.members)
@@ -117,20 +117,20 @@ def test_seeds_form_one_family_for_any_ids(run_of, values):
     assert {point.seeds for point in frontier.compute_frontier(run.path).points} == {SEEDS}
 
 
-def test_the_frontier_preset_has_fifteen_kinds_of_three_seeds(run_of):
+def test_the_frontier_preset_has_fifteen_families_of_three_seeds(run_of):
     flags = preset_named("frontier").flags
     run = run_of(**{name: flags[name] for name in flags.keys() & {field.name for field in fields(TrainConfig)}})
-    kinds = families.by_seed(gathered_of(run).settings)
-    assert len(run.members) == 45 and [len(names) for names in kinds.values()] == [3] * 15
-    assert list(kinds)[:4] == ["relu, L0 16", "relu, L0 32", "relu, L0 64", "jump_relu, L0 16"]
+    labelled = gathered_of(run).families
+    assert len(run.members) == 45 and [len(names) for names in labelled.values()] == [3] * 15
+    assert list(labelled)[:4] == ["relu, L0 16", "relu, L0 32", "relu, L0 64", "jump_relu, L0 16"]
 
 
 def test_two_settings_of_auxk_are_two_complete_families(run_of):
     run = run_of(activation="topk", hidden_dim=8, k=4, aux_coefficient=(0.0, 0.5), seed=SEEDS)
     compared = shared_features.compute_shared_features(decoders_of(run))
     assert compared.other_seeds == dict.fromkeys(run.members, 2)
-    kinds = families.by_seed(gathered_of(run).settings)
-    assert list(kinds) == ["topk, aux coefficient 0.0", "topk, aux coefficient 0.5"]
+    labelled = gathered_of(run).families
+    assert list(labelled) == ["topk, aux coefficient 0.0", "topk, aux coefficient 0.5"]
     assert {group.differ for group in compared.groups} == {
         "other seed",
         "other aux coefficient",
@@ -142,7 +142,7 @@ def test_a_target_l0_and_an_equal_coefficient_are_different(run_of, tmp_path):
     path = tmp_path / "members.json"
     path.write_text('[{"target_l0": 8}, {"sparsity": 8}]')
     run = run_of(members=path, seed=SEEDS)
-    assert list(families.by_seed(gathered_of(run).settings)) == ["relu, L0 8", "relu, coefficient 8"]
+    assert list(gathered_of(run).families) == ["relu, L0 8", "relu, coefficient 8"]
     assert [(p.seeds, p.panel) for p in frontier.compute_frontier(run.path).points] == [
         (SEEDS, "by target_l0"),
         (SEEDS, "by sparsity"),
@@ -169,7 +169,7 @@ def test_kinds_are_named_by_the_settings_that_differ(run_of):
 def test_layers_differ_in_one_setting_and_not_in_their_store(run_of, tmp_path, store):
     other = make_store(tmp_path / "other", windows=60, layer=1, seed=1)
     run = run_of("two layers", store, other, seed=(0, 1))
-    assert list(families.by_seed(gathered_of(run).settings)) == ["relu, layer 0", "relu, layer 1"]
+    assert list(gathered_of(run).families) == ["relu, layer 0", "relu, layer 1"]
     assert {g.differ for g in shared_features.compute_shared_features(decoders_of(run)).groups} == {
         "other layer",
         "other seed",

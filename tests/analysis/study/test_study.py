@@ -108,11 +108,11 @@ def test_an_interval_over_seeds_is_that_of_students_t():
 
 
 def gathered_of(values, frequency=(None, None)):
-    """Measures of one topk kind with a seed for each of the values, which all measures have."""
+    """Measures of one family of topk members with a seed for each of the values, which all measures have."""
     config = TrainConfig(activation="topk", hidden_dim=8, k=4, seed=tuple(range(len(values))))
     members = {member.id: asdict(replace(member, id="")) for member in members_of(config, SITES)}
     names = list(members)
-    every = [*measures.MEASURES, *(f"{family}: form" for family in measures.LABEL_MEASURES)]
+    every = [*measures.MEASURES, *(f"{score}: form" for score in measures.LABEL_MEASURES)]
     return PopulationMeasures(
         run=None,
         settings=members,
