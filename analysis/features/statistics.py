@@ -78,6 +78,15 @@ class Features:
     def alive_F(self) -> np.ndarray:
         return self.density_F > 0
 
+    def promoted_at_peak(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, logit weights) [T] that a feature promotes at its activation of largest absolute value.
+
+        They are the suppressed ones if that activation is negative, as it may be for abs_topk.
+        """
+        if self.max_F[feature] >= 0:
+            return self.promoted_FxT[feature], self.promoted_weight_FxT[feature]
+        return self.suppressed_FxT[feature], -self.suppressed_weight_FxT[feature]
+
     def activations(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         """(firings in each bar, edges of the bars): histogram of activations from 0, or the lowest, to the highest."""
         count_B, edge_E = self.bar_count_FxB[feature], self.bar_limit_F[feature] * np.linspace(-1, 1, BARS + 1)

@@ -111,6 +111,6 @@ def ablation_effect(
 
 def output_score(run: FinishedRun, member: str, feature: int, features: Features) -> float:
     """A feature's output score (Arad et al. 2025) for the tokens that it promotes; see `choosing.output_scores`."""
-    watched = features.promoted_FxT[feature].tolist()
+    watched = features.promoted_at_peak(feature)[0].tolist()
     arguments = run.site(member), run.dictionary(member).sae, [feature], watched, features.max_F, run.first_position
     return output_scores(run.language_model, *arguments)[feature]

@@ -78,17 +78,12 @@ def detecting_features(concept: str, finished: FinishedRun, member: str, setting
 
 def promoting_features(features: Features, watched: Sequence[int], most: int) -> list[int]:
     """At most `most` features that promote a watched token and fire on the corpus, largest logit weight first."""
-    token_FxT, weight_FxT = promoted_tokens(features)
-    logit_FxT = np.where(np.isin(token_FxT, watched), weight_FxT, -np.inf)
-    logit_F = np.where(features.alive_F, logit_FxT.max(1), -np.inf)
-    return [int(i) for i in np.argsort(-logit_F, kind="stable")[:most] if np.isfinite(logit_F[i])]
-
-
-def promoted_tokens(features: Features) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, logit weights) [F, T] that each feature promotes at its activation of largest absolute value."""
-    rises_Fx1 = (features.max_F >= 0)[:, None]
-    token_FxT = np.where(rises_Fx1, features.promoted_FxT, features.suppressed_FxT)
-    return token_FxT, np.where(rises_Fx1, features.promoted_weight_FxT, -features.suppressed_weight_FxT)
+    largest = {}
+    for feature in np.flatnonzero(features.alive_F).tolist():
+        token_T, weight_T = features.promoted_at_peak(feature)
+        if (is_watched_T := np.isin(token_T, watched)).any():
+            largest[feature] = weight_T[is_watched_T].max()
+    return sorted(largest, key=lambda feature: -largest[feature])[:most]
 
 
 def word_tokens(tokenizer: Any, phrase: str) -> list[int]:

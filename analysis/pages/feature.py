@@ -156,7 +156,7 @@ def input_score(features: Features, feature: int, store: ActivationStore) -> flo
     """The share of the strongest contexts whose peak is on a token that the feature promotes (Arad et al. 2025)."""
     row_K = features.top_row_FxK[feature]
     peaks = [tokens_T[peak] for tokens_T, peak, _ in (place(store, row) for row in row_K[row_K >= 0].tolist())]
-    return float(np.isin(peaks, features.promoted_FxT[feature]).mean()) if peaks else 0.0
+    return float(np.isin(peaks, features.promoted_at_peak(feature)[0]).mean()) if peaks else 0.0
 
 
 def bands_of(

@@ -34,6 +34,17 @@ from sae_jax.models.registry import KINDS
 F, D = 24, 32
 
 
+def test_a_feature_promotes_what_its_direction_suppresses_if_its_peak_is_negative():
+    of = SimpleNamespace(
+        max_F=np.array([2.0, -2.0]),
+        promoted_FxT=np.array([[1], [2]]),
+        suppressed_FxT=np.array([[3], [4]]),
+        promoted_weight_FxT=np.array([[0.5], [0.6]]),
+        suppressed_weight_FxT=np.array([[-0.7], [-0.8]]),
+    )
+    assert Features.promoted_at_peak(of, 0) == (1, 0.5) and Features.promoted_at_peak(of, 1) == (4, 0.8)
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("store"), windows=300)

@@ -1,5 +1,7 @@
 """The effect of ablating a feature, compared with whole runs of the model, and for features with a planted effect."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from command_line import BUNDLED, shared_cache, trained
 
 from analysis.features.contexts import place
 from analysis.features.statistics import load_or_compute_features
-from analysis.interventions.ablation import ablation_effect
+from analysis.interventions.ablation import ablation_effect, output_score
 from analysis.stats import ratio_interval
 from harvest.interventions.steering import changing
 from sae_jax.formats import save_dictionary
@@ -110,3 +112,12 @@ def test_a_feature_that_never_fires_has_no_effect(run, cache):
     found = ablation_effect(run, member_at(run, 3), SILENT, cache)
     assert (found.windows, found.tokens, found.loss_increase, found.interval, found.kl) == (0, 0, 0, None, 0)
     assert found.tokens_up == found.tokens_down == []
+
+
+def test_the_output_score_of_a_negative_peak_is_for_the_tokens_that_it_promotes(run, cache):
+    """As with abs_topk. A negative peak along −d moves the model as a positive one along d does."""
+    name = member_at(run, 3)
+    of = load_or_compute_features(run, [name], cache)[name]
+    expected = output_score(run, name, RAISING, of)
+    assert output_score(run, name, LOWERING, replace(of, max_F=-of.max_F)) == pytest.approx(expected, rel=1e-4)
+    assert expected > 2 * output_score(run, name, LOWERING, of)

@@ -1,15 +1,16 @@
 """The choice of a feature for a concept: its words' tokens, the features that promote them, and the output score."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from analysis.features.statistics import Features
 from analysis.interventions.choosing import (
     AMPLIFIED,
     output_scores,
-    promoted_tokens,
     promoting_features,
     word_tokens,
 )
@@ -53,26 +54,15 @@ def test_the_tokens_of_a_concept(model):
         words("?!")
 
 
-def test_promoted_tokens_are_those_of_the_most_negative_activation_if_it_is_the_largest():
-    of = SimpleNamespace(
-        max_F=np.array([2.0, -2.0]),
-        promoted_FxT=np.array([[1], [2]]),
-        suppressed_FxT=np.array([[3], [4]]),
-        promoted_weight_FxT=np.array([[0.5], [0.6]]),
-        suppressed_weight_FxT=np.array([[-0.7], [-0.8]]),
-    )
-    tokens, weights = promoted_tokens(of)
-    assert (tokens.tolist(), weights.tolist()) == ([[1], [4]], [[0.5], [0.8]])
-
-
 def test_features_that_promote_a_watched_token_and_fire_by_their_largest_weight():
     of = SimpleNamespace(
-        max_F=np.ones(5),
-        alive_F=np.array([True, True, False, True, True]),
-        promoted_FxT=np.array([[7, 8], [8, 9], [7, 9], [9, 7], [5, 6]]),
-        suppressed_FxT=np.zeros((5, 2), int),
-        promoted_weight_FxT=np.array([[0.5, 0.4], [0.9, 0.8], [0.9, 0.8], [0.7, 0.6], [0.9, 0.8]]),
-        suppressed_weight_FxT=np.zeros((5, 2)),
+        max_F=np.array([1, 1, 1, 1, 1, -1]),
+        alive_F=np.array([True, True, False, True, True, True]),
+        promoted_FxT=np.array([[7, 8], [8, 9], [7, 9], [9, 7], [5, 6], [8, 9]]),
+        suppressed_FxT=np.array([[0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [7, 6]]),
+        promoted_weight_FxT=np.array([[0.5, 0.4], [0.9, 0.8], [0.9, 0.8], [0.7, 0.6], [0.9, 0.8], [1.0, 1.0]]),
+        suppressed_weight_FxT=np.array([[-1, -1], [-1, -1], [-1, -1], [-1, -1], [-1, -1], [-0.55, -0.5]]),
     )
-    assert promoting_features(of, [7], 5) == [3, 0]  # 2 never fires; 1 and 4 promote other tokens
+    of.promoted_at_peak = partial(Features.promoted_at_peak, of)
+    assert promoting_features(of, [7], 5) == [3, 5, 0]  # 2 never fires; 1 and 4 promote other tokens
     assert promoting_features(of, [7, 8], 2) == [1, 3]

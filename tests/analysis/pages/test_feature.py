@@ -1,5 +1,7 @@
 """The page of a feature of a real run, compared with the run's arrays in numpy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from command_line import THREE_KINDS, shared_cache, trained
@@ -45,10 +47,10 @@ def saved(run, name) -> Features:
     return of
 
 
-def page_of(run, cache, name, feature, compared=None):
+def page_of(run, cache, name, feature, compared=None, of=None):
     tokenizer, store = load_tokenizer(run.model_location), run.store(run.site(name), cache)
     return feature_page.compute_feature_page(
-        run, name, feature, saved(run, name), run.dictionary(name), store, tokenizer, compared
+        run, name, feature, of or saved(run, name), run.dictionary(name), store, tokenizer, compared
     )
 
 
@@ -165,6 +167,9 @@ def test_the_input_score_and_the_largest_decoder_dimensions(run, cache):
         peaks = [context.tokens[context.peak] for context in page.bands[0].contexts]
         promoted = {token for token, _ in page.promoted}
         assert page.input_score == pytest.approx(np.mean([peak in promoted for peak in peaks]))
+        negative = page_of(run, cache, name, feature, of=replace(of, max_F=-of.max_F))  # as a feature of abs_topk
+        suppressed = {token for token, _ in page.suppressed}
+        assert negative.input_score == pytest.approx(np.mean([peak in suppressed for peak in peaks]))
         decoder_D = run.dictionary(name).tensors["W_dec"][feature]
         assert [of.neuron for of in page.aligned] == np.argsort(-decoder_D)[:3].tolist()
         assert page.aligned[0].share == pytest.approx(decoder_D.max() / np.abs(decoder_D).sum())
