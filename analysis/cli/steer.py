@@ -19,25 +19,24 @@ The tables show a text for each strength, and these numbers, averaged over all t
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis.cli.flags import filled, parsed, place
 from analysis.concepts.search import SearchSettings
-from analysis.interventions import steering
-from analysis.interventions.choosing import choose_feature, promoted_tokens, word_tokens
-from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling, Steered
+from analysis.interventions.choosing import choose_feature, word_tokens
+from analysis.interventions.experiment import Experiment, baselines, steer_feature
+from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
-from analysis.ui.terminal.tables import steered_figures_table, steered_texts_table
+from analysis.ui.terminal.tables import steered_measures_table, steered_texts_table
 from harvest.errors import InputError
 from harvest.files import write_json
 from harvest.flags import COUNT, NUMBER, REAL, Flags, flag
 from harvest.request import default_cache_dir
 
 SWEEP = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
-RANDOM, MEANS = "random direction", "difference in means"
 
 
 @dataclass(frozen=True)
@@ -99,14 +98,14 @@ def run(argv: list[str]) -> None:
     from analysis.features.statistics import load_or_compute_features
 
     with Terminal() as terminal:
-        finished.language_model.need_next_token("Steering")
+        model = finished.language_model
+        model.need_next_token("Steering")
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
         features = load_or_compute_features(finished, [member], options.cache_dir, **talk)[member]
-        model, site, sae = finished.language_model, finished.site(member), finished.dictionary(member).sae
-        first_position = finished.first_position
-        others = {RANDOM: steering.random_direction(model.d_model, sampling.seed)}
+        phrase = " ".join(options.words) or options.concept
+        watched = word_tokens(model.tokenizer, phrase) if phrase else []
+        feature, scores = options.feature, {}
         if options.concept:
-            watched = word_tokens(model.tokenizer, " ".join(options.words) or options.concept)
             settings = SearchSettings(member=(member,), examples=options.examples, top=options.candidates)
             choice = choose_feature(options.concept, finished, member, features, watched, settings, terminal.say)
             feature, scores = next(iter(choice.scores)), choice.scores
@@ -116,54 +115,41 @@ def run(argv: list[str]) -> None:
                 f"that promote its words: {len(choice.promoting)}"
             )
             terminal.say(f"features with the best output scores: {best}")
-            store = finished.store(site, options.cache_dir, **talk)
-            means_D = steering.difference_in_means(store, model.tokenizer, options.concept)
-            if means_D is None:
-                terminal.say(
-                    f"the baseline {MEANS} is left out: it needs windows with {options.concept!r} and windows without "
-                    "it, and one of the two is missing"
-                )
-            else:
-                others[MEANS] = means_D
-        else:
-            assert options.feature is not None
-            feature, scores = options.feature, {}
-            if feature >= len(features.max_F):
-                raise InputError(f"--feature {feature}: must be between 0 and {len(features.max_F) - 1} for {member}")
-            watched = promoted_tokens(features)[0][feature].tolist()
-            if options.words:
-                watched = word_tokens(model.tokenizer, " ".join(options.words))
-        maximum = float(features.max_F[feature])
-        directions = steering.directions_for(sae, feature, maximum, options.mode, others)
-        steered = steering.compute_steering(
-            model, site, directions, options.mode, options.tried, watched, sampling, first_position, options.concept
+        assert feature is not None
+        experiment = steer_feature(
+            finished,
+            member,
+            finished.dictionary(member).sae,
+            features,
+            feature,
+            options.mode,
+            options.tried,
+            sampling,
+            watched,
+            baselines(finished, member, options.concept, sampling.seed, options.cache_dir, **talk),
+            options.concept,
+            options.sweep,
         )
-        for table in (steered_texts_table(steered), steered_figures_table(steered)):
+        for table in (steered_texts_table(experiment.steered), steered_measures_table(experiment.steered)):
             terminal.show(table)
-        again: dict[str, Steered] = {}
         if options.sweep:
-            again = steering.rerun_best(model, site, directions, steered, watched, sampling, first_position)
-            report_best(steered, again, finished, f"steer-{member}-{feature}", terminal)
+            report_best(experiment, terminal)
     if options.json:
-        facts = {"schema": 1, "run": str(finished.path), "member": member, "hook_name": site.hook_name}
-        facts |= {"feature": feature, "maximum": maximum, "concept": options.concept, "output_scores": scores}
-        rerun = {"rerun": {direction: asdict(result) for direction, result in again.items()}}
-        write_json(options.json, facts | {"sampling": asdict(sampling)} | asdict(steered) | rerun)
+        write_json(options.json, experiment.record(scores))
 
 
-def report_best(
-    steered: Steered, again: dict[str, Steered], finished: FinishedRun, name: str, terminal: Terminal
-) -> None:
+def report_best(experiment: Experiment, terminal: Terminal) -> None:
     """Print each direction's best strength and its numbers with other random draws, and write the figure."""
     from analysis.plots.steering import steering_chart
     from analysis.plots.style import save
 
+    steered, run = experiment.steered, experiment.run.path
     for direction in steered.directions:
         best = steered.best(direction)
         strength = f"{best.strength:g}" if best else "none: no fluent text makes the watched tokens more likely"
         terminal.say(f"best strength of {direction} at which the text stays fluent: {strength}")
-        if direction in again:
-            plain, (texts,) = again[direction].plain[UNSTEERED], again[direction].directions[direction]
+        if again := experiment.rerun.get(direction):
+            plain, (texts,) = again.plain[UNSTEERED], again.directions[direction]
             gain = f"a probability of {texts.probability:.3g}, 0 unsteered"
             if plain.probability:
                 gain = f"{texts.probability / plain.probability:.3g} × the unsteered probability"
@@ -172,5 +158,6 @@ def report_best(
     if IN_PROMPT in steered.plain:
         probability = steered.plain[IN_PROMPT].probability
         terminal.say(f"probability without steering, with the concept named in the prompt: {probability:.5f}")
-    if can_be_kept(finished.path, terminal.say):
-        terminal.say("figure: " + ", ".join(map(str, save(steering_chart(steered), finished.path / "figures" / name))))
+    if can_be_kept(run, terminal.say):
+        stem = run / "figures" / f"steer-{experiment.member}-{experiment.feature}"
+        terminal.say(f"figure: {', '.join(map(str, save(steering_chart(steered), stem)))}")

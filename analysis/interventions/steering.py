@@ -14,7 +14,7 @@ Shapes: N rows, W windows, T tokens, D width of the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -165,31 +165,6 @@ def compute_steering(
     steered = {name: tuple(texts(s, direction(s).replace) for s in strengths) for name, direction in directions.items()}
     words = tuple(model.tokenizer.decode([token]) for token in watched)
     return Steered(mode, sampling.prompt, words, plain, steered)
-
-
-def rerun_best(
-    model: LanguageModel,
-    site: Site,
-    directions: Mapping[str, Callable[[float], Direction]],
-    steered: Steered,
-    watched: Sequence[int],
-    sampling: Sampling,
-    first_position: int,
-) -> dict[str, Steered]:
-    """The best strength of each direction again, with another seed, because its first numbers decided its choice.
-
-    Directions without a best strength are left out, and at temperature 0 all are: their texts would be the same.
-    """
-    if not sampling.temperature:
-        return {}
-    other = replace(sampling, seed=sampling.seed + 1)
-    best = {direction: texts.strength for direction in directions if (texts := steered.best(direction))}
-    return {
-        direction: compute_steering(
-            model, site, {direction: directions[direction]}, steered.mode, [strength], watched, other, first_position
-        )
-        for direction, strength in best.items()
-    }
 
 
 def unchanged(x_NxD: np.ndarray) -> np.ndarray:

@@ -154,7 +154,7 @@ def steered_texts_table(steered: Steered) -> Table:
     return table
 
 
-def steered_figures_table(steered: Steered) -> Table:
+def steered_measures_table(steered: Steered) -> Table:
     """A row for each direction and strength and for the unsteered texts. `steer --help` explains the columns."""
     table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
     for head in ("strength", "watched\ntokens'\nprobability", "change", "perplexity", "distinct\ntokens"):

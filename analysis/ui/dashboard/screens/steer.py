@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from analysis.interventions import steering
+from analysis.interventions.experiment import steer_feature
 from analysis.interventions.steering import MODES, UNSTEERED, Sampling
 from analysis.ui.dashboard import state
 from analysis.ui.dashboard.state import chosen, errors_shown, escaped
@@ -16,16 +16,9 @@ state.choose_asked_feature(last)
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def steered(path: str, member: str, feature: int, mode: str, strength: float, sampling: Sampling):
-    run = state.run_at(path)
-    statistics = state.features()
-    sae = state.dictionary(path, member).sae
-    maximum = float(statistics.max_F[feature])
-    directions = steering.directions_for(sae, feature, maximum, mode, {})
-    watched = (statistics.promoted_FxT if maximum >= 0 else statistics.suppressed_FxT)[feature].tolist()
+    run, sae = state.run_at(path), state.dictionary(path, member).sae
     strengths = (0.0,) if mode == "ablate" else (strength,)
-    return steering.compute_steering(
-        run.language_model, run.site(member), directions, mode, strengths, watched, sampling, run.first_position
-    )
+    return steer_feature(run, member, sae, state.features(), feature, mode, strengths, sampling).steered
 
 
 st.title("Steer")

@@ -1,0 +1,110 @@
+"""A steering experiment: one feature of a run is steered at several strengths, beside baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.interventions import steering
+from analysis.interventions.steering import Direction, Sampling, Steered
+from analysis.runs.finished import FinishedRun
+from harvest.errors import InputError
+
+if TYPE_CHECKING:
+    from analysis.features.statistics import Features
+    from sae_jax.models.base import SAE
+
+RANDOM, MEANS = "random direction", "difference in means"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A feature, how it was steered, and the resulting texts."""
+
+    run: FinishedRun
+    member: str
+    feature: int
+    maximum: float  # the unit of the strengths
+    concept: str | None
+    sampling: Sampling
+    steered: Steered
+    rerun: dict[str, Steered]  # the best strength of each direction with another seed; empty if there was no sweep
+
+    def record(self, output_scores: Mapping[int, float]) -> dict[str, Any]:
+        """The content of the file of `steer --json`; `output_scores` are those of the tried features."""
+        facts = {"schema": 1, "run": str(self.run.path), "member": self.member}
+        facts |= {"hook_name": self.run.site(self.member).hook_name, "feature": self.feature, "maximum": self.maximum}
+        facts |= {"concept": self.concept, "output_scores": output_scores, "sampling": asdict(self.sampling)}
+        return facts | asdict(self.steered) | {"rerun": {name: asdict(again) for name, again in self.rerun.items()}}
+
+
+def steer_feature(
+    run: FinishedRun,
+    member: str,
+    sae: SAE,
+    features: Features,
+    feature: int,
+    mode: str,
+    strengths: Sequence[float],
+    sampling: Sampling,
+    watched: Sequence[int] = (),
+    others: Mapping[str, np.ndarray] | None = None,
+    concept: str | None = None,
+    sweep: bool = False,
+) -> Experiment:
+    """Steer by a feature, and by `others`, at each strength. `sae` and `features` are those of the member.
+
+    The tokens that the feature promotes are watched by default. In a sweep, the best strength of each direction is
+    measured again with another seed, because its first numbers decided its choice. At temperature 0 it is not, because
+    the texts would be the same. Raises InputError for a feature that the member does not have, and as
+    `compute_steering` does.
+    """
+    if not 0 <= feature < len(features.max_F):
+        raise InputError(f"--feature {feature}: must be between 0 and {len(features.max_F) - 1} for {member}")
+    maximum = float(features.max_F[feature])
+    directions = steering.directions_for(sae, feature, maximum, mode, others or {})
+    tokens = list(watched) or features.promoted_at_peak(feature)[0].tolist()
+
+    def steered_by(
+        directions: Mapping[str, Callable[[float], Direction]],
+        strengths: Sequence[float],
+        sampling: Sampling,
+        concept: str | None = None,
+    ) -> Steered:
+        arguments = run.language_model, run.site(member), directions, mode, strengths, tokens, sampling
+        return steering.compute_steering(*arguments, run.first_position, concept)
+
+    steered, rerun = steered_by(directions, strengths, sampling, concept), {}
+    if sweep and sampling.temperature:
+        other = replace(sampling, seed=sampling.seed + 1)
+        for name, direction in directions.items():
+            if best := steered.best(name):
+                rerun[name] = steered_by({name: direction}, [best.strength], other)
+    return Experiment(run, member, feature, maximum, concept, sampling, steered, rerun)
+
+
+def baselines(
+    run: FinishedRun,
+    member: str,
+    concept: str | None,
+    seed: int,
+    cache_dir: Path,
+    on_progress: Callable[[str, int, int], None],
+    say: Callable[[str], None],
+) -> dict[str, np.ndarray]:
+    """A random direction and, for a concept, the difference in means, if the text has windows with and without it."""
+    directions = {RANDOM: steering.random_direction(run.language_model.d_model, seed)}
+    if concept:
+        store = run.store(run.site(member), cache_dir, on_progress, say)
+        means_D = steering.difference_in_means(store, run.language_model.tokenizer, concept)
+        if means_D is not None:
+            return directions | {MEANS: means_D}
+        say(
+            f"the baseline {MEANS} is left out: it needs windows with {concept!r} and windows without "
+            "it, and one of the two is missing"
+        )
+    return directions
