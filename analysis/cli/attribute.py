@@ -14,9 +14,8 @@ Ablation is the measured change of the output when the feature is removed at all
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from analysis.cli.flags import filled, parsed, place
 from analysis.runs.finished import FinishedRun
@@ -53,37 +52,27 @@ class Options(Flags):
 
 def run(argv: list[str]) -> None:
     options = filled(Options, parsed("attribute", __doc__, argv, Options))
+    assert options.prompt is not None and options.target is not None
     finished = FinishedRun.open(options.run)
     member = finished.only(options.member)
-    from analysis.interventions.attribution import compute_attribution
+    from analysis.interventions.attribution import attribute_next_token
 
-    model = finished.language_model
-    model.need_next_token("Attribution to a next token")
-    tokenizer, longest = model.tokenizer, model.bridge.cfg.n_ctx
-    first_position = finished.first_position
-    prompt_T = tokenizer(options.prompt, add_special_tokens=False)["input_ids"]
-    if not first_position < len(prompt_T) <= longest:
-        raise InputError(f"--prompt has {len(prompt_T)} tokens: give one of {first_position + 1} to {longest} tokens")
-    target, against = (token_of(tokenizer, name, getattr(options, name)) for name in ("target", "against"))
-    assert target is not None
-    result = compute_attribution(
-        model,
-        prompt_T,
-        finished.site(member),
-        finished.dictionary(member).sae,
-        target,
-        against,
+    explained = attribute_next_token(
+        finished,
+        member,
+        options.prompt,
+        options.target,
+        options.against,
         options.method,
         options.top,
         options.steps,
-        first_position,
     )
-    tokens = [tokenizer.decode([token]) for token in prompt_T]
+    result = explained.attribution
     subtracted = f"logit of {options.against!r}" if options.against else "mean logit"
     with Terminal() as terminal:
         terminal.say(f"logit of {options.target!r} minus {subtracted}: {result.output:.3f}")
         terminal.say(f"probability of {options.target!r}: {result.probability:.4f}")
-        terminal.show(attribution_table(result, tokens))
+        terminal.show(attribution_table(result, explained.prompt))
         correlation = "undefined" if result.correlation is None else f"{result.correlation:.3f}"
         terminal.say(f"correlation of attribution ({result.method}) with ablation, over these features: {correlation}")
         terminal.say(
@@ -91,20 +80,4 @@ def run(argv: list[str]) -> None:
             f"contribution of the reconstruction error: {result.error_gives:+.3f}"
         )
     if options.json:
-        facts = {"schema": 1, "run": str(finished.path), "member": member, "prompt": tokens}
-        facts |= {"hook_name": finished.site(member).hook_name, "target": options.target, "against": options.against}
-        write_json(options.json, facts | asdict(result))
-
-
-def token_of(tokenizer: Any, name: str, text: str | None) -> int | None:
-    """The id of the single token that `text` consists of. Raises InputError if the text is not exactly one token."""
-    if text is None:
-        return None
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        pieces = " ".join(repr(tokenizer.decode([token])) for token in ids)
-        raise InputError(
-            f"--{name} {text!r} must be one token, but this model's tokenizer splits it into "
-            f"{pieces or 'no tokens'}: give a single token, with its leading space if it has one"
-        )
-    return ids[0]
+        write_json(options.json, explained.record())

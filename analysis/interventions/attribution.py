@@ -20,12 +20,14 @@ Shapes: T tokens, S steps, K ablated features, D width of the model, F features,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from analysis.runs.finished import FinishedRun
+from harvest.errors import InputError
 from harvest.request import Site
 
 if TYPE_CHECKING:
@@ -57,6 +59,66 @@ class Attribution:
     error_gives: float  # gradient · error: the contribution of what the dictionary does not reconstruct
     effects: tuple[Effect, ...]  # features with the largest absolute attributions, largest first
     correlation: float | None  # correlation of attribution and ablation over these features; None if one is constant
+
+
+@dataclass(frozen=True)
+class ExplainedToken:
+    """The attribution of the token after a prompt to the features of a run's member."""
+
+    run: FinishedRun
+    member: str
+    prompt: list[str]  # its tokens
+    target: str
+    against: str | None
+    attribution: Attribution
+
+    def record(self) -> dict[str, Any]:
+        """The content of the file of `attribute --json`."""
+        facts = {"schema": 1, "run": str(self.run.path), "member": self.member, "prompt": self.prompt}
+        facts |= {"hook_name": self.run.site(self.member).hook_name, "target": self.target, "against": self.against}
+        return facts | asdict(self.attribution)
+
+
+def attribute_next_token(
+    run: FinishedRun,
+    member: str,
+    prompt: str,
+    target: str,
+    against: str | None = None,
+    method: str = "path",
+    top: int = 20,
+    steps: int = 16,
+) -> ExplainedToken:
+    """Attribute the token `target` after a prompt, or its difference to `against`, to the features of a member.
+
+    Raises InputError for a model that predicts no next token, a prompt that is too short or too long, and a text that
+    is not one token.
+    """
+    model = run.language_model
+    model.need_next_token("Attribution to a next token")
+    tokenizer, longest = model.tokenizer, model.bridge.cfg.n_ctx
+    prompt_T = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    if not run.first_position < len(prompt_T) <= longest:
+        raise InputError(
+            f"--prompt has {len(prompt_T)} tokens: give one of {run.first_position + 1} to {longest} tokens"
+        )
+    wanted = token_of(tokenizer, "target", target)
+    other = None if against is None else token_of(tokenizer, "against", against)
+    site, sae = run.site(member), run.dictionary(member).sae
+    found = compute_attribution(model, prompt_T, site, sae, wanted, other, method, top, steps, run.first_position)
+    return ExplainedToken(run, member, [tokenizer.decode([token]) for token in prompt_T], target, against, found)
+
+
+def token_of(tokenizer: Any, name: str, text: str) -> int:
+    """The id of the single token that `text` consists of. Raises InputError if the text is not exactly one token."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        pieces = " ".join(repr(tokenizer.decode([token])) for token in ids)
+        raise InputError(
+            f"--{name} {text!r} must be one token, but this model's tokenizer splits it into "
+            f"{pieces or 'no tokens'}: give a single token, with its leading space if it has one"
+        )
+    return ids[0]
 
 
 def compute_attribution(
