@@ -19,7 +19,7 @@ from harvest.errors import InputError
 from sae_jax.formats import Dictionary, is_dictionary, load_dictionary
 from sae_jax.formats.dictionary import KIND_OF
 from sae_jax.members import only_member
-from sae_jax.run_directory import RunDirectory
+from sae_jax.run_directory import RunDirectory, refuse_unfinished
 
 
 def load(path: Path | str, member: str | None = None) -> LoadedSAE:
@@ -33,10 +33,10 @@ def load(path: Path | str, member: str | None = None) -> LoadedSAE:
         if member is not None:
             raise InputError(f"{path} is a dictionary, not a run: omit member={member!r}")
         return LoadedSAE(load_dictionary(path), path)
+    if (path / "config.json").exists():
+        refuse_unfinished(path)
     results = RunDirectory(path, {}).results
     if results is None:
-        if (path / "config.json").exists():
-            raise InputError(f"{path} is not finished: run its training command with --resume")
         return LoadedSAE(load_dictionary(path), path)  # raises InputError with what is wrong with the path
     name = only_member(path, results["members"], member)
     record = next(record for record in results["members"] if record["id"] == name)

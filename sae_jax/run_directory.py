@@ -60,6 +60,17 @@ def default_name(asked: dict) -> str:
     return f"{kinds}-{model}-l{layers}-{digest}"
 
 
+def run_of(member: Path) -> Path | None:
+    """The run that a directory of weights belongs to as one of its members; None if it belongs to none."""
+    folder = member.resolve().parent
+    return folder.parent if folder.name == "members" and (folder.parent / "config.json").exists() else None
+
+
+def refuse_unfinished(run: Path) -> None:
+    if not (run / "results.json").exists():
+        raise InputError(f"{run} is not finished: run its training command with --resume")
+
+
 def meant(asked: dict) -> dict:
     """The requested settings without the paths of local files, which are identified by content: they may be moved."""
     harvest = {name: value for name, value in asked.get("harvest", {}).items() if name not in asked.get("files", {})}

@@ -33,9 +33,7 @@ def member_facts(source: Path, member_id: str | None) -> dict | None:
             raise InputError(f"--member {member_id}: {source} is a single dictionary, not a run: leave --member out")
         return None
     run = FinishedRun.open(source)
-    if member_id is None and len(run.results["members"]) > 1:
-        raise InputError(f"--member is missing and the run has several: give one of {', '.join(run.members)}")
-    (name,) = run.chosen((member_id,) if member_id else ())
+    name = run.only(member_id)
     facts = {"member": run.members[name], "store": run.store_facts(run.site(name))}
     return facts | {what: run.config[what] for what in ("asked", "environment")}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.runs.finished import read_record
 from harvest.errors import InputError
+from sae_jax.run_directory import refuse_unfinished, run_of
 
 if TYPE_CHECKING:
     from harvest.sources import Source
@@ -31,8 +32,7 @@ def dictionaries_in(directory: Path) -> list[Path]:
     if not (directory / "members").is_dir():
         return [directory]
     members = sorted(path for path in (directory / "members").iterdir() if path.is_dir())
-    if not (directory / "results.json").exists():
-        raise InputError(f"{directory} is not finished: run its training command with --resume")
+    refuse_unfinished(directory)
     if not members:
         raise InputError(f"{directory}: all its members failed in training and none was written: give another run")
     return members
@@ -49,10 +49,9 @@ def open_dictionary(directory: Path) -> Opened:
     """Read a dictionary. Raises InputError, with the reason, if it cannot be read."""
     from sae_jax.formats import load_dictionary
 
-    config = directory.resolve().parent.parent / "config.json"
-    in_a_run = directory.resolve().parent.name == "members" and config.exists()
-    run = read_record(config.parent, config.name) if in_a_run else None
-    return Opened(directory, load_dictionary(directory), run)
+    run = run_of(directory)
+    config = None if run is None else read_record(run, "config.json")
+    return Opened(directory, load_dictionary(directory), config)
 
 
 def names_of(opened: list[Opened]) -> list[str]:

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from harvest.errors import InputError
 from harvest.files import CHECKSUM, array_checksum, parse_json, read_arrays, record_checksum, write_atomically
 from sae_jax.formats.dictionary import BY_K, SCALED, SCALER, Dictionary, unscaled
-from sae_jax.run_directory import WRITTEN_AGAIN
+from sae_jax.run_directory import WRITTEN_AGAIN, run_of
 
 VERSION = "6.54.12"
 ANOTHER_COPY = "export it again, or use another copy"
@@ -44,12 +44,13 @@ METADATA += ("sae_lens_training_version",)
 
 def read(directory: Path) -> Dictionary:
     """Read what SAELens or `write` wrote, without a check of the whole. Raises InputError for unreadable files."""
-    advice = WRITTEN_AGAIN if is_member(directory) else ANOTHER_COPY
+    in_a_run = run_of(directory) is not None
+    advice = WRITTEN_AGAIN if in_a_run else ANOTHER_COPY
     as_written = parse_json(directory / CFG, advice)
     tensors, checksums = read_safetensors(directory / WEIGHTS, advice)
     if checksums[1:] not in ([], [str(record_checksum(as_written))]):
         raise InputError(f"{directory / CFG} is damaged or was edited (its checksum differs): {advice}")
-    if is_member(directory) and len(checksums) != 2:
+    if in_a_run and len(checksums) != 2:
         raise InputError(f"{directory / WEIGHTS} has no checksum, so it may be damaged: {advice}")
     metadata = record_in(as_written, "metadata", directory / CFG)
     version = str(metadata.get("sae_lens_version") or as_written.get("sae_lens_version") or "0")
@@ -144,12 +145,6 @@ def scale_in(path: Path) -> float:
     if type(scale) not in (int, float) or not (math.isfinite(scale) and scale > 0):
         raise InputError(f"{path}: its scaling_factor is {scale!r}; it must be a positive number: {ANOTHER_COPY}")
     return float(scale)
-
-
-def is_member(directory: Path) -> bool:
-    """Whether the directory is that of a member in a run directory."""
-    directory = directory.resolve()
-    return directory.parent.name == "members" and (directory.parents[1] / "config.json").exists()
 
 
 def read_safetensors(path: Path, advice: str) -> tuple[dict[str, np.ndarray], list[str]]:

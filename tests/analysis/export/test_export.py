@@ -70,6 +70,8 @@ def test_a_member_is_exported_with_its_densities_and_a_card(run_directory, tmp_p
     for said in (f"# {member}", "8 features", "17,100 rows", "| k | 3 |", "0.8125", 'SAE.load_from_disk(".")'):
         assert said in text
 
+    export([str(run_directory), "--to", str(tmp_path / "only")])  # the other member failed
+    assert (tmp_path / "only" / "README.md").read_bytes() == (to / "README.md").read_bytes()
     export([str(to), "--to", str(tmp_path / "again")])  # the directory of a single dictionary
     for name in files - {"README.md"}:
         assert (tmp_path / "again" / name).read_bytes() == (to / name).read_bytes()
@@ -81,7 +83,6 @@ def test_invalid_exports_are_refused_and_nothing_is_written(run_directory, tmp_p
     (tmp_path / "full" / "file").touch()
     cases = {
         (): "--to is missing: give a new or empty directory",
-        ("--to", "out"): f"--member is missing and the run has several: give one of {member}$",
         ("--to", "out", "--member", "no"): "--member no is not in",
         ("--to", "out", "--member", failed): "failed at step 7",
         ("--to", "full", "--member", member): "already exists",
