@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from analysis.cli.flags import filled, parsed, place
 from harvest.errors import InputError
@@ -32,12 +31,10 @@ def run(argv: list[str]) -> None:
 
     from rich.filesize import decimal as size_text
 
-    from analysis.plots.style import save
-    from analysis.runs.finished import FinishedRun, can_be_kept
+    from analysis.runs.finished import FinishedRun
     from analysis.ui.report.contents import compose
-    from analysis.ui.report.html import page
+    from analysis.ui.report.files import write_report
     from analysis.ui.terminal.live import Terminal
-    from harvest.files import write_atomically
 
     runs = [FinishedRun.open(path) for path in options.runs]
     control = runs[0].opened_control(options.control) if options.control else None
@@ -46,20 +43,8 @@ def run(argv: list[str]) -> None:
         raise InputError(f"--to {to}: must be a file in an existing folder: create the folder, or give another file")
     if not os.access(to.parent, os.W_OK):
         raise InputError(f"{to.parent} cannot be written to: give another file by --to")
-    with Terminal() as terminal, TemporaryDirectory() as spare:
+    with Terminal() as terminal:
         report = compose(runs, control, options.cache_dir, terminal.progress, terminal.say)
-        drawn = [(part, figure) for part in report.parts for figures in part.figures.values() for figure in figures]
-        pictures, folders = {}, {}
-        for number, run in enumerate(part.run.path for part in report.parts):
-            kept = can_be_kept(run, terminal.say)
-            folders[run] = run / "figures" if kept else Path(spare) / str(number)
-        if report.frontier:
-            pictures[report.frontier] = save(report.frontier.figure, folders[runs[0].path] / report.frontier.name)
-        for done, (part, figure) in enumerate(drawn, 1):
-            pictures[figure] = save(figure.figure, folders[part.run.path] / figure.name)
-            terminal.progress("figures", done, len(drawn))
-        html = page(report, pictures).encode()
-        write_atomically(to, lambda file: file.write(html))
-        if kept_in := [str(folder) for folder in folders.values() if not folder.is_relative_to(spare)]:
-            terminal.say(f"figures, as .png and .svg: {', '.join(kept_in)}")
-        terminal.say(f"report: {to} ({size_text(len(html))})")
+        if folders := write_report(report, to, terminal.progress, terminal.say):
+            terminal.say(f"figures, as .png and .svg: {', '.join(map(str, folders))}")
+        terminal.say(f"report: {to} ({size_text(to.stat().st_size)})")
