@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
 
 from analysis.cli.flags import filled, parsed, place
 from analysis.concepts.search import (
@@ -30,7 +29,7 @@ from analysis.concepts.search import (
     search_record,
 )
 from analysis.runs.finished import FinishedRun, can_be_kept
-from analysis.ui.dashboard.server import ADDRESS, PORT
+from analysis.ui.dashboard.server import feature_link
 from analysis.ui.terminal.detectors import LEGEND, description_text, found_table, search_summary
 from analysis.ui.terminal.live import Terminal
 from harvest.files import write_json
@@ -70,7 +69,7 @@ def run(argv: list[str]) -> None:
         if best := next((feature for feature in result.features if feature.passes), None):
             for line in page_lines(finished.path, best.member, best.feature):
                 terminal.say(line)
-        path = options.json or finished.path / "analysis" / "find" / f"{slug(phrase)}.json"
+        path = options.json or finished.path / "analysis" / "find" / f"{file_stem(phrase)}.json"
         if not options.json and not can_be_kept(finished.path, terminal.say):
             return
         write_json(path, search_record(phrase, options, used, result, densities, descriptions))
@@ -94,10 +93,9 @@ def show(
 
 def page_lines(run: Path, member: str, feature: int) -> list[str]:
     """How to open the dashboard's page of a feature: the command that starts the server, and the link."""
-    query = urlencode({"run": run.resolve().name, "member": member, "feature": feature})
-    link = f"http://{ADDRESS}:{PORT}/feature?{query}"
-    return [f"page of feature {feature}: python main.py dashboard {quote(str(run))}", f"then open {link}"]
+    start = f"python main.py dashboard {quote(str(run))}"
+    return [f"page of feature {feature}: {start}", f"then open {feature_link(run, member, feature)}"]
 
 
-def slug(phrase: str) -> str:
+def file_stem(phrase: str) -> str:
     return re.sub(r"\W+", "-", phrase.lower()).strip("-")[:80]

@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
+from urllib.parse import urlencode
 
 from harvest.errors import InputError
 
 ADDRESS, PORT = "127.0.0.1", 8501  # where the dashboard listens by default
 LOOPBACK = ["127.0.0.1", "localhost", "::1"]
 APP = Path(__file__).parent / "app.py"
+
+
+def feature_link(run: Path, member: str, feature: int) -> str:
+    """The address of a feature's page, if the dashboard of this run alone is served in the default place."""
+    query = urlencode({"run": run.resolve().name, "member": member, "feature": feature})
+    return f"http://{ADDRESS}:{PORT}/feature?{query}"
 
 
 def need_free(address: str, port: int) -> None:
