@@ -42,7 +42,7 @@ def ratio_interval(numerator_G: np.ndarray, denominator_G: np.ndarray) -> Interv
     if abs(mean) <= t * denominator_G.std(ddof=1) / np.sqrt(documents):
         return None
     ratio, error = (float(of[0]) for of in _ratio_and_error(sums_GxM.sum(0, keepdims=True), documents))
-    ratio_S, error_S = _ratio_and_error(resample(documents) @ sums_GxM, documents)
+    ratio_S, error_S = _ratio_and_error(bootstrap_samples(documents) @ sums_GxM, documents)
     with np.errstate(divide="ignore", invalid="ignore"):
         t_S = np.nan_to_num((ratio_S - ratio) / error_S, nan=0.0, posinf=np.inf, neginf=-np.inf)
     low, high = np.quantile(t_S, ENDS, method="inverted_cdf")
@@ -62,8 +62,8 @@ def _ratio_and_error(sums_SxM: np.ndarray, documents: int) -> tuple[np.ndarray, 
 
 
 @lru_cache(1)
-def resample(documents: int) -> np.ndarray:
-    """Bootstrap samples: how many times each document is drawn, int [S, G]. Equal for equal `documents`."""
+def bootstrap_samples(documents: int) -> np.ndarray:
+    """How many times each document is drawn into each of SAMPLES samples, int [S, G]. Equal for equal `documents`."""
     drawn_SxG = np.random.default_rng(0).multinomial(documents, np.full(documents, 1 / documents), SAMPLES)
     drawn_SxG.setflags(write=False)  # cached, so callers must not change it
     return drawn_SxG

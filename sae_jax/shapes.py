@@ -142,14 +142,14 @@ class Failed(Shape):
     reason: Text
 
 
-class Figures(Shape):
+class Numbers(Shape):
     """A record whose further keys are numbers or null."""
 
     __pydantic_extra__: dict[str, float | None]
     model_config = ConfigDict(extra="allow")
 
 
-class Metrics(Figures):
+class Metrics(Numbers):
     explained_variance: float = Field(ge=-1e30, le=1)
     l0: float = Field(ge=0, le=1e30)
 
@@ -181,7 +181,7 @@ class Model(Shape):
     fell_back: bool
 
 
-class Timing(Figures):
+class Timing(Numbers):
     steps: Count
     training_seconds: float
 

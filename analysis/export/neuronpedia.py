@@ -95,10 +95,10 @@ def source_of(run: FinishedRun, member: str) -> Source:
     dataset = "bundled" if is_bundled(facts["dataset"]) else facts["dataset"]["asked"]
     name = "-".join(filter(None, (site.hook, member, control)))
     place = dataset if "@" in facts["dataset"]["fingerprint"] else Path(dataset).name  # not a local path
-    return Source(slug(Path(model).name), slug(name), site.layer, place)
+    return Source(neuronpedia_id(Path(model).name), neuronpedia_id(name), site.layer, place)
 
 
-def slug(name: str) -> str:
+def neuronpedia_id(name: str) -> str:
     """The name in lower-case letters, digits and dashes, like the ids of Neuronpedia."""
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")
 

@@ -9,7 +9,7 @@ import transformers
 
 from analysis.quality.loss_recovered import finite, loss_recovered, scores, spread_windows
 from analysis.runs.undefined import why_undefined
-from analysis.stats import SAMPLES, resample
+from analysis.stats import SAMPLES, bootstrap_samples
 from harvest.errors import InputError
 from harvest.interventions.loss_recovered import losses
 from harvest.model.language_model import LanguageModel
@@ -246,7 +246,7 @@ def test_there_is_no_interval_for_few_documents(model, text_WxT, tmp_path):
 
 
 def test_documents_are_drawn_with_replacement_and_equal_probability():
-    draws_SxG = resample(50)
+    draws_SxG = bootstrap_samples(50)
     assert draws_SxG.shape == (SAMPLES, 50) and (draws_SxG.sum(1) == 50).all()
     assert draws_SxG.var() == pytest.approx(1 - 1 / 50, rel=0.05)  # the variance of a multinomial count
     np.testing.assert_allclose(draws_SxG.mean(0), 1, atol=0.1)
