@@ -80,6 +80,10 @@ class Split:
         )
         return tokens_WxT, documents_W
 
+    def window_rows(self, windows_W: np.ndarray) -> np.ndarray:
+        """Numbers of the rows of these windows, [N]."""
+        return (windows_W[:, None] * self.positions + np.arange(self.positions)).ravel()
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) as a new array [N, D], by sequential reads without memory maps."""
         pieces = [self._read_rows(*part) for part in _parts(self.row_starts, start, stop)]

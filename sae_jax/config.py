@@ -25,6 +25,7 @@ SPARSITY_CONTROLS = {  # settings that can fix the sparsity of a kind, the defau
 }
 FLAGS_OF_SOME_KINDS = ("k", "aux_coefficient", "target_l0", "sparsity")  # the other flags have an effect on every kind
 NORMALIZATIONS = ("standardize", "mean_norm", "mean_square", "none")
+METRIC_POWERS = {"standardized": 1.0, "sqrt_std": 0.5, "raw": 0.0}  # errors are divided by std to this power
 DTYPES = ("float32", "bfloat16")
 DEAD_RULES = ("rate", "anthropic", "none")
 
@@ -57,6 +58,12 @@ class TrainConfig(Flags):
         "mean_square (mean squared norm 1), none",
         choices=NORMALIZATIONS,
         shorthands={"--normalize-activations": "standardize", "--no-normalize": "none"},
+    )
+    loss_metric: tuple[str, ...] = flag(
+        ("standardized",),
+        "units of the squared error in the loss: standardized (each dimension is divided by its standard deviation), "
+        "sqrt_std (by the root of it), raw (those of the model); --normalization is about the inputs only",
+        choices=tuple(METRIC_POWERS),
     )
     dead_rule: tuple[str, ...] = flag(
         ("rate",),

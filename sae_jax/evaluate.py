@@ -17,30 +17,6 @@ from harvest.store import Split
 from sae_jax.models.base import SAE
 
 CHUNK_ROWS, PARTIAL_ROWS = 4096, 64  # rows read at once; rows summed in float32
-# Calibration draws 2048 rows from the first fifth of the held-out rows, but from at most 32 times 2048 rows. It does
-# not take 2048 rows in sequence, because rows of a few documents differ too much from the others.
-CALIBRATION_ROWS, CALIBRATION_SHARE = 2048, 0.2
-CALIBRATION_SPREAD = 32
-
-
-def calibration_rows(split: Split) -> int:
-    """How many of the first held-out rows are for calibration. Metrics use the other rows.
-
-    The number ends at the end of a document, if one ends in the first half of the rows.
-    """
-    windows = min(CALIBRATION_ROWS * CALIBRATION_SPREAD, int(CALIBRATION_SHARE * len(split))) // split.positions
-    if not windows:
-        return 0
-    documents = [split.context(w * split.positions)[2] for w in range(len(split) // split.positions // 2)]
-    end = next((w for w in range(windows, len(documents)) if documents[w] != documents[w - 1]), windows)
-    return end * split.positions
-
-
-def calibration_sample(split: Split) -> np.ndarray:
-    """At most CALIBRATION_ROWS of the rows for calibration, drawn uniformly with a fixed seed, [N, D]."""
-    rows = calibration_rows(split)
-    drawn = np.random.default_rng(0).choice(rows, min(rows, CALIBRATION_ROWS), replace=False)
-    return split[np.sort(drawn)]
 
 
 class Evaluation(NamedTuple):
@@ -71,8 +47,10 @@ def measure_rows(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array, i
     )
 
 
-def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray, first: int = 0) -> dict[str, Evaluation]:
-    """The metrics of all SAEs on the held-out rows from `first` on. The rows are read once.
+def evaluate(
+    saes: dict[str, SAE], split: Split, mean_D: np.ndarray, windows_W: np.ndarray | None = None
+) -> dict[str, Evaluation]:
+    """The metrics of all SAEs on the rows of a split, or of some of its windows. The rows are read once.
 
     explained_variance = 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²); mse = E Σ_D (x − x̂)²; l0 = E #(f ≠ 0); sparsity =
     1 − l0/F; l1 = E Σ |f|·‖W_dec‖, in units of x; cosine = E cos(x, x̂); dead_fraction = share of features that fire
@@ -83,7 +61,9 @@ def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray, first: int 
     parts = {name: nnx.split(sae) for name, sae in saes.items()}
     sums: dict[str, dict[str, Any]] = {name: dict.fromkeys(RowMeasures._fields, 0.0) for name in saes}
     offset_sum_D, offset_square_D = np.zeros_like(mean_D), np.zeros_like(mean_D)
-    for raw_NxD in split.chunks(CHUNK_ROWS, first):
+    rows_N = np.arange(len(split)) if windows_W is None else split.window_rows(windows_W)
+    for start in range(0, len(rows_N), CHUNK_ROWS):
+        raw_NxD = split[rows_N[start : start + CHUNK_ROWS]]
         n = len(raw_NxD)
         offset_NxD = raw_NxD.astype(np.float64) - mean_D
         offset_sum_D += offset_NxD.sum(0)
@@ -97,7 +77,7 @@ def evaluate(saes: dict[str, SAE], split: Split, mean_D: np.ndarray, first: int 
                 if field.endswith("_N"):
                     values = values[:n].sum()
                 sums[name][field] += values.sum(0) if field.endswith("_CxD") else values
-    total = len(split) - first
+    total = len(rows_N)
     variance_D = offset_square_D / total - np.square(offset_sum_D / total)
     return {name: summarize(sums[name], total, variance_D) for name in saes}
 

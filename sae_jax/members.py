@@ -34,6 +34,7 @@ class Member:
     seed: int
     warmup: float
     normalization: str
+    loss_metric: str
     aux_coefficient: float | None
     dead_rule: str
 
@@ -135,7 +136,13 @@ def member_id(m: Member, several_sites: bool) -> str:
 
 
 LETTERS = {"k": "k", "sparsity": "s", "target_l0": "l"}
-UNUSUAL = {"warmup": "w{}", "normalization": "norm_{}", "dead_rule": "dead_{}", "aux_coefficient": "aux{}"}
+UNUSUAL = {
+    "warmup": "w{}",
+    "normalization": "norm_{}",
+    "loss_metric": "loss_{}",
+    "dead_rule": "dead_{}",
+    "aux_coefficient": "aux{}",
+}
 
 
 def short(x: float) -> str:

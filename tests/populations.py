@@ -27,7 +27,7 @@ def member_of(**settings) -> Member:
 
 
 def raw_rows(d: int) -> Rows:
-    return Rows(0, np.zeros(d), np.ones(d))
+    return Rows(0, np.zeros(d), np.ones(d), np.ones(d))
 
 
 def one_member(config: TrainConfig, d: int, total_steps: int) -> tuple[Group, dict]:

@@ -8,6 +8,8 @@ from harvest.store import ActivationStore
 from harvest.store_writer import StoreWriter
 
 SEQ_LEN = 9  # 8 rows per window, because the first position is left out
+SOURCE = {"asked": "none", "location": "none", "fell_back": False, "fingerprint": "none"}
+SOURCES = {"model": SOURCE, "dataset": SOURCE, "weights_hash": "none", "tokenizer_hash": "none"}
 
 
 def sparse_rows(rng: np.random.Generator, directions_GxD: np.ndarray, count: int) -> np.ndarray:
@@ -31,8 +33,7 @@ def make_store(
     rng = np.random.default_rng(seed)
     directions_GxD = rng.standard_normal((2 * d_model, d_model))
     description = {
-        "model": {"asked": "none", "location": "none", "fell_back": False, "fingerprint": "none"},
-        "dataset": {"asked": "none", "location": "none", "fell_back": False, "fingerprint": "none"},
+        **SOURCES,
         "hook": "resid_pre",
         "hook_name": f"blocks.{layer}.hook_resid_pre",
         "layer": layer,
@@ -41,7 +42,6 @@ def make_store(
         "dtype": dtype,
         "d_model": d_model,
         "windows_hash": f"{windows} windows of text {seed if text is None else text}",
-        **dict.fromkeys(("weights_hash", "tokenizer_hash"), "none"),
     }
     writer = StoreWriter(directory, description)
     document = 0
@@ -56,8 +56,8 @@ def make_store(
 
 def store_of(directory: Path, rows_NxD: np.ndarray, tokens_WxT: np.ndarray, documents_W: np.ndarray) -> ActivationStore:
     """A store of the given rows. The last third of the windows is held out."""
-    description = {"hook": "resid_pre", "hook_name": "blocks.0.hook_resid_pre", "layer": 0}
-    description |= {"seq_len": tokens_WxT.shape[1], "keep_first_position": False}
+    description = SOURCES | {"hook": "resid_pre", "hook_name": "blocks.0.hook_resid_pre", "layer": 0}
+    description |= {"seq_len": tokens_WxT.shape[1], "keep_first_position": False, "windows_hash": "none"}
     writer, cut = StoreWriter(directory, description), len(tokens_WxT) * 2 // 3
     for split, part in (("train", slice(cut)), ("held_out", slice(cut, None))):
         rows = rows_NxD.reshape(len(tokens_WxT), -1, rows_NxD.shape[1])[part].reshape(-1, rows_NxD.shape[1])

@@ -80,11 +80,12 @@ def evaluate_dictionaries(
     """
     import numpy as np
 
-    from analysis.quality.loss_recovered import loss_recovered, spread_windows
+    from analysis.quality.loss_recovered import loss_recovered
     from harvest.capture import harvest
     from harvest.model.language_model import LanguageModel
     from harvest.sources import resolve
-    from sae_jax.evaluate import calibration_rows, evaluate
+    from sae_jax.calibration import metric_windows, spread_windows
+    from sae_jax.evaluate import evaluate
 
     refuse_a_control_among_others(opened)
     sites = sites_of(opened, options)
@@ -112,13 +113,15 @@ def evaluate_dictionaries(
     for site in dict.fromkeys(sites):
         store = stores[site]
         saes = {name: o.dictionary.sae for name, o, own in zip(names, opened, sites, strict=True) if own == site}
-        first_row = calibration_rows(store.held_out) if request.held_out < 1 else 0
-        for name, evaluation in evaluate(saes, store.held_out, store.mean, first_row).items():
+        used_W = metric_windows(store.held_out)
+        if request.held_out == 1:  # nothing was calibrated on this text
+            used_W = np.arange(len(store.held_out) // store.held_out.positions)
+        for name, evaluation in evaluate(saes, store.held_out, store.mean, used_W).items():
             refuse_no_numbers(name, evaluation.metrics)
-            rows = len(store.held_out) - first_row
+            rows = len(used_W) * store.held_out.positions
             report[name] = {"metrics": evaluation.metrics, "intervals": {}, "rows": rows}
         if language_model:
-            windows_W = spread_windows(store.held_out, options.ce_windows, first_row)
+            windows_W = spread_windows(used_W, options.ce_windows)
             documents = len(np.unique(store.held_out.documents[windows_W]))
             for name, measured in loss_recovered(language_model, store, saes, windows_W).items():
                 report[name]["metrics"] |= measured["metrics"]

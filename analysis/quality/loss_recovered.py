@@ -24,8 +24,8 @@ from flax import nnx
 from analysis.stats import ratio_interval
 from harvest.request import Site
 from harvest.sources import place_of
-from harvest.store import ActivationStore, Split
-from sae_jax.evaluate import calibration_rows
+from harvest.store import ActivationStore
+from sae_jax.calibration import metric_windows, spread_windows
 from sae_jax.formats import load_dictionary
 from sae_jax.models.base import SAE
 
@@ -103,12 +103,6 @@ def reconstruct(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array) ->
     return nnx.merge(graphdef, weights)(x_NxD)
 
 
-def spread_windows(split: Split, count: int, first_row: int) -> np.ndarray:
-    """Numbers of at most `count` windows, spread evenly over the windows from `first_row` on."""
-    first, last = first_row // split.positions, len(split) // split.positions
-    return np.unique(np.linspace(first, last - 1, min(count, last - first)).round().astype(int))
-
-
 def add_loss_recovered(
     results: dict,
     run: Path,
@@ -132,7 +126,7 @@ def add_loss_recovered(
     model = LanguageModel.load(place_of("model", manifest["model"]), control=manifest.get("control"))
     living = [member for member in results["members"] if member["metrics"]]
     split = next(iter(stores.values())).held_out
-    windows_W = spread_windows(split, windows, calibration_rows(split))
+    windows_W = spread_windows(metric_windows(split), windows)
     passes = len(living) + 2 * len({(member["layer"], member["hook"]) for member in living})
     total = passes * split.windows[windows_W].size
 

@@ -9,7 +9,15 @@ from analysis.runs import families
 from analysis.runs.best_member import best_of_results
 from sae_jax.members import Member
 
-TABLE_METRICS = ("explained_variance", "l0", "dead_fraction", "ce_recovered", "mse", "cosine")
+TABLE_METRICS = (
+    "explained_variance",
+    "explained_variance_train",
+    "l0",
+    "dead_fraction",
+    "ce_recovered",
+    "mse",
+    "cosine",
+)
 
 
 def member_rows(members: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

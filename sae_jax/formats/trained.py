@@ -13,16 +13,19 @@ from sae_jax.members import Member
 from sae_jax.models.registry import KINDS
 
 
-def fold_normalization(tensors: dict, shift_D: np.ndarray, scale_D: np.ndarray) -> dict[str, np.ndarray]:
+def fold_normalization(
+    tensors: dict, shift_D: np.ndarray, scale_D: np.ndarray, metric_D: np.ndarray
+) -> dict[str, np.ndarray]:
     """Tensors for raw rows x, from parameters that were trained on (x − shift) / scale. Computed in float64.
 
-    W_enc (the transpose of W_encT) is divided by scale, W_dec is multiplied by scale, and b_dec becomes b_dec · scale +
-    shift. The other tensors stay the same, because z stays the same.
+    W_enc (the transpose of W_encT) is divided by scale. W_dec, which reconstructs (x − shift) / scale · metric, is
+    multiplied by scale / metric, and b_dec becomes b_dec · scale / metric + shift. The other tensors stay the same,
+    because z stays the same.
     """
     tensors = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
     tensors["W_enc"] = tensors.pop("W_encT").T / scale_D[:, None]
-    tensors["W_dec"] = tensors["W_dec"] * scale_D
-    tensors["b_dec"] = tensors["b_dec"] * scale_D + shift_D
+    tensors["W_dec"] = tensors["W_dec"] * (scale_D / metric_D)
+    tensors["b_dec"] = tensors["b_dec"] * (scale_D / metric_D) + shift_D
     return {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
 
 

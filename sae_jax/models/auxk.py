@@ -39,6 +39,6 @@ def auxk(sae, error_BxD: jax.Array, batch: Batch) -> jax.Array:
         at, chosen_BxF = None, mask_of_largest(score_BxF, jnp.int32(k), k) & dead_F[None]
         f = jnp.where(chosen_BxF, jax.nn.relu(z_BxF), 0.0)
     revived_BxD = sae.decoder_product(f, sae.W_dec[...], at)
-    relative = variance(batch.x_BxD) / jnp.maximum(variance(error_BxD), 1e-30)
+    relative = variance(batch.target_BxD) / jnp.maximum(variance(error_BxD), 1e-30)
     scale = batch.hyper["aux_coefficient"] * jnp.minimum(1.0, dead_F.sum() / k)
     return scale * relative * mean_square(error_BxD - revived_BxD)

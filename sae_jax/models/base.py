@@ -44,6 +44,7 @@ class Batch(NamedTuple):
     """The inputs of a loss besides the SAE."""
 
     x_BxD: jax.Array
+    target_BxD: jax.Array  # x · metric_D, which the SAE reconstructs in training
     known_BxF: jax.Array | None  # x W_enc, if it was computed before
     at: Candidates | None
     dead_F: jax.Array  # features that have been silent for `steps_to_die` steps
@@ -66,9 +67,10 @@ class SAE(nnx.Module):
 
     `params` holds W_encT [F, D], b_enc [F], W_dec [F, D], b_dec [D] and the extra parameters of the kind. The encoder
     is stored transposed, with one row per feature like the decoder, because its gradient is then written row by row,
-    which saves a sixth of the step time. `settings` holds numbers such as k. `sparsity_control` is the name of the
-    setting that fixes the sparsity. `k_max` is the static upper bound of k. `dtype` is the number format of the large
-    matrix products. The defaults of this class describe a ReLU without a penalty.
+    which saves a sixth of the step time. `settings` holds numbers such as k, and `metric_D`: in training, W_dec and
+    b_dec reconstruct x · metric_D. `sparsity_control` is the name of the setting that fixes the sparsity. `k_max` is
+    the static upper bound of k. `dtype` is the number format of the large matrix products. The defaults of this class
+    describe a ReLU without a penalty.
     """
 
     activation: str  # name of the kind on the command line
@@ -82,6 +84,7 @@ class SAE(nnx.Module):
     b_enc: nnx.Param
     W_dec: nnx.Param
     b_dec: nnx.Param
+    metric_D: Setting | float = 1.0
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class SAE(nnx.Module):
 
         b_dec is subtracted after the product, as part of the bias, which saves a matmul in the backward pass.
         """
-        bias_F = self.b_enc - self.W_encT @ self.b_dec
+        bias_F = self.b_enc - self.W_encT @ (self.b_dec / self.metric_D)
         if at is not None:
             return product_at(x_BxD, self.W_encT[...], known_BxF, at) + pick(bias_F, at)
         if known_BxF is None:

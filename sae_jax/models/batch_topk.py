@@ -75,6 +75,6 @@ class Matryoshka(BatchTopK):
         x_hat_BxD, losses, begin = self.b_dec[None], [], 0
         for end in ends:
             x_hat_BxD = x_hat_BxD + self.decoder_product(f[:, begin:end], self.W_dec[begin:end])
-            losses.append(mean_square(batch.x_BxD - x_hat_BxD))
+            losses.append(mean_square(batch.target_BxD - x_hat_BxD))
             begin = end
         return jnp.stack(losses).mean() - losses[-1]  # the main loss already contains that of all features

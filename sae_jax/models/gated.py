@@ -40,7 +40,7 @@ class Gated(ReLU):
         """The squared error of the reconstruction from the gates relu(z), without a gradient for the decoder."""
         W_dec_FxD, b_dec_D = (jax.lax.stop_gradient(p[...]) for p in (self.W_dec, self.b_dec))
         gate = jax.nn.relu(z)
-        return mean_square(batch.x_BxD - self.decoder_product(gate, W_dec_FxD, batch.at) - b_dec_D[None])
+        return mean_square(batch.target_BxD - self.decoder_product(gate, W_dec_FxD, batch.at) - b_dec_D[None])
 
     def start(self, params, settings, z_NxF, hyper):
         params, settings, coefficient = super().start(params, settings, z_NxF, hyper)

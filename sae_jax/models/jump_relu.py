@@ -54,7 +54,7 @@ class JumpReLU(SAE):
             return super().start(params, settings, z_NxF, hyper)
         q = jnp.maximum(start_quantile(z_NxF, hyper["target_l0"]), 0.1 * z_NxF.std())
         params = {**params, "threshold": jnp.full_like(params["threshold"], q)}
-        return Start(params, {"bandwidth": KERNEL * z_NxF.std()}, 0.5 * jnp.square(q))
+        return Start(params, {**settings, "bandwidth": KERNEL * z_NxF.std()}, 0.5 * jnp.square(q))
 
     def coefficient_rate(self, hyper):
         return jnp.float32(COEFFICIENT_RATE)  # the thresholds act quickly already

@@ -46,7 +46,7 @@ class MultiTopK(TopK):
 
     def extra_loss(self, z, f, error_BxD, batch):
         wider = self.keep(z, batch.at, ranks_per_k=4)
-        return mean_square(batch.x_BxD - self.decode(wider, batch.at)) / 8
+        return mean_square(batch.target_BxD - self.decode(wider, batch.at)) / 8
 
 
 class AbsTopK(TopK):

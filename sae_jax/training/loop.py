@@ -17,8 +17,9 @@ from harvest.files import record_checksum, write_arrays
 from harvest.identity import identity
 from harvest.request import Site
 from harvest.store import ActivationStore, compared_meanwhile
-from sae_jax.config import TrainConfig
-from sae_jax.evaluate import Evaluation, calibration_rows, calibration_sample, evaluate
+from sae_jax.calibration import calibration_sample, metric_windows, spread_windows, with_l0
+from sae_jax.config import METRIC_POWERS, TrainConfig
+from sae_jax.evaluate import Evaluation, evaluate
 from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.members import Member, members_of
@@ -45,17 +46,22 @@ from sae_jax.training.step import make_train_block
 
 START_ROWS, START_VALUES = 4096, 1 << 22  # at most, for the quantiles of the initialization: rows, pre-activations
 MAX_BLOCK_STEPS = 256
+OVERFITTING = 0.1  # explained variance on training rows minus that on held-out rows, from which a warning is given
 
 
 @dataclass(frozen=True)
 class Population:
-    """Members and the rows on which they train. `rows` is by member id; `hypers` has one entry per group."""
+    """Members and the rows on which they train. `rows` is by member id; `hypers` has one entry per group.
+
+    `calibration_LxNxD` are the raw held-out rows of each site on which L0 is corrected.
+    """
 
     config: TrainConfig
     stores: Sequence[ActivationStore]  # one store per site, of the same text
     groups: tuple[Group, ...]
     rows: dict[str, Rows]
     hypers: list[dict]
+    calibration_LxNxD: np.ndarray
 
     def members(self) -> list[Member]:
         return [m for group in self.groups for m in group.members]
@@ -101,6 +107,9 @@ def train(
         evaluated = time.perf_counter()
         evaluations = export_and_evaluate(population, states, run, report, feed.total_steps)
         del states
+        for name, evaluation in evaluations.items():
+            if text := overfitting_text(evaluation.metrics):
+                say(f"{name} {text}")
         training_seconds = evaluated - report.began
         manifest = stores[0].manifest
         results = {
@@ -137,9 +146,12 @@ def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Feed)
     rows = {}
     for member in (m for group in groups for m in group.members):
         site = sites.index(Site(member.layer, member.hook))
-        rows[member.id] = Rows(site, *normalization_of(stores[site], member.normalization))
+        shift_D, scale_D = normalization_of(stores[site], member.normalization)
+        metric_D = metric_of(stores[site], member.loss_metric, scale_D)
+        rows[member.id] = Rows(site, shift_D, scale_D, metric_D)
     hypers = [stack([hyper_of(m, rows[m.id], config, feed.total_steps) for m in g.members]) for g in groups]
-    return Population(config, stores, groups, rows, hypers)
+    calibration_LxNxD = np.stack([calibration_sample(store.held_out) for store in stores])
+    return Population(config, stores, groups, rows, hypers, calibration_LxNxD)
 
 
 def refuse_if_too_large(population: Population) -> None:
@@ -181,9 +193,7 @@ def learn(
     hypers = placement.place(population.hypers)
     side_by_side = 1 if jax.default_backend() == "cpu" else 1 << 30
     train_block = make_train_block(population.groups, side_by_side, placement)
-    held_out = [store.held_out for store in population.stores]
-    raw_calibration_LxNxD = np.stack([calibration_sample(split) for split in held_out])
-    calibration_LxNxD = placement.everywhere(raw_calibration_LxNxD)
+    calibration_LxNxD = placement.everywhere(population.calibration_LxNxD)
     variances = {m.id: float(np.square(population.store_of(m).std).sum()) for m in population.members()}
     report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say, rows_compared)
     block_steps = config.block_steps or default_block_steps(config, population.stores, total)
@@ -192,7 +202,7 @@ def learn(
     def keep_snapshot() -> None:
         for member, dictionary in exported(population, gathered()):
             if member.id not in report.failed:
-                raw_NxD = raw_calibration_LxNxD[population.rows[member.id].site]
+                raw_NxD = population.calibration_LxNxD[population.rows[member.id].site]
                 write_snapshot(run.path, step, member.id, dictionary, raw_NxD)
 
     def gathered() -> Iterator[State]:
@@ -234,8 +244,8 @@ def start(population: Population, feed: Feed) -> Iterator[State]:
         raw_LxNxD = feed.sample(min(START_ROWS, max(256, START_VALUES // group.signature.hidden_dim)))
 
         def rows_of(member: Member, raw_LxNxD=raw_LxNxD) -> jax.Array:
-            site, shift_D, scale_D = population.rows[member.id]
-            return jnp.asarray((raw_LxNxD[site] - shift_D) / scale_D, jnp.float32)
+            rows = population.rows[member.id]
+            return jnp.asarray((raw_LxNxD[rows.site] - rows.shift_D) / rows.scale_D, jnp.float32)
 
         yield start_group(group, hyper, rows_of)
 
@@ -250,6 +260,17 @@ def normalization_of(store: ActivationStore, name: str) -> tuple[np.ndarray, np.
     if name == "mean_square":
         return zeros_D, ones_D * np.sqrt((np.square(store.mean) + np.square(store.std)).sum())
     return zeros_D, ones_D
+
+
+def metric_of(store: ActivationStore, name: str, scale_D: np.ndarray) -> np.ndarray:
+    """metric_D of the loss ‖(x − x̂) · metric_D‖² of rows x that are divided by `scale_D`.
+
+    One factor for all dimensions keeps the sum of the variances of x · metric_D equal to that of x.
+    """
+    std_D = np.where(store.std > 0, store.std, 1.0)
+    metric_D = scale_D * std_D ** -METRIC_POWERS[name]
+    variance_D = np.square(store.std / scale_D)
+    return metric_D * np.sqrt(variance_D.sum() / (np.square(metric_D) * variance_D).sum())
 
 
 def default_block_steps(config: TrainConfig, stores: Sequence[ActivationStore], total_steps: int) -> int:
@@ -281,7 +302,12 @@ def export_and_evaluate(
         saes[population.rows[member.id].site][member.id] = load_dictionary(directory).sae
     evaluations: dict[str, Evaluation] = {}
     for store, here in zip(population.stores, saes, strict=True):
-        evaluations |= evaluate(here, store.held_out, store.mean, calibration_rows(store.held_out))
+        windows_W = metric_windows(store.held_out)
+        train_W = spread_windows(np.arange(len(store.train) // store.train.positions), len(windows_W))
+        seen = evaluate(here, store.train, store.mean, train_W)
+        evaluations |= evaluate(here, store.held_out, store.mean, windows_W)
+        for name, on_training_rows in seen.items():
+            evaluations[name].metrics["explained_variance_train"] = on_training_rows.metrics["explained_variance"]
     for member in population.members():
         evaluation = evaluations.get(member.id)
         if evaluation and not np.isfinite(list(evaluation.metrics.values())).all():
@@ -294,13 +320,30 @@ def export_and_evaluate(
     return evaluations
 
 
+def overfitting_text(metrics: dict[str, float]) -> str | None:
+    """What a member with a large gap between training and held-out rows does, and the advice; otherwise None."""
+    held_out, train = metrics["explained_variance"], metrics["explained_variance_train"]
+    if train - held_out < OVERFITTING:
+        return None
+    return (
+        f"explains {train:.3f} of the variance of training rows, but {held_out:.3f} of that of held-out rows: it has "
+        "memorized its rows, so harvest more text (--n-samples), or use fewer --epochs or a smaller --hidden-dim"
+    )
+
+
 def exported(population: Population, states: Iterable[State]) -> Iterator[tuple[Member, Dictionary]]:
     """(member, its dictionary for raw activations) of all members; `states` are those of `State.to_export`."""
     for group, state in zip(population.groups, states, strict=True):
         for p, member in enumerate(group.members):
             trained = ({name: values[p] for name, values in tree.items()} for tree in (state.params, state.settings))
-            tensors = fold_normalization(group.signature.kind.export(*trained), *population.rows[member.id][1:])
-            yield member, trained_dictionary(member, tensors, population.store_of(member).manifest)
+            rows = population.rows[member.id]
+            tensors = fold_normalization(
+                group.signature.kind.export(*trained), rows.shift_D, rows.scale_D, rows.metric_D
+            )
+            dictionary = trained_dictionary(member, tensors, population.store_of(member).manifest)
+            if member.l0_asked:
+                dictionary = with_l0(dictionary, population.calibration_LxNxD[rows.site], member.l0_asked)
+            yield member, dictionary
 
 
 def result_of(member: Member, failed_step: int | None, evaluation: Evaluation | None) -> dict:

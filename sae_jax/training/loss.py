@@ -23,11 +23,11 @@ class Terms(NamedTuple):
 
 
 def member_loss(sae: SAE, coefficient: jax.Array, batch: Batch) -> tuple[jax.Array, Terms]:
-    """The loss mean_B Σ_D (x − x̂)² + λ · penalty + extra + AuxK, and its further results."""
+    """The loss mean_B Σ_D (x · metric − x̂)² + λ · penalty + extra + AuxK, and its further results."""
     at = batch.at
     z = sae.pre_activations(batch.x_BxD, batch.known_BxF, at)
     f = sae.activate_training(z, at)
-    error_BxD = batch.x_BxD - sae.decode(f, at)
+    error_BxD = batch.target_BxD - sae.decode(f, at)
     penalty = coefficient * sae.penalty(z, f, batch)
     loss = mean_square(error_BxD) + penalty + sae.extra_loss(z, f, error_BxD, batch)
     if batch.revive:

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 
 from harvest.errors import InputError
+from sae_jax.calibration import CALIBRATION_ROWS
 from sae_jax.config import TrainConfig
-from sae_jax.evaluate import CALIBRATION_ROWS, CHUNK_ROWS
+from sae_jax.evaluate import CHUNK_ROWS
 from sae_jax.training.batches import BLOCK_BYTES, ERA_BYTES
 from sae_jax.training.mesh import shares_of
 from sae_jax.training.population import Group, Signature

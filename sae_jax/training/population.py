@@ -17,7 +17,7 @@ from flax import nnx, struct
 
 from sae_jax.config import TrainConfig
 from sae_jax.members import Member
-from sae_jax.models.base import SAE, Arrays, Setting, unit_rows
+from sae_jax.models.base import SAE, Arrays, Setting, Start, unit_rows
 from sae_jax.models.registry import KINDS
 
 # Gradient clipping per member, then Adam. The learning rate differs between members, so the step applies it.
@@ -27,11 +27,15 @@ PAPER_DECODER_NORM = 0.1  # Anthropic, April 2024: initial norm of decoder rows 
 
 
 class Rows(NamedTuple):
-    """The rows of a member: the index of their harvested site, and the normalization x = (raw − shift) / scale."""
+    """The rows of a member: the index of their harvested site, and the normalization x = (raw − shift) / scale.
+
+    The loss is ‖(x − x̂) · metric‖². In training, W_dec and b_dec reconstruct x · metric.
+    """
 
     site: int
     shift_D: np.ndarray
     scale_D: np.ndarray
+    metric_D: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Signature:
         return KINDS[self.activation]
 
     def graphdef(self) -> nnx.GraphDef:
-        return nnx.split(nnx.eval_shape(lambda: new_sae(self, jax.random.key(0), self.k_max)))[0]
+        one_D = jnp.ones(self.d_model)
+        return nnx.split(nnx.eval_shape(lambda: new_sae(self, jax.random.key(0), self.k_max, one_D)))[0]
 
 
 @dataclass(frozen=True)
@@ -137,10 +142,10 @@ def hyper_of(member: Member, rows: Rows, config: TrainConfig, total_steps: int) 
         "ema": config.ema,
     }
     arrays = {name: jnp.float32(value) for name, value in numbers.items()}
-    shift_D, scale_D = (jnp.asarray(values_D, jnp.float32) for values_D in rows[1:])
     whole = {"site": rows.site, "seed": member.seed, "k": member.k or 0}
     arrays |= {name: jnp.int32(value) for name, value in whole.items()}
-    return arrays | {"shift_D": shift_D, "scale_D": scale_D}
+    vectors = {name: getattr(rows, name) for name in ("shift_D", "scale_D", "metric_D")}
+    return arrays | {name: jnp.asarray(values_D, jnp.float32) for name, values_D in vectors.items()}
 
 
 def steps_to_die(config: TrainConfig, total_steps: int) -> float:
@@ -151,24 +156,41 @@ def steps_to_die(config: TrainConfig, total_steps: int) -> float:
     return max(10 / max(config.dead_threshold, 1e-6) / config.batch_size, total_steps / 10)
 
 
-def new_sae(signature: Signature, key: jax.Array, k: jax.Array | int) -> SAE:
-    """An SAE with random decoder rows, the encoder their transpose, and zero biases."""
+def new_sae(signature: Signature, key: jax.Array, k: jax.Array | int, metric_D: jax.Array) -> SAE:
+    """An SAE with random decoder rows and zero biases. Its encoder projects x · metric_D on the decoder rows."""
     norm = 1.0 if signature.unit_norm_decoder else PAPER_DECODER_NORM
     F, D = signature.hidden_dim, signature.d_model
     W_dec_FxD = norm * unit_rows(jax.random.normal(key, (F, D)))
-    params = {"W_encT": W_dec_FxD, "b_enc": jnp.zeros(F), "W_dec": W_dec_FxD, "b_dec": jnp.zeros(D)}
-    settings = signature.kind.extra_settings() | ({"k": jnp.int32(k)} if signature.sparsity_control == "k" else {})
+    params = {"W_encT": W_dec_FxD * metric_D[None], "b_enc": jnp.zeros(F), "W_dec": W_dec_FxD, "b_dec": jnp.zeros(D)}
+    settings = {"metric_D": metric_D} | signature.kind.extra_settings()
+    settings |= {"k": jnp.int32(k)} if signature.sparsity_control == "k" else {}
     params |= signature.kind.extra_params(F)
     return signature.kind(params, settings, signature.sparsity_control, signature.k_max, signature.dtype)
 
 
 def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State:
-    """The initial state of a member: `b_dec` is the mean of the rows x, and its kind initializes the rest."""
+    """The initial state of a member: `b_dec` is the mean of the rows, and its kind initializes the rest.
+
+    The encoder is then scaled by least squares, so that the reconstruction explains as much as random decoder rows can.
+    Without this, many features that fire on a row add up to far more than the row.
+    """
     key, weights_key = jax.random.split(jax.random.key(hyper["seed"]))
-    sae = new_sae(signature, weights_key, hyper["k"])
-    sae.b_dec[...] = x_NxD.mean(0)
-    params, settings = (nnx.to_pure_dict(nnx.state(sae, kind)) for kind in (nnx.Param, Setting))
-    start = sae.start(params, settings, sae.pre_activations(x_NxD), hyper)
+    sae = new_sae(signature, weights_key, hyper["k"], hyper["metric_D"])
+    target_NxD = x_NxD * hyper["metric_D"][None]
+    sae.b_dec[...] = target_NxD.mean(0)
+
+    def started() -> Start:
+        params, settings = (nnx.to_pure_dict(nnx.state(sae, kind)) for kind in (nnx.Param, Setting))
+        return sae.start(params, settings, sae.pre_activations(x_NxD), hyper)
+
+    start = started()
+    if signature.sparsity_control != "sparsity":  # the papers' coefficients are for the papers' initial weights
+        tried = nnx.merge(signature.graphdef(), start.params, start.settings)
+        offset_NxD = tried.decode(tried.activate_training(tried.pre_activations(x_NxD))) - tried.b_dec[None]
+        centered_NxD = target_NxD - sae.b_dec[None]
+        scale = (centered_NxD * offset_NxD).sum() / jnp.square(offset_NxD).sum()
+        sae.W_encT[...] *= jnp.where(scale > 0, scale, 1.0)
+        start = started()
     state = State(
         params=start.params,
         average=start.params if signature.averages else None,

@@ -28,7 +28,7 @@ def resample(
     long before, and the revived features would die again.
     """
     params = nnx.to_pure_dict(nnx.state(sae, nnx.Param))
-    error_NxD = x_NxD - sae(x_NxD)
+    error_NxD = x_NxD * hyper["metric_D"][None] - sae(x_NxD)
     loss_N = jnp.square(error_NxD).sum(-1)
     order_N = jnp.argsort(-(2 * jnp.log(loss_N) + jax.random.gumbel(key, loss_N.shape)))
     rank_F = jnp.cumsum(dead_F) - 1
@@ -43,8 +43,9 @@ def resample(
 
     fresh = {name: living_mean(value) for name, value in params.items() if value.ndim == 1 and name != "b_dec"}
     fresh = {name: value if name == "r_mag" else hyper["revived_bias_scale"] * value for name, value in fresh.items()}
-    for name, scale in (("W_dec", 1.0), ("W_encT", hyper["revived_encoder_scale"])):
-        fresh[name] = direction_FxD * scale * living_mean(jnp.linalg.norm(params[name], axis=1))
+    encoder_FxD = unit_rows(direction_FxD * hyper["metric_D"][None]) * hyper["revived_encoder_scale"]
+    for name, rows_FxD in (("W_dec", direction_FxD), ("W_encT", encoder_FxD)):
+        fresh[name] = rows_FxD * living_mean(jnp.linalg.norm(params[name], axis=1))
 
     def replaced(tree: Arrays, new: dict) -> Arrays:
         mask = {name: revived_F[:, None] if tree[name].ndim == 2 else revived_F for name in new}

@@ -56,7 +56,16 @@ def make_gradients(signature: Signature, in_turn: bool) -> Callable:
         dead_F = state.silent_F >= hyper["dead_steps"]
 
         def along(known_BxF: jax.Array | None, at: Candidates | None, revive: bool):
-            batch = Batch(x_BxD, known_BxF, at, dead_F, revive, state.step / hyper["total_steps"], hyper)
+            batch = Batch(
+                x_BxD,
+                x_BxD * hyper["metric_D"][None],
+                known_BxF,
+                at,
+                dead_F,
+                revive,
+                state.step / hyper["total_steps"],
+                hyper,
+            )
 
             def loss(params: Arrays):
                 return member_loss(nnx.merge(graphdef, params, state.settings), state.coefficient, batch)
@@ -153,7 +162,7 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
         def freeze(grads: Arrays) -> State:
             return state.replace(failed=jnp.where(state.failed < 0, state.step, state.failed))
 
-        mse = (terms.squared_error_D * jnp.square(hyper["scale_D"])).sum()
+        mse = (terms.squared_error_D * jnp.square(hyper["scale_D"] / hyper["metric_D"])).sum()
         state = jax.lax.cond(jnp.isfinite(loss + mse) & (state.failed < 0), learn, freeze, grads)
         return state, {"loss": loss, "mse": mse, "l0": l0}
 

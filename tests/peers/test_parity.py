@@ -164,7 +164,7 @@ def start(case: Case, store) -> Start:
         **{"unit_norm_decoder": False, **case.ours},
     )
     (group,) = groups_of(members_of(config, (Site(2, "resid_pre"),)), config, store.d_model)
-    hyper = hyper_of(group.members[0], Rows(0, store.mean, store.std), config, S)
+    hyper = hyper_of(group.members[0], Rows(0, store.mean, store.std, np.ones(store.d_model)), config, S)
     raw_SxBxD = Feed([store.train], B, epochs=1, seed=0).block(0, S)[0]
     x_NxD = normalized(jnp.asarray(raw_SxBxD[:8].reshape(-1, store.d_model)), hyper)
     state = start_member(group.signature, hyper, x_NxD)

@@ -128,7 +128,8 @@ def rows(part: Part) -> list[dict[str, Any]]:
                 for name in further
             ),
         ]
-        for name, column in (("explained_variance", "EV"), ("ce_recovered", "CE recovered"), ("l0", "L0")):
+        columns = {"explained_variance": "EV", "explained_variance_train": "EV, training rows"}
+        for name, column in (columns | {"ce_recovered": "CE recovered", "l0": "L0"}).items():
             value = metrics.get(name)
             text = f"{value:.1f}" if name == "l0" and value is not None else share_text(value, intervals.get(name))
             cells.append((column, text, value))

@@ -97,7 +97,7 @@ def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[s
     """(header, a row for each member) of the table of results, from the members of results.json."""
     from sae_jax.members import Member  # here, so that the live view of a training loads nothing for it
 
-    header, rows = ["member", "loss (mse)", "sparsity", "expl. var.", "L0 (target)", "dead"], []
+    header, rows = ["member", "loss (mse)", "sparsity", "expl. var.", "train", "L0 (target)", "dead"], []
     measured = any("ce_recovered" in (member.get("metrics") or {}) for member in members)
     header += ["CE rec."] if measured else []
     for member in members:
@@ -106,7 +106,8 @@ def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[s
         loss, variance, l0, dead = number_cells({**metrics, "loss": metrics.get("mse", math.nan)})
         loss = "failed" if member.get("failed") else loss
         sparsity = percent_text(metrics.get("sparsity", math.nan), digits=2)
-        rows.append([member_name(member), loss, sparsity, variance, f"{l0} ({asked:g})" if asked else l0, dead])
+        train = share_text(metrics.get("explained_variance_train"))
+        rows.append([member_name(member), loss, sparsity, variance, train, f"{l0} ({asked:g})" if asked else l0, dead])
         rows[-1] += [share_text(metrics.get("ce_recovered"))] if measured else []
     return header, rows
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from command_line import BUNDLED, environment, shared_cache
 from foreign import without_checksums
-from rows import make_store
 from safetensors.numpy import save_file
 
 import main
@@ -20,8 +19,6 @@ from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, same_name
 from harvest.text.documents import documents
-from sae_jax import evaluate as evaluate_module
-from sae_jax.evaluate import calibration_rows, calibration_sample
 
 ARGV = (*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--epochs", "1", "--activation", "relu", "topk")
 ARGV += ("--layer", "1", "--hook", "resid_pre", "mlp_out", "--hidden-dim", "48", "--target-l0", "8", "--k", "8")
@@ -145,7 +142,8 @@ def test_evaluate_gives_the_figures_of_the_training(finished, tmp_path, cache):
     for member in results["members"]:
         own = found[member["id"]]
         assert own["hook_name"] == f"blocks.1.hook_{member['hook']}" and own["d_sae"] == 48
-        assert own["metrics"] == pytest.approx(member["metrics"], rel=1e-5)
+        metrics = {name: value for name, value in member["metrics"].items() if name != "explained_variance_train"}
+        assert own["metrics"] == pytest.approx(metrics, rel=1e-5)
         assert own["intervals"].keys() == member["intervals"].keys()
 
 
@@ -301,15 +299,3 @@ def test_invalid_evaluations_are_refused_with_the_reason(argv, reason, known, te
     assert main.run_as_command(["evaluate", *(a.format(**places) for a in argv), "--cache-dir", str(cache)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and reason in error, error
-
-
-def test_calibration_uses_many_documents_that_metrics_do_not_use(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate_module, "CALIBRATION_ROWS", 100)
-    split = make_store(tmp_path, windows=1500, dtype="float32").held_out  # 300 documents of 8 rows
-    rows = calibration_rows(split)
-    everything_NxD = split.read(0, len(split))
-    place = {row.tobytes(): number for number, row in enumerate(everything_NxD)}
-    drawn = [place[row.tobytes()] for row in calibration_sample(split)]
-    assert len(set(drawn)) == 100 and max(drawn) < rows == 0.2 * len(split)
-    assert len({split.context(row)[2] for row in drawn}) > 40, "not the rows of the first few documents"
-    np.testing.assert_array_equal(calibration_sample(split), everything_NxD[drawn])

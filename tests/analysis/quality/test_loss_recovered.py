@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from analysis.quality.loss_recovered import finite, loss_recovered, scores, spread_windows
+from analysis.quality.loss_recovered import finite, loss_recovered, scores
 from analysis.runs.undefined import why_undefined
 from analysis.stats import SAMPLES, bootstrap_samples
 from harvest.errors import InputError
@@ -283,10 +283,3 @@ def test_loss_recovered_is_undefined_if_zero_ablation_improves_the_model(model, 
         assert of["metrics"]["ce_zero"] < of["metrics"]["ce_clean"] and of["metrics"]["ce_recovered"] is None
         assert of["intervals"]["ce_recovered"] is None
         assert of["metrics"]["kl_recovered"] is not None and why_undefined(of["metrics"])
-
-
-def test_windows_are_spread_over_rows_not_used_for_calibration(model, tmp_path):
-    split = make_store(tmp_path, model, Site(0, "resid_pre")).held_out
-    assert spread_windows(split, 3, 2 * split.positions).tolist() == [2, 4, 5]
-    assert spread_windows(split, 100, 0).tolist() == [0, 1, 2, 3, 4, 5]
-    assert spread_windows(split, 1, split.positions).tolist() == [1]

@@ -72,7 +72,8 @@ def progress(step: int, ids: list[str], loss: float | None = None, blocks: int =
 
 def results(ids: list[str], failed: str | None = None, model: str = "bundled") -> dict:
     metrics = {
-        "explained_variance": 0.8123, "mse": 0.01234, "l0": 32.4, "sparsity": 0.8734, "l1": 3.0, "cosine": 0.9,
+        "explained_variance": 0.8123, "explained_variance_train": 0.9,
+        "mse": 0.01234, "l0": 32.4, "sparsity": 0.8734, "l1": 3.0, "cosine": 0.9,
         "dead_fraction": 0.012,
     }  # fmt: skip
     stopped = {"step": 3000, "reason": "the loss is not finite; try a lower --lr"}
@@ -179,7 +180,19 @@ def test_the_box_of_results(columns):
     for member_id in member_ids(3):
         (row,) = (line for line in box if line.startswith(f"║ {member_id} "))
         mark = ["★"] * (member_id == member_ids(3)[0])  # all are equal, so the first
-        assert row.split() == ["║", member_id, *mark, "0.01234", "87.34%", "0.812", "32.4", "(32)", "1.2%", "║"]
+        assert row.split() == [
+            "║",
+            member_id,
+            *mark,
+            "0.01234",
+            "87.34%",
+            "0.812",
+            "0.900",
+            "32.4",
+            "(32)",
+            "1.2%",
+            "║",
+        ]
     text = "\n".join(box)
     facts = (
         "bundled (fallback: the hub cannot be reached)",

@@ -56,13 +56,13 @@ def random_params(kind: str, d: int, f: int, seed: int) -> dict[str, np.ndarray]
 
 
 def exported(kind: str, d: int, f: int, seed: int) -> dict[str, np.ndarray]:
-    return fold_normalization(random_params(kind, d, f, seed), np.zeros(d), np.ones(d))
+    return fold_normalization(random_params(kind, d, f, seed), np.zeros(d), np.ones(d), np.ones(d))
 
 
-def module(kind: str, tensors: dict, k: int) -> SAE:
+def module(kind: str, tensors: dict, k: int, **more) -> SAE:
     params = {name: jnp.asarray(tensor) for name, tensor in tensors.items()}
     settings = {"topk": {"k": jnp.int32(k)}, "jump_relu": {"bandwidth": jnp.float32(1)}}.get(kind, {})
-    return KINDS[kind](params, settings, k_max=k)
+    return KINDS[kind](params, settings | more, k_max=k)
 
 
 @given(
@@ -77,10 +77,13 @@ def test_an_export_on_raw_rows_is_the_trained_dictionary_on_normalized_rows(tmp_
     directory = tmp_path_factory.mktemp("member")
     params, rng = random_params(kind, d, f, seed), np.random.default_rng(seed)
     shift_D, scale_D = 5 * scale * rng.standard_normal(d), scale * rng.uniform(0.5, 2, d)
+    metric_D = rng.uniform(0.5, 2, d)
     x = rng.standard_normal((30, d))
     member = member_of(activation=kind, hidden_dim=f, k=3, target_l0=3)
-    save_dictionary(trained_dictionary(member, fold_normalization(params, shift_D, scale_D), MANIFEST), directory)
-    trained, exported = module(kind, params, 3), load_dictionary(directory).sae
+    tensors = fold_normalization(params, shift_D, scale_D, metric_D)
+    save_dictionary(trained_dictionary(member, tensors, MANIFEST), directory)
+    trained = module(kind, params, 3, metric_D=jnp.asarray(metric_D, jnp.float32))
+    exported = load_dictionary(directory).sae
     raw = (x * scale_D + shift_D).astype(np.float32)
 
     z = np.asarray(trained.pre_activations(jnp.asarray(x, jnp.float32)))
@@ -89,7 +92,7 @@ def test_an_export_on_raw_rows_is_the_trained_dictionary_on_normalized_rows(tmp_
     features, expected = (np.asarray(s) for s in (exported.encode(raw), trained.encode(jnp.asarray(x, jnp.float32))))
     bound = 1e-4 * max(1, np.abs(z).max())
     np.testing.assert_allclose(features[decided], expected[decided], atol=bound)
-    back = np.asarray(trained.decode(expected)) * scale_D + shift_D
+    back = np.asarray(trained.decode(expected)) * scale_D / metric_D + shift_D
     np.testing.assert_allclose(exported.decode(expected), back, atol=1e-5 * np.abs(back).max() + 1e-6)
 
 
@@ -101,7 +104,7 @@ def test_an_exported_member_computes_the_features_of_its_kind(kind):
     (group,), (state,), _ = prepare(config, 100, x_NxD)
     params, settings = ({name: value[0] for name, value in tree.items()} for tree in (state.params, state.settings))
     trained = nnx.merge(group.signature.graphdef(), params, settings)
-    tensors = fold_normalization(group.signature.kind.export(params, settings), np.zeros(16), np.ones(16))
+    tensors = fold_normalization(group.signature.kind.export(params, settings), np.zeros(16), np.ones(16), np.ones(16))
     f_NxF, exported = trained.encode(x_NxD), trained_dictionary(group.members[0], tensors, MANIFEST).sae
     np.testing.assert_allclose(exported.encode(x_NxD), f_NxF, atol=1e-5)
     assert 0.05 < (f_NxF != 0).mean() < 0.5
@@ -634,8 +637,8 @@ def test_metrics_equal_their_definitions_in_float64(kind):
         def __len__(self):
             return len(rows)
 
-        def chunks(self, size, first=0):
-            return (rows[i : i + size] for i in range(first, len(rows), size))
+        def __getitem__(self, numbers_N):
+            return rows[numbers_N]
 
     metrics, density_F = evaluate({"m": module(kind, params, 4)}, Rows(), rows.mean(0).astype(np.float64) + 0.3)["m"]
 

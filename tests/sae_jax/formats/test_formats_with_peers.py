@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 
 from analysis.cli.export import run as export
 from harvest.store import ActivationStore
+from sae_jax.calibration import metric_windows
 from sae_jax.config import SPARSITY_CONTROLS
-from sae_jax.evaluate import calibration_rows
 from sae_jax.formats import load_dictionary, save_dictionary
 
 PEERS = os.environ.get("SAE_PEERS_PYTHON")
@@ -85,8 +85,7 @@ def test_saelens_measures_every_exported_kind_as_we_do(tmp_path, tmp_path_factor
     members = json.loads((run / "results.json").read_text())["members"]
     name = json.loads((run / "config.json").read_text())["stores"][0]["directory"]
     split = ActivationStore(cache / "activations" / name).held_out
-    first = calibration_rows(split)
-    x = split.read(first, len(split)).astype(np.float32)
+    x = split[split.window_rows(metric_windows(split))].astype(np.float32)
     np.save(tmp_path / "rows.npy", x)
     for member in members:
         export([str(run), "--member", member["id"], "--to", str(tmp_path / member["id"])])

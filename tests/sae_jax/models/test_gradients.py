@@ -108,7 +108,8 @@ def sae_of(kind, params, threshold):
 
 def batch_of(x, dead, alpha=None):
     hyper = {"aux_coefficient": jnp.float32(alpha or 0.0)}
-    return Batch(jnp.asarray(x, jnp.float32), None, None, jnp.asarray(dead), alpha is not None, jnp.float32(0.5), hyper)
+    x_BxD = jnp.asarray(x, jnp.float32)
+    return Batch(x_BxD, x_BxD, None, None, jnp.asarray(dead), alpha is not None, jnp.float32(0.5), hyper)
 
 
 def our_gradients(kind, params, x, threshold, dead, alpha=None, coefficient=COEFFICIENT):

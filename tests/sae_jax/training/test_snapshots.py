@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from analysis.runs.finished import FinishedRun
 from harvest.request import Site
-from sae_jax.evaluate import calibration_sample
+from sae_jax.calibration import calibration_sample
 from sae_jax.formats import load_dictionary
 from sae_jax.training.snapshots import read_snapshots, snapshot_steps
 

@@ -26,7 +26,7 @@ def blocks_SxBxD():
 
 def run(config: TrainConfig, blocks):
     flat_NxD = blocks[0].reshape(-1, D)
-    rows = Rows(0, flat_NxD.mean(0), flat_NxD.std(0))
+    rows = Rows(0, flat_NxD.mean(0), flat_NxD.std(0), np.ones(flat_NxD.shape[1]))
     x_NxD = (flat_NxD[:512] - rows.shift_D) / rows.scale_D
     groups, states, hypers = prepare(config, sum(len(b) for b in blocks), x_NxD, rows)
     train_block = make_train_block(groups)
