@@ -60,10 +60,10 @@ class TrainConfig(Flags):
         shorthands={"--normalize-activations": "standardize", "--no-normalize": "none"},
     )
     loss_metric: tuple[str, ...] = flag(
-        ("standardized",),
-        "units of the squared error in the loss: standardized (each dimension is divided by its standard deviation), "
-        "sqrt_std (by the root of it), raw (those of the model); --normalization is about the inputs only",
-        choices=tuple(METRIC_POWERS),
+        ("inputs",),
+        "units of the squared error in the loss: inputs (those of the scaled rows), standardized (each dimension is "
+        "divided by its standard deviation), sqrt_std (by the root of it), raw (those of the model)",
+        choices=("inputs", *METRIC_POWERS),
     )
     dead_rule: tuple[str, ...] = flag(
         ("rate",),

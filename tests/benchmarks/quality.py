@@ -20,7 +20,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import altair as alt
@@ -35,7 +35,6 @@ from harvest.model.language_model import LanguageModel
 from harvest.request import HarvestRequest, Site
 from harvest.store import ActivationStore
 from sae_jax.calibration import metric_windows, spread_windows
-from sae_jax.config import METRIC_POWERS
 from sae_jax.evaluate import evaluate
 from sae_jax.formats import load_dictionary
 
@@ -88,7 +87,7 @@ def train_ours(cell: Path, site: Site, width: int, text: Path, asked: argparse.N
 
 
 def train_peers(cell: Path, store: ActivationStore, width: int, asked: argparse.Namespace) -> list[Trained]:
-    trainers = [trainer for kind in asked.kinds for trainer in PEERS.get(kind, ()) if asked.peers_python]
+    trainers = [trainer for kind in asked.kinds for trainer in PEERS.get(kind, ()) if trainer in asked.peers]
     trained = [
         Trained(*setting, cell / "peers" / f"{setting[0]}-k{setting[1]}-lr{setting[2]:g}-s{setting[3]}")
         for setting in product(trainers, asked.l0, asked.lrs, asked.seeds)
@@ -99,7 +98,7 @@ def train_peers(cell: Path, store: ActivationStore, width: int, asked: argparse.
             flags += ["--batch", asked.batch, "--epochs", asked.epochs]
             script = "tests/benchmarks/quality_peers.py"
             command = [asked.peers_python, script, store.directory, peer.trainer, *flags]
-            subprocess.run(list(map(str, command)), check=True, env={"PYTHONPATH": "."}, capture_output=True)
+            subprocess.run(list(map(str, command)), check=True, env={"PYTHONPATH": "."})
     return trained
 
 
@@ -181,13 +180,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--peers-python", type=Path)
+    parser.add_argument("--peers", nargs="*", default=list(chain(*PEERS.values())))
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--texts", type=Path, nargs="+", default=[Path("bundled")])
     parser.add_argument("--sites", nargs="+", required=True, metavar="LAYER:HOOK")
     parser.add_argument("--kinds", nargs="+", choices=list(OURS), default=list(OURS))
     for name, numbers in (("--widths", [1152, 4608]), ("--l0", [16, 32, 64]), ("--seeds", [0, 1, 2])):
         parser.add_argument(name, type=int, nargs="+", default=numbers)
-    parser.add_argument("--loss-metrics", nargs="+", choices=list(METRIC_POWERS), default=["standardized"])
+    parser.add_argument("--loss-metrics", nargs="+", default=["inputs"])
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     settings = (("--n-samples", 500), ("--seq-len", 128), ("--epochs", 3), ("--batch", 256), ("--ce-windows", 64))
     for name, number in settings:

@@ -10,8 +10,10 @@ peers' default window of 1,000 steps or ten million rows is longer than a short 
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import torch
 
@@ -81,6 +83,7 @@ def train_saelens(kind: str, store: ActivationStore, rows: Rows, asked: argparse
 
 
 def train_dictionary_learning(kind: str, store: ActivationStore, rows: Rows, asked: argparse.Namespace) -> None:
+    sys.modules.setdefault("nnsight", MagicMock())  # only needed for language models
     from dictionary_learning.trainers import batch_top_k, top_k
     from dictionary_learning.training import trainSAE
 

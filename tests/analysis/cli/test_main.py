@@ -34,7 +34,8 @@ TINY = (*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--epochs", "1", "--h
 TINY += ("--block-steps", "1")
 HEAVY = ["torch", "jax", "transformers", "transformer_lens", "datasets", "orbax", "wandb", "umap", "matplotlib"]
 HEAVY += ["altair", "vl_convert"]
-METRICS = ["explained_variance", "explained_variance_z", "mse", "l0", "sparsity", "l1", "cosine", "dead_fraction"]
+METRICS = ["explained_variance", "explained_variance_train", "explained_variance_z", "mse", "l0", "sparsity", "l1"]
+METRICS += ["cosine", "dead_fraction"]
 METRICS += ["ce_clean", "ce_sae", "ce_zero", "ce_mean", "ce_recovered", "kl_sae", "kl_zero", "kl_recovered"]
 
 
