@@ -152,7 +152,10 @@ class Start:
 
 
 def start(case: Case, store) -> Start:
-    """Our start, with biases or thresholds at which about L0 features fire, so that the sparse path is used."""
+    """Our start with SAELens' encoder, the transpose of the decoder.
+
+    Biases or thresholds are such that about L0 features fire, so that the sparse path is used.
+    """
     config = TrainConfig(
         activation=case.kind,
         hidden_dim=F,
@@ -168,8 +171,9 @@ def start(case: Case, store) -> Start:
     raw_SxBxD = Feed([store.train], B, epochs=1, seed=0).block(0, S)[0]
     x_NxD = normalized(jnp.asarray(raw_SxBxD[:8].reshape(-1, store.d_model)), hyper)
     state = start_member(group.signature, hyper, x_NxD)
-    sae = nnx.merge(group.signature.graphdef(), state.params, state.settings)
-    q, params = start_quantile(sae.pre_activations(x_NxD), jnp.float32(L0)), dict(state.params)
+    params = state.params | {"W_encT": state.params["W_dec"]}
+    sae = nnx.merge(group.signature.graphdef(), params, state.settings)
+    q = start_quantile(sae.pre_activations(x_NxD), jnp.float32(L0))
     if case.kind in ("relu", "gated"):
         params |= {name: params[name] - q for name in ("b_enc", "b_mag") if name in params}
     if case.kind == "jump_relu":
