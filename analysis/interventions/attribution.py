@@ -84,10 +84,10 @@ def attribute_next_token(
     member: str,
     prompt: str,
     target: str,
-    against: str | None = None,
-    method: str = "path",
-    top: int = 20,
-    steps: int = 16,
+    against: str | None,
+    method: str,
+    top: int,
+    steps: int,
 ) -> ExplainedToken:
     """Attribute the token `target` after a prompt, or its difference to `against`, to the features of a member.
 

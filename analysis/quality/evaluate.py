@@ -115,7 +115,7 @@ def evaluate_dictionaries(
         saes = {name: o.dictionary.sae for name, o, own in zip(names, opened, sites, strict=True) if own == site}
         used_W = metric_windows(store.held_out)
         if request.held_out == 1:  # nothing was calibrated on this text
-            used_W = np.arange(len(store.held_out) // store.held_out.positions)
+            used_W = np.arange(store.held_out.window_starts[-1])
         for name, evaluation in evaluate(saes, store.held_out, store.mean, used_W).items():
             refuse_no_numbers(name, evaluation.metrics)
             rows = len(used_W) * store.held_out.positions

@@ -17,7 +17,8 @@ AVERAGE_RATE = 0.01  # update rate per step of the averaged threshold, which rep
 class BatchTopK(SAE):
     """In training, the k · B largest pre-activations of a batch fire. After training, those above a threshold fire.
 
-    The threshold is the moving average of the smallest value kept in a batch.
+    During a run, the threshold is the moving average of the smallest value kept in a batch. Exported dictionaries get
+    one that is fitted on calibration rows (`sae_jax/calibration.py`).
     """
 
     activation = "batch_topk"

@@ -18,7 +18,7 @@ from harvest.identity import identity
 from harvest.request import Site
 from harvest.store import ActivationStore, compared_meanwhile
 from sae_jax.calibration import calibration_sample, metric_windows, spread_windows, with_l0
-from sae_jax.config import METRIC_POWERS, TrainConfig
+from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation, evaluate
 from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
@@ -41,6 +41,7 @@ from sae_jax.training.population import (
     steps_to_die,
 )
 from sae_jax.training.progress import Interrupted, Progress, Reporter, StopSignals, reason
+from sae_jax.training.scaling import metric_of, normalization_of
 from sae_jax.training.snapshots import snapshot_steps, write_snapshot
 from sae_jax.training.step import make_train_block
 
@@ -250,31 +251,6 @@ def start(population: Population, feed: Feed) -> Iterator[State]:
         yield start_group(group, hyper, rows_of)
 
 
-def normalization_of(store: ActivationStore, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(shift_D, scale_D) of the normalization `name`. A dimension that does not vary is only shifted."""
-    zeros_D, ones_D = np.zeros(store.d_model), np.ones(store.d_model)
-    if name == "standardize":
-        return store.mean, np.where(store.std > 0, store.std, 1.0)
-    if name == "mean_norm":
-        return zeros_D, ones_D * store.manifest["mean_norm"] / np.sqrt(store.d_model)
-    if name == "mean_square":
-        return zeros_D, ones_D * np.sqrt((np.square(store.mean) + np.square(store.std)).sum())
-    return zeros_D, ones_D
-
-
-def metric_of(store: ActivationStore, name: str, scale_D: np.ndarray) -> np.ndarray:
-    """metric_D of the loss ‖(x − x̂) · metric_D‖² of rows x that are divided by `scale_D`.
-
-    One factor for all dimensions keeps the sum of the variances of x · metric_D equal to that of x.
-    """
-    if name == "inputs":
-        return np.ones(store.d_model)
-    std_D = np.where(store.std > 0, store.std, 1.0)
-    metric_D = scale_D * std_D ** -METRIC_POWERS[name]
-    variance_D = np.square(store.std / scale_D)
-    return metric_D * np.sqrt(variance_D.sum() / (np.square(metric_D) * variance_D).sum())
-
-
 def default_block_steps(config: TrainConfig, stores: Sequence[ActivationStore], total_steps: int) -> int:
     """Steps per block: as many as are efficient, but few enough for dead features, which are revived between blocks."""
     by_size = BLOCK_BYTES // (config.batch_size * sum(store.train[0].nbytes for store in stores))
@@ -305,7 +281,7 @@ def export_and_evaluate(
     evaluations: dict[str, Evaluation] = {}
     for store, here in zip(population.stores, saes, strict=True):
         windows_W = metric_windows(store.held_out)
-        train_W = spread_windows(np.arange(len(store.train) // store.train.positions), len(windows_W))
+        train_W = spread_windows(np.arange(store.train.window_starts[-1]), len(windows_W))
         seen = evaluate(here, store.train, store.mean, train_W)
         evaluations |= evaluate(here, store.held_out, store.mean, windows_W)
         for name, on_training_rows in seen.items():
@@ -323,7 +299,7 @@ def export_and_evaluate(
 
 
 def overfitting_text(metrics: dict[str, float]) -> str | None:
-    """What a member with a large gap between training and held-out rows does, and the advice; otherwise None."""
+    """A warning about a member that explains far more variance of training rows than of held-out rows, or None."""
     held_out, train = metrics["explained_variance"], metrics["explained_variance_train"]
     if train - held_out < OVERFITTING:
         return None

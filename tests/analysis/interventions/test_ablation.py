@@ -115,7 +115,7 @@ def test_a_feature_that_never_fires_has_no_effect(run, cache):
 
 
 def test_the_output_score_of_a_negative_peak_is_for_the_tokens_that_it_promotes(run, cache):
-    """As with abs_topk. A negative peak along −d moves the model as a positive one along d does."""
+    """Features of abs_topk may have one. A negative peak along −d moves the model as a positive one along d does."""
     name = member_at(run, 3)
     of = load_or_compute_features(run, [name], cache)[name]
     expected = output_score(run, name, RAISING, of)

@@ -12,7 +12,8 @@ from rows import SEQ_LEN, store_of
 from sae_jax.config import TrainConfig
 from sae_jax.models.registry import KINDS
 from sae_jax.run_directory import RunDirectory
-from sae_jax.training.loop import metric_of, normalization_of, train
+from sae_jax.training.loop import train
+from sae_jax.training.scaling import metric_of, normalization_of
 
 D = 16
 STD_D = np.geomspace(0.1, 10, D)  # the raw variance lies in a few dimensions
