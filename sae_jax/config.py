@@ -25,7 +25,8 @@ SPARSITY_CONTROLS = {  # settings that can fix the sparsity of a kind, the defau
 }
 FLAGS_OF_SOME_KINDS = ("k", "aux_coefficient", "target_l0", "sparsity")  # the other flags have an effect on every kind
 NORMALIZATIONS = ("standardize", "mean_norm", "mean_square", "none")
-METRIC_POWERS = {"standardized": 1.0, "sqrt_std": 0.5, "raw": 0.0}  # errors are divided by std to this power
+METRIC_POWERS = {"raw": 0.0, "sqrt_std": 0.5, "standardized": 1.0}  # errors are divided by std to this power
+BASELINES = ("frozen_decoder", "soft_frozen", "frozen_encoder")  # of Korznikov et al. 2026, arXiv 2602.14111
 DTYPES = ("float32", "bfloat16")
 DEAD_RULES = ("rate", "anthropic", "none")
 
@@ -60,10 +61,10 @@ class TrainConfig(Flags):
         shorthands={"--normalize-activations": "standardize", "--no-normalize": "none"},
     )
     loss_metric: tuple[str, ...] = flag(
-        ("inputs",),
-        "units of the squared error in the loss: inputs (those of the scaled rows), standardized (each dimension is "
-        "divided by its standard deviation), sqrt_std (by the root of it), raw (those of the model)",
-        choices=("inputs", *METRIC_POWERS),
+        ("raw",),
+        "units of the squared error in the loss: raw (those of the model), sqrt_std (each dimension is divided by the "
+        "root of its standard deviation), standardized (by its standard deviation)",
+        choices=tuple(METRIC_POWERS),
     )
     dead_rule: tuple[str, ...] = flag(
         ("rate",),
@@ -74,6 +75,13 @@ class TrainConfig(Flags):
     aux_coefficient: tuple[float, ...] = flag(
         (1 / 32,), "weight of the AuxK loss of dead features, for the topk kinds", NOT_NEGATIVE
     )
+    baseline: tuple[str, ...] = flag(
+        ("trained",),
+        "twins to train beside each member, to compare with: frozen_decoder (its random decoder stays), soft_frozen "
+        "(no decoder row turns far from its start), frozen_encoder (its random encoder stays)",
+        choices=("trained", *BASELINES),
+    )
+    decoder_lr_ratio: tuple[float, ...] = flag((3.0,), "learning rate of the decoder, in multiples of --lr", POSITIVE)
     members: Path | None = flag(None, ".json file with a list of members, instead of all combinations of the flags")
     epochs: int = flag(100, "passes over the training rows", COUNT)
     batch_size: int = flag(64, "rows per step", COUNT)
@@ -82,6 +90,7 @@ class TrainConfig(Flags):
         1e-3, "with --dead-rule rate: features that fire on a smaller share of rows are revived", BELOW_1
     )
     unit_norm_decoder: bool = flag(True, "keep decoder rows at norm 1")
+    fit_decoder: bool = flag(True, "after training, fit the decoder to the features of training rows by least squares")
     decay: float = flag(0.2, "share of the steps at the end in which the learning rate falls to zero", SHARE)
     ema: float = flag(
         0.0, "decay of a moving average of the weights; the average is exported (0: export the weights)", BELOW_1

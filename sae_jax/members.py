@@ -37,6 +37,8 @@ class Member:
     loss_metric: str
     aux_coefficient: float | None
     dead_rule: str
+    decoder_lr_ratio: float
+    baseline: str  # "trained" for an ordinary member
 
     @classmethod
     def from_results(cls, record: Mapping[str, Any]) -> Member:
@@ -68,6 +70,8 @@ def members_of(config: TrainConfig, sites: tuple[Site, ...]) -> list[Member]:
 def combinations(config: TrainConfig, sites: tuple[Site, ...], entry: dict[str, Any]) -> list[Member]:
     """All combinations of the values, with those of an entry of the members' file fixed."""
     values_of = {name: (entry[name],) if name in entry else getattr(config, name) for name in AXES}
+    if "baseline" not in entry:
+        values_of["baseline"] = tuple(dict.fromkeys(("trained", *config.baseline)))
     chosen = [s for s in sites if entry.get("layer", s[0]) == s[0] and entry.get("hook", s[1]) == s[1]]
     if not chosen:
         raise InputError(
@@ -142,6 +146,8 @@ UNUSUAL = {
     "loss_metric": "loss_{}",
     "dead_rule": "dead_{}",
     "aux_coefficient": "aux{}",
+    "decoder_lr_ratio": "dec{}",
+    "baseline": "{}",
 }
 
 

@@ -37,6 +37,7 @@ class Preset:
 
 ON_OPENWEBTEXT = {"dataset": "Skylion007/openwebtext", "seq_len": 128, "held_out": 0.01}
 ON_OPENWEBTEXT |= {"epochs": 1, "batch_size": 4096, "n_samples": 300_000_000 // 128}
+ON_OPENWEBTEXT |= {"decoder_lr_ratio": (1.0,), "fit_decoder": False}  # as published
 RES_JB = ON_OPENWEBTEXT | {"layer": (8,), "hook": ("resid_pre",), "activation": ("relu",), "lr": (4e-4,)}
 RES_JB |= {"normalization": ("mean_norm",), "dead_rule": ("anthropic",)}
 OF_RES_JB = (

@@ -28,7 +28,7 @@ TRAINING = {field.name: field.default for field in fields(TrainConfig) if field.
 CONTROLS = {control for controls in SPARSITY_CONTROLS.values() for control in controls}  # each member has one of them
 ROWS = ("model", "text", "rows", "layer", "hook")
 NAMES = {"activation": "kind", "hidden_dim": "width", "lr": "learning rate"}
-WORDS = {"activation": "{}", "sparsity": "{}", "hidden_dim": "{:,} features", "hook": "{}"}
+WORDS = {"activation": "{}", "sparsity": "{}", "hidden_dim": "{:,} features", "hook": "{}", "baseline": "{}"}
 WORDS |= {"penalty": "by {}", "model": "{}", "text": "{}", "rows": "{:,} rows", "epochs": "{} epochs"}
 
 

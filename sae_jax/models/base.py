@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from sae_jax.ops.matmul import matmul
@@ -78,6 +79,7 @@ class SAE(nnx.Module):
     by_rank = False  # whether the candidates of a row are its k largest values, not all values above a threshold
     ranks_per_k = 1
     has_auxk = False
+    fits_decoder = True  # whether the decoder may be fitted to the features of the exported dictionary
     has_sparse_path = True  # False if a term of the loss depends on features that do not fire
 
     W_encT: nnx.Param
@@ -189,6 +191,11 @@ class SAE(nnx.Module):
         """The largest change of log λ in one step."""
         following = jnp.minimum(1.0, hyper["lr"] / FOLLOWING_LR)
         return COEFFICIENT_RATE * jnp.clip(following * SHORT_RUN / hyper["total_steps"], 1.0, 5.0)
+
+    @classmethod
+    def shares_of_losses(cls, hidden_dim: int) -> np.ndarray:
+        """The share of the reconstruction losses in which each feature takes part, [F], for `../decoder_fit.py`."""
+        return np.ones(hidden_dim)
 
     @staticmethod
     def export(tensors: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

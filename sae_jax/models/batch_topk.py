@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sae_jax.models.auxk import mean_square
 from sae_jax.models.base import SAE, Setting, Start, start_quantile
@@ -71,8 +72,17 @@ class Matryoshka(BatchTopK):
     has_sparse_path = False
     SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1)
 
+    @classmethod
+    def ends(cls, hidden_dim):
+        """The number of features in each prefix."""
+        return sorted({max(1, int(share * hidden_dim)) for share in cls.SHARES})
+
+    @classmethod
+    def shares_of_losses(cls, hidden_dim):
+        return (np.arange(hidden_dim)[:, None] < cls.ends(hidden_dim)).mean(1)
+
     def extra_loss(self, z, f, error_BxD, batch):
-        ends = sorted({max(1, int(share * f.shape[1])) for share in self.SHARES})
+        ends = self.ends(f.shape[1])
         x_hat_BxD, losses, begin = self.b_dec[None], [], 0
         for end in ends:
             x_hat_BxD = x_hat_BxD + self.decoder_product(f[:, begin:end], self.W_dec[begin:end])

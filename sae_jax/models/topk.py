@@ -43,6 +43,7 @@ class MultiTopK(TopK):
 
     activation = "multi_topk"
     ranks_per_k = 4
+    fits_decoder = False  # fitted at k alone, it would reconstruct worse at 4k
 
     def extra_loss(self, z, f, error_BxD, batch):
         wider = self.keep(z, batch.at, ranks_per_k=4)

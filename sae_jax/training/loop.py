@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 
 import jax
@@ -13,24 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.files import record_checksum, write_arrays
+from harvest.files import record_checksum
 from harvest.identity import identity
 from harvest.request import Site
 from harvest.store import ActivationStore, compared_meanwhile
-from sae_jax.calibration import calibration_sample, metric_windows, spread_windows, with_l0
+from sae_jax.calibration import calibration_sample
 from sae_jax.config import TrainConfig
-from sae_jax.evaluate import Evaluation, evaluate
-from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
-from sae_jax.formats.trained import fold_normalization, trained_dictionary
+from sae_jax.evaluate import Evaluation
 from sae_jax.members import Member, members_of
-from sae_jax.models.base import SAE
 from sae_jax.run_directory import METRICS_FILE, RunDirectory, meant
 from sae_jax.training.batches import BLOCK_BYTES, Feed
 from sae_jax.training.checkpoint import Checkpoints
+from sae_jax.training.export import export_and_evaluate, exported, overfitting_text
 from sae_jax.training.memory import needed, refuse_too_large
 from sae_jax.training.mesh import Placement
 from sae_jax.training.population import (
-    Group,
+    Population,
     Rows,
     State,
     abstract_group,
@@ -47,28 +45,6 @@ from sae_jax.training.step import make_train_block
 
 START_ROWS, START_VALUES = 4096, 1 << 22  # at most, for the quantiles of the initialization: rows, pre-activations
 MAX_BLOCK_STEPS = 256
-OVERFITTING = 0.1  # explained variance on training rows minus that on held-out rows, from which a warning is given
-
-
-@dataclass(frozen=True)
-class Population:
-    """Members and the rows on which they train. `rows` is by member id; `hypers` has one entry per group.
-
-    `calibration_LxNxD` are the raw held-out rows of each site on which L0 is corrected.
-    """
-
-    config: TrainConfig
-    stores: Sequence[ActivationStore]  # one store per site, of the same text
-    groups: tuple[Group, ...]
-    rows: dict[str, Rows]
-    hypers: list[dict]
-    calibration_LxNxD: np.ndarray
-
-    def members(self) -> list[Member]:
-        return [m for group in self.groups for m in group.members]
-
-    def store_of(self, member: Member) -> ActivationStore:
-        return self.stores[self.rows[member.id].site]
 
 
 def train(
@@ -255,73 +231,6 @@ def default_block_steps(config: TrainConfig, stores: Sequence[ActivationStore], 
     """Steps per block: as many as are efficient, but few enough for dead features, which are revived between blocks."""
     by_size = BLOCK_BYTES // (config.batch_size * sum(store.train[0].nbytes for store in stores))
     return max(1, min(MAX_BLOCK_STEPS, by_size, int(steps_to_die(config, total_steps))))
-
-
-def export_and_evaluate(
-    population: Population, states: list[State], run: RunDirectory, report: Reporter, step: int
-) -> dict[str, Evaluation]:
-    """Export every member for raw activations, then evaluate the exported files on held-out rows.
-
-    Raises Diverged if all members have failed, InputError if a member failed on damaged rows.
-    """
-    for group, state in zip(population.groups, states, strict=True):
-        for member, failed_step in zip(group.members, np.asarray(state.failed), strict=True):
-            if failed_step >= 0:
-                report.fail(member, int(failed_step))
-    saes: list[dict[str, SAE]] = [{} for _ in population.stores]
-    for member, dictionary in exported(population, states):
-        if member.id in report.failed:
-            continue
-        if not all(np.isfinite(tensor).all() for tensor in dictionary.tensors.values()):
-            report.fail(member, step)  # the last loss was finite, but the weights after it are not
-            continue
-        directory = run.path / "members" / member.id
-        save_dictionary(dictionary, directory)
-        saes[population.rows[member.id].site][member.id] = load_dictionary(directory).sae
-    evaluations: dict[str, Evaluation] = {}
-    for store, here in zip(population.stores, saes, strict=True):
-        windows_W = metric_windows(store.held_out)
-        train_W = spread_windows(np.arange(store.train.window_starts[-1]), len(windows_W))
-        seen = evaluate(here, store.train, store.mean, train_W)
-        evaluations |= evaluate(here, store.held_out, store.mean, windows_W)
-        for name, on_training_rows in seen.items():
-            evaluations[name].metrics["explained_variance_train"] = on_training_rows.metrics["explained_variance"]
-    for member in population.members():
-        evaluation = evaluations.get(member.id)
-        if evaluation and not np.isfinite(list(evaluation.metrics.values())).all():
-            report.fail(member, step)  # the weights are finite, but so large that their reconstructions are not
-            del evaluations[member.id]
-        elif evaluation:
-            stats = run.path / "members" / member.id / "stats.npz"
-            write_arrays(stats, {"density": evaluation.density_F})
-    report.refuse_none_left()
-    return evaluations
-
-
-def overfitting_text(metrics: dict[str, float]) -> str | None:
-    """A warning about a member that explains far more variance of training rows than of held-out rows, or None."""
-    held_out, train = metrics["explained_variance"], metrics["explained_variance_train"]
-    if train - held_out < OVERFITTING:
-        return None
-    return (
-        f"explains {train:.3f} of the variance of training rows, but {held_out:.3f} of that of held-out rows: it has "
-        "memorized its rows, so harvest more text (--n-samples), or use fewer --epochs or a smaller --hidden-dim"
-    )
-
-
-def exported(population: Population, states: Iterable[State]) -> Iterator[tuple[Member, Dictionary]]:
-    """(member, its dictionary for raw activations) of all members; `states` are those of `State.to_export`."""
-    for group, state in zip(population.groups, states, strict=True):
-        for p, member in enumerate(group.members):
-            trained = ({name: values[p] for name, values in tree.items()} for tree in (state.params, state.settings))
-            rows = population.rows[member.id]
-            tensors = fold_normalization(
-                group.signature.kind.export(*trained), rows.shift_D, rows.scale_D, rows.metric_D
-            )
-            dictionary = trained_dictionary(member, tensors, population.store_of(member).manifest)
-            if member.l0_asked:
-                dictionary = with_l0(dictionary, population.calibration_LxNxD[rows.site], member.l0_asked)
-            yield member, dictionary
 
 
 def result_of(member: Member, failed_step: int | None, evaluation: Evaluation | None) -> dict:

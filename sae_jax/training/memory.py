@@ -17,6 +17,7 @@ import psutil
 from harvest.errors import InputError
 from sae_jax.calibration import CALIBRATION_ROWS
 from sae_jax.config import TrainConfig
+from sae_jax.decoder_fit import bytes_of_fit
 from sae_jax.evaluate import CHUNK_ROWS
 from sae_jax.training.batches import BLOCK_BYTES, ERA_BYTES
 from sae_jax.training.mesh import shares_of
@@ -65,6 +66,7 @@ def needed(groups: Sequence[Group], config: TrainConfig, stored_bytes: int, devi
     }
     evaluating = {
         "weights to evaluate": 2 * weights,
+        "the fit of the widest decoder": bytes_of_fit(widest.d_model, widest.hidden_dim) if config.fit_decoder else 0,
         "feature values in the evaluation": EVALUATION_COPIES * CHUNK_ROWS * widest.hidden_dim * 4,
     }
     training = {"a checkpoint": sum(map(state_bytes, members))}

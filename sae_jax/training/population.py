@@ -5,7 +5,7 @@ Shapes: P members of a group, N rows for the initialization, D width of the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from flax import nnx, struct
 
+from harvest.store import ActivationStore
 from sae_jax.config import TrainConfig
 from sae_jax.members import Member
 from sae_jax.models.base import SAE, Arrays, Setting, Start, unit_rows
@@ -51,6 +52,7 @@ class Signature:
     dtype: str
     micro_batches: int
     averages: bool
+    anchored: bool  # whether decoder rows may turn only so far from their start
 
     @property
     def kind(self) -> type[SAE]:
@@ -65,6 +67,27 @@ class Signature:
 class Group:
     signature: Signature
     members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Members and the rows on which they train. `rows` is by member id; `hypers` has one entry per group.
+
+    `calibration_LxNxD` are the raw held-out rows of each site on which L0 is corrected.
+    """
+
+    config: TrainConfig
+    stores: Sequence[ActivationStore]  # one store per site, of the same text
+    groups: tuple[Group, ...]
+    rows: dict[str, Rows]
+    hypers: list[dict]
+    calibration_LxNxD: np.ndarray
+
+    def members(self) -> list[Member]:
+        return [m for group in self.groups for m in group.members]
+
+    def store_of(self, member: Member) -> ActivationStore:
+        return self.stores[self.rows[member.id].site]
 
 
 class State(struct.PyTreeNode):
@@ -96,7 +119,8 @@ def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple
     """The members grouped by signature, in order of first appearance. `k_max` is the largest k of a group."""
     alike: dict[tuple, list[Member]] = {}
     for m in members:
-        alike.setdefault((m.activation, m.sparsity_control, m.hidden_dim), []).append(m)
+        anchored = m.baseline == "soft_frozen"
+        alike.setdefault((m.activation, m.sparsity_control, m.hidden_dim, anchored), []).append(m)
     return tuple(
         Group(
             Signature(
@@ -109,10 +133,11 @@ def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple
                 dtype=config.dtype,
                 micro_batches=config.micro_batches,
                 averages=config.ema > 0,
+                anchored=anchored,
             ),
             tuple(group),
         )
-        for (activation, sparsity_control, hidden_dim), group in alike.items()
+        for (activation, sparsity_control, hidden_dim, anchored), group in alike.items()
     )
 
 
@@ -122,11 +147,15 @@ ANTHROPIC_ENCODER_SCALE = 0.2  # times the mean norm of living features; the bia
 def hyper_of(member: Member, rows: Rows, config: TrainConfig, total_steps: int) -> Arrays:
     """The numbers of a member as arrays, so that a new value does not compile the program again.
 
-    The last check for dead features is at 60% of the steps, so that revived features have time to learn.
+    The last check for dead features is at 60% of the steps, so that revived features have time to learn. Dead features
+    of a baseline are not revived, because that would replace what is frozen.
     """
     rate, anthropic = member.dead_rule == "rate", member.dead_rule == "anthropic"
+    revives = member.dead_rule != "none" and member.baseline == "trained"
     numbers = {
         "lr": member.lr,
+        "encoder_learns": member.baseline != "frozen_encoder",
+        "decoder_lr_ratio": 0.0 if member.baseline == "frozen_decoder" else member.decoder_lr_ratio,
         "target_l0": member.target_l0 or 0.0,
         "sparsity": member.sparsity or 0.0,
         "aux_coefficient": member.aux_coefficient or 0.0,
@@ -134,7 +163,7 @@ def hyper_of(member: Member, rows: Rows, config: TrainConfig, total_steps: int) 
         "revived_encoder_scale": ANTHROPIC_ENCODER_SCALE if anthropic else 1.0,
         "revived_bias_scale": 0.0 if anthropic else 1.0,
         "dead_steps": steps_to_die(config, total_steps),
-        "last_revival_step": -1.0 if member.dead_rule == "none" else 0.6 * total_steps,
+        "last_revival_step": 0.6 * total_steps if revives else -1.0,
         "total_steps": total_steps,
         "warmup_steps": max(1.0, member.warmup * total_steps),
         "decay_steps": max(1.0, config.decay * total_steps),
@@ -163,6 +192,7 @@ def new_sae(signature: Signature, key: jax.Array, k: jax.Array | int, metric_D: 
     W_dec_FxD = norm * unit_rows(jax.random.normal(key, (F, D)))
     params = {"W_encT": W_dec_FxD * metric_D[None], "b_enc": jnp.zeros(F), "W_dec": W_dec_FxD, "b_dec": jnp.zeros(D)}
     settings = {"metric_D": metric_D} | signature.kind.extra_settings()
+    settings |= {"start_W_dec": W_dec_FxD} if signature.anchored else {}
     settings |= {"k": jnp.int32(k)} if signature.sparsity_control == "k" else {}
     params |= signature.kind.extra_params(F)
     return signature.kind(params, settings, signature.sparsity_control, signature.k_max, signature.dtype)

@@ -28,8 +28,6 @@ def metric_of(store: ActivationStore, name: str, scale_D: np.ndarray) -> np.ndar
 
     One factor for all dimensions keeps the sum of the variances of x · metric_D equal to that of x.
     """
-    if name == "inputs":
-        return np.ones(store.d_model)
     std_D = np.where(store.std > 0, store.std, 1.0)
     metric_D = scale_D * std_D ** -METRIC_POWERS[name]
     variance_D = np.square(store.std / scale_D)

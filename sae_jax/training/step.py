@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from sae_jax.models.base import Arrays, Batch, Measured
+from sae_jax.models.base import Arrays, Batch, Measured, unit_rows
 from sae_jax.ops.sparse import CHUNK, DENSEST, Candidates, largest, most_candidates
 from sae_jax.training.loss import member_loss
 from sae_jax.training.mesh import AXIS, Placement, on_mesh
@@ -23,6 +23,7 @@ from sae_jax.training.population import OPTIMIZER, Group, Signature, State
 from sae_jax.training.resampling import resample
 
 LARGEST_CORRECTION = 0.1  # largest change of log L0 in one correction
+SOFT_FROZEN = 0.8  # smallest cosine of a decoder row of a soft_frozen baseline with its start (arXiv 2602.14111)
 POOL_ROWS = 1024  # the last rows of a block, from which dead features are revived
 
 
@@ -135,9 +136,13 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
                 W_dec = state.params["W_dec"]
                 grads["W_dec"] -= (grads["W_dec"] * W_dec).sum(1, keepdims=True) * W_dec
             updates, optimizer = OPTIMIZER.update(grads, state.optimizer)
+            updates["W_encT"] *= hyper["encoder_learns"]
+            updates["W_dec"] *= hyper["decoder_lr_ratio"]
             params = jax.tree.map(lambda p, u: p - hyper["lr"] * s * u, state.params, updates)
             if signature.unit_norm_decoder:
                 params["W_dec"] /= jnp.linalg.norm(params["W_dec"], axis=1, keepdims=True)
+            if signature.anchored:
+                params["W_dec"] = near(params["W_dec"], state.settings["start_W_dec"])
             excess = jnp.clip(jnp.log(jnp.maximum(l0, 1e-6) / hyper["target_l0"]) - state.log_l0_correction, -1.0, 1.0)
             measured = Measured(state.step, s, excess, terms.statistics)
             sae = nnx.merge(graphdef, params, state.settings)
@@ -167,6 +172,15 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
         return state, {"loss": loss, "mse": mse, "l0": l0}
 
     return step
+
+
+def near(W_FxD: jax.Array, start_FxD: jax.Array) -> jax.Array:
+    """The rows of W, turned back to a cosine of SOFT_FROZEN with their start if it is smaller. Norms stay the same."""
+    start_FxD, norm_Fx1 = unit_rows(start_FxD), jnp.linalg.norm(W_FxD, axis=1, keepdims=True)
+    along_Fx1 = (W_FxD * start_FxD).sum(1, keepdims=True)
+    across_FxD = unit_rows(W_FxD - along_Fx1 * start_FxD)
+    turned_FxD = norm_Fx1 * (SOFT_FROZEN * start_FxD + (1 - SOFT_FROZEN**2) ** 0.5 * across_FxD)
+    return jnp.where(along_Fx1 < SOFT_FROZEN * norm_Fx1, turned_FxD, W_FxD)
 
 
 def look_for_dead(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.Array) -> State:

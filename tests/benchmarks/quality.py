@@ -1,4 +1,4 @@
-"""Dictionaries of our default flags beside those of SAELens and dictionary_learning: frontiers at equal L0.
+"""Dictionaries of our default flags beside those of SAELens, dictionary_learning and sparsify: frontiers at equal L0.
 
     PYTHONPATH=. python tests/benchmarks/quality.py --to DIR --peers-python PEERS/bin/python --model MODEL \
         --texts A.jsonl B.jsonl --sites 3:resid_mid 12:resid_pre 25:mlp_out --widths 1152 4608
@@ -40,9 +40,10 @@ from sae_jax.formats import load_dictionary
 
 OURS = {"topk": "k", "batch_topk": "k", "matryoshka": "k", "jump_relu": "target_l0", "relu": "target_l0"}
 PEERS = {  # by the kind of ours that they are compared with
-    "topk": ("saelens-topk", "dictionary_learning-topk"),
+    "topk": ("saelens-topk", "dictionary_learning-topk", "sparsify-topk"),
     "batch_topk": ("saelens-batchtopk", "dictionary_learning-batchtopk"),
     "matryoshka": ("saelens-matryoshka",),
+    "jump_relu": ("saelens-jumprelu",),
 }
 METRICS = ("explained_variance", "explained_variance_z", "ce_recovered", "kl_recovered")
 
@@ -187,7 +188,7 @@ if __name__ == "__main__":
     parser.add_argument("--kinds", nargs="+", choices=list(OURS), default=list(OURS))
     for name, numbers in (("--widths", [1152, 4608]), ("--l0", [16, 32, 64]), ("--seeds", [0, 1, 2])):
         parser.add_argument(name, type=int, nargs="+", default=numbers)
-    parser.add_argument("--loss-metrics", nargs="+", default=["inputs"])
+    parser.add_argument("--loss-metrics", nargs="+", default=["raw"])
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     settings = (("--n-samples", 500), ("--seq-len", 128), ("--epochs", 3), ("--batch", 256), ("--ce-windows", 64))
     for name, number in settings:

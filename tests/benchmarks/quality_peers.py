@@ -2,11 +2,14 @@
 
     PYTHONPATH=. PEERS/bin/python tests/benchmarks/quality_peers.py STORE TRAINER --to DIR --f 2304 --k 32
 
-PEERS: pip install 'torch<2.14' sae-lens==6.54.12 filelock; pip install --no-deps dictionary-learning==0.1.0. The peers'
-own training loops run unmodified with their own normalization: SAELens scales rows to the mean norm √D
-(`expected_average_only_in`), dictionary_learning to a mean squared norm of 1. Learning rate, warm-up (5%), decay (the
-last 20%) and the time until a silent feature counts as dead (a tenth of the run) are those of our runs, because the
-peers' default window of 1,000 steps or ten million rows is longer than a short run. `quality.py` calls this script.
+PEERS: pip install 'torch<2.14' sae-lens==6.54.12 filelock schedulefree natsort; pip install --no-deps
+dictionary-learning==0.1.0 eai-sparsify==1.3.3 simple_parsing docstring_parser. The peers' own training loops run
+unmodified with their own normalization: SAELens scales rows to the mean norm √D (`expected_average_only_in`),
+dictionary_learning to a mean squared norm of 1, and sparsify takes rows as they are. SAELens' jumprelu has the
+quadratic penalty, which has a target L0. sparsify trains with Adam on an embedding that stands for the language model
+and returns our rows. Learning rate, warm-up (5%), decay (the last 20%; sparsify's lasts the whole run) and the time
+until a silent feature counts as dead (a tenth of the run) are those of our runs, because the peers' default window of
+1,000 steps or ten million rows is longer than a short run. `quality.py` calls this script.
 """
 
 import argparse
@@ -52,14 +55,17 @@ def train_saelens(kind: str, store: ActivationStore, rows: Rows, asked: argparse
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    name = {"topk": "TopK", "batchtopk": "BatchTopK", "matryoshka": "MatryoshkaBatchTopK"}[kind]
-    steps, extra = rows.feed.total_steps, {}
+    name = {"batchtopk": "BatchTopK", "matryoshka": "MatryoshkaBatchTopK", "topk": "TopK", "jumprelu": "JumpReLU"}[kind]
+    steps, extra = rows.feed.total_steps, {"k": asked.k}
     if kind == "topk":
-        extra = {"use_sparse_activations": False}  # sparse activations have no backward pass on a CPU
+        extra["use_sparse_activations"] = False  # sparse activations have no backward pass on a CPU
     if kind == "matryoshka":
-        extra = {"matryoshka_widths": [asked.f // part for part in (32, 16, 8, 4, 1)]}
+        extra["matryoshka_widths"] = [asked.f // part for part in (32, 16, 8, 4, 1)]
+    if kind == "jumprelu":
+        extra = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": asked.k}
+        extra["l0_warm_up_steps"] = round(0.05 * steps)
     config = getattr(sae_lens, f"{name}TrainingSAEConfig")(
-        d_in=store.d_model, d_sae=asked.f, k=asked.k, normalize_activations="expected_average_only_in", **extra
+        d_in=store.d_model, d_sae=asked.f, normalize_activations="expected_average_only_in", **extra
     )
     config.metadata.hook_name = store.manifest["hook_name"]
     config.metadata.model_name = store.manifest["model"]["location"]
@@ -78,8 +84,14 @@ def train_saelens(kind: str, store: ActivationStore, rows: Rows, asked: argparse
     )
     trainer = SAETrainer(trainer_config, getattr(sae_lens, f"{name}TrainingSAE")(config), Rewound(rows))
     trainer.fit()
-    asked.to.mkdir(parents=True)
-    trainer.sae.save_inference_model(str(asked.to))
+    save_as_saelens(trainer.sae, asked.to)
+
+
+def save_as_saelens(sae, directory: Path) -> None:
+    temporary = directory.parent / f".{directory.name}"
+    temporary.mkdir(parents=True, exist_ok=True)
+    getattr(sae, "save_inference_model", sae.save_model)(str(temporary))
+    temporary.rename(directory)
 
 
 def train_dictionary_learning(kind: str, store: ActivationStore, rows: Rows, asked: argparse.Namespace) -> None:
@@ -128,11 +140,56 @@ def train_dictionary_learning(kind: str, store: ActivationStore, rows: Rows, ask
     (asked.to.parent / f".{asked.to.name}" / "trainer_0").rename(asked.to)
 
 
+def train_sparsify(kind: str, store: ActivationStore, rows: Rows, asked: argparse.Namespace) -> None:
+    import sparsify
+    import transformers
+    from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+
+    rows_NxD = torch.cat(list(rows))
+
+    class RowsAsModel(transformers.PreTrainedModel):
+        config_class = transformers.PretrainedConfig
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.rows = torch.nn.Embedding.from_pretrained(rows_NxD)
+
+        def forward(self, input_ids):
+            return self.rows(input_ids)
+
+    steps = len(rows_NxD) // asked.batch
+    trainer = sparsify.Trainer(
+        sparsify.TrainConfig(
+            sparsify.SparseCoderConfig(num_latents=asked.f, k=asked.k),
+            batch_size=asked.batch,
+            optimizer="adam",
+            lr=asked.lr,
+            lr_warmup_steps=round(0.05 * steps),
+            auxk_alpha=1 / 32,
+            dead_feature_threshold=round(0.1 * steps) * asked.batch,
+            hookpoints=["rows"],
+            init_seeds=[asked.seed],
+            save_every=2 * steps,
+            log_to_wandb=False,
+            save_dir=str(asked.to.parent / f".{asked.to.name}-checkpoint"),
+        ),
+        [{"input_ids": torch.tensor([number])} for number in range(steps * asked.batch)],
+        RowsAsModel(transformers.PretrainedConfig()),
+    )
+    trainer.fit()
+    coder = trainer.saes["rows"]
+    sae = TopKSAE(TopKSAEConfig(d_in=store.d_model, d_sae=asked.f, k=asked.k, apply_b_dec_to_input=True))
+    weights = {"W_enc": coder.encoder.weight.T, "b_enc": coder.encoder.bias, "W_dec": coder.W_dec, "b_dec": coder.b_dec}
+    sae.load_state_dict({name: weight.detach() for name, weight in weights.items()})
+    save_as_saelens(sae, asked.to)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument(
-        "trainer", help="saelens-topk, -batchtopk or -matryoshka; dictionary_learning-topk or -batchtopk"
+        "trainer",
+        help="saelens-topk, -batchtopk, -matryoshka, -jumprelu, dictionary_learning-topk, -batchtopk or sparsify-topk",
     )
     parser.add_argument("--to", type=Path, required=True)
     for name, value in (("--f", 4608), ("--k", 32), ("--batch", 256), ("--epochs", 3), ("--seed", 0)):
@@ -142,5 +199,6 @@ if __name__ == "__main__":
     torch.manual_seed(asked.seed)
     store = ActivationStore(asked.store)
     library, _, kind = asked.trainer.partition("-")
-    train = {"saelens": train_saelens, "dictionary_learning": train_dictionary_learning}[library]
-    train(kind, store, Rows(store, asked.batch, asked.epochs), asked)
+    train_by = {"saelens": train_saelens, "dictionary_learning": train_dictionary_learning}
+    train_by["sparsify"] = train_sparsify
+    train_by[library](kind, store, Rows(store, asked.batch, asked.epochs), asked)

@@ -163,6 +163,7 @@ def start(case: Case, store) -> Start:
         decay=DECAY / S,
         batch_size=B,
         dead_rule="none",
+        decoder_lr_ratio=1.0,
         dead_threshold=10 / B / DEAD_STEPS,
         **{"unit_norm_decoder": False, **case.ours},
     )

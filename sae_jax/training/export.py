@@ -1,0 +1,97 @@
+"""The trained members as dictionaries for raw activations, and their metrics on held-out rows.
+
+Shapes: D width of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from harvest.files import write_arrays
+from sae_jax.calibration import metric_windows, spread_windows, with_l0
+from sae_jax.decoder_fit import with_fitted_decoder
+from sae_jax.evaluate import Evaluation, evaluate
+from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
+from sae_jax.formats.trained import fold_normalization, trained_dictionary
+from sae_jax.members import Member
+from sae_jax.models.base import SAE
+from sae_jax.models.registry import KINDS
+from sae_jax.run_directory import RunDirectory
+from sae_jax.training.population import Population, State
+from sae_jax.training.progress import Reporter
+
+OVERFITTING = 0.1  # explained variance on training rows minus that on held-out rows, from which a warning is given
+
+
+def exported(population: Population, states: Iterable[State]) -> Iterator[tuple[Member, Dictionary]]:
+    """(member, its dictionary for raw activations) of all members; `states` are those of `State.to_export`."""
+    for group, state in zip(population.groups, states, strict=True):
+        for p, member in enumerate(group.members):
+            trained = ({name: values[p] for name, values in tree.items()} for tree in (state.params, state.settings))
+            rows = population.rows[member.id]
+            tensors = fold_normalization(
+                group.signature.kind.export(*trained), rows.shift_D, rows.scale_D, rows.metric_D
+            )
+            dictionary = trained_dictionary(member, tensors, population.store_of(member).manifest)
+            if member.l0_asked:
+                dictionary = with_l0(dictionary, population.calibration_LxNxD[rows.site], member.l0_asked)
+            yield member, dictionary
+
+
+def export_and_evaluate(
+    population: Population, states: list[State], run: RunDirectory, report: Reporter, step: int
+) -> dict[str, Evaluation]:
+    """Export every member for raw activations, then evaluate the exported files on held-out rows.
+
+    Raises Diverged if all members have failed, InputError if a member failed on damaged rows.
+    """
+    for group, state in zip(population.groups, states, strict=True):
+        for member, failed_step in zip(group.members, np.asarray(state.failed), strict=True):
+            if failed_step >= 0:
+                report.fail(member, int(failed_step))
+    saes: list[dict[str, SAE]] = [{} for _ in population.stores]
+    for member, dictionary in exported(population, states):
+        if member.id in report.failed:
+            continue
+        if not all(np.isfinite(tensor).all() for tensor in dictionary.tensors.values()):
+            report.fail(member, step)  # the last loss was finite, but the weights after it are not
+            continue
+        kind = KINDS[member.activation]
+        decoder_learns = member.baseline in ("trained", "frozen_encoder")
+        if population.config.fit_decoder and kind.fits_decoder and decoder_learns:
+            shares_F = kind.shares_of_losses(member.hidden_dim)
+            dictionary = with_fitted_decoder(dictionary, population.store_of(member).train, shares_F)
+        directory = run.path / "members" / member.id
+        save_dictionary(dictionary, directory)
+        saes[population.rows[member.id].site][member.id] = load_dictionary(directory).sae
+    evaluations: dict[str, Evaluation] = {}
+    for store, here in zip(population.stores, saes, strict=True):
+        windows_W = metric_windows(store.held_out)
+        train_W = spread_windows(np.arange(store.train.window_starts[-1]), len(windows_W))
+        seen = evaluate(here, store.train, store.mean, train_W)
+        evaluations |= evaluate(here, store.held_out, store.mean, windows_W)
+        for name, on_training_rows in seen.items():
+            evaluations[name].metrics["explained_variance_train"] = on_training_rows.metrics["explained_variance"]
+    for member in population.members():
+        evaluation = evaluations.get(member.id)
+        if evaluation and not np.isfinite(list(evaluation.metrics.values())).all():
+            report.fail(member, step)  # the weights are finite, but so large that their reconstructions are not
+            del evaluations[member.id]
+        elif evaluation:
+            stats = run.path / "members" / member.id / "stats.npz"
+            write_arrays(stats, {"density": evaluation.density_F})
+    report.refuse_none_left()
+    return evaluations
+
+
+def overfitting_text(metrics: dict[str, float]) -> str | None:
+    """A warning about a member that explains far more variance of training rows than of held-out rows, or None."""
+    held_out, train = metrics["explained_variance"], metrics["explained_variance_train"]
+    if train - held_out < OVERFITTING:
+        return None
+    return (
+        f"explains {train:.3f} of the variance of training rows, but {held_out:.3f} of that of held-out rows: it has "
+        "memorized its rows, so harvest more text (--n-samples), or use fewer --epochs or a smaller --hidden-dim"
+    )
