@@ -61,7 +61,7 @@ def test_each_metric_is_best_at_what_it_weighs_and_training_reports_raw_units(tm
     lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
     for member in results["members"]:
         last = [line for line in lines if line["member"] == member["id"]][-1]
-        assert last["mse"] == pytest.approx(member["metrics"]["mse"], rel=0.1)
+        assert last["mse"] == pytest.approx(member["metrics"]["mse"], rel=0.2)
 
 
 @pytest.mark.parametrize("kind", KINDS)

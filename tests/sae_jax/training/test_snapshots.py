@@ -29,13 +29,13 @@ def test_steps_are_evenly_spaced_in_their_logarithm():
 def run(tmp_path_factory):
     cache = shared_cache(tmp_path_factory)
     run = tmp_path_factory.mktemp("runs") / "kept"
-    done = typed(*THREE_KINDS, "--epochs", "3", "--snapshots", "3", "--run-dir", run, cache=cache)
+    done = typed(*THREE_KINDS, "--epochs", "3", "--snapshots", "3", "--no-fit-decoder", "--run-dir", run, cache=cache)
     assert (done.returncode, done.stderr) == (0, "")
     finished = FinishedRun.open(run)
     return run, finished.store(Site(0, "resid_pre"), cache)
 
 
-def test_the_last_snapshot_is_the_dictionary_that_was_exported(run):
+def test_without_a_fit_the_last_snapshot_is_the_exported_dictionary(run):
     run, store = run
     rows_NxD = calibration_sample(store.held_out).astype(np.float32)
     for path in (run / "members").iterdir():

@@ -1,0 +1,99 @@
+"""How well each kind recovers known features, beside the peers, on rows of SAELens' own generator.
+
+    PYTHONPATH=.:tests python tests/benchmarks/ground_truth_peers.py --to DIR --peers-python PEERS/bin/python
+
+Everyone trains on the same rows in the same order, at each of `--lrs` and `--seeds`. Prints MCC and F1 of each trainer
+at its best learning rate: means with 95% intervals over seeds. A dictionary that exists is not trained again. PEERS is
+described in `quality_peers.py`.
+"""
+
+import argparse
+import subprocess
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from ground_truth import scores_of
+from rows import SOURCES
+
+from analysis.quality.ground_truth import compare
+from analysis.stats import over_seeds
+from harvest.files import write_arrays
+from harvest.store import ActivationStore
+from harvest.store_writer import StoreWriter
+from harvest.synthetic import FEATURES, SyntheticRequest, Truth
+from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
+from sae_jax.formats import load_dictionary
+
+SEQ_LEN = 9  # 8 rows per window, because the first position is left out
+PEERS = ("saelens-topk", "saelens-batchtopk", "saelens-matryoshka", "dictionary_learning-topk")
+PEERS += ("dictionary_learning-batchtopk",)
+
+
+def store_of_known_features(directory: Path, peers_python: str) -> ActivationStore:
+    """The store of SAELens' rows with their true features, made if needed."""
+    if (directory / "manifest.json").exists():
+        return ActivationStore(directory)
+    directory.mkdir(parents=True)
+    made = directory / "made.npz"
+    subprocess.run([peers_python, "tests/benchmarks/ground_truth_rows.py", made], check=True)
+    arrays = np.load(made)
+    place = {"hook": "resid_pre", "hook_name": "blocks.0.hook_resid_pre", "layer": 0, "keep_first_position": False}
+    writer = StoreWriter(directory, SOURCES | place | {"seq_len": SEQ_LEN, "windows_hash": "known features"})
+    for split in ("train", "held_out"):
+        windows = len(arrays[split]) // (SEQ_LEN - 1)
+        tokens_WxT = np.zeros((windows, SEQ_LEN), int)
+        documents_W = np.arange(windows) + (split == "held_out") * 10**6
+        writer.add_shard(split, 0, arrays[split], tokens_WxT, documents_W)
+    store, known = writer.finish(), {name: arrays[name] for name in ("directions_GxD", "probabilities_G", "fired")}
+    none = {"parents_G": np.full(len(known["probabilities_G"]), -1), "bias_D": np.zeros(store.d_model)}
+    write_arrays(directory / FEATURES, known | none | {"factors_GxR": np.zeros((1, 1))})
+    made.unlink()
+    return store
+
+
+def scores_of_peer(store: ActivationStore, trainer: str, lr: float, seed: int, asked: argparse.Namespace) -> dict:
+    path = asked.to / "peers" / f"{trainer}-lr{lr:g}-s{seed}"
+    if not path.exists():
+        flags = ["--f", asked.width, "--k", asked.active, "--lr", lr, "--seed", seed, "--batch", asked.batch]
+        command = [asked.peers_python, "tests/benchmarks/quality_peers.py", store.directory, trainer, "--to", path]
+        command += [*flags, "--epochs", asked.epochs]
+        subprocess.run(list(map(str, command)), check=True, env={"PYTHONPATH": "."})
+    sae = load_dictionary(path).sae
+    chunks = store.held_out.chunks(4096)
+    fires_NxF = np.concatenate([np.asarray(sae.encode(x.astype(np.float32)) != 0) for x in chunks])
+    found = compare(np.asarray(sae.W_dec[...]), fires_NxF, Truth.load(store))
+    return {"trainer": trainer, "lr": lr, "mcc": found.mcc, "f1": found.f1, "l0": float(fires_NxF.sum(1).mean())}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--peers-python", required=True)
+    parser.add_argument("--kinds", nargs="+", default=list(SPARSITY_CONTROLS))
+    parser.add_argument("--peers", nargs="*", default=list(PEERS))
+    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3, 3e-3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    for name, number in (("--width", 1024), ("--active", 8), ("--epochs", 3), ("--batch", 256)):
+        parser.add_argument(name, type=int, default=number)
+    asked = parser.parse_args()
+    store = store_of_known_features(asked.to / "store", asked.peers_python)
+    config = TrainConfig(
+        activation=tuple(asked.kinds),
+        hidden_dim=(asked.width,),
+        k=(asked.active,),
+        target_l0=(asked.active,),
+        lr=tuple(asked.lrs),
+        seed=tuple(asked.seeds),
+        epochs=asked.epochs,
+        batch_size=asked.batch,
+    )
+    scores = [s | {"trainer": s["activation"]} for s in scores_of(config, SyntheticRequest(), store, asked.to)]
+    scores += [scores_of_peer(store, *each, asked) for each in product(asked.peers, asked.lrs, asked.seeds)]
+    print("| trainer | learning rate | L0 | MCC | F1 |\n|---|---|---|---|---|")
+    for trainer in dict.fromkeys(score["trainer"] for score in scores):
+        by_lr = [[s for s in scores if (s["trainer"], s["lr"]) == (trainer, lr)] for lr in asked.lrs]
+        best = max(by_lr, key=lambda alike: np.mean([s["mcc"] + s["f1"] for s in alike]))
+        estimates = [over_seeds([s[name] for s in best]) for name in ("mcc", "f1")]
+        cells = [f"{e.mean:.3f}" + (f" ± {(e.high - e.low) / 2:.3f}" if e.low is not None else "") for e in estimates]
+        print(f"| {trainer} | {best[0]['lr']:g} | {np.mean([s['l0'] for s in best]):.1f} | {' | '.join(cells)} |")
