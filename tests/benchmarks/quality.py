@@ -5,7 +5,8 @@
 
 For each text, site and width, everyone trains on the same rows, in the same order and for the same number of steps, at
 each of `--l0`, `--seeds` and `--lrs`. Peers run with their own normalization (see `quality_peers.py` for their flags
-and for PEERS). All dictionaries are then measured on the same held-out windows. A table and a figure compare them: the
+and for PEERS). Thresholds of peers that rank features in training are moved to the requested L0 on calibration rows, as
+ours are. All dictionaries are then measured on the same held-out windows. A table and a figure compare them: the
 metrics of a trainer are interpolated to the requested L0, at its best learning rate by explained variance.
 `--loss-metrics` trains ours with each of these values of `--loss-metric`.
 
@@ -34,9 +35,9 @@ from harvest.files import read_json, write_json
 from harvest.model.language_model import LanguageModel
 from harvest.request import HarvestRequest, Site
 from harvest.store import ActivationStore
-from sae_jax.calibration import metric_windows, spread_windows
+from sae_jax.calibration import calibration_sample, metric_windows, spread_windows, with_l0
 from sae_jax.evaluate import evaluate
-from sae_jax.formats import load_dictionary
+from sae_jax.formats import Dictionary, load_dictionary
 
 OURS = {"topk": "k", "batch_topk": "k", "matryoshka": "k", "jump_relu": "target_l0", "relu": "target_l0"}
 PEERS = {  # by the kind of ours that they are compared with
@@ -107,13 +108,20 @@ def measure(cell: Path, store: ActivationStore, trained: list[Trained], model: L
     """{name: metrics} of all dictionaries, on held-out windows that are not for calibration."""
     path = cell / "measured.json"
     measured = read_json(path, "delete it") if path.exists() else {}
-    if new := {t.name: load_dictionary(t.path).sae for t in trained if t.name not in measured}:
+    raw_NxD = calibration_sample(store.held_out)
+    if new := {t.name: at_equal_l0(t, raw_NxD).sae for t in trained if t.name not in measured}:
         used_W = metric_windows(store.held_out)
         metrics = {name: e.metrics for name, e in evaluate(new, store.held_out, store.mean, used_W).items()}
         lost = loss_recovered(model, store, new, spread_windows(used_W, windows))
         measured |= {name: metrics[name] | lost[name]["metrics"] for name in new}
         write_json(path, measured)
     return measured
+
+
+def at_equal_l0(trained: Trained, raw_NxD: np.ndarray) -> Dictionary:
+    """The dictionary; a peer's that ranks features in training gets the threshold for its k, as ours have."""
+    dictionary, ranks = load_dictionary(trained.path), ("batchtopk", "matryoshka")
+    return with_l0(dictionary, raw_NxD, trained.l0) if trained.trainer.endswith(ranks) else dictionary
 
 
 def at_l0(points: list[dict], l0: float, metric: str) -> float | None:
