@@ -1,0 +1,94 @@
+"""What each single choice of our training contributes: differences from the defaults, over seeds.
+
+    PYTHONPATH=. python tests/benchmarks/ablation.py --to DIR --model MODEL \
+        --cells docs.jsonl:5:resid_mid code.jsonl:20:resid_pre docs.jsonl:12:mlp_out
+
+A cell is a text, a layer and a hook. On each, every kind is trained with the defaults and with one choice changed, at
+the same seeds and on the same batches. Prints the metrics of the defaults, and below them the mean difference of each
+choice with its 95% interval over seeds. A run that exists is not trained again.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+from analysis.stats import over_seeds
+from harvest.files import read_json
+from sae_jax.config import flags_of_kind
+
+OF_MEMBERS = {  # by what is changed: settings of a member
+    "defaults": {},
+    "loss in standardized units": {"loss_metric": "standardized"},
+    "loss in units of the root of the deviation": {"loss_metric": "sqrt_std"},
+    "rows divided by their mean norm": {"normalization": "mean_norm"},
+    "decoder as fast as the encoder": {"decoder_lr_ratio": 1},
+    "no AuxK": {"aux_coefficient": 0},
+    "dead features not revived": {"dead_rule": "none"},
+}
+OF_RUNS = {  # flags of a run
+    "decoder not fitted": ("--no-fit-decoder",),
+    "as fast, not fitted": ("--no-fit-decoder", "--decoder-lr-ratio", "1"),
+    "as fast, not fitted, free norms": ("--no-fit-decoder", "--decoder-lr-ratio", "1", "--no-unit-norm-decoder"),
+}
+METRICS = ("explained_variance", "explained_variance_z", "ce_recovered", "kl_recovered", "l0")
+
+
+def trained(cell: str, name: str, flags: list, asked: argparse.Namespace) -> list[dict]:
+    """The members of a run of main.py."""
+    text, layer, hook = cell.split(":")
+    run = asked.to / f"{Path(text).stem}-{layer}-{hook}" / name.replace(" ", "-").replace(",", "")
+    if not (run / "results.json").exists():
+        site = ["--model-name", asked.model, "--dataset", text, "--layer", layer, "--hook", hook]
+        sizes = ["--n-samples", asked.n_samples, "--seq-len", 128, "--epochs", 3, "--batch-size", 256]
+        sizes += ["--hidden-dim", asked.width, "--seed", *asked.seeds, "--ce-windows", asked.ce_windows]
+        files = ["--cache-dir", asked.to / "cache", "--run-dir", run, "--snapshots", 0, "--quiet"]
+        command = [sys.executable, "main.py", *site, *sizes, *files, *flags]
+        subprocess.run(list(map(str, command)), check=True)
+    return read_json(run / "results.json", "train again")["members"]
+
+
+def of_cell(cell: str, asked: argparse.Namespace) -> dict[tuple[str, str], dict[int, dict]]:
+    """{(choice, kind): {seed: metrics}}."""
+    chosen = [
+        (choice, {"activation": kind, **settings})
+        for (choice, settings), kind in product(OF_MEMBERS.items(), asked.kinds)
+        if settings.keys() - {"aux_coefficient"} == settings.keys() or "aux_coefficient" in flags_of_kind(kind)
+    ]
+    asked.to.mkdir(parents=True, exist_ok=True)
+    listed = asked.to / "members.json"
+    listed.write_text(json.dumps([entry for _, entry in chosen]))
+    members = trained(cell, "members", ["--members", listed], asked)
+    names = [choice for choice, _ in chosen for _ in asked.seeds]  # members are in the order of their entries
+    results = list(zip(names, members, strict=True))
+    for choice, flags in OF_RUNS.items():
+        results += [(choice, m) for m in trained(cell, choice, ["--activation", *asked.kinds, *flags], asked)]
+    table: dict[tuple[str, str], dict[int, dict]] = {}
+    for choice, member in results:
+        table.setdefault((choice, member["activation"]), {})[member["seed"]] = member["metrics"]
+    return table
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", type=Path, required=True)
+    parser.add_argument("--model", default="bundled")
+    parser.add_argument("--cells", nargs="+", required=True, metavar="TEXT:LAYER:HOOK")
+    parser.add_argument("--kinds", nargs="+", default=["topk", "jump_relu"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    for flag, number in (("--width", 1152), ("--n-samples", 300), ("--ce-windows", 40)):
+        parser.add_argument(flag, type=int, default=number)
+    asked = parser.parse_args()
+    for cell in asked.cells:
+        table = of_cell(cell, asked)
+        print(f"\n{cell}\n\n| | {' | '.join(METRICS)} |\n|---|{'---|' * len(METRICS)}")
+        for (choice, kind), by_seed in sorted(table.items(), key=lambda item: asked.kinds.index(item[0][1])):
+            usual = {} if choice == "defaults" else table["defaults", kind]
+            cells = []
+            for name in METRICS:
+                values = [metrics[name] - (usual[seed][name] if usual else 0) for seed, metrics in by_seed.items()]
+                e, sign = over_seeds(values), "+" if usual else ""
+                cells.append(f"{e.mean:{sign}.4f}" + (f" ± {(e.high - e.low) / 2:.4f}" if e.low is not None else ""))
+            print(f"| {kind}, {choice} | {' | '.join(cells)} |", flush=True)
