@@ -87,7 +87,7 @@ def test_the_average_is_that_of_the_weights_after_each_step():
 def test_the_average_is_what_is_exported(tmp_path):
     store, norms = make_store(tmp_path / "store", d_model=D), {}
     for ema in (0.0, 0.99):
-        config = config_of("topk", ema=ema, normalization="none", epochs=2, dead_rule="none")
+        config = config_of("topk", ema=ema, normalization="none", epochs=2, dead_rule="none", fit_decoder=False)
         run = RunDirectory(tmp_path / f"run{ema}", {"harvest": {}, "train": config.to_json()})
         results = train(config, [store], run)
         W_dec_FxD = load_dictionary(run.path / "members" / results["members"][0]["id"]).sae.W_dec[...]

@@ -191,8 +191,8 @@ def test_topk_never_keeps_more_than_k_and_none_below_zero():
 
 @pytest.mark.parametrize("kind", ["relu", "jump_relu", "topk"])
 def test_one_step_is_clipped_adam_on_unit_decoder_rows(kind):
-    """The expected first step: clipping, Adam (the corrected first update is g / (|g| + eps)), renormalization."""
-    config = TrainConfig(activation=(kind,), hidden_dim=F, target_l0=K, k=K, lr=0.01)
+    """The expected first step: clipping, Adam (whose first update is g / (|g| + eps)), a faster decoder, unit rows."""
+    config = TrainConfig(activation=(kind,), hidden_dim=F, target_l0=K, k=K, lr=0.01, decoder_lr_ratio=2.5)
     group, hyper = one_member(config, D, total_steps=40)
     x = np.random.default_rng(1).standard_normal((64, D)).astype(np.float32)
     with jax.default_matmul_precision("highest"):
@@ -209,7 +209,8 @@ def test_one_step_is_clipped_adam_on_unit_decoder_rows(kind):
     norm = np.sqrt(sum(np.square(value).sum() for value in g.values()))
     g = {name: value / max(norm, 1.0) for name, value in g.items()}
     s = 1 / 2  # the first of two warm-up steps
-    expected = {name: p[name] - 0.01 * s * g[name] / (np.abs(g[name]) + 1e-8) for name in p}
+    lr = {name: 0.01 * (hyper["decoder_lr_ratio"] if name == "W_dec" else 1) for name in p}
+    expected = {name: p[name] - lr[name] * s * g[name] / (np.abs(g[name]) + 1e-8) for name in p}
     expected["W_dec"] /= np.linalg.norm(expected["W_dec"], axis=1, keepdims=True)
     if kind == "jump_relu":
         excess = np.clip(np.log(float(metrics["l0"]) / K), -1, 1)
