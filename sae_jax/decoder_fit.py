@@ -33,9 +33,12 @@ def with_fitted_decoder(dictionary: Dictionary, split: Split, losses_F: np.ndarr
     """The dictionary with W_dec at the least squared error on rows of a split, evenly spread.
 
     The error is a mean over one or several losses. `losses_F` is the share of the losses in which each feature takes
-    part: 1, unless nested prefixes of the features reconstruct, for which the shares fall from 1.
+    part: 1, unless nested prefixes of the features reconstruct, for which the shares fall from 1. A dictionary whose
+    features are not finite stays as it is.
     """
     f_NxF, products_FxD = features_and_products(dictionary, split)
+    if not np.isfinite(products_FxD).all():
+        return dictionary
     value_Fx1 = typical_values(f_NxF)[:, None]
     f_NxF = f_NxF @ sparse.diags_array(1 / value_Fx1[:, 0])
     trained_FxD = dictionary.tensors["W_dec"] * value_Fx1

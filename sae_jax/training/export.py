@@ -5,11 +5,12 @@ Shapes: D width of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from harvest.files import write_arrays
+from harvest.store import ActivationStore
 from sae_jax.calibration import metric_windows, spread_windows, with_l0
 from sae_jax.decoder_fit import with_fitted_decoder
 from sae_jax.evaluate import Evaluation, evaluate
@@ -58,22 +59,10 @@ def export_and_evaluate(
         if not all(np.isfinite(tensor).all() for tensor in dictionary.tensors.values()):
             report.fail(member, step)  # the last loss was finite, but the weights after it are not
             continue
-        kind = KINDS[member.activation]
-        decoder_learns = member.baseline in ("trained", "frozen_encoder")
-        if population.config.fit_decoder and kind.fits_decoder and decoder_learns:
-            shares_F = kind.shares_of_losses(member.hidden_dim)
-            dictionary = with_fitted_decoder(dictionary, population.store_of(member).train, shares_F)
         directory = run.path / "members" / member.id
-        save_dictionary(dictionary, directory)
+        save_dictionary(with_best_decoder(population, member, dictionary), directory)
         saes[population.rows[member.id].site][member.id] = load_dictionary(directory).sae
-    evaluations: dict[str, Evaluation] = {}
-    for store, here in zip(population.stores, saes, strict=True):
-        windows_W = metric_windows(store.held_out)
-        train_W = spread_windows(np.arange(store.train.window_starts[-1]), len(windows_W))
-        seen = evaluate(here, store.train, store.mean, train_W)
-        evaluations |= evaluate(here, store.held_out, store.mean, windows_W)
-        for name, on_training_rows in seen.items():
-            evaluations[name].metrics["explained_variance_train"] = on_training_rows.metrics["explained_variance"]
+    evaluations = evaluate_on_both_splits(population.stores, saes)
     for member in population.members():
         evaluation = evaluations.get(member.id)
         if evaluation and not np.isfinite(list(evaluation.metrics.values())).all():
@@ -83,6 +72,28 @@ def export_and_evaluate(
             stats = run.path / "members" / member.id / "stats.npz"
             write_arrays(stats, {"density": evaluation.density_F})
     report.refuse_none_left()
+    return evaluations
+
+
+def with_best_decoder(population: Population, member: Member, dictionary: Dictionary) -> Dictionary:
+    """The dictionary with a decoder that is fitted to training rows, unless the decoder is to stay as it is."""
+    kind = KINDS[member.activation]
+    if not (population.config.fit_decoder and kind.fits_decoder and member.baseline in ("trained", "frozen_encoder")):
+        return dictionary
+    shares_F = kind.shares_of_losses(member.hidden_dim)
+    return with_fitted_decoder(dictionary, population.store_of(member).train, shares_F)
+
+
+def evaluate_on_both_splits(stores: Sequence[ActivationStore], saes: Sequence[dict[str, SAE]]) -> dict[str, Evaluation]:
+    """The held-out metrics by member id, with the explained variance of as many training windows beside them."""
+    evaluations: dict[str, Evaluation] = {}
+    for store, here in zip(stores, saes, strict=True):
+        windows_W = metric_windows(store.held_out)
+        train_W = spread_windows(np.arange(store.train.window_starts[-1]), len(windows_W))
+        seen = evaluate(here, store.train, store.mean, train_W)
+        evaluations |= evaluate(here, store.held_out, store.mean, windows_W)
+        for name, on_training_rows in seen.items():
+            evaluations[name].metrics["explained_variance_train"] = on_training_rows.metrics["explained_variance"]
     return evaluations
 
 

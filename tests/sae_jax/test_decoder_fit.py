@@ -1,5 +1,7 @@
 """The decoder is fitted to the features of training rows: against float64 least squares, for all kinds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from populations import member_of
@@ -71,3 +73,10 @@ def test_a_trained_dictionary_explains_more_held_out_variance(tmp_path, kind):
         explained[fit] = member["metrics"]
     assert explained[True]["explained_variance"] > explained[False]["explained_variance"] + 0.001
     assert explained[True]["l0"] == explained[False]["l0"], "the features stay the same"
+
+
+def test_a_dictionary_whose_features_overflow_stays_as_it_is(tmp_path):
+    store = make_store(tmp_path)
+    dictionary = random_dictionary("relu", store)
+    huge = replace(dictionary, tensors=dictionary.tensors | {"W_enc": dictionary.tensors["W_enc"] * np.float32(1e37)})
+    assert with_fitted_decoder(huge, store.train, np.ones(huge.d_sae)) is huge
