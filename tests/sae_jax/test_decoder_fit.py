@@ -47,6 +47,7 @@ def test_no_other_decoder_has_a_smaller_error(tmp_path, monkeypatch, kind, by_it
     if by_iteration:
         monkeypatch.setattr(decoder_fit, "WIDEST_SOLVED", 0)
         monkeypatch.setattr(decoder_fit, "ITERATIONS", 300)
+        monkeypatch.setattr(decoder_fit, "DENSE", 1)
     store = make_store(tmp_path, dtype="float32")
     dictionary, x_NxD = random_dictionary(kind, store), store.train.read(0, len(store.train))
     fitted = with_fitted_decoder(dictionary, store.train, KINDS[kind].shares_of_losses(dictionary.d_sae))
@@ -78,5 +79,6 @@ def test_a_trained_dictionary_explains_more_held_out_variance(tmp_path, kind):
 def test_a_dictionary_whose_features_overflow_stays_as_it_is(tmp_path):
     store = make_store(tmp_path)
     dictionary = random_dictionary("relu", store)
-    huge = replace(dictionary, tensors=dictionary.tensors | {"W_enc": dictionary.tensors["W_enc"] * np.float32(1e37)})
+    W_enc = np.full_like(dictionary.tensors["W_enc"], 1e38)
+    huge = replace(dictionary, tensors=dictionary.tensors | {"W_enc": W_enc})
     assert with_fitted_decoder(huge, store.train, np.ones(huge.d_sae)) is huge
