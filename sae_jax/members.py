@@ -46,6 +46,11 @@ class Member:
         return cls(**{field.name: record[field.name] for field in fields(cls)})
 
     @property
+    def kind(self) -> str:
+        """The kind, with the name of the baseline if it is one: "topk" or "topk, frozen_decoder"."""
+        return self.activation if self.baseline == "trained" else f"{self.activation}, {self.baseline}"
+
+    @property
     def sparsity_control(self) -> str:
         return next(name for name in ("k", "sparsity", "target_l0") if getattr(self, name) is not None)
 

@@ -15,10 +15,11 @@ from analysis.runs.families import Spread
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.files import write_json
-from sae_jax.config import SPARSITY_CONTROLS
+from sae_jax.config import BASELINES, SPARSITY_CONTROLS
+from sae_jax.members import Member
 
 METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-entropy recovered"}
-ON_A_CURVE = ("activation", "sparsity", "seed")  # settings that may differ within a panel
+ON_A_CURVE = ("activation", "baseline", "sparsity", "seed")  # settings that may differ within a panel
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ def compute_frontier(*runs: Path) -> Frontier:
     groups: dict[tuple[str, str, float], dict[int, dict[str, Any]]] = defaultdict(dict)
     for settings, member in members:
         panel = families.in_words(settings, between)
-        same = groups[panel, member["activation"], member[member["sparsity_control"]]]
+        same = groups[panel, Member.from_results(member).kind, member[member["sparsity_control"]]]
         if member["seed"] in same:
             raise InputError(f"{member['id']} is twice in these runs, with the same seed: give each run once")
         same[member["seed"]] = member
     points = [Point(*key, *spread(same)) for key, same in groups.items() if any(m["metrics"] for m in same.values())]
-    kinds = [*SPARSITY_CONTROLS, *sorted({point.kind for point in points} - set(SPARSITY_CONTROLS))]
+    kinds = [kind for name in SPARSITY_CONTROLS for kind in (name, *(f"{name}, {other}" for other in BASELINES))]
     panels = list(dict.fromkeys(point.panel for point in points))
     return Frontier(
         points=sorted(points, key=lambda p: (panels.index(p.panel), kinds.index(p.kind), p.asked)),

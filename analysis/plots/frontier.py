@@ -12,6 +12,7 @@ from analysis.comparison.frontier import METRICS, Frontier
 from analysis.plots.style import INK, kind_marks, styled
 from analysis.runs.families import Spread
 from analysis.runs.member_table import member_rows
+from sae_jax.members import Member
 
 
 def frontier_chart(frontier: Frontier) -> Any:
@@ -74,8 +75,8 @@ def members_chart(members: Mapping[str, Mapping[str, Any]], selection: str | Non
 
     If `selection` is given, a click on a point selects its `member` under that name.
     """
-    rows = member_rows(members)
-    colour, shape = kind_marks((row["activation"] for row in rows), "activation")
+    rows = [row | {"kind": Member.from_results(members[row["member"]]).kind} for row in member_rows(members)]
+    colour, shape = kind_marks(row["kind"] for row in rows)
     base = alt.Chart(alt.Data(values=rows)).properties(width=430, height=300)
     chart = base.mark_point(filled=True, size=70, opacity=0.85).encode(
         x=alt.X("l0:Q", title="L0: active features per row").scale(zero=False, padding=16).axis(tickCount=6),

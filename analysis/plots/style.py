@@ -13,6 +13,7 @@ import numpy as np
 
 from harvest.errors import InputError
 from harvest.files import write_atomically
+from sae_jax.config import BASELINES
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 # Colours for the colour-blind (Okabe and Ito 2008, then Tol's muted scheme). Each kind also has a shape of its own.
@@ -30,6 +31,7 @@ KIND_STYLES = {
 }
 OTHER_STYLE = ("#000000", "arrow")  # for a kind that is not listed above
 # Vega has no further shapes that look different: give a new kind an SVG path, such as "M-1,-1L1,1M-1,1L1,-1".
+WHITE_IN_BASELINES = dict(zip(BASELINES, (0.35, 0.55, 0.75), strict=True))
 INK = "#111111"
 GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -41,14 +43,25 @@ def kind_colour(kinds: Iterable[str]) -> Any:
     return kind_marks(kinds)[0]
 
 
-def kind_marks(kinds: Iterable[str], field: str = "kind") -> tuple[Any, Any]:
-    """The encodings of a field with kinds by colour and by shape, with one legend for both."""
+def kind_marks(kinds: Iterable[str]) -> tuple[Any, Any]:
+    """The encodings of `kind` by colour and by shape, with one legend for both. Baselines are paler than their kind."""
     present = list(dict.fromkeys(kinds))
-    styles = [KIND_STYLES.get(kind, OTHER_STYLE) for kind in present]
+    styles = [style_of(kind) for kind in present]
     return (
-        alt.Color(f"{field}:N", title=None).scale(domain=present, range=[colour for colour, _ in styles]),
-        alt.Shape(f"{field}:N", title=None).scale(domain=present, range=[shape for _, shape in styles]),
+        alt.Color("kind:N", title=None).scale(domain=present, range=[colour for colour, _ in styles]),
+        alt.Shape("kind:N", title=None).scale(domain=present, range=[shape for _, shape in styles]),
     )
+
+
+def style_of(kind: str) -> tuple[str, str]:
+    """(colour, shape) of a kind as `Member.kind` names it."""
+    name, _, baseline = kind.partition(", ")
+    colour, shape = KIND_STYLES.get(name, OTHER_STYLE)
+    if not baseline:
+        return colour, shape
+    white = WHITE_IN_BASELINES[baseline]
+    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(value + white * (255 - value)):02x}" for value in channels), shape
 
 
 def step_heatmap(

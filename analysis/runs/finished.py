@@ -87,7 +87,7 @@ class FinishedRun:
     @property
     def kinds(self) -> dict[str, str]:
         """The kind of each member by its id, also of members that failed."""
-        return {member["id"]: member["activation"] for member in self.results["members"]}
+        return {member["id"]: Member.from_results(member).kind for member in self.results["members"]}
 
     def chosen(self, ids: tuple[str, ...]) -> list[str]:
         """The given ids, or all ids if none is given. Raises InputError for an id that does not exist or failed."""

@@ -30,6 +30,7 @@ from analysis.plots import densities
 from analysis.plots.feature_map import density_map
 from analysis.plots.style import png_of
 from harvest.files import read_arrays, read_json, write_json
+from sae_jax.members import Member
 from sae_jax.run_directory import WRITTEN_AGAIN
 from sae_jax.training.snapshots import read_snapshots
 
@@ -207,7 +208,7 @@ class WandbLog:
 
         from sae_jax.formats import load_dictionary
 
-        kinds = {name: members[name]["activation"] for name in density}
+        kinds = {name: Member.from_results(members[name]).kind for name in density}
         yield "figures/densities", image(densities.densities_chart(density, kinds))
         living = [name for name, density_F in density.items() if (density_F > 0).sum() >= FEWEST]
         first_of_kind = {kinds[name]: name for name in reversed(living)}

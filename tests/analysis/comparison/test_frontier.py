@@ -13,6 +13,7 @@ from command_line import shared_cache, typed
 import main
 from analysis.comparison.frontier import METRICS, compute_frontier
 from analysis.plots.frontier import frontier_chart
+from analysis.plots.style import style_of
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from sae_jax.members import Member, member_id
@@ -221,3 +222,17 @@ def test_runs_without_a_frontier_are_refused(run, tmp_path, capsys):
     assert not (tmp_path / "asked").exists()
     with pytest.raises(InputError, match=str(tmp_path / "nowhere")):
         compute_frontier(tmp_path / "nowhere")
+
+
+def test_baselines_have_curves_beside_those_of_their_kind(run, tmp_path):
+    def freeze(results):
+        results["members"] += [
+            member | {"baseline": "frozen_decoder"} for member in results["members"] if member["activation"] == "relu"
+        ]
+
+    frontier = compute_frontier(changed(run, tmp_path / "twins", freeze))
+    kinds = [point.kind for point in frontier.points]
+    assert kinds == ["relu"] * 2 + ["relu, frozen_decoder"] * 2 + ["topk"] * 2 and frontier.panels == [""]
+    drawn = json.dumps(frontier_chart(frontier).to_dict())
+    colours = {style_of(kind)[0] for kind in kinds}
+    assert len(colours) == 3 and all(colour in drawn for colour in colours)
