@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from harvest.store import Split
 from sae_jax.formats import Dictionary
 
 ROWS_PER_FEATURE, FEWEST_ROWS, MOST_ROWS = 32, 1 << 15, 1 << 17  # training rows for the fit, if there are so many
-CHUNK_ROWS = 4096
+CHUNK_ROWS, MOST_VALUES = 4096, 1 << 25  # rows, and feature values of rows, that are computed at once
 # The trained decoder row of a feature counts as much as this many more firings, so that rare features do not overfit.
 PRIOR_FIRINGS = 60
 WIDEST_SOLVED = 8192  # features, up to which the equations are solved exactly; in wider dictionaries by iteration
@@ -77,10 +78,15 @@ def features_and_rows(dictionary: Dictionary, split: Split) -> Iterator[tuple[sp
     """(features f_NxF, rows x_NxD) of chunks of rows. Features are in float64: errors are small differences of sums."""
     count = min(len(split), max(ROWS_PER_FEATURE * dictionary.d_sae, FEWEST_ROWS), MOST_ROWS)
     rows_N = np.linspace(0, len(split) - 1, count).round().astype(int)
-    encode = jax.jit(lambda graphdef, weights, x_NxD: nnx.merge(graphdef, weights).encode(x_NxD), static_argnums=0)
-    for start in range(0, count, CHUNK_ROWS):
-        x_NxD = split[rows_N[start : start + CHUNK_ROWS]].astype(np.float32)
+    at_once = min(CHUNK_ROWS, max(1, MOST_VALUES // dictionary.d_sae))
+    for start in range(0, count, at_once):
+        x_NxD = split[rows_N[start : start + at_once]].astype(np.float32)
         yield sparse.csr_array(np.asarray(encode(*nnx.split(dictionary.sae), x_NxD)), dtype=float), x_NxD
+
+
+@partial(jax.jit, static_argnums=0)
+def encode(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: np.ndarray) -> jax.Array:
+    return nnx.merge(graphdef, weights).encode(x_NxD)
 
 
 def is_dense(f_NxF: sparse.csr_array) -> bool:

@@ -85,8 +85,9 @@ def weight_bytes(signature: Signature) -> int:
 
 
 def state_bytes(signature: Signature) -> int:
-    """Bytes of the weights, Adam's two moments, the average (if requested) and the firing counts of a member."""
-    return (4 if signature.averages else 3) * weight_bytes(signature) + 8 * signature.hidden_dim
+    """Bytes of the weights and of Adam's two moments, of an average and the decoder's start if needed, and of counts."""
+    start = 4 * signature.hidden_dim * signature.d_model if signature.anchored else 0
+    return (4 if signature.averages else 3) * weight_bytes(signature) + 8 * signature.hidden_dim + start
 
 
 def dense_bytes(signature: Signature, config: TrainConfig) -> int:
