@@ -85,7 +85,7 @@ def weight_bytes(signature: Signature) -> int:
 
 
 def state_bytes(signature: Signature) -> int:
-    """Bytes of the weights and of Adam's two moments, of an average and the decoder's start if needed, and of counts."""
+    """Bytes of the weights, of Adam's two moments, of an average and the decoder's start if needed, and of counts."""
     start = 4 * signature.hidden_dim * signature.d_model if signature.anchored else 0
     return (4 if signature.averages else 3) * weight_bytes(signature) + 8 * signature.hidden_dim + start
 
