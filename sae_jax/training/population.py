@@ -154,8 +154,8 @@ def hyper_of(member: Member, rows: Rows, config: TrainConfig, total_steps: int) 
     revives = member.dead_rule != "none" and member.baseline == "trained"
     numbers = {
         "lr": member.lr,
-        "encoder_learns": member.baseline != "frozen_encoder",
-        "decoder_lr_ratio": 0.0 if member.baseline == "frozen_decoder" else member.decoder_lr_ratio,
+        "encoder_lr": 0.0 if member.baseline == "frozen_encoder" else member.lr,
+        "decoder_lr": 0.0 if member.baseline == "frozen_decoder" else member.decoder_lr_ratio * member.lr,
         "target_l0": member.target_l0 or 0.0,
         "sparsity": member.sparsity or 0.0,
         "aux_coefficient": member.aux_coefficient or 0.0,

@@ -136,9 +136,8 @@ def make_step(signature: Signature, in_turn: bool = True) -> Callable:
                 W_dec = state.params["W_dec"]
                 grads["W_dec"] -= (grads["W_dec"] * W_dec).sum(1, keepdims=True) * W_dec
             updates, optimizer = OPTIMIZER.update(grads, state.optimizer)
-            updates["W_encT"] *= hyper["encoder_learns"]
-            updates["W_dec"] *= hyper["decoder_lr_ratio"]
-            params = jax.tree.map(lambda p, u: p - hyper["lr"] * s * u, state.params, updates)
+            lr = {"W_encT": hyper["encoder_lr"], "W_dec": hyper["decoder_lr"]}
+            params = {name: p - lr.get(name, hyper["lr"]) * s * updates[name] for name, p in state.params.items()}
             if signature.unit_norm_decoder:
                 params["W_dec"] /= jnp.linalg.norm(params["W_dec"], axis=1, keepdims=True)
             if signature.anchored:

@@ -289,7 +289,7 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
         (["--feature", "3", "--member", "FIRST", "--max-new-tokens", "125"], "at most 12"),
         (["--feature", "3", "--member", "FIRST", "--prompt", "long " * 300], "tokens, but the model takes 128: give a"),
         (["--feature", "3", "--prompt", "a ship", " "], "--prompt: an empty text"),
-        (["--concept", "zyxwvut", "--member", "FIRST"], "no feature detects the concept"),
+        (["--concept", "qjxqjx", "--member", "FIRST"], "no feature detects the concept"),
     ],
 )
 def test_invalid_requests_are_refused(run, argv, message):
