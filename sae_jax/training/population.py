@@ -201,8 +201,8 @@ def new_sae(signature: Signature, key: jax.Array, k: jax.Array | int, metric_D: 
 def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State:
     """The initial state of a member: `b_dec` is the mean of the rows, and its kind initializes the rest.
 
-    The encoder is then scaled by least squares, so that the reconstruction explains as much as random decoder rows can.
-    Without this, many features that fire on a row add up to far more than the row.
+    The encoder is then scaled down by least squares if many features that fire on a row add up to more than the row.
+    It is not scaled up: kinds with an L1 penalty end up better from a start that reconstructs too little.
     """
     key, weights_key = jax.random.split(jax.random.key(hyper["seed"]))
     sae = new_sae(signature, weights_key, hyper["k"], hyper["metric_D"])
@@ -219,7 +219,7 @@ def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State
         offset_NxD = tried.decode(tried.activate_training(tried.pre_activations(x_NxD))) - tried.b_dec[None]
         centered_NxD = target_NxD - sae.b_dec[None]
         scale = (centered_NxD * offset_NxD).sum() / jnp.square(offset_NxD).sum()
-        sae.W_encT[...] *= jnp.where(scale > 0, scale, 1.0)
+        sae.W_encT[...] *= jnp.where(scale > 0, jnp.minimum(scale, 1.0), 1.0)
         start = started()
     state = State(
         params=start.params,
