@@ -17,7 +17,7 @@ from pathlib import Path
 
 from analysis.stats import over_seeds
 from harvest.files import read_json
-from sae_jax.config import flags_of_kind
+from sae_jax.config import TrainConfig, flags_of_kind
 
 OF_MEMBERS = {  # by what is changed: settings of a member
     "defaults": {},
@@ -50,19 +50,24 @@ def trained(cell: str, name: str, flags: list, asked: argparse.Namespace) -> lis
     return read_json(run / "results.json", "train again")["members"]
 
 
+def choice_of(member: dict) -> str:
+    """The choice of OF_MEMBERS with which this member was trained."""
+    usual = {name: getattr(TrainConfig, name)[0] for settings in OF_MEMBERS.values() for name in settings}
+    changed = {name: member[name] for name in usual if member[name] not in (None, usual[name])}
+    return next(choice for choice, settings in OF_MEMBERS.items() if settings == changed)
+
+
 def of_cell(cell: str, asked: argparse.Namespace) -> dict[tuple[str, str], dict[int, dict]]:
     """{(choice, kind): {seed: metrics}}."""
-    chosen = [
-        (choice, {"activation": kind, **settings})
-        for (choice, settings), kind in product(OF_MEMBERS.items(), asked.kinds)
-        if settings.keys() - {"aux_coefficient"} == settings.keys() or "aux_coefficient" in flags_of_kind(kind)
+    entries = [
+        {"activation": kind, **settings}
+        for settings, kind in product(OF_MEMBERS.values(), asked.kinds)
+        if "aux_coefficient" not in settings or "aux_coefficient" in flags_of_kind(kind)
     ]
     asked.to.mkdir(parents=True, exist_ok=True)
     listed = asked.to / "members.json"
-    listed.write_text(json.dumps([entry for _, entry in chosen]))
-    members = trained(cell, "members", ["--members", listed], asked)
-    names = [choice for choice, _ in chosen for _ in asked.seeds]  # members are in the order of their entries
-    results = list(zip(names, members, strict=True))
+    listed.write_text(json.dumps(entries))
+    results = [(choice_of(m), m) for m in trained(cell, "members", ["--members", listed], asked)]
     for choice, flags in OF_RUNS.items():
         results += [(choice, m) for m in trained(cell, choice, ["--activation", *asked.kinds, *flags], asked)]
     table: dict[tuple[str, str], dict[int, dict]] = {}
