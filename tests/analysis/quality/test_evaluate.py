@@ -96,7 +96,9 @@ def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys
     for member in results["members"]:
         metrics = member["metrics"]
         assert metrics["ce_clean"] == pytest.approx(results["members"][0]["metrics"]["ce_clean"], rel=1e-5)
-        assert metrics["ce_sae"] < metrics["ce_zero"] and 0 < metrics["kl_sae"] < metrics["kl_zero"]
+        assert metrics["ce_clean"] < min(metrics["ce_sae"], metrics["ce_zero"]) and metrics["kl_sae"] > 0
+        if member["hook"] == "resid_pre":  # without one MLP, the model loses no more than with so small a dictionary
+            assert metrics["ce_sae"] < metrics["ce_zero"] and metrics["kl_recovered"] > 0
         share = (metrics["ce_zero"] - metrics["ce_sae"]) / (metrics["ce_zero"] - metrics["ce_clean"])
         assert metrics["ce_recovered"] == pytest.approx(share)
         assert set(member["intervals"].values()) == {None}  # there are too few documents
