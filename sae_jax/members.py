@@ -47,8 +47,7 @@ class Member:
 
     @property
     def kind(self) -> str:
-        """The kind, with the name of the baseline if it is one: "topk" or "topk, frozen_decoder"."""
-        return self.activation if self.baseline == "trained" else f"{self.activation}, {self.baseline}"
+        return kind_name(self.activation, self.baseline)
 
     @property
     def sparsity_control(self) -> str:
@@ -58,6 +57,11 @@ class Member:
     def l0_asked(self) -> float | None:
         """The requested L0; None if the penalty coefficient is fixed."""
         return self.k or self.target_l0
+
+
+def kind_name(activation: str, baseline: str) -> str:
+    """The kind, with the name of the baseline if it is one: "topk" or "topk, frozen_decoder"."""
+    return activation if baseline == "trained" else f"{activation}, {baseline}"
 
 
 def members_of(config: TrainConfig, sites: tuple[Site, ...]) -> list[Member]:

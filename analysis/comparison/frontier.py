@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from itertools import product, starmap
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.files import write_json
 from sae_jax.config import BASELINES, SPARSITY_CONTROLS
-from sae_jax.members import Member
+from sae_jax.members import Member, kind_name
 
 METRICS = {"explained_variance": "explained variance", "ce_recovered": "cross-entropy recovered"}
 ON_A_CURVE = ("activation", "baseline", "sparsity", "seed")  # settings that may differ within a panel
@@ -81,7 +82,7 @@ def compute_frontier(*runs: Path) -> Frontier:
             raise InputError(f"{member['id']} is twice in these runs, with the same seed: give each run once")
         same[member["seed"]] = member
     points = [Point(*key, *spread(same)) for key, same in groups.items() if any(m["metrics"] for m in same.values())]
-    kinds = [kind for name in SPARSITY_CONTROLS for kind in (name, *(f"{name}, {other}" for other in BASELINES))]
+    kinds = list(starmap(kind_name, product(SPARSITY_CONTROLS, ("trained", *BASELINES))))
     panels = list(dict.fromkeys(point.panel for point in points))
     return Frontier(
         points=sorted(points, key=lambda p: (panels.index(p.panel), kinds.index(p.kind), p.asked)),

@@ -14,6 +14,7 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.files import write_atomically
 from sae_jax.config import BASELINES
+from sae_jax.members import kind_name
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
 # Colours for the colour-blind (Okabe and Ito 2008, then Tol's muted scheme). Each kind also has a shape of its own.
@@ -31,11 +32,23 @@ KIND_STYLES = {
 }
 OTHER_STYLE = ("#000000", "arrow")  # for a kind that is not listed above
 # Vega has no further shapes that look different: give a new kind an SVG path, such as "M-1,-1L1,1M-1,1L1,-1".
-WHITE_IN_BASELINES = dict(zip(BASELINES, (0.35, 0.55, 0.75), strict=True))
+WHITE = {"trained": 0.0} | dict(zip(BASELINES, (0.35, 0.55, 0.75), strict=True))  # shares of white in the colours
 INK = "#111111"
 GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 PIXELS_PER_INCH, SHOWN_PER_INCH = 200, 100
+
+
+def paler(colour: str, white: float) -> str:
+    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(value + white * (255 - value)):02X}" for value in channels)
+
+
+STYLES = {
+    kind_name(kind, baseline): (paler(colour, white), shape)
+    for kind, (colour, shape) in KIND_STYLES.items()
+    for baseline, white in WHITE.items()
+}
 
 
 def kind_colour(kinds: Iterable[str]) -> Any:
@@ -55,13 +68,7 @@ def kind_marks(kinds: Iterable[str]) -> tuple[Any, Any]:
 
 def style_of(kind: str) -> tuple[str, str]:
     """(colour, shape) of a kind as `Member.kind` names it."""
-    name, _, baseline = kind.partition(", ")
-    colour, shape = KIND_STYLES.get(name, OTHER_STYLE)
-    if not baseline:
-        return colour, shape
-    white = WHITE_IN_BASELINES[baseline]
-    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(value + white * (255 - value)):02x}" for value in channels), shape
+    return STYLES.get(kind, OTHER_STYLE)
 
 
 def step_heatmap(

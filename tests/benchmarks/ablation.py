@@ -1,4 +1,4 @@
-"""What each single choice of our training contributes: differences from the defaults, over seeds.
+"""This benchmark measures what each single choice of our training contributes, as differences from the defaults.
 
     PYTHONPATH=. python tests/benchmarks/ablation.py --to DIR --model MODEL \
         --cells docs.jsonl:5:resid_mid code.jsonl:20:resid_pre docs.jsonl:12:mlp_out

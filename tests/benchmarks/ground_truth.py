@@ -31,12 +31,16 @@ def scores_of(config: TrainConfig, request: SyntheticRequest, store: ActivationS
     results = run.results or train(config, [store], run, resume=run.path.exists())
     truth, scores = Truth.load(store), []
     for member in results["members"]:
-        sae = load_dictionary(run.path / "members" / member["id"]).sae
-        chunks = store.held_out.chunks(4096)
-        fires_NxF = np.concatenate([np.asarray(sae.encode(x.astype(np.float32)) != 0) for x in chunks])
-        found = compare(np.asarray(sae.W_dec[...]), fires_NxF, truth)
-        scores.append({**member, **member["metrics"], **asdict(found)})
+        found = recovered(run.path / "members" / member["id"], store, truth)
+        scores.append({**found, **member, **member["metrics"]})
     return scores
+
+
+def recovered(dictionary: Path, store: ActivationStore, truth: Truth) -> dict:
+    """The scores and the L0 of the dictionary in a directory, on the held-out rows of the store."""
+    sae, chunks = load_dictionary(dictionary).sae, store.held_out.chunks(4096)
+    fires_NxF = np.concatenate([np.asarray(sae.encode(x.astype(np.float32)) != 0) for x in chunks])
+    return asdict(compare(np.asarray(sae.W_dec[...]), fires_NxF, truth)) | {"l0": float(fires_NxF.sum(1).mean())}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How well each kind recovers known features, beside the peers, on rows of SAELens' own generator.
+"""This benchmark scores how well each kind recovers known features, beside the peers, on rows of SAELens' generator.
 
     PYTHONPATH=.:tests python tests/benchmarks/ground_truth_peers.py --to DIR --peers-python PEERS/bin/python
 
@@ -13,17 +13,15 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from ground_truth import scores_of
+from ground_truth import recovered, scores_of
 from rows import SOURCES
 
-from analysis.quality.ground_truth import compare
 from analysis.stats import over_seeds
 from harvest.files import write_arrays
 from harvest.store import ActivationStore
 from harvest.store_writer import StoreWriter
 from harvest.synthetic import FEATURES, SyntheticRequest, Truth
 from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
-from sae_jax.formats import load_dictionary
 
 SEQ_LEN = 9  # 8 rows per window, because the first position is left out
 PEERS = ("saelens-topk", "saelens-batchtopk", "saelens-matryoshka", "dictionary_learning-topk")
@@ -59,11 +57,7 @@ def scores_of_peer(store: ActivationStore, trainer: str, lr: float, seed: int, a
         command = [asked.peers_python, "tests/benchmarks/quality_peers.py", store.directory, trainer, "--to", path]
         command += [*flags, "--epochs", asked.epochs]
         subprocess.run(list(map(str, command)), check=True, env={"PYTHONPATH": "."})
-    sae = load_dictionary(path).sae
-    chunks = store.held_out.chunks(4096)
-    fires_NxF = np.concatenate([np.asarray(sae.encode(x.astype(np.float32)) != 0) for x in chunks])
-    found = compare(np.asarray(sae.W_dec[...]), fires_NxF, Truth.load(store))
-    return {"trainer": trainer, "lr": lr, "mcc": found.mcc, "f1": found.f1, "l0": float(fires_NxF.sum(1).mean())}
+    return {"trainer": trainer, "lr": lr, **recovered(path, store, Truth.load(store))}
 
 
 if __name__ == "__main__":

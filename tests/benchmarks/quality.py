@@ -36,6 +36,7 @@ from harvest.model.language_model import LanguageModel
 from harvest.request import HarvestRequest, Site
 from harvest.store import ActivationStore
 from sae_jax.calibration import calibration_sample, metric_windows, spread_windows, with_l0
+from sae_jax.config import METRIC_POWERS
 from sae_jax.evaluate import evaluate
 from sae_jax.formats import Dictionary, load_dictionary
 
@@ -89,7 +90,12 @@ def train_ours(cell: Path, site: Site, width: int, text: Path, asked: argparse.N
 
 
 def train_peers(cell: Path, store: ActivationStore, width: int, asked: argparse.Namespace) -> list[Trained]:
-    trainers = [trainer for kind in asked.kinds for trainer in PEERS.get(kind, ()) if trainer in asked.peers]
+    trainers = [
+        trainer
+        for kind in asked.kinds
+        for trainer in PEERS.get(kind, ())
+        if asked.peers_python and trainer in asked.peers
+    ]
     trained = [
         Trained(*setting, cell / "peers" / f"{setting[0]}-k{setting[1]}-lr{setting[2]:g}-s{setting[3]}")
         for setting in product(trainers, asked.l0, asked.lrs, asked.seeds)
@@ -196,7 +202,7 @@ if __name__ == "__main__":
     parser.add_argument("--kinds", nargs="+", choices=list(OURS), default=list(OURS))
     for name, numbers in (("--widths", [1152, 4608]), ("--l0", [16, 32, 64]), ("--seeds", [0, 1, 2])):
         parser.add_argument(name, type=int, nargs="+", default=numbers)
-    parser.add_argument("--loss-metrics", nargs="+", default=["raw"])
+    parser.add_argument("--loss-metrics", nargs="+", choices=list(METRIC_POWERS), default=["raw"])
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
     settings = (("--n-samples", 500), ("--seq-len", 128), ("--epochs", 3), ("--batch", 256), ("--ce-windows", 64))
     for name, number in settings:

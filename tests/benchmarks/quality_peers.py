@@ -199,6 +199,9 @@ if __name__ == "__main__":
     torch.manual_seed(asked.seed)
     store = ActivationStore(asked.store)
     library, _, kind = asked.trainer.partition("-")
-    train_by = {"saelens": train_saelens, "dictionary_learning": train_dictionary_learning}
-    train_by["sparsify"] = train_sparsify
+    train_by = {
+        "saelens": train_saelens,
+        "dictionary_learning": train_dictionary_learning,
+        "sparsify": train_sparsify,
+    }
     train_by[library](kind, store, Rows(store, asked.batch, asked.epochs), asked)

@@ -20,7 +20,7 @@ from harvest.files import read_json, write_json
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL, same_name
 from harvest.text.documents import documents
 
-ARGV = (*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--epochs", "1", "--activation", "relu", "topk")
+ARGV = (*BUNDLED, "--n-samples", "100", "--seq-len", "10", "--epochs", "3", "--activation", "relu", "topk")
 ARGV += ("--layer", "1", "--hook", "resid_pre", "mlp_out", "--hidden-dim", "48", "--target-l0", "8", "--k", "8")
 CE = ("ce_clean", "ce_sae", "ce_zero", "ce_mean", "ce_recovered", "kl_recovered")
 D = 256
@@ -96,9 +96,7 @@ def test_a_run_has_its_loss_recovered_in_results_and_box(finished, cache, capsys
     for member in results["members"]:
         metrics = member["metrics"]
         assert metrics["ce_clean"] == pytest.approx(results["members"][0]["metrics"]["ce_clean"], rel=1e-5)
-        assert metrics["ce_clean"] < min(metrics["ce_sae"], metrics["ce_zero"]) and metrics["kl_sae"] > 0
-        if member["hook"] == "resid_pre":  # without one MLP, the model loses no more than with so small a dictionary
-            assert metrics["ce_sae"] < metrics["ce_zero"] and metrics["kl_recovered"] > 0
+        assert metrics["ce_clean"] < metrics["ce_sae"] < metrics["ce_zero"] and metrics["kl_recovered"] < 1
         share = (metrics["ce_zero"] - metrics["ce_sae"]) / (metrics["ce_zero"] - metrics["ce_clean"])
         assert metrics["ce_recovered"] == pytest.approx(share)
         assert set(member["intervals"].values()) == {None}  # there are too few documents

@@ -27,7 +27,7 @@ def cosines(a_FxD: np.ndarray, b_FxD: np.ndarray) -> np.ndarray:
 
 
 def test_a_baseline_keeps_its_frozen_part_and_learns_the_rest(tmp_path):
-    """What is frozen is the same at every learning rate; everything else is not."""
+    """A frozen part is the same at every learning rate, and everything else is not."""
     kinds, lrs = ("relu", "gated", "batch_topk"), (3e-3, 1e-3)
     tensors = trained_tensors(tmp_path, kinds, baseline=BASELINES, lr=lrs, fit_decoder=False)
     assert len(tensors) == len(kinds) * len(lrs) * (1 + len(BASELINES))
