@@ -135,6 +135,12 @@ class Estimate:
             return f"{self.mean:z,.{digits}f}"
         return f"{self.mean:z,.{digits}f} [{self.low:z,.{digits}f}, {self.high:z,.{digits}f}]"
 
+    def plus_minus(self, spec: str = ".3f") -> str:
+        """The mean and half the width of the interval, as "0.931 ± 0.002", in a format of Python."""
+        if self.mean is None or self.low is None or self.high is None:
+            return "–" if self.mean is None else f"{self.mean:{spec}}"
+        return f"{self.mean:{spec}} ± {(self.high - self.low) / 2:{spec.removeprefix('+')}}"
+
     @property
     def excludes_zero(self) -> bool:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)

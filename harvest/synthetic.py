@@ -288,6 +288,9 @@ def _description(request: SyntheticRequest) -> dict:
     return {
         "model": source,
         "dataset": source,
+        "weights_hash": "synthetic",
+        "tokenizer_hash": "synthetic",
+        "windows_hash": store_name(request),
         "hook": "synthetic",
         "hook_name": "synthetic",
         "layer": 0,

@@ -29,7 +29,8 @@ def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: M
         for name, lines in curves.items()
         for line in evenly_spaced(lines)
     ]
-    base = alt.Chart().mark_line(opacity=0.8, strokeWidth=1.6)
+    lines_of_one_point = all(len(lines) == 1 for lines in curves.values())
+    base = alt.Chart().mark_line(opacity=0.8, strokeWidth=1.6, point=lines_of_one_point)
     panels = []
     for what, title in CURVES.items():
         scale = alt.Scale(type="log", nice=True) if what == "loss" else alt.Scale(zero=False)

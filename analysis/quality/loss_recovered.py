@@ -49,6 +49,27 @@ def loss_recovered(
     `windows_W` are numbers of held-out windows of the store. Mean ablation uses the mean of the store's training rows.
     ce_recovered and kl_recovered are None if zero ablation costs nothing.
     """
+    measured = {}
+    for name, sums in sums_per_document(model, store, saes, windows_W, on_tokens).items():
+        metrics = {key: finite(v) for key, v in scores({key: of_G.sum() for key, of_G in sums.items()}).items()}
+        intervals = {
+            key: None if metrics[key] is None else ratio_interval(*ratio) for key, ratio in ratios(sums).items()
+        }
+        measured[name] = {"metrics": metrics, "intervals": intervals}
+    return measured
+
+
+def sums_per_document(
+    model: LanguageModel,
+    store: ActivationStore,
+    saes: Mapping[str, SAE],
+    windows_W: np.ndarray,
+    on_tokens: Callable[[int], None] = lambda n: None,
+) -> dict[str, dict[str, np.ndarray]]:
+    """{dictionary: {loss: [G]}}: sums over the windows of each document, in nats, and `count`, the number of windows.
+
+    The losses are ce_clean, ce_sae, ce_zero, ce_mean, kl_sae and kl_zero.
+    """
     from harvest.interventions.loss_recovered import losses
 
     split, mean_D = store.held_out, store.mean.astype(np.float32)
@@ -61,18 +82,13 @@ def loss_recovered(
     clean, lost = losses(model, split.windows[windows_W], site, replacements, split.first_position, on_tokens)
     zero, mean = lost[ZERO], lost[MEAN]
     _, document_W = np.unique(split.documents[windows_W], return_inverse=True)
-    measured = {}
+    sums = {}
     for name in saes:
         sae = lost[name]
         per_window = {"ce_clean": clean.ce_W, "ce_sae": sae.ce_W, "ce_zero": zero.ce_W, "ce_mean": mean.ce_W}
         per_window |= {"kl_sae": sae.kl_W, "kl_zero": zero.kl_W, "count": np.ones(len(document_W))}
-        sums = {key: np.bincount(document_W, values_W) for key, values_W in per_window.items()}
-        metrics = {key: finite(v) for key, v in scores({key: of_G.sum() for key, of_G in sums.items()}).items()}
-        intervals = {
-            key: None if metrics[key] is None else ratio_interval(*ratio) for key, ratio in ratios(sums).items()
-        }
-        measured[name] = {"metrics": metrics, "intervals": intervals}
-    return measured
+        sums[name] = {key: np.bincount(document_W, values_W) for key, values_W in per_window.items()}
+    return sums
 
 
 def scores(sums: dict[str, Any]) -> dict[str, Any]:

@@ -94,6 +94,5 @@ if __name__ == "__main__":
             cells = []
             for name in METRICS:
                 values = [metrics[name] - (usual[seed][name] if usual else 0) for seed, metrics in by_seed.items()]
-                e, sign = over_seeds(values), "+" if usual else ""
-                cells.append(f"{e.mean:{sign}.4f}" + (f" ± {(e.high - e.low) / 2:.4f}" if e.low is not None else ""))
+                cells.append(over_seeds(values).plus_minus("+.4f" if usual else ".4f"))
             print(f"| {kind}, {choice} | {' | '.join(cells)} |", flush=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.quality.ground_truth import compare
+from harvest.request import HarvestRequest
 from harvest.store import ActivationStore
 from harvest.synthetic import SyntheticRequest, Truth, synthesize
 from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
@@ -26,7 +27,8 @@ COLUMNS = ("mean_max_cosine", "mcc", "f1", "precision", "recall", "explained_var
 
 def scores_of(config: TrainConfig, request: SyntheticRequest, store: ActivationStore, directory: Path) -> list[dict]:
     """The settings, held-out metrics and scores of each member."""
-    asked = {"harvest": {"model_name": "synthetic", "layer": [0], **asdict(request)}, "train": config.to_json()}
+    harvest = HarvestRequest(model_name="synthetic").to_json()
+    asked = {"harvest": harvest, "synthetic": asdict(request), "train": config.to_json()}
     run = RunDirectory(directory / "runs" / default_name(asked), asked)
     results = run.results or train(config, [store], run, resume=run.path.exists())
     truth, scores = Truth.load(store), []

@@ -88,6 +88,5 @@ if __name__ == "__main__":
     for trainer in dict.fromkeys(score["trainer"] for score in scores):
         by_lr = [[s for s in scores if (s["trainer"], s["lr"]) == (trainer, lr)] for lr in asked.lrs]
         best = max(by_lr, key=lambda alike: np.mean([s["mcc"] + s["f1"] for s in alike]))
-        estimates = [over_seeds([s[name] for s in best]) for name in ("mcc", "f1")]
-        cells = [f"{e.mean:.3f}" + (f" ± {(e.high - e.low) / 2:.3f}" if e.low is not None else "") for e in estimates]
+        cells = [over_seeds([s[name] for s in best]).plus_minus() for name in ("mcc", "f1")]
         print(f"| {trainer} | {best[0]['lr']:g} | {np.mean([s['l0'] for s in best]):.1f} | {' | '.join(cells)} |")

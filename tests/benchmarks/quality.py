@@ -3,12 +3,14 @@
     PYTHONPATH=. python tests/benchmarks/quality.py --to DIR --peers-python PEERS/bin/python --model MODEL \
         --texts A.jsonl B.jsonl --sites 3:resid_mid 12:resid_pre 25:mlp_out --widths 1152 4608
 
-For each text, site and width, everyone trains on the same rows, in the same order and for the same number of steps, at
-each of `--l0`, `--seeds` and `--lrs`. Peers run with their own normalization (see `quality_peers.py` for their flags
-and for PEERS). Thresholds of peers that rank features in training are moved to the requested L0 on calibration rows, as
-ours are. All dictionaries are then measured on the same held-out windows. A table and a figure compare them: the
-metrics of a trainer are interpolated to the requested L0, at its best learning rate by explained variance.
-`--loss-metrics` trains ours with each of these values of `--loss-metric`.
+For each text, site and width, everyone trains on the same rows, in the same order and for the same number of steps.
+The learning rate of each trainer is the one of `--lrs` with the best explained variance at the first of `--l0` and
+`--seeds`. At this rate it trains at all of `--l0`: with all seeds at the first, with `--other-seeds` at the others.
+Peers run with their own normalization (see `quality_peers.py` for their flags and for PEERS). Thresholds of peers that
+rank features in training are moved to the requested L0 on calibration rows, as ours are. All dictionaries are then
+measured on the same held-out windows, and the metrics of each trainer are interpolated to the requested L0. Prints a
+table for each site, with 95% intervals over seeds, and the differences from the best peer, with 95% intervals over
+documents; saves a figure.
 
 A dictionary that exists is not trained again, and a measurement that exists is not repeated, so the same command
 continues after an interruption.
@@ -17,9 +19,10 @@ continues after an interruption.
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import subprocess
 import sys
-from collections import defaultdict
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -28,15 +31,14 @@ import altair as alt
 import numpy as np
 
 from analysis.plots.style import save
-from analysis.quality.loss_recovered import loss_recovered
-from analysis.stats import over_seeds
+from analysis.quality.loss_recovered import scores, sums_per_document
+from analysis.stats import over_seeds, ratio_interval
 from harvest.capture import harvest
 from harvest.files import read_json, write_json
 from harvest.model.language_model import LanguageModel
 from harvest.request import HarvestRequest, Site
 from harvest.store import ActivationStore
 from sae_jax.calibration import calibration_sample, metric_windows, spread_windows, with_l0
-from sae_jax.config import METRIC_POWERS
 from sae_jax.evaluate import evaluate
 from sae_jax.formats import Dictionary, load_dictionary
 
@@ -48,80 +50,99 @@ PEERS = {  # by the kind of ours that they are compared with
     "jump_relu": ("saelens-jumprelu",),
 }
 METRICS = ("explained_variance", "explained_variance_z", "ce_recovered", "kl_recovered")
+NEAR = 0.15  # how far, in log(L0), a dictionary may be from the requested L0 to be compared there
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A dictionary on disk."""
+    """A dictionary on disk, and how it was trained."""
 
+    cell: Path
     trainer: str
     l0: int
     lr: float
     seed: int
-    path: Path
 
     @property
     def name(self) -> str:
         return f"{self.trainer}-k{self.l0}-lr{self.lr:g}-s{self.seed}"
 
-
-def train_ours(cell: Path, site: Site, width: int, text: Path, asked: argparse.Namespace) -> list[Trained]:
-    run = cell / "ours"
-    grid = {"--seed": asked.seeds, "--lr": asked.lrs, "--loss-metric": asked.loss_metrics}
-    grid |= {f"--{OURS[kind].replace('_', '-')}": asked.l0 for kind in asked.kinds}
-    flags = ["--model-name", asked.model, "--dataset", text, "--layer", site.layer, "--hook", site.hook]
-    flags += ["--n-samples", asked.n_samples, "--seq-len", asked.seq_len, "--epochs", asked.epochs]
-    flags += ["--batch-size", asked.batch, "--hidden-dim", width, "--activation", *asked.kinds, "--ce-windows", 0]
-    flags += ["--snapshots", 0, "--run-dir", run, "--cache-dir", asked.to / "cache", "--quiet", *sum(grid.items(), ())]
-    flat = [str(part) for flag in flags for part in (flag if isinstance(flag, list) else [flag])]
-    if not (run / "results.json").exists():
-        subprocess.run([sys.executable, "main.py", *flat], check=True)
-    return [
-        Trained(
-            f"{m['activation']}, {m['loss_metric']}",
-            round(m["k"] or m["target_l0"]),
-            m["lr"],
-            m["seed"],
-            run / "members" / m["id"],
-        )
-        for m in read_json(run / "results.json", "train again")["members"]
-        if m["metrics"]
-    ]
+    @property
+    def path(self) -> Path:
+        return self.cell / "dictionaries" / self.name
 
 
-def train_peers(cell: Path, store: ActivationStore, width: int, asked: argparse.Namespace) -> list[Trained]:
-    trainers = [
-        trainer
-        for kind in asked.kinds
-        for trainer in PEERS.get(kind, ())
-        if asked.peers_python and trainer in asked.peers
-    ]
-    trained = [
-        Trained(*setting, cell / "peers" / f"{setting[0]}-k{setting[1]}-lr{setting[2]:g}-s{setting[3]}")
-        for setting in product(trainers, asked.l0, asked.lrs, asked.seeds)
-    ]
-    for peer in trained:
-        if not peer.path.exists():
+def train(wanted: list[Trained], store: ActivationStore, width: int, text: Path, asked: argparse.Namespace) -> None:
+    """Train the dictionaries that do not exist yet."""
+    missing = [t for t in wanted if not t.path.exists()]
+    if ours := [t for t in missing if t.trainer in OURS]:
+        train_ours(ours, store, width, text, asked)
+    for peer in missing:
+        if peer.trainer not in OURS:
             flags = ["--to", peer.path, "--f", width, "--k", peer.l0, "--lr", peer.lr, "--seed", peer.seed]
             flags += ["--batch", asked.batch, "--epochs", asked.epochs]
             script = "tests/benchmarks/quality_peers.py"
             command = [asked.peers_python, script, store.directory, peer.trainer, *flags]
             subprocess.run(list(map(str, command)), check=True, env={"PYTHONPATH": "."})
-    return trained
 
 
-def measure(cell: Path, store: ActivationStore, trained: list[Trained], model: LanguageModel, windows: int) -> dict:
-    """{name: metrics} of all dictionaries, on held-out windows that are not for calibration."""
-    path = cell / "measured.json"
-    measured = read_json(path, "delete it") if path.exists() else {}
-    raw_NxD = calibration_sample(store.held_out)
-    if new := {t.name: at_equal_l0(t, raw_NxD).sae for t in trained if t.name not in measured}:
-        used_W = metric_windows(store.held_out)
-        metrics = {name: e.metrics for name, e in evaluate(new, store.held_out, store.mean, used_W).items()}
-        lost = loss_recovered(model, store, new, spread_windows(used_W, windows))
-        measured |= {name: metrics[name] | lost[name]["metrics"] for name in new}
-        write_json(path, measured)
-    return measured
+def train_ours(ours: list[Trained], store: ActivationStore, width: int, text: Path, asked: argparse.Namespace) -> None:
+    """Train dictionaries as one population with the default flags, and move them to their paths."""
+    cell = ours[0].cell
+    run, listed = cell / "run", cell / "members.json"
+    cell.mkdir(parents=True, exist_ok=True)
+    entries = [{"activation": t.trainer, OURS[t.trainer]: t.l0, "lr": t.lr, "seed": t.seed} for t in ours]
+    listed.write_text(json.dumps(entries))
+    layer, hook = store.manifest["layer"], store.manifest["hook"]
+    flags = ["--model-name", asked.model, "--dataset", text, "--layer", layer, "--hook", hook, "--members", listed]
+    flags += ["--n-samples", asked.n_samples, "--seq-len", asked.seq_len, "--held-out", asked.held_out]
+    flags += [
+        "--epochs",
+        asked.epochs,
+        "--batch-size",
+        asked.batch,
+        "--hidden-dim",
+        width,
+        "--ce-windows",
+        0,
+        "--snapshots",
+        0,
+    ]
+    flags += ["--run-dir", run, "--cache-dir", asked.to / "cache", "--quiet", "--force"]
+    subprocess.run([sys.executable, "main.py", *map(str, flags)], check=True)
+    trained = {(t.trainer, t.l0, t.lr, t.seed): t for t in ours}
+    for m in read_json(run / "results.json", "train again")["members"]:
+        setting = m["activation"], round(m[OURS[m["activation"]]]), m["lr"], m["seed"]
+        trained[setting].path.parent.mkdir(exist_ok=True)
+        (run / "members" / m["id"]).rename(trained[setting].path)
+    shutil.rmtree(run)
+
+
+class Measured:
+    """Metrics of dictionaries on the same held-out windows, which were not used for calibration. Kept on disk."""
+
+    def __init__(self, cell: Path, store: ActivationStore, model: LanguageModel, windows: int):
+        self.path, self.store, self.model, self.windows = cell / "measured.json", store, model, windows
+        self.metrics = read_json(self.path, "delete it") if self.path.exists() else {}
+
+    def add(self, trained: list[Trained], loss: bool) -> None:
+        """Measure the reconstruction of the dictionaries, and with `loss` also the language model's loss with them."""
+        last = "ce_sae_G" if loss else "l0"
+        lacking = [t for t in trained if last not in self.metrics.get(t.name, {})]
+        if not lacking:
+            return
+        raw_NxD = calibration_sample(self.store.held_out)
+        saes = {t.name: at_equal_l0(t, raw_NxD).sae for t in lacking}
+        used_W = metric_windows(self.store.held_out)
+        for name, of in evaluate(saes, self.store.held_out, self.store.mean, used_W).items():
+            self.metrics.setdefault(name, {}).update(of.metrics)
+        if loss:
+            windows_W = spread_windows(used_W, self.windows)
+            for name, sums in sums_per_document(self.model, self.store, saes, windows_W).items():
+                metrics = scores({key: of_G.sum() for key, of_G in sums.items()})
+                self.metrics[name] |= {key: float(value) for key, value in metrics.items()}
+                self.metrics[name] |= {f"{key}_G": of_G.tolist() for key, of_G in sums.items()}
+        write_json(self.path, self.metrics)
 
 
 def at_equal_l0(trained: Trained, raw_NxD: np.ndarray) -> Dictionary:
@@ -130,65 +151,105 @@ def at_equal_l0(trained: Trained, raw_NxD: np.ndarray) -> Dictionary:
     return with_l0(dictionary, raw_NxD, trained.l0) if trained.trainer.endswith(ranks) else dictionary
 
 
-def at_l0(points: list[dict], l0: float, metric: str) -> float | None:
-    """The metric at an L0, on a line through log(L0) of the points on both sides, or of the nearest two within 15%."""
+def best_rates(tried: list[Trained], measured: Measured) -> dict[str, float]:
+    """The learning rate of each trainer with the best explained variance, among dictionaries near the requested L0."""
+
+    def rank(t: Trained) -> tuple[float, float]:
+        of = measured.metrics[t.name]
+        return -max(abs(np.log(of["l0"] / t.l0)), NEAR), of["explained_variance"]
+
+    trainers = dict.fromkeys(t.trainer for t in tried)
+    return {name: max((t for t in tried if t.trainer == name), key=rank).lr for name in trainers}
+
+
+def at_l0(points: list[dict], l0: float, metric: str) -> float:
+    """The metric at an L0 on a line through log(L0) of the points, which goes on beyond the last two by up to NEAR."""
     points = sorted(points, key=lambda point: point["l0"])
     x, y = np.log([p["l0"] for p in points]), [p[metric] for p in points]
-    right = int(np.clip(np.searchsorted(x, np.log(l0)), 1, len(x) - 1)) if len(x) > 1 else 0
-    if not x[0] - 0.15 <= np.log(l0) <= x[-1] + 0.15:
-        return None
     if len(x) == 1:
         return y[0]
+    right = int(np.clip(np.searchsorted(x, np.log(l0)), 1, len(x) - 1))
     slope = (y[right] - y[right - 1]) / max(x[right] - x[right - 1], 1e-9)
     return float(y[right] + slope * (np.log(l0) - x[right]))
 
 
-def table_of(trained: list[Trained], measured: dict, asked: argparse.Namespace) -> list[dict]:
-    """A row for each trainer and L0: means over seeds of the metrics at that L0, at the best learning rate."""
-    points = defaultdict(list)
-    for t in trained:
-        points[t.trainer, t.lr, t.seed].append(measured[t.name])
+def rows_of(final: list[Trained], measured: Measured, asked: argparse.Namespace) -> list[dict]:
+    """A row for each trainer and L0: metrics at that L0, over seeds.
+
+    Seeds that were trained at one L0 only are moved along the frontier of the first seed.
+    """
     rows = []
-    for trainer in dict.fromkeys(t.trainer for t in trained):
-        for l0 in asked.l0:
-            by_lr = {
-                lr: {m: [at_l0(points[trainer, lr, s], l0, m) for s in asked.seeds] for m in METRICS}
-                for lr in asked.lrs
-            }
-            by_lr = {lr: values for lr, values in by_lr.items() if None not in values[METRICS[0]]}
-            if not by_lr:
-                continue
-            best = max(by_lr, key=lambda lr: np.mean(by_lr[lr][METRICS[0]]))
-            estimates = {m: over_seeds(by_lr[best][m]) for m in METRICS}
-            nearest = [measured[t.name] for t in trained if (t.trainer, t.lr, t.l0) == (trainer, best, l0)]
-            reached = {m: float(np.mean([n[m] for n in nearest])) for m in ("l0", "dead_fraction")}
-            rows.append({"trainer": trainer, "asked": l0, "lr": best, **reached, "at L0": estimates})
+    for trainer, l0 in product(dict.fromkeys(t.trainer for t in final), asked.l0):
+        own = [t for t in final if t.trainer == trainer]
+        frontier = [measured.metrics[t.name] for t in own if t.seed == asked.seeds[0]]
+        points = [measured.metrics[t.name] for t in own if t.l0 == l0]
+        row = {"trainer": trainer, "asked": l0, "lr": own[0].lr, "points": points}
+        row |= {name: float(np.mean([p[name] for p in points])) for name in ("l0", "dead_fraction")}
+        row["comparable"] = all(abs(np.log(p["l0"] / l0)) < NEAR for p in points)
+        for metric in METRICS:
+            moved = at_l0(frontier, l0, metric)
+            row[metric] = over_seeds([p[metric] + moved - at_l0(frontier, p["l0"], metric) for p in points])
+        rows.append(row)
     return rows
 
 
 def printed(rows: list[dict]) -> str:
-    heads = ["trainer", "L0", "lr", "reached", *METRICS, "dead"]
+    heads = ["trainer", "L0", "lr", "reached", *METRICS, "dead", "more loss recovered than the best peer"]
     lines = [heads, ["---"] * len(heads)]
     for row in sorted(rows, key=lambda row: (row["asked"], row["trainer"])):
-        cells = [
-            f"{e.mean:.4f}" + (f" ± {(e.high - e.low) / 2:.4f}" if e.low is not None else "")
-            for e in row["at L0"].values()
-        ]
         start = [row["trainer"], str(row["asked"]), f"{row['lr']:g}", f"{row['l0']:.1f}"]
-        lines.append([*start, *cells, f"{row['dead_fraction']:.1%}"])
+        cells = [row[metric].plus_minus(".4f") if row["comparable"] else "" for metric in METRICS]
+        lines.append([*start, *cells, f"{row['dead_fraction']:.1%}", against_peers(row, rows)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def figure(trained: list[Trained], measured: dict) -> alt.Chart:
-    points = [{"trainer": t.trainer, "lr": t.lr, "seed": t.seed, **measured[t.name]} for t in trained]
+def against_peers(row: dict, rows: list[dict]) -> str:
+    """How much more of the loss is recovered than by the best peer of the family, with the interval over documents.
+
+    It compares the first seeds, at the L0 that each has reached.
+    """
+    family = [r for r in rows if r["trainer"] in PEERS.get(row["trainer"], ()) and r["asked"] == row["asked"]]
+    peers = [peer["points"][0] for peer in family if peer["comparable"]]
+    if not peers:
+        return ""
+    own, best = row["points"][0], max(peers, key=lambda point: point["ce_recovered"])
+    fewer_G = np.subtract(best["ce_sae_G"], own["ce_sae_G"])
+    span_G = np.subtract(own["ce_zero_G"], own["ce_clean_G"])
+    interval = ratio_interval(fewer_G, span_G)
+    bounds = f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else ""
+    return f"{fewer_G.sum() / span_G.sum():+.4f}{bounds}"
+
+
+def figure(trained: list[Trained], measured: Measured) -> alt.Chart:
+    points = [
+        {"trainer": t.trainer, "seed": t.seed} | {name: measured.metrics[t.name][name] for name in ("l0", *METRICS)}
+        for t in trained
+    ]
     x = alt.X("l0:Q", title="L0 (log scale)").scale(type="log", zero=False)
     charts = [
         alt.Chart(alt.Data(values=points))
         .mark_point()
-        .encode(x, alt.Y(f"{metric}:Q").scale(zero=False), alt.Color("trainer:N"), alt.Shape("lr:N"))
+        .encode(x, alt.Y(f"{metric}:Q").scale(zero=False), alt.Color("trainer:N"))
         for metric in ("explained_variance", "ce_recovered")
     ]
     return alt.hconcat(*charts)
+
+
+def compare(cell: Path, store: ActivationStore, model: LanguageModel, width: int, text: Path, asked) -> None:
+    """Train and measure everyone at one site, text and width; print the table and save the figure."""
+    peers = [trainer for kind in asked.kinds for trainer in PEERS.get(kind, ()) if trainer in asked.peers]
+    trainers, (first_l0, *other_l0s) = [*asked.kinds, *(peers if asked.peers_python else ())], asked.l0
+    measured = Measured(cell, store, model, asked.ce_windows)
+    tried = [Trained(cell, trainer, first_l0, lr, asked.seeds[0]) for trainer in trainers for lr in asked.lrs]
+    train(tried, store, width, text, asked)
+    measured.add(tried, loss=False)
+    settings = [*product((first_l0,), asked.seeds), *product(other_l0s, asked.other_seeds)]
+    rates = best_rates(tried, measured)
+    final = [Trained(cell, name, l0, rates[name], seed) for name in trainers for l0, seed in settings]
+    train(final, store, width, text, asked)
+    measured.add(final, loss=True)
+    save(figure(final, measured), cell / "frontier")
+    print(f"\n{cell.name}\n\n{printed(rows_of(final, measured, asked))}", flush=True)
 
 
 if __name__ == "__main__":
@@ -200,11 +261,12 @@ if __name__ == "__main__":
     parser.add_argument("--texts", type=Path, nargs="+", default=[Path("bundled")])
     parser.add_argument("--sites", nargs="+", required=True, metavar="LAYER:HOOK")
     parser.add_argument("--kinds", nargs="+", choices=list(OURS), default=list(OURS))
-    for name, numbers in (("--widths", [1152, 4608]), ("--l0", [16, 32, 64]), ("--seeds", [0, 1, 2])):
+    for name, numbers in (("--widths", [1152, 4608]), ("--seeds", [0, 1, 2]), ("--other-seeds", [0, 1, 2])):
         parser.add_argument(name, type=int, nargs="+", default=numbers)
-    parser.add_argument("--loss-metrics", nargs="+", choices=list(METRIC_POWERS), default=["raw"])
+    parser.add_argument("--l0", type=int, nargs="+", default=[32, 16, 64])
     parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
-    settings = (("--n-samples", 500), ("--seq-len", 128), ("--epochs", 3), ("--batch", 256), ("--ce-windows", 64))
+    parser.add_argument("--held-out", type=float, default=0.25)
+    settings = (("--n-samples", 800), ("--seq-len", 64), ("--epochs", 3), ("--batch", 256), ("--ce-windows", 60))
     for name, number in settings:
         parser.add_argument(name, type=int, default=number)
     asked = parser.parse_args()
@@ -212,13 +274,9 @@ if __name__ == "__main__":
     for text, where in product(asked.texts, asked.sites):
         layer, hook = where.split(":")
         site = Site(int(layer), hook)
-        shape = {"n_samples": asked.n_samples, "seq_len": asked.seq_len}
+        shape = {"n_samples": asked.n_samples, "seq_len": asked.seq_len, "held_out": asked.held_out}
         request = HarvestRequest(model_name=asked.model, dataset=str(text), layer=site.layer, hook=hook, **shape)
         store = harvest(request, asked.to / "cache")[site]
         model = model or LanguageModel.load(store.manifest["model"]["location"])
         for width in asked.widths:
-            cell = asked.to / f"{text.stem}-{layer}-{hook}-f{width}"
-            trained = train_ours(cell, site, width, text, asked) + train_peers(cell, store, width, asked)
-            measured = measure(cell, store, trained, model, asked.ce_windows)
-            save(figure(trained, measured), cell / "frontier")
-            print(f"\n{cell.name}\n\n{printed(table_of(trained, measured, asked))}", flush=True)
+            compare(asked.to / f"{text.stem}-{layer}-{hook}-f{width}", store, model, width, text, asked)

@@ -17,6 +17,7 @@ from rows import SEQ_LEN, make_store
 
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
+from harvest.synthetic import SyntheticRequest, synthesize
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import RunDirectory
 from sae_jax.training.checkpoint import Checkpoints
@@ -130,6 +131,19 @@ def test_the_state_is_saved_if_a_signal_comes_after_the_check_for_signals(tmp_pa
         train(config, [make_store(tmp_path / "store")], run)
     step = re.search(r"stopped and saved at step (\d+) of", str(stopped.value))
     assert step and (run.checkpoints / step[1]).is_dir()
+
+
+def test_an_interrupted_run_on_synthetic_rows_continues(tmp_path, monkeypatch):
+    config = TrainConfig("topk", 48, k=8, batch_size=32, block_steps=4)
+    store = synthesize(SyntheticRequest(n_features=48, n_roots=0, train_rows=999, held_out_rows=99), tmp_path)
+    asked = {"harvest": HarvestRequest("synthetic").to_json(), "train": config.to_json()}
+    run = RunDirectory(tmp_path / "run", asked)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Checkpoints, "due", property(lambda self: signal.raise_signal(signal.SIGINT)))
+        train(config, [store], run)
+    said = []
+    train(config, [store], RunDirectory(run.path, asked), resume=True, say=said.append)
+    assert any(text.startswith("resuming at step ") for text in said), said
 
 
 def test_resuming_from_the_checkpoint_before_a_damaged_one_gives_the_same_run(tmp_path, monkeypatch):
