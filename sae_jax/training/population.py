@@ -198,12 +198,19 @@ def new_sae(signature: Signature, key: jax.Array, k: jax.Array | int, metric_D: 
     return signature.kind(params, settings, signature.sparsity_control, signature.k_max, signature.dtype)
 
 
-def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State:
-    """The initial state of a member: `b_dec` is the mean of the rows, and its kind initializes the rest.
+def encoder_scale(sae: SAE, x_NxD: jax.Array, target_NxD: jax.Array) -> jax.Array:
+    """The factor for the encoder with which the features that fire on a row do not add up to more than the row.
 
-    The encoder is then scaled down by least squares if many features that fire on a row add up to more than the row.
-    It is not scaled up: kinds with an L1 penalty end up better from a start that reconstructs too little.
+    It is fitted by least squares and at most 1, because kinds with an L1 penalty end up better from a start that
+    reconstructs too little.
     """
+    offset_NxD = sae.decode(sae.activate_training(sae.pre_activations(x_NxD))) - sae.b_dec[None]
+    scale = ((target_NxD - sae.b_dec[None]) * offset_NxD).sum() / jnp.square(offset_NxD).sum()
+    return jnp.where(scale > 0, jnp.minimum(scale, 1.0), 1.0)
+
+
+def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State:
+    """The initial state of a member: `b_dec` is the mean of the rows, and its kind initializes the rest."""
     key, weights_key = jax.random.split(jax.random.key(hyper["seed"]))
     sae = new_sae(signature, weights_key, hyper["k"], hyper["metric_D"])
     target_NxD = x_NxD * hyper["metric_D"][None]
@@ -216,10 +223,7 @@ def start_member(signature: Signature, hyper: Arrays, x_NxD: jax.Array) -> State
     start = started()
     if signature.sparsity_control != "sparsity":  # the papers' coefficients are for the papers' initial weights
         tried = nnx.merge(signature.graphdef(), start.params, start.settings)
-        offset_NxD = tried.decode(tried.activate_training(tried.pre_activations(x_NxD))) - tried.b_dec[None]
-        centered_NxD = target_NxD - sae.b_dec[None]
-        scale = (centered_NxD * offset_NxD).sum() / jnp.square(offset_NxD).sum()
-        sae.W_encT[...] *= jnp.where(scale > 0, jnp.minimum(scale, 1.0), 1.0)
+        sae.W_encT[...] *= encoder_scale(tried, x_NxD, target_NxD)
         start = started()
     state = State(
         params=start.params,

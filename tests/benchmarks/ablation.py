@@ -33,11 +33,19 @@ OF_RUNS = {  # flags of a run
     "as fast, not fitted": ("--no-fit-decoder", "--decoder-lr-ratio", "1"),
     "as fast, not fitted, free norms": ("--no-fit-decoder", "--decoder-lr-ratio", "1", "--no-unit-norm-decoder"),
 }
+OF_STARTS = {  # by the norm that encoder rows start with, where the default is at most 1, by least squares
+    "encoder starts at norm 1": "1.0",
+    "encoder starts at norm 0.1, as in SAELens": "0.1",
+}
+START = "import sys, main; from sae_jax.training import population; "
+START += "population.encoder_scale = lambda *_: {}; sys.exit(main.run_as_command(sys.argv[1:]))"
 METRICS = ("explained_variance", "explained_variance_z", "ce_recovered", "kl_recovered", "l0")
 
 
-def trained(cell: str, name: str, flags: list, asked: argparse.Namespace) -> list[dict]:
-    """The members of a run of main.py."""
+def trained(
+    cell: str, name: str, flags: list, asked: argparse.Namespace, program: tuple[str, ...] = ("main.py",)
+) -> list[dict]:
+    """The members of a run."""
     text, layer, hook = cell.split(":")
     run = asked.to / f"{Path(text).stem}-{layer}-{hook}" / name.replace(" ", "-").replace(",", "")
     if not (run / "results.json").exists():
@@ -45,7 +53,7 @@ def trained(cell: str, name: str, flags: list, asked: argparse.Namespace) -> lis
         sizes = ["--n-samples", asked.n_samples, "--seq-len", 128, "--epochs", 3, "--batch-size", 256]
         sizes += ["--hidden-dim", asked.width, "--seed", *asked.seeds, "--ce-windows", asked.ce_windows]
         files = ["--cache-dir", asked.to / "cache", "--run-dir", run, "--snapshots", 0, "--quiet"]
-        command = [sys.executable, "main.py", *site, *sizes, *files, *flags]
+        command = [sys.executable, *program, *site, *sizes, *files, *flags]
         subprocess.run(list(map(str, command)), check=True)
     return read_json(run / "results.json", "train again")["members"]
 
@@ -70,6 +78,9 @@ def of_cell(cell: str, asked: argparse.Namespace) -> dict[tuple[str, str], dict[
     results = [(choice_of(m), m) for m in trained(cell, "members", ["--members", listed], asked)]
     for choice, flags in OF_RUNS.items():
         results += [(choice, m) for m in trained(cell, choice, ["--activation", *asked.kinds, *flags], asked)]
+    for choice, norm in OF_STARTS.items():
+        program = ("-c", START.format(norm))
+        results += [(choice, m) for m in trained(cell, choice, ["--activation", *asked.kinds], asked, program)]
     table: dict[tuple[str, str], dict[int, dict]] = {}
     for choice, member in results:
         table.setdefault((choice, member["activation"]), {})[member["seed"]] = member["metrics"]
