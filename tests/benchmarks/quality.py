@@ -4,8 +4,9 @@
         --texts A.jsonl B.jsonl --sites 3:resid_mid 12:resid_pre 25:mlp_out --widths 1152 4608
 
 For each text, site and width, everyone trains on the same rows, in the same order and for the same number of steps.
-The learning rate of each trainer is the one of `--lrs` with the best explained variance at the first of `--l0` and
-`--seeds`. At this rate it trains at all of `--l0`: with all seeds at the first, with `--other-seeds` at the others.
+Everyone trains at each of `--lrs` at the first of `--l0` and `--seeds`; the table shows the explained variance at each.
+Peers go on at the rate that suits them best, our kinds at the default rate. There they train at all of `--l0`: with all
+seeds at the first, with `--other-seeds` at the others.
 Peers run with their own normalization (see `quality_peers.py` for their flags and for PEERS). Thresholds of peers that
 rank features in training are moved to the requested L0 on calibration rows, as ours are. All dictionaries are then
 measured on the same held-out windows, and the metrics of each trainer are interpolated to the requested L0. Prints a
@@ -32,13 +33,14 @@ import numpy as np
 
 from analysis.plots.style import save
 from analysis.quality.loss_recovered import scores, sums_per_document
-from analysis.stats import over_seeds, ratio_interval
+from analysis.stats import Estimate, over_seeds, ratio_interval
 from harvest.capture import harvest
 from harvest.files import read_json, write_json
 from harvest.model.language_model import LanguageModel
 from harvest.request import HarvestRequest, Site
 from harvest.store import ActivationStore
 from sae_jax.calibration import calibration_sample, metric_windows, spread_windows, with_l0
+from sae_jax.config import TrainConfig
 from sae_jax.evaluate import evaluate
 from sae_jax.formats import Dictionary, load_dictionary
 
@@ -151,73 +153,85 @@ def at_equal_l0(trained: Trained, raw_NxD: np.ndarray) -> Dictionary:
     return with_l0(dictionary, raw_NxD, trained.l0) if trained.trainer.endswith(ranks) else dictionary
 
 
-def best_rates(tried: list[Trained], measured: Measured) -> dict[str, float]:
-    """The learning rate of each trainer with the best explained variance, among dictionaries near the requested L0."""
+def rates_of(tried: list[Trained], measured: Measured) -> dict[str, float]:
+    """{trainer: learning rate}: our default or, for a peer, the rate with the best explained variance near the L0."""
 
     def rank(t: Trained) -> tuple[float, float]:
         of = measured.metrics[t.name]
         return -max(abs(np.log(of["l0"] / t.l0)), NEAR), of["explained_variance"]
 
-    trainers = dict.fromkeys(t.trainer for t in tried)
-    return {name: max((t for t in tried if t.trainer == name), key=rank).lr for name in trainers}
+    best = {t.trainer: t.lr for t in sorted(tried, key=rank)}
+    return {trainer: TrainConfig.lr[0] if trainer in OURS else lr for trainer, lr in best.items()}
 
 
-def at_l0(points: list[dict], l0: float, metric: str) -> float:
-    """The metric at an L0 on a line through log(L0) of the points, which goes on beyond the last two by up to NEAR."""
+def at_l0(points: list[dict], l0: float, metric: str) -> np.ndarray:
+    """The metric at an L0, on a line through log(L0) of the points on both sides, or of the nearest two outside them."""
     points = sorted(points, key=lambda point: point["l0"])
-    x, y = np.log([p["l0"] for p in points]), [p[metric] for p in points]
+    x, y = np.log([p["l0"] for p in points]), np.array([p[metric] for p in points])
     if len(x) == 1:
         return y[0]
     right = int(np.clip(np.searchsorted(x, np.log(l0)), 1, len(x) - 1))
-    slope = (y[right] - y[right - 1]) / max(x[right] - x[right - 1], 1e-9)
-    return float(y[right] + slope * (np.log(l0) - x[right]))
+    share = (np.log(l0) - x[right - 1]) / max(x[right] - x[right - 1], 1e-9)
+    return y[right - 1] + share * (y[right] - y[right - 1])
 
 
-def rows_of(final: list[Trained], measured: Measured, asked: argparse.Namespace) -> list[dict]:
-    """A row for each trainer and L0: metrics at that L0, over seeds.
+@dataclass(frozen=True)
+class Row:
+    """The dictionaries of a trainer as points, to be compared at an L0."""
 
-    Seeds that were trained at one L0 only are moved along the frontier of the first seed.
-    """
+    trainer: str
+    l0: int
+    tried: list[dict]  # at each learning rate
+    frontier: list[dict]  # of the first seed
+    points: list[dict]  # of all seeds, trained for this L0
+
+    @property
+    def comparable(self) -> bool:
+        reached = np.log([p["l0"] for p in self.frontier])
+        return reached.min() - NEAR < np.log(self.l0) < reached.max() + NEAR
+
+    def metric(self, name: str) -> Estimate:
+        """At the L0, over seeds. Each is moved along the frontier of the first seed."""
+        moves = [at_l0(self.frontier, self.l0, name) - at_l0(self.frontier, p["l0"], name) for p in self.points]
+        return over_seeds([float(p[name] + move) for p, move in zip(self.points, moves, strict=True)])
+
+    def cells(self, rows: list[Row]) -> list[str]:
+        metrics = [self.metric(name).plus_minus(".4f") if self.comparable else "" for name in METRICS]
+        l0, dead = (np.mean([p[name] for p in self.points]) for name in ("l0", "dead_fraction"))
+        tried = " ".join(f"{p['explained_variance']:.4f}" for p in self.tried)
+        return [self.trainer, str(self.l0), tried, f"{l0:.1f}", *metrics, f"{dead:.1%}", self.against_peers(rows)]
+
+    def against_peers(self, rows: list[Row]) -> str:
+        """How much more of the loss is recovered than by the best peer of the family, with its interval over documents.
+
+        It compares the first seeds.
+        """
+        family = [row for row in rows if row.trainer in PEERS.get(self.trainer, ()) and row.l0 == self.l0]
+        peers = [peer for peer in family if peer.comparable]
+        if not peers:
+            return ""
+        best = max(peers, key=lambda peer: at_l0(peer.frontier, self.l0, "ce_recovered"))
+        fewer_G = at_l0(best.frontier, self.l0, "ce_sae_G") - at_l0(self.frontier, self.l0, "ce_sae_G")
+        span_G = np.subtract(self.points[0]["ce_zero_G"], self.points[0]["ce_clean_G"])
+        interval = ratio_interval(fewer_G, span_G)
+        bounds = f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else ""
+        return f"{fewer_G.sum() / span_G.sum():+.4f}{bounds}"
+
+
+def table(tried: list[Trained], final: list[Trained], measured: Measured) -> str:
     rows = []
-    for trainer, l0 in product(dict.fromkeys(t.trainer for t in final), asked.l0):
-        own = [t for t in final if t.trainer == trainer]
-        frontier = [measured.metrics[t.name] for t in own if t.seed == asked.seeds[0]]
-        points = [measured.metrics[t.name] for t in own if t.l0 == l0]
-        row = {"trainer": trainer, "asked": l0, "lr": own[0].lr, "points": points}
-        row |= {name: float(np.mean([p[name] for p in points])) for name in ("l0", "dead_fraction")}
-        row["comparable"] = all(abs(np.log(p["l0"] / l0)) < NEAR for p in points)
-        for metric in METRICS:
-            moved = at_l0(frontier, l0, metric)
-            row[metric] = over_seeds([p[metric] + moved - at_l0(frontier, p["l0"], metric) for p in points])
-        rows.append(row)
-    return rows
-
-
-def printed(rows: list[dict]) -> str:
-    heads = ["trainer", "L0", "lr", "reached", *METRICS, "dead", "more loss recovered than the best peer"]
-    lines = [heads, ["---"] * len(heads)]
-    for row in sorted(rows, key=lambda row: (row["asked"], row["trainer"])):
-        start = [row["trainer"], str(row["asked"]), f"{row['lr']:g}", f"{row['l0']:.1f}"]
-        cells = [row[metric].plus_minus(".4f") if row["comparable"] else "" for metric in METRICS]
-        lines.append([*start, *cells, f"{row['dead_fraction']:.1%}", against_peers(row, rows)])
+    for l0, trainer in product(dict.fromkeys(t.l0 for t in final), dict.fromkeys(t.trainer for t in final)):
+        of = [t for t in final if t.trainer == trainer]
+        kinds = (
+            [t for t in tried if t.trainer == trainer],
+            [t for t in of if t.seed == of[0].seed],
+            [t for t in of if t.l0 == l0],
+        )
+        rows.append(Row(trainer, l0, *([measured.metrics[t.name] for t in kind] for kind in kinds)))
+    rates = f"explained variance at {' '.join(f'{lr:g}' for lr in dict.fromkeys(t.lr for t in tried))}"
+    heads = ["trainer", "L0", rates, "reached", *METRICS, "dead", "more loss recovered than the best peer"]
+    lines = [heads, ["---"] * len(heads), *(row.cells(rows) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def against_peers(row: dict, rows: list[dict]) -> str:
-    """How much more of the loss is recovered than by the best peer of the family, with the interval over documents.
-
-    It compares the first seeds, at the L0 that each has reached.
-    """
-    family = [r for r in rows if r["trainer"] in PEERS.get(row["trainer"], ()) and r["asked"] == row["asked"]]
-    peers = [peer["points"][0] for peer in family if peer["comparable"]]
-    if not peers:
-        return ""
-    own, best = row["points"][0], max(peers, key=lambda point: point["ce_recovered"])
-    fewer_G = np.subtract(best["ce_sae_G"], own["ce_sae_G"])
-    span_G = np.subtract(own["ce_zero_G"], own["ce_clean_G"])
-    interval = ratio_interval(fewer_G, span_G)
-    bounds = f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else ""
-    return f"{fewer_G.sum() / span_G.sum():+.4f}{bounds}"
 
 
 def figure(trained: list[Trained], measured: Measured) -> alt.Chart:
@@ -244,12 +258,12 @@ def compare(cell: Path, store: ActivationStore, model: LanguageModel, width: int
     train(tried, store, width, text, asked)
     measured.add(tried, loss=False)
     settings = [*product((first_l0,), asked.seeds), *product(other_l0s, asked.other_seeds)]
-    rates = best_rates(tried, measured)
+    rates = rates_of(tried, measured)
     final = [Trained(cell, name, l0, rates[name], seed) for name in trainers for l0, seed in settings]
     train(final, store, width, text, asked)
     measured.add(final, loss=True)
     save(figure(final, measured), cell / "frontier")
-    print(f"\n{cell.name}\n\n{printed(rows_of(final, measured, asked))}", flush=True)
+    print(f"\n{cell.name}\n\n{table(tried, final, measured)}", flush=True)
 
 
 if __name__ == "__main__":
@@ -264,7 +278,7 @@ if __name__ == "__main__":
     for name, numbers in (("--widths", [1152, 4608]), ("--seeds", [0, 1, 2]), ("--other-seeds", [0, 1, 2])):
         parser.add_argument(name, type=int, nargs="+", default=numbers)
     parser.add_argument("--l0", type=int, nargs="+", default=[32, 16, 64])
-    parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--held-out", type=float, default=0.25)
     settings = (("--n-samples", 800), ("--seq-len", 64), ("--epochs", 3), ("--batch", 256), ("--ce-windows", 60))
     for name, number in settings:
