@@ -165,7 +165,7 @@ def rates_of(tried: list[Trained], measured: Measured) -> dict[str, float]:
 
 
 def at_l0(points: list[dict], l0: float, metric: str) -> np.ndarray:
-    """The metric at an L0, on a line through log(L0) of the points on both sides, or of the nearest two outside them."""
+    """The metric at an L0: on a line through log(L0) of the points on both sides of it, or of the nearest two."""
     points = sorted(points, key=lambda point: point["l0"])
     x, y = np.log([p["l0"] for p in points]), np.array([p[metric] for p in points])
     if len(x) == 1:
