@@ -12,6 +12,8 @@ from analysis.comparison.splitting import Splitting
 from analysis.plots.style import BLUE, styled
 from analysis.stats import Estimate
 
+GAP = alt.Scale(paddingInner=0.05)  # between the cells of a matrix
+
 
 def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], columns: int = 3) -> Any:
     """An Altair figure with a panel for each column of the table and a point with its interval for each row."""
@@ -51,15 +53,18 @@ def shared_features_chart(comparison: Comparison) -> Any:
             if i != j
         ]
         base = alt.Chart(alt.Data(values=rows)).encode(
-            x=alt.X("in:N", title="found in this member").sort(labels).axis(labelAngle=-40, labelLimit=260),
-            y=alt.Y("of:N", title="features of this member" if index == 0 else None).sort(labels).axis(labelLimit=260),
+            x=alt.X("in:N", title="found in this member").sort(labels).axis(labelAngle=-40, labelLimit=260).scale(GAP),
+            y=alt.Y("of:N", title="features of this member" if index == 0 else None)
+            .sort(labels)
+            .axis(labelLimit=260)
+            .scale(GAP),
         )
         colour = alt.Color("share:Q", title=["share of", "features"]).scale(scheme="viridis", domain=[0, 1])
         colour = colour.legend(format=".0%", gradientLength=180)
-        light = alt.condition("datum.share > 0.6", alt.value("#111111"), alt.value("#ffffff"))
+        legible = alt.condition("datum.share > 0.6", alt.value("black"), alt.value("white"))  # on dark pages, too
         tooltip = [alt.Tooltip("of:N"), alt.Tooltip("in:N"), alt.Tooltip("share:Q", format=".1%")]
-        cells = base.mark_rect(stroke="white", strokeWidth=1.5).encode(color=colour, tooltip=tooltip)
-        words = base.mark_text(fontSize=min(13, side // 2.4)).encode(text="text:N", color=light)
+        cells = base.mark_rect().encode(color=colour, tooltip=tooltip)
+        words = base.mark_text(fontSize=min(13, side // 2.4)).encode(text="text:N", color=legible)
         panels.append((cells + words).properties(width=side * m, height=side * m, title=title))
     chance = comparison.chance_MxM[~np.eye(m, dtype=bool)].mean()
     subtitle = [

@@ -49,9 +49,7 @@ def feature_map(
             tooltip=["feature:Q", *(f"{name}:N" for name in texts), alt.Tooltip("density:Q", format=".2g")],
         )
         .add_params(alt.selection_point(name=selection, fields=["feature"]))
-        .properties(width="container", height=340, background="white")
-        .configure_view(stroke=None)
-        .configure_legend(labelColor=INK, titleColor=INK)  # else a dark theme would override the text colours
+        .properties(width="container", height=340)
     )
 
 
@@ -104,7 +102,7 @@ def clusters_chart(clusters: Clusters, shown: int = 10) -> Any:
     points = map_points(alt.Data(values=rows), 28 if len(rows) < 5000 else 12, 0.85)
     points = points.encode(color=colour, tooltip=tooltip)
     numbers = alt.Chart(alt.Data(values=middles)).encode(x="x:Q", y="y:Q", text="number:N")
-    halo = numbers.mark_text(fontSize=14, fontWeight="bold", stroke="white", strokeWidth=4, strokeJoin="round")
+    halo = numbers.mark_text(fontSize=14, fontWeight="bold", stroke="#ffffff", strokeWidth=4, strokeJoin="round")
     ink = numbers.mark_text(fontSize=14, fontWeight="bold", color="#111111")
     alive = f"{clusters.alive:,} living features" + (
         f", {clusters.dead:,} that never fire left out" if clusters.dead else ""

@@ -59,7 +59,7 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
         f"at L0 {span(ranges['l0'], '.1f')}."
     )
     alt += f" {best} explains most among the members on target." if best else ""
-    return Drawn("report-pareto", drawn, alt)
+    return Drawn("pareto", drawn, alt)
 
 
 def training(run: FinishedRun, say: Callable[[str], None]) -> Section:
@@ -77,7 +77,7 @@ def training(run: FinishedRun, say: Callable[[str], None]) -> Section:
     last = max((lines[-1]["step"] for lines in curves.values()), default=0)
     alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
     alt += f"; explained variance ends at {span(ends, '.3f')}." if ends else "."
-    return [Drawn("report-training", training_curves_chart(curves, run.kinds), alt)]
+    return [Drawn("training", training_curves_chart(curves, run.kinds), alt)]
 
 
 def densities(run: FinishedRun, features: dict[str, Features]) -> Section:
@@ -87,7 +87,7 @@ def densities(run: FinishedRun, features: dict[str, Features]) -> Section:
     ]
     alt = f"Histogram of how often features fire, in {len(features)} members"
     alt += f"; the median living feature fires on {span(medians, '.3%')} of the rows." if medians else "; none does."
-    return [Drawn("report-densities", chart, alt)]
+    return [Drawn("densities", chart, alt)]
 
 
 def features_in_common(run: FinishedRun, features: dict[str, Features], study: str) -> Section:
@@ -109,7 +109,7 @@ def features_in_common(run: FinishedRun, features: dict[str, Features], study: s
         f"average; {chance.mean():.1%} by chance). "
         + "; ".join(f"{group.differ}: {group.shared.mean:.1%} over {group.pairs} pairs" for group in compared.groups)
     )
-    return [Drawn("report-comparison", shared_features_chart(compared), f"{alt}.")]
+    return [Drawn("comparison", shared_features_chart(compared), f"{alt}.")]
 
 
 def emergence(run: FinishedRun, features: dict[str, Features]) -> Section:
@@ -126,8 +126,8 @@ def emergence(run: FinishedRun, features: dict[str, Features]) -> Section:
     half = int(np.median(trajectory.emerged_F[trajectory.alive_F]))
     cosines = f"Cosine of the features of {first} to their final directions; half emerged by step {half:,}."
     return [
-        Drawn("report-emergence", emergence_curves(trajectories, run.kinds), alt),
-        Drawn(f"report-emergence-{first}", emergence_heatmap(first, trajectory), cosines),
+        Drawn("emergence", emergence_curves(trajectories, run.kinds), alt),
+        Drawn(f"emergence-{first}", emergence_heatmap(first, trajectory), cosines),
     ]
 
 
@@ -145,7 +145,7 @@ def clusters_of_features(run: FinishedRun, features: dict[str, Features], study:
             counted = "1 cluster" if len(clusters.sizes) == 1 else f"{len(clusters.sizes)} clusters"
             alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}{largest}; "
             alt += f"{clusters.noise:.0%} of the features are in none."
-            drawn.append(Drawn(f"report-clusters-{name}", clusters_chart(clusters), alt))
+            drawn.append(Drawn(f"clusters-{name}", clusters_chart(clusters), alt))
     return drawn or f"There is no map of clusters yet: run {study}"
 
 
@@ -155,7 +155,7 @@ def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
         return []
     measures = len(lines_of(table))
     alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the numbers of the table."
-    return [Drawn(f"report-question-{number}", estimates_chart(f"Question {number}", named(table)), alt)]
+    return [Drawn(f"question-{number}", estimates_chart(f"Question {number}", named(table)), alt)]
 
 
 def span(values: Sequence[float], form: str) -> str:
