@@ -36,7 +36,8 @@ def densities_chart(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str
         color=kind_colour(kinds[name] for name in density_F),
         detail="member:N",
     )
-    return styled(chart, "Densities", f"one line per dictionary; {dead} features in total fire on no row")
+    never = "1 feature in total fires" if dead == 1 else f"{dead:,} features in total fire"
+    return styled(chart, "Densities", f"one line per dictionary; {never} on no row")
 
 
 def density_heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.comparison.clusters import WITHOUT_UMAP, Clusters
-from analysis.plots.style import INK, KIND_STYLES, styled, thinned
+from analysis.plots.style import KIND_STYLES, styled, thinned
 
 MOST_POINTS = 3000  # points of a map, at most: a browser draws these without delay
 
@@ -42,15 +42,12 @@ def feature_map(
     ]
     table_of_rows = pa.Table.from_pylist(rows)  # Altair validates a table faster than a list of rows
     colour = alt.Color("density:Q", title="density").scale(type="log", scheme="viridis")
-    return (
-        map_points(table_of_rows, 60 if len(rows) < 1000 else 25, 0.9)
-        .encode(
-            color=colour.legend(orient="bottom", gradientLength=160, format="~g"),
-            tooltip=["feature:Q", *(f"{name}:N" for name in texts), alt.Tooltip("density:Q", format=".2g")],
-        )
-        .add_params(alt.selection_point(name=selection, fields=["feature"]))
-        .properties(width="container", height=340)
+    points = map_points(table_of_rows, 60 if len(rows) < 1000 else 25, 0.9).encode(
+        color=colour.legend(orient="bottom", gradientLength=160, format="~g"),
+        tooltip=["feature:Q", *(f"{name}:N" for name in texts), alt.Tooltip("density:Q", format=".2g")],
     )
+    points = points.add_params(alt.selection_point(name=selection, fields=["feature"])).properties(height=340)
+    return styled(points, "Directions of features", f"one point per feature: {len(rows):,} are shown")
 
 
 def density_map(name: str, density_N: np.ndarray, xy_Nx2: np.ndarray, method: str) -> Any:

@@ -26,10 +26,12 @@ def step_heatmap(value_NxS: np.ndarray, steps: Sequence[int], order: str, title:
     """
     corner = alt.Chart(alt.Data(values=[{"step": str(step), "place": 0, "value": ends[0]} for step in steps]))
     colour = alt.Color("value:Q", title=title).scale(domain=list(ends), range=list(VIRIDIS))
-    unmarked = {"labels": False, "ticks": False, "grid": False, "domain": False}
+    unmarked = alt.Axis(labels=False, ticks=False, grid=False, domain=False)
     axes = corner.mark_point(opacity=0).encode(
-        x=alt.X("step:O", title="training step", sort=[str(step) for step in steps]).axis(labelOverlap=True, labelAngle=0),
-        y=alt.Y("place:Q", title=f"features, {order} on top").axis(**unmarked),
+        x=alt.X("step:O", title="training step", sort=[str(step) for step in steps]).axis(
+            labelOverlap=True, labelAngle=0
+        ),
+        y=alt.Y("place:Q", title=f"features, {order} on top").axis(unmarked),
         color=colour.legend(gradientOpacity=1),
     )
     image = alt.Chart(alt.Data(values=[{"image": png_address(value_NxS, ends)}]))
@@ -48,5 +50,7 @@ def png_address(value_NxS: np.ndarray, ends: tuple[float, float]) -> str:
     alpha_NxS = np.where(np.isfinite(value_NxS), 255, 0)
     pixels_NxSx4 = np.concatenate([rgb_NxSx3, alpha_NxS[..., None]], -1).round().astype(np.uint8)
     png = io.BytesIO()
-    Image.fromarray(pixels_NxSx4, "RGBA").resize((FINER * WIDTH, FINER * HEIGHT), Image.Resampling.NEAREST).save(png, "PNG")
+    Image.fromarray(pixels_NxSx4, "RGBA").resize((FINER * WIDTH, FINER * HEIGHT), Image.Resampling.NEAREST).save(
+        png, "PNG"
+    )
     return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"

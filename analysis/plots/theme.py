@@ -69,8 +69,10 @@ def words_of(spec: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def bare(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A specification without its title and its background."""
-    return {name: part for name, part in spec.items() if name != "title"} | {"background": "transparent", "padding": 4}
+    """A specification without its title and its background. Streamlit needs a padding for each side."""
+    padding = dict.fromkeys(("left", "right", "top", "bottom"), 4)
+    untitled = {name: part for name, part in spec.items() if name != "title"}
+    return untitled | {"background": "transparent", "padding": padding}
 
 
 def recoloured(text: str) -> str:
@@ -107,7 +109,7 @@ def svg_of(spec: Mapping[str, Any], name: str, described: str) -> str:
 
     svg = vl_convert.vegalite_to_svg(dict(spec))
     svg = re.sub(
-        r'<path aria-label="([^"]*)" role="graphics-symbol" aria-roledescription="(?:point|circle|bar|square)"([^>]*)/>',
+        r'<path aria-label="([^"]*)" role="graphics-symbol" aria-roledescription="(?:point|circle|bar)"([^>]*)/>',
         r"<path\2><title>\1</title></path>",
         svg,
     )
