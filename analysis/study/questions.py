@@ -130,8 +130,9 @@ def emergence_in_short(table: Table) -> str:
         for word, count in (("earlier", earlier), ("later", len(values) - earlier)):
             if count:
                 families = "family" if len(table) == 1 else "families"
-                parts.append(f"features with a higher {what} emerge {word} in {count} of {len(table)} {families}")
-    return "; ".join(parts) or "No predictor is clearly correlated with the step at which a feature emerges"
+                parts.append(f"{word} with a higher {what} (in {count} of {len(table)} {families})")
+    none = "No predictor is clearly correlated with the step at which a feature emerges"
+    return f"Features emerge {'; '.join(parts)}" if parts else none
 
 
 def frequency_and_specialization(population: PopulationMeasures, control: PopulationMeasures | None) -> Answer:

@@ -26,7 +26,8 @@ def show(section: figures.Section) -> None:
         st.caption(escaped(section))
         return
     for drawn in section:
-        st.html(figure_html(drawn.figure, f"figure-{drawn.name}", drawn.alt))
+        html = figure_html(drawn.figure, f"figure-{drawn.name}", drawn.alt)
+        st.markdown(html.replace("\n", " "), unsafe_allow_html=True)  # st.html would remove the SVG
 
 
 def statistics() -> dict[str, Features]:
