@@ -4,7 +4,7 @@ import altair as alt
 import pytest
 
 from analysis.plots.style import KIND_STYLES, NOT_XML, OTHER_STYLE, STYLES, save, styled
-from analysis.plots.theme import INKS
+from analysis.plots.theme import INKS, figure_html
 from sae_jax.models.registry import KINDS
 
 CHARACTERS = ["\x00", "\x07", "\x0b", "\x1b", "\ufffe", "\ud800", "\x7f", "\n", "🌊"]
@@ -37,3 +37,14 @@ def test_the_colours_of_kinds_are_visible_on_a_dark_page():
     page = luminance(INKS["#FFFFFF"])
     for kind, (colour, _) in (STYLES | {"other": OTHER_STYLE}).items():
         assert (luminance(INKS.get(colour, colour)) + 0.05) / (page + 0.05) >= 3, kind
+
+
+@pytest.mark.parametrize("points, is_svg", [(10, True), (4000, False)])
+def test_a_large_figure_is_an_image_for_light_and_for_dark_pages(points, is_svg):
+    rows = [{"x": n, "y": n, "text": "<b>"} for n in range(points)]
+    chart = alt.Chart(alt.Data(values=rows)).mark_point().encode(x="x:Q", y="y:Q", tooltip="text:N")
+    html = figure_html(styled(chart, "<i>title</i>", ["a", "b"]), "name", "1 & 2")
+    assert html.count("<svg") == (2 if is_svg else 0) and html.count("<picture>") == (0 if is_svg else 2)
+    assert html.count('media="screen and (prefers-color-scheme: dark)"') == html.count("<picture>")
+    assert "&lt;i&gt;title" in html and "a; b" in html and "1 &amp; 2" in html and "<b><" not in html
+    assert not is_svg or "<title>x: 0; y: 0; text: &lt;b&gt;</title>" in html
