@@ -207,8 +207,9 @@ def test_steering_shows_before_and_after(run, cache):
     of = Features.load(run.path / "analysis" / "features" / f"{next(iter(run.members))}.npz")
     at = app(run, cache, "steer", feature=int(of.density_F.argmax()))
     at.button[0].click().run()
-    assert not at.exception and len(at.get("html")) == 2
-    before, after = (re.sub("<[^>]*>", "", element.proto.body) for element in at.get("html"))
+    assert not at.exception
+    _, *texts = at.get("html")  # the first are the inks of figures
+    before, after = (re.sub("<[^>]*>", "", element.proto.body) for element in texts)
     assert before != after
     assert all(text.count("I went for a walk and") == 3 for text in (before, after)), "three samples"
     assert [heading.value for heading in at.subheader][0] == "As it is"
@@ -306,9 +307,18 @@ def test_all_pages_open_by_clicks(run, cache, width):
     name = list(run.members)[1]
     of = Features.load(run.path / "analysis" / "features" / f"{name}.npz")
     feature = int(of.density_F.argmax())
-    with serving(cache, run.path) as (address, _), visiting(address, width) as visitor:
+    dark = {"color_scheme": "dark"}
+    with serving(cache, run.path) as (address, _), visiting(address, width, **dark) as visitor:
         page = visitor.page
         visitor.open("/", "Population")
+        chart = page.locator("[data-testid=stVegaLiteChart] svg.marks")
+        chart.wait_for()
+        assert chart.bounding_box()["width"] <= width
+        label = chart.locator(".role-axis-label text").first
+        assert label.evaluate("of => getComputedStyle(of).fill") == "rgb(232, 234, 237)", "the ink of a dark theme"
+        visitor.turn_to("Training and study", "Training and study")
+        page.locator("figure svg:visible").first.wait_for()
+        assert all(of.bounding_box()["width"] <= width for of in page.locator("figure svg:visible").all())
         visitor.turn_to("Features", "Features")
         page.get_by_text("Map", exact=True).click()
         page.get_by_text("Decoder directions").wait_for()
