@@ -9,6 +9,7 @@ Shapes: G documents, S bootstrap samples, P passages of a concept, Q others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -114,10 +115,16 @@ def _freedom(values_N: np.ndarray) -> float:
     return min(len(values_N) - 1, max(1.0, 2 * len(values_N) / max(kurtosis - 1, 1e-9)))
 
 
+def digits_for(uncertainty: float) -> int:
+    """The number of digits after the point whose last one is of the size of an uncertainty, from 0 to 6."""
+    return 0 if uncertainty == 0 else min(6, max(0, -math.floor(math.log10(uncertainty))))
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over `n` seeds; `low` and `high` are its 95% interval by Student's t, None for fewer than FEWEST.
 
+    As text it has the digits that the interval allows, and no interval if all seeds are equal.
     With few seeds the interval is wide and may exceed the range of a share or a correlation. It is not clipped.
     """
 
@@ -129,10 +136,9 @@ class Estimate:
     def __str__(self) -> str:
         if self.mean is None:
             return "–"
-        scale = max(abs(value) for value in (self.mean, self.low or 0, self.high or 0))
-        digits = 3 if 0 < scale < 10 else 1 if 0 < scale < 100 else 0
-        if self.low is None or self.high is None:
-            return f"{self.mean:z,.{digits}f}"
+        if self.low is None or self.high is None or self.low == self.high:
+            return f"{self.mean:z,.{digits_for(abs(self.mean) / 100)}f}"
+        digits = digits_for((self.high - self.low) / 4)
         return f"{self.mean:z,.{digits}f} [{self.low:z,.{digits}f}, {self.high:z,.{digits}f}]"
 
     def plus_minus(self, spec: str = ".3f") -> str:

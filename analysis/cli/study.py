@@ -13,6 +13,7 @@ python main.py study RUN --control RUN_RANDOM    # compares with a run on the sa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
@@ -51,6 +52,7 @@ def run(argv: list[str]) -> None:
         if shuffled:
             control = collect_measures(shuffled, options.cache_dir, options.documents, terminal.progress, terminal.say)
         answers = study(measures, control)
+        terminal.say("\n".join([f"\nIn short, {date.today().isoformat()}:", *(answer.summary for answer in answers)]))
         for number, answer in enumerate(answers, 1):
             terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")
             terminal.show(study_table(answer.table))

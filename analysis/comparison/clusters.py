@@ -32,6 +32,7 @@ MIN_CLUSTER = 10  # features
 COMPONENTS = 100  # principal components to cluster on if UMAP is not installed
 QUANTILE, MOST_DRAWS = 0.95, 5
 NAME_TOKENS, TOOLTIP_TOKENS = 3, 5
+NO_CLUSTER = "no cluster of directions is denser than those among random directions"
 WITHOUT_UMAP = "principal components: without umap-learn (pip install 'sae-jax[umap]') fewer clusters are found"
 
 

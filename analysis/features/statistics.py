@@ -33,7 +33,7 @@ from sae_jax.shapes import check_arrays, read_as
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel
 
-FORMAT = 3
+FORMAT = 4
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 NEIGHBOURS = 10
 SCORES = {"mutual_information": mutual_information, "specialization": specialization}
@@ -50,6 +50,9 @@ class Features:
     quantiles_FxQ: np.ndarray  # quantiles of the sampled activations
     top_value_FxK: np.ndarray  # activations of the strongest contexts; no context is repeated
     top_row_FxK: np.ndarray
+    strongest_FxK: (
+        np.ndarray
+    )  # the different tokens of the strongest contexts, strongest first; −1 if there are no more
     sample_value_FxR: np.ndarray  # activations of randomly sampled firings, largest first
     sample_row_FxR: np.ndarray
     sample_new_FxR: np.ndarray  # whether no strongest context and no earlier sample has the same window or context
@@ -140,7 +143,7 @@ class Features:
         features, labels = len(self.density_F), self.labels.keys()
         below = dict.fromkeys(("top_row_FxK", "sample_row_FxR"), self.rows)
         below |= dict.fromkeys(("neighbour_FxJ", "together_FxJ"), features)
-        below |= dict.fromkeys(("token_F", "promoted_FxT", "suppressed_FxT"), 2**31)
+        below |= dict.fromkeys(("token_F", "strongest_FxK", "promoted_FxT", "suppressed_FxT"), 2**31)
         sizes = {"Q": len(QUANTILES), "B": BARS, "H": LOGIT_BARS}
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
         check_arrays(path, arrays, STUDY_AGAIN, sizes, below)
@@ -224,6 +227,7 @@ def summarize(
         quantiles_FxQ=quantiles(sample_value_FxR, sample_row_FxR >= 0),
         top_value_FxK=top_value_FxK,
         top_row_FxK=firing.top.table("row", -1),
+        strongest_FxK=without_repetition(firing.top.table("token", -1)),
         sample_value_FxR=sample_value_FxR,
         sample_row_FxR=sample_row_FxR,
         sample_new_FxR=is_new(firing, positions, sample_row_FxR, alike_FxR),
@@ -259,6 +263,15 @@ def most_frequent(token_FxR: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             tokens, counts = np.unique(seen, return_counts=True)
             token_F[feature], share_F[feature] = tokens[counts.argmax()], counts.max() / len(seen)
     return token_F, share_F
+
+
+def without_repetition(token_FxK: np.ndarray) -> np.ndarray:
+    """The different tokens of each row in their order, followed by −1."""
+    kept_FxK = np.full_like(token_FxK, -1)
+    for feature, tokens_K in enumerate(token_FxK):
+        different = list(dict.fromkeys(tokens_K[tokens_K >= 0].tolist()))
+        kept_FxK[feature, : len(different)] = different
+    return kept_FxK
 
 
 def quantiles(value_FxR: np.ndarray, is_firing_FxR: np.ndarray) -> np.ndarray:

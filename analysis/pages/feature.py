@@ -58,7 +58,7 @@ class Beside(NamedTuple):
 
 
 class Label(NamedTuple):
-    """The label of a set on which the feature fires most often, relative to the label's number of rows."""
+    """The label of a set on whose rows the feature fires at the highest rate. Most firings may be on other labels."""
 
     name: str
     label: str
@@ -67,7 +67,7 @@ class Label(NamedTuple):
 
 
 class Twin(NamedTuple):
-    """The feature's one-to-one match in another member; `feature` is None if it has none."""
+    """The feature's one-to-one match in another member; `feature` is None if none has a cosine of the threshold."""
 
     member: str
     feature: int | None
@@ -88,6 +88,7 @@ class FeaturePage:
 
     threshold: float | None  # None if its kind has no threshold
     token: str  # the token on which it fires most often
+    strongest: list[str]  # the tokens of its strongest contexts
     labels: list[Label]
     aligned: list[Aligned]
     input_score: float  # share of the strongest contexts whose peak is on a token that it promotes (Arad et al. 2025)
@@ -125,6 +126,7 @@ def compute_feature_page(
     return FeaturePage(
         threshold=None if threshold_F is None else float(threshold_F[f]),
         token=token_texts(tokenizer, [features.token_F[f]])[0] if features.token_F[f] >= 0 else "",
+        strongest=token_texts(tokenizer, [token for token in features.strongest_FxK[f] if token >= 0]),
         labels=labels_of(features, f),
         aligned=alignment(dictionary.tensors["W_dec"][f]),
         input_score=input_score(features, f, store),
@@ -137,6 +139,26 @@ def compute_feature_page(
         twins=twins_of(compared, member, f),
         stages=stages_of(run, member, f),
     )
+
+
+def as_json(features: Features, feature: int, page: FeaturePage) -> dict[str, Any]:
+    """The content of a feature's page and its statistics, for a JSON file."""
+    statistics = {
+        "feature": feature,
+        "density": float(features.density_F[feature]),
+        "max": float(features.max_F[feature]),
+        "mean": float(features.mean_F[feature]),
+    }
+    return statistics | {name: plain(value) for name, value in vars(page).items()}
+
+
+def plain(value: Any) -> Any:
+    """Named tuples and arrays as what JSON has."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if hasattr(value, "_asdict"):
+        return {name: plain(part) for name, part in value._asdict().items()}
+    return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def labels_of(features: Features, feature: int) -> list[Label]:
@@ -222,7 +244,7 @@ def twins_of(compared: Comparison | None, member: str, feature: int) -> list[Twi
         compared.members, compared.partner_FxM[member][feature], compared.cosine_FxM[member][feature], strict=True
     )
     return [
-        Twin(other, int(partner) if partner >= 0 else None, float(cosine))
+        Twin(other, int(partner) if partner >= 0 and cosine >= compared.threshold else None, float(cosine))
         for other, partner, cosine in matches
         if other != member
     ]

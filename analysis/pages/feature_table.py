@@ -32,27 +32,32 @@ class FeatureList:
     maximum_F: np.ndarray
     token_F: list[str]  # the token on which the feature fires most often
     token_share_F: np.ndarray
+    strongest_F: list[str]  # the tokens of its strongest contexts
     promotes_F: list[str]
     words_F: list[str]  # the text that is searched, in lower case
-    label_F: list[str]  # the label on which the feature is most specialized
+    label_F: list[str]  # the label on whose rows the feature fires at the highest rate, of the set with the best score
     specialization_F: np.ndarray  # on the set of that label, minus that with shuffled labels
 
 
 def compute_feature_table(features: Features, tokenizer: Any) -> FeatureList:
     """The table of a dictionary's features."""
-    promoted_FxT = np.array(features.promoted_FxT[:, :SEARCHED_TOKENS])
-    known, place = np.unique(np.concatenate([promoted_FxT.ravel(), features.token_F]), return_inverse=True)
-    texts = np.array([printable(text) for text in ["", *token_texts(tokenizer, known[known >= 0])]], object)
-    text_N = texts[place + (known[0] >= 0)]  # token −1 (none), if it occurs, is the first entry and has the text ""
-    promoted_N, token_F = text_N[: promoted_FxT.size].reshape(promoted_FxT.shape), text_N[promoted_FxT.size :].tolist()
+    searched_FxT = np.column_stack(
+        [features.token_F, features.strongest_FxK, features.promoted_FxT[:, :SEARCHED_TOKENS]]
+    )
+    known, place = np.unique(searched_FxT, return_inverse=True)
+    texts = np.array(["", *map(printable, token_texts(tokenizer, known[known >= 0]))], object)
+    text_FxT = texts[place.reshape(searched_FxT.shape) + (known[0] >= 0)]  # token −1 (none) has the text ""
+    strongest = features.strongest_FxK.shape[1]
+    token_F, strongest_FxK, promoted_FxT = np.split(text_FxT, [1, 1 + strongest], axis=1)
     label_F, specialization_F = most_special(features)
     return FeatureList(
         density_F=np.array(features.density_F),
         maximum_F=np.array(features.max_F),
-        token_F=token_F,
+        token_F=token_F[:, 0].tolist(),
         token_share_F=np.array(features.token_share_F),
-        promotes_F=[" · ".join(tokens[:SHOWN_TOKENS]) for tokens in promoted_N.tolist()],
-        words_F=["\n".join([top, *more]).casefold() for top, more in zip(token_F, promoted_N.tolist(), strict=True)],
+        strongest_F=[" · ".join(filter(None, tokens[:SHOWN_TOKENS])) for tokens in strongest_FxK.tolist()],
+        promotes_F=[" · ".join(tokens[:SHOWN_TOKENS]) for tokens in promoted_FxT.tolist()],
+        words_F=["\n".join(tokens).casefold() for tokens in text_FxT.tolist()],
         label_F=label_F,
         specialization_F=specialization_F,
     )

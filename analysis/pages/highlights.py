@@ -21,9 +21,10 @@ CONTEXTS, TOKENS = 5, 8
 
 @dataclass(frozen=True)
 class Highlight:
-    """One feature. `on` is the label that it is most specialized on, `over_chance` its specialization.
+    """One feature. `on` is the label on whose rows it fires at the highest rate, `over_chance` its specialization.
 
-    Both are None for a feature that fires too rarely to measure it.
+    Both are None for a feature that fires too rarely to measure it. `strongest` are the tokens of its strongest
+    contexts.
     """
 
     feature: int
@@ -31,6 +32,7 @@ class Highlight:
     max: float
     on: str | None
     over_chance: float | None
+    strongest: list[str]
     promoted: list[str]
     suppressed: list[str]
     contexts: list[tuple[float, Context]]  # (activation, the text around it)
@@ -62,6 +64,7 @@ def highlights(features: Features, count: int, store: ActivationStore, tokenizer
             max=float(features.max_F[f]),
             on=label_F[f] if is_measured_F[f] else None,
             over_chance=float(score_F[f]) if is_measured_F[f] else None,
+            strongest=token_texts(tokenizer, [token for token in features.strongest_FxK[f, :TOKENS] if token >= 0]),
             promoted=token_texts(tokenizer, features.promoted_FxT[f, :TOKENS]),
             suppressed=token_texts(tokenizer, features.suppressed_FxT[f, :TOKENS]),
             contexts=[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import Any
 
 import altair as alt
@@ -12,27 +13,53 @@ from analysis.comparison.splitting import Splitting
 from analysis.plots.style import BLUE, styled
 from analysis.stats import Estimate
 
+GAP = alt.Scale(paddingInner=0.05)  # between the cells of a matrix
 
-def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], columns: int = 3) -> Any:
-    """An Altair figure with a panel for each column of the table and a point with its interval for each row."""
-    rows = [
-        {"row": row, "column": column, "mean": value.mean, "low": value.low, "high": value.high}
-        for row, estimates in table.items()
-        for column, value in estimates.items()
-        if value.mean is not None
-    ]
+
+def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], shared: bool = False) -> Any | None:
+    """An Altair figure with a panel for each column of the table and a point with its interval for each row.
+
+    Panels have one axis if their values are `shared`, of the same unit. Zero is a line where it is in a panel. Columns
+    that are zero in all rows have no panel, and the subtitle names them. None if there is no panel.
+    """
+    columns = dict.fromkeys(column for estimates in table.values() for column in estimates)
+    known = {
+        column: {row: of[column] for row, of in table.items() if column in of and of[column].mean is not None}
+        for column in columns
+    }
+    zero = [column for column, of in known.items() if of and not any(ends(value) != (0, 0) for value in of.values())]
+    drawn = {"\n".join(wrap(column, 34)): of for column, of in known.items() if of and column not in zero}
+    if not drawn:
+        return None
+    rows = []
+    for column, of in drawn.items():
+        lows, highs = zip(*map(ends, of.values()), strict=True)
+        line = {"zero": 0} if shared or min(lows) <= 0 <= max(highs) else {}
+        for row, value in of.items():
+            low, high = ends(value)
+            rows.append({"row": row, "column": column, "mean": value.mean, "low": low, "high": high} | line)
     y = alt.Y("row:N", title=None, sort=list(table)).axis(labelLimit=220)
     base = alt.Chart().encode(y=y, color=alt.value(BLUE))
     x = alt.X("mean:Q", title=None).scale(zero=False, nice=True).axis(tickCount=4)
+    at_zero = alt.Chart().mark_rule(color="#666666").encode(x=alt.X("zero:Q", title=None))
     layers = alt.layer(
+        at_zero.transform_filter("isValid(datum.zero)"),
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=None), x2="high:Q"),
         base.mark_point(filled=True, size=60, opacity=1).encode(x=x),
         data=alt.Data(values=rows),
     )
+    header = alt.Header(labelExpr="split(datum.label, '\\n')", labelLineHeight=15)
     facets = layers.properties(width=190, height=22 * len(table)).facet(
-        facet=alt.Facet("column:N", title=None, sort=list(next(iter(table.values())))), columns=columns
+        facet=alt.Facet("column:N", title=None, sort=list(drawn), header=header), columns=2 if len(drawn) == 4 else 3
     )
-    return styled(facets.resolve_scale(x="independent"), title, "mean over seeds and 95% interval")
+    left_out = f"; zero for all, and not drawn: {'; '.join(zero)}" if zero else ""
+    scaled = facets.resolve_scale(x="shared" if shared else "independent")
+    return styled(scaled, title, f"mean over seeds and 95% interval{left_out}")
+
+
+def ends(value: Estimate) -> tuple[float | None, float | None]:
+    """The ends of the interval of an estimate. Both are its mean if it has none."""
+    return (value.mean, value.mean) if value.low is None else (value.low, value.high)
 
 
 def shared_features_chart(comparison: Comparison) -> Any:
@@ -51,15 +78,18 @@ def shared_features_chart(comparison: Comparison) -> Any:
             if i != j
         ]
         base = alt.Chart(alt.Data(values=rows)).encode(
-            x=alt.X("in:N", title="found in this member").sort(labels).axis(labelAngle=-40, labelLimit=260),
-            y=alt.Y("of:N", title="features of this member" if index == 0 else None).sort(labels).axis(labelLimit=260),
+            x=alt.X("in:N", title="found in this member").sort(labels).axis(labelAngle=-40, labelLimit=260).scale(GAP),
+            y=alt.Y("of:N", title="features of this member" if index == 0 else None)
+            .sort(labels)
+            .axis(labelLimit=260)
+            .scale(GAP),
         )
         colour = alt.Color("share:Q", title=["share of", "features"]).scale(scheme="viridis", domain=[0, 1])
         colour = colour.legend(format=".0%", gradientLength=180)
-        light = alt.condition("datum.share > 0.6", alt.value("#111111"), alt.value("#ffffff"))
+        legible = alt.condition("datum.share > 0.6", alt.value("black"), alt.value("white"))  # on dark pages, too
         tooltip = [alt.Tooltip("of:N"), alt.Tooltip("in:N"), alt.Tooltip("share:Q", format=".1%")]
-        cells = base.mark_rect(stroke="white", strokeWidth=1.5).encode(color=colour, tooltip=tooltip)
-        words = base.mark_text(fontSize=min(13, side // 2.4)).encode(text="text:N", color=light)
+        cells = base.mark_rect().encode(color=colour, tooltip=tooltip)
+        words = base.mark_text(fontSize=min(13, side // 2.4)).encode(text="text:N", color=legible)
         panels.append((cells + words).properties(width=side * m, height=side * m, title=title))
     chance = comparison.chance_MxM[~np.eye(m, dtype=bool)].mean()
     subtitle = [

@@ -12,7 +12,8 @@ import altair as alt
 import numpy as np
 
 from analysis.features.density import EDGES, density_histogram
-from analysis.plots.style import kind_colour, step_heatmap, styled, thinned
+from analysis.plots.heatmap import step_heatmap
+from analysis.plots.style import kind_colour, styled, thinned
 
 MOST_ROWS = 256  # features in a heatmap, at most
 
@@ -35,11 +36,12 @@ def densities_chart(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str
         color=kind_colour(kinds[name] for name in density_F),
         detail="member:N",
     )
-    return styled(chart, "Densities", f"one line per dictionary; {dead} features in total fire on no row")
+    never = "1 feature in total fires" if dead == 1 else f"{dead:,} features in total fire"
+    return styled(chart, "Densities", f"one line per dictionary; {never} on no row")
 
 
 def density_heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:
-    """An Altair figure: each feature's density (log10) over the steps of training, white while it never fires.
+    """An Altair figure: each feature's density (log10) over the steps of training, empty while it never fires.
 
     Features are ordered by their final density, the most frequent on top. At most MOST_ROWS are shown, evenly spaced in
     that order.
@@ -49,7 +51,8 @@ def density_heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:
     shown = thinned(ordered, MOST_ROWS)
     with np.errstate(divide="ignore"):
         log_density_SxF = np.log10([density_F[step] for step in steps])
-    colour = alt.Color("density:Q", title="log10 of the density").scale(scheme="viridis")
-    chart = step_heatmap(shown, log_density_SxF, steps, "most frequent", "density", colour)
+    finite = log_density_SxF[np.isfinite(log_density_SxF)]
+    ends = (float(finite.min()), float(finite.max())) if finite.size else (-6.0, 0.0)
+    chart = step_heatmap(log_density_SxF[:, shown].T, steps, "most frequent", "log10 of the density", ends)
     part = "" if len(shown) == len(ordered) else f", {len(shown)} of {len(ordered):,} features"
     return styled(chart, "How often each feature fires during training", f"{name}{part}")

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.comparison.clusters import WITHOUT_UMAP, Clusters
-from analysis.plots.style import INK, KIND_STYLES, styled, thinned
+from analysis.plots.style import KIND_STYLES, styled, thinned
 
 MOST_POINTS = 3000  # points of a map, at most: a browser draws these without delay
 
@@ -42,17 +42,12 @@ def feature_map(
     ]
     table_of_rows = pa.Table.from_pylist(rows)  # Altair validates a table faster than a list of rows
     colour = alt.Color("density:Q", title="density").scale(type="log", scheme="viridis")
-    return (
-        map_points(table_of_rows, 60 if len(rows) < 1000 else 25, 0.9)
-        .encode(
-            color=colour.legend(orient="bottom", gradientLength=160, format="~g"),
-            tooltip=["feature:Q", *(f"{name}:N" for name in texts), alt.Tooltip("density:Q", format=".2g")],
-        )
-        .add_params(alt.selection_point(name=selection, fields=["feature"]))
-        .properties(width="container", height=340, background="white")
-        .configure_view(stroke=None)
-        .configure_legend(labelColor=INK, titleColor=INK)  # else a dark theme would override the text colours
+    points = map_points(table_of_rows, 60 if len(rows) < 1000 else 25, 0.9).encode(
+        color=colour.legend(orient="bottom", gradientLength=160, format="~g"),
+        tooltip=["feature:Q", *(f"{name}:N" for name in texts), alt.Tooltip("density:Q", format=".2g")],
     )
+    points = points.add_params(alt.selection_point(name=selection, fields=["feature"])).properties(height=340)
+    return styled(points, "Directions of features", f"one point per feature: {len(rows):,} are shown")
 
 
 def density_map(name: str, density_N: np.ndarray, xy_Nx2: np.ndarray, method: str) -> Any:
@@ -104,7 +99,7 @@ def clusters_chart(clusters: Clusters, shown: int = 10) -> Any:
     points = map_points(alt.Data(values=rows), 28 if len(rows) < 5000 else 12, 0.85)
     points = points.encode(color=colour, tooltip=tooltip)
     numbers = alt.Chart(alt.Data(values=middles)).encode(x="x:Q", y="y:Q", text="number:N")
-    halo = numbers.mark_text(fontSize=14, fontWeight="bold", stroke="white", strokeWidth=4, strokeJoin="round")
+    halo = numbers.mark_text(fontSize=14, fontWeight="bold", stroke="#ffffff", strokeWidth=4, strokeJoin="round")
     ink = numbers.mark_text(fontSize=14, fontWeight="bold", color="#111111")
     alive = f"{clusters.alive:,} living features" + (
         f", {clusters.dead:,} that never fire left out" if clusters.dead else ""

@@ -47,7 +47,9 @@ def metric_chart(frontier: Frontier, metric: str) -> Any:
     colour, shape = kind_marks(point.kind for point in frontier.drawn)
     l0s = [row["l0"] for row in rows]
     low, high = min(l0s) / 1.15, max(l0s) * 1.15
-    ticks = [2**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+    doubled = [2**i for i in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+    between = [1.5 * 2**i for i in range(math.ceil(math.log2(low / 1.5)), math.floor(math.log2(high / 1.5)) + 1)]
+    ticks = doubled if len(doubled) > 2 else sorted(doubled + between)
     x = alt.X("l0:Q", title="L0: active features per row (log scale)")
     x = x.scale(type="log", domain=[low, high], nice=False).axis(values=ticks, format="~g", grid=True)
     y = alt.Y("mean:Q", title=METRICS[metric]).scale(zero=False, padding=14).axis(format=".3~f", tickCount=6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,28 +69,6 @@ def kind_marks(kinds: Iterable[str]) -> tuple[Any, Any]:
 def style_of(kind: str) -> tuple[str, str]:
     """(colour, shape) of a kind as `Member.kind` names it."""
     return STYLES.get(kind, OTHER_STYLE)
-
-
-def step_heatmap(
-    shown: np.ndarray, value_SxF: np.ndarray, steps: Sequence[int], order: str, field: str, colour: Any
-) -> Any:
-    """A heatmap of the values of the features `shown` over the steps of training, white for values that are not finite.
-
-    `order` describes the features that come first, `field` is the name of the values.
-    """
-    rows = [
-        {"rank": rank, "feature": int(feature), "step": str(step), field: float(value_SxF[s, feature])}
-        for rank, feature in enumerate(shown)
-        for s, step in enumerate(steps)
-        if np.isfinite(value_SxF[s, feature])
-    ]
-    base = alt.Chart(alt.Data(values=rows)).mark_rect().properties(width=380, height=300)
-    return base.encode(
-        x=alt.X("step:O", title="training step", sort=[str(step) for step in steps]),
-        y=alt.Y("rank:O", title=f"features, {order} on top", axis=alt.Axis(labels=False, ticks=False)),
-        color=colour,
-        tooltip=["feature:Q", "step:O", alt.Tooltip(f"{field}:Q", format=".2f")],
-    )
 
 
 def thinned(numbers: np.ndarray, most: int) -> np.ndarray:

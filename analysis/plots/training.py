@@ -9,7 +9,8 @@ import altair as alt
 import numpy as np
 
 from analysis.comparison.emergence import RECOGNIZABLE, Trajectory
-from analysis.plots.style import kind_colour, step_heatmap, styled, thinned
+from analysis.plots.heatmap import step_heatmap
+from analysis.plots.style import kind_colour, styled, thinned
 
 MOST_POINTS = 80  # points of a curve that are drawn, at most
 CURVES = {"loss": "loss (log scale)", "explained_variance": "explained variance"}
@@ -72,7 +73,6 @@ def emergence_heatmap(name: str, trajectory: Trajectory) -> Any:
     mean_A = trajectory.best_cosine_SxF[:, alive].mean(0)
     ordered = alive[np.lexsort((-mean_A, trajectory.emerged_F[alive]))]
     shown = thinned(ordered, 256)
-    colour = alt.Color("cosine:Q", title="cosine to its final direction")
-    colour = colour.scale(scheme="viridis", domain=[0.0, 1.0])
-    chart = step_heatmap(shown, trajectory.best_cosine_SxF, trajectory.steps, "earliest", "cosine", colour)
+    cosine_NxS = trajectory.best_cosine_SxF[:, shown].T
+    chart = step_heatmap(cosine_NxS, trajectory.steps, "earliest", "cosine to its final direction", (0.0, 1.0))
     return styled(chart, "Cosine of each feature to its final direction", name)

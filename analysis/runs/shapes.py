@@ -13,6 +13,7 @@ from sae_jax.shapes import Count, Name, Shape, Share, Text
 
 class StudyAnswer(Shape):
     question: Text
+    summary: Text = ""  # studies before version 0.2 have none
     measured: Text
     table: dict[str, dict[str, Estimate]]
     answer: Text
@@ -88,6 +89,39 @@ class Absorbed(Shape):
 class BenchmarkAnswers(Shape):
     sparse_probing: dict[Text, Annotated[dict[str, Probe], Field(min_length=1)]]
     absorption: dict[Text, Absorbed]
+
+
+class SparseProbing(Shape):
+    """The content of sparse_probing.json."""
+
+    members: dict[Text, Annotated[dict[str, Probe], Field(min_length=1)]]
+
+
+class Absorption(Shape):
+    """The content of absorption.json."""
+
+    members: dict[Text, Absorbed]
+
+
+class Removed(Shape):
+    score: dict[str, float | None]
+
+
+class SpuriousCorrelation(Shape):
+    """The content of spurious_correlation.json."""
+
+    members: dict[Text, Removed]
+
+
+class Note(Shape):
+    star: bool
+    text: Text
+
+
+class Notes(Shape):
+    """The content of notes.json: notes by member and by the number of the feature."""
+
+    notes: dict[Name, dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Note]]
 
 
 class Benchmarks(Shape):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from analysis.comparison import splitting
-from analysis.comparison.clusters import MIN_CLUSTER, compute_clusters, write_clusters
+from analysis.comparison.clusters import MIN_CLUSTER, NO_CLUSTER, compute_clusters, write_clusters
 from analysis.features.contexts import token_texts
 from analysis.plots.comparison import splitting_chart
 from analysis.plots.feature_map import clusters_chart
@@ -29,14 +29,18 @@ def draw(measures: PopulationMeasures, say: Callable[[str], None]) -> list[str]:
         if decoder is None or decoder.alive_F.sum() < 2 * MIN_CLUSTER:
             say(f"{name}: too few living features for a map")
             continue
-        drawn.append(stem.name)
-        if not stem.with_suffix(".svg").exists():
-            say(f"drawing a map of {name}")
+        if not (run / "analysis" / f"{stem.name}.json").exists():
+            say(f"looking for clusters in {name}")
             tokenizer = tokenizer or measures.run.language_model.tokenizer
             promoted = [token_texts(tokenizer, tokens) for tokens in measures.features[name].promoted_FxT]
             clusters = compute_clusters(decoder.W_dec_FxD, decoder.alive_F, promoted)
             write_clusters(clusters, run / "analysis", name)
-            save(clusters_chart(clusters), stem)
+            if clusters.sizes:
+                save(clusters_chart(clusters), stem)
+            else:
+                say(f"{name}: {NO_CLUSTER}")
+        if stem.with_suffix(".svg").exists():
+            drawn.append(stem.name)
     for widths in splitting.families(measures.decoders):
         stem = run / "figures" / f"splitting-{widths[-1]}"
         drawn.append(stem.name)

@@ -10,12 +10,13 @@ from typing import Any
 
 from analysis.comparison import emergence
 from analysis.features.specialists import MIN_FIRINGS, RATE
-from analysis.plots.comparison import estimates_chart, shared_features_chart
+from analysis.plots.comparison import shared_features_chart
 from analysis.plots.densities import densities_chart
 from analysis.plots.training import emergence_curves, emergence_heatmap
 from analysis.stats import over_seeds
+from analysis.study.charts import answer_charts
 from analysis.study.measures import LABEL_MEASURES, PopulationMeasures
-from analysis.study.tables import Table, equal_l0, extremes, intervals_differ, named, seeds_of, table_of, words
+from analysis.study.tables import Table, equal_l0, extremes, intervals_differ, seeds_of, table_of, words
 
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
 LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")
@@ -25,9 +26,13 @@ CONTROL = "random weights, "  # stands before the families of the control run
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to one question: `table` is {row: {column: estimate}}, `figures` is {file name: chart}."""
+    """The answer to one question: `table` is {row: {column: estimate}}, `figures` is {file name: chart}.
+
+    `summary` is its most important result in one sentence.
+    """
 
     question: str
+    summary: str
     measured: str
     table: Table
     answer: str
@@ -55,11 +60,12 @@ def feature_learning(measures: PopulationMeasures) -> Answer:
     if measures.compared:
         for group in measures.compared.groups:
             sentences.append(
-                f"share of matched features ({group.differ}): {group.shared.mean:.3f}, the mean of {group.pairs} "
-                f"pairs of members (by chance: {group.chance.mean:.3f})"
+                f"share of matched features ({group.differ}): {group.shared.mean:.1%}, the mean of {group.pairs} "
+                f"{'pair' if group.pairs == 1 else 'pairs'} of members (by chance: {group.chance.mean:.1%})"
             )
     return Answer(
         question="How do different activation functions affect feature learning?",
+        summary=f"{equal_l0(measures)}: {sentences[0]}.",
         measured=(
             "Held-out reconstruction and cross-entropy recovered, densities, and features shared between members "
             "(decoder rows matched one-to-one with a cosine of at least 0.7)."
@@ -72,7 +78,7 @@ def feature_learning(measures: PopulationMeasures) -> Answer:
             "same seed start from the same weights and therefore share more features than members with different seeds."
         ),
         figures={
-            "learning": estimates_chart("Activation functions", named(table)),
+            **answer_charts(1, table),
             "densities": densities_chart(
                 {name: member.density_F for name, member in measures.features.items()}, measures.run.kinds
             ),
@@ -98,6 +104,7 @@ def what_drives_emergence(measures: PopulationMeasures) -> Answer:
         sentences.append(f"{family}: {'; '.join(parts) or none}")
     return Answer(
         question="What drives concept emergence when training on transformer activations?",
+        summary=f"{emergence_in_short(table)}.",
         measured=(
             "Spearman's rank correlation, over living features, of the step at which a feature emerges (from then on "
             f"a decoder row has a cosine of at least {emergence.RECOGNIZABLE} to its final direction) with "
@@ -110,8 +117,22 @@ def what_drives_emergence(measures: PopulationMeasures) -> Answer:
             "Correlation is not causation: frequency, norm and co-occurrence depend on each other and are measured on "
             "the finished dictionary. Steps between two snapshots cannot be distinguished."
         ),
-        figures={"emergence-predictors": estimates_chart("Rank correlation with the step of emergence", named(table))},
+        figures=answer_charts(2, table),
     )
+
+
+def emergence_in_short(table: Table) -> str:
+    """In how many families each predictor is clearly correlated with the step of emergence."""
+    parts = []
+    for what in dict.fromkeys(what for row in table.values() for what in row):
+        values = [row[what] for row in table.values() if what in row and row[what].excludes_zero]
+        earlier = sum((value.mean or 0) < 0 for value in values)
+        for word, count in (("earlier", earlier), ("later", len(values) - earlier)):
+            if count:
+                families = "family" if len(table) == 1 else "families"
+                parts.append(f"{word} with a higher {what} (in {count} of {len(table)} {families})")
+    none = "No predictor is clearly correlated with the step at which a feature emerges"
+    return f"Features emerge {'; '.join(parts)}" if parts else none
 
 
 def frequency_and_specialization(population: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
@@ -127,24 +148,23 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
     sentences, means = [], []
     for label in population.labels:
         estimates = {family: table[family][f"{label}, over chance"] for family in population.families}
-        sentences.append(f"{label}: {', '.join(f'{value} for {family}' for family, value in estimates.items())}")
+        sentences.append(f"{label}: {'; '.join(f'{value} for {family}' for family, value in estimates.items())}")
         means += [abs(value.mean or 0) for value in estimates.values()]
     strength = "weak" if max(means) < 0.3 else "moderate at best" if max(means) < 0.6 else "strong for some labels"
+    short = f"As an indicator, frequency is {strength} (rank correlation over chance; the largest is {max(means):.2f})."
     return Answer(
         question="How reliable are activation frequency patterns as indicators of feature specialization?",
+        summary=short,
         measured=(
             "Spearman's rank correlation of a feature's density with its specialization (1 − entropy of its labels / "
             "log2 of their number, Miller–Madow corrected), raw and minus the mean with shuffled labels (over chance)."
         ),
         table=table,
-        answer=f"As an indicator, frequency is {strength} (rank correlation over chance; the largest is "
-        f"{max(means):.2f}). {'. '.join(sentences)}.",
+        answer=f"{short} {'. '.join(sentences)}.",
         uncertainty=seeds_of(population),
         not_shown="Specialization on properties that have no label is not measured. "
         f"Features with fewer than {MIN_FIRINGS} firings are left out.",
-        figures={
-            "frequency": estimates_chart("Frequency and specialization: rank correlation", named(table), columns=2)
-        },
+        figures=answer_charts(3, table),
     )
 
 
@@ -167,15 +187,21 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
         last = known[0].steps[-1]
         sentences.append(
             f"{family}: half of the final features are recognizable at step "
-            f"{table[family]['step at which half are recognizable']} of {last:,}, with {table[family]['births']} "
-            f"births and {table[family]['deaths']} deaths between snapshots"
+            f"{table[family]['step at which half are recognizable']} of {last:,}; between snapshots, "
+            f"births: {table[family]['births']}, deaths: {table[family]['deaths']}"
         )
-    figures = {}
+    steps = [row["step at which half are recognizable"].mean for row in table.values()]
+    short = "Not from this run: it has fewer than three snapshots, or no living features."
+    if steps:
+        reached = f"{min(steps):,.0f}" if min(steps) == max(steps) else f"{min(steps):,.0f} to {max(steps):,.0f}"
+        short = f"Yes. Half of the final features are recognizable at step {reached}."
+    figures = answer_charts(4, table)
     if first := next(iter(measures.trajectories), None):
         figures["emergence"] = emergence_curves(measures.trajectories, measures.run.kinds)
         figures[f"emergence-{first}"] = emergence_heatmap(first, measures.trajectories[first])
     return Answer(
         question="Can feature behaviour during training be quantified and seen?",
+        summary=short,
         measured="Cosines of decoder rows to their final directions, and densities, in snapshots at log-spaced steps.",
         table=table,
         answer=f"{'Yes' if table else 'Not from this run'}. {'. '.join(sentences)}.",
@@ -216,6 +242,7 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
         table |= shuffled
     return Answer(
         question="How do sparsity mechanisms affect the interpretability of features?",
+        summary=f"{equal_l0(population)}: {sentences[0]}.",
         measured=(
             "Sparse probing and absorption (SAEBench), and single-token features. For each set of labels: the share of "
             f"features more specialized than chance (false discovery rate {RATE}; the share grows with the amount of "
@@ -225,5 +252,5 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
         answer=f"{equal_l0(population)}: {'; '.join(sentences)}. {verdict}",
         uncertainty=seeds_of(population),
         not_shown="Whether people find the features meaningful. Absorption needs a model that can spell.",
-        figures={"interpretability": estimates_chart("Interpretability", named(table))},
+        figures=answer_charts(5, table),
     )

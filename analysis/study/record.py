@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 
 from analysis.plots.style import save
@@ -14,12 +15,12 @@ from harvest.files import write_json
 def write_study(answers: list[Answer], measures: PopulationMeasures, control: PopulationMeasures | None) -> list[Path]:
     """Write the figures and analysis/study.json. Returns their paths, study.json last."""
     run, paths, records = measures.run.path, [], []
-    for number, answer in enumerate(answers, 1):
+    for answer in answers:
         for name, figure in answer.figures.items():
-            paths.append(save(figure, run / "figures" / f"study-{number}-{name}")[0])
+            paths.append(save(figure, run / "figures" / name)[0])
         plain = asdict(replace(answer, figures={}))
-        records.append(plain | {"figures": [f"study-{number}-{name}" for name in answer.figures]})
+        records.append(plain | {"figures": list(answer.figures)})
     record = {"schema": 1, "run": run.resolve().name, "control": control and control.run.path.resolve().name}
-    record |= {"values": measures.values, "notes": measures.notes, "answers": records}
+    record |= {"date": date.today().isoformat(), "values": measures.values, "notes": measures.notes, "answers": records}
     write_json(run / "analysis" / "study.json", record)
     return [*paths, run / "analysis" / "study.json"]

@@ -49,12 +49,14 @@ def extremes(measures: PopulationMeasures, measure: str, table: Table) -> str:
         return f"{words(measure)}: not measured"
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     if means[most] == means[least]:
-        return f"{words(measure)}: {means[most]:z.3f} for all families"
+        return f"{words(measure)}: {table[most][measure]} for all families"
     gap = difference(measures, measure, most, least)
-    verdict = "" if gap.excludes_zero else " (may be chance)"
-    return (
-        f"{words(measure)}: highest for {most} ({means[most]:z.3f}), lowest for {least}, a difference of {gap}{verdict}"
-    )
+    if gap.low is not None and not gap.excludes_zero:
+        lowest, highest = table[least][measure], table[most][measure]
+        return f"{words(measure)}: no clear difference, from {lowest} for {least} to {highest} for {most}"
+    few = "" if gap.excludes_zero else " (no interval)"
+    highest = table[most][measure]
+    return f"{words(measure)}: highest for {most} ({highest}), lowest for {least}, a difference of {gap}{few}"
 
 
 def words(measure: str) -> str:
@@ -77,7 +79,7 @@ def equal_l0(measures: PopulationMeasures) -> str:
     low, high = min(l0s.values()), max(l0s.values())  # type: ignore[type-var]
     if high < L0_APART * low:  # type: ignore[operator]
         return f"At L0 {low:.1f} to {high:.1f}"
-    return f"At unequal L0 ({', '.join(f'{family} {l0:.1f}' for family, l0 in l0s.items())}: not a fair comparison)"
+    return f"At unequal L0 ({'; '.join(f'{family}: {l0:.1f}' for family, l0 in l0s.items())}), no fair comparison"
 
 
 def seeds_of(measures: PopulationMeasures) -> str:

@@ -102,7 +102,7 @@ LINKS = (
     "snapshots",
     "snapshots/*",
 )
-FILES = ("report.html", ".report.html.tmp", ".lock", "figures/report-pareto.svg", "analysis/frontier.json")
+FILES = ("report.html", ".report.html.tmp", ".lock", "figures/pareto.svg", "analysis/frontier.json")
 
 
 def commands(run: Path, cache: Path, member: str, resumed: list[str]) -> Iterator[list[str]]:

@@ -2,13 +2,17 @@
 
 import streamlit as st
 
+from analysis.plots.theme import STYLE
+from analysis.runs.best_member import best_of_results
 from analysis.ui.dashboard.state import Chosen, arguments, errors_shown, follow, run_at
 from harvest.errors import InputError
 
 st.set_page_config("sae-jax", layout="wide")
+st.html(f"<style>{STYLE}</style>")
 page = st.navigation(  # the folder must not be named `pages`: Streamlit would show its files without this menu
     [
         st.Page("screens/population.py", title="Population", default=True),
+        st.Page("screens/study.py", title="Training and study"),
         st.Page("screens/features.py", title="Features"),
         st.Page("screens/feature.py", title="One feature"),
         st.Page("screens/text.py", title="Type text"),
@@ -22,6 +26,7 @@ with errors_shown():
     members = list(run_at(path).members)
     if not members:
         raise InputError(f"{path}: all its members failed in training: choose another run")
-st.session_state["chosen"] = Chosen(path, follow("member", members, st.sidebar))
+best = best_of_results(run_at(path).members) or members[0]
+st.session_state["chosen"] = Chosen(path, follow("member", members, st.sidebar, best))
 with errors_shown():
     page.run()

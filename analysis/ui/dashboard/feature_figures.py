@@ -27,7 +27,7 @@ def histogram(bars: tuple[np.ndarray, np.ndarray], x: str, counted: str, title: 
         {"from": float(low), "to": float(high), "share": float(share)}
         for share, low, high in zip(share_B, edge_E[:-1], edge_E[1:], strict=True)
     ]
-    marks = alt.Chart(alt.Data(values=rows)).mark_bar(color=BLUE, stroke="white", strokeWidth=0.5)
+    marks = alt.Chart(alt.Data(values=rows)).mark_bar(color=BLUE, stroke="#ffffff", strokeWidth=0.5)
     chart = marks.encode(
         x=alt.X("from:Q", title=x, bin="binned"),
         x2="to:Q",

@@ -18,6 +18,8 @@ import streamlit as st
 from analysis.comparison import shared_features
 from analysis.features.statistics import Features, features_path, load_or_compute_features
 from analysis.pages import feature_table
+from analysis.pages.typed_text import TypedText, read_text
+from analysis.plots.theme import bare, words_of
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.wording import visible
 from harvest.errors import InputError
@@ -52,14 +54,18 @@ def arguments() -> tuple[dict[str, str], Path]:
     )
 
 
-def follow(name: str, options: list[str], container: Any) -> str:
-    """A select box whose choice is kept in the address, so that a link opens the same choice."""
+def follow(name: str, options: list[str], container: Any, first: str | None = None) -> str:
+    """A select box whose choice is kept in the address, so that a link opens the same choice.
+
+    It starts with `first`, or else with the first of the options.
+    """
+    first = first or options[0]
     asked = st.query_params.get(name)
     if asked is not None and asked not in options:
-        container.error(escaped(f"{asked}: there is no such {name}, so {options[0]} is shown"))
-        asked = options[0]
+        container.error(escaped(f"{asked}: there is no such {name}, so {first} is shown"))
+        asked = first
     if asked or st.session_state.get(name) not in options:
-        st.session_state[name] = asked or options[0]
+        st.session_state[name] = asked or first
 
     def changed() -> None:
         st.query_params[name] = st.session_state[name]
@@ -102,9 +108,15 @@ def escaped(text: str) -> str:
     return "".join(f"\\{c}" if c in punctuation else c for c in visible(text))
 
 
-def fitted(figure: Any) -> Any:
-    """A figure with padding on each side, which Streamlit needs."""
-    return figure.properties(padding=dict.fromkeys(("left", "right", "top", "bottom"), 12))
+def draw(figure: Any, container: Any = st, **options: Any) -> Any:
+    """Show a figure of one panel at the width of its container. Returns what was selected in it."""
+    spec = figure.to_dict()
+    title, subtitle = words_of(spec)
+    if title:
+        container.markdown(f"**{escaped(title)}**  \n:small[{escaped(subtitle)}]")
+    spec = bare(spec) | {"width": "container", "usermeta": {"embedOptions": {"renderer": "svg"}}}
+    spec.setdefault("config", {}).setdefault("legend", {}).update(orient="bottom", columns=3)
+    return container.vega_lite_chart(spec, theme=None, **options)
 
 
 @st.cache_resource(show_spinner=False)
@@ -160,6 +172,12 @@ def clicked_row(rows: list[dict], key: str, formats: Mapping[str, str] | None = 
     )
     cells = table["selection"]["cells"]
     return rows[cells[0][0]] if cells else None
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def read(path: str, member: str, text: str) -> TypedText:
+    """The activations of a member's features on a typed text."""
+    return read_text(run_at(path), member, text)
 
 
 def shown_in(bar: Any):

@@ -26,6 +26,22 @@ def coloured(tokens: Sequence[str], values: Iterable[float], largest: float, pea
     return "".join(spans)
 
 
+def aligned_context(tokens: Sequence[str], values: Sequence[float], largest: float, peak: int, note: str) -> str:
+    """A context on one line, with its peak in the same place as in all others. A click opens the whole context."""
+    before, after = (
+        coloured(tokens[part], values[part], largest, at) for part, at in ((slice(peak), None), (slice(peak, None), 0))
+    )
+    half, columns = "overflow:hidden; white-space:pre", "3.5rem minmax(0, 2fr) minmax(0, 3fr)"
+    value = f'<span style="opacity:.7">{values[peak]:.2f}</span>'
+    left = (
+        f'<span style="display:flex; justify-content:flex-end; {half}"><span style="flex:none">{before}</span></span>'
+    )
+    right = f'<span style="{half}">{after}</span>'
+    grid = f"display:grid; grid-template-columns:{columns}; cursor:pointer"
+    line = f'<summary style="{grid}">{value}{left}{right}</summary>'
+    return f"<details>{line}{passage(coloured(tokens, values, largest, peak), note)}</details>"
+
+
 def visible(token: str) -> str:
     """The token escaped, with a visible symbol instead of a line break."""
     return escape(token).replace("\r", "").replace("\n", "↵")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Part:
 
     run: FinishedRun
     is_control: bool
+    summary: list[str]  # sentences
     facts: dict[str, str]
     command: str
     members_json: str  # the content of the members' file, if there is one
@@ -45,6 +47,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
+    written: date
     frontier: Drawn | None  # None if all members failed
     parts: list[Part]
 
@@ -61,7 +64,7 @@ def compose(
     members = sum(len(run.members) for run in everything)
     count, frontier = min(MOST, max(LEAST, SHOWN // max(1, members))), figures.pareto(everything)
     parts = [part_of(run, run is control, count, cache_dir, on_progress, say) for run in everything]
-    return Report(frontier, parts)
+    return Report(date.today(), frontier, parts)
 
 
 def part_of(
@@ -97,12 +100,15 @@ def part_of(
             "densities": figures.densities(run, features),
             "comparison": figures.features_in_common(run, features, study),
             "emergence": figures.emergence(run, features),
-            "clusters": figures.clusters_of_features(run, features, study),
         }
+        sections["clusters"], without = figures.clusters_of_features(run, features, study)
+        missing |= {"clusters": without} if without else {}
+    facts = facts_of(run)
     return Part(
         run=run,
         is_control=is_control,
-        facts=facts_of(run),
+        summary=[sentence_of(run, facts), *(answer["summary"] for answer in answers if answer.get("summary"))],
+        facts=facts,
         command=reproduction_command(run.config, run.results),
         members_json=json.dumps(run.config["asked"]["train"]["members"], indent=1),
         features=features,
@@ -121,6 +127,13 @@ def saved_answers(run: FinishedRun) -> list[dict[str, Any]]:
         rows = answer["table"].items()
         answer["table"] = {row: {name: Estimate(**of) for name, of in cells.items()} for row, cells in rows}
     return answers
+
+
+def sentence_of(run: FinishedRun, facts: dict[str, str]) -> str:
+    """What was trained on what, in a sentence."""
+    kinds = ", ".join(dict.fromkeys(run.kinds.values()))
+    members = "member" if len(run.members) == 1 else "members"
+    return f"{len(run.members)} {members} ({kinds}) on {facts['model']}, {facts['hook']}: {facts['rows']}."
 
 
 def facts_of(run: FinishedRun) -> dict[str, str]:

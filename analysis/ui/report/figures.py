@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 
 from analysis.comparison import frontier, shared_features
-from analysis.comparison.clusters import read_clusters
+from analysis.comparison.clusters import NO_CLUSTER, read_clusters
 from analysis.features.contexts import printable, token_texts
 from analysis.features.statistics import Features
-from analysis.plots.comparison import estimates_chart, shared_features_chart
+from analysis.plots.comparison import shared_features_chart
 from analysis.plots.densities import densities_chart
 from analysis.plots.feature_map import clusters_chart
 from analysis.plots.frontier import frontier_chart, members_chart
 from analysis.plots.training import emergence_curves, emergence_heatmap, training_curves_chart
 from analysis.runs.best_member import best_of_results
 from analysis.runs.finished import TRAIN_AGAIN, FinishedRun
+from analysis.study.charts import answer_charts
 from analysis.study.measures import decoders_of, trajectories_of
-from analysis.study.tables import lines_of, named
+from analysis.study.tables import lines_of
 from harvest.errors import InputError
 
 CHEAP = 3e8  # pairs of features that can be compared within a minute
@@ -59,7 +60,7 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
         f"at L0 {span(ranges['l0'], '.1f')}."
     )
     alt += f" {best} explains most among the members on target." if best else ""
-    return Drawn("report-pareto", drawn, alt)
+    return Drawn("pareto", drawn, alt)
 
 
 def training(run: FinishedRun, say: Callable[[str], None]) -> Section:
@@ -77,7 +78,7 @@ def training(run: FinishedRun, say: Callable[[str], None]) -> Section:
     last = max((lines[-1]["step"] for lines in curves.values()), default=0)
     alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
     alt += f"; explained variance ends at {span(ends, '.3f')}." if ends else "."
-    return [Drawn("report-training", training_curves_chart(curves, run.kinds), alt)]
+    return [Drawn("training", training_curves_chart(curves, run.kinds), alt)]
 
 
 def densities(run: FinishedRun, features: dict[str, Features]) -> Section:
@@ -87,7 +88,7 @@ def densities(run: FinishedRun, features: dict[str, Features]) -> Section:
     ]
     alt = f"Histogram of how often features fire, in {len(features)} members"
     alt += f"; the median living feature fires on {span(medians, '.3%')} of the rows." if medians else "; none does."
-    return [Drawn("report-densities", chart, alt)]
+    return [Drawn("densities", chart, alt)]
 
 
 def features_in_common(run: FinishedRun, features: dict[str, Features], study: str) -> Section:
@@ -107,9 +108,12 @@ def features_in_common(run: FinishedRun, features: dict[str, Features], study: s
         f"Matched features of {len(compared.members)} members: between two members, "
         f"{span(shared.tolist(), '.1%')} of the features of one are found in the other ({shared.mean():.1%} on "
         f"average; {chance.mean():.1%} by chance). "
-        + "; ".join(f"{group.differ}: {group.shared.mean:.1%} over {group.pairs} pairs" for group in compared.groups)
+        + "; ".join(
+            f"{group.differ}: {group.shared.mean:.1%} over {group.pairs} {'pair' if group.pairs == 1 else 'pairs'}"
+            for group in compared.groups
+        )
     )
-    return [Drawn("report-comparison", shared_features_chart(compared), f"{alt}.")]
+    return [Drawn("comparison", shared_features_chart(compared), f"{alt}.")]
 
 
 def emergence(run: FinishedRun, features: dict[str, Features]) -> Section:
@@ -126,36 +130,37 @@ def emergence(run: FinishedRun, features: dict[str, Features]) -> Section:
     half = int(np.median(trajectory.emerged_F[trajectory.alive_F]))
     cosines = f"Cosine of the features of {first} to their final directions; half emerged by step {half:,}."
     return [
-        Drawn("report-emergence", emergence_curves(trajectories, run.kinds), alt),
-        Drawn(f"report-emergence-{first}", emergence_heatmap(first, trajectory), cosines),
+        Drawn("emergence", emergence_curves(trajectories, run.kinds), alt),
+        Drawn(f"emergence-{first}", emergence_heatmap(first, trajectory), cosines),
     ]
 
 
-def clusters_of_features(run: FinishedRun, features: dict[str, Features], study: str) -> Section:
-    """The maps of clusters that a study wrote."""
-    drawn, folder = [], run.path / "analysis"
+def clusters_of_features(run: FinishedRun, features: dict[str, Features], study: str) -> tuple[list[Drawn], str]:
+    """(the maps of clusters that a study wrote, a sentence about the members without a map)."""
+    drawn, without, folder = [], [], run.path / "analysis"
     for name, member in features.items():
         if not (folder / f"clusters-{name}.json").exists():
             continue
         promoted = [token_texts(run.language_model.tokenizer, tokens) for tokens in member.promoted_FxT]
-        if clusters := read_clusters(folder, name, promoted):
-            largest = (
-                f", the largest of {clusters.sizes[0]} around {printable(clusters.names[0])}" if clusters.sizes else ""
-            )
-            counted = "1 cluster" if len(clusters.sizes) == 1 else f"{len(clusters.sizes)} clusters"
-            alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}{largest}; "
-            alt += f"{clusters.noise:.0%} of the features are in none."
-            drawn.append(Drawn(f"report-clusters-{name}", clusters_chart(clusters), alt))
-    return drawn or f"There is no map of clusters yet: run {study}"
+        if not (clusters := read_clusters(folder, name, promoted)):
+            continue
+        if not clusters.sizes:
+            without.append(name)
+            continue
+        counted = "1 cluster" if len(clusters.sizes) == 1 else f"{len(clusters.sizes)} clusters"
+        alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}, the largest of {clusters.sizes[0]} "
+        alt += f"around {printable(clusters.names[0])}; {clusters.noise:.0%} of the features are in none."
+        drawn.append(Drawn(f"clusters-{name}", clusters_chart(clusters), alt))
+    if without:
+        return drawn, f"In {', '.join(without)}, {NO_CLUSTER}."
+    return drawn, "" if drawn else f"There is no map of clusters yet: run {study}"
 
 
 def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
-    """A chart of the table of an answer."""
-    if not (table := answer["table"]):
-        return []
-    measures = len(lines_of(table))
-    alt = f"Means and 95% intervals of {measures} measures of {', '.join(table)}: the numbers of the table."
-    return [Drawn(f"report-question-{number}", estimates_chart(f"Question {number}", named(table)), alt)]
+    """The chart of the table of an answer."""
+    table = answer["table"]
+    alt = f"Means and 95% intervals of {len(lines_of(table))} measures of {', '.join(table)}: the numbers of the table."
+    return [Drawn(name, chart, alt) for name, chart in answer_charts(number, table).items()]
 
 
 def span(values: Sequence[float], form: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from analysis.plots.style import save
+from analysis.plots.theme import figure_html
 from analysis.runs.finished import can_be_kept
 from analysis.ui.report.contents import Report
 from analysis.ui.report.html import page
@@ -20,20 +20,15 @@ def write_report(
 
     Figures of a run that cannot be written to are only in the page.
     """
-    drawn = [(part, figure) for part in report.parts for figures in part.figures.values() for figure in figures]
-    pictures, folders, kept = {}, {}, []
-    with TemporaryDirectory() as spare:
-        for number, run in enumerate(part.run.path for part in report.parts):
-            folders[run] = Path(spare) / str(number)
-            if can_be_kept(run, say):
-                folders[run] = run / "figures"
-                kept.append(folders[run])
-        if report.frontier:
-            folder = folders[report.parts[0].run.path]
-            pictures[report.frontier] = save(report.frontier.figure, folder / report.frontier.name)
-        for done, (part, figure) in enumerate(drawn, 1):
-            pictures[figure] = save(figure.figure, folders[part.run.path] / figure.name)
-            on_progress("figures", done, len(drawn))
-        html = page(report, pictures).encode()
-    write_atomically(to, lambda file: file.write(html))
-    return kept
+    drawn = [(report.parts[0], report.frontier)] if report.frontier else []
+    drawn += [(part, figure) for part in report.parts for of in part.figures.values() for figure in of]
+    kept = {part.run.path: can_be_kept(part.run.path, say) for part in report.parts}
+    html = {}
+    for number, (part, figure) in enumerate(drawn):
+        if kept[part.run.path]:
+            save(figure.figure, part.run.path / "figures" / figure.name)
+        html[figure] = figure_html(figure.figure, f"figure-{number}", figure.alt)
+        on_progress("figures", number + 1, len(drawn))
+    content = page(report, html).encode()
+    write_atomically(to, lambda file: file.write(content))
+    return [path / "figures" for path, is_kept in kept.items() if is_kept]

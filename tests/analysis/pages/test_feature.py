@@ -1,5 +1,6 @@
 """The page of a feature of a real run, compared with the run's arrays in numpy."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -108,6 +109,17 @@ def test_contexts_are_of_the_whole_range_by_rank(run, cache):
             assert band.low - 1e-3 <= context.value_T[context.peak] <= band.high + 1e-3
 
 
+def test_the_strongest_tokens_are_those_of_the_strongest_contexts(run, cache):
+    name = next(iter(run.members))
+    for feature in np.argsort(-saved(run, name).density_F)[:5].tolist():
+        page = page_of(run, cache, name, feature)
+        peaks = [context.tokens[context.peak] for context in page.bands[0].contexts]
+        assert page.strongest == list(dict.fromkeys(peaks))
+        assert (
+            json.loads(json.dumps(feature_page.as_json(saved(run, name), feature, page)))["strongest"] == page.strongest
+        )
+
+
 def test_the_page_agrees_with_the_comparison_and_the_snapshots(run, cache, compared):
     name = next(iter(run.members))
     of = saved(run, name)
@@ -120,6 +132,7 @@ def test_the_page_agrees_with_the_comparison_and_the_snapshots(run, cache, compa
     assert page.found_again == (int((U[other][alive] @ U[name][feature]).max() >= 0.7), 1)
     assert [twin.member for twin in page.twins] == [member for member in run.members if member != name]
     for twin in page.twins:
+        assert (twin.feature is not None) <= (twin.cosine >= 0.7), "as found_again"
         if twin.feature is not None:
             assert twin.cosine == pytest.approx(U[twin.member][twin.feature] @ U[name][feature], abs=1e-3)
     best = page.neighbours[0]
@@ -183,6 +196,9 @@ def test_a_list_is_searched_filtered_and_sorted(run):
     assert feature_table.choose_features(listed, "", every, -np.inf).tolist() == list(range(48))
     token = token_texts(tokenizer, [of.promoted_FxT[5, 0]])[0].strip()
     assert 5 in feature_table.choose_features(listed, token.upper(), every, -np.inf)
+    fires = frequent(of)
+    strongest = token_texts(tokenizer, [of.strongest_FxK[fires, 0]])[0].strip()
+    assert fires in feature_table.choose_features(listed, strongest, every, -np.inf)
     assert not len(feature_table.choose_features(listed, "no token is like this", every, -np.inf))
     by_density = feature_table.choose_features(listed, "", (0.05, 0.5), -np.inf, "most frequent")
     densities = of.density_F[by_density]

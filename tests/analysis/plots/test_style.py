@@ -3,7 +3,8 @@
 import altair as alt
 import pytest
 
-from analysis.plots.style import KIND_STYLES, NOT_XML, OTHER_STYLE, save, styled
+from analysis.plots.style import KIND_STYLES, NOT_XML, OTHER_STYLE, STYLES, save, styled
+from analysis.plots.theme import INKS, figure_html
 from sae_jax.models.registry import KINDS
 
 CHARACTERS = ["\x00", "\x07", "\x0b", "\x1b", "\ufffe", "\ud800", "\x7f", "\n", "🌊"]
@@ -23,3 +24,27 @@ def test_every_kind_has_a_colour_and_a_shape_of_its_own():
     assert KIND_STYLES.keys() == KINDS.keys()
     for values in zip(*styles, strict=True):
         assert len(set(values)) == len(styles)
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_colours_of_kinds_are_visible_on_a_dark_page():
+    """The contrast that WCAG 2 asks for parts of figures, 3 to 1."""
+    page = luminance(INKS["#FFFFFF"])
+    for kind, (colour, _) in (STYLES | {"other": OTHER_STYLE}).items():
+        assert (luminance(INKS.get(colour, colour)) + 0.05) / (page + 0.05) >= 3, kind
+
+
+@pytest.mark.parametrize("points, is_svg", [(10, True), (4000, False)])
+def test_a_large_figure_is_an_image_for_light_and_for_dark_pages(points, is_svg):
+    rows = [{"x": n, "y": n, "text": "<b>"} for n in range(points)]
+    chart = alt.Chart(alt.Data(values=rows)).mark_point().encode(x="x:Q", y="y:Q", tooltip="text:N")
+    html = figure_html(styled(chart, "<i>title</i>", ["a", "b"]), "name", "1 & 2")
+    assert html.count("<svg") == (2 if is_svg else 0) and html.count("<picture>") == (0 if is_svg else 2)
+    assert html.count('media="screen and (prefers-color-scheme: dark)"') == html.count("<picture>")
+    assert "&lt;i&gt;title" in html and "a; b" in html and "1 &amp; 2" in html and "<b><" not in html
+    assert not is_svg or "<title>x: 0; y: 0; text: &lt;b&gt;</title>" in html

@@ -16,6 +16,7 @@ from analysis.comparison import emergence
 from analysis.runs.finished import FinishedRun
 from analysis.stats import Estimate, over_seeds
 from analysis.study import measures
+from analysis.study.charts import answer_charts
 from analysis.study.measures import PopulationMeasures, values_of
 from analysis.study.questions import behaviour_during_training, frequency_and_specialization, interpretability
 from analysis.study.tables import equal_l0
@@ -126,6 +127,20 @@ def gathered_of(values, frequency=(None, None)):
     )
 
 
+def two_families(first, second):
+    """Measures of two families of topk members, with k 4 and 8."""
+    config = TrainConfig(activation="topk", hidden_dim=8, k=(4, 8), seed=(0, 1, 2))
+    members = {member.id: asdict(replace(member, id="")) for member in members_of(config, SITES)}
+    one = gathered_of([0.0] * 3)
+    every = next(iter(one.values.values())).keys()
+    values = {
+        name: dict.fromkeys(every, (first if member["k"] == 4 else second)[member["seed"]])
+        for name, member in members.items()
+    }
+    features = {name: SimpleNamespace(labels={"form": ["a", "b"]}) for name in members}
+    return replace(one, settings=members, values=values, features=features)
+
+
 def test_only_intervals_separate_a_run_from_its_control():
     trained = gathered_of([0.80, 0.81, 0.82])
     verdict = interpretability(trained, gathered_of([0.60, 0.61, 0.62])).answer
@@ -141,6 +156,31 @@ def test_the_answer_on_frequency_is_about_the_run_and_not_its_control():
     answer = frequency_and_specialization(gathered_of([0.5, 0.5], (0.1, 0.1)), gathered_of([0.5, 0.5], (0.9, 0.9)))
     assert "frequency is weak (rank correlation over chance; the largest is 0.10)" in answer.answer
     assert answer.table["random weights, topk"]["form, over chance"] == Estimate(0.9, None, None, 2)
+
+
+def test_a_difference_that_may_be_chance_is_no_difference():
+    answer = interpretability(two_families([0.70, 0.74, 0.72], [0.73, 0.71, 0.73]), None).answer
+    assert "probe on one feature (chance: 0.5): no clear difference, from" in answer
+    answer = interpretability(two_families([0.90, 0.91, 0.92], [0.60, 0.61, 0.62]), None).answer
+    assert "probe on one feature (chance: 0.5): highest for" in answer and "a difference of 0.3" in answer
+
+
+def test_digits_are_those_that_the_interval_allows():
+    assert str(Estimate(0.93123, 0.9250, 0.9375, 3)) == "0.931 [0.925, 0.938]"
+    assert str(Estimate(0.0000123, 0.0000101, 0.0000145, 3)) == "0.000012 [0.000010, 0.000015]"
+    assert str(Estimate(0.5, -0.2, 1.2, 3)) == "0.5 [-0.2, 1.2]"
+    assert str(Estimate(156.0, 156.0, 156.0, 3)) == "156"
+    assert str(Estimate(0.0, 0.0, 0.0, 3)) == "0" and str(Estimate(0.12345, None, None, 2)) == "0.123"
+
+
+def test_panels_share_an_axis_with_a_zero_line_and_zero_panels_are_left_out():
+    some, zero = Estimate(0.4, 0.2, 0.6, 3), Estimate(0.0, 0.0, 0.0, 3)
+    table = {family: {"topic, raw": some, "form, raw": some, "dead": zero} for family in ("relu", "topk")}
+    spec = answer_charts(3, table)["question-3"].to_dict()
+    rows = spec["data"]["values"] if "values" in spec.get("data", {}) else next(iter(spec["datasets"].values()))
+    assert {row["column"] for row in rows} == {"topic, raw", "form, raw"} and all(row["zero"] == 0 for row in rows)
+    assert spec["resolve"]["scale"]["x"] == "shared" and "not drawn: dead" in spec["title"]["subtitle"]
+    assert answer_charts(4, {"relu": {"births": zero}}) == {}
 
 
 def test_answers_claim_nothing_without_snapshots_or_activity():

@@ -21,7 +21,9 @@ import main
 from analysis.cli.show import run as show
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, load_or_compute_features
-from analysis.plots.style import INK
+from analysis.pages.notes import Note, read_notes
+from analysis.plots.theme import INKS
+from analysis.runs.best_member import best_of_results
 from analysis.runs.finished import FinishedRun
 from analysis.ui.dashboard.server import ADDRESS, APP, LOOPBACK, hosts
 from analysis.ui.dashboard.token_html import bars, coloured, passage
@@ -84,10 +86,12 @@ def words(at) -> str:
 def test_the_population_page_has_a_row_for_each_member(run, cache):
     at = app(run, cache)
     table = at.dataframe[0].value
-    assert table["member"].tolist() == list(run.members)
-    expected = [member["metrics"]["explained_variance"] for member in run.members.values()]
-    assert table["explained_variance"].tolist() == expected
+    best = best_of_results(run.members)
+    assert set(table["member"]) == set(run.members) and (best is None or table["member"][0] == best)
+    expected = [run.members[name]["metrics"]["explained_variance"] for name in table["member"]]
+    assert table["explained variance"].tolist() == expected
     assert at.selectbox(key="member").options == list(run.members)
+    assert at.selectbox(key="member").value == (best or next(iter(run.members)))
 
 
 def test_features_are_searched(run, cache):
@@ -95,9 +99,11 @@ def test_features_are_searched(run, cache):
     at = app(run, cache, "features", member=name)
     assert len(at.dataframe[0].value) == 48 and at.query_params["member"] == name
     of = Features.load(run.path / "analysis" / "features" / f"{name}.npz")
-    token = token_texts(load_tokenizer(run.model_location), [of.promoted_FxT[7, 0]])[0]
-    at.text_input[0].set_value(token).run()
-    assert 7 in at.dataframe[0].value["feature"].tolist() and len(at.dataframe[0].value) < 48
+    living = int(of.density_F.argmax())
+    for feature, number in ((7, of.promoted_FxT[7, 0]), (living, of.strongest_FxK[living, 0])):
+        token = token_texts(load_tokenizer(run.model_location), [number])[0]
+        at.text_input[0].set_value(token).run()
+        assert feature in at.dataframe[0].value["feature"].tolist() and len(at.dataframe[0].value) < 48
 
 
 def test_a_link_to_a_feature_opens_it(run, cache):
@@ -113,15 +119,51 @@ def test_a_link_to_a_feature_opens_it(run, cache):
     assert at.title[0].value == "Feature 3" and at.query_params["feature"] == "3"
 
 
-def test_figures_are_legible_in_a_dark_theme(run, cache):
-    """Figures have a white background, on which the light text of a dark theme would be illegible."""
+def test_figures_have_no_background_and_only_inks_that_a_dark_theme_replaces(run, cache):
     pages = [app(run, cache), app(run, cache, "feature", feature=3), app(run, cache, "features")]
     pages[2].get("button_group")[0].set_value("Map").run()
     for at in pages:
+        assert "light-dark(" in words(at)
         assert at.get("vega_lite_chart")
         for chart in at.get("vega_lite_chart"):
-            legend = json.loads(chart.proto.spec)["config"]["legend"]
-            assert legend["labelColor"] == legend["titleColor"] == INK
+            spec = json.loads(chart.proto.spec)
+            assert spec["background"] == "transparent" and spec["width"] == "container"
+            inks = re.findall(r'[cC]olor": "(#[0-9a-fA-F]{6})"', json.dumps(spec["config"]))
+            assert inks and {ink.upper() for ink in inks} <= INKS.keys()
+
+
+def test_notes_stay_in_the_run(run, cache):
+    name = next(iter(run.members))
+    at = app(run, cache, "feature", member=name, feature=4)
+    at.toggle[0].set_value(True).run()
+    at.text_input(key=f"note {name} 4").set_value("<b>ships</b>").run()
+    assert read_notes(run.path, name) == {4: Note(True, "<b>ships</b>")}
+    listed = app(run, cache, "features", member=name)
+    listed.toggle[0].set_value(True).run()
+    assert listed.dataframe[0].value[["feature", "note"]].values.tolist() == [[4, "<b>ships</b>"]]
+    again = app(run, cache, "feature", member=name, feature=4)
+    assert again.toggle[0].value is True
+    again.toggle[0].set_value(False).run()
+    again.text_input(key=f"note {name} 4").set_value("").run()
+    assert read_notes(run.path, name) == {}
+
+
+def test_a_text_is_tried_on_a_feature(run, cache):
+    of = Features.load(run.path / "analysis" / "features" / f"{next(iter(run.members))}.npz")
+    at = app(run, cache, "feature", feature=int(of.density_F.argmax()))
+    before = words(at)
+    at.text_input(key="tried").set_value("The <b>ships</b> lay in the harbour.").run()
+    assert not at.exception
+    new = re.sub("<[^>]*>", "", words(at).replace(before, ""))
+    assert "The &lt;b&gt;ships&lt;/b&gt; lay in the harbour." in new and "largest: " in new
+
+
+def test_training_and_the_study_are_in_the_browser(run, cache):
+    at = app(run, cache, "study")
+    assert [header.value for header in at.header][0] == "Training"
+    drawn = [block.value for block in at.markdown if block.value.startswith('<figure class="figure">')]
+    assert len(drawn) == 3 and all("<svg" in of and "<script" not in of for of in drawn)
+    assert any("The study was not run" in caption.value for caption in at.caption)
 
 
 @pytest.mark.parametrize("page", ["feature", "steer"])
@@ -165,9 +207,11 @@ def test_steering_shows_before_and_after(run, cache):
     of = Features.load(run.path / "analysis" / "features" / f"{next(iter(run.members))}.npz")
     at = app(run, cache, "steer", feature=int(of.density_F.argmax()))
     at.button[0].click().run()
-    assert not at.exception and len(at.get("html")) == 2
-    before, after = (re.sub("<[^>]*>", "", element.proto.body) for element in at.get("html"))
-    assert before != after and all(text.startswith("I went for a walk and") for text in (before, after))
+    assert not at.exception
+    _, *texts = at.get("html")  # the first are the inks of figures
+    before, after = (re.sub("<[^>]*>", "", element.proto.body) for element in texts)
+    assert before != after
+    assert all(text.count("I went for a walk and") == 3 for text in (before, after)), "three samples"
     assert [heading.value for heading in at.subheader][0] == "As it is"
     assert [metric.label for metric in at.metric] == ["its tokens", "perplexity"] * 2
 
@@ -263,9 +307,18 @@ def test_all_pages_open_by_clicks(run, cache, width):
     name = list(run.members)[1]
     of = Features.load(run.path / "analysis" / "features" / f"{name}.npz")
     feature = int(of.density_F.argmax())
-    with serving(cache, run.path) as (address, _), visiting(address, width) as visitor:
+    dark = {"color_scheme": "dark"}
+    with serving(cache, run.path) as (address, _), visiting(address, width, **dark) as visitor:
         page = visitor.page
         visitor.open("/", "Population")
+        chart = page.locator("[data-testid=stVegaLiteChart] svg.marks")
+        chart.wait_for()
+        assert chart.bounding_box()["width"] <= width
+        label = chart.locator(".role-axis-label text").first
+        assert label.evaluate("of => getComputedStyle(of).fill") == "rgb(232, 234, 237)", "the ink of a dark theme"
+        visitor.turn_to("Training and study", "Training and study")
+        page.locator("figure svg:visible").first.wait_for()
+        assert all(of.bounding_box()["width"] <= width for of in page.locator("figure svg:visible").all())
         visitor.turn_to("Features", "Features")
         page.get_by_text("Map", exact=True).click()
         page.get_by_text("Decoder directions").wait_for()

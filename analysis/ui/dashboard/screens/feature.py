@@ -1,13 +1,18 @@
 """The page of one feature."""
 
+import json
+
+import numpy as np
 import streamlit as st
 
 from analysis.interventions.ablation import WINDOWS, ablation_effect, output_score
 from analysis.pages import feature as feature_page
+from analysis.pages.notes import Note, read_notes, write_note
+from analysis.runs.finished import can_be_kept
 from analysis.stats import FEWEST_DOCUMENTS
 from analysis.ui.dashboard import feature_figures, state
-from analysis.ui.dashboard.state import chosen, errors_shown, escaped, fitted, go
-from analysis.ui.dashboard.token_html import bars, coloured, passage
+from analysis.ui.dashboard.state import chosen, errors_shown, escaped, go
+from analysis.ui.dashboard.token_html import aligned_context, bars, coloured, passage
 
 SPECIAL = 0.05  # specialization over chance that a label needs for a badge
 
@@ -63,9 +68,14 @@ def facts() -> None:
         st.metric("input score", f"{page.input_score:.0%}", help=words)
     with st.container(horizontal=True):
         if page.found_again:
-            again, seeds = page.found_again
-            words = f"found again in {again} of {seeds} other seeds"
+            (again, seeds), least = page.found_again, f"{compared.threshold:g}"
+            of_seeds = "other seed" if seeds == 1 else "other seeds"
+            words = f"found again in {again} of {seeds} {of_seeds} (cosine of {least} or more)"
             st.badge(words, icon=":material/verified:", color="green" if again else "orange")
+        if page.strongest:
+            st.badge(
+                escaped(f"strongest on: {' · '.join(repr(token)[1:-1] for token in page.strongest[:8])}"), color="gray"
+            )
         if page.token:
             st.badge(f"most frequent token: {escaped(repr(page.token)[1:-1])}", color="gray")
         neurons = ", ".join(f"{aligned.neuron} ({aligned.share:.1%})" for aligned in page.aligned)
@@ -74,14 +84,46 @@ def facts() -> None:
             if label.specialization < SPECIAL:
                 continue
             words = (
-                f"{label.name}: {label.label}, fires on {label.rate:.1%} (specialization {label.specialization:.2f})"
+                f"fires on {label.rate:.1%} of the rows of {label.name}: {label.label} "
+                f"(specialization {label.specialization:.2f} over chance)"
             )
             st.badge(escaped(words), color="blue")
 
 
+def note() -> None:
+    """A star and a note, which are kept in the run, and the content of the page to download."""
+    star_column, text_column, json_column = st.columns([1, 6, 1], vertical_alignment="bottom")
+    saved = read_notes(choice.run.path, choice.member).get(number, Note(False, ""))
+    star = star_column.toggle("Star", saved.star, key=f"star {choice.member} {number}")
+    text = text_column.text_input("Note", saved.text, key=f"note {choice.member} {number}", max_chars=1000)
+    written = Note(star, text.strip())
+    if written != saved and can_be_kept(choice.run.path, lambda reason: st.error(escaped(reason))):
+        write_note(choice.run.path, choice.member, number, written)
+    json_column.download_button(
+        "JSON",
+        lambda: json.dumps(feature_page.as_json(features, number, page), indent=1),
+        f"{choice.member}-{number}.json",
+        "application/json",
+    )
+
+
+def tried_text() -> None:
+    text = st.text_input("Try a text on it", key="tried", placeholder="The ships lay in the harbour.")
+    if not text.strip():
+        return
+    with errors_shown(), st.spinner("reading the text"):
+        typed = state.read(*choice, text)
+    values_T = typed.values_TxF[:, [number]].toarray().ravel()
+    largest = abs(float(features.max_F[number]))
+    st.html(passage(coloured(typed.tokens, values_T.tolist(), largest), f"largest: {np.abs(values_T).max():.2f}"))
+
+
 def contexts() -> None:
     st.subheader("Where it fires")
-    st.caption("Contexts from the whole range of activation, by rank. Colour shows the activation at each token.")
+    st.caption(
+        "Contexts from the whole range of activation, by rank, with their peaks below each other. Colour shows the "
+        "activation at each token. Click a context to read all of it."
+    )
     below, names = 1.0, []
     for band in page.bands:
         if band.share is None:
@@ -92,9 +134,12 @@ def contexts() -> None:
     for tab, band in zip(st.tabs(names), page.bands, strict=True):
         tab.caption(f"activation {band.low:.2f} to {band.high:.2f}")
         shown = [
-            passage(
-                coloured(context.tokens, context.value_T.tolist(), abs(float(features.max_F[number])), context.peak),
-                f"{context.value_T[context.peak]:.2f}, document {context.document}" + ", held out" * context.held_out,
+            aligned_context(
+                context.tokens,
+                context.value_T.tolist(),
+                abs(float(features.max_F[number])),
+                context.peak,
+                f"document {context.document}" + ", held out" * context.held_out,
             )
             for context in band.contexts
         ]
@@ -156,10 +201,13 @@ def ablation() -> None:
 
 
 facts()
+with errors_shown():
+    note()
 if features.alive_F[number]:
     contexts()
 else:
     st.info("It never fires on this text.")
+tried_text()
 left, right = st.columns(2)
 left.subheader("Promotes")
 left.html(bars(page.promoted[:10]))
@@ -168,7 +216,7 @@ right.html(bars(page.suppressed[:10]))
 drawn = list(feature_figures.figures(features, number, page.stages))
 for pair in (drawn[:2], drawn[2:]):
     for column, (_, figure) in zip(st.columns(2), pair, strict=False):
-        column.altair_chart(fitted(figure), theme=None)
+        state.draw(figure, column)
 ablation()
 left, right = st.columns(2)
 with left:
@@ -180,4 +228,5 @@ if compared is None:
 else:
     matched = [twin for twin in page.twins if twin.feature is not None]
     rows = [{"member": t.member, "feature": t.feature, "cosine": round(t.cosine, 3)} for t in matched]
-    others(f"Matching features in {len(rows)} of {len(page.twins)} other members", rows, "twins")
+    title = f"Matching features in {len(rows)} of {len(page.twins)} other members"
+    others(f"{title} (one-to-one, cosine of {compared.threshold:g} or more)", rows, "twins")

@@ -3,23 +3,57 @@
 import streamlit as st
 
 from analysis.plots.frontier import members_chart
-from analysis.runs.member_table import member_rows
-from analysis.ui.dashboard.state import chosen, clicked_row, escaped, fitted, go
+from analysis.runs.best_member import best_of_results
+from analysis.ui.dashboard.state import chosen, clicked_row, draw, escaped, go
 from analysis.ui.terminal.wording import failure_text
+from sae_jax.members import Member
 
-FORMATS = {"explained_variance": "%.3f", "l0": "%.1f", "dead_fraction": "%.3f", "ce_recovered": "%.3f"}
-FORMATS |= {"mse": "%.4g", "cosine": "%.3f", "lr": "%.1e"}
+SHARES = {"explained_variance": "explained variance", "ce_recovered": "CE recovered"}
+FORMATS = {"L0": "%.1f", "target": "%g", "dead": "percent", "on training rows": "%.3f"}
+FORMATS |= dict.fromkeys(SHARES.values(), "%.3f")
 
 choice = chosen()
+run = choice.run
+best = best_of_results(run.members)
+
+
+def row_of(name: str) -> dict:
+    """The row of a member: what it is, and its metrics with their intervals."""
+    member = run.members[name]
+    metrics, intervals = member["metrics"], member.get("intervals") or {}
+    row = {
+        "": "★" if name == best else "",
+        "kind": Member.from_results(member).kind,
+        "site": f"{member['layer']} {member['hook']}",
+        "features": member["hidden_dim"],
+        "target": Member.from_results(member).l0_asked,
+        "L0": metrics["l0"],
+    }
+    for metric, title in SHARES.items():
+        interval = intervals.get(metric)
+        row |= {title: metrics.get(metric), f"95% of {title}": interval and "{:.3f} to {:.3f}".format(*interval)}
+    row |= {"on training rows": metrics.get("explained_variance_train"), "dead": metrics["dead_fraction"]}
+    return row | {"lr": f"{member['lr']:g}", "seed": member["seed"], "member": name}
+
+
+def worth_showing(rows: list[dict]) -> list[dict]:
+    """The rows without the columns that are empty, or that say the same of all members and were not measured."""
+    told = {name for name in rows[0] if any(row[name] not in (None, "") for row in rows)}
+    told -= {name for name in ("site", "features", "lr", "seed") if len({row[name] for row in rows}) == 1}
+    return [{name: value for name, value in row.items() if name in told} for row in rows]
+
+
 st.title("Population")
-st.caption(f"{len(choice.run.members)} members, measured on held-out rows. Click one to see its features.")
-for failed in (member for member in choice.run.results["members"] if member["failed"]):
-    st.error(escaped(f"{failed['id']} failed: {failure_text(failed)}"))
-rows = member_rows(choice.run.members)
-picked = st.altair_chart(
-    fitted(members_chart(choice.run.members, "picked")), theme=None, on_select="rerun", key="pareto"
+st.caption(
+    f"{len(run.members)} members, measured on held-out rows. Click one to see its features. "
+    "★ explains most among the members whose L0 is within 10% of its target."
 )
-if row := clicked_row(rows, "members", FORMATS, member=st.column_config.TextColumn(pinned=False, width="medium")):
+for failed in (member for member in run.results["members"] if member["failed"]):
+    st.error(escaped(f"{failed['id']} failed: {failure_text(failed)}"))
+picked = draw(members_chart(run.members, "picked"), on_select="rerun", key="pareto")
+rows = worth_showing([row_of(name) for name in sorted(run.members, key=lambda name: name != best)])
+pinned = {"member": st.column_config.TextColumn(width="medium")}
+if row := clicked_row(rows, "members", {name: form for name, form in FORMATS.items() if name in rows[0]}, **pinned):
     go("features", member=row["member"])
 if points := picked["selection"].get("picked"):
     go("features", member=points[0]["member"])

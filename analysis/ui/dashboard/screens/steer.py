@@ -28,28 +28,37 @@ with st.form("steer"):
     feature = int(first.number_input("Feature", 0, last, key="feature"))
     mode = second.selectbox("Mode", MODES, help="add to the feature, set it (clamp), or remove it (ablate)")
     strength = third.slider("Strength, in units of the feature's maximum", -4.0, 4.0, 1.0, 0.25)
-    fourth, fifth, sixth = st.columns(3)
+    fourth, fifth, sixth, seventh = st.columns(4)
     new_tokens = int(fourth.slider("Tokens to generate", 5, 100, 40))
     temperature = fifth.slider("Temperature", 0.0, 1.5, 0.7, 0.1)
-    seed = int(sixth.number_input("Seed", 0, value=0))
+    samples = int(sixth.slider("Samples", 1, 8, 3))
+    seed = int(seventh.number_input("Seed", 0, value=0))
     if st.form_submit_button("Write", type="primary"):
-        st.session_state["steered"] = (choice, feature, mode, strength, (prompt, new_tokens, temperature, seed))
+        st.session_state["steered"] = (
+            choice,
+            feature,
+            mode,
+            strength,
+            (prompt, new_tokens, temperature, samples, seed),
+        )
 state.see(feature)
 if not (query := st.session_state.get("steered")) or query[0] != choice:
     st.caption(f"Strength 1 adds the feature's maximum on the corpus, which is {features.max_F[feature]:.2f}.")
     st.stop()
-_, feature, mode, strength, (text, new_tokens, temperature, seed) = query
+_, feature, mode, strength, (text, new_tokens, temperature, samples, seed) = query
 if mode == "clamp" and not strength:
     st.error("Clamping a feature to 0 is the same as ablating it: choose ablate, or another strength.")
     st.stop()
 with errors_shown(), st.spinner("generating text"):
-    sampling = Sampling(prompt=(text,), max_new_tokens=new_tokens, samples=1, temperature=temperature, seed=seed)
+    samples = samples if temperature else 1  # all would be the same
+    sampling = Sampling((text,), new_tokens, samples, temperature, seed=seed)
     result = steered(choice.path, choice.member, feature, mode, strength, sampling)
 (name, (after,)), before = next(iter(result.directions.items())), result.plain[UNSTEERED]
 label = "ablated" if result.mode == "ablate" else f"{result.mode} {after.strength:g}"
 for column, title, texts in zip(st.columns(2), ("As it is", f"With {name}, {label}"), (before, after), strict=True):
     column.subheader(escaped(title))
-    column.html(passage(f'<span style="opacity:.6">{visible(text)}</span>{visible(texts.texts[0][0])}'))
+    start = f'<span style="opacity:.6">{visible(text)}</span>'
+    column.html("".join(passage(f"{start}{visible(sample)}") for sample in texts.texts[0]))
     with column.container(horizontal=True, gap="medium"):
         change = None if texts is before else f"{texts.probability - before.probability:+.4f}"
         help = f"probability of the {len(result.watched)} tokens that the feature promotes most"

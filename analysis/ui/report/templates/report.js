@@ -1,41 +1,4 @@
 "use strict";
-// Figures are drawn when they come near; in the dark their inks are exchanged, which vega knows no variables for.
-const INKS = {{ DARK | tojson }};
-const isDark = matchMedia("(prefers-color-scheme: dark)");
-
-function specOf(figure) {
-  const text = figure.querySelector("script[type='application/json']").textContent;
-  if (!isDark.matches) return JSON.parse(text);
-  const spec = JSON.parse(text.replace(/#[0-9a-fA-F]{6}/g, (ink) => INKS[ink] ?? INKS[ink.toUpperCase()] ?? ink));
-  const ink = "#e8eaed", faint = "#a8aeb6", config = (spec.config ??= {});
-  spec.background = config.background = "transparent";
-  config.axis = { ...config.axis, labelColor: ink, titleColor: ink };
-  config.legend = { ...config.legend, labelColor: ink, titleColor: ink };
-  config.header = { ...config.header, labelColor: ink, titleColor: ink };
-  config.title = { ...config.title, color: ink, subtitleColor: faint };
-  return spec;
-}
-
-async function draw(figure) {
-  const box = figure.querySelector(".chart");
-  // An expression is interpreted, not compiled: the page's policy allows no eval.
-  await vegaEmbed(box, specOf(figure), { ast: true, actions: false, renderer: "svg", defaultStyle: false });
-  box.setAttribute("role", "img");
-  box.setAttribute("aria-label", figure.querySelector("img").alt);
-  figure.classList.add("drawn");
-}
-
-const near = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (!entry.isIntersecting) continue;
-    near.unobserve(entry.target);
-    draw(entry.target);
-  }
-}, { rootMargin: "600px" });
-const figures = [...document.querySelectorAll("figure")].filter((of) => of.querySelector(".chart"));
-figures.forEach((figure) => near.observe(figure));
-isDark.addEventListener("change", () => figures.filter((of) => of.classList.contains("drawn")).forEach(draw));
-
 for (const select of document.querySelectorAll("select.member")) {
   const show = () => {
     for (const option of select.options) document.getElementById(option.value).hidden = !option.selected;
