@@ -82,6 +82,14 @@ class Dictionary:
         return bool(settings_of(self.cfg["metadata"]).get("center_writing_weights"))
 
     @property
+    def row_norm(self) -> str:
+        """How each row is normalized by itself: a key of ROW_NORMS, or "none"."""
+        norm = self.cfg.get("normalize_activations", "none")
+        if self.is_centered and norm != "layer_norm":  # which subtracts the mean itself
+            return CENTER
+        return norm if norm in ROW_NORMS else "none"
+
+    @property
     def density_F(self) -> np.ndarray | None:
         """The share of held-out rows on which each feature fires, or None if the files do not record it."""
         return None if self.log_sparsity_F is None else np.maximum(10.0 ** np.float64(self.log_sparsity_F) - 1e-10, 0)
@@ -110,10 +118,7 @@ class Dictionary:
             params["b_enc"] = params.pop("b_gate")
         settings = {"k": jnp.int32(self.cfg["k"])} if architecture in BY_K else {}
         kind = KINDS[KIND_OF[architecture]]
-        norm = self.cfg.get("normalize_activations", "none")
-        if self.is_centered and norm != "layer_norm":  # which subtracts the mean itself
-            norm = CENTER
-        kind = row_normalized(kind, norm) if norm in ROW_NORMS else kind
+        kind = kind if self.row_norm == "none" else row_normalized(kind, self.row_norm)
         return kind(params, settings, k_max=self.cfg.get("k") or 0)
 
     def check(self, where: Path) -> None:

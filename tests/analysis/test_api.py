@@ -56,8 +56,8 @@ def test_a_member_encodes_and_decodes_rows_of_any_sort(run, cache):
     by_hand = np.asarray(f_BxF) @ np.asarray(sae.W_dec) + np.asarray(sae.b_dec)
     np.testing.assert_allclose(sae.decode(f_BxF), by_hand, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(sae(x_BxD), by_hand, rtol=1e-4, atol=1e-3)
-    assert sae.W_enc.shape == (sae.d_model, sae.n_features) == sae.W_dec.shape[::-1]
-    assert sae.b_enc.shape == (sae.n_features,)
+    assert sae.W_enc.shape == (sae.d_in, sae.d_sae) == sae.W_dec.shape[::-1]
+    assert sae.b_enc.shape == (sae.d_sae,)
 
 
 @pytest.mark.parametrize("rows", [np.zeros((2, 48)), np.zeros((256, 2)), 1.0], ids=["width", "transposed", "scalar"])
