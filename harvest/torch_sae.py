@@ -33,9 +33,9 @@ def in_format_of_weights(method: Method) -> Method:
 class TorchSAE(torch.nn.Module):
     """f = act((x − b_dec) W_enc + b_enc), x̂ = f W_dec + b_dec, on raw activations.
 
-    `tensors` become float32 parameters, with SAELens' names and shapes. `cfg` is a configuration in SAELens' terms, from
-    which only the architecture, k and the name of the hook are read. `norm` tells how each row is normalized by itself.
-    Positions of a window before `first_position` were not trained on.
+    `tensors` become float32 parameters, with SAELens' names and shapes. `cfg` is a configuration in SAELens' terms, of
+    which the architecture, k and the name of the hook are read. `norm` says how each row is normalized by itself. The
+    positions of a window before `first_position` were not trained on.
     """
 
     W_enc: torch.nn.Parameter

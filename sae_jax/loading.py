@@ -109,7 +109,7 @@ class LoadedSAE:
         return result if isinstance(rows, jax.Array) else np.array(result)  # a copy, because JAX's memory is read-only
 
     def to_torch(self) -> TorchSAE:
-        """A new torch module that computes the same, with `encode`, `decode` and float32 weights that can be trained."""
+        """A new torch module that computes the same, with `encode`, `decode` and trainable weights in float32."""
         from harvest.torch_sae import TorchSAE
 
         tensors = folded(self.cfg, self.dictionary.tensors)

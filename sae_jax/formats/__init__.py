@@ -11,6 +11,8 @@ from sae_jax.formats import dictionary_learning, saelens
 from sae_jax.formats.dictionary import Dictionary
 
 save_dictionary = saelens.write
+FILES = (saelens.CFG, saelens.SPARSITY, saelens.SCALER, dictionary_learning.CONFIG)  # that are read, weights last
+FILES += (saelens.WEIGHTS, dictionary_learning.WEIGHTS)
 
 
 def is_dictionary(directory: Path) -> bool:
@@ -38,13 +40,7 @@ def load_dictionary(directory: Path | str, d_in: int | None = None) -> Dictionar
             f"{directory} holds no dictionary ({saelens.CFG} with {saelens.WEIGHTS}, or dictionary_learning's "
             f"{dictionary_learning.WEIGHTS} with {dictionary_learning.CONFIG}): {fix}"
         )
-    for name in (
-        saelens.CFG,
-        saelens.WEIGHTS,
-        saelens.SPARSITY,
-        dictionary_learning.CONFIG,
-        dictionary_learning.WEIGHTS,
-    ):
+    for name in FILES:
         refuse_irregular(directory / name)
     read = saelens.read if (directory / saelens.CFG).exists() else dictionary_learning.read
     dictionary = read(directory)

@@ -37,8 +37,7 @@ class Dictionary:
     """A dictionary. `cfg` and the names of `tensors` are those of SAELens 6 and later.
 
     Tensors have the number format of the file. `log_sparsity_F` is log10(density + 1e-10) of each feature, if known.
-    `scale` is the factor of the rows in training, if it was in a separate file and was folded into the weights on
-    reading.
+    `scale` is the factor of the rows in training, if it was known apart from the weights and was folded into them.
     """
 
     name: str
@@ -98,7 +97,7 @@ class Dictionary:
         """Notes on requirements of the training rows that are not met here, or met in another way."""
         notes = other_rows(self.cfg["metadata"])
         if self.scale is not None:
-            notes.append(f"its rows were scaled by {self.scale:.6g} ({SCALER}), which is folded into its weights here")
+            notes.append(f"its rows were scaled by {self.scale:.6g}, which is folded into its weights here")
         elif self.cfg.get("normalize_activations") == SCALED:
             notes.append(
                 f"its rows were scaled ({SCALED}), but the factor is unknown, because there is no {SCALER}: as in "

@@ -10,9 +10,7 @@ import pytest
 import torch
 from plain_sae import CASES, D, F, saelens_dictionary, saelens_in_numpy
 
-import sae_jax
 from harvest.errors import InputError
-from sae_jax.formats import save_dictionary
 from sae_jax.loading import LoadedSAE
 from sae_jax.members import only_member
 

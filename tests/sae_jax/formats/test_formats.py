@@ -30,7 +30,6 @@ from sae_jax.formats import Dictionary, load_dictionary, save_dictionary
 from sae_jax.formats.dictionary import SCALED, SCALER
 from sae_jax.formats.dictionary_learning import FORMS
 from sae_jax.formats.made_for import other_weights
-from sae_jax.formats.saelens import new_cfg
 from sae_jax.formats.trained import fold_normalization, trained_dictionary
 from sae_jax.models.base import SAE
 from sae_jax.models.registry import KINDS
