@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -60,7 +61,7 @@ def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, ca
     place = {"run_dir": str(tmp_path / "run"), "cache_dir": str(cache)}
     trained_here = sae_jax.train_population(**SETTINGS, **place)
     out = capsys.readouterr().out
-    assert "train 100%" in out and "EXPERIMENT RESULTS" not in out
+    assert re.search(r"\ntrain  step [\d,/]+  100%", out) and "EXPERIMENT RESULTS" not in out
     assert len(trained_here) == 3 and list(trained_here) == list(run.members) and TOPK in trained_here
     for name in run.members:
         weights = [r.path / "members" / name / "sae_weights.safetensors" for r in (run, trained_here)]
