@@ -7,21 +7,22 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from analysis.features.statistics import Features, load_or_compute_features
 from analysis.runs.finished import FinishedRun
 from analysis.training import RunOptions, refuse_conflicts, train_run
 from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
-from harvest.flags import named
+from harvest.flags import Flags, named
 from harvest.request import HarvestRequest, default_cache_dir
 from sae_jax.config import TrainConfig
 
 if TYPE_CHECKING:
     from sae_jax.loading import LoadedSAE
 
-SETTINGS = (HarvestRequest, TrainConfig, RunOptions)
+T = TypeVar("T", bound=Flags)
+SETTINGS: tuple[type[Flags], ...] = (HarvestRequest, TrainConfig, RunOptions)
 PATHS = ("run_dir", "cache_dir")
 
 
@@ -57,16 +58,18 @@ def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
     spans members. Progress is printed unless `quiet`. A finished run is not trained again, unless `force`. Raises
     InputError for settings that cannot be fulfilled.
     """
-    names = {field.name: cls for cls in SETTINGS for field in fields(cls)}
+    names = [field.name for cls in SETTINGS for field in fields(cls)]
     if unknown := next((name for name in settings if name not in names), None):
         nearest = get_close_matches(unknown, names, n=1)
         raise InputError(
             f"train_population has no setting {unknown!r}: give {nearest[0] if nearest else 'names of the flags'}"
         )
-    values = {name: Path(value) if name in PATHS and value else value for name, value in settings.items()}
-    request, config, options = (
-        cls(**{name: value for name, value in values.items() if names[name] is cls}) for cls in SETTINGS
-    )
+    values: dict[str, Any] = {n: Path(value) if n in PATHS and value else value for n, value in settings.items()}
+
+    def of(cls: type[T]) -> T:
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    request, config, options = of(HarvestRequest), of(TrainConfig), of(RunOptions)
     refuse_conflicts(request, config, options, set(map(named, settings)))
     with Terminal(quiet=quiet) as terminal:
         return ShownRun.open(train_run(request, config, options, terminal))

@@ -41,6 +41,11 @@ class TorchSAE(torch.nn.Module):
     W_enc: torch.nn.Parameter
     W_dec: torch.nn.Parameter
     b_dec: torch.nn.Parameter
+    b_enc: torch.nn.Parameter  # all architectures but gated
+    b_gate: torch.nn.Parameter  # gated, as the next two
+    b_mag: torch.nn.Parameter
+    r_mag: torch.nn.Parameter
+    threshold: torch.nn.Parameter  # jumprelu
 
     def __init__(
         self, cfg: Mapping[str, Any], tensors: Mapping[str, np.ndarray], norm: str = "none", first_position: int = 0
@@ -65,6 +70,8 @@ class TorchSAE(torch.nn.Module):
 
     def on(self, device: torch.device) -> TorchSAE:
         """This module, moved to a device; its weights can be used with gradients even if moved in inference mode."""
+        if device.type == "meta":  # where weights would lose their values
+            return self
         with torch.inference_mode(False):
             return self.to(device)
 

@@ -96,7 +96,7 @@ class LoadedSAE:
         return self._by_rows("__call__", x, self.d_in)
 
     def _by_rows(self, method: str, values: Any, width: int) -> Any:
-        rows = values if is_torch(values) else numbers(values, self.dictionary.name)
+        rows: Any = values if is_torch(values) else numbers(values, self.dictionary.name)
         if rows.ndim == 0 or rows.shape[-1] != width:
             raise InputError(
                 f"{self.dictionary.name} cannot take an array of shape {list(rows.shape)} here: "

@@ -17,12 +17,10 @@ from typing import Any, NamedTuple
 
 from harvest.errors import InputError
 from harvest.hub import HubQuestion
-from sae_jax.formats import FILES, Dictionary, load_dictionary
+from sae_jax.formats import FILES, WEIGHTS, Dictionary, load_dictionary
 from sae_jax.formats.dictionary import SCALED, unscaled
 from sae_jax.formats.saelens import METADATA, RENAMED
 from sae_jax.loading import LoadedSAE
-
-WEIGHTS = FILES[-2:]
 
 
 class Published(NamedTuple):
@@ -116,7 +114,7 @@ def one_of(names: Iterable[str], like: str) -> str:
 
 
 def in_cache(published: Published) -> Path | None:
-    """The folder in the local cache of the hub, if it is complete. Weights are there last."""
+    """The folder in the local cache of the hub, if it is complete: weights are the last of FILES to be downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in WEIGHTS:

@@ -11,8 +11,8 @@ from sae_jax.formats import dictionary_learning, saelens
 from sae_jax.formats.dictionary import Dictionary
 
 save_dictionary = saelens.write
-FILES = (saelens.CFG, saelens.SPARSITY, saelens.SCALER, dictionary_learning.CONFIG)  # that are read, weights last
-FILES += (saelens.WEIGHTS, dictionary_learning.WEIGHTS)
+WEIGHTS = (saelens.WEIGHTS, dictionary_learning.WEIGHTS)
+FILES = (saelens.CFG, saelens.SPARSITY, saelens.SCALER, dictionary_learning.CONFIG, *WEIGHTS)  # that are read
 
 
 def is_dictionary(directory: Path) -> bool:

@@ -167,6 +167,7 @@ def test_encoding_can_be_differentiated_and_compiled(sae):
 def test_invalid_rows_are_refused_with_the_reason(sae, rows, reason):
     with pytest.raises(InputError, match=reason):
         sae.encode(rows)
+    np.testing.assert_allclose(sae.encode(torch.tensor(X_NxD)), sae.encode(X_NxD), atol=1e-4)  # it still works
 
 
 TRAINED, LOST = {"id": "a", "failed": None}, {"id": "b", "failed": {"step": 7}}
