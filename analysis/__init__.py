@@ -9,12 +9,20 @@ analysis.figures.to_matplotlib(chart)
 from importlib import import_module
 from typing import Any
 
-__all__ = ["figures", "load_features", "open_run"]
+__all__ = ["figures", "load_features", "open_run", "train_population"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load_features", "open_run"):  # imported on first use, so that `import analysis` stays fast
+    if name in (
+        "load_features",
+        "open_run",
+        "train_population",
+    ):  # imported on first use, so that `import analysis` stays fast
         return getattr(import_module("analysis.api"), name)
     if name == "figures":
         return import_module("analysis.plots.style")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

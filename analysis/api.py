@@ -1,21 +1,48 @@
-"""The Python interface of the analyses: `analysis.open_run` and `analysis.load_features`."""
+"""The Python interface of runs: `analysis.train_population`, `analysis.open_run` and `analysis.load_features`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from analysis.features.statistics import Features, load_or_compute_features
 from analysis.runs.finished import FinishedRun
+from analysis.training import RunOptions, refuse_conflicts, train_run
 from analysis.ui.terminal.live import Terminal
-from harvest.request import default_cache_dir
+from harvest.errors import InputError
+from harvest.flags import Flags, named
+from harvest.request import HarvestRequest, default_cache_dir
+from sae_jax.config import TrainConfig
+
+if TYPE_CHECKING:
+    from sae_jax.loading import LoadedSAE
+
+T = TypeVar("T", bound=Flags)
+SETTINGS: tuple[type[Flags], ...] = (HarvestRequest, TrainConfig, RunOptions)
+PATHS = ("run_dir", "cache_dir")
 
 
 @dataclass(frozen=True, repr=False)
 class ShownRun(FinishedRun):
-    """A finished run that prints as its box of results."""
+    """A finished run that prints as its box of results: `run[ID]` is a member as a loaded SAE, `list(run)` are the ids.
+
+    Members that failed in training are left out.
+    """
+
+    def __getitem__(self, member: str) -> LoadedSAE:
+        from sae_jax.loading import load
+
+        return load(self.path, member)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
 
     def __repr__(self) -> str:
         stream = StringIO()
@@ -23,7 +50,32 @@ class ShownRun(FinishedRun):
         return stream.getvalue().rstrip()
 
 
-def open_run(path: Path | str) -> FinishedRun:
+def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
+    """Train the members that the settings span, as `python main.py` with the same flags does, and open their run.
+
+    The names are those of the flags, with underscores: the fields of HarvestRequest (`model_name`, `dataset`, `layer`,
+    ...), of TrainConfig (`activation`, `hidden_dim`, `k`, ...) and of RunOptions (`run_dir`, `resume`, ...). A list
+    spans members. Progress is printed unless `quiet`. A finished run is not trained again, unless `force`. Raises
+    InputError for settings that cannot be fulfilled.
+    """
+    names = [field.name for cls in SETTINGS for field in fields(cls)]
+    if unknown := next((name for name in settings if name not in names), None):
+        nearest = get_close_matches(unknown, names, n=1)
+        raise InputError(
+            f"train_population has no setting {unknown!r}: give {nearest[0] if nearest else 'names of the flags'}"
+        )
+    values: dict[str, Any] = {n: Path(value) if n in PATHS and value else value for n, value in settings.items()}
+
+    def of(cls: type[T]) -> T:
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+    request, config, options = of(HarvestRequest), of(TrainConfig), of(RunOptions)
+    refuse_conflicts(request, config, options, set(map(named, settings)))
+    with Terminal(quiet=quiet) as terminal:
+        return ShownRun.open(train_run(request, config, options, terminal))
+
+
+def open_run(path: Path | str) -> ShownRun:
     """Open a finished run. Raises InputError, with the reason, if there is none at `path`."""
     return ShownRun.open(Path(path))
 

@@ -11,11 +11,13 @@ from harvest.errors import InputError
 
 ANSWER_SECONDS = 3.5  # the client itself would retry for 20 to 25 seconds
 
-Kind = Literal["model", "dataset"]
-FLAG = {"model": "--model-name", "dataset": "--dataset"}
+Kind = Literal["model", "dataset", "sae"]
+FLAG = {"model": "--model-name", "dataset": "--dataset", "sae": "from_pretrained:"}
+WHAT = {"model": "model with a config.json", "dataset": "data set", "sae": "repository"}
 INSTEAD = {
     "model": "give a local model directory, or 'bundled' for the bundled model",
     "dataset": "give a local .txt, .jsonl or .parquet file, or 'bundled' for the bundled corpus",
+    "sae": "give the directory of a copy to sae_jax.load",
 }
 
 
@@ -51,9 +53,8 @@ class HubQuestion(threading.Thread):
         answer = self._answer
         asked = f"{FLAG[self.kind]} {self.name}"
         if answer.verdict == "missing":
-            what = "model with a config.json" if self.kind == "model" else "data set"
             raise InputError(
-                f"{asked}: the hub at {self.endpoint} has no {what} of this name, or it is private: "
+                f"{asked}: the hub at {self.endpoint} has no {WHAT[self.kind]} of this name, or it is private: "
                 f"check the name, set HF_TOKEN if it is private, or {INSTEAD[self.kind]}"
             )
         if answer.verdict == "gated":
@@ -71,7 +72,8 @@ class HubQuestion(threading.Thread):
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session
 
-        url = hf_hub_url(self.repo, "config.json" if self.kind == "model" else "README.md", repo_type=self.kind)
+        file, repo_type = ("config.json" if self.kind == "model" else "README.md"), self.kind.replace("sae", "model")
+        url = hf_hub_url(self.repo, file, repo_type=repo_type)
         try:
             response = get_session().get(url, headers=build_hf_headers(), timeout=ANSWER_SECONDS)
             config = dict(response.json()) if self.kind == "model" and response.status_code == 200 else {}
@@ -93,8 +95,8 @@ class HubQuestion(threading.Thread):
 
         Only answers with the headers of a hub are used, since a proxy or filter also answers 200, 403 or 404.
         """
-        if (status == 200 and has_commit) or (error_code == "EntryNotFound" and self.kind == "dataset"):
-            return "there"  # a data set need not have a README
+        if (status == 200 and has_commit) or (error_code == "EntryNotFound" and self.kind != "model"):
+            return "there"  # a repository need not have a README
         if error_code == "GatedRepo":
             return "gated"
         if error_code in ("RepoNotFound", "EntryNotFound", "RevisionNotFound"):

@@ -61,6 +61,9 @@ class Split:
     def __len__(self) -> int:
         return self.row_starts[-1]
 
+    def __repr__(self) -> str:
+        return f"Split({self.name}: {len(self):,} rows of {self.window_starts[-1]:,} windows, in {self.directory})"
+
     @cached_property
     def windows(self) -> np.ndarray:
         """All token windows, int32 [W, T]."""
@@ -158,6 +161,18 @@ class ActivationStore:
         positions = self.manifest["seq_len"] - first
         self.train, self.held_out = (
             Split(self.directory, name, shards.get(name, []), positions, first) for name in SPLITS
+        )
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        model, text = ("bundled" if m[kind]["fell_back"] else m[kind]["asked"] for kind in ("model", "dataset"))
+        if m.get("control"):
+            model += f" ({m['control']})"
+        return (
+            f"ActivationStore of {m['hook_name']} of {model}, {self.d_model:,} wide\n"
+            f"  {len(self.train):,} training rows and {len(self.held_out):,} held-out ones, from windows of "
+            f"{m['seq_len']} tokens of {text}\n"
+            f"  in {self.directory}"
         )
 
     def files(self) -> Iterator[tuple[Path, dict]]:

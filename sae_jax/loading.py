@@ -1,25 +1,28 @@
 """Loading a trained SAE in Python: `sae_jax.load`.
 
-Shapes: D width of the model, F features. Rows may have any number of leading dimensions, including none.
+Shapes: D width of the activations, F features. Rows may have any number of leading dimensions, including none.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from harvest.errors import InputError
 from sae_jax.formats import Dictionary, is_dictionary, load_dictionary
-from sae_jax.formats.dictionary import KIND_OF
+from sae_jax.formats.dictionary import KIND_OF, folded
 from sae_jax.members import only_member
-from sae_jax.run_directory import RunDirectory, refuse_unfinished
+from sae_jax.run_directory import RunDirectory, refuse_unfinished, run_of
+
+if TYPE_CHECKING:
+    from harvest.torch_sae import TorchSAE
 
 
 def load(path: Path | str, member: str | None = None) -> LoadedSAE:
@@ -44,13 +47,14 @@ def load(path: Path | str, member: str | None = None) -> LoadedSAE:
     return LoadedSAE(load_dictionary(directory), directory, record["activation"], record["metrics"])
 
 
-def numbers(values: Any, what: str) -> jax.Array:
-    """Rows from JAX, numpy, torch or lists, in float32. Raises InputError, naming `what`, for other values."""
-    if not isinstance(values, jax.Array):
-        if type(values).__module__.partition(".")[0] == "torch":
-            from harvest.torch_file import array_of
+def is_torch(values: Any) -> bool:
+    """Whether this is a torch tensor, without importing torch."""
+    return any(kind.__module__ == "torch" and kind.__name__ == "Tensor" for kind in type(values).__mro__)
 
-            values = array_of(values, f"{what}: its input")
+
+def numbers(values: Any, what: str) -> np.ndarray | jax.Array:
+    """Numbers in lists or an array as an array of numpy or JAX. Raises InputError, naming `what`, for other values."""
+    if not isinstance(values, jax.Array):
         try:
             values = np.asarray(values)
         except (ValueError, TypeError, RuntimeError) as error:  # lists of different lengths, of tensors with gradients
@@ -59,42 +63,78 @@ def numbers(values: Any, what: str) -> jax.Array:
             ) from error
     if not any(jnp.issubdtype(values.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise InputError(f"{what} needs real numbers, not {values.dtype}: pass a float array of shape [rows, D]")
-    return jnp.asarray(values, jnp.float32)
+    return values
 
 
 @dataclass(frozen=True, repr=False)
 class LoadedSAE:
-    """An SAE for raw activations. `metrics` are the held-out ones of results.json; empty if there is no run."""
+    """An SAE for raw activations, computed in float32. `metrics` are those of results.json; empty without a run.
+
+    Arrays may be of numpy, JAX or torch, and results are of the same library; lists give numpy. Results are float32,
+    except that a torch tensor of floats gives one of its number format. Torch results are on the device of the input,
+    and have a gradient if the input needs one.
+    """
 
     dictionary: Dictionary
     directory: Path
     activation: str = ""  # the kind it was trained as; "" if there is no run
     metrics: dict[str, float] = field(default_factory=dict)
 
-    def encode(self, x: ArrayLike) -> jax.Array:
-        """Feature values [..., F] of raw rows [..., D], in float32. Raises InputError for rows of another width."""
-        return self._by_rows(self.dictionary.sae.encode, x, self.d_model)
+    def encode(self, x: Any) -> Any:
+        """Feature values [..., F] of raw rows [..., D]. Raises InputError for rows of another width."""
+        return self._by_rows("encode", x, self.d_in)
 
-    def decode(self, f: ArrayLike) -> jax.Array:
+    def decode(self, f: Any) -> Any:
         """Rows [..., D] from feature values [..., F]. Raises InputError for another number of features.
 
         An SAE that normalizes each row by itself cannot scale back without the row: call it on rows instead.
         """
-        return self._by_rows(self.dictionary.sae.decode, f, self.n_features)
+        return self._by_rows("decode", f, self.d_sae)
 
-    def __call__(self, x: ArrayLike) -> jax.Array:
+    def __call__(self, x: Any) -> Any:
         """The reconstruction of raw rows, [..., D]."""
-        return self._by_rows(self.dictionary.sae, x, self.d_model)
+        return self._by_rows("__call__", x, self.d_in)
 
-    def _by_rows(self, function: Any, values: ArrayLike, width: int) -> jax.Array:
-        rows = numbers(values, self.dictionary.name)
+    def _by_rows(self, method: str, values: Any, width: int) -> Any:
+        rows: Any = values if is_torch(values) else numbers(values, self.dictionary.name)
         if rows.ndim == 0 or rows.shape[-1] != width:
             raise InputError(
                 f"{self.dictionary.name} cannot take an array of shape {list(rows.shape)} here: "
                 f"pass one of shape [..., {width}]"
             )
-        result = function(rows.reshape(-1, width))
-        return result.reshape(*rows.shape[:-1], result.shape[-1])
+        if is_torch(rows):
+            return getattr(self._in_torch.on(rows.device), method)(rows)
+        result = getattr(self.dictionary.sae, method)(jnp.asarray(rows, jnp.float32).reshape(-1, width))
+        result = result.reshape(*rows.shape[:-1], result.shape[-1])
+        return result if isinstance(rows, jax.Array) else np.array(result)  # a copy, because JAX's memory is read-only
+
+    def to_torch(self) -> TorchSAE:
+        """A new torch module that computes the same, with `encode`, `decode` and trainable weights in float32."""
+        from harvest.torch_sae import TorchSAE
+
+        tensors = folded(self.cfg, self.dictionary.tensors)
+        return TorchSAE(self.cfg, tensors, self.dictionary.row_norm, self.first_position)
+
+    @cached_property
+    def _in_torch(self) -> TorchSAE:
+        return self.to_torch().requires_grad_(False)
+
+    @property
+    def cfg(self) -> dict[str, Any]:
+        """The configuration, with the names that SAELens uses in cfg.json."""
+        return self.dictionary.cfg
+
+    @property
+    def hook_name(self) -> str | None:
+        """The hook point that it reads, such as blocks.8.hook_resid_pre; None if the files do not tell."""
+        return self.dictionary.hook_name
+
+    @property
+    def first_position(self) -> int:
+        """The first position of a window that it was trained on: 1 if its run left out the first one, otherwise 0."""
+        run = run_of(self.directory)
+        stores = RunDirectory(run, {}).stores if run else []
+        return 1 if stores and not stores[0]["identity"]["keep_first_position"] else 0
 
     @property
     def W_enc(self) -> jax.Array:
@@ -117,11 +157,13 @@ class LoadedSAE:
         return self.dictionary.sae.b_dec[...]
 
     @property
-    def d_model(self) -> int:
+    def d_in(self) -> int:
+        """The width of the activations."""
         return self.dictionary.d_in
 
     @property
-    def n_features(self) -> int:
+    def d_sae(self) -> int:
+        """The number of features."""
         return self.dictionary.d_sae
 
     @property
@@ -133,7 +175,7 @@ class LoadedSAE:
         model = self.dictionary.model_name or "an unnamed model"
         lines = [
             f"SAE {self.dictionary.name}",
-            f"  {self.kind}, {self.d_model:,} → {self.n_features:,} features",
+            f"  {self.kind}, {self.d_in:,} → {self.d_sae:,} features",
             f"  reads {hook} of {model}",
         ]
         if self.metrics:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from analysis.training import keep_compiled
 from harvest.errors import InputError
 from harvest.files import refuse_as_target
 from harvest.flags import Flags, flag
@@ -56,11 +56,6 @@ def parsed(command: str, description: str | None, argv: list[str], *classes: typ
     if "cache_dir" in values:
         keep_compiled(values["cache_dir"])
     return values
-
-
-def keep_compiled(cache_dir: Path) -> None:
-    """Let JAX, which must not be imported yet, keep its compiled programs in the cache directory."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir / "compiled"))
 
 
 def not_empty(text: str) -> str:

@@ -11,62 +11,28 @@ Flags that take several values train one SAE (a member of the run) for each comb
 
 from __future__ import annotations
 
-import os
-import time
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Any
-
-from joblib import cpu_count
+from functools import partial
+from typing import Any
 
 from analysis.cli import COMMANDS
-from analysis.cli.flags import Parser, filled, keep_compiled
+from analysis.cli.flags import Parser, filled
 from analysis.cli.show import show_results
+from analysis.training import RunOptions, refuse_conflicts, train_run
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
-from harvest.capture import harvest, harvest_again
 from harvest.errors import InputError
-from harvest.flags import COUNT, NUMBER, POSITIVE, Flags, flag, named
-from harvest.request import HarvestRequest, Site, default_cache_dir
-from harvest.sources import named_files, resolve
-from harvest.store import ActivationStore
-from sae_jax.config import FLAGS_OF_SOME_KINDS, TrainConfig, flags_of_kind
-from sae_jax.members import members_of
+from harvest.flags import flag
+from harvest.request import HarvestRequest
+from harvest.sources import resolve
+from sae_jax.config import TrainConfig
 from sae_jax.presets import PRESETS, bundled_model, preset_named, scale_down
-from sae_jax.run_directory import RunDirectory, default_name
-
-if TYPE_CHECKING:
-    from analysis.ui.wandb_log import WandbLog
-    from sae_jax.training.progress import Progress
 
 
 @dataclass(frozen=True)
-class Options(Flags):
-    """How the run is carried out. Nothing here changes the trained weights."""
-
-    run_dir: Path | None = flag(None, "directory of the run (default: a folder in runs/ named after the settings)")
-    cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
-    ce_windows: int = flag(
-        256, "held-out windows on which cross-entropy recovered is measured at the end; 0 skips it", NUMBER
-    )
-    checkpoint_seconds: float = flag(60.0, "seconds between checkpoints", POSITIVE)
-    snapshots: int = flag(
-        10, "save decoders at the start and at up to this many log-spaced steps, for `study`; 0 saves none", NUMBER
-    )
-    resume: bool = flag(False, "continue an interrupted run from its last checkpoint")
-    force: bool = flag(False, "start over, even if the run is finished or interrupted")
+class Options(RunOptions):
     quiet: bool = flag(False, "print only the path of the run, and failed members on standard error")
     dry_run: bool = flag(False, "print what would be trained and the estimated cost, without training")
-    use_wandb: bool = flag(False, "log to Weights & Biases; offline if you are not logged in")
-    wandb_project: str = flag("sae-interpretability", "Weights & Biases project")
-    log_freq: int = flag(100, "smallest number of steps between two points that are logged to Weights & Biases", COUNT)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.resume and self.force:
-            raise InputError("--resume continues the run, --force starts over: give only one of them")
 
 
 def build_parser() -> Parser:
@@ -77,9 +43,6 @@ def build_parser() -> Parser:
     parser.add_flags(TrainConfig, "training")
     parser.add_flags(Options, "running")
     return parser
-
-
-WANDB_FLAGS = ("--wandb-project", "--log-freq")
 
 
 def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[str, Any] | None]:
@@ -97,22 +60,7 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
         if bundled := bundled_model(request.model_name):
             request, config, changes = scale_down(request, config, given, bundled)
         record = {"name": name, "not_followed": preset.not_followed, "scaled_down": changes}
-    used = set().union(*map(flags_of_kind, config.activation))
-    for name in (named(field) for field in FLAGS_OF_SOME_KINDS if field not in used):
-        if name in given and not config.members:
-            raise InputError(f"{name} has no effect on --activation {' '.join(config.activation)}: leave it out")
-    if {"--target-l0", "--sparsity"} <= given:
-        raise InputError("--target-l0 steers to an L0, --sparsity fixes the coefficient: give only one of them")
-    if not options.use_wandb and (idle := [name for name in WANDB_FLAGS if name in given]):
-        raise InputError(f"{idle[0]} has no effect without --use-wandb: add --use-wandb, or leave {idle[0]} out")
-    members_of(config, request.sites)
-    if request.held_out == 1:
-        raise InputError("--held-out 1 leaves nothing to train on: give a value below 1")
-    if config.batch_size > request.training_rows:
-        raise InputError(
-            f"--batch-size {config.batch_size} is larger than the {request.training_rows:,} training rows: "
-            "lower it, or raise --n-samples or --seq-len"
-        )
+    refuse_conflicts(request, config, options, given)
     return request, config, options, record
 
 
@@ -125,42 +73,9 @@ def run(argv: list[str]) -> None:
     if options.dry_run:
         print_plan(request, config, options, preset)
         return
-    asked = {"harvest": request.to_json(), "train": config.to_json(), "files": named_files(request)}
-    asked |= {"preset": preset} if preset else {}
-    run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
-    run.refuse_another_run()
-    run.note_places()
-    with Terminal(quiet=options.quiet) as terminal, ExitStack() as others:
+    with Terminal(quiet=options.quiet) as terminal:
         say_preset(preset, terminal)
-        if answered(run, request, options, terminal):
-            return
-        keep_compiled(options.cache_dir)
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
-        began, sources = time.perf_counter(), None
-        if not options.resume:
-            from sae_jax.cost import memory
-            from sae_jax.training.memory import refuse_too_large
-
-            sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
-            if d_model := sources[0].d_model:  # `train` checks again, with the devices that JAX has found
-                refuse_too_large(memory(config, request, d_model))
-        how: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
-        how["loss_recovered"] = measures_loss_recovered(request, options)
-        if options.resume and run.stores:
-            stores = harvest_again(request, run.stores, options.cache_dir, **how)
-        else:
-            stores = harvest(request, options.cache_dir, sources=sources, **how)
-        harvest_seconds = time.perf_counter() - began
-        others.enter_context(run.held())
-        if answered(run, request, options, terminal):  # another process may have finished the run in the meantime
-            return
-        log = None
-        if options.use_wandb:
-            log = others.enter_context(wandb_log(request, config, options, run, terminal))
-        results = work(stores, harvest_seconds, request, config, options, run, terminal, log)
-        show_results(run.path, results, terminal, anew=True)
-        if log:
-            log.results(results)
+        train_run(request, config, options, terminal, preset, show=partial(show_results, terminal=terminal))
 
 
 def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, preset: dict[str, Any] | None) -> None:
@@ -184,91 +99,8 @@ def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, p
             terminal.say(f"training would be refused on this machine: {error}")
 
 
-def answered(run: RunDirectory, request: HarvestRequest, options: Options, terminal: Terminal) -> bool:
-    """Show the results if the run is finished already, and return whether it is.
-
-    Raises InputError for an interrupted run without --resume or --force.
-    """
-    if run.interrupted and not (options.resume or options.force):
-        raise InputError(f"{run.path} was interrupted: add --resume to continue, or --force to start over")
-    results = run.results
-    if not results or options.force:
-        return False
-    terminal.say(f"{run.path} is finished; --force trains it again")
-    measured = results.get("loss_recovered", {}).get("windows_asked", 0)
-    if measures_loss_recovered(request, options) and measured != options.ce_windows:
-        terminal.say(
-            f"its cross-entropy recovered was measured on {measured} windows: `python main.py evaluate "
-            f"{quote(str(run.path))} --ce-windows {options.ce_windows}` measures it on others"
-        )
-    show_results(run.path, results, terminal)
-    return True
-
-
-def wandb_log(
-    request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal
-) -> WandbLog:
-    from analysis.ui.wandb_log import WandbLog
-
-    settings = dict(run.asked)
-    asked = settings.pop("harvest") | settings.pop("train") | settings
-    members = [member.id for member in members_of(config, request.sites)]
-    return WandbLog(run.path, asked | {"members": members}, terminal.say, options.wandb_project, options.log_freq)
-
-
 def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:
     if preset and preset["scaled_down"]:
         terminal.say(f"--preset {preset['name']} scaled down to the bundled model: {', '.join(preset['scaled_down'])}")
     if preset and preset["not_followed"]:
         terminal.say(f"--preset {preset['name']} differs from the original in: {'; '.join(preset['not_followed'])}")
-
-
-def measures_loss_recovered(request: HarvestRequest, options: Options) -> bool:
-    """Whether the run measures loss recovered: it is asked to, and its windows have a next token to predict."""
-    return options.ce_windows > 0 and request.positions >= 2
-
-
-def work(
-    stores: dict[Site, ActivationStore],
-    harvest_seconds: float,
-    request: HarvestRequest,
-    config: TrainConfig,
-    options: Options,
-    run: RunDirectory,
-    terminal: Terminal,
-    log: WandbLog | None,
-) -> dict:
-    """Train, measure loss recovered, and return the content of results.json."""
-    import jax
-
-    from analysis.quality.loss_recovered import add_loss_recovered
-    from sae_jax.training.loop import train
-
-    def on_progress(progress: Progress) -> None:
-        terminal.training_progress(progress)
-        if log:
-            log.training_progress(progress)
-
-    def measure(results: dict) -> None:
-        if measures_loss_recovered(request, options):
-            add_loss_recovered(results, run.path, stores, options.ce_windows, terminal.progress)
-        elif options.ce_windows:
-            terminal.say(
-                f"cross-entropy recovered is not measured: windows of {request.seq_len} tokens are too short for it: "
-                "use a longer --seq-len"
-            )
-
-    terminal.say(f"training on {jax.default_backend()}")
-    return train(
-        config,
-        list(stores.values()),
-        run,
-        resume=options.resume,
-        force=options.force,
-        checkpoint_seconds=options.checkpoint_seconds,
-        snapshots=options.snapshots,
-        harvest_seconds=harvest_seconds,
-        measure=measure,
-        on_progress=on_progress,
-        say=terminal.say,
-    )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from harvest.errors import InputError
 from harvest.files import read_lines
@@ -37,7 +37,7 @@ class FinishedRun:
     results: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> FinishedRun:
+    def open(cls, path: Path) -> Self:
         """Open the run at `path`. Raises InputError, with the reason, if there is no finished run."""
         refuse_no_run(path)
         config, results = (read_record(path, name) for name in ("config.json", "results.json"))

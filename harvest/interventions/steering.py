@@ -16,6 +16,7 @@ import torch
 
 from harvest.errors import InputError
 from harvest.interventions.loss_recovered import SAME, PatchedForward, Replace
+from harvest.interventions.splicing import change_hooks
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 
@@ -119,24 +120,16 @@ def draw(logits_SxV: torch.Tensor, temperature: float, top_p: float, generator: 
 def changing(model: LanguageModel, site: Site, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """A context in which `change` is applied to the activation at a site.
 
-    TransformerLens' resid_mid is only the input of the norm, while the residual stream bypasses it. For resid_mid, the
-    difference is therefore added to the output of attention. Raises InputError for a hook that the model lacks.
+    Raises InputError for a hook that the model lacks.
     """
     model.check([site])
-    hooks: list[tuple[str, Callable]] = [(site.hook_name, lambda x, hook: change(x))]
-    if site.hook == "resid_mid":
-        before, attention = (site._replace(hook=name) for name in ("resid_pre", "attn_out"))
-        seen: dict[str, torch.Tensor] = {}
-
-        def add(x: torch.Tensor, hook) -> torch.Tensor:
-            middle = seen["resid_pre"] + x
-            return x + (change(middle) - middle)
-
-        hooks = [(before.hook_name, lambda x, hook: seen.update(resid_pre=x)), (attention.hook_name, add)]
     attention_parts = [part for part in [model.bridge.blocks[site.layer]._modules.get("attn")] if part is not None]
     renamed = [part.register_forward_pre_hook(cache_renamed, with_kwargs=True) for part in attention_parts]
     try:
-        with model.as_written([site], model.n_layers), model.bridge.hooks(fwd_hooks=hooks):
+        with (
+            model.as_written([site], model.n_layers),
+            model.bridge.hooks(fwd_hooks=change_hooks(site.hook_name, change)),
+        ):
             yield
     finally:
         for handle in renamed:

@@ -46,6 +46,10 @@ class LanguageModel:
         """Load a model from a hub name, an alias or a local directory, by default to cuda if there is such a device."""
         return cls(*load_bridge(location, device or ("cuda" if torch.cuda.is_available() else "cpu"), control))
 
+    def __repr__(self) -> str:
+        size = f"{self.n_layers} layers, {self.d_model:,} wide, {self.vocabulary:,} tokens"
+        return f"LanguageModel({self.name}: {size}, on {self.device})"
+
     def activations(self, tokens_WxT: np.ndarray, sites: Sequence[Site]) -> dict[Site, np.ndarray]:
         """Activations at sites, float32 [W, T, D] each, from one run that stops after the last site.
 

@@ -11,6 +11,8 @@ from sae_jax.formats import dictionary_learning, saelens
 from sae_jax.formats.dictionary import Dictionary
 
 save_dictionary = saelens.write
+WEIGHTS = (saelens.WEIGHTS, dictionary_learning.WEIGHTS)
+FILES = (saelens.CFG, saelens.SPARSITY, saelens.SCALER, dictionary_learning.CONFIG, *WEIGHTS)  # that are read
 
 
 def is_dictionary(directory: Path) -> bool:
@@ -18,10 +20,10 @@ def is_dictionary(directory: Path) -> bool:
     return (directory / saelens.CFG).exists() or all((directory / name).exists() for name in needed)
 
 
-def load_dictionary(directory: Path | str, d_model: int | None = None) -> Dictionary:
+def load_dictionary(directory: Path | str, d_in: int | None = None) -> Dictionary:
     """Read and check the dictionary in a directory. Its format is recognized by its files.
 
-    `d_model` is the width of the activations that the dictionary will be used on, if known. Raises InputError for a
+    `d_in` is the width of the activations that the dictionary will be used on, if known. Raises InputError for a
     directory without a dictionary, and for a dictionary that is damaged, is for activations of another width, or needs
     something that this project cannot compute exactly.
     """
@@ -38,20 +40,14 @@ def load_dictionary(directory: Path | str, d_model: int | None = None) -> Dictio
             f"{directory} holds no dictionary ({saelens.CFG} with {saelens.WEIGHTS}, or dictionary_learning's "
             f"{dictionary_learning.WEIGHTS} with {dictionary_learning.CONFIG}): {fix}"
         )
-    for name in (
-        saelens.CFG,
-        saelens.WEIGHTS,
-        saelens.SPARSITY,
-        dictionary_learning.CONFIG,
-        dictionary_learning.WEIGHTS,
-    ):
+    for name in FILES:
         refuse_irregular(directory / name)
     read = saelens.read if (directory / saelens.CFG).exists() else dictionary_learning.read
     dictionary = read(directory)
     dictionary.check(directory)
-    if d_model is not None and dictionary.d_in != d_model:
+    if d_in is not None and dictionary.d_in != d_in:
         raise InputError(
-            f"{directory} is for activations of {dictionary.d_in} dimensions, but those given have {d_model}: "
+            f"{directory} is for activations of {dictionary.d_in} dimensions, but those given have {d_in}: "
             "use the model and hook that it was trained on"
         )
     return dictionary

@@ -37,8 +37,7 @@ class Dictionary:
     """A dictionary. `cfg` and the names of `tensors` are those of SAELens 6 and later.
 
     Tensors have the number format of the file. `log_sparsity_F` is log10(density + 1e-10) of each feature, if known.
-    `scale` is the factor of the rows in training, if it was in a separate file and was folded into the weights on
-    reading.
+    `scale` is the factor of the rows in training, if it was known apart from the weights and was folded into them.
     """
 
     name: str
@@ -82,6 +81,14 @@ class Dictionary:
         return bool(settings_of(self.cfg["metadata"]).get("center_writing_weights"))
 
     @property
+    def row_norm(self) -> str:
+        """How each row is normalized by itself: a key of ROW_NORMS, or "none"."""
+        norm = self.cfg.get("normalize_activations", "none")
+        if self.is_centered and norm != "layer_norm":  # which subtracts the mean itself
+            return CENTER
+        return norm if norm in ROW_NORMS else "none"
+
+    @property
     def density_F(self) -> np.ndarray | None:
         """The share of held-out rows on which each feature fires, or None if the files do not record it."""
         return None if self.log_sparsity_F is None else np.maximum(10.0 ** np.float64(self.log_sparsity_F) - 1e-10, 0)
@@ -90,7 +97,7 @@ class Dictionary:
         """Notes on requirements of the training rows that are not met here, or met in another way."""
         notes = other_rows(self.cfg["metadata"])
         if self.scale is not None:
-            notes.append(f"its rows were scaled by {self.scale:.6g} ({SCALER}), which is folded into its weights here")
+            notes.append(f"its rows were scaled by {self.scale:.6g}, which is folded into its weights here")
         elif self.cfg.get("normalize_activations") == SCALED:
             notes.append(
                 f"its rows were scaled ({SCALED}), but the factor is unknown, because there is no {SCALER}: as in "
@@ -110,10 +117,7 @@ class Dictionary:
             params["b_enc"] = params.pop("b_gate")
         settings = {"k": jnp.int32(self.cfg["k"])} if architecture in BY_K else {}
         kind = KINDS[KIND_OF[architecture]]
-        norm = self.cfg.get("normalize_activations", "none")
-        if self.is_centered and norm != "layer_norm":  # which subtracts the mean itself
-            norm = CENTER
-        kind = row_normalized(kind, norm) if norm in ROW_NORMS else kind
+        kind = kind if self.row_norm == "none" else row_normalized(kind, self.row_norm)
         return kind(params, settings, k_max=self.cfg.get("k") or 0)
 
     def check(self, where: Path) -> None:

@@ -1,6 +1,8 @@
-"""A run in Python: `sae_jax.load`, `analysis.open_run`, `analysis.load_features`, and figures for matplotlib."""
+"""Runs in Python: training, loading, splicing, features, and figures for matplotlib."""
 
+import importlib.metadata
 import io
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +17,7 @@ from matplotlib.image import imread
 
 import analysis
 import sae_jax
+from analysis.quality.loss_recovered import loss_recovered
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from sae_jax.formats import load_dictionary
@@ -41,6 +44,71 @@ def test_importing_it_loads_nothing_heavy(package):
         sys.modules[package].lode  # noqa: B018
 
 
+@pytest.mark.parametrize("package", [sae_jax, analysis])
+def test_a_package_lists_its_names(package):
+    assert set(package.__all__) <= set(dir(package))
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    assert sae_jax.__version__ == importlib.metadata.version("sae-jax")
+    assert sae_jax.train_population is analysis.train_population
+
+
+SETTINGS = {"model_name": "bundled", "dataset": "bundled", "n_samples": 100, "seq_len": 10, "epochs": 2}
+SETTINGS |= {"activation": ["relu", "jump_relu", "topk"], "hidden_dim": 48, "target_l0": 8, "k": 8, "block_steps": 4}
+SETTINGS |= {"dead_threshold": 0.1, "ce_windows": 0}  # those of THREE_KINDS
+
+
+def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, capsys):
+    place = {"run_dir": str(tmp_path / "run"), "cache_dir": str(cache)}
+    trained_here = sae_jax.train_population(**SETTINGS, **place)
+    out = capsys.readouterr().out
+    assert re.search(r"\ntrain  step [\d,/]+  100%", out) and "EXPERIMENT RESULTS" not in out
+    assert len(trained_here) == 3 and list(trained_here) == list(run.members) and TOPK in trained_here
+    for name in run.members:
+        weights = [r.path / "members" / name / "sae_weights.safetensors" for r in (run, trained_here)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert trained_here[TOPK].metrics == run.members[TOPK]["metrics"]
+    assert "EXPERIMENT RESULTS" in repr(trained_here)
+    with pytest.raises(InputError, match="--member nothing is not in"):
+        trained_here["nothing"]
+    finished = (tmp_path / "run" / "results.json").stat().st_mtime_ns
+    assert list(sae_jax.train_population(**SETTINGS, **place, quiet=True)) == list(run.members)
+    assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == finished  # not trained again
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"hiden_dim": 48}, "train_population has no setting 'hiden_dim': give hidden_dim"),
+        ({"run": "x"}, "train_population has no setting 'run'"),
+        ({"k": 8}, "--k has no effect on --activation relu: leave it out"),
+        ({"resume": True, "force": True}, "--resume continues the run, --force starts over: give only one"),
+        ({"batch_size": 10**6}, "--batch-size 1000000 is larger than the 171,000 training rows"),
+        ({"activation": ["relu", "tokp"]}, "--activation tokp: must be one of"),
+    ],
+)
+def test_settings_that_cannot_be_fulfilled_are_refused(settings, reason):
+    with pytest.raises(InputError, match=reason):
+        sae_jax.train_population(**settings)
+
+
+def test_a_spliced_member_has_the_cross_entropy_of_loss_recovered(run, cache):
+    store, sae, windows_W = run.store(run.site(TOPK), cache), sae_jax.load(run.path, member=TOPK), np.arange(8)
+    assert sae.first_position == 1 and sae_jax.load(run.path / "members" / TOPK).first_position == 1
+    measured = loss_recovered(run.language_model, store, {TOPK: sae.dictionary.sae}, windows_W)[TOPK]["metrics"]
+    tokens = torch.from_numpy(store.held_out.windows[windows_W].astype(np.int64))
+    for error_term, expected in ((False, measured["ce_sae"]), (True, measured["ce_clean"])):
+        with torch.no_grad(), sae_jax.spliced(run.language_model, sae, error_term=error_term):
+            logits_WxTxV = run.language_model.bridge(tokens, return_type="logits")
+        logp_WxPx1 = logits_WxTxV[:, 1:-1].log_softmax(-1).gather(-1, tokens[:, 2:, None])
+        assert -logp_WxPx1.mean().item() == pytest.approx(expected, rel=1e-4)
+    assert measured["ce_sae"] > measured["ce_clean"] + 0.1
+
+
+def test_a_language_model_describes_itself(run):
+    assert repr(run.language_model).endswith(": 4 layers, 256 wide, 4,096 tokens, on cpu)")
+
+
 def test_a_member_encodes_and_decodes_rows_of_any_sort(run, cache):
     sae = sae_jax.load(run.path, member=TOPK)
     x_BxD = run.store(run.site(TOPK), cache).held_out.read(0, 12)
@@ -56,8 +124,8 @@ def test_a_member_encodes_and_decodes_rows_of_any_sort(run, cache):
     by_hand = np.asarray(f_BxF) @ np.asarray(sae.W_dec) + np.asarray(sae.b_dec)
     np.testing.assert_allclose(sae.decode(f_BxF), by_hand, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(sae(x_BxD), by_hand, rtol=1e-4, atol=1e-3)
-    assert sae.W_enc.shape == (sae.d_model, sae.n_features) == sae.W_dec.shape[::-1]
-    assert sae.b_enc.shape == (sae.n_features,)
+    assert sae.W_enc.shape == (sae.d_in, sae.d_sae) == sae.W_dec.shape[::-1]
+    assert sae.b_enc.shape == (sae.d_sae,)
 
 
 @pytest.mark.parametrize("rows", [np.zeros((2, 48)), np.zeros((256, 2)), 1.0], ids=["width", "transposed", "scalar"])

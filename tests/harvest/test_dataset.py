@@ -33,9 +33,28 @@ def bundled(cache_dir: Path, **arguments) -> TransformerActivationDataset:
 def test_an_item_is_one_activation_row(dataset):
     assert len(dataset) == 90 * 19
     item = dataset[3]
-    assert list(item) == ["pixel_values"]
-    assert item["pixel_values"].dtype == torch.float32 and item["pixel_values"].shape == (256,)
-    np.testing.assert_array_equal(item["pixel_values"], dataset.store.train.read(3, 4)[0].astype(np.float32))
+    assert list(item) == ["activations", "pixel_values"]
+    assert item["activations"].dtype == torch.float32 and item["activations"].shape == (256,)
+    for row_D in item.values():
+        np.testing.assert_array_equal(row_D, dataset.store.train.read(3, 4)[0].astype(np.float32))
+
+
+def test_the_rows_may_be_those_of_a_store(dataset, cache_dir):
+    held_out = TransformerActivationDataset(dataset.store, split="held_out")
+    assert len(held_out) == 10 * 19
+    np.testing.assert_array_equal(held_out[5]["activations"], dataset.store.held_out[5].astype(np.float32))
+    with pytest.raises(InputError, match="leave layer out, or the store"):
+        TransformerActivationDataset(dataset.store, layer=1)
+    with pytest.raises(InputError, match="leave cache_dir out, or the store"):
+        TransformerActivationDataset(dataset.store, cache_dir=cache_dir)
+
+
+def test_a_store_describes_itself(dataset):
+    first, second, third = repr(dataset.store).splitlines()
+    assert first == "ActivationStore of blocks.1.hook_resid_pre of bundled, 256 wide"
+    assert second == "  1,710 training rows and 190 held-out ones, from windows of 20 tokens of bundled"
+    assert third == f"  in {dataset.store.directory}"
+    assert repr(dataset.store.held_out).startswith("Split(held_out: 190 rows of 10 windows, in ")
 
 
 @pytest.mark.parametrize("several", [{"layer": (1, 2)}, {"hook": ("resid_pre", "mlp_out")}], ids=["layers", "hooks"])
@@ -47,7 +66,7 @@ def test_a_request_for_several_sites_is_refused(cache_dir, several):
 def test_a_batch_equals_its_items(dataset):
     rows = [5, 1700, 5, 0]
     for item, row in zip(dataset.__getitems__(rows), rows, strict=True):
-        assert torch.equal(item["pixel_values"], dataset[row]["pixel_values"])
+        assert torch.equal(item["activations"], dataset[row]["activations"])
 
 
 @pytest.mark.parametrize("start_method", ["fork", "spawn"])

@@ -17,7 +17,7 @@ from populations import finished_run
 from rows import make_store
 
 import main
-from analysis.cli import train as train_command
+from analysis import training
 from analysis.runs.finished import FinishedRun
 from harvest import capture, fingerprints
 from harvest.capture import one_at_a_time
@@ -269,14 +269,14 @@ def test_the_lock_file_is_not_deleted(tmp_path):
 
 def test_results_are_checked_again_after_locking(run, tmp_path, monkeypatch, capsys):
     """If another process finishes the run while this one harvests, its results are shown, and nothing is trained."""
-    path, plain = tmp_path / "run", train_command.harvest
+    path, plain = tmp_path / "run", training.harvest
 
     def meanwhile(*arguments, **options):
         stores = plain(*arguments, **options)
         shutil.copytree(run.path, path)
         return stores
 
-    monkeypatch.setattr(train_command, "harvest", meanwhile)
+    monkeypatch.setattr(training, "harvest", meanwhile)
     argv = (*home_of(run.path.parent / "alice"), *SIZES, "--ce-windows", "0", "--run-dir", path)
     assert main.run_as_command([*map(str, (*argv, "--cache-dir", run.path.parent / "cache"))]) == 0
     assert "is finished" in capsys.readouterr().out

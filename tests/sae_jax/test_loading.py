@@ -1,5 +1,6 @@
 """`encode` and `decode` of a loaded dictionary, for rows of any library and format, and the choice of a member."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -7,66 +8,141 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from plain_sae import CASES, D, F, saelens_dictionary, saelens_in_numpy
 
-import sae_jax
 from harvest.errors import InputError
-from sae_jax.formats import Dictionary, save_dictionary
-from sae_jax.formats.saelens import new_cfg
 from sae_jax.loading import LoadedSAE
 from sae_jax.members import only_member
 
-D, F = 6, 16
-X_NxD = np.random.default_rng(0).integers(-8, 8, (5, D)).astype(np.float32)  # exact in every format, even float8
-ARCHITECTURES = {"standard": {}, "jumprelu": {}, "gated": {}, "topk": {"k": 3}, "abstopk": {"k": 3}}
+X_NxD = np.random.default_rng(0).integers(-8, 8, (50, D)).astype(np.float32)  # exact in every format, even float8
+ARCHITECTURES = ("standard", "jumprelu", "topk", "abstopk", "gated")
 
 
-def loaded(architecture: str, directory: Path) -> LoadedSAE:
-    rng = np.random.default_rng(3)
-    per_feature = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}
-    shapes = {"W_enc": (D, F), "W_dec": (F, D), "b_dec": (D,)}
-    shapes |= dict.fromkeys(per_feature.get(architecture, ("b_enc",)), (F,))
-    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    cfg = new_cfg(architecture, D, F, {}, **ARCHITECTURES[architecture])
-    save_dictionary(Dictionary("one", "saelens", cfg, tensors), directory)
-    return sae_jax.load(directory)
+def in_memory(architecture: str, metadata: dict | None = None, **settings) -> LoadedSAE:
+    dictionary = saelens_dictionary(architecture, **settings)
+    return LoadedSAE(replace(dictionary, cfg=dictionary.cfg | {"metadata": metadata or {}}), Path("nowhere"))
 
 
 @pytest.fixture(scope="module")
-def sae(tmp_path_factory) -> LoadedSAE:
-    return loaded("topk", tmp_path_factory.mktemp("sae"))
+def sae() -> LoadedSAE:
+    return in_memory("topk")
 
 
+# The rows, and the largest relative error of a result that is rounded to their format.
 ROWS = {
-    "float32": lambda x: torch.tensor(x),
-    "with a gradient": lambda x: torch.tensor(x, requires_grad=True),
-    "computed with a gradient": lambda x: torch.tensor(x, requires_grad=True) * 1,
-    "bfloat16": lambda x: torch.tensor(x, dtype=torch.bfloat16),
-    "float8": lambda x: torch.tensor(x).to(torch.float8_e4m3fn),
-    "of whole numbers": lambda x: torch.tensor(x, dtype=torch.int64),
-    "not contiguous": lambda x: torch.tensor(x.T.copy()).T,
-    "sparse": lambda x: torch.tensor(x).to_sparse(),
-    "negated in place": lambda x: torch.tensor(-x).neg(),
-    "JAX's bfloat16": lambda x: jnp.asarray(x, jnp.bfloat16),
-    "numpy's float64": lambda x: x.astype(np.float64),
-    "read-only": lambda x: np.broadcast_to(x, x.shape),
-    "lists": lambda x: x.tolist(),
+    "numpy, float16": (lambda x: x.astype(np.float16), 0),
+    "numpy, float32": (lambda x: x, 0),
+    "numpy, float64": (lambda x: x.astype(np.float64), 0),
+    "numpy, whole numbers": (lambda x: x.astype(np.int64), 0),
+    "numpy, read-only": (lambda x: np.broadcast_to(x, x.shape), 0),
+    "numpy, lists": (lambda x: x.tolist(), 0),
+    "jax, float32": (jnp.asarray, 0),
+    "jax, bfloat16": (lambda x: jnp.asarray(x, jnp.bfloat16), 0),
+    "torch, float16": (lambda x: torch.tensor(x, dtype=torch.float16), 2**-11),
+    "torch, bfloat16": (lambda x: torch.tensor(x, dtype=torch.bfloat16), 2**-8),
+    "torch, float32": (torch.tensor, 0),
+    "torch, float64": (lambda x: torch.tensor(x, dtype=torch.float64), 0),
+    "torch, float8": (lambda x: torch.tensor(x).to(torch.float8_e4m3fn), 2**-4),
+    "torch, whole numbers": (lambda x: torch.tensor(x, dtype=torch.int64), 0),
+    "torch, not contiguous": (lambda x: torch.tensor(x.T.copy()).T, 0),
+    "torch, sparse": (lambda x: torch.tensor(x).to_sparse(), 0),
+    "torch, negated in place": (lambda x: torch._neg_view(torch.tensor(-x)), 0),
+    "torch, a parameter": (lambda x: torch.nn.Parameter(torch.tensor(x)), 0),
 }
+LIBRARY = {"numpy": np.ndarray, "jax": jax.Array, "torch": torch.Tensor}
+
+
+def assert_of(result, form: str, rows, expected: np.ndarray) -> None:
+    """`result` equals `expected` after rounding, and has the library and the number format that belong to the rows."""
+    library, rounding = form.partition(",")[0], ROWS[form][1]
+    assert isinstance(result, LIBRARY[library])
+    if library == "torch":
+        assert result.dtype == (rows.dtype if rows.is_floating_point() else torch.float32)
+        assert result.requires_grad == rows.requires_grad
+        result = result.detach().double()
+    else:
+        assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=1e-5 + rounding, atol=1e-4 + rounding / 4)
 
 
 @pytest.mark.parametrize("form", ROWS)
-def test_rows_of_any_library_and_number_format_are_the_same_rows(sae, form):
-    np.testing.assert_array_equal(sae.encode(ROWS[form](X_NxD)), sae.encode(X_NxD))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_results_have_the_library_and_the_format_of_the_rows(architecture, form):
+    sae, x = in_memory(architecture), ROWS[form][0](X_NxD)
+    features, reconstruction = saelens_in_numpy(sae.dictionary, X_NxD.astype(np.float64))
+    assert (features != 0).any() and (features == 0).any()
+    assert_of(sae.encode(x), form, x, features)
+    assert_of(sae(x), form, x, reconstruction)
+    whole_NxF = np.resize(X_NxD, (50, F))
+    f, by_hand = ROWS[form][0](whole_NxF), whole_NxF @ np.float64(sae.W_dec) + np.float64(sae.b_dec)
+    assert_of(sae.decode(f), form, f, by_hand)
 
 
+CENTERED = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+MODELS = [(case, {}) for case in CASES] + [((architecture, {}), CENTERED) for architecture in ARCHITECTURES]
+
+
+@pytest.mark.parametrize(("case", "metadata"), MODELS)
+def test_torch_computes_what_saelens_computes_and_its_gradient(case, metadata):
+    sae = in_memory(case[0], metadata, **case[1])
+
+    def by_hand(x_NxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean_Nx1 = x_NxD.mean(1, keepdims=True) if metadata else 0
+        features, reconstruction = saelens_in_numpy(sae.dictionary, x_NxD - mean_Nx1)
+        return features, reconstruction + mean_Nx1
+
+    x_NxD = np.random.default_rng(0).standard_normal((50, D)) + 0.5
+    x = torch.tensor(x_NxD, dtype=torch.float32, requires_grad=True)
+    f, x_hat = sae.encode(x), sae(x)
+    np.testing.assert_allclose(f.detach(), by_hand(x_NxD)[0], atol=2e-5)
+    np.testing.assert_allclose(x_hat.detach(), by_hand(x_NxD)[1], atol=1e-4)
+    torch.sin(x_hat).sum().backward()
+    for d, step in enumerate(1e-6 * np.eye(D)):
+        (f_up, up), (f_down, down) = by_hand(x_NxD + step), by_hand(x_NxD - step)
+        smooth_N = ((f_up != 0) == (f_down != 0)).all(1)
+        assert smooth_N.sum() > 45
+        slope_N = (np.sin(up) - np.sin(down)).sum(1) / 2e-6
+        np.testing.assert_allclose(x.grad[smooth_N, d], slope_N[smooth_N], rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("library", LIBRARY)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("shape", [(0, D), (0, 2, D), (D,), (5, 1, D)])
-def test_rows_may_have_any_leading_dimensions(tmp_path, architecture, shape):
-    sae = loaded(architecture, tmp_path)
+def test_rows_may_have_any_leading_dimensions(architecture, shape, library):
+    sae, of = in_memory(architecture), {"numpy": np.asarray, "jax": jnp.asarray, "torch": torch.tensor}[library]
     x = np.resize(X_NxD, shape)
-    f = sae.encode(torch.tensor(x))
-    assert f.shape == (*shape[:-1], F) and sae(x).shape == shape and sae.decode(f).shape == shape
+    f = sae.encode(of(x))
+    assert f.shape == (*shape[:-1], F) and sae(of(x)).shape == shape and sae.decode(f).shape == shape
     if x.size:
-        np.testing.assert_allclose(f.reshape(-1, F), sae.encode(x.reshape(-1, D)), atol=1e-6)
+        np.testing.assert_allclose(np.asarray(f).reshape(-1, F), sae.encode(x.reshape(-1, D)), atol=1e-5)
+
+
+def test_the_torch_module_computes_the_same_and_can_be_trained(sae):
+    module, x = sae.to_torch(), torch.tensor(X_NxD)
+    assert (module.d_in, module.d_sae, module.hook_name) == (sae.d_in, sae.d_sae, sae.hook_name) == (D, F, None)
+    assert torch.equal(module.encode(x), sae.encode(x)) and torch.equal(module(x), sae(x))
+    assert torch.equal(module.decode(sae.encode(x)), sae(x))
+    before, optimizer = module(x).sub(x).square().sum(), torch.optim.SGD(module.parameters(), 1e-5)
+    before.backward()
+    optimizer.step()
+    assert module(x).sub(x).square().sum() < before and {p.dtype for p in module.parameters()} == {torch.float32}
+    assert not torch.equal(module(x), sae(x))  # the loaded SAE stays as it is
+    assert module.to(torch.bfloat16)(x).dtype == torch.float32
+
+
+def test_torch_ignores_autocast_and_forgets_inference_mode():
+    sae, x = in_memory("gated"), torch.tensor(X_NxD, requires_grad=True)
+    with torch.inference_mode():
+        expected = sae(x)  # the first call makes the module
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = sae(x)
+    assert torch.equal(result, expected)
+    result.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_numpy_results_can_be_written_to(sae):
+    sae.encode(X_NxD)[:] = 0
 
 
 def test_encoding_can_be_differentiated_and_compiled(sae):
@@ -91,6 +167,7 @@ def test_encoding_can_be_differentiated_and_compiled(sae):
 def test_invalid_rows_are_refused_with_the_reason(sae, rows, reason):
     with pytest.raises(InputError, match=reason):
         sae.encode(rows)
+    np.testing.assert_allclose(sae.encode(torch.tensor(X_NxD)), sae.encode(X_NxD), atol=1e-4)  # it still works
 
 
 TRAINED, LOST = {"id": "a", "failed": None}, {"id": "b", "failed": {"step": 7}}

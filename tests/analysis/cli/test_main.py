@@ -19,10 +19,11 @@ from command_line import BUNDLED, ROOT, THREE_KINDS, environment, files_of, shar
 from safetensors.numpy import load_file
 
 import main
+from analysis import training
 from analysis.cli import train as train_command
 from harvest import capture
 from harvest.request import HarvestRequest
-from harvest.sources import resolve
+from harvest.sources import named_files, resolve
 from sae_jax import cost as plan
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import LOCK
@@ -520,9 +521,9 @@ def test_a_changed_text_gives_another_run(cache, tmp_path):
     lines = [json.dumps({"text": f"{i} " + "the sea and the ship and the storm " * 20}) + "\n" for i in range(60)]
     argv = ("--model-name", "bundled", "--dataset", text, "--n-samples", 100, "--seq-len", 10, "--epochs", 1)
     text.write_text("".join(lines))
-    before = train_command.named_files(HarvestRequest(dataset=str(text)))
+    before = named_files(HarvestRequest(dataset=str(text)))
     text.write_text("".join(reversed(lines)))
-    assert train_command.named_files(HarvestRequest(dataset=str(text))) != before
+    assert named_files(HarvestRequest(dataset=str(text))) != before
     run = tmp_path / "run"
     assert typed(*argv, "--run-dir", run, cache=cache).returncode == 0
     text.write_text("".join(lines))
@@ -549,7 +550,7 @@ def test_a_new_run_resolves_model_and_text_once(cache, tmp_path, monkeypatch):
         asked.append(arguments)
         return resolve(*arguments)
 
-    for module in (train_command, capture, plan):
+    for module in (training, capture, plan):
         monkeypatch.setattr(module, "resolve", counted, raising=False)
     argv = [*SMOKE, "--ce-windows", "0", "--run-dir", str(tmp_path / "run"), "--cache-dir", str(cache)]
     assert main.run_as_command(list(map(str, argv))) == 0

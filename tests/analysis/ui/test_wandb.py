@@ -16,6 +16,7 @@ from PIL import Image
 from wandb_files import records
 
 from analysis.cli import train as train_command
+from analysis.training import RunOptions, wandb_log
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.wandb_log import WandbLog
 from harvest.errors import InputError
@@ -296,7 +297,5 @@ def test_a_call_of_wandb_that_hangs_does_not_block_the_exit(cache, tmp_path):
 def test_a_local_model_is_named_in_its_config(tmp_path):
     request = HarvestRequest(model_name=str(BUNDLED_MODEL), dataset=str(BUNDLED_CORPUS))
     asked = {"harvest": request.to_json(), "train": TrainConfig().to_json(), "files": named_files(request)}
-    log = train_command.wandb_log(
-        request, TrainConfig(), train_command.Options(), RunDirectory(tmp_path, asked), Terminal()
-    )
+    log = wandb_log(request, TrainConfig(), RunOptions(), RunDirectory(tmp_path, asked), Terminal())
     assert log._config["model_name"] == str(BUNDLED_MODEL) and log._config["files"] == named_files(request)
