@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from harvest.errors import InputError
 from sae_jax.formats import Dictionary, is_dictionary, load_dictionary
 from sae_jax.formats.dictionary import KIND_OF
-from sae_jax.members import only_member
+from sae_jax.lookup import only_member
 from sae_jax.run_directory import RunDirectory, refuse_unfinished
 
 

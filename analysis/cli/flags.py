@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from analysis.cli.completion import complete, completer_of
 from harvest.errors import InputError
 from harvest.files import refuse_as_target
 from harvest.flags import Flags, flag
 
 T = TypeVar("T", bound=Flags)
+
+
+def program() -> str:
+    """The words with which the user has started the program."""
+    script = Path(sys.argv[0]).name
+    if script == "main.py":
+        return f"python {quote(sys.argv[0])}"
+    return {"sae-jax": "sae-jax", "__main__.py": "python -m sae_jax"}.get(script, "python main.py")
+
+
+def pasted(text: str) -> str:
+    """The text with its commands as this user can paste them into the shell."""
+    return text.replace("python main.py", program())
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question for a mistyped word: ": did you mean show?", or nothing if no known word is near."""
+    found = get_close_matches(word, list(known), n=1)
+    return f": did you mean {found[0]}?" if found else ""
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -27,10 +51,24 @@ class Help(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises InputError instead of printing its usage, and accepts no abbreviated flags."""
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(formatter_class=Help, allow_abbrev=False, **kwargs)
+    def __init__(self, command: str, description: str | None):
+        super().__init__(
+            prog=f"{program()} {command}",
+            description=pasted(description or ""),
+            formatter_class=Help,
+            allow_abbrev=False,
+        )
         self.register("type", str, not_empty)
         self.register("type", Path, lambda text: Path(not_empty(text)))
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        complete(self)
+        values, unknown = self.parse_known_args(args, namespace)
+        if flags := [word.partition("=")[0] for word in unknown if word.startswith("--")]:
+            self.error(f"{flags[0]}: there is no such flag{nearest(flags[0], self._option_string_actions)}")
+        if unknown:
+            self.error(f"{unknown[0]}: one word too many")
+        return values
 
     def error(self, message: str):
         raise InputError(f"{message} (see --help)")
@@ -49,7 +87,7 @@ def place(metavar: str, help: str) -> Any:
 
 def parsed(command: str, description: str | None, argv: list[str], *classes: type[Flags]) -> dict[str, Any]:
     """The values that a command was given for the fields of these dataclasses, for `filled`."""
-    parser = Parser(prog=f"main.py {command}", description=description)
+    parser = Parser(command, description)
     for cls in classes:
         parser.add_flags(cls)
     values = vars(parser.parse_args(argv))
@@ -98,8 +136,10 @@ def add_flag(group: Any, field: Field, hint: Any) -> None:
             off = name.replace("--", "--no-")
             group.add_argument(off, dest=field.name, action="store_false", help=f"turn {name} off")
         return
-    metavar = "|".join(field.metadata.get("choices", ())) or kind.__name__.upper()
-    group.add_argument(name, type=kind, nargs=several, default=default, metavar=metavar, help=help)
+    choices = field.metadata.get("choices", ())
+    metavar = "|".join(choices) or kind.__name__.upper()
+    action = group.add_argument(name, type=kind, nargs=several, default=default, metavar=metavar, help=help)
+    action.completer = completer_of(field.name, choices)
     for short, value in field.metadata.get("shorthands", {}).items():
         one = (value,) if several else value
         group.add_argument(

@@ -6,7 +6,6 @@ python main.py --n-samples 100 --seq-len 10 --epochs 2  # a quick test, about a 
 python main.py --preset frontier                        # kinds x sparsities x seeds, and the Pareto plot
 
 Flags that take several values train one SAE (a member of the run) for each combination of values.
-`python main.py COMMAND --help` describes a command that analyses a run. These are the commands:
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from joblib import cpu_count
 
-from analysis.cli import COMMANDS
 from analysis.cli.flags import Parser, filled, keep_compiled
 from analysis.cli.show import show_results
 from analysis.ui.terminal.live import Terminal
@@ -70,7 +68,7 @@ class Options(Flags):
 
 
 def build_parser() -> Parser:
-    parser = Parser(description=f"{__doc__}{', '.join(COMMANDS)}")
+    parser = Parser("train", __doc__)
     about = "use the flags of a published set-up (or of our `frontier`) as defaults; `list` shows all set-ups"
     parser.add_argument("--preset", metavar="NAME", help=about)
     parser.add_flags(HarvestRequest, "activations")

@@ -16,7 +16,8 @@ from harvest.hub import Kind
 from harvest.request import HarvestRequest, Site
 from harvest.sources import model_fingerprint, name_of, place_of
 from sae_jax.config import SPARSITY_CONTROLS
-from sae_jax.members import Member, chosen_members, member_id, only_member
+from sae_jax.lookup import chosen_members, only_member
+from sae_jax.members import Member, member_id
 from sae_jax.run_directory import METRICS_FILE, WITHOUT_LINE, WRITTEN_AGAIN, RunDirectory, refuse_links
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from harvest.errors import InputError
 from sae_jax.formats import Dictionary, save_dictionary
 from sae_jax.formats.saelens import new_cfg
 from sae_jax.loading import LoadedSAE
-from sae_jax.members import only_member
+from sae_jax.lookup import only_member
 
 D, F = 6, 16
 X_NxD = np.random.default_rng(0).integers(-8, 8, (5, D)).astype(np.float32)  # exact in every format, even float8
@@ -105,8 +105,8 @@ def test_the_only_member_that_did_not_fail_need_not_be_named(name):
     "records, name, trouble",
     [
         ([TRAINED, LOST], "b", "--member b failed at step 7 and was not written: give another member"),
-        ([TRAINED, LOST], "c", "--member c is not in run: give one of a"),
-        ([TRAINED, TRAINED | {"id": "c"}], None, "--member is missing and the run has several: give one of a, c"),
+        ([TRAINED, LOST], "c", "--member c is not in run: its nearest ids are a"),
+        ([TRAINED, TRAINED | {"id": "c"}], None, "--member is missing and the run has several: give best, or one of a, c"),
         ([LOST], None, "all members of run failed: give another run"),
     ],
 )

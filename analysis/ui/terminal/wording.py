@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import zip_longest
 from typing import Any
 
-HYPHEN = re.compile(r"(?<!\de)-")  # between the parts of an id, not in 1e-3
 # Control characters except the line feed, marks that change the writing direction, and unpaired surrogates.
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -18,10 +16,10 @@ def visible(text: str) -> str:
 
 
 def number_cells(metrics: dict[str, float]) -> list[str]:
-    """Loss, explained variance, L0 and dead fraction as text."""
+    """The loss (the mean squared error), explained variance, L0 and dead fraction as text."""
     loss, variance, l0, dead = (
         math.nan if (value := metrics.get(name)) is None else float(value)
-        for name in ("loss", "explained_variance", "l0", "dead_fraction")
+        for name in ("mse", "explained_variance", "l0", "dead_fraction")
     )
     loss_text = f"{loss:.4g}" if abs(loss) >= 1e4 or 0 < abs(loss) < 1e-3 else f"{loss:#.4g}".rstrip(".")
     variance_text = f"{variance:.3f}" if abs(variance) < 100 else f"{variance:.2g}"
@@ -29,7 +27,7 @@ def number_cells(metrics: dict[str, float]) -> list[str]:
 
 
 def ranges_text(members: list[dict[str, float]]) -> str:
-    names = {"loss": ("loss", "{:.4g}"), "explained_variance": ("EV", "{:.3f}"), "l0": ("L0", "{:.1f}")}
+    names = {"mse": ("loss", "{:.4g}"), "explained_variance": ("EV", "{:.3f}"), "l0": ("L0", "{:.1f}")}
     parts = []
     for name, (label, number) in names.items():
         finite = [m[name] for m in members if math.isfinite(m.get(name, math.nan))]
@@ -103,21 +101,13 @@ def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[s
     for member in members:
         asked = Member.from_results(member).l0_asked
         metrics = member.get("metrics") or {}
-        loss, variance, l0, dead = number_cells({**metrics, "loss": metrics.get("mse", math.nan)})
+        loss, variance, l0, dead = number_cells(metrics)
         loss = "failed" if member.get("failed") else loss
         sparsity = percent_text(metrics.get("sparsity", math.nan), digits=2)
         train = share_text(metrics.get("explained_variance_train"))
         rows.append([member_name(member), loss, sparsity, variance, train, f"{l0} ({asked:g})" if asked else l0, dead])
         rows[-1] += [share_text(metrics.get("ce_recovered"))] if measured else []
     return header, rows
-
-
-def told_apart(ids: list[str]) -> list[str]:
-    """The ids without the parts that all of them share, if the rest still distinguishes them."""
-    columns = list(zip_longest(*(HYPHEN.split(name) for name in ids), fillvalue=""))
-    different = [column for column in columns if len(set(column)) > 1]
-    short = ["-".join(filter(None, parts)) for parts in zip(*different, strict=True)]
-    return short if all(short) and len(set(short)) == len(ids) else ids
 
 
 def failure_text(member: dict[str, Any]) -> str:

@@ -93,7 +93,7 @@ def test_the_help_of_a_command_is_fast(command, cache):
 
 def test_a_command_that_does_not_exist_is_answered_with_those_that_do(capsys):
     assert main.run_as_command(["shwo", "runs/first"]) == 2
-    assert "shwo: there is no such command: give one of attribute, dashboard" in capsys.readouterr().err
+    assert "shwo: there is no such command: did you mean show?" in capsys.readouterr().err
 
 
 def test_every_command_has_a_name():

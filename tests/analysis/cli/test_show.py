@@ -14,10 +14,10 @@ from command_line import THREE_KINDS, shared_cache, start, trained, typed
 from filelock import FileLock
 
 from analysis.cli.show import follow
-from analysis.runs.best_member import best_member
 from analysis.runs.live import LiveRun
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.scatter import scatter
+from sae_jax.best_member import best_member, best_members
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,8 @@ def test_the_best_member_explains_most_near_the_target_l0():
         "failed": {"explained_variance": float("nan"), "l0": float("nan")},
     }
     asked = dict.fromkeys(metrics, 32.0)
-    assert best_member(metrics, asked) == "near"
+    assert best_member(metrics, asked) == "near" and best_members(metrics, asked) == {"near"}
+    assert best_members(metrics, asked | {"near": 33.0, "far": 33.0}) == {"near", "worse"}, "one for each target"
     assert best_member(metrics, asked | {"far": None}) == "far"
     assert best_member({"near": metrics["near"]}, asked) is None
     assert best_member({name: metrics["failed"] for name in "ab"}, {}) is None
