@@ -19,6 +19,8 @@ from harvest.flags import Flags, flag
 
 T = TypeVar("T", bound=Flags)
 
+MEMBER = "the member, by its id, a part of it or `best`; needed if the run has several"
+
 
 def program() -> str:
     """The words with which the user has started the program."""
@@ -80,9 +82,9 @@ class Parser(argparse.ArgumentParser):
             add_flag(group, field, hints[field.name])
 
 
-def place(metavar: str, help: str) -> Any:
-    """A dataclass field that is a positional argument on the command line."""
-    return flag(MISSING, help, place=metavar)
+def place(metavar: str, help: str, default: Any = MISSING) -> Any:
+    """A dataclass field that is a positional argument on the command line, which may be left out with a default."""
+    return flag(default, help, place=metavar)
 
 
 def parsed(command: str, description: str | None, argv: list[str], *classes: type[Flags]) -> dict[str, Any]:
@@ -128,7 +130,8 @@ def add_flag(group: Any, field: Field, hint: Any) -> None:
     kind = next((k for k in (int, float, Path) if k is hint or k in get_args(hint)), str)
     several = "+" if get_origin(hint) is tuple else None
     if metavar := field.metadata.get("place"):
-        group.add_argument(field.name, type=kind, nargs=several, metavar=metavar, help=help)
+        often = several if default is MISSING else "?"
+        group.add_argument(field.name, type=kind, nargs=often, default=default, metavar=metavar, help=help)
         return
     if hint is bool:
         group.add_argument(name, dest=field.name, action="store_true", default=default, help=help)

@@ -1,4 +1,4 @@
-"""Train and evaluate sparse autoencoders (SAEs) on the activations of a language model, in one command.
+"""Train sparse autoencoders (SAEs) on a language model, and measure them.
 
 python main.py --activation jump_relu                   # one SAE with default settings
 python main.py --activation relu jump_relu topk         # three SAEs, trained together on the same batches
@@ -13,27 +13,29 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from joblib import cpu_count
 
-from analysis.cli.flags import Parser, filled, keep_compiled
-from analysis.cli.show import show_results
+from analysis.cli.flags import Parser, filled, keep_compiled, pasted
+from analysis.cli.output import Output
+from analysis.cli.show import say_commands, show_results
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
+from analysis.ui.terminal.wording import counted, duration_text
 from harvest.capture import harvest, harvest_again
 from harvest.errors import InputError
 from harvest.flags import COUNT, NUMBER, POSITIVE, Flags, flag, named
-from harvest.request import HarvestRequest, Site, default_cache_dir
+from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, HarvestRequest, Site, default_cache_dir
 from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import FLAGS_OF_SOME_KINDS, TrainConfig, flags_of_kind
 from sae_jax.members import members_of
 from sae_jax.presets import PRESETS, bundled_model, preset_named, scale_down
-from sae_jax.run_directory import RunDirectory, default_name
+from sae_jax.run_directory import RunDirectory, default_path
 
 if TYPE_CHECKING:
     from analysis.ui.wandb_log import WandbLog
@@ -55,7 +57,6 @@ class Options(Flags):
     )
     resume: bool = flag(False, "continue an interrupted run from its last checkpoint")
     force: bool = flag(False, "start over, even if the run is finished or interrupted")
-    quiet: bool = flag(False, "print only the path of the run, and failed members on standard error")
     dry_run: bool = flag(False, "print what would be trained and the estimated cost, without training")
     use_wandb: bool = flag(False, "log to Weights & Biases; offline if you are not logged in")
     wandb_project: str = flag("sae-interpretability", "Weights & Biases project")
@@ -74,6 +75,7 @@ def build_parser() -> Parser:
     parser.add_flags(HarvestRequest, "activations")
     parser.add_flags(TrainConfig, "training")
     parser.add_flags(Options, "running")
+    parser.add_flags(Output, "output")
     return parser
 
 
@@ -115,40 +117,62 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
 
 
 def run(argv: list[str]) -> None:
-    if build_parser().parse_args(argv).preset == "list":
+    values = build_parser().parse_args(argv)
+    if values.preset == "list":
         with Terminal() as terminal:
             terminal.show(preset_table(PRESETS))
         return
     request, config, options, preset = parse(argv)
+    output = filled(Output, vars(values))
     if options.dry_run:
-        print_plan(request, config, options, preset)
+        print_plan(request, config, output, preset)
         return
     asked = {"harvest": request.to_json(), "train": config.to_json(), "files": named_files(request)}
     asked |= {"preset": preset} if preset else {}
-    run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
+    run = RunDirectory(options.run_dir or default_path(asked), asked)
     run.refuse_another_run()
     run.note_places()
-    with Terminal(quiet=options.quiet) as terminal, ExitStack() as others:
+    with output.terminal() as terminal:
         say_preset(preset, terminal)
-        if answered(run, request, options, terminal):
-            return
-        keep_compiled(options.cache_dir)
-        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
-        began, sources = time.perf_counter(), None
-        if not options.resume:
-            from sae_jax.cost import memory
-            from sae_jax.training.memory import refuse_too_large
+        if not answered(run, request, options, terminal):
+            if not argv:
+                terminal.say(pasted("the default settings are used; `python main.py --help` lists what else there is"))
+            terminal.begin(job_text(request, config))
+            harvest_and_train(request, config, options, run, terminal)
+    output.write(run.results or {})
 
-            sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
-            if d_model := sources[0].d_model:  # `train` checks again, with the devices that JAX has found
-                refuse_too_large(memory(config, request, d_model))
-        how: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
-        how["loss_recovered"] = measures_loss_recovered(request, options)
-        if options.resume and run.stores:
-            stores = harvest_again(request, run.stores, options.cache_dir, **how)
-        else:
-            stores = harvest(request, options.cache_dir, sources=sources, **how)
-        harvest_seconds = time.perf_counter() - began
+
+def job_text(request: HarvestRequest, config: TrainConfig) -> str:
+    """What will be trained, in a line."""
+    members = members_of(config, request.sites)
+    kinds, sites = dict.fromkeys(m.activation for m in members), dict.fromkeys((m.hook, m.layer) for m in members)
+    where = ", ".join(f"{hook} of layer {layer}" for hook, layer in sites)
+    return (
+        f"training {counted(len(members), 'member')} ({', '.join(kinds)}) for {counted(config.epochs, 'epoch')} on "
+        f"{request.n_samples:,} windows of {request.seq_len} tokens of {request.dataset or DEFAULT_DATASET}: "
+        f"{where} of {request.model_name or DEFAULT_MODEL}"
+    )
+
+
+def harvest_and_train(
+    request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal
+) -> None:
+    """Harvest, train, measure, and show the results."""
+    keep_compiled(options.cache_dir)
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
+    began, sources = time.perf_counter(), None
+    if not options.resume:
+        sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
+        if d_model := sources[0].d_model:  # `train` checks the memory again, with the devices that JAX has found
+            say_cost(config, request, d_model, terminal)
+    how: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
+    how["loss_recovered"] = measures_loss_recovered(request, options)
+    if options.resume and run.stores:
+        stores = harvest_again(request, run.stores, options.cache_dir, **how)
+    else:
+        stores = harvest(request, options.cache_dir, sources=sources, **how)
+    harvest_seconds = time.perf_counter() - began
+    with ExitStack() as others:
         others.enter_context(run.held())
         if answered(run, request, options, terminal):  # another process may have finished the run in the meantime
             return
@@ -157,22 +181,39 @@ def run(argv: list[str]) -> None:
             log = others.enter_context(wandb_log(request, config, options, run, terminal))
         results = work(stores, harvest_seconds, request, config, options, run, terminal, log)
         show_results(run.path, results, terminal, anew=True)
+        say_commands("next", run.path, terminal)
         if log:
+            terminal.begin("sending the last figures to W&B")
             log.results(results)
 
 
-def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, preset: dict[str, Any] | None) -> None:
-    """Print what would be trained, and the estimated cost."""
+def say_cost(config: TrainConfig, request: HarvestRequest, d_model: int, terminal: Terminal) -> None:
+    """Say about how long training takes. Raises InputError if it needs more memory than this machine has."""
     from sae_jax.cost import plan
-    from sae_jax.training.memory import refuse_too_large
+    from sae_jax.training.memory import has_accelerator, refuse_too_large
 
-    model, _ = resolve(request)
-    if model.d_model is None:
-        raise InputError(
-            f"--dry-run: the config of {model.location} does not state the model's width: leave --dry-run out"
+    planned = plan(config, request, d_model)
+    refuse_too_large(planned.memory)
+    if not has_accelerator():
+        terminal.say(
+            f"{counted(planned.steps, 'step')}: about {duration_text(planned.seconds)} of training on this CPU, "
+            "after the text is harvested and the program compiled"
         )
-    with Terminal(quiet=options.quiet) as terminal:
+
+
+def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, preset: dict[str, Any] | None) -> None:
+    """Print what would be trained, and the estimated cost."""
+    with output.terminal() as terminal:
         say_preset(preset, terminal)
+        terminal.begin(job_text(request, config))
+        from sae_jax.cost import plan
+        from sae_jax.training.memory import refuse_too_large
+
+        model, _ = resolve(request)
+        if model.d_model is None:
+            raise InputError(
+                f"--dry-run: the config of {model.location} does not state the model's width: leave --dry-run out"
+            )
         planned = plan(config, request, model.d_model)
         terminal.table(*plan_cells(planned))
         terminal.say(plan_text(planned))
@@ -180,6 +221,7 @@ def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, p
             refuse_too_large(planned.memory)
         except InputError as error:
             terminal.say(f"training would be refused on this machine: {error}")
+    output.write(asdict(planned))
 
 
 def answered(run: RunDirectory, request: HarvestRequest, options: Options, terminal: Terminal) -> bool:
@@ -195,10 +237,8 @@ def answered(run: RunDirectory, request: HarvestRequest, options: Options, termi
     terminal.say(f"{run.path} is finished; --force trains it again")
     measured = results.get("loss_recovered", {}).get("windows_asked", 0)
     if measures_loss_recovered(request, options) and measured != options.ce_windows:
-        terminal.say(
-            f"its cross-entropy recovered was measured on {measured} windows: `python main.py evaluate "
-            f"{quote(str(run.path))} --ce-windows {options.ce_windows}` measures it on others"
-        )
+        again = pasted(f"python main.py evaluate {quote(str(run.path))} --ce-windows {options.ce_windows}")
+        terminal.say(f"its cross-entropy recovered was measured on {measured} windows: `{again}` measures it on others")
     show_results(run.path, results, terminal)
     return True
 
@@ -249,6 +289,7 @@ def work(
 
     def measure(results: dict) -> None:
         if measures_loss_recovered(request, options):
+            terminal.begin("loading the language model to measure cross-entropy recovered")
             add_loss_recovered(results, run.path, stores, options.ce_windows, terminal.progress)
         elif options.ce_windows:
             terminal.say(
@@ -256,7 +297,7 @@ def work(
                 "use a longer --seq-len"
             )
 
-    terminal.say(f"training on {jax.default_backend()}")
+    terminal.begin(f"training on {jax.default_backend()}")
     return train(
         config,
         list(stores.values()),
@@ -268,5 +309,6 @@ def work(
         harvest_seconds=harvest_seconds,
         measure=measure,
         on_progress=on_progress,
+        on_phase=terminal.progress,
         say=terminal.say,
     )

@@ -70,7 +70,8 @@ class LiveRun:
         if not lines:
             return None
         step, now = lines[-1]["step"], time.monotonic()
-        self.first = self.first or (now, step)
+        if self.first is None or step < self.first[1]:  # a resumed training begins at an earlier checkpoint
+            self.first = (now, step)
         seconds, steps = now - self.first[0], step - self.first[1]
         per_step = seconds / steps if steps else math.nan
         failed = dict.fromkeys(("mse", "explained_variance", "l0", "dead_fraction"), math.nan)

@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sae_jax.members import Member
 from sae_jax.run_directory import RunDirectory
-from sae_jax.training.population import Group
+
+if TYPE_CHECKING:
+    from sae_jax.training.population import Group
 
 SMOOTHING = 0.9  # weight of earlier blocks in the time per step
 

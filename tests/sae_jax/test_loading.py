@@ -106,7 +106,11 @@ def test_the_only_member_that_did_not_fail_need_not_be_named(name):
     [
         ([TRAINED, LOST], "b", "--member b failed at step 7 and was not written: give another member"),
         ([TRAINED, LOST], "c", "--member c is not in run: its nearest ids are a"),
-        ([TRAINED, TRAINED | {"id": "c"}], None, "--member is missing and the run has several: give best, or one of a, c"),
+        (
+            [TRAINED, TRAINED | {"id": "c"}],
+            None,
+            "--member is missing and the run has several: give best, or one of a, c",
+        ),
         ([LOST], None, "all members of run failed: give another run"),
     ],
 )

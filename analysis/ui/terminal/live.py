@@ -54,7 +54,7 @@ LINE_SECONDS = 2.0  # shortest average time between two lines of a log: n lines 
 # Units in which phases count their progress, if they are not tokens.
 UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}
 UNITS |= {"probing": "probes", "absorption": "members", "spurious correlation": "members", "steering": "texts"}
-UNITS |= {"attribution": "gradients", "output scores": "strengths", "evaluation": "sites"}
+UNITS |= {"attribution": "features", "export": "members"}
 UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features", "examples": "members", "figures": "figures"}
 
 
@@ -139,7 +139,7 @@ class Terminal:
         rate = done_here / seconds if seconds > 0 and done_here > 0 else math.nan
         share = done / total if total else 1.0
         left = left_text(share, (total - done) / rate)
-        unit = UNITS.get(phase, "tokens")
+        unit = "rows" if phase.startswith("evaluation") else UNITS.get(phase, "tokens")
         counts = [f"{done:,}/{total:,} {unit}", rate_text(rate, f"{unit}/s")]
 
         def frame(_: int | None) -> RenderableType:

@@ -19,10 +19,12 @@ from rich.text import Text
 from analysis.runs.undefined import why_undefined
 from analysis.ui.terminal.sparkline import LossCurve
 from analysis.ui.terminal.wording import (
+    basis_text,
     failure_text,
     member_name,
-    model_text,
     results_cells,
+    sites_text,
+    source_text,
     times_text,
     visible,
 )
@@ -33,6 +35,7 @@ LOG_COLUMNS = 160  # longest line of progress in a log
 CURVE_COLUMNS = 16  # ids are shortened before the curve gets narrower than this
 BEST = f"highest explained variance for its target L0, with an L0 within {L0_TOLERANCE:.0%} of it"
 ID_COLUMNS = 12  # the curve is shortened before the ids get narrower than this
+SOURCES = {"model": "model", "text": "dataset"}  # the key in results.json of each
 GAP = 2  # between columns
 LEAST_COLUMNS, LEAST_LINES = 40, 5  # on a narrower screen the lines wrap
 
@@ -136,8 +139,15 @@ class Screen(Console):
         if unknown := [(name, why) for name, why in measured if why]:
             sections.append(self._pairs(unknown, inside))
         facts = [(self._best.strip(), BEST)] if best_members_of_results({m["id"]: m for m in members}) else []
-        facts += [("model", model_text(results["model"])), ("backend", results["backend"])]
-        facts += [("time", times_text(results["timing"])), ("results", self.shortened_path(run_dir))]
+        facts += [(name, source_text(results[key])) for name, key in SOURCES.items() if key in results]
+        facts += [("site", sites_text(members))]
+        if held_out := results.get("held_out"):
+            facts += [("held out", basis_text(held_out["rows"], held_out, results.get("loss_recovered")))]
+        facts += [
+            ("backend", results["backend"]),
+            ("time", times_text(results["timing"])),
+            ("results", self.shortened_path(run_dir)),
+        ]
         sections.append(self._pairs(facts, inside))
         frame = Table(box=box.DOUBLE, show_lines=True, border_style="cyan")
         frame.add_column(Text("EXPERIMENT RESULTS", style="bold", justify="center"))

@@ -63,7 +63,21 @@ def rate_text(rate: float, unit: str) -> str:
 
 def counted(number: int, what: str) -> str:
     """The number with its noun, in the singular for 1."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+    if number == 1:
+        return f"{number:,} {what}"
+    return f"{number:,} {what.removesuffix('y')}ies" if what.endswith("ary") else f"{number:,} {what}s"
+
+
+def basis_text(rows: int, measured_on: dict[str, int], loss_recovered: dict[str, int] | None) -> str:
+    """On how many held-out rows, windows and documents the numbers of a table rest."""
+    windows, documents = (counted(measured_on[name], name.removesuffix("s")) for name in ("windows", "documents"))
+    text = f"measured on {counted(rows, 'row')} of {windows} from {documents}"
+    if loss_recovered and loss_recovered.get("windows"):
+        windows, documents = (
+            counted(loss_recovered[name], name.removesuffix("s")) for name in ("windows", "documents")
+        )
+        text += f"; CE recovered on {windows} from {documents}"
+    return text
 
 
 def duration_text(seconds: float) -> str:
@@ -114,8 +128,14 @@ def failure_text(member: dict[str, Any]) -> str:
     return f"stopped at step {member['failed']['step']:,}: {member['failed']['reason']}"
 
 
-def model_text(model: dict[str, Any]) -> str:
-    return f"{model['name']} (fallback: the hub cannot be reached)" if model["fell_back"] else str(model["name"])
+def sites_text(members: list[dict[str, Any]]) -> str:
+    """The layers and hooks that members read."""
+    return ", ".join(dict.fromkeys(f"{member['hook']} of layer {member['layer']}" for member in members))
+
+
+def source_text(source: dict[str, Any]) -> str:
+    """The model or the text of a run."""
+    return f"{source['name']} (fallback: the hub cannot be reached)" if source["fell_back"] else str(source["name"])
 
 
 def times_text(timing: dict[str, float | None]) -> str:
