@@ -80,7 +80,7 @@ def run_of(member: Path) -> Path | None:
 
 def refuse_unfinished(run: Path) -> None:
     if not (run / "results.json").exists():
-        raise InputError(f"{run} is not finished: run its training command with --resume")
+        raise InputError(f"{run} is not finished: its training command with --resume finishes it")
 
 
 def meant(asked: dict) -> dict:

@@ -82,7 +82,7 @@ class Store(Shape):
     directory: Name
     hook_name: Text
     rows: Count
-    model: Used
+    model: Source
     dataset: Source
     identity: Identity
     control: Text | None = None

@@ -137,7 +137,7 @@ def run(argv: list[str]) -> None:
         if not answered(run, request, options, terminal):
             if not argv:
                 terminal.say(pasted("the default settings are used; `python main.py --help` lists what else there is"))
-            terminal.begin(job_text(request, config))
+            terminal.say(job_text(request, config))
             harvest_and_train(request, config, options, run, terminal)
     output.write(run.results or {})
 
@@ -158,6 +158,7 @@ def harvest_and_train(
     request: HarvestRequest, config: TrainConfig, options: Options, run: RunDirectory, terminal: Terminal
 ) -> None:
     """Harvest, train, measure, and show the results."""
+    terminal.begin("loading the libraries")
     keep_compiled(options.cache_dir)
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
     began, sources = time.perf_counter(), None
@@ -205,7 +206,8 @@ def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, pre
     """Print what would be trained, and the estimated cost."""
     with output.terminal() as terminal:
         say_preset(preset, terminal)
-        terminal.begin(job_text(request, config))
+        terminal.say(job_text(request, config))
+        terminal.begin("loading the libraries")
         from sae_jax.cost import plan
         from sae_jax.training.memory import refuse_too_large
 

@@ -181,7 +181,7 @@ def on_words(
     run: FinishedRun,
     saes: dict[str, SAE],
     notes: list[str],
-    on_progress: Callable[[str, int, int], None],
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> dict[str, Any]:
     from analysis.quality import absorption
     from analysis.quality.pooling import pool
