@@ -43,15 +43,15 @@ def complete(parser: ArgumentParser) -> None:
 def completer_of(name: str, choices: tuple[str, ...]) -> Callable[..., list[str]] | None:
     """The function that completes the values of a flag; None for file names, which argcomplete completes itself."""
     if name == "member":
-        return lambda parsed_args, **_: ["best", *members_of(getattr(parsed_args, "run", None))]
+        return lambda parsed_args, **_: ["best", *members_of(vars(parsed_args))]
     return (lambda **_: list(choices)) if choices else None
 
 
-def members_of(run: Any) -> list[str]:
-    """The ids of a run's members."""
+def members_of(values: dict[str, Any]) -> list[str]:
+    """The ids of the members of the run that is on the line."""
     from analysis.runs.finished import FinishedRun
 
     try:
-        return list(FinishedRun.open(Path(run)).members) if run else []
-    except InputError:
+        return list(FinishedRun.open(Path(values.get("run") or values["source"])).members)
+    except (InputError, KeyError, TypeError):
         return []

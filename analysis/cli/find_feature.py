@@ -89,14 +89,10 @@ def show(
     terminal: Terminal,
 ) -> None:
     best, best_of_members = result.features[: result.top], list(result.best_of_members.values())
-    terminal.show(
-        found_table(
-            "Best feature of each dictionary, by AUROC when chosen", best_of_members, densities, result.baselines
-        )
-    )
-    terminal.show(
-        found_table(f"Best {len(best)} features of all dictionaries, by AUROC when chosen", best, densities, {})
-    )
+    order = "by AUROC when chosen"
+    title = f"Best feature of each dictionary, {order}"
+    terminal.show(found_table(title, best_of_members, densities, result.baselines))
+    terminal.show(found_table(f"Best {len(best)} features of all dictionaries, {order}", best, densities, {}))
     for feature in result.features:
         if description := descriptions.get((feature.member, feature.feature)):
             terminal.show(description_text(feature, description, CONTEXTS_SHOWN))

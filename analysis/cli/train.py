@@ -1,4 +1,4 @@
-"""Train sparse autoencoders (SAEs) on a language model, and measure them.
+"""Train sparse autoencoders (SAEs), and measure them.
 
 python main.py --activation jump_relu                   # one SAE with default settings
 python main.py --activation relu jump_relu topk         # three SAEs, trained together on the same batches
@@ -182,6 +182,7 @@ def harvest_and_train(
             log = others.enter_context(wandb_log(request, config, options, run, terminal))
         results = work(stores, harvest_seconds, request, config, options, run, terminal, log)
         show_results(run.path, results, terminal, anew=True)
+        terminal.say(pasted(f"next: python main.py dashboard {quote(str(run.path))}"))
         say_commands("next", run.path, terminal)
         if log:
             terminal.begin("sending the last figures to W&B")

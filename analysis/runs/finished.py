@@ -233,9 +233,7 @@ def read_record(run: Path, name: str) -> dict[str, Any]:
     """The content of one of a run's JSON files. Raises InputError if it is missing, damaged or of the wrong form."""
     path = run / name
     if not path.exists():
-        raise InputError(
-            f"{run} has no {name}: give a finished run; its training command with --resume finishes this one"
-        )
+        raise InputError(f"{run} has no {name}: its training command with --resume finishes it")
     from sae_jax.shapes import read_shaped  # imported here, because importing pydantic is slow
 
     return read_shaped(path, WRITTEN_AGAIN if name == "results.json" else TRAIN_AGAIN)

@@ -29,7 +29,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from analysis.ui.terminal.pulse import Pulse, news
+from analysis.ui.terminal.pulse import Pulse, one_at_a_time
 from analysis.ui.terminal.screen import ID_COLUMNS, LOG_COLUMNS, Screen
 from analysis.ui.terminal.sparkline import LossCurve
 from analysis.ui.terminal.wording import (
@@ -100,7 +100,7 @@ class Terminal:
         self.say(activity)
         self._activity = activity
 
-    @news
+    @one_at_a_time
     def say(self, text: str) -> None:
         """Print a message that stays on screen, above the progress that is being redrawn."""
         if self._quiet:
@@ -115,15 +115,17 @@ class Terminal:
                 for line in text.splitlines()
             )
         self._console.print(self._console.literal(text), soft_wrap=True)
+        self.pulse.has_shown_news()
 
-    @news
+    @one_at_a_time
     def show(self, table: RenderableType) -> None:
         """Print a finished table, as wide as the screen."""
         if not self._quiet:
             self._remove_life()
             self._console.print(table)
+            self.pulse.has_shown_news()
 
-    @news
+    @one_at_a_time
     def progress(self, phase: str, done: int, total: int) -> None:
         """Show a phase's progress bar with its rate and time left.
 
@@ -152,7 +154,7 @@ class Terminal:
         for member_id, loss in losses:
             self._curves[member_id].append(loss)
 
-    @news
+    @one_at_a_time
     def training_progress(self, progress: Progress) -> None:
         """Show step, rows/s and time left, and a table of the members' metrics and loss curves."""
         if self._quiet:
@@ -172,7 +174,7 @@ class Terminal:
         lines = self._log_lines(head_line("train", share, left, counts), progress.members)
         self._show(frame, lines, last=progress.step >= progress.total_steps)
 
-    @news
+    @one_at_a_time
     def results(self, results: dict[str, Any], run_dir: str) -> None:
         """Print the box EXPERIMENT RESULTS from the content of results.json, and the path of the results."""
         self.leave_phase()
@@ -186,7 +188,7 @@ class Terminal:
         if self._console.shortened_path(run_dir) != self._console.literal(run_dir).plain:
             self._console.print(self._console.literal(f"results: {run_dir}"), soft_wrap=True)
 
-    @news
+    @one_at_a_time
     def table(self, header: list[str], rows: list[list[str]]) -> None:
         """Print a table whose rows have an id and numbers."""
         self.leave_phase()
@@ -201,7 +203,7 @@ class Terminal:
         self._phase, self._next, self._calls, self._activity = phase, -math.inf, [], f"at {phase}"
         return True
 
-    @news
+    @one_at_a_time
     def leave_phase(self) -> None:
         """End the phase. Its last frame or line stays visible."""
         self._remove_life()
@@ -221,6 +223,7 @@ class Terminal:
         if self._redraws:
             self._next = now + FRAME_SECONDS
             self._redraw(frame(self._console.height - 1))
+            self.pulse.has_shown_news()
         else:
             self._next = now + LINE_SECONDS * len(lines)
             self._write(lines)

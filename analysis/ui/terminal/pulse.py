@@ -44,14 +44,12 @@ class Pulse:
                     self._shown = now
 
 
-def news(method: Method) -> Method:
-    """A method of an object with a `pulse` that shows something: one at a time, and the pulse is silent after it."""
+def one_at_a_time(method: Method) -> Method:
+    """A method of an object with a `pulse` that does not run while the pulse shows something."""
 
     @wraps(method)
-    def shown(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def alone(self: Any, *args: Any, **kwargs: Any) -> Any:
         with self.pulse.lock:
-            result = method(self, *args, **kwargs)
-            self.pulse.has_shown_news()
-            return result
+            return method(self, *args, **kwargs)
 
-    return shown  # type: ignore[return-value]
+    return alone  # type: ignore[return-value]
