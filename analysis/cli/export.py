@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.cli.flags import MEMBER, filled, parsed, place
-from analysis.cli.output import Screen
+from analysis.cli.output import Quiet
 from analysis.export.hub import push_to_hub, refuse_no_hub
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
@@ -34,8 +34,8 @@ class Options(Flags):
 
 
 def run(argv: list[str]) -> None:
-    values = parsed("export", __doc__, argv, Options, Screen)
-    options, screen = filled(Options, values), filled(Screen, values)
+    values = parsed("export", __doc__, argv, Options, Quiet)
+    options, output = filled(Options, values), filled(Quiet, values)
     source = options.source
     if options.to is None:
         raise InputError("--to is missing: give a new or empty directory to write to")
@@ -43,11 +43,11 @@ def run(argv: list[str]) -> None:
     if options.neuronpedia:
         if options.push_to_hub:
             raise InputError("--push-to-hub uploads weights, not the pages of --neuronpedia: leave one of them out")
-        write_neuronpedia(source, options, screen)
+        write_neuronpedia(source, options, output)
         return
     if repo := options.push_to_hub:
         refuse_no_hub(repo)
-    with screen.terminal() as terminal:
+    with output.terminal() as terminal:
         terminal.begin(f"reading {source}")
         from analysis.export.model_card import member_facts, model_card
         from sae_jax.formats import load_dictionary, save_dictionary
@@ -65,11 +65,11 @@ def run(argv: list[str]) -> None:
             terminal.say(push_to_hub(options.to, repo, dictionary.name))
 
 
-def write_neuronpedia(source: Path, options: Options, screen: Screen) -> None:
+def write_neuronpedia(source: Path, options: Options, output: Quiet) -> None:
     run = FinishedRun.open(source)
     member = run.only(options.member)
     assert options.to is not None
-    with screen.terminal() as terminal:
+    with output.terminal() as terminal:
         terminal.begin("loading the libraries")
         from analysis.export.neuronpedia import export
 

@@ -18,7 +18,7 @@ STANDARD_OUTPUT = Path("-")
 
 
 @dataclass(frozen=True)
-class Screen(Flags):
+class Quiet(Flags):
     """The flag of commands that show something."""
 
     quiet: bool = flag(False, "print no progress and no tables; training prints the path of its run")
@@ -30,7 +30,7 @@ class Screen(Flags):
 
 
 @dataclass(frozen=True)
-class Output(Screen):
+class Output(Quiet):
     """The flags of commands that compute something."""
 
     json: Path | None = flag(

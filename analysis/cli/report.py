@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
-from analysis.cli.output import Screen
+from analysis.cli.output import Quiet
 from harvest.errors import InputError
 from harvest.flags import Flags, flag
 from harvest.request import default_cache_dir
@@ -30,7 +30,7 @@ class Options(Flags):
 
 
 def run(argv: list[str]) -> None:
-    values = parsed("report", __doc__, argv, Options, Screen)
+    values = parsed("report", __doc__, argv, Options, Quiet)
     options = filled(Options, values)
     from rich.filesize import decimal as size_text
 
@@ -43,7 +43,7 @@ def run(argv: list[str]) -> None:
         raise InputError(f"--to {to}: must be a file in an existing folder: create the folder, or give another file")
     if not os.access(to.parent, os.W_OK):
         raise InputError(f"{to.parent} cannot be written to: give another file by --to")
-    with filled(Screen, values).terminal() as terminal:
+    with filled(Quiet, values).terminal() as terminal:
         terminal.begin("loading the libraries")
         from analysis.ui.report.contents import compose
         from analysis.ui.report.files import write_report
