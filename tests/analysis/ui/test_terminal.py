@@ -456,7 +456,7 @@ def test_a_sign_of_life_is_removed_from_the_screen():
     lines, sent = on_a_terminal("silent()", 80)
     assert b"still loading the model (3 s)" in sent and b"still at harvest (3 s)" in sent
     kept = [line for line in lines if line]
-    assert kept[0] == "loading the model" and kept[-1] == "done" and "still" not in "".join(kept)
+    assert kept[0] == "loading the model" and "done" in kept and "still" not in "".join(kept)
 
 
 def test_a_log_shows_the_latest_progress_if_it_was_not_due():
