@@ -14,12 +14,14 @@ import pytest
 from command_line import BUNDLED, ROOT, THREE_KINDS, environment, shared_cache, trained
 from populations import finished_run
 from rows import make_store
+from tokenizers import Tokenizer
 
 import main
 from analysis.cli.flags import program
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.screen import Screen
 from harvest.errors import InputError
+from harvest.sources import BUNDLED_MODEL
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import default_path, run_of
 
@@ -90,6 +92,13 @@ def test_commands_are_printed_as_the_user_types_them(monkeypatch):
     }.items():
         monkeypatch.setattr(sys, "argv", [started])
         assert program() == typed
+
+
+def test_the_words_that_attribute_suggests_are_one_token_of_the_bundled_model():
+    tokenizer = Tokenizer.from_file(str(BUNDLED_MODEL / "tokenizer.json"))
+    source = (ROOT / "analysis" / "cli" / "attribute.py").read_text()
+    words = set(re.findall(r"--(?:target|against) [\"']( \w+)[\"']", source))
+    assert len(words) == 2 and all(len(tokenizer.encode(word, add_special_tokens=False)) == 1 for word in words)
 
 
 # Ids.
