@@ -10,17 +10,16 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Protocol
 
-from joblib import cpu_count
-
+from analysis.ui.terminal.wording import counted, duration_text, pasted
 from harvest.capture import harvest, harvest_again
 from harvest.errors import InputError
 from harvest.flags import COUNT, NUMBER, POSITIVE, Flags, flag, named
-from harvest.request import HarvestRequest, Site, default_cache_dir
+from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, HarvestRequest, Site, default_cache_dir
 from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import FLAGS_OF_SOME_KINDS, TrainConfig, flags_of_kind
 from sae_jax.members import members_of
-from sae_jax.run_directory import RunDirectory, default_name
+from sae_jax.run_directory import RunDirectory, default_path
 
 if TYPE_CHECKING:
     from analysis.ui.terminal.live import Terminal
@@ -96,21 +95,22 @@ def train_run(
     """
     asked = {"harvest": request.to_json(), "train": config.to_json(), "files": named_files(request)}
     asked |= {"preset": preset} if preset else {}
-    run = RunDirectory(options.run_dir or Path("runs") / default_name(asked), asked)
+    run = RunDirectory(options.run_dir or default_path(asked), asked)
     run.refuse_another_run()
     run.note_places()
     if answered(run, request, options, terminal, show):
         return run.path
+    terminal.say(job_text(request, config))
+    terminal.begin("loading the libraries")
+    from joblib import cpu_count
+
     keep_compiled(options.cache_dir)
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
     began, sources = time.perf_counter(), None
     if not options.resume:
-        from sae_jax.cost import memory
-        from sae_jax.training.memory import refuse_too_large
-
         sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
-        if d_model := sources[0].d_model:  # `train` checks again, with the devices that JAX has found
-            refuse_too_large(memory(config, request, d_model))
+        if d_model := sources[0].d_model:  # `train` checks the memory again, with the devices that JAX has found
+            say_cost(config, request, d_model, terminal)
     how: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
     how["loss_recovered"] = measures_loss_recovered(request, options)
     if options.resume and run.stores:
@@ -128,8 +128,35 @@ def train_run(
         results = work(stores, harvest_seconds, request, config, options, run, terminal, log)
         show(run.path, results, anew=True)
         if log:
+            terminal.begin("sending the last figures to W&B")
             log.results(results)
     return run.path
+
+
+def job_text(request: HarvestRequest, config: TrainConfig) -> str:
+    """What will be trained, in a line."""
+    members = members_of(config, request.sites)
+    kinds, sites = dict.fromkeys(m.activation for m in members), dict.fromkeys((m.hook, m.layer) for m in members)
+    where = ", ".join(f"{hook} of layer {layer}" for hook, layer in sites)
+    return (
+        f"training {counted(len(members), 'member')} ({', '.join(kinds)}) for {counted(config.epochs, 'epoch')} on "
+        f"{request.n_samples:,} windows of {request.seq_len} tokens of {request.dataset or DEFAULT_DATASET}: "
+        f"{where} of {request.model_name or DEFAULT_MODEL}"
+    )
+
+
+def say_cost(config: TrainConfig, request: HarvestRequest, d_model: int, terminal: Terminal) -> None:
+    """Say about how long training takes. Raises InputError if it needs more memory than this machine has."""
+    from sae_jax.cost import plan
+    from sae_jax.training.memory import has_accelerator, refuse_too_large
+
+    planned = plan(config, request, d_model)
+    refuse_too_large(planned.memory)
+    if not has_accelerator():
+        terminal.say(
+            f"{counted(planned.steps, 'step')}: about {duration_text(planned.seconds)} of training on this CPU, "
+            "after the text is harvested and the program compiled"
+        )
 
 
 def keep_compiled(cache_dir: Path) -> None:
@@ -150,10 +177,8 @@ def answered(run: RunDirectory, request: HarvestRequest, options: RunOptions, te
     terminal.say(f"{run.path} is finished; --force trains it again")
     measured = results.get("loss_recovered", {}).get("windows_asked", 0)
     if measures_loss_recovered(request, options) and measured != options.ce_windows:
-        terminal.say(
-            f"its cross-entropy recovered was measured on {measured} windows: `python main.py evaluate "
-            f"{quote(str(run.path))} --ce-windows {options.ce_windows}` measures it on others"
-        )
+        again = pasted(f"python main.py evaluate {quote(str(run.path))} --ce-windows {options.ce_windows}")
+        terminal.say(f"its cross-entropy recovered was measured on {measured} windows: `{again}` measures it on others")
     show(run.path, results)
     return True
 
@@ -197,6 +222,7 @@ def work(
 
     def measure(results: dict) -> None:
         if measures_loss_recovered(request, options):
+            terminal.begin("loading the language model to measure cross-entropy recovered")
             add_loss_recovered(results, run.path, stores, options.ce_windows, terminal.progress)
         elif options.ce_windows:
             terminal.say(
@@ -204,7 +230,7 @@ def work(
                 "use a longer --seq-len"
             )
 
-    terminal.say(f"training on {jax.default_backend()}")
+    terminal.begin(f"training on {jax.default_backend()}")
     return train(
         config,
         list(stores.values()),
@@ -216,5 +242,6 @@ def work(
         harvest_seconds=harvest_seconds,
         measure=measure,
         on_progress=on_progress,
+        on_phase=terminal.progress,
         say=terminal.say,
     )

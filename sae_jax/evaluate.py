@@ -6,6 +6,7 @@ squared errors over 64 rows are in float32. All further sums are in float64.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -48,7 +49,11 @@ def measure_rows(graphdef: nnx.GraphDef, weights: nnx.State, x_NxD: jax.Array, i
 
 
 def evaluate(
-    saes: dict[str, SAE], split: Split, mean_D: np.ndarray, windows_W: np.ndarray | None = None
+    saes: dict[str, SAE],
+    split: Split,
+    mean_D: np.ndarray,
+    windows_W: np.ndarray | None = None,
+    on_rows: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Evaluation]:
     """The metrics of all SAEs on the rows of a split, or of some of its windows. The rows are read once.
 
@@ -63,6 +68,7 @@ def evaluate(
     offset_sum_D, offset_square_D = np.zeros_like(mean_D), np.zeros_like(mean_D)
     rows_N = np.arange(len(split)) if windows_W is None else split.window_rows(windows_W)
     for start in range(0, len(rows_N), CHUNK_ROWS):
+        on_rows(start, len(rows_N))
         raw_NxD = split[rows_N[start : start + CHUNK_ROWS]]
         n = len(raw_NxD)
         offset_NxD = raw_NxD.astype(np.float64) - mean_D

@@ -18,7 +18,7 @@ import numpy as np
 from harvest.errors import InputError
 from sae_jax.formats import Dictionary, is_dictionary, load_dictionary
 from sae_jax.formats.dictionary import KIND_OF, folded
-from sae_jax.members import only_member
+from sae_jax.lookup import only_member
 from sae_jax.run_directory import RunDirectory, refuse_unfinished, run_of
 
 if TYPE_CHECKING:

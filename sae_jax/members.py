@@ -1,13 +1,12 @@
-"""The members of a population: built from the flags, and chosen from a run. Imports neither torch nor jax."""
+"""The members of a population and their ids, built from the flags. Imports neither torch nor jax."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from harvest.errors import InputError, shortened
@@ -108,33 +107,6 @@ def refuse_impossible(m: Member, where: str) -> None:
         raise InputError(f"{where}--k {m.k}: must be 1 to --hidden-dim ({m.hidden_dim})")
     if m.target_l0 is not None and m.target_l0 >= m.hidden_dim:
         raise InputError(f"{where}--target-l0 {m.target_l0:g}: must be over 0 and under --hidden-dim ({m.hidden_dim})")
-
-
-def chosen_members(run: Path, records: list[dict[str, Any]], ids: Collection[str]) -> list[str]:
-    """The given ids, or those of all members that did not fail if none is given. `records` are those of results.json.
-
-    Raises InputError for an id that does not exist or failed.
-    """
-    failures = {record["id"]: record["failed"] for record in records}
-    trained = [name for name, failed in failures.items() if not failed]
-    for name in ids:
-        if failed := failures.get(name):
-            raise InputError(
-                f"--member {name} failed at step {failed['step']:,} and was not written: give another member"
-            )
-        if name not in failures:
-            raise InputError(f"--member {name} is not in {run}: give one of {', '.join(trained)}")
-    return list(ids) or trained
-
-
-def only_member(run: Path, records: list[dict[str, Any]], name: str | None) -> str:
-    """The given id, or the id of the only member that did not fail. Raises InputError if there is not exactly one."""
-    members = chosen_members(run, records, () if name is None else (name,))
-    if not members:
-        raise InputError(f"all members of {run} failed: give another run")
-    if len(members) > 1:
-        raise InputError(f"--member is missing and the run has several: give one of {', '.join(members)}")
-    return members[0]
 
 
 def member_id(m: Member, several_sites: bool) -> str:

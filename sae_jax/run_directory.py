@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from harvest.files import (
 from harvest.identity import difference, rounding
 
 SCHEMA = 1
+RUNS = Path("runs")  # the folder of runs without --run-dir
 LOCK = ".lock"
 DAMAGED = "damaged-"  # prefix of the name of a damaged checkpoint
 ANOTHER = "choose another --run-dir, or delete this one"
@@ -49,15 +50,26 @@ WITHOUT_LINE = "delete that line; the training curves then lack only this point"
 WITHOUT_FILE = "delete the file; the training curves then begin where --resume continues"
 
 
+def default_path(asked: dict) -> Path:
+    """runs/NAME, or what an earlier version has called the directory of this run, if it is there."""
+    now, earlier = RUNS / default_name(asked), RUNS / name_of_run(asked, asked["train"]["activation"], "l")
+    return earlier if earlier.exists() and not now.exists() else now
+
+
 def default_name(asked: dict) -> str:
     """A readable name that is different for each configuration."""
+    flags, entries = asked["train"]["activation"], asked["train"].get("members") or [{}]
+    kinds = [kind for entry in entries for kind in ([entry["activation"]] if "activation" in entry else flags)]
+    return name_of_run(asked, kinds, "layer")
+
+
+def name_of_run(asked: dict, kinds: Iterable[str], layer: str) -> str:
     digest = hashlib.sha256(json.dumps(meant(asked), sort_keys=True).encode()).hexdigest()[:8]
     model = Path(asked["harvest"]["model_name"] or "default").name
     model += f"-{control}" if (control := asked["harvest"].get("control")) else ""
-    kinds = asked["train"]["activation"]
-    kinds = "-".join(kinds) if len(kinds) <= 3 else f"{len(kinds)}-kinds"
-    layers = "-".join(map(str, asked["harvest"]["layer"]))
-    return f"{kinds}-{model}-l{layers}-{digest}"
+    kinds = list(dict.fromkeys(kinds))
+    what = "-".join(kinds) if len(kinds) <= 3 else f"{len(kinds)}-kinds"
+    return f"{what}-{model}-{layer}{'-'.join(map(str, asked['harvest']['layer']))}-{digest}"
 
 
 def run_of(member: Path) -> Path | None:
@@ -68,7 +80,7 @@ def run_of(member: Path) -> Path | None:
 
 def refuse_unfinished(run: Path) -> None:
     if not (run / "results.json").exists():
-        raise InputError(f"{run} is not finished: run its training command with --resume")
+        raise InputError(f"{run} is not finished: its training command with --resume finishes it")
 
 
 def meant(asked: dict) -> dict:

@@ -176,9 +176,17 @@ class TrainedMember(Shape):
         return self
 
 
-class Model(Shape):
+class Used(Shape):
+    """The model or the text that was used."""
+
     name: Text
     fell_back: bool
+
+
+class HeldOut(Shape):
+    rows: Count
+    windows: Count
+    documents: Count
 
 
 class Timing(Numbers):
@@ -195,7 +203,9 @@ class LossRecovered(Shape):
 class Results(Shape):
     """The content of results.json."""
 
-    model: Model
+    model: Used
+    dataset: Used | None = None  # absent in runs of earlier versions, like held_out
+    held_out: HeldOut | None = None
     backend: Text
     members: list[TrainedMember] = Field(min_length=1)
     timing: Timing

@@ -114,7 +114,7 @@ def test_the_smoke_test_runs_unchanged(line, at_home):
 
 def flags_of(command: str, capsys) -> set[str]:
     with pytest.raises(SystemExit) as done:
-        main.run_as_command([*([command] if command else []), "--help"])
+        main.run_as_command([command or "train", "--help"])
     assert done.value.code == 0
     return set(re.findall(r"--[a-z][a-z0-9-]*", capsys.readouterr().out))
 

@@ -1,7 +1,9 @@
-"""Measure how much each active feature adds to the logit of the next token, and check this by ablation.
+"""Measure how much each feature adds to the next token's logit.
 
-python main.py attribute RUN --prompt "The ships lay in the" --target " harbour"
-python main.py attribute RUN --member ID --prompt "The ships lay in the" --target " harbour" --against " garden"
+The estimates are checked by ablation.
+
+python main.py attribute RUN --prompt "The ships lay in the" --target " sea"
+python main.py attribute RUN --member ID --prompt "The ships lay in the" --target " sea" --against " sun"
 
 The explained output is the target's logit minus the logit of --against, or minus the mean logit over the vocabulary.
 A feature's attribution estimates how much the feature adds to that output. It is the sum over positions of
@@ -17,13 +19,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.cli.flags import filled, parsed, place
+from analysis.cli.flags import MEMBER, filled, parsed, place
+from analysis.cli.output import Output
 from analysis.runs.finished import FinishedRun
-from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import attribution_table
 from harvest.errors import InputError
-from harvest.files import write_json
 from harvest.flags import COUNT, Flags, flag
+from harvest.request import default_cache_dir
 
 METHODS = ("gradient", "integrated", "path")  # defined here, so that --help does not import jax
 
@@ -33,43 +35,38 @@ class Options(Flags):
     """The flags of `attribute`."""
 
     run: Path = place("RUN", "a run directory")
-    member: str | None = flag(None, "id of the member; needed if the run has several")
+    member: str | None = flag(None, MEMBER)
     prompt: str | None = flag(None, "the text before the token to explain")
     target: str | None = flag(None, "the token to explain, with its leading space if it has one")
     against: str | None = flag(None, "a second token, to explain the difference between the two logits")
     method: str = flag("path", "where the gradient is taken (see above)", choices=METHODS)
     steps: int = flag(16, "number of gradients that --method integrated averages", COUNT)
     top: int = flag(20, "number of features to show and to ablate: those with the largest absolute attributions", COUNT)
-    json: Path | None = flag(None, "JSON file for all numbers", written=True)
+    cache_dir: Path = flag(default_cache_dir(), "where compiled programs are kept")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("prompt", "target"):
             if not getattr(self, name):
-                example = "--prompt 'The ships lay in the' --target ' harbour'"
+                example = "--prompt 'The ships lay in the' --target ' sea'"
                 raise InputError(f"--{name} is missing: give it, as in {example}")
 
 
 def run(argv: list[str]) -> None:
-    options = filled(Options, parsed("attribute", __doc__, argv, Options))
+    values = parsed("attribute", __doc__, argv, Options, Output)
+    options, output = filled(Options, values), filled(Output, values)
     assert options.prompt is not None and options.target is not None
     finished = FinishedRun.open(options.run)
     member = finished.only(options.member)
-    from analysis.interventions.attribution import attribute_next_token
+    with output.terminal() as terminal:
+        terminal.begin("loading the language model and the dictionary")
+        from analysis.interventions.attribution import attribute_next_token
 
-    explained = attribute_next_token(
-        finished,
-        member,
-        options.prompt,
-        options.target,
-        options.against,
-        options.method,
-        options.top,
-        options.steps,
-    )
-    result = explained.attribution
-    subtracted = f"logit of {options.against!r}" if options.against else "mean logit"
-    with Terminal() as terminal:
+        asked = (options.prompt, options.target, options.against, options.method, options.top, options.steps)
+        explained = attribute_next_token(finished, member, *asked, terminal.progress)
+        terminal.leave_phase()
+        result = explained.attribution
+        subtracted = f"logit of {options.against!r}" if options.against else "mean logit"
         terminal.say(f"logit of {options.target!r} minus {subtracted}: {result.output:.3f}")
         terminal.say(f"probability of {options.target!r}: {result.probability:.4f}")
         terminal.show(attribution_table(result, explained.prompt))
@@ -79,5 +76,4 @@ def run(argv: list[str]) -> None:
             f"contribution of all {result.active} active features together: {result.features_give:+.3f}; "
             f"contribution of the reconstruction error: {result.error_gives:+.3f}"
         )
-    if options.json:
-        write_json(options.json, explained.record())
+    output.write(explained.record())

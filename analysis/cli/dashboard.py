@@ -44,4 +44,5 @@ def run(argv: list[str]) -> None:
     if find_spec("streamlit") is None:
         raise InputError("the dashboard needs streamlit: pip install 'sae-jax[dashboard]'")
     need_free(options.address, options.port)
+    print(f"starting the dashboard at http://{options.address}:{options.port}; Ctrl-C stops it", flush=True)
     serve(options.address, options.port, options.host, [str(options.cache_dir), *map(str, runs)])

@@ -1,4 +1,6 @@
-"""Measure explained variance, L0, dead features and cross-entropy recovered of several dictionaries on the same text.
+"""Measure runs and single dictionaries on the same text.
+
+The table has explained variance, L0, dead features and cross-entropy recovered.
 
 python main.py evaluate runs/NAME                             # the members of a run, as after training
 python main.py evaluate runs/NAME SAE_DIR --dataset my.jsonl  # a run and another dictionary, on your own text
@@ -9,14 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from analysis.cli.flags import filled, parsed, place
+from analysis.cli.output import Output
 from analysis.quality.evaluate import EvaluateSettings, evaluate_dictionaries
 from analysis.quality.opened import dictionaries_in, failed_in, open_dictionary
-from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import evaluation_cells
+from analysis.ui.terminal.wording import basis_text, counted
 from harvest.errors import InputError
-from harvest.files import write_json
 from harvest.flags import Flags
 
 
@@ -26,25 +29,36 @@ class Options(Flags):
 
 
 def run(argv: list[str]) -> None:
-    values = parsed("evaluate", __doc__, argv, Options, EvaluateSettings)
-    directories, options = filled(Options, values).directories, filled(EvaluateSettings, values)
-    from analysis.stats import FEWEST_DOCUMENTS
-
+    values = parsed("evaluate", __doc__, argv, Options, EvaluateSettings, Output)
+    directories, output = filled(Options, values).directories, filled(Output, values)
+    options = filled(EvaluateSettings, values)
     paths = [path for given in directories for path in dictionaries_in(given)]
     if twice := [path for path in paths if [p.resolve() for p in paths].count(path.resolve()) > 1]:
         raise InputError(f"{twice[0]} is given twice: give each dictionary once")
-    opened = [open_dictionary(path) for path in paths]
-    failed = {given: ids for given in directories if (ids := failed_in(given))}
-    with Terminal() as terminal:
-        for given, ids in failed.items():
-            terminal.say(f"{given}: no results for {', '.join(ids)}: training stopped early and wrote no dictionary")
+    with output.terminal() as terminal:
+        terminal.begin(f"loading {counted(len(paths), 'dictionary')}, the language model and the text")
+        opened = [open_dictionary(path) for path in paths]
+        for given in directories:
+            if ids := failed_in(given):
+                terminal.say(
+                    f"{given}: no results for {', '.join(ids)}: training stopped early and wrote no dictionary"
+                )
         report = evaluate_dictionaries(opened, options, terminal.progress, terminal.say)
         terminal.table(*evaluation_cells(report))
-        documents = {entry["documents"] for entry in report["dictionaries"] if "documents" in entry}
-        if documents and min(documents) < FEWEST_DOCUMENTS:
-            terminal.say(
-                f"no intervals: they need {FEWEST_DOCUMENTS} documents, not {min(documents)}: "
-                "raise --ce-windows or --n-samples"
-            )
-    if options.json:
-        write_json(options.json, report)
+        for line in basis_lines(report["dictionaries"]):
+            terminal.say(line)
+    output.write(report)
+
+
+def basis_lines(entries: list[dict[str, Any]]) -> list[str]:
+    """On how much text the table rests, and why it has no intervals if it has none."""
+    from analysis.stats import FEWEST_DOCUMENTS
+
+    lines = list(dict.fromkeys(basis_text(entry["rows"], entry["measured_on"], entry) for entry in entries))
+    documents = [entry["documents"] for entry in entries if "documents" in entry]
+    if documents and min(documents) < FEWEST_DOCUMENTS:
+        lines.append(
+            f"no intervals: they need {FEWEST_DOCUMENTS} documents, not {min(documents)}: "
+            "raise --ce-windows or --n-samples"
+        )
+    return lines

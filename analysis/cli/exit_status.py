@@ -20,7 +20,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def exit_status(command: str, run: Callable[[list[str]], None], argv: list[str]) -> int:
     """The exit status of `run(argv)`: 0 done, 1 failed, 2 bad input, 130 interrupted, 141 output pipe closed.
 
-    `command` is "" for training. Only bugs of this program show a traceback. The first signal stops the program with a
+    Only bugs of this program show a traceback. The first signal stops the program with a
     message. A second signal ends it at once.
     """
     for name in ("stdout", "stderr"):
@@ -50,7 +50,7 @@ def leave_to_system() -> None:
 
 
 def status_of(command: str, run: Callable[[list[str]], None], argv: list[str]) -> int:
-    trains = not command
+    trains = command == "train"
     again = "then run the same command with --resume to continue" if trains else "then run the same command again"
     try:
         if garbled := next((text for text in argv if any("\udc80" <= c <= "\udcff" for c in text)), None):
@@ -96,8 +96,8 @@ def os_trouble(error: OSError, again: str) -> str:
     return f"the disk is full, so {where} cannot be written: free some space, {again}; finished work is kept"
 
 
-NEEDS_LESS_MEMORY = {  # by command; "" is training
-    "": "use a smaller --hidden-dim, fewer members or a smaller --batch-size",
+NEEDS_LESS_MEMORY = {
+    "train": "use a smaller --hidden-dim, fewer members or a smaller --batch-size",
     "attribute": "use a shorter --prompt",
     "evaluate": "give fewer dictionaries at once, or a shorter --seq-len",
     "find-feature": "use fewer members at once (--member), or fewer --passages",

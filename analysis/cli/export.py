@@ -1,4 +1,4 @@
-"""Write the weights of one dictionary for SAELens, with a model card, or its feature pages for Neuronpedia.
+"""Write a dictionary for SAELens, or pages for Neuronpedia.
 
 python main.py export RUN --member ID --to DIR                   # a member of a finished run
 python main.py export DICTIONARY --to DIR                        # a dictionary of SAELens or dictionary_learning
@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.cli.flags import filled, parsed, place
+from analysis.cli.flags import MEMBER, filled, parsed, place
+from analysis.cli.output import Quiet
 from analysis.export.hub import push_to_hub, refuse_no_hub
 from analysis.runs.finished import FinishedRun
-from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
-from harvest.files import refuse_taken
+from harvest.files import refuse_taken, write_atomically
 from harvest.flags import Flags, flag
 from harvest.request import default_cache_dir
 
@@ -24,7 +24,7 @@ from harvest.request import default_cache_dir
 @dataclass(frozen=True)
 class Options(Flags):
     source: Path = place("RUN", "a run directory, or the directory of a dictionary")
-    member: str | None = flag(None, "id of the member; needed if the run has several")
+    member: str | None = flag(None, MEMBER)
     to: Path | None = flag(None, "a new or empty directory to write to")
     neuronpedia: bool = flag(False, "write files with feature pages, for import by Neuronpedia, instead of the weights")
     cache_dir: Path = flag(default_cache_dir(), "with --neuronpedia: where harvested activations are kept")
@@ -34,7 +34,8 @@ class Options(Flags):
 
 
 def run(argv: list[str]) -> None:
-    options = filled(Options, parsed("export", __doc__, argv, Options))
+    values = parsed("export", __doc__, argv, Options, Quiet)
+    options, output = filled(Options, values), filled(Quiet, values)
     source = options.source
     if options.to is None:
         raise InputError("--to is missing: give a new or empty directory to write to")
@@ -42,21 +43,20 @@ def run(argv: list[str]) -> None:
     if options.neuronpedia:
         if options.push_to_hub:
             raise InputError("--push-to-hub uploads weights, not the pages of --neuronpedia: leave one of them out")
-        write_neuronpedia(source, options)
+        write_neuronpedia(source, options, output)
         return
     if repo := options.push_to_hub:
         refuse_no_hub(repo)
+    with output.terminal() as terminal:
+        terminal.begin(f"reading {source}")
+        from analysis.export.model_card import member_facts, model_card
+        from sae_jax.formats import load_dictionary, save_dictionary
 
-    from analysis.export.model_card import member_facts, model_card
-    from harvest.files import write_atomically
-    from sae_jax.formats import load_dictionary, save_dictionary
-
-    facts = member_facts(source, options.member)
-    dictionary = FinishedRun.open(source).dictionary(facts["member"]["id"]) if facts else load_dictionary(source)
-    card = model_card(dictionary, facts, repo)
-    save_dictionary(dictionary, options.to)
-    write_atomically(options.to / "README.md", lambda f: f.write(card.encode()))
-    with Terminal() as terminal:
+        facts = member_facts(source, options.member)
+        dictionary = FinishedRun.open(source).dictionary(facts["member"]["id"]) if facts else load_dictionary(source)
+        card = model_card(dictionary, facts, repo)
+        save_dictionary(dictionary, options.to)
+        write_atomically(options.to / "README.md", lambda f: f.write(card.encode()))
         for sentence in dictionary.told():
             terminal.say(sentence)
         what = f"{dictionary.cfg['architecture']}, {dictionary.d_in} × {dictionary.d_sae}"
@@ -65,12 +65,13 @@ def run(argv: list[str]) -> None:
             terminal.say(push_to_hub(options.to, repo, dictionary.name))
 
 
-def write_neuronpedia(source: Path, options: Options) -> None:
-    from analysis.export.neuronpedia import export
-
+def write_neuronpedia(source: Path, options: Options, output: Quiet) -> None:
     run = FinishedRun.open(source)
     member = run.only(options.member)
     assert options.to is not None
-    with Terminal() as terminal:
+    with output.terminal() as terminal:
+        terminal.begin("loading the libraries")
+        from analysis.export.neuronpedia import export
+
         export(run, member, options.to, options.cache_dir, terminal.progress, terminal.say)
         terminal.say(f"{member}: pages in {options.to}/batch-*.json")

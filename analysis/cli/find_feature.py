@@ -1,4 +1,6 @@
-"""Find the features that fire on a concept. The concept is a phrase, to which example texts can be added.
+"""Find the features that fire on a concept.
+
+The concept is a phrase, to which example texts can be added.
 
 python main.py find-feature RUN "the Golden Gate Bridge"                     # passages of the run's own corpus
 python main.py find-feature RUN bridges --examples bridges.txt               # also your own examples, one per line
@@ -18,6 +20,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from analysis.cli.flags import filled, parsed, place
+from analysis.cli.output import Output
 from analysis.concepts.search import (
     FeatureDescription,
     SearchSettings,
@@ -32,6 +35,7 @@ from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.dashboard.server import feature_link
 from analysis.ui.terminal.detectors import LEGEND, description_text, found_table, search_summary
 from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.wording import counted, pasted
 from harvest.files import write_json
 from harvest.flags import Flags
 
@@ -48,17 +52,18 @@ class Options(Flags):
 
 
 def run(argv: list[str]) -> None:
-    values = parsed("find-feature", __doc__, argv, Options, SearchSettings)
-    options, phrase = filled(SearchSettings, values), values["phrase"]
+    values = parsed("find-feature", __doc__, argv, Options, SearchSettings, Output)
+    options, phrase, output = filled(SearchSettings, values), values["phrase"], filled(Output, values)
     finished = FinishedRun.open(values["run"])
     members = finished.chosen(options.member)
     examples, against = concept_texts(phrase, options)
-
-    with Terminal() as terminal:
+    with output.terminal() as terminal:
+        terminal.begin(f"loading {counted(len(members), 'dictionary')}, the language model and the text")
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
         store = finished.store(finished.site(members[0]), options.cache_dir, **talk)
         dictionaries = {name: finished.dictionary(name) for name in members}
         model = finished.language_model
+        terminal.begin("gathering passages and searching the features")
         passages, result = search(phrase, finished, model, dictionaries, options, examples, against)
         descriptions = describe_found(finished, result, model, options.cache_dir, **talk)
         used = passages_record(passages, store.train.documents, options.seed)
@@ -69,11 +74,12 @@ def run(argv: list[str]) -> None:
         if best := next((feature for feature in result.features if feature.passes), None):
             for line in page_lines(finished.path, best.member, best.feature):
                 terminal.say(line)
-        path = options.json or finished.path / "analysis" / "find" / f"{file_stem(phrase)}.json"
-        if not options.json and not can_be_kept(finished.path, terminal.say):
-            return
-        write_json(path, search_record(phrase, options, used, result, densities, descriptions))
-        terminal.say(f"all numbers: {path}")
+        record = search_record(phrase, options, used, result, densities, descriptions)
+        if can_be_kept(finished.path, terminal.say):
+            path = finished.path / "analysis" / "find" / f"{file_stem(phrase)}.json"
+            write_json(path, record)
+            terminal.say(f"all numbers: {path}")
+    output.write(record)
 
 
 def show(
@@ -83,8 +89,10 @@ def show(
     terminal: Terminal,
 ) -> None:
     best, best_of_members = result.features[: result.top], list(result.best_of_members.values())
-    terminal.show(found_table("Best feature of each dictionary", best_of_members, densities, result.baselines))
-    terminal.show(found_table(f"Best {len(best)} features of all dictionaries", best, densities, {}))
+    order = "by AUROC when chosen"
+    title = f"Best feature of each dictionary, {order}"
+    terminal.show(found_table(title, best_of_members, densities, result.baselines))
+    terminal.show(found_table(f"Best {len(best)} features of all dictionaries, {order}", best, densities, {}))
     for feature in result.features:
         if description := descriptions.get((feature.member, feature.feature)):
             terminal.show(description_text(feature, description, CONTEXTS_SHOWN))
@@ -93,7 +101,7 @@ def show(
 
 def page_lines(run: Path, member: str, feature: int) -> list[str]:
     """How to open the dashboard's page of a feature: the command that starts the server, and the link."""
-    start = f"python main.py dashboard {quote(str(run))}"
+    start = pasted(f"python main.py dashboard {quote(str(run))}")
     return [f"page of feature {feature}: {start}", f"then open {feature_link(run, member, feature)}"]
 
 

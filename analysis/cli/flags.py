@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from analysis.cli.completion import complete, completer_of
 from analysis.training import keep_compiled
+from analysis.ui.terminal.wording import pasted, program
 from harvest.errors import InputError
 from harvest.files import refuse_as_target
 from harvest.flags import Flags, flag
 
 T = TypeVar("T", bound=Flags)
+
+MEMBER = "the member, by its id, a part of it or `best`; needed if the run has several"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question for a mistyped word: ": did you mean show?", or nothing if no known word is near."""
+    found = get_close_matches(word, list(known), n=1)
+    return f": did you mean {found[0]}?" if found else ""
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -27,10 +39,24 @@ class Help(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises InputError instead of printing its usage, and accepts no abbreviated flags."""
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(formatter_class=Help, allow_abbrev=False, **kwargs)
+    def __init__(self, command: str, description: str | None):
+        super().__init__(
+            prog=f"{program()} {command}",
+            description=pasted(description or ""),
+            formatter_class=Help,
+            allow_abbrev=False,
+        )
         self.register("type", str, not_empty)
         self.register("type", Path, lambda text: Path(not_empty(text)))
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        complete(self)
+        values, unknown = self.parse_known_args(args, namespace)
+        if flags := [word.partition("=")[0] for word in unknown if word.startswith("--")]:
+            self.error(f"{flags[0]}: there is no such flag{nearest(flags[0], self._option_string_actions)}")
+        if unknown:
+            self.error(f"{unknown[0]}: one word too many")
+        return values
 
     def error(self, message: str):
         raise InputError(f"{message} (see --help)")
@@ -42,14 +68,14 @@ class Parser(argparse.ArgumentParser):
             add_flag(group, field, hints[field.name])
 
 
-def place(metavar: str, help: str) -> Any:
-    """A dataclass field that is a positional argument on the command line."""
-    return flag(MISSING, help, place=metavar)
+def place(metavar: str, help: str, default: Any = MISSING) -> Any:
+    """A dataclass field that is a positional argument on the command line, which may be left out with a default."""
+    return flag(default, help, place=metavar)
 
 
 def parsed(command: str, description: str | None, argv: list[str], *classes: type[Flags]) -> dict[str, Any]:
     """The values that a command was given for the fields of these dataclasses, for `filled`."""
-    parser = Parser(prog=f"main.py {command}", description=description)
+    parser = Parser(command, description)
     for cls in classes:
         parser.add_flags(cls)
     values = vars(parser.parse_args(argv))
@@ -85,7 +111,8 @@ def add_flag(group: Any, field: Field, hint: Any) -> None:
     kind = next((k for k in (int, float, Path) if k is hint or k in get_args(hint)), str)
     several = "+" if get_origin(hint) is tuple else None
     if metavar := field.metadata.get("place"):
-        group.add_argument(field.name, type=kind, nargs=several, metavar=metavar, help=help)
+        often = several if default is MISSING else "?"
+        group.add_argument(field.name, type=kind, nargs=often, default=default, metavar=metavar, help=help)
         return
     if hint is bool:
         group.add_argument(name, dest=field.name, action="store_true", default=default, help=help)
@@ -93,8 +120,10 @@ def add_flag(group: Any, field: Field, hint: Any) -> None:
             off = name.replace("--", "--no-")
             group.add_argument(off, dest=field.name, action="store_false", help=f"turn {name} off")
         return
-    metavar = "|".join(field.metadata.get("choices", ())) or kind.__name__.upper()
-    group.add_argument(name, type=kind, nargs=several, default=default, metavar=metavar, help=help)
+    choices = field.metadata.get("choices", ())
+    metavar = "|".join(choices) or kind.__name__.upper()
+    action = group.add_argument(name, type=kind, nargs=several, default=default, metavar=metavar, help=help)
+    action.completer = completer_of(field.name, choices)
     for short, value in field.metadata.get("shorthands", {}).items():
         one = (value,) if several else value
         group.add_argument(

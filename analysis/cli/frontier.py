@@ -1,17 +1,17 @@
-"""Plot explained variance and cross-entropy recovered against L0 for members of finished runs, and print a table.
+"""Plot explained variance and CE recovered against L0.
 
 python main.py frontier runs/first runs/second --to DIR
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
+from analysis.cli.output import Output
 from analysis.comparison.frontier import compute_frontier, write_frontier
 from analysis.runs.finished import can_be_kept
-from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import frontier_table
 from harvest.errors import InputError
 from harvest.flags import Flags, flag
@@ -26,13 +26,14 @@ class Options(Flags):
 
 
 def run(argv: list[str]) -> None:
-    options = filled(Options, parsed("frontier", __doc__, argv, Options))
+    values = parsed("frontier", __doc__, argv, Options, Output)
+    options, output = filled(Options, values), filled(Output, values)
     from analysis.plots.frontier import frontier_chart
     from analysis.plots.style import save
 
     frontier = compute_frontier(*options.runs)
     to = options.to or (options.runs[0] if len(options.runs) == 1 else Path("frontier"))
-    with Terminal() as terminal:
+    with output.terminal() as terminal:
         terminal.say(frontier.title)
         terminal.show(frontier_table(frontier))
         for member in frontier.failed:
@@ -50,3 +51,4 @@ def run(argv: list[str]) -> None:
             write_frontier(frontier, to / "analysis")
             figures = save(frontier_chart(frontier), to / "figures" / "frontier")
             terminal.say(f"figure: {', '.join(map(str, figures))}")
+    output.write({"schema": 1, **asdict(frontier)})

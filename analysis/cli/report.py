@@ -1,4 +1,6 @@
-"""Write a run as one HTML file that opens offline, with its figures, its features in context and the answers.
+"""Write a run as one HTML file that opens offline.
+
+It has the figures, the features in context, and the answers of the study.
 
 python main.py report RUN                                   # RUN/report.html, its figures in RUN/figures
 python main.py report RUN OTHER --control RUN_RANDOM --to sent.html
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
+from analysis.cli.output import Quiet
 from harvest.errors import InputError
 from harvest.flags import Flags, flag
 from harvest.request import default_cache_dir
@@ -27,14 +30,11 @@ class Options(Flags):
 
 
 def run(argv: list[str]) -> None:
-    options = filled(Options, parsed("report", __doc__, argv, Options))
-
+    values = parsed("report", __doc__, argv, Options, Quiet)
+    options = filled(Options, values)
     from rich.filesize import decimal as size_text
 
     from analysis.runs.finished import FinishedRun
-    from analysis.ui.report.contents import compose
-    from analysis.ui.report.files import write_report
-    from analysis.ui.terminal.live import Terminal
 
     runs = [FinishedRun.open(path) for path in options.runs]
     control = runs[0].opened_control(options.control) if options.control else None
@@ -43,7 +43,11 @@ def run(argv: list[str]) -> None:
         raise InputError(f"--to {to}: must be a file in an existing folder: create the folder, or give another file")
     if not os.access(to.parent, os.W_OK):
         raise InputError(f"{to.parent} cannot be written to: give another file by --to")
-    with Terminal() as terminal:
+    with filled(Quiet, values).terminal() as terminal:
+        terminal.begin("loading the libraries")
+        from analysis.ui.report.contents import compose
+        from analysis.ui.report.files import write_report
+
         report = compose(runs, control, options.cache_dir, terminal.progress, terminal.say)
         if folders := write_report(report, to, terminal.progress, terminal.say):
             terminal.say(f"figures, as .png and .svg: {', '.join(map(str, folders))}")

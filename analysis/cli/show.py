@@ -1,7 +1,7 @@
-"""Show a run in the terminal: finished, interrupted, or still being trained by another process.
+"""Show a run: finished, interrupted, or still being trained.
 
-python main.py show runs/first --pareto
-python main.py show runs/first --watch
+python main.py show RUN --pareto
+python main.py show RUN --watch
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.scatter import scatter
 from analysis.ui.terminal.tables import frontier_table
+from analysis.ui.terminal.wording import pasted
 from harvest.errors import InputError
 from harvest.flags import Flags, flag
 
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
     from analysis.runs.live import LiveRun
 
 POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 60.0  # for a process that continues an interrupted run: until it trains, it loads and harvests
 COMMANDS = {  # by the file that each command leaves in RUN
+    "analysis/find": 'find-feature {} "the sea"',
     "analysis/study.json": "study {}",
     "analysis/sparse_probing.json": "saebench {}",
     "report.html": "report {}",
-    "analysis/find": 'find-feature {} "a concept"',
 }
 
 
@@ -38,7 +40,7 @@ COMMANDS = {  # by the file that each command leaves in RUN
 class Options(Flags):
     run: Path = place("RUN", "a run directory")
     pareto: bool = flag(False, "also plot explained variance against L0")
-    watch: bool = flag(False, "follow the training until it is finished")
+    watch: bool = flag(False, "follow the training until it is finished, also one that is being resumed")
 
 
 def run(argv: list[str]) -> None:
@@ -71,9 +73,7 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
             terminal.say("--pareto: nothing to plot, because all members failed")
     made = sorted({re.split(r"[-.]", p.name)[0] for p in (path / "analysis").glob("*")})
     terminal.say(f"analyses: {', '.join(made)}" if made else "no analyses yet")
-    for file, command in COMMANDS.items():
-        if not (path / file).exists():
-            terminal.say(f"not run yet: python main.py {command.format(quote(str(path)))}")
+    say_commands("not run yet", path, terminal)
 
 
 def show_results(path: Path, results: dict[str, Any], terminal: Terminal, anew: bool = False) -> Frontier:
@@ -96,16 +96,33 @@ def show_results(path: Path, results: dict[str, Any], terminal: Terminal, anew: 
     return frontier
 
 
+def say_commands(what: str, path: Path, terminal: Terminal) -> None:
+    """Print the commands that were not run on a run, ready to be pasted."""
+    for file, command in COMMANDS.items():
+        if not (path / file).exists():
+            terminal.say(f"{what}: " + pasted(f"python main.py {command.format(quote(str(path)))}"))
+
+
 def follow(live_run: LiveRun, terminal: Terminal, watch: bool) -> None:
-    """Show the run's latest progress once or, if `watch`, until it is finished or its process no longer writes."""
+    """Show the run's latest progress once or, if `watch`, until it is finished.
+
+    Watching also ends if no process has trained the run for PATIENCE_SECONDS.
+    """
     terminal.past(live_run.losses())
-    drawn = 0
+    drawn, trained, waiting = 0, time.monotonic(), False
     while not live_run.finished:
         progress = live_run.progress()
-        if progress and progress.step > drawn:  # each block of steps adds one point to the curves, not each poll
+        if progress and progress.step != drawn:  # each block of steps adds one point to the curves, not each poll
             terminal.training_progress(progress)
             drawn = progress.step
-        if not watch or not live_run.being_trained:
+            if drawn == progress.total_steps and live_run.being_trained:
+                terminal.begin("training is done, the members are measured on held-out rows")
+        if live_run.being_trained:
+            trained, waiting = time.monotonic(), False
+        elif watch and not waiting:
+            waiting = True
+            terminal.begin(f"{live_run.state()}; waiting for a process to continue it")
+        if not watch or time.monotonic() - trained > PATIENCE_SECONDS:
             break
         time.sleep(POLL_SECONDS)
     terminal.leave_phase()

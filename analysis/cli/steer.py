@@ -1,4 +1,6 @@
-"""Generate text while one feature is turned up, turned down or switched off, and measure the effect.
+"""Generate text while a feature is turned up, down or off.
+
+The effect is measured beside that of a random direction.
 
 python main.py steer RUN --feature 12 --strength 2
 python main.py steer RUN --concept "the Golden Gate Bridge" --sweep      # chooses the feature, then the strength
@@ -23,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.cli.flags import filled, parsed, place
+from analysis.cli.flags import MEMBER, filled, parsed, place
+from analysis.cli.output import Output
 from analysis.concepts.search import SearchSettings
 from analysis.interventions.choosing import choose_feature, word_tokens
 from analysis.interventions.experiment import Experiment, baselines, steer_feature
@@ -32,7 +35,6 @@ from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import steered_measures_table, steered_texts_table
 from harvest.errors import InputError
-from harvest.files import write_json
 from harvest.flags import COUNT, NUMBER, REAL, Flags, flag
 from harvest.request import default_cache_dir
 
@@ -44,7 +46,7 @@ class Options(Flags):
     """The flags that choose the feature and how it is steered."""
 
     run: Path = place("RUN", "a run directory")
-    member: str | None = flag(None, "id of the member; needed if the run has several")
+    member: str | None = flag(None, MEMBER)
     feature: int | None = flag(None, "number of the feature, from 0", NUMBER)
     concept: str | None = flag(
         None, "a word or phrase, instead of --feature: the feature that steers best towards it is chosen"
@@ -61,9 +63,6 @@ class Options(Flags):
     examples: Path | None = flag(None, "file of texts about the concept, as for find-feature")
     candidates: int = flag(
         20, "with --concept: try at most this many features that detect it, and as many that promote its words", COUNT
-    )
-    json: Path | None = flag(
-        None, "JSON file for all texts and numbers; its `watched` are the watched tokens", written=True
     )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
@@ -91,13 +90,14 @@ class Options(Flags):
 
 
 def run(argv: list[str]) -> None:
-    values = parsed("steer", __doc__, argv, Options, Sampling)
-    options, sampling = filled(Options, values), filled(Sampling, values)
+    values = parsed("steer", __doc__, argv, Options, Sampling, Output)
+    options, sampling, output = filled(Options, values), filled(Sampling, values), filled(Output, values)
     finished = FinishedRun.open(options.run)
     member = finished.only(options.member)
-    from analysis.features.statistics import load_or_compute_features
+    with output.terminal() as terminal:
+        terminal.begin("loading the language model and the dictionary")
+        from analysis.features.statistics import load_or_compute_features
 
-    with Terminal() as terminal:
         model = finished.language_model
         model.need_next_token("Steering")
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
@@ -106,6 +106,7 @@ def run(argv: list[str]) -> None:
         watched = word_tokens(model.tokenizer, phrase) if phrase else []
         feature, scores = options.feature, {}
         if options.concept:
+            terminal.begin("trying the features that detect the concept, and those that promote its words")
             settings = SearchSettings(member=(member,), examples=options.examples, top=options.candidates)
             choice = choose_feature(options.concept, finished, member, features, watched, settings, terminal.say)
             feature, scores = next(iter(choice.scores)), choice.scores
@@ -129,13 +130,14 @@ def run(argv: list[str]) -> None:
             baselines(finished, member, options.concept, sampling.seed, options.cache_dir, **talk),
             options.concept,
             options.sweep,
+            terminal.progress,
         )
+        terminal.leave_phase()
         for table in (steered_texts_table(experiment.steered), steered_measures_table(experiment.steered)):
             terminal.show(table)
         if options.sweep:
             report_best(experiment, terminal)
-    if options.json:
-        write_json(options.json, experiment.record(scores))
+    output.write(experiment.record(scores))
 
 
 def report_best(experiment: Experiment, terminal: Terminal) -> None:

@@ -1,4 +1,4 @@
-"""Answer five questions about a finished run whose members have several seeds, with intervals over the seeds.
+"""Answer five questions about a run, with intervals over seeds.
 
 1. How do different activation functions affect feature learning?
 2. What drives concept emergence when training on transformer activations?
@@ -17,6 +17,8 @@ from datetime import date
 from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
+from analysis.cli.output import Output
+from analysis.ui.terminal.wording import counted
 from harvest.flags import COUNT, Flags, flag
 from harvest.request import default_cache_dir
 
@@ -34,32 +36,35 @@ class Options(Flags):
 
 
 def run(argv: list[str]) -> None:
-    options = filled(Options, parsed("study", __doc__, argv, Options))
-
+    values = parsed("study", __doc__, argv, Options, Output)
+    options, output = filled(Options, values), filled(Output, values)
     from analysis.runs.finished import FinishedRun, can_be_kept
-    from analysis.study.maps import draw
-    from analysis.study.measures import collect_measures
-    from analysis.study.questions import study
-    from analysis.study.record import write_study
-    from analysis.ui.terminal.live import Terminal
     from analysis.ui.terminal.tables import study_table
 
     finished = FinishedRun.open(options.run)
     shuffled = finished.opened_control(options.control) if options.control else None
-    with Terminal() as terminal:
-        measures = collect_measures(finished, options.cache_dir, options.documents, terminal.progress, terminal.say)
-        control = None
-        if shuffled:
-            control = collect_measures(shuffled, options.cache_dir, options.documents, terminal.progress, terminal.say)
+    with output.terminal() as terminal:
+        terminal.begin(f"loading the libraries to measure {counted(len(finished.members), 'member')} of {options.run}")
+        from analysis.study.maps import draw
+        from analysis.study.measures import collect_measures
+        from analysis.study.questions import study
+        from analysis.study.record import study_record, write_study
+
+        how = (options.cache_dir, options.documents, terminal.progress, terminal.say)
+        measures = collect_measures(finished, *how)
+        control = collect_measures(shuffled, *how) if shuffled else None
+        terminal.begin("answering the five questions")
         answers = study(measures, control)
         terminal.say("\n".join([f"\nIn short, {date.today().isoformat()}:", *(answer.summary for answer in answers)]))
         for number, answer in enumerate(answers, 1):
             terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")
             terminal.show(study_table(answer.table))
             terminal.say(f"{answer.answer}\nUncertainty: {answer.uncertainty}\nNot shown: {answer.not_shown}")
-        if not can_be_kept(finished.path, terminal.say):
-            return
-        maps = draw(measures, terminal.say)
-        paths = write_study(answers, measures, control)
-        terminal.say(f"\nfigures: {finished.path / 'figures'}: {', '.join([*(p.stem for p in paths[:-1]), *maps])}")
-        terminal.say(f"all numbers: {paths[-1]}")
+        record = study_record(answers, measures, control)
+        if can_be_kept(finished.path, terminal.say):
+            terminal.begin("drawing the figures")
+            maps = draw(measures, terminal.say)
+            paths = write_study(answers, finished.path, record)
+            terminal.say(f"\nfigures: {finished.path / 'figures'}: {', '.join([*(p.stem for p in paths[:-1]), *maps])}")
+            terminal.say(f"all numbers: {paths[-1]}")
+    output.write(record)

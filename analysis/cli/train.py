@@ -1,4 +1,4 @@
-"""Train and evaluate sparse autoencoders (SAEs) on the activations of a language model, in one command.
+"""Train sparse autoencoders (SAEs), and measure them.
 
 python main.py --activation jump_relu                   # one SAE with default settings
 python main.py --activation relu jump_relu topk         # three SAEs, trained together on the same batches
@@ -6,22 +6,25 @@ python main.py --n-samples 100 --seq-len 10 --epochs 2  # a quick test, about a 
 python main.py --preset frontier                        # kinds x sparsities x seeds, and the Pareto plot
 
 Flags that take several values train one SAE (a member of the run) for each combination of values.
-`python main.py COMMAND --help` describes a command that analyses a run. These are the commands:
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from analysis.cli import COMMANDS
 from analysis.cli.flags import Parser, filled
-from analysis.cli.show import show_results
-from analysis.training import RunOptions, refuse_conflicts, train_run
+from analysis.cli.output import Output
+from analysis.cli.show import say_commands, show_results
+from analysis.training import RunOptions, job_text, refuse_conflicts, train_run
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
+from analysis.ui.terminal.wording import pasted
 from harvest.errors import InputError
+from harvest.files import read_json
 from harvest.flags import flag
 from harvest.request import HarvestRequest
 from harvest.sources import resolve
@@ -31,17 +34,17 @@ from sae_jax.presets import PRESETS, bundled_model, preset_named, scale_down
 
 @dataclass(frozen=True)
 class Options(RunOptions):
-    quiet: bool = flag(False, "print only the path of the run, and failed members on standard error")
     dry_run: bool = flag(False, "print what would be trained and the estimated cost, without training")
 
 
 def build_parser() -> Parser:
-    parser = Parser(description=f"{__doc__}{', '.join(COMMANDS)}")
+    parser = Parser("train", __doc__)
     about = "use the flags of a published set-up (or of our `frontier`) as defaults; `list` shows all set-ups"
     parser.add_argument("--preset", metavar="NAME", help=about)
     parser.add_flags(HarvestRequest, "activations")
     parser.add_flags(TrainConfig, "training")
     parser.add_flags(Options, "running")
+    parser.add_flags(Output, "output")
     return parser
 
 
@@ -65,31 +68,46 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
 
 
 def run(argv: list[str]) -> None:
-    if build_parser().parse_args(argv).preset == "list":
+    values = build_parser().parse_args(argv)
+    if values.preset == "list":
         with Terminal() as terminal:
             terminal.show(preset_table(PRESETS))
         return
     request, config, options, preset = parse(argv)
+    output = filled(Output, vars(values))
     if options.dry_run:
-        print_plan(request, config, options, preset)
+        print_plan(request, config, output, preset)
         return
-    with Terminal(quiet=options.quiet) as terminal:
+    with output.terminal() as terminal:
         say_preset(preset, terminal)
-        train_run(request, config, options, terminal, preset, show=partial(show_results, terminal=terminal))
+        if not argv:
+            terminal.say(pasted("the default settings are used; `python main.py --help` lists what else there is"))
+        path = train_run(request, config, options, terminal, preset, show=partial(show_run, terminal))
+    output.write(read_json(path / "results.json", "train it again with --force"))
 
 
-def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, preset: dict[str, Any] | None) -> None:
+def show_run(terminal: Terminal, path: Path, results: dict[str, Any], *, anew: bool = False) -> None:
+    """Show the results and, after training, what to do next."""
+    show_results(path, results, terminal, anew=anew)
+    if anew:
+        terminal.say(pasted(f"next: python main.py dashboard {quote(str(path))}"))
+        say_commands("next", path, terminal)
+
+
+def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, preset: dict[str, Any] | None) -> None:
     """Print what would be trained, and the estimated cost."""
-    from sae_jax.cost import plan
-    from sae_jax.training.memory import refuse_too_large
-
-    model, _ = resolve(request)
-    if model.d_model is None:
-        raise InputError(
-            f"--dry-run: the config of {model.location} does not state the model's width: leave --dry-run out"
-        )
-    with Terminal(quiet=options.quiet) as terminal:
+    with output.terminal() as terminal:
         say_preset(preset, terminal)
+        terminal.say(job_text(request, config))
+        terminal.begin("loading the libraries")
+        from sae_jax.cost import plan
+        from sae_jax.training.memory import refuse_too_large
+
+        model, _ = resolve(request)
+        if model.d_model is None:
+            raise InputError(
+                f"--dry-run: the config of {model.location} does not state the model's width: leave --dry-run out"
+            )
         planned = plan(config, request, model.d_model)
         terminal.table(*plan_cells(planned))
         terminal.say(plan_text(planned))
@@ -97,6 +115,7 @@ def print_plan(request: HarvestRequest, config: TrainConfig, options: Options, p
             refuse_too_large(planned.memory)
         except InputError as error:
             terminal.say(f"training would be refused on this machine: {error}")
+    output.write(asdict(planned))
 
 
 def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:

@@ -24,6 +24,7 @@ CHOOSING, THRESHOLD, SCORING = range(3)
 TURNS = (CHOOSING, SCORING, THRESHOLD, CHOOSING, SCORING)  # the sets that shuffled passages are assigned to, in turn
 ENOUGH = 6  # passages of the concept that are needed: with fewer, no feature passes
 PERMUTATIONS = 10_000
+PHRASE_ONLY = 0.25  # see `Detector.needs_phrase`
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,12 @@ class Detector:
     coverage: float  # recall of "value > threshold"
     difference: float  # mean on the concept's passages minus mean on the others
     p_value: float  # one-sided
+
+    @property
+    def needs_phrase(self) -> bool:
+        """Whether little of the detection is left without the phrase: at most PHRASE_ONLY of what exceeds chance."""
+        without = self.auroc_without_phrase
+        return without is not None and without - 0.5 <= PHRASE_ONLY * (self.auroc - 0.5)
 
 
 @dataclass(frozen=True)

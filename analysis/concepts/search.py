@@ -38,7 +38,7 @@ class FeatureDescription:
 class SearchSettings(Flags):
     """The flags of a search."""
 
-    member: tuple[str, ...] = flag((), "ids of members to search (default: all)")
+    member: tuple[str, ...] = flag((), "members to search, by ids, parts of ids or `best` (default: all)")
     examples: Path | None = flag(
         None, "file of texts about the concept: .txt with one per line, or .jsonl with each text under the key 'text'"
     )
@@ -47,9 +47,6 @@ class SearchSettings(Flags):
     top: int = flag(10, "number of features to report; the best feature of each member is always reported", COUNT)
     fdr: float = flag(0.05, "accepted share of false discoveries among the features that pass", BETWEEN_0_AND_1)
     seed: int = flag(0, "seed of all random choices", NUMBER)
-    json: Path | None = flag(
-        None, "JSON file for all numbers (default: analysis/find/PHRASE.json in the run)", written=True
-    )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
 

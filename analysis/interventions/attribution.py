@@ -19,7 +19,7 @@ Shapes: T tokens, S steps, K ablated features, D width of the model, F features,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,7 @@ def attribute_next_token(
     method: str,
     top: int,
     steps: int,
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> ExplainedToken:
     """Attribute the token `target` after a prompt, or its difference to `against`, to the features of a member.
 
@@ -105,7 +106,8 @@ def attribute_next_token(
     wanted = token_of(tokenizer, "target", target)
     other = None if against is None else token_of(tokenizer, "against", against)
     site, sae = run.site(member), run.dictionary(member).sae
-    found = compute_attribution(model, prompt_T, site, sae, wanted, other, method, top, steps, run.first_position)
+    asked = (wanted, other, method, top, steps)
+    found = compute_attribution(model, prompt_T, site, sae, *asked, run.first_position, on_progress)
     return ExplainedToken(run, member, [tokenizer.decode([token]) for token in prompt_T], target, against, found)
 
 
@@ -132,6 +134,7 @@ def compute_attribution(
     top: int = 20,
     steps: int = 16,
     first_position: int = 1,
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> Attribution:
     """Attribute the model's output after a prompt to the features of a dictionary.
 
@@ -154,7 +157,8 @@ def compute_attribution(
     active_F = (f_TxF != 0).any(0)
     features_give, chosen_K = float(given_TxF.sum()), largest(given_TxF.sum(0), min(CANDIDATES * top, active_F.sum()))
     if method == "path":
-        for i in chosen_K:
+        for done, i in enumerate(chosen_K):
+            on_progress("attribution", done, len(chosen_K))
             feature_TxD = f_TxF[:, i, None] * W_dec_FxD[i]
             given_TxF[:, i] = (slopes(output, feature_TxD, PATH_POINTS) * feature_TxD).sum(1)
     given_F = given_TxF.sum(0)

@@ -55,6 +55,7 @@ def steer_feature(
     others: Mapping[str, np.ndarray] | None = None,
     concept: str | None = None,
     sweep: bool = False,
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> Experiment:
     """Steer by a feature, and by `others`, at each strength. `sae` and `features` are those of the member.
 
@@ -76,7 +77,7 @@ def steer_feature(
         concept: str | None = None,
     ) -> Steered:
         arguments = run.language_model, run.site(member), directions, mode, strengths, tokens, sampling
-        return steering.compute_steering(*arguments, run.first_position, concept)
+        return steering.compute_steering(*arguments, run.first_position, concept, on_progress)
 
     steered, rerun = steered_by(directions, strengths, sampling, concept), {}
     if sweep and sampling.temperature:

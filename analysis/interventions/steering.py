@@ -125,6 +125,7 @@ def compute_steering(
     sampling: Sampling,
     first_position: int,
     concept: str | None = None,
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> Steered:
     """Generate texts without steering, and for each direction in `directions` at each strength.
 
@@ -136,9 +137,14 @@ def compute_steering(
     def tokens(text: str) -> list[int]:
         return model.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    total, done = (1 + bool(concept) + len(directions) * len(strengths)) * len(sampling.prompt), 0
+
     def texts(strength: float, replace: Callable[[np.ndarray], np.ndarray], before: str = "") -> Texts:
+        nonlocal done
         generated, probabilities, surprises, distinct = [], [], [], []
         for prompt in sampling.prompt:
+            on_progress("steering", done, total)
+            done += 1
             prompt_T = tokens(before + prompt)
             first = first_position if sampling.positions == "all" else max(first_position, len(prompt_T))
             written = write_texts(

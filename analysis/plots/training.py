@@ -13,7 +13,7 @@ from analysis.plots.heatmap import step_heatmap
 from analysis.plots.style import kind_colour, styled, thinned
 
 MOST_POINTS = 80  # points of a curve that are drawn, at most
-CURVES = {"loss": "loss (log scale)", "explained_variance": "explained variance"}
+CURVES = {"mse": "loss (mean squared error, log scale)", "explained_variance": "explained variance"}
 
 
 def evenly_spaced(lines: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -23,7 +23,7 @@ def evenly_spaced(lines: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: Mapping[str, str]) -> Any:
-    """An Altair figure: loss and explained variance during training, a line for each member in its kind's colour."""
+    """An Altair figure: squared error and explained variance during training, a line for each member."""
     rows = [
         {"member": name, "kind": kinds[name], "step": line["step"]}
         | {what: line[what] for what in CURVES if line.get(what) is not None}
@@ -34,8 +34,8 @@ def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: M
     base = alt.Chart().mark_line(opacity=0.8, strokeWidth=1.6, point=lines_of_one_point)
     panels = []
     for what, title in CURVES.items():
-        scale = alt.Scale(type="log", nice=True) if what == "loss" else alt.Scale(zero=False)
-        positive = base.transform_filter(f"datum.{what} > 0") if what == "loss" else base
+        scale = alt.Scale(type="log", nice=True) if what == "mse" else alt.Scale(zero=False)
+        positive = base.transform_filter(f"datum.{what} > 0") if what == "mse" else base
         panels.append(
             positive.encode(
                 x=alt.X("step:Q", title="training step").axis(format="~s", tickCount=6),

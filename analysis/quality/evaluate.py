@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +66,6 @@ class EvaluateSettings(Flags):
     )
     keep_first_position: bool = flag(False, "also measure at the first position of each window")
     ce_windows: int = flag(256, "number of windows on which cross-entropy recovered is measured; 0 skips it", NUMBER)
-    json: Path | None = flag(None, "JSON file for all numbers", written=True)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
 
@@ -107,6 +108,7 @@ def evaluate_dictionaries(
 
     names = names_of(opened)
     report: dict[str, dict[str, Any]] = {}
+    done: dict[str, int] = defaultdict(int)  # tokens, by site
     language_model = None
     if options.ce_windows and not any(store.manifest.get("reads_both_ways") for store in stores.values()):
         language_model = LanguageModel.load(model.location, control=request.control)
@@ -116,14 +118,22 @@ def evaluate_dictionaries(
         used_W = metric_windows(store.held_out)
         if request.held_out == 1:  # nothing was calibrated on this text
             used_W = np.arange(store.held_out.window_starts[-1])
-        for name, evaluation in evaluate(saes, store.held_out, store.mean, used_W).items():
+        evaluations = evaluate(saes, store.held_out, store.mean, used_W, partial(on_progress, "evaluation"))
+        for name, evaluation in evaluations.items():
             refuse_no_numbers(name, evaluation.metrics)
             rows = len(used_W) * store.held_out.positions
-            report[name] = {"metrics": evaluation.metrics, "intervals": {}, "rows": rows}
+            seen = {"windows": len(used_W), "documents": len(np.unique(store.held_out.documents[used_W]))}
+            report[name] = {"metrics": evaluation.metrics, "intervals": {}, "rows": rows, "measured_on": seen}
         if language_model:
             windows_W = spread_windows(used_W, options.ce_windows)
             documents = len(np.unique(store.held_out.documents[windows_W]))
-            for name, measured in loss_recovered(language_model, store, saes, windows_W).items():
+            tokens = (len(saes) + 2) * store.held_out.windows[windows_W].size
+
+            def advance(count: int, phase: str = f"loss recovered, {site.hook_name}", tokens: int = tokens) -> None:
+                done[phase] += count
+                on_progress(phase, done[phase], tokens)
+
+            for name, measured in loss_recovered(language_model, store, saes, windows_W, advance).items():
                 report[name]["metrics"] |= measured["metrics"]
                 if why := why_undefined(measured["metrics"]):
                     say(f"{name}: {why}")

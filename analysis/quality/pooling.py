@@ -5,6 +5,7 @@ Shapes: N items, W windows, T tokens per window, D width of the model, F feature
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -33,7 +34,13 @@ class Pooled(NamedTuple):
     decoder_FxD: np.ndarray
 
 
-def pool(model: LanguageModel, passages: Passages, saes: dict[str, SAE], sites: dict[str, Site]) -> dict[str, Pooled]:
+def pool(
+    model: LanguageModel,
+    passages: Passages,
+    saes: dict[str, SAE],
+    sites: dict[str, Site],
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> dict[str, Pooled]:
     """The pooled items of each member, in one pass of the model. Memory: N × F floats per member, N × D per site."""
     n, (windows, length) = passages.item_W.max() + 1, passages.tokens_WxT.shape
     parts = {name: nnx.split(sae) for name, sae in saes.items()}
@@ -42,6 +49,7 @@ def pool(model: LanguageModel, passages: Passages, saes: dict[str, SAE], sites: 
     sums = jax.jit(sum_features, static_argnums=0)
     batch = -(-BATCH_TOKENS // length)
     for start in range(0, windows, batch):
+        on_progress("reading", start * length, windows * length)
         item_W = passages.item_W[start : start + batch]
         fill = ((0, batch - len(item_W)), (0, 0))  # padding to one shape, which is compiled once; it has weight 0
         tokens_WxT = np.pad(passages.tokens_WxT[start : start + batch], fill)

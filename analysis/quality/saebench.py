@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
+from harvest.files import read_json, write_json
 from harvest.flags import COUNT, NUMBER, Flags, flag
 from harvest.sources import BUNDLED_CORPUS
 
@@ -67,18 +70,26 @@ class SAEBench(Flags):
 
 
 def run_benchmarks(
-    settings: SAEBench, run: FinishedRun, members: Sequence[str], notes: list[str]
+    settings: SAEBench,
+    run: FinishedRun,
+    members: Sequence[str],
+    notes: list[str],
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each benchmark's name and its results by member. Remarks for the user are appended to `notes`."""
     saes = {name: run.dictionary(name).sae for name in members}
     if {"probing", "scr"} & set(settings.metrics):
-        yield from on_documents(settings, run, saes, notes)
+        yield from on_documents(settings, run, saes, notes, on_progress)
     if "absorption" in settings.metrics:
-        yield "absorption", on_words(settings, run, saes, notes)
+        yield "absorption", on_words(settings, run, saes, notes, on_progress)
 
 
 def on_documents(
-    settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: list[str]
+    settings: SAEBench,
+    run: FinishedRun,
+    saes: dict[str, SAE],
+    notes: list[str],
+    on_progress: Callable[[str, int, int], None],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     import numpy as np
 
@@ -102,16 +113,18 @@ def on_documents(
         model.tokenizer, text.texts, settings.document_tokens, run.request.seq_len, run.first_position
     )
     sites = {name: run.site(name) for name in saes}
-    pooled = pool(model, passages, saes, sites)
+    pooled = pool(model, passages, saes, sites, on_progress)
     probing: dict[str, dict[str, Any]] = {}
+    columns = {name: member.f_NxF for name, member in pooled.items()}
+    columns |= {f"activations, {site.hook_name}": pooled[name].x_NxD for name, site in sites.items()}
+    for done, (label, (name, x_NxC)) in enumerate(product(probed, columns.items())):
+        on_progress("probing", done, len(probed) * len(columns))
+        result = sparse_probing.compute_sparse_probing(
+            x_NxC, text.labels[label], text.is_train_N, settings.k, settings.seed
+        )
+        probing.setdefault(name, {})[label] = result
     for label in probed:
-        columns = {name: member.f_NxF for name, member in pooled.items()}
-        columns |= {f"activations, {site.hook_name}": pooled[name].x_NxD for name, site in sites.items()}
-        for name, x_NxC in columns.items():
-            result = sparse_probing.compute_sparse_probing(
-                x_NxC, text.labels[label], text.is_train_N, settings.k, settings.seed
-            )
-            probing.setdefault(name, {})[label] = result
+        result = next(iter(probing.values()))[label]
         train, held_out = (min(sizes[side] for sizes in result.documents.values()) for side in ("train", "held_out"))
         notes.append(f"{label}: each class has at least {train:,} documents to train on and {held_out:,} held out")
         if result.left_out:
@@ -120,16 +133,13 @@ def on_documents(
         yield BENCHMARKS["probing"], probing
     if paired:
         rows = {name: p._replace(x_NxD=p.x_NxD[either_N], f_NxF=p.f_NxF[either_N]) for name, p in pooled.items()}
-        is_train_N = text.is_train_N[either_N]
-        yield (
-            BENCHMARKS["scr"],
-            {
-                name: spurious_correlation.compute_spurious_correlation(
-                    documents, concepts, is_train_N, settings.n_ablated, settings.seed
-                )
-                for name, documents in rows.items()
-            },
-        )
+        is_train_N, removals = text.is_train_N[either_N], {}
+        for done, (name, documents) in enumerate(rows.items()):
+            on_progress("spurious correlation", done, len(rows))
+            removals[name] = spurious_correlation.compute_spurious_correlation(
+                documents, concepts, is_train_N, settings.n_ablated, settings.seed
+            )
+        yield BENCHMARKS["scr"], removals
 
 
 def refuse_too_many(settings: SAEBench, saes: dict[str, SAE]) -> None:
@@ -166,18 +176,24 @@ def concepts_of(texts: tuple[str, ...], labels: dict[str, np.ndarray]) -> tuple[
     return concepts, either_N
 
 
-def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: list[str]) -> dict[str, Any]:
+def on_words(
+    settings: SAEBench,
+    run: FinishedRun,
+    saes: dict[str, SAE],
+    notes: list[str],
+    on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> dict[str, Any]:
     from analysis.quality import absorption
     from analysis.quality.pooling import pool
     from harvest.text.passages import spelling
 
     model = run.language_model
     prompts = spelling(model.tokenizer, settings.words, run.request.seq_len, TRAIN_SHARE, settings.seed)
-    pooled = pool(model, prompts.passages, saes, {name: run.site(name) for name in saes})
-    answers = {
-        name: absorption.compute_absorption(words, prompts.words, prompts.letters_N, prompts.is_train_N)
-        for name, words in pooled.items()
-    }
+    pooled = pool(model, prompts.passages, saes, {name: run.site(name) for name in saes}, on_progress)
+    answers = {}
+    for done, (name, words) in enumerate(pooled.items()):
+        on_progress("absorption", done, len(pooled))
+        answers[name] = absorption.compute_absorption(words, prompts.words, prompts.letters_N, prompts.is_train_N)
     for name, words in pooled.items():
         if not (words.f_NxF[prompts.is_train_N] != 0).any():
             notes.append(f"{name}: absorption is not measured, because no feature fires on a word to train on")
@@ -191,16 +207,25 @@ def on_words(settings: SAEBench, run: FinishedRun, saes: dict[str, SAE], notes: 
     return answers
 
 
-def write_benchmark(
-    question: str, answer: dict[str, Any], settings: SAEBench, run: FinishedRun, members: Sequence[str]
-) -> None:
-    """Write the run's analysis/<question>.json."""
-    from harvest.files import write_json
+def write_benchmark(question: str, answer: dict[str, Any], settings: SAEBench, run: FinishedRun) -> list[str]:
+    """Write the run's analysis/<question>.json, beside what it has of other members that was measured alike.
 
-    record = asdict(settings) | {"dataset": str(settings.dataset or "bundled"), "member": list(members)}
-    record |= {"train_share": TRAIN_SHARE, "model": run.model_location}
-    record |= {"seq_len": run.request.seq_len, "first_position": run.first_position}
-    write_json(run.path / "analysis" / f"{question}.json", {"settings": record, "members": as_dicts(answer)})
+    Returns the other members whose results are lost, because they were measured with other settings.
+    """
+    path, record, members = run.path / "analysis" / f"{question}.json", settings_record(settings, run), as_dicts(answer)
+    before = read_json(path, "delete it, and run `saebench` again") if path.exists() else {"settings": record}
+    others = {name: result for name, result in before.get("members", {}).items() if name not in members}
+    alike = before["settings"] == json.loads(json.dumps(record))
+    write_json(path, {"settings": record, "members": (others if alike else {}) | members})
+    return [] if alike else [name for name in others if name in run.members]
+
+
+def settings_record(settings: SAEBench, run: FinishedRun) -> dict[str, Any]:
+    """What the results depend on, apart from the member."""
+    record = asdict(settings) | {"dataset": str(settings.dataset or "bundled"), "train_share": TRAIN_SHARE}
+    del record["metrics"]
+    record |= {"model": run.model_location}
+    return record | {"seq_len": run.request.seq_len, "first_position": run.first_position}
 
 
 def as_dicts(answers: Any) -> Any:

@@ -16,7 +16,8 @@ from harvest.hub import Kind
 from harvest.request import HarvestRequest, Site
 from harvest.sources import model_fingerprint, name_of, place_of
 from sae_jax.config import SPARSITY_CONTROLS
-from sae_jax.members import Member, chosen_members, member_id, only_member
+from sae_jax.lookup import chosen_members, only_member
+from sae_jax.members import Member, member_id
 from sae_jax.run_directory import METRICS_FILE, WITHOUT_LINE, WRITTEN_AGAIN, RunDirectory, refuse_links
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from harvest.store import ActivationStore
     from sae_jax.formats import Dictionary
 
-TRAIN_AGAIN, STUDY_AGAIN = "--force trains it again", "delete it, and run `study` again"
+TRAIN_AGAIN, STUDY_AGAIN = "its training command with --force trains it again", "delete it, and run `study` again"
 SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position")  # equal in a run and its control
 
 
@@ -232,7 +233,7 @@ def read_record(run: Path, name: str) -> dict[str, Any]:
     """The content of one of a run's JSON files. Raises InputError if it is missing, damaged or of the wrong form."""
     path = run / name
     if not path.exists():
-        raise InputError(f"{run} has no {name}: give a finished run, or finish this one with --resume")
+        raise InputError(f"{run} has no {name}: its training command with --resume finishes it")
     from sae_jax.shapes import read_shaped  # imported here, because importing pydantic is slow
 
     return read_shaped(path, WRITTEN_AGAIN if name == "results.json" else TRAIN_AGAIN)

@@ -60,9 +60,9 @@ class LiveRun:
         return lines
 
     def losses(self) -> Iterator[tuple[str, float]]:
-        """(member id, loss) of each block of steps except the last, in order."""
+        """(member id, mean squared error) of each block of steps except the last, in order."""
         lines = self.lines()
-        yield from ((line["member"], line["loss"]) for line in lines if line["step"] < lines[-1]["step"])
+        yield from ((line["member"], line.get("mse", math.nan)) for line in lines if line["step"] < lines[-1]["step"])
 
     def progress(self) -> Progress | None:
         """The metrics of the last block of steps, or None before the first. A member without a line has failed."""
@@ -70,10 +70,11 @@ class LiveRun:
         if not lines:
             return None
         step, now = lines[-1]["step"], time.monotonic()
-        self.first = self.first or (now, step)
+        if self.first is None or step < self.first[1]:  # a resumed training begins at an earlier checkpoint
+            self.first = (now, step)
         seconds, steps = now - self.first[0], step - self.first[1]
         per_step = seconds / steps if steps else math.nan
-        failed = dict.fromkeys(("loss", "explained_variance", "l0", "dead_fraction"), math.nan)
+        failed = dict.fromkeys(("mse", "explained_variance", "l0", "dead_fraction"), math.nan)
         last = {line["member"]: line for line in lines if line["step"] == step}
         return Progress(
             step=step,

@@ -85,7 +85,7 @@ def collect_measures(
     """Collect all measures of a run. Raises InputError if the run's text or model is not available."""
     members = list(run.members)
     features = load_or_compute_features(run, members, cache_dir, on_progress, say)
-    bench, notes = benchmarks(run, members, documents, say)
+    bench, notes = benchmarks(run, members, documents, on_progress, say)
     decoders = decoders_of(run, features)
     compared = shared_features.read_shared_features(run.path / "analysis", members)
     if not compared and len(decoders) > 1:
@@ -151,7 +151,11 @@ def fired_together(
 
 
 def benchmarks(
-    run: FinishedRun, members: list[str], documents: int, say: Callable[[str], None]
+    run: FinishedRun,
+    members: list[str],
+    documents: int,
+    on_progress: Callable[[str, int, int], None],
+    say: Callable[[str], None],
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """({benchmark: {member: its results}}, notes) of probing and absorption, from an earlier study or measured now.
 
@@ -163,9 +167,9 @@ def benchmarks(
     if record.get("documents") != documents or set(members) - record["answers"]["sparse_probing"].keys():
         say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
         notes: list[str] = []
-        answers = dict(run_benchmarks(settings, run, members, notes)) | {"absorption": {}}
+        answers = dict(run_benchmarks(settings, run, members, notes, on_progress)) | {"absorption": {}}
         try:
-            answers |= run_benchmarks(replace(settings, metrics=("absorption",)), run, members, notes)
+            answers |= run_benchmarks(replace(settings, metrics=("absorption",)), run, members, notes, on_progress)
         except InputError as error:  # windows are too short for the spelling prompts
             notes.append(f"absorption is not measured: {error}")
         record = {"documents": documents, "answers": as_dicts(answers), "notes": notes}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from analysis.plots.style import save
 from analysis.study.measures import PopulationMeasures
@@ -12,15 +13,19 @@ from analysis.study.questions import Answer
 from harvest.files import write_json
 
 
-def write_study(answers: list[Answer], measures: PopulationMeasures, control: PopulationMeasures | None) -> list[Path]:
+def study_record(
+    answers: list[Answer], measures: PopulationMeasures, control: PopulationMeasures | None
+) -> dict[str, Any]:
+    """The content of analysis/study.json."""
+    records = [asdict(replace(answer, figures={})) | {"figures": list(answer.figures)} for answer in answers]
+    record = {"schema": 1, "run": measures.run.path.resolve().name, "date": date.today().isoformat()}
+    record |= {"control": control and control.run.path.resolve().name}
+    return record | {"values": measures.values, "notes": measures.notes, "answers": records}
+
+
+def write_study(answers: list[Answer], run: Path, record: dict[str, Any]) -> list[Path]:
     """Write the figures and analysis/study.json. Returns their paths, study.json last."""
-    run, paths, records = measures.run.path, [], []
-    for answer in answers:
-        for name, figure in answer.figures.items():
-            paths.append(save(figure, run / "figures" / name)[0])
-        plain = asdict(replace(answer, figures={}))
-        records.append(plain | {"figures": list(answer.figures)})
-    record = {"schema": 1, "run": run.resolve().name, "control": control and control.run.path.resolve().name}
-    record |= {"date": date.today().isoformat(), "values": measures.values, "notes": measures.notes, "answers": records}
+    figures = {name: figure for answer in answers for name, figure in answer.figures.items()}
+    paths = [save(figure, run / "figures" / name)[0] for name, figure in figures.items()]
     write_json(run / "analysis" / "study.json", record)
     return [*paths, run / "analysis" / "study.json"]

@@ -5,7 +5,8 @@ Shapes: D width of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -42,7 +43,12 @@ def exported(population: Population, states: Iterable[State]) -> Iterator[tuple[
 
 
 def export_and_evaluate(
-    population: Population, states: list[State], run: RunDirectory, report: Reporter, step: int
+    population: Population,
+    states: list[State],
+    run: RunDirectory,
+    report: Reporter,
+    step: int,
+    on_phase: Callable[[str, int, int], None],
 ) -> dict[str, Evaluation]:
     """Export every member for raw activations, then evaluate the exported files on held-out rows.
 
@@ -53,7 +59,8 @@ def export_and_evaluate(
             if failed_step >= 0:
                 report.fail(member, int(failed_step))
     saes: list[dict[str, SAE]] = [{} for _ in population.stores]
-    for member, dictionary in exported(population, states):
+    for done, (member, dictionary) in enumerate(exported(population, states)):
+        on_phase("export", done, len(population.members()))
         if member.id in report.failed:
             continue
         if not all(np.isfinite(tensor).all() for tensor in dictionary.tensors.values()):
@@ -62,7 +69,7 @@ def export_and_evaluate(
         directory = run.path / "members" / member.id
         save_dictionary(with_best_decoder(population, member, dictionary), directory)
         saes[population.rows[member.id].site][member.id] = load_dictionary(directory).sae
-    evaluations = evaluate_on_both_splits(population.stores, saes)
+    evaluations = evaluate_on_both_splits(population.stores, saes, on_phase)
     for member in population.members():
         evaluation = evaluations.get(member.id)
         if evaluation and not np.isfinite(list(evaluation.metrics.values())).all():
@@ -84,17 +91,30 @@ def with_best_decoder(population: Population, member: Member, dictionary: Dictio
     return with_fitted_decoder(dictionary, population.store_of(member).train, shares_F)
 
 
-def evaluate_on_both_splits(stores: Sequence[ActivationStore], saes: Sequence[dict[str, SAE]]) -> dict[str, Evaluation]:
+def evaluate_on_both_splits(
+    stores: Sequence[ActivationStore],
+    saes: Sequence[dict[str, SAE]],
+    on_phase: Callable[[str, int, int], None],
+) -> dict[str, Evaluation]:
     """The held-out metrics by member id, with the explained variance of as many training windows beside them."""
     evaluations: dict[str, Evaluation] = {}
-    for store, here in zip(stores, saes, strict=True):
+    for site, (store, here) in enumerate(zip(stores, saes, strict=True), 1):
+        where = f", site {site} of {len(stores)}" if len(stores) > 1 else ""
         windows_W = metric_windows(store.held_out)
         train_W = spread_windows(np.arange(store.train.window_starts[-1]), len(windows_W))
-        seen = evaluate(here, store.train, store.mean, train_W)
-        evaluations |= evaluate(here, store.held_out, store.mean, windows_W)
+        on_rows = [partial(on_phase, f"evaluation on {rows} rows{where}") for rows in ("training", "held-out")]
+        seen = evaluate(here, store.train, store.mean, train_W, on_rows[0])
+        evaluations |= evaluate(here, store.held_out, store.mean, windows_W, on_rows[1])
         for name, on_training_rows in seen.items():
             evaluations[name].metrics["explained_variance_train"] = on_training_rows.metrics["explained_variance"]
     return evaluations
+
+
+def measured_on(store: ActivationStore) -> dict[str, int]:
+    """How many held-out rows, windows and documents the metrics rest on."""
+    windows_W = metric_windows(store.held_out)
+    documents = len(np.unique(store.held_out.documents[windows_W]))
+    return {"rows": len(windows_W) * store.held_out.positions, "windows": len(windows_W), "documents": documents}
 
 
 def overfitting_text(metrics: dict[str, float]) -> str | None:

@@ -24,7 +24,7 @@ from sae_jax.members import Member, members_of
 from sae_jax.run_directory import METRICS_FILE, RunDirectory, meant
 from sae_jax.training.batches import BLOCK_BYTES, Feed
 from sae_jax.training.checkpoint import Checkpoints
-from sae_jax.training.export import export_and_evaluate, exported, overfitting_text
+from sae_jax.training.export import export_and_evaluate, exported, measured_on, overfitting_text
 from sae_jax.training.memory import needed, refuse_too_large
 from sae_jax.training.mesh import Placement
 from sae_jax.training.population import (
@@ -59,12 +59,14 @@ def train(
     harvest_seconds: float = 0.0,
     measure: Callable[[dict], None] = lambda results: None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_phase: Callable[[str, int, int], None] = lambda phase, done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Train the population of `config` on the stores, evaluate it on held-out rows, fill the run directory.
 
     `stores` hold the same text at different sites of one model. A member whose loss is not finite is frozen and
-    reported, and the others continue. `measure` adds further metrics to the results before they are written. Returns
+    reported, and the others continue. `on_phase` gets the phase, what is done and the total of the work after the
+    last step. `measure` adds further metrics to the results before they are written. Returns
     the content of results.json. Raises InputError, Diverged if all members have failed, or Interrupted (on SIGINT and
     SIGTERM).
     """
@@ -82,7 +84,7 @@ def train(
             population, feed, run, rows_compared, resume, checkpoint_seconds, snapshots, on_progress, say
         )
         evaluated = time.perf_counter()
-        evaluations = export_and_evaluate(population, states, run, report, feed.total_steps)
+        evaluations = export_and_evaluate(population, states, run, report, feed.total_steps, on_phase)
         del states
         for name, evaluation in evaluations.items():
             if text := overfitting_text(evaluation.metrics):
@@ -91,6 +93,8 @@ def train(
         manifest = stores[0].manifest
         results = {
             "model": {"name": manifest["model"]["location"], "fell_back": manifest["model"]["fell_back"]},
+            "dataset": {"name": manifest["dataset"]["location"], "fell_back": manifest["dataset"]["fell_back"]},
+            "held_out": measured_on(stores[0]),
             "backend": jax.default_backend(),
             "members": [result_of(m, report.failed.get(m.id), evaluations.get(m.id)) for m in population.members()],
             "timing": {

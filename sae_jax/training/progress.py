@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sae_jax.members import Member
 from sae_jax.run_directory import RunDirectory
-from sae_jax.training.population import Group
+
+if TYPE_CHECKING:
+    from sae_jax.training.population import Group
 
 SMOOTHING = 0.9  # weight of earlier blocks in the time per step
 
@@ -69,7 +72,7 @@ class Reporter:
         self.rows_compared = rows_compared
         self.failed: dict[str, int] = {}
         self.began = self.last = time.perf_counter()
-        self.seconds_per_step = 0.0
+        self.seconds_per_step, self.blocks = 0.0, 0
 
     def __call__(self, step: int, metrics: list[dict], wait_seconds: float) -> None:
         """Fetch and report the metrics of the block that ended before `step`. Raises Diverged if all members failed."""
@@ -90,14 +93,17 @@ class Reporter:
 
         now = time.perf_counter()
         measured = (now - self.last) / steps
-        self.seconds_per_step += (1 - SMOOTHING if self.seconds_per_step else 1.0) * (measured - self.seconds_per_step)
-        self.last = now
+        # The first block includes compilation, so the second replaces it and nothing is expected from it.
+        weight = 1 - SMOOTHING if self.blocks > 1 else 1.0
+        self.seconds_per_step += weight * (measured - self.seconds_per_step)
+        self.last, self.blocks = now, self.blocks + 1
+        left = self.total_steps - step
         self.on_progress(
             Progress(
                 step=step,
                 total_steps=self.total_steps,
                 rows_per_second=self.batch_size / self.seconds_per_step,
-                seconds_left=(self.total_steps - step) * self.seconds_per_step,
+                seconds_left=left * self.seconds_per_step if self.blocks > 1 or not left else math.nan,
                 data_wait=wait_seconds / (now - self.began),
                 members=members,
                 l0_asked={m.id: m.l0_asked for group in self.groups for m in group.members},

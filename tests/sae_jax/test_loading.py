@@ -12,7 +12,7 @@ from plain_sae import CASES, D, F, saelens_dictionary, saelens_in_numpy
 
 from harvest.errors import InputError
 from sae_jax.loading import LoadedSAE
-from sae_jax.members import only_member
+from sae_jax.lookup import only_member
 
 X_NxD = np.random.default_rng(0).integers(-8, 8, (50, D)).astype(np.float32)  # exact in every format, even float8
 ARCHITECTURES = ("standard", "jumprelu", "topk", "abstopk", "gated")
@@ -182,8 +182,12 @@ def test_the_only_member_that_did_not_fail_need_not_be_named(name):
     "records, name, trouble",
     [
         ([TRAINED, LOST], "b", "--member b failed at step 7 and was not written: give another member"),
-        ([TRAINED, LOST], "c", "--member c is not in run: give one of a"),
-        ([TRAINED, TRAINED | {"id": "c"}], None, "--member is missing and the run has several: give one of a, c"),
+        ([TRAINED, LOST], "c", "--member c is not in run: its nearest ids are a"),
+        (
+            [TRAINED, TRAINED | {"id": "c"}],
+            None,
+            "--member is missing and the run has several: give best, or one of a, c",
+        ),
         ([LOST], None, "all members of run failed: give another run"),
     ],
 )

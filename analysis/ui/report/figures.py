@@ -20,12 +20,12 @@ from analysis.plots.densities import densities_chart
 from analysis.plots.feature_map import clusters_chart
 from analysis.plots.frontier import frontier_chart, members_chart
 from analysis.plots.training import emergence_curves, emergence_heatmap, training_curves_chart
-from analysis.runs.best_member import best_of_results
 from analysis.runs.finished import TRAIN_AGAIN, FinishedRun
 from analysis.study.charts import answer_charts
 from analysis.study.measures import decoders_of, trajectories_of
 from analysis.study.tables import lines_of
 from harvest.errors import InputError
+from sae_jax.best_member import best_of_results
 
 CHEAP = 3e8  # pairs of features that can be compared within a minute
 

@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 HEADERS = ("AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
 LEGEND = """\
+order   by the AUROC on the passages that chose the features, which is not shown:
+        it is too high for the best of many
 AUROC   on passages that neither chose the feature nor set its threshold
 95%     interval of the AUROC (none if too few passages of the concept are scored)
-w/o     AUROC without the tokens of the phrase itself
+w/o     AUROC without the tokens of the phrase itself; near 0.5, the feature
+        detects the token, not the concept
 prec.   precision: share of the passages above the threshold with the concept
 cov.    coverage: share of the concept's passages above the threshold
 diff.   mean value on the concept's passages minus the mean on the others
@@ -61,6 +64,9 @@ def detector_cells(detector: Detector) -> list[str]:
 def description_text(found: FoundFeature, description: FeatureDescription, contexts: int) -> Text:
     """The tokens that a feature promotes, and the contexts of its largest activations with the token marked."""
     text = Text(f"#{found.feature} of {found.member}", style="bold")
+    if found.detector.needs_phrase:
+        text.append("\n  detects the token, not the concept", style="not bold yellow")
+        text.append(f" (AUROC {found.detector.auroc_without_phrase:.2f} without the tokens of the phrase)", "not bold")
     text.append("\n  promotes " + " ".join(map(repr, description.promoted)), style="not bold")
     for context in description.contexts[:contexts]:
         text.append("\n  " + one_line(context.before), style="not bold")

@@ -4,6 +4,7 @@ This module computes nothing and imports neither torch nor jax. Names, ids and p
 stream is not a terminal, the output is plain lines without escape codes.
 
     with Terminal() as terminal:
+        terminal.begin("loading the language model")
         terminal.say("the hub cannot be reached: using the bundled model")
         terminal.progress("harvest", done_tokens, total_tokens)
         terminal.training_progress(progress)
@@ -28,10 +29,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from analysis.runs.best_member import best_member
+from analysis.ui.terminal.pulse import Pulse, one_at_a_time
 from analysis.ui.terminal.screen import ID_COLUMNS, LOG_COLUMNS, Screen
 from analysis.ui.terminal.sparkline import LossCurve
 from analysis.ui.terminal.wording import (
+    duration_text,
     failure_text,
     head_line,
     left_text,
@@ -41,19 +43,25 @@ from analysis.ui.terminal.wording import (
     ranges_text,
     rate_text,
 )
+from sae_jax.best_member import best_members
+from sae_jax.lookup import told_apart
 
 if TYPE_CHECKING:
     from sae_jax.training.progress import Progress
 
 FRAME_SECONDS = 0.1  # shortest time between two redraws of a terminal
-LINE_SECONDS = 3.0  # shortest average time between two lines of a log: n lines at once are followed by n times as long
+LINE_SECONDS = 2.0  # shortest average time between two lines of a log: n lines at once are followed by n times as long
 # Units in which phases count their progress, if they are not tokens.
 UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}
+UNITS |= {"probing": "probes", "absorption": "members", "spurious correlation": "members", "steering": "texts"}
+UNITS |= {"attribution": "features", "export": "members"}
 UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features", "examples": "members", "figures": "figures"}
 
 
 class Terminal:
     """Shows a run on `stream`, by default the standard output. A context manager, so that the cursor is restored.
+
+    Inside of the context, a line says that work goes on whenever nothing else was shown for a while.
 
     If `quiet`, only the run directory's path is printed at the end, and failed members on standard error. `NO_COLOR`
     is respected. With `TERM=dumb` the output is plain lines.
@@ -69,22 +77,35 @@ class Terminal:
         self._console = Screen(stream, self._redraws)
         self._curves: defaultdict[str, LossCurve] = defaultdict(LossCurve)
         self._phase: str | None = None
-        self._first: tuple[float, int] = (0.0, 0)  # the time at which the phase began, and the count at that time
+        self._calls: list[tuple[float, int]] = []  # time and count of the first two calls of `progress` in the phase
+        self._activity = "working"
         self._live: Live | None = None
         self._frame: Callable[[int | None], RenderableType] | None = None  # draws the screen in a number of lines
         self._unwritten: list[str] = []  # the latest lines that came too early for the log
         self._next = -math.inf
+        self.pulse = Pulse(self._show_life)
 
     def __enter__(self) -> Terminal:
+        if not self._quiet:
+            self.pulse.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.pulse.stop()
         self.leave_phase()
 
+    def begin(self, activity: str) -> None:
+        """Say what the program does from now on, as in "loading the language model", until there is other news."""
+        self.leave_phase()
+        self.say(activity)
+        self._activity = activity
+
+    @one_at_a_time
     def say(self, text: str) -> None:
         """Print a message that stays on screen, above the progress that is being redrawn."""
         if self._quiet:
             return
+        self._remove_life()
         if self._redraws:  # wrapped between words only, so that a long path can be copied from the terminal
             columns = self._console.width
             text = "\n".join(
@@ -94,23 +115,33 @@ class Terminal:
                 for line in text.splitlines()
             )
         self._console.print(self._console.literal(text), soft_wrap=True)
+        self.pulse.has_shown_news()
 
+    @one_at_a_time
     def show(self, table: RenderableType) -> None:
         """Print a finished table, as wide as the screen."""
         if not self._quiet:
+            self._remove_life()
             self._console.print(table)
+            self.pulse.has_shown_news()
 
+    @one_at_a_time
     def progress(self, phase: str, done: int, total: int) -> None:
-        """Show a phase's progress bar with its rate and time left. The rate counts from the phase's first call."""
+        """Show a phase's progress bar with its rate and time left.
+
+        The rate leaves out what happened before the second call, which includes compilation, as soon as it can.
+        """
         if self._quiet:
             return
-        if self._enter_phase(phase):
-            self._first = (self._clock(), done)
-        seconds, done_here = self._clock() - self._first[0], done - self._first[1]
+        now = (self._clock(), done)
+        since = now if self._enter_phase(phase) else self._calls[-1]
+        if len(self._calls) < 2:
+            self._calls.append(now)
+        seconds, done_here = now[0] - since[0], done - since[1]
         rate = done_here / seconds if seconds > 0 and done_here > 0 else math.nan
         share = done / total if total else 1.0
         left = left_text(share, (total - done) / rate)
-        unit = UNITS.get(phase, "tokens")
+        unit = "rows" if phase.startswith("evaluation") else UNITS.get(phase, "tokens")
         counts = [f"{done:,}/{total:,} {unit}", rate_text(rate, f"{unit}/s")]
 
         def frame(_: int | None) -> RenderableType:
@@ -123,12 +154,13 @@ class Terminal:
         for member_id, loss in losses:
             self._curves[member_id].append(loss)
 
+    @one_at_a_time
     def training_progress(self, progress: Progress) -> None:
         """Show step, rows/s and time left, and a table of the members' metrics and loss curves."""
         if self._quiet:
             return
         for member_id, metrics in progress.members.items():
-            self._curves[member_id].append(float(metrics.get("loss", math.nan)))
+            self._curves[member_id].append(float(metrics.get("mse", math.nan)))
         self._enter_phase("train")
         share = progress.step / progress.total_steps if progress.total_steps else 1.0
         left = left_text(share, progress.seconds_left)
@@ -142,6 +174,7 @@ class Terminal:
         lines = self._log_lines(head_line("train", share, left, counts), progress.members)
         self._show(frame, lines, last=progress.step >= progress.total_steps)
 
+    @one_at_a_time
     def results(self, results: dict[str, Any], run_dir: str) -> None:
         """Print the box EXPERIMENT RESULTS from the content of results.json, and the path of the results."""
         self.leave_phase()
@@ -155,6 +188,7 @@ class Terminal:
         if self._console.shortened_path(run_dir) != self._console.literal(run_dir).plain:
             self._console.print(self._console.literal(f"results: {run_dir}"), soft_wrap=True)
 
+    @one_at_a_time
     def table(self, header: list[str], rows: list[list[str]]) -> None:
         """Print a table whose rows have an id and numbers."""
         self.leave_phase()
@@ -166,11 +200,13 @@ class Terminal:
         if phase == self._phase:
             return False
         self.leave_phase()
-        self._phase, self._next = phase, -math.inf
+        self._phase, self._next, self._calls, self._activity = phase, -math.inf, [], f"at {phase}"
         return True
 
+    @one_at_a_time
     def leave_phase(self) -> None:
         """End the phase. Its last frame or line stays visible."""
+        self._remove_life()
         if self._live is not None and self._frame is not None:
             self._live.update(self._frame(None))
             self._live.stop()
@@ -186,16 +222,38 @@ class Terminal:
             return
         if self._redraws:
             self._next = now + FRAME_SECONDS
-            if self._live is None:
-                # Rich redirects what others print to above the live region. A stream to a file is left alone.
-                elsewhere = {f"redirect_{name}": getattr(sys, name).isatty() for name in ("stdout", "stderr")}
-                self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop", **elsewhere)
-                self._live.start()
-            self._live.update(frame(self._console.height - 1), refresh=True)
+            self._redraw(frame(self._console.height - 1))
+            self.pulse.has_shown_news()
         else:
             self._next = now + LINE_SECONDS * len(lines)
             self._write(lines)
             self._unwritten = []
+
+    def _redraw(self, frame: RenderableType) -> None:
+        if self._live is None:
+            # Rich redirects what others print to above the live region. A stream to a file is left alone.
+            elsewhere = {f"redirect_{name}": getattr(sys, name).isatty() for name in ("stdout", "stderr")}
+            self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop", **elsewhere)
+            self._live.start()
+        self._live.update(frame, refresh=True)
+
+    def _show_life(self, seconds: float) -> None:
+        """Say that the phase or activity goes on. A log gets the latest progress instead, if it was not written."""
+        text = f"still {self._activity} ({duration_text(seconds)})"
+        if not self._redraws:
+            line, *self._unwritten = self._unwritten or [text]
+            self._console.print(self._console.literal(line), soft_wrap=True)
+        elif self._frame is None:
+            self._redraw(Text(text, style="dim"))
+        else:
+            self._redraw(Group(self._frame(self._console.height - 2), Text(text, style="dim")))
+
+    def _remove_life(self) -> None:
+        """Remove the sign of life from a screen on which no phase is shown."""
+        if self._live is not None and self._frame is None:
+            self._live.transient = True
+            self._live.stop()
+            self._live = None
 
     def _write(self, lines: list[str]) -> None:
         for line in lines:
@@ -216,18 +274,20 @@ class Terminal:
     def _members(self, progress: Progress, height: int | None) -> RenderableType:
         """The members' table in at most `height` lines, heading included. Members without room are summarized.
 
-        The best member is always shown.
+        The best members are shown first of all.
         """
-        members, best = progress.members, best_member(progress.members, progress.l0_asked)
+        members, best = progress.members, best_members(progress.members, progress.l0_asked)
         room = len(members) if height is None else max(height - 4, 1)
-        shown = list(members) if len(members) <= room else list(members)[: max(room - 1, 1)]
-        if best and best not in shown:
-            shown[-1] = best
+        if len(members) <= room:
+            shown = list(members)
+        else:
+            first = sorted(members, key=lambda member_id: member_id not in best)[: max(room - 1, 1)]
+            shown = [member_id for member_id in members if member_id in first]
         rows = [[member_id, *number_cells(members[member_id])] for member_id in shown]
         # Padded, so that the columns keep their widths during a run.
-        header = ["member", "loss".rjust(9), "EV".rjust(7), "L0".rjust(7), "dead".rjust(6)]
+        header = ["member", "loss (mse)".rjust(10), "EV".rjust(7), "L0".rjust(7), "dead".rjust(6)]
         curves = [self._curves[member_id] for member_id in shown]
-        table = self._console.table(header, rows, curves=curves, best=best)
+        table = self._console.table(header, rows, curves=curves, best=best, short=told_apart(shown, list(members)))
         if len(shown) == len(members):
             return table
         hidden = [metrics for member_id, metrics in members.items() if member_id not in shown]

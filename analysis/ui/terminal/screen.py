@@ -5,7 +5,7 @@ Names, ids and paths are printed as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from operator import add
 from typing import Any, TextIO
 
@@ -16,23 +16,26 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from analysis.runs.best_member import L0_TOLERANCE, best_of_results
 from analysis.runs.undefined import why_undefined
 from analysis.ui.terminal.sparkline import LossCurve
 from analysis.ui.terminal.wording import (
+    basis_text,
     failure_text,
     member_name,
-    model_text,
     results_cells,
+    sites_text,
+    source_text,
     times_text,
-    told_apart,
     visible,
 )
+from sae_jax.best_member import L0_TOLERANCE, best_members_of_results
+from sae_jax.lookup import told_apart
 
 LOG_COLUMNS = 160  # longest line of progress in a log
 CURVE_COLUMNS = 16  # ids are shortened before the curve gets narrower than this
-BEST = f"highest explained variance, with an L0 within {L0_TOLERANCE:.0%} of the target"
+BEST = f"highest explained variance for its target L0, with an L0 within {L0_TOLERANCE:.0%} of it"
 ID_COLUMNS = 12  # the curve is shortened before the ids get narrower than this
+SOURCES = {"model": "model", "text": "dataset"}  # the key in results.json of each
 GAP = 2  # between columns
 LEAST_COLUMNS, LEAST_LINES = 40, 5  # on a narrower screen the lines wrap
 
@@ -88,17 +91,21 @@ class Screen(Console):
         rows: list[list[str]],
         columns: int | None = None,
         curves: Sequence[LossCurve] | None = None,
-        best: str | None = None,
+        best: Collection[str] = (),
+        short: Sequence[str] = (),
     ) -> Table:
-        """A table with an id and numbers in each row. Ids get the width that numbers and curves leave free."""
+        """A table with an id and numbers in each row. Ids get the width that numbers and curves leave free.
+
+        If that is too little, they are replaced by `short`, or by what distinguishes the rows.
+        """
         names = [self.literal(row[0]).plain for row in rows]
-        stars = [self._best if row[0] == best else "" for row in rows]
+        stars = [self._best if row[0] in best else "" for row in rows]
         widths = [max(map(len, cells)) for cells in zip(*(row[1:] for row in [header, *rows]), strict=True)]
         free = (columns or self.width) - sum(widths) - GAP * len(widths)
         least = CURVE_COLUMNS + GAP if curves is not None else 0
         room = max(free - least, ID_COLUMNS)
         if max(map(cell_len, map(add, names, stars))) > room:
-            names = told_apart(names)
+            names = list(short) or told_apart(names)
         ids = list(map(add, names, stars))
         id_columns = min(max(map(cell_len, [header[0], *ids])), room)
         curve_columns = free - id_columns - GAP
@@ -119,7 +126,7 @@ class Screen(Console):
 
     def results_table(self, members: list[dict[str, Any]], columns: int) -> Table:
         header, rows = results_cells(members)
-        return self.table(header, rows, columns, best=best_of_results({member_name(m): m for m in members}))
+        return self.table(header, rows, columns, best=best_members_of_results({member_name(m): m for m in members}))
 
     def results_box(self, results: dict[str, Any], run_dir: str) -> Table:
         """The box EXPERIMENT RESULTS from the content of results.json."""
@@ -131,9 +138,16 @@ class Screen(Console):
         measured = [(member_name(m), why_undefined(m.get("metrics") or {})) for m in members]
         if unknown := [(name, why) for name, why in measured if why]:
             sections.append(self._pairs(unknown, inside))
-        facts = [(self._best.strip(), BEST)] if best_of_results({m["id"]: m for m in members}) else []
-        facts += [("model", model_text(results["model"])), ("backend", results["backend"])]
-        facts += [("time", times_text(results["timing"])), ("results", self.shortened_path(run_dir))]
+        facts = [(self._best.strip(), BEST)] if best_members_of_results({m["id"]: m for m in members}) else []
+        facts += [(name, source_text(results[key])) for name, key in SOURCES.items() if key in results]
+        facts += [("site", sites_text(members))]
+        if held_out := results.get("held_out"):
+            facts += [("held out", basis_text(held_out["rows"], held_out, results.get("loss_recovered")))]
+        facts += [
+            ("backend", results["backend"]),
+            ("time", times_text(results["timing"])),
+            ("results", self.shortened_path(run_dir)),
+        ]
         sections.append(self._pairs(facts, inside))
         frame = Table(box=box.DOUBLE, show_lines=True, border_style="cyan")
         frame.add_column(Text("EXPERIMENT RESULTS", style="bold", justify="center"))

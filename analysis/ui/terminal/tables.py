@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -189,4 +190,22 @@ def attribution_table(attribution: Attribution, tokens: list[str]) -> Table:
     for effect in attribution.effects:
         numbers = (f"{effect.attribution:+.4f}", f"{effect.ablation:+.4f}", f"{effect.value:.2f}")
         table.add_row(str(effect.feature), *numbers, str(effect.position), Text(repr(tokens[effect.position])))
+    return table
+
+
+def runs_table(runs: list[dict[str, Any]]) -> Table:
+    """A row for each run of `runs_in`."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run", overflow="fold")
+    for head in ("state", "date"):
+        table.add_column(head, no_wrap=True)
+    table.add_column("members", justify="right")
+    table.add_column("best\nexpl. var.", justify="right", no_wrap=True)
+    table.add_column("model and site", overflow="fold")
+    for run in runs:
+        variance = run.get("explained_variance")
+        sites = [name.removeprefix("blocks.").replace(".hook_", " ") for name in run.get("sites", [])]
+        where = f"{Path(run['model']).name} {', '.join(sites)}" if sites else ""
+        cells = [run["state"], run["date"].replace("T", " "), str(run.get("members", ""))]
+        table.add_row(Text(run["name"]), *cells, share_text(variance), Text(where))
     return table

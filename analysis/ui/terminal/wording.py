@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import zip_longest
+import sys
+from pathlib import Path
+from shlex import quote
 from typing import Any
 
-HYPHEN = re.compile(r"(?<!\de)-")  # between the parts of an id, not in 1e-3
 # Control characters except the line feed, marks that change the writing direction, and unpaired surrogates.
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -18,10 +19,10 @@ def visible(text: str) -> str:
 
 
 def number_cells(metrics: dict[str, float]) -> list[str]:
-    """Loss, explained variance, L0 and dead fraction as text."""
+    """The loss (the mean squared error), explained variance, L0 and dead fraction as text."""
     loss, variance, l0, dead = (
         math.nan if (value := metrics.get(name)) is None else float(value)
-        for name in ("loss", "explained_variance", "l0", "dead_fraction")
+        for name in ("mse", "explained_variance", "l0", "dead_fraction")
     )
     loss_text = f"{loss:.4g}" if abs(loss) >= 1e4 or 0 < abs(loss) < 1e-3 else f"{loss:#.4g}".rstrip(".")
     variance_text = f"{variance:.3f}" if abs(variance) < 100 else f"{variance:.2g}"
@@ -29,7 +30,7 @@ def number_cells(metrics: dict[str, float]) -> list[str]:
 
 
 def ranges_text(members: list[dict[str, float]]) -> str:
-    names = {"loss": ("loss", "{:.4g}"), "explained_variance": ("EV", "{:.3f}"), "l0": ("L0", "{:.1f}")}
+    names = {"mse": ("loss", "{:.4g}"), "explained_variance": ("EV", "{:.3f}"), "l0": ("L0", "{:.1f}")}
     parts = []
     for name, (label, number) in names.items():
         finite = [m[name] for m in members if math.isfinite(m.get(name, math.nan))]
@@ -65,7 +66,21 @@ def rate_text(rate: float, unit: str) -> str:
 
 def counted(number: int, what: str) -> str:
     """The number with its noun, in the singular for 1."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+    if number == 1:
+        return f"{number:,} {what}"
+    return f"{number:,} {what.removesuffix('y')}ies" if what.endswith("ary") else f"{number:,} {what}s"
+
+
+def basis_text(rows: int, measured_on: dict[str, int], loss_recovered: dict[str, int] | None) -> str:
+    """On how many held-out rows, windows and documents the numbers of a table rest."""
+    windows, documents = (counted(measured_on[name], name.removesuffix("s")) for name in ("windows", "documents"))
+    text = f"measured on {counted(rows, 'row')} of {windows} from {documents}"
+    if loss_recovered and loss_recovered.get("windows"):
+        windows, documents = (
+            counted(loss_recovered[name], name.removesuffix("s")) for name in ("windows", "documents")
+        )
+        text += f"; CE recovered on {windows} from {documents}"
+    return text
 
 
 def duration_text(seconds: float) -> str:
@@ -103,7 +118,7 @@ def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[s
     for member in members:
         asked = Member.from_results(member).l0_asked
         metrics = member.get("metrics") or {}
-        loss, variance, l0, dead = number_cells({**metrics, "loss": metrics.get("mse", math.nan)})
+        loss, variance, l0, dead = number_cells(metrics)
         loss = "failed" if member.get("failed") else loss
         sparsity = percent_text(metrics.get("sparsity", math.nan), digits=2)
         train = share_text(metrics.get("explained_variance_train"))
@@ -112,20 +127,18 @@ def results_cells(members: list[dict[str, Any]]) -> tuple[list[str], list[list[s
     return header, rows
 
 
-def told_apart(ids: list[str]) -> list[str]:
-    """The ids without the parts that all of them share, if the rest still distinguishes them."""
-    columns = list(zip_longest(*(HYPHEN.split(name) for name in ids), fillvalue=""))
-    different = [column for column in columns if len(set(column)) > 1]
-    short = ["-".join(filter(None, parts)) for parts in zip(*different, strict=True)]
-    return short if all(short) and len(set(short)) == len(ids) else ids
-
-
 def failure_text(member: dict[str, Any]) -> str:
     return f"stopped at step {member['failed']['step']:,}: {member['failed']['reason']}"
 
 
-def model_text(model: dict[str, Any]) -> str:
-    return f"{model['name']} (fallback: the hub cannot be reached)" if model["fell_back"] else str(model["name"])
+def sites_text(members: list[dict[str, Any]]) -> str:
+    """The layers and hooks that members read."""
+    return ", ".join(dict.fromkeys(f"{member['hook']} of layer {member['layer']}" for member in members))
+
+
+def source_text(source: dict[str, Any]) -> str:
+    """The model or the text of a run."""
+    return f"{source['name']} (fallback: the hub cannot be reached)" if source["fell_back"] else str(source["name"])
 
 
 def times_text(timing: dict[str, float | None]) -> str:
@@ -136,3 +149,16 @@ def times_text(timing: dict[str, float | None]) -> str:
     ]
     rate = rate_text(timing.get("rows_per_second") or math.nan, "rows/s")
     return ", ".join(parts) + (f" ({rate})" if rate else "")
+
+
+def program() -> str:
+    """The words with which the user has started the program."""
+    script = Path(sys.argv[0]).name
+    if script == "main.py":
+        return f"python {quote(sys.argv[0])}"
+    return {"sae-jax": "sae-jax", "__main__.py": "python -m sae_jax"}.get(script, "python main.py")
+
+
+def pasted(text: str) -> str:
+    """The text with its commands as this user can paste them into the shell."""
+    return text.replace("python main.py", program())

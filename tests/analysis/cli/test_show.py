@@ -8,16 +8,21 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 from command_line import THREE_KINDS, shared_cache, start, trained, typed
 from filelock import FileLock
+from populations import finished_run
+from rows import make_store
 
 from analysis.cli.show import follow
-from analysis.runs.best_member import best_member
 from analysis.runs.live import LiveRun
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.scatter import scatter
+from sae_jax.best_member import best_member, best_members
+from sae_jax.config import TrainConfig
+from sae_jax.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -95,14 +100,10 @@ def test_each_block_is_drawn_once(live_run, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_bytes((run / "config.json").read_bytes())
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]))
     monkeypatch.setattr("analysis.cli.show.POLL_SECONDS", 0.02)
-    drawn = []
-
-    class Recorder(Terminal):
-        def training_progress(self, progress):
-            drawn.append(progress.step)
-
+    terminal = Recorder()
+    drawn = terminal.drawn
     with FileLock(tmp_path / ".lock"):
-        watching = threading.Thread(target=follow, args=(LiveRun.open(tmp_path), Recorder(quiet=True), True))
+        watching = threading.Thread(target=follow, args=(LiveRun.open(tmp_path), terminal, True))
         watching.start()
         until(lambda: len(drawn) == 1)
         with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -111,6 +112,59 @@ def test_each_block_is_drawn_once(live_run, tmp_path, monkeypatch):
         (tmp_path / "results.json").write_text("{}")
         watching.join(timeout=30)
     assert drawn == [json.loads(lines[0])["step"], json.loads(lines[3])["step"]]
+
+
+class Recorder(Terminal):
+    """A terminal that only records the steps that it should draw, and what it should say."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.drawn, self.said = [], []
+
+    def training_progress(self, progress):
+        self.drawn.append(progress.step)
+
+    def say(self, text):
+        self.said.append(text)
+
+
+def interrupted_run(path: Path, steps: list[int]) -> RunDirectory:
+    """A run that is not finished and has metrics of these steps."""
+    run = finished_run(path / "run", TrainConfig(), [make_store(path / "store", windows=20)])
+    (run.path / "results.json").unlink()
+    (member,) = run.members
+    numbers = dict.fromkeys(("loss", "mse", "explained_variance", "l0", "dead_fraction"), 0.5)
+    directory = RunDirectory(run.path, run.config["asked"])
+    directory.append_metrics([{"step": step, "member": member, **numbers} for step in steps])
+    return directory
+
+
+def test_watching_follows_a_run_that_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.cli.show.POLL_SECONDS", 0.02)
+    run, terminal = interrupted_run(tmp_path, [10, 20, 100]), Recorder()
+    metrics = run.path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(lines[:2]))
+    watching = threading.Thread(target=follow, args=(LiveRun.open(run.path), terminal, True))
+    watching.start()
+    until(lambda: any("waiting for a process to continue it" in text for text in terminal.said))
+    with FileLock(run.path / ".lock"):
+        metrics.write_text(lines[0])  # it resumes at an earlier checkpoint
+        until(lambda: terminal.drawn == [20, 10])
+        metrics.write_text("".join(lines))
+        until(lambda: terminal.said[-1].startswith("training is done"))
+        assert watching.is_alive(), "the held-out metrics are still missing"
+        (run.path / "results.json").write_text("{}")
+        watching.join(timeout=30)
+    assert not watching.is_alive() and terminal.drawn == [20, 10, 100]
+
+
+def test_watching_ends_if_no_process_continues(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.cli.show.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("analysis.cli.show.POLL_SECONDS", 0.02)
+    run, terminal = interrupted_run(tmp_path, [10]), Recorder()
+    follow(LiveRun.open(run.path), terminal, True)
+    assert terminal.drawn == [10] and "run the training command again" in terminal.said[-1]
 
 
 def test_a_finished_run_is_shown_as_it_was_at_its_end(cache, tmp_path):
@@ -146,7 +200,8 @@ def test_the_best_member_explains_most_near_the_target_l0():
         "failed": {"explained_variance": float("nan"), "l0": float("nan")},
     }
     asked = dict.fromkeys(metrics, 32.0)
-    assert best_member(metrics, asked) == "near"
+    assert best_member(metrics, asked) == "near" and best_members(metrics, asked) == {"near"}
+    assert best_members(metrics, asked | {"near": 33.0, "far": 33.0}) == {"near", "worse"}, "one for each target"
     assert best_member(metrics, asked | {"far": None}) == "far"
     assert best_member({"near": metrics["near"]}, asked) is None
     assert best_member({name: metrics["failed"] for name in "ab"}, {}) is None

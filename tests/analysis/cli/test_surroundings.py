@@ -17,6 +17,7 @@ from command_line import ROOT
 import main
 from analysis.cli.exit_status import os_trouble
 from analysis.cli.flags import filled, parsed
+from analysis.cli.output import Output
 from analysis.cli.steer import Options as SteerOptions
 from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
@@ -90,9 +91,9 @@ def test_irregular_files_are_not_read(irregular, capsys):
 def test_irregular_files_are_not_replaced(irregular):
     with pytest.raises(InputError, match="not a regular file"):
         write_json(irregular, {})
-    values = parsed("steer", None, ["run", "--feature", "1", "--json", str(irregular)], SteerOptions)
+    values = parsed("steer", None, ["run", "--feature", "1", "--json", str(irregular)], SteerOptions, Output)
     with pytest.raises(InputError, match="not a regular file"):  # before the command's long work
-        filled(SteerOptions, values)
+        filled(Output, values)
 
 
 def test_standard_output_is_not_replaced_by_a_file():

@@ -286,7 +286,7 @@ def test_absorption_is_not_measured_if_windows_are_too_short(run, monkeypatch):
 
     monkeypatch.setattr(measures, "run_benchmarks", measure)
     monkeypatch.setattr(measures, "write_json", lambda *_: None)
-    answers, notes = measures.benchmarks(FinishedRun.open(run[0]), [], 77, lambda text: None)
+    answers, notes = measures.benchmarks(FinishedRun.open(run[0]), [], 77, print, lambda text: None)
     assert answers == {"sparse_probing": {}, "absorption": {}} and "not measured: windows of 3 tokens" in notes[0]
 
 

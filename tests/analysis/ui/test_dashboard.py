@@ -12,6 +12,7 @@ from itertools import islice
 import matplotlib.image
 import numpy as np
 import pytest
+from analysis.runs.best_member import best_of_results
 from command_line import THREE_KINDS, shared_cache, trained, typed
 from dashboard_browser import CHROMIUM, free_port, serving, visiting
 from scipy.ndimage import binary_erosion
@@ -23,7 +24,6 @@ from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, load_or_compute_features
 from analysis.pages.notes import Note, read_notes
 from analysis.plots.theme import INKS
-from analysis.runs.best_member import best_of_results
 from analysis.runs.finished import FinishedRun
 from analysis.ui.dashboard.server import ADDRESS, APP, LOOPBACK, hosts
 from analysis.ui.dashboard.token_html import bars, coloured, passage

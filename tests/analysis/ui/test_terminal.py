@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,11 +23,12 @@ import pytest
 from command_line import ROOT
 
 from analysis.ui.terminal.live import LINE_SECONDS, Terminal
+from analysis.ui.terminal.pulse import SILENT_SECONDS
 from analysis.ui.terminal.screen import LOG_COLUMNS
 from analysis.ui.terminal.sparkline import CURVE_POINTS, LossCurve
-from analysis.ui.terminal.wording import told_apart
 from harvest.request import Site
 from sae_jax.config import TrainConfig
+from sae_jax.lookup import told_apart
 from sae_jax.members import members_of
 
 ACTIVATIONS = ("relu", "jump_relu", "topk")
@@ -62,7 +64,7 @@ def member_ids(n: int) -> list[str]:
 def progress(step: int, ids: list[str], loss: float | None = None, blocks: int = 50) -> Progress:
     metrics = {"explained_variance": 0.9 - 0.8 / step, "l0": 32 + 300 / step, "dead_fraction": 0.012}
     members = {
-        member_id: {"loss": 0.5 * (i + 1) + 40 / step if loss is None else loss, **metrics}
+        member_id: {"mse": 0.5 * (i + 1) + 40 / step if loss is None else loss, **metrics}
         for i, member_id in enumerate(ids)
     }
     return Progress(
@@ -167,7 +169,7 @@ def test_a_frame_shows_all_parts_in_their_place(columns):
         (row,) = (line for line in lines if line.startswith(member_id))
         assert re.search(r" 0\.880 +39\.5 +1\.2%  [▁▂▃▄▅▆▇█]+$", row)
     curves = {len(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(member_ids(3)[0])}
-    assert curves == ({28} if columns == 80 else {40})  # as many characters as fit, or one per block
+    assert curves == ({27} if columns == 80 else {40})  # as many characters as fit, or one per block
 
 
 @pytest.mark.parametrize("columns", [80, 160])
@@ -307,7 +309,7 @@ def test_the_star_is_explained_in_the_box():
     stream = io.StringIO()
     Terminal(stream=stream).results(results(member_ids(3)), "runs/x")
     assert re.search(
-        r"^║ ★ +highest explained variance, with an L0 within 10% of the target +║$", stream.getvalue(), re.M
+        r"^║ ★ +highest explained variance for its target L0, with an L0 within 10% of it +║$", stream.getvalue(), re.M
     )
     stream = io.StringIO()
     Terminal(stream=stream).results(results(member_ids(1)), "runs/x")
@@ -419,4 +421,57 @@ def test_a_curve_of_a_long_run_stays_small_and_keeps_its_shape():
 def test_importing_it_loads_nothing_heavy():
     code = "import sys, analysis.ui.terminal.live; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert not {"torch", "jax", "numpy", "harvest", "sae_jax", "transformers"} & set(modules.split())
+    assert not {"torch", "jax", "flax", "numpy", "pydantic", "datasets", "transformers"} & set(modules.split())
+
+
+# A sign of life.
+
+
+def silent(stream=None) -> None:
+    """A run that has nothing to report for a while, before and during a phase."""
+    with Terminal(stream=stream) as terminal:
+        terminal.begin("loading the model")
+        time.sleep(SILENT_SECONDS + 1)
+        terminal.progress("harvest", 10, 20)
+        time.sleep(SILENT_SECONDS + 1)
+        terminal.progress("harvest", 20, 20)
+        terminal.say("done")
+
+
+def test_a_log_is_never_silent_for_long():
+    stream = io.StringIO()
+    silent(stream)
+    lines = [re.sub(r"  [\d.]+ tokens/s", "", line) for line in stream.getvalue().splitlines()]
+    assert lines == [
+        "loading the model",
+        "still loading the model (3 s)",
+        "harvest  10/20 tokens  50%",
+        "still at harvest (3 s)",
+        "harvest  20/20 tokens  100%  done",
+        "done",
+    ]
+
+
+def test_a_sign_of_life_is_removed_from_the_screen():
+    lines, sent = on_a_terminal("silent()", 80)
+    assert b"still loading the model (3 s)" in sent and b"still at harvest (3 s)" in sent
+    kept = [line for line in lines if line]
+    assert kept[0] == "loading the model" and "done" in kept and "still" not in "".join(kept)
+
+
+def test_a_log_shows_the_latest_progress_if_it_was_not_due():
+    stream = io.StringIO()
+    with Terminal(stream=stream) as terminal:
+        terminal.progress("harvest", 1, 20)
+        terminal.progress("harvest", 2, 20)
+        time.sleep(SILENT_SECONDS + 0.5)
+        assert stream.getvalue().splitlines()[-1].startswith("harvest  2/20 tokens")
+
+
+def test_the_time_left_leaves_the_first_part_of_the_work_out():
+    stream, clock = io.StringIO(), Clock()
+    with Terminal(stream=stream, clock=clock) as terminal:
+        for now, done in ((0, 0), (100, 1), (110, 2), (120, 3)):  # the first part compiles for 90 seconds
+            clock.now = now
+            terminal.progress("probing", done, 10)
+    assert stream.getvalue().splitlines()[-1].endswith("1 min 10 s left")
