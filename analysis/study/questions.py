@@ -190,7 +190,7 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
             f"{table[family]['step at which half are recognizable']} of {last:,}; between snapshots, "
             f"births: {table[family]['births']}, deaths: {table[family]['deaths']}"
         )
-    steps = [row["step at which half are recognizable"].mean for row in table.values()]
+    steps = [row["step at which half are recognizable"].mean or 0 for row in table.values()]
     short = "Not from this run: it has fewer than three snapshots, or no living features."
     if steps:
         reached = f"{min(steps):,.0f}" if min(steps) == max(steps) else f"{min(steps):,.0f} to {max(steps):,.0f}"

@@ -95,8 +95,8 @@ def rows(part: Part) -> list[dict[str, Any]]:
         failed = failure_text(member) if member["failed"] else ""
         unknown = why_undefined(metrics)
         table.append({"name": member_name(member), "failed": failed, "unknown": unknown, "cells": cells})
-    columns = zip(*(row["cells"] for row in table), strict=True)
-    is_measured = [any(value is not None for _, _, value in column) for column in columns]
+    by_column = zip(*(row["cells"] for row in table), strict=True)
+    is_measured = [any(value is not None for _, _, value in column) for column in by_column]
     for row in table:
         row["cells"] = [cell for cell, is_shown in zip(row["cells"], is_measured, strict=True) if is_shown]
     return table

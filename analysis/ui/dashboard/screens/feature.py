@@ -67,7 +67,7 @@ def facts() -> None:
         )
         st.metric("input score", f"{page.input_score:.0%}", help=words)
     with st.container(horizontal=True):
-        if page.found_again:
+        if page.found_again and compared:
             (again, seeds), least = page.found_again, f"{compared.threshold:g}"
             of_seeds = "other seed" if seeds == 1 else "other seeds"
             words = f"found again in {again} of {seeds} {of_seeds} (cosine of {least} or more)"
@@ -97,8 +97,11 @@ def note() -> None:
     star = star_column.toggle("Star", saved.star, key=f"star {choice.member} {number}")
     text = text_column.text_input("Note", saved.text, key=f"note {choice.member} {number}", max_chars=1000)
     written = Note(star, text.strip())
-    if written != saved and can_be_kept(choice.run.path, lambda reason: st.error(escaped(reason))):
+    reasons: list[str] = []
+    if written != saved and can_be_kept(choice.run.path, reasons.append):
         write_note(choice.run.path, choice.member, number, written)
+    for reason in reasons:
+        st.error(escaped(reason))
     json_column.download_button(
         "JSON",
         lambda: json.dumps(feature_page.as_json(features, number, page), indent=1),
@@ -228,5 +231,5 @@ if compared is None:
 else:
     matched = [twin for twin in page.twins if twin.feature is not None]
     rows = [{"member": t.member, "feature": t.feature, "cosine": round(t.cosine, 3)} for t in matched]
-    title = f"Matching features in {len(rows)} of {len(page.twins)} other members"
-    others(f"{title} (one-to-one, cosine of {compared.threshold:g} or more)", rows, "twins")
+    heading = f"Matching features in {len(rows)} of {len(page.twins)} other members"
+    others(f"{heading} (one-to-one, cosine of {compared.threshold:g} or more)", rows, "twins")

@@ -11,7 +11,7 @@ from analysis.study.tables import lines_of
 from analysis.ui.dashboard.state import chosen, errors_shown, escaped
 from analysis.ui.report import figures
 from analysis.ui.report.contents import saved_answers
-from sae_jax.shapes import read_shaped
+from sae_jax.shapes import Shape, read_shaped
 
 BENCHMARK_AGAIN = "delete it, and run `saebench` again"
 
@@ -39,7 +39,11 @@ def statistics() -> dict[str, Features]:
 def benchmarks() -> list[dict]:
     """A row for each member with the results of `saebench` that are in the run."""
     rows: dict[str, dict] = {}
-    shapes = {"sparse_probing": SparseProbing, "absorption": Absorption, "spurious_correlation": SpuriousCorrelation}
+    shapes: dict[str, type[Shape]] = {
+        "sparse_probing": SparseProbing,
+        "absorption": Absorption,
+        "spurious_correlation": SpuriousCorrelation,
+    }
     for name, shape in shapes.items():
         if not (path := run.path / "analysis" / f"{name}.json").exists():
             continue
