@@ -3,9 +3,9 @@
 import streamlit as st
 
 from analysis.plots.theme import STYLE
-from analysis.runs.best_member import best_of_results
 from analysis.ui.dashboard.state import Chosen, arguments, errors_shown, follow, run_at
 from harvest.errors import InputError
+from sae_jax.best_member import best_of_results
 
 st.set_page_config("sae-jax", layout="wide")
 st.html(f"<style>{STYLE}</style>")

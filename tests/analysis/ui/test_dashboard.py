@@ -12,7 +12,6 @@ from itertools import islice
 import matplotlib.image
 import numpy as np
 import pytest
-from analysis.runs.best_member import best_of_results
 from command_line import THREE_KINDS, shared_cache, trained, typed
 from dashboard_browser import CHROMIUM, free_port, serving, visiting
 from scipy.ndimage import binary_erosion
@@ -31,6 +30,7 @@ from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer
 from harvest.sources import BUNDLED_CORPUS
 from harvest.text.documents import documents
+from sae_jax.best_member import best_of_results
 
 HOSTILE = "<script>window.ran=1</script> <img src=x onerror=window.ran=1> *loud* $x$ :smile: [a](http://evil.test/) "
 

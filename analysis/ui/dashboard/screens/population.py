@@ -3,9 +3,9 @@
 import streamlit as st
 
 from analysis.plots.frontier import members_chart
-from analysis.runs.best_member import best_of_results
 from analysis.ui.dashboard.state import chosen, clicked_row, draw, escaped, go
 from analysis.ui.terminal.wording import failure_text
+from sae_jax.best_member import best_of_results
 from sae_jax.members import Member
 
 SHARES = {"explained_variance": "explained variance", "ce_recovered": "CE recovered"}
