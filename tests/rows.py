@@ -54,11 +54,13 @@ def make_store(
     return writer.finish()
 
 
-def store_of(directory: Path, rows_NxD: np.ndarray, tokens_WxT: np.ndarray, documents_W: np.ndarray) -> ActivationStore:
-    """A store of the given rows. The last third of the windows is held out."""
+def store_of(
+    directory: Path, rows_NxD: np.ndarray, tokens_WxT: np.ndarray, documents_W: np.ndarray, held_out: float = 1 / 3
+) -> ActivationStore:
+    """A store of the given rows. The last windows, a share of `held_out`, are held out."""
     description = SOURCES | {"hook": "resid_pre", "hook_name": "blocks.0.hook_resid_pre", "layer": 0}
     description |= {"seq_len": tokens_WxT.shape[1], "keep_first_position": False, "windows_hash": "none"}
-    writer, cut = StoreWriter(directory, description), len(tokens_WxT) * 2 // 3
+    writer, cut = StoreWriter(directory, description), round(len(tokens_WxT) * (1 - held_out))
     for split, part in (("train", slice(cut)), ("held_out", slice(cut, None))):
         rows = rows_NxD.reshape(len(tokens_WxT), -1, rows_NxD.shape[1])[part].reshape(-1, rows_NxD.shape[1])
         writer.add_shard(split, 0, rows, tokens_WxT[part], documents_W[part])

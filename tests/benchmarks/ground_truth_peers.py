@@ -14,16 +14,14 @@ from pathlib import Path
 
 import numpy as np
 from ground_truth import recovered, scores_of
-from rows import SOURCES
+from rows import SEQ_LEN, store_of
 
 from analysis.stats import over_seeds
 from harvest.files import write_arrays
 from harvest.store import ActivationStore
-from harvest.store_writer import StoreWriter
 from harvest.synthetic import FEATURES, SyntheticRequest, Truth
 from sae_jax.config import SPARSITY_CONTROLS, TrainConfig
 
-SEQ_LEN = 9  # 8 rows per window, because the first position is left out
 PEERS = ("saelens-topk", "saelens-batchtopk", "saelens-matryoshka", "dictionary_learning-topk")
 PEERS += ("dictionary_learning-batchtopk",)
 
@@ -36,14 +34,10 @@ def store_of_known_features(directory: Path, peers_python: str) -> ActivationSto
     made = directory / "made.npz"
     subprocess.run([peers_python, "tests/benchmarks/ground_truth_rows.py", made], check=True)
     arrays = np.load(made)
-    place = {"hook": "resid_pre", "hook_name": "blocks.0.hook_resid_pre", "layer": 0, "keep_first_position": False}
-    writer = StoreWriter(directory, SOURCES | place | {"seq_len": SEQ_LEN, "windows_hash": "known features"})
-    for split in ("train", "held_out"):
-        windows = len(arrays[split]) // (SEQ_LEN - 1)
-        tokens_WxT = np.zeros((windows, SEQ_LEN), int)
-        documents_W = np.arange(windows) + (split == "held_out") * 10**6
-        writer.add_shard(split, 0, arrays[split], tokens_WxT, documents_W)
-    store, known = writer.finish(), {name: arrays[name] for name in ("directions_GxD", "probabilities_G", "fired")}
+    rows_NxD, known = arrays["rows"], {name: arrays[name] for name in ("directions_GxD", "probabilities_G", "fired")}
+    windows = len(rows_NxD) // (SEQ_LEN - 1)
+    tokens_WxT = np.zeros((windows, SEQ_LEN), int)
+    store = store_of(directory, rows_NxD, tokens_WxT, np.arange(windows), len(known["fired"]) / len(rows_NxD))
     none = {"parents_G": np.full(len(known["probabilities_G"]), -1), "bias_D": np.zeros(store.d_model)}
     write_arrays(directory / FEATURES, known | none | {"factors_GxR": np.zeros((1, 1))})
     made.unlink()

@@ -36,8 +36,7 @@ fires_NxG = features_NxG != 0
 print(f"true L0 {fires_NxG.sum(1).mean():.2f}")
 np.savez(
     sys.argv[1],
-    train=rows_NxD[:TRAIN_ROWS],
-    held_out=rows_NxD[TRAIN_ROWS:],
+    rows=rows_NxD,
     directions_GxD=model.feature_dict.feature_vectors.detach().numpy(),
     probabilities_G=fires_NxG.mean(0),
     fired=np.packbits(fires_NxG[TRAIN_ROWS:], axis=1),
