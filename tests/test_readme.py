@@ -78,7 +78,7 @@ def test_the_python_block_is_pasted_line_by_line(pasted):
     assert (
         "SAE topk-f256-k32-lr1e-3-s0\n  topk, 256 → 256 features\n  reads blocks.2.hook_resid_pre of bundled\n" in out
     )
-    assert "EXPERIMENT RESULTS" in out and "Context(before=" in out and "((100, 256), (256, 256))" in out
+    assert "EXPERIMENT RESULTS" in out and "tensor(" in out and "(torch.Size([1, 10, 256]), (256, 256))" in out
     assert {"densities.png", "densities.svg", "densities.pdf"} <= {path.name for path in (home / "runs").iterdir()}
 
 
