@@ -159,7 +159,7 @@ def test_a_dictionary_of_saelens_is_loaded_too(run, tmp_path):
         sae_jax.load(tmp_path / "theirs", member="x")
 
 
-@pytest.mark.parametrize("name, trouble", [(None, "--member is missing"), ("topk", "--member topk is not in")])
+@pytest.mark.parametrize("name, trouble", [(None, "--member is missing"), ("topq", "--member topq is not in")])
 def test_load_needs_a_member_if_there_are_several(run, name, trouble):
     with pytest.raises(InputError, match=f"{trouble}.*{TOPK}"):
         sae_jax.load(run.path, member=name)
@@ -199,8 +199,8 @@ def test_features_of_the_requested_members(run, cache, capsys):
     assert list(analysis.load_features(run, cache_dir=str(cache), quiet=True)) == list(run.members)
     assert analysis.load_features(run, [TOPK], cache)[TOPK].rows == found[TOPK].rows
     assert capsys.readouterr().out == ""  # nothing is computed twice
-    with pytest.raises(InputError, match="relu is not in"):
-        analysis.load_features(run, ["relu"], cache)
+    with pytest.raises(InputError, match="gated is not in"):
+        analysis.load_features(run, ["gated"], cache)
 
 
 def test_a_figure_in_matplotlib_is_the_one_that_is_saved(tmp_path):
