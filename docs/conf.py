@@ -1,52 +1,61 @@
-"""The documentation site, built by Sphinx from the READMEs of the project, the pages in this folder and the docstrings.
+"""The documentation site, built by Sphinx from the pages in this folder, the READMEs, the parsers and the docstrings.
 
     pip install -e '.[docs]'
-    sphinx-build -W -c docs . build/docs     # then open build/docs/docs/index.html
+    sphinx-build -W -c docs . build/docs     # then open build/docs/index.html
 
 The source folder is that of the project, so that the READMEs are pages of the site and their links work here, too.
 """
 
 import importlib.metadata
-import io
 import os
 import sys
-from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ["COLUMNS"] = "96"  # the width of the help texts
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # docstrings are read from the imported modules
 
-project = author = copyright = "sae-jax"
+from command_reference import reference  # noqa: E402
+
+project = author = "sae-jax"
 release = version = importlib.metadata.version(project)
 extensions = ["myst_nb", "sphinx.ext.autodoc"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "harvest/**.md", "sae_jax/**.md", "analysis/**.md", "docs/**.md", "docs/**.ipynb"]
-exclude_patterns = ["build"]
+exclude_patterns = ["build", "runs"]
 myst_heading_anchors = 4  # links between pages name headings
 nb_execution_mode = "off"  # a test runs the notebooks
+smartquotes = False  # it would turn the -- of flags into a dash
 default_role = "code"  # docstrings put names in single backticks
 autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+toc_object_entries_show_parents = "hide"
 html_theme = "furo"
 html_title = f"{project} {release}"
+html_show_copyright = False
+html_copy_source = False
+
+FORWARD = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0; url=docs/index.html">
+<title>sae-jax</title><a href="docs/index.html">sae-jax</a></html>
+"""
 
 
-class CommandHelp(SphinxDirective):
-    """The help of a command of `sae-jax`, as the terminal prints it. Training, which has no name, is `train`."""
+def add_reference(app: Sphinx, page: str, source: list[str]) -> None:
+    """Append the flags of all commands to the page of commands."""
+    if page == "docs/commands":
+        source[0] += reference()
 
-    required_arguments = 1
 
-    def run(self) -> list[nodes.Node]:
-        from main import main
-
-        text, command = io.StringIO(), self.arguments[0]
-        with redirect_stdout(text), suppress(SystemExit):
-            main(["--help"] if command == "train" else [command, "--help"])
-        return [nodes.literal_block(text=text.getvalue(), language="text")]
+def add_forward(app: Sphinx, error: Exception | None) -> None:
+    """Let the top of the site lead to its first page, which is a folder deeper."""
+    if error is None:
+        (Path(app.outdir) / "index.html").write_text(FORWARD, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> None:
-    app.add_directive("command-help", CommandHelp)
+    app.connect("source-read", add_reference)
+    app.connect("build-finished", add_forward)
