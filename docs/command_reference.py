@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
-from analysis.cli import GROUPS
+from analysis.cli import COMMANDS
 from analysis.cli.flags import Parser
 from main import main
 
@@ -34,24 +34,18 @@ def parser_of(command: str) -> Parser:
 
 
 def reference() -> str:
-    """A section for each group of commands, with one for each command in it."""
-    lines = []
-    for group, commands in GROUPS.items():
-        lines.append(f"\n## {group.capitalize()}\n")
-        for command in commands:
-            lines += section(command, parser_of(command))
-    return "\n".join(lines)
+    """A section for each command, in the order of `sae-jax --help`."""
+    return "\n".join(line for command in COMMANDS for line in section(command, parser_of(command)))
 
 
 def section(command: str, parser: Parser) -> Iterator[str]:
-    yield f"\n### {command}\n"
+    yield f"\n## {command}\n"
     for paragraph in (parser.description or "").strip().split("\n\n"):
         yield described(paragraph)
     yield f"```{{program}} sae-jax {command}\n```\n"
     for group in parser._action_groups:
-        # `-h` is the same everywhere; options without a title are those of the command itself.
         actions = [action for action in group._group_actions if action.dest != "help"]
-        if actions and group.title not in ("positional arguments", "options"):
+        if actions and group.title not in ("positional arguments", "options"):  # the titles that argparse gives
             yield f"**{(group.title or '').capitalize()}**\n"
         for action in actions:
             yield f"````{{option}} {signature(action)}\n{explained(action)}\n````\n"

@@ -27,6 +27,7 @@ include_patterns = ["*.md", "harvest/**.md", "sae_jax/**.md", "analysis/**.md", 
 exclude_patterns = ["build", "runs"]
 myst_heading_anchors = 4  # links between pages name headings
 nb_execution_mode = "off"  # a test runs the notebooks
+highlight_language = "text"  # of blocks that name no language
 smartquotes = False  # it would turn the -- of flags into a dash
 default_role = "code"  # docstrings put names in single backticks
 autodoc_member_order = "bysource"
@@ -34,6 +35,8 @@ autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 toc_object_entries_show_parents = "hide"
 html_theme = "furo"
+html_static_path = ["style"]
+html_css_files = ["site.css"]
 html_title = f"{project} {release}"
 html_show_copyright = False
 html_copy_source = False
@@ -56,6 +59,12 @@ def add_forward(app: Sphinx, error: Exception | None) -> None:
         (Path(app.outdir) / "index.html").write_text(FORWARD, encoding="utf-8")
 
 
+def outdated(*_: object) -> list[str]:
+    """The pages that are read again in every build, because they are made from code."""
+    return ["docs/commands"]
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", add_reference)
+    app.connect("env-get-outdated", outdated)
     app.connect("build-finished", add_forward)

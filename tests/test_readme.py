@@ -120,9 +120,13 @@ def test_links_and_named_files_exist(page):
         assert (ROOT / name).exists() or (page.parent / name).exists(), name
 
 
-def test_the_citation_has_the_version_of_the_package():
+def test_the_citation_and_the_changes_fit_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"\nversion: {project['version']}\nlicense: {project['license']}\n" in (ROOT / "CITATION.cff").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {project['version']}\nlicense: {project['license']}\n" in citation
+    assert {author["name"] for author in project["authors"]} == set(re.findall(r'- name: "(.+)"', citation))
+    assert all(f"  - {keyword}\n" in citation for keyword in project["keywords"])
+    assert f"\n## {project['version']}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
 # The examples of CONTRIBUTING.md.
