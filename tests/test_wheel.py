@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command_line import ROOT, environment, shared_cache
 
-NO_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "runs", "tests")
+PACKAGES, FILES = ("analysis", "harvest", "sae_jax"), ("main.py", "pyproject.toml", "README.md", "LICENSE")
 SMOKE = ("--model-name", "bundled", "--dataset", "bundled", "--n-samples", "100", "--seq-len", "10", "--epochs", "2")
 
 
@@ -30,12 +30,16 @@ def installed(tmp_path_factory) -> Path:
     added in this way, so an editable installation of the project is not found there.
     """
     folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, folder / "source", ignore=NO_SOURCE)  # a build leaves files in its folder
+    for name in PACKAGES:  # in a copy, because a build leaves files in its folder
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, folder / "source")
     pip = sys.executable, "-m", "pip", "--disable-pip-version-check"
     succeeded(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, folder / "source")
     (wheel,) = folder.glob("*.whl")
-    venv.create(folder / "new", with_pip=True)
-    succeeded(folder / "new" / "bin" / "python", *pip[1:], "install", "--no-deps", "--no-index", wheel)
+    venv.create(folder / "new")
+    new = folder / "new" / "bin" / "python"
+    succeeded(*pip, "--python", new, "install", "--no-deps", "--no-index", wheel)
     (packages,) = (folder / "new" / "lib").glob("python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "new" / "bin"
@@ -60,6 +64,6 @@ def test_the_wheel_has_the_files_that_are_read_and_no_others(installed):
     (record,) = packages.glob("sae_jax-*/RECORD")
     tops = {Path(line.split(",")[0]).parts[0] for line in record.read_text().splitlines()}
     ours = {top for top in tops if "dist-info" not in top} - {"..", "__pycache__"}
-    assert ours == {"analysis", "harvest", "main.py", "sae_jax"}
+    assert ours == {*PACKAGES, "main.py"}
     for name in ("harvest/bundled/model/model.safetensors", "analysis/ui/report/templates/report.html"):
         assert (packages / name).exists(), name
