@@ -137,8 +137,8 @@ class Split:
 class ActivationStore:
     """A finished store, whose files are checked to exist in their full size.
 
-    `train` and `held_out` are `Split`s. `mean` and `std` are float64 [D] over the training rows. Raises InputError that
-    names all files that are missing or of another size.
+    `train` and `held_out` are each a `Split`. `mean` and `std` are float64 [D] over the training rows. Raises
+    InputError that names all files that are missing or of another size.
     """
 
     def __init__(self, directory: Path | str):

@@ -1,44 +1,22 @@
-"""The READMEs are correct: Python blocks run, commands and flags exist, and links have a target."""
+"""The READMEs and the pages of docs/ are correct: commands and flags exist, links have a target, examples run."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, environment, shared_cache
+from command_line import ROOT
+from pages import PAGES, blocks, command_lines, new_home, pasted, ran, typed, typed_lines, without_blocks, words_of
 
 import main
 from sae_jax.models.registry import KINDS
 
-PAGES = [
-    *ROOT.glob("*.md"),
-    *(page for room in ("harvest", "sae_jax", "analysis") for page in (ROOT / room).rglob("*.md")),
-]
 README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
-
-
-def blocks(text: str, language: str = "") -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
-    return [content for its_language, content in found if its_language == language]
-
-
-def without_blocks(text: str) -> str:
-    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-
-
-def command_lines(text: str) -> list[str]:
-    """All `python main.py ...` commands, in blocks and in sentences, without comments."""
-    found = re.findall(r"^python main\.py .*$|(?<=`)python main\.py [^`]+(?=`)", text.replace(" \\\n", " "), re.M)
-    return [re.split(r"\s+# ", line)[0] for line in found]
-
-
 (PYTHON,) = blocks(README, "python")
-TRIED = command_lines(blocks(README.split("## Five things to try")[1])[0])
+TRIED = typed_lines(blocks(README.split("## Five things to try")[1])[0])
 LINES = sorted({line for page in PAGES for line in command_lines(page.read_text()) if "encoder-alignment" not in line})
 TRAIN_NOTHING = [line for line in LINES if line.endswith(("--preset list", "--dry-run"))]
 SMOKE = [line for line in command_lines(README) if "--n-samples 100 " in line]
@@ -47,33 +25,18 @@ assert len(TRIED) == 5 and len(LINES) > 30 and len(PAGES) >= 9 and len(TRAIN_NOT
 
 @pytest.fixture(scope="module")
 def at_home(tmp_path_factory):
-    """(a working folder, an environment with a separate home and cache and without a hub)."""
-    home = tmp_path_factory.mktemp("home")
-    own = {"HOME": str(home), "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
-    return home, os.environ | environment(shared_cache(tmp_path_factory)) | own
-
-
-def ran(command: list, at_home, **options) -> subprocess.CompletedProcess:
-    home, env = at_home
-    settings = {"cwd": home, "env": env, "capture_output": True, "text": True, "timeout": 300}
-    return subprocess.run(command, **settings | options)
-
-
-def typed(line: str, at_home, **options) -> subprocess.CompletedProcess:
-    """Run a command line of a README unchanged."""
-    return ran([sys.executable, ROOT / "main.py", *shlex.split(line)[2:]], at_home, **options)
+    return new_home(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def pasted(at_home) -> tuple[Path, str, str]:
-    """(the folder, standard output, standard error) after all lines of the Python block were typed into Python."""
-    done = ran([sys.executable, "-q", "-i"], at_home, input=PYTHON)
-    return at_home[0], done.stdout, done.stderr.replace(">>> ", "").replace("... ", "")
+def pasted_block(at_home) -> tuple[Path, str, str]:
+    """(the folder, standard output, standard error) after the Python block was typed into Python."""
+    return at_home[0], *pasted(PYTHON, at_home)
 
 
 @pytest.mark.slow
-def test_the_python_block_is_pasted_line_by_line(pasted):
-    home, out, errors = pasted
+def test_the_python_block_is_pasted_line_by_line(pasted_block):
+    home, out, errors = pasted_block
     assert "Error" not in errors and "Traceback" not in errors, errors
     assert (
         "SAE topk-f256-k32-lr1e-3-s0\n  topk, 256 → 256 features\n  reads blocks.2.hook_resid_pre of bundled\n" in out
@@ -83,7 +46,7 @@ def test_the_python_block_is_pasted_line_by_line(pasted):
 
 
 @pytest.mark.slow
-def test_a_run_of_the_python_block_works_on_the_command_line(pasted, at_home):
+def test_a_run_of_the_python_block_works_on_the_command_line(pasted_block, at_home):
     shown = ran([sys.executable, ROOT / "main.py", "show", "runs/mine", "--pareto"], at_home)
     assert shown.returncode == 0, shown.stderr
     assert "a jump_relu  b topk" in shown.stdout and "python main.py study runs/mine" in shown.stdout
@@ -121,7 +84,7 @@ def flags_of(command: str, capsys) -> set[str]:
 
 @pytest.mark.parametrize("line", LINES)
 def test_every_command_and_flag_of_a_line_exists(line, capsys):
-    first = shlex.split(line)[2]
+    first = words_of(line)[0]
     command = "" if first.startswith("-") or first == "COMMAND" else first
     assert command == "" or command in main.COMMANDS
     assert set(re.findall(r"--[a-z][a-z0-9-]*", line)) <= flags_of(command, capsys)
@@ -157,9 +120,13 @@ def test_links_and_named_files_exist(page):
         assert (ROOT / name).exists() or (page.parent / name).exists(), name
 
 
-def test_the_citation_has_the_version_of_the_package():
+def test_the_citation_and_the_changes_fit_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"\nversion: {project['version']}\nlicense: {project['license']}\n" in (ROOT / "CITATION.cff").read_text()
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {project['version']}\nlicense: {project['license']}\n" in citation
+    assert {author["name"] for author in project["authors"]} == set(re.findall(r'- name: "(.+)"', citation))
+    assert all(f"  - {keyword}\n" in citation for keyword in project["keywords"])
+    assert f"\n## {project['version']}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
 # The examples of CONTRIBUTING.md.

@@ -44,38 +44,37 @@ class Features:
     """The statistics of one dictionary's features. Held-out rows are numbered after training rows; −1 is no row."""
 
     rows: int
-    density_F: np.ndarray  # share of all rows on which the feature fires
-    mean_F: np.ndarray  # mean activation over the rows on which it fires; 0 if it never fires
+    density_F: np.ndarray  #: share of all rows on which the feature fires
+    mean_F: np.ndarray  #: mean activation over the rows on which it fires; 0 if it never fires
     max_F: np.ndarray
-    quantiles_FxQ: np.ndarray  # quantiles of the sampled activations
-    top_value_FxK: np.ndarray  # activations of the strongest contexts; no context is repeated
+    quantiles_FxQ: np.ndarray  #: quantiles of the sampled activations
+    top_value_FxK: np.ndarray  #: activations of the strongest contexts; no context is repeated
     top_row_FxK: np.ndarray
-    strongest_FxK: (
-        np.ndarray
-    )  # the different tokens of the strongest contexts, strongest first; −1 if there are no more
-    sample_value_FxR: np.ndarray  # activations of randomly sampled firings, largest first
+    #: the different tokens of the strongest contexts, strongest first; −1 if there are no more
+    strongest_FxK: np.ndarray
+    sample_value_FxR: np.ndarray  #: activations of randomly sampled firings, largest first
     sample_row_FxR: np.ndarray
-    sample_new_FxR: np.ndarray  # whether no strongest context and no earlier sample has the same window or context
-    bar_count_FxB: np.ndarray  # histogram of activations, with bars of equal width from −limit to limit
+    sample_new_FxR: np.ndarray  #: whether no strongest context and no earlier sample has the same window or context
+    bar_count_FxB: np.ndarray  #: histogram of activations, with bars of equal width from −limit to limit
     bar_limit_F: np.ndarray
-    token_F: np.ndarray  # most frequent token in the sample
-    token_share_F: np.ndarray  # share of that token in the sample
-    position_FxP: np.ndarray  # share of the rows at a position on which the feature fires
-    cosine_F: np.ndarray  # cosine of the feature's encoder and decoder vectors
-    neighbour_FxJ: np.ndarray  # features with the highest cosines of decoder rows
+    token_F: np.ndarray  #: most frequent token in the sample
+    token_share_F: np.ndarray  #: share of that token in the sample
+    position_FxP: np.ndarray  #: share of the rows at a position on which the feature fires
+    cosine_F: np.ndarray  #: cosine of the feature's encoder and decoder vectors
+    neighbour_FxJ: np.ndarray  #: features with the highest cosines of decoder rows
     neighbour_cosine_FxJ: np.ndarray
-    together_FxJ: np.ndarray  # features with the highest phi, the correlation of firing; −1 if there are no more
-    together_phi_FxJ: np.ndarray  # 0 if there are no more
-    promoted_FxT: np.ndarray  # tokens with the largest weights of harvest.model.logit_weights
+    together_FxJ: np.ndarray  #: features with the highest phi, the correlation of firing; −1 if there are no more
+    together_phi_FxJ: np.ndarray  #: 0 if there are no more
+    promoted_FxT: np.ndarray  #: tokens with the largest weights of harvest.model.logit_weights
     promoted_weight_FxT: np.ndarray
     suppressed_FxT: np.ndarray
     suppressed_weight_FxT: np.ndarray
-    logit_count_FxH: np.ndarray  # histogram of all tokens' weights, with bars of equal width from lowest to highest
+    logit_count_FxH: np.ndarray  #: histogram of all tokens' weights, with bars of equal width from lowest to highest
     labels: dict[str, list[str]]
-    label_rows: dict[str, np.ndarray]  # [L], number of rows with each label
-    label_count: dict[str, np.ndarray]  # [F, L], number of these rows on which the feature fires
-    label_effective: dict[str, np.ndarray]  # [F], number of shuffled units over which the firings are spread
-    label_score: dict[str, np.ndarray]  # [score, 1 + S, F], of SCORES: with the true labels, then with shuffled ones
+    label_rows: dict[str, np.ndarray]  #: [L], number of rows with each label
+    label_count: dict[str, np.ndarray]  #: [F, L], number of these rows on which the feature fires
+    label_effective: dict[str, np.ndarray]  #: [F], number of shuffled units over which the firings are spread
+    label_score: dict[str, np.ndarray]  #: [score, 1 + S, F], of SCORES: with the true labels, then with shuffled ones
 
     @property
     def alive_F(self) -> np.ndarray:

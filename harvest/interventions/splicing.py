@@ -25,11 +25,11 @@ Hooks = list[tuple[str, Callable[..., torch.Tensor | None]]]
 class Splice:
     """What the dictionary gave in the latest run of the model. Both are part of the graph of its output.
 
-    Without the error term, the output does not depend on `error`.
+    Without the error term, the output does not depend on `error_WxPxD`.
     """
 
-    features_WxPxF: torch.Tensor | None = None
-    error_WxPxD: torch.Tensor | None = None  # the activation less its reconstruction
+    features_WxPxF: torch.Tensor | None = None  #: the feature values at the replaced positions
+    error_WxPxD: torch.Tensor | None = None  #: the activation less its reconstruction
 
 
 @contextmanager
