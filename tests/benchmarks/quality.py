@@ -4,9 +4,9 @@
         --texts A.jsonl B.jsonl --sites 3:resid_mid 12:resid_pre 25:mlp_out --widths 1152 4608
 
 For each text, site and width, everyone trains on the same rows, in the same order and for the same number of steps.
-Everyone trains at each of `--lrs` at the first of `--l0` and `--seeds`; the table shows the explained variance at each.
-Peers go on at the rate that suits them best, our kinds at the default rate. There they train at all of `--l0`: with all
-seeds at the first, with `--other-seeds` at the others.
+Everyone trains at each of `--lrs` at the first of `--l0` and `--seeds`; the table shows the explained variance at each,
+and both metrics at the best. Peers go on at their best rate, our kinds at the default rate. There they train at all of
+`--l0`: with all seeds at the first, with `--other-seeds` at the others.
 Peers run with their own normalization (see `quality_peers.py` for their flags and for PEERS). Thresholds of peers that
 rank features in training are moved to the requested L0 on calibration rows, as ours are. All dictionaries are then
 measured on the same held-out windows, and the metrics of each trainer are interpolated to the requested L0. Prints a
@@ -153,15 +153,14 @@ def at_equal_l0(trained: Trained, raw_NxD: np.ndarray) -> Dictionary:
     return with_l0(dictionary, raw_NxD, trained.l0) if trained.trainer.endswith(ranks) else dictionary
 
 
-def rates_of(tried: list[Trained], measured: Measured) -> dict[str, float]:
-    """{trainer: learning rate}: our default or, for a peer, the rate with the best explained variance near the L0."""
+def best_rates(tried: list[Trained], measured: Measured) -> dict[str, float]:
+    """{trainer: the learning rate with the best explained variance near the L0}."""
 
     def rank(t: Trained) -> tuple[float, float]:
         of = measured.metrics[t.name]
         return -max(abs(np.log(of["l0"] / t.l0)), NEAR), of["explained_variance"]
 
-    best = {t.trainer: t.lr for t in sorted(tried, key=rank)}
-    return {trainer: TrainConfig.lr[0] if trainer in OURS else lr for trainer, lr in best.items()}
+    return {t.trainer: t.lr for t in sorted(tried, key=rank)}
 
 
 def at_l0(points: list[dict], l0: float, metric: str) -> np.ndarray:
@@ -181,7 +180,8 @@ class Row:
 
     trainer: str
     l0: int
-    tried: list[dict]  # at each learning rate
+    tried: dict[float, dict]  # by learning rate, if several were tried at this L0
+    best: float  # the best of these rates
     frontier: list[dict]  # of the first seed
     points: list[dict]  # of all seeds, trained for this L0
 
@@ -198,8 +198,10 @@ class Row:
     def cells(self, rows: list[Row]) -> list[str]:
         metrics = [self.metric(name).plus_minus(".4f") if self.comparable else "" for name in METRICS]
         l0, dead = (np.mean([p[name] for p in self.points]) for name in ("l0", "dead_fraction"))
-        tried = " ".join(f"{p['explained_variance']:.4f}" for p in self.tried)
-        return [self.trainer, str(self.l0), tried, f"{l0:.1f}", *metrics, f"{dead:.1%}", self.against_peers(rows)]
+        tried = " ".join(f"{p['explained_variance']:.4f}" for p in self.tried.values())
+        best = " ".join(f"{self.tried[self.best][m]:.4f}" for m in ("explained_variance", "ce_recovered") if self.tried)
+        of = [self.trainer, str(self.l0), tried, best, f"{l0:.1f}"]
+        return [*of, *metrics, f"{dead:.1%}", self.against_peers(rows)]
 
     def against_peers(self, rows: list[Row]) -> str:
         """How much more of the loss is recovered than by the best peer of the family, with its interval over documents.
@@ -218,18 +220,19 @@ class Row:
         return f"{fewer_G.sum() / span_G.sum():+.4f}{bounds}"
 
 
-def table(tried: list[Trained], final: list[Trained], measured: Measured) -> str:
+def table(tried: list[Trained], best: dict[str, float], final: list[Trained], measured: Measured) -> str:
     rows = []
     for l0, trainer in product(dict.fromkeys(t.l0 for t in final), dict.fromkeys(t.trainer for t in final)):
         of = [t for t in final if t.trainer == trainer]
-        kinds = (
-            [t for t in tried if t.trainer == trainer],
-            [t for t in of if t.seed == of[0].seed],
-            [t for t in of if t.l0 == l0],
+        by_rate = {t.lr: measured.metrics[t.name] for t in tried if (t.trainer, t.l0) == (trainer, l0)}
+        of_first_seed, at_this_l0 = (
+            [measured.metrics[t.name] for t in some]
+            for some in ([t for t in of if t.seed == of[0].seed], [t for t in of if t.l0 == l0])
         )
-        rows.append(Row(trainer, l0, *([measured.metrics[t.name] for t in kind] for kind in kinds)))
+        rows.append(Row(trainer, l0, by_rate, best[trainer], of_first_seed, at_this_l0))
     rates = f"explained variance at {' '.join(f'{lr:g}' for lr in dict.fromkeys(t.lr for t in tried))}"
-    heads = ["trainer", "L0", rates, "reached", *METRICS, "dead", "more loss recovered than the best peer"]
+    heads = ["trainer", "L0", rates, "with CE recovered at the best", "reached", *METRICS, "dead"]
+    heads += ["more loss recovered than the best peer"]
     lines = [heads, ["---"] * len(heads), *(row.cells(rows) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -258,12 +261,14 @@ def compare(cell: Path, store: ActivationStore, model: LanguageModel, width: int
     train(tried, store, width, text, asked)
     measured.add(tried, loss=False)
     settings = [*product((first_l0,), asked.seeds), *product(other_l0s, asked.other_seeds)]
-    rates = rates_of(tried, measured)
+    best = best_rates(tried, measured)
+    measured.add([t for t in tried if t.lr == best[t.trainer]], loss=True)
+    rates = {name: TrainConfig.lr[0] if name in OURS else lr for name, lr in best.items()}
     final = [Trained(cell, name, l0, rates[name], seed) for name in trainers for l0, seed in settings]
     train(final, store, width, text, asked)
     measured.add(final, loss=True)
     save(figure(final, measured), cell / "frontier")
-    print(f"\n{cell.name}\n\n{table(tried, final, measured)}", flush=True)
+    print(f"\n{cell.name}\n\n{table(tried, best, final, measured)}", flush=True)
 
 
 if __name__ == "__main__":
