@@ -1,4 +1,4 @@
-"""For every command: the seconds to its first line, the longest silence, and the seconds to its end.
+"""For every command: the seconds to its first line, the longest silence and what came before it, the seconds in all.
 
 python tests/benchmarks/silence.py                       # all commands, on a small run that it trains first
 python tests/benchmarks/silence.py --only steer study    # some of them
@@ -46,11 +46,14 @@ def commands(run: Path, folder: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def measure(argv: list[str], seconds: float | None) -> tuple[float, float, float, int | None]:
-    """(seconds to the first output, longest silence, seconds in all, exit status). It is stopped after `seconds`."""
+def measure(argv: list[str], seconds: float | None) -> tuple[float, float, str, float, int | None]:
+    """(seconds to the first output, longest silence, output before it, seconds in all, exit status).
+
+    The command is stopped after `seconds`.
+    """
     environment = os.environ | {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
     began = last = time.monotonic()
-    first, longest = 0.0, 0.0
+    first, longest, before, output = 0.0, 0.0, "", b""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen([sys.executable, ROOT / "main.py", *argv], env=environment, **pipes)
     assert process.stdout is not None
@@ -60,12 +63,13 @@ def measure(argv: list[str], seconds: float | None) -> tuple[float, float, float
             ready = selector.select(timeout=1.0)
             now = time.monotonic()
             if ready:
-                longest = max(longest, now - last)
+                if now - last > longest:
+                    longest, before = now - last, output.decode(errors="replace").strip().rpartition("\n")[2]
                 first, last = first or now - began, now
-                if not os.read(process.stdout.fileno(), 1 << 16):
+                if not (output := os.read(process.stdout.fileno(), 1 << 16)):
                     break
     process.terminate()
-    return first, longest, time.monotonic() - began, process.wait() if seconds is None else None
+    return first, longest, before, time.monotonic() - began, process.wait() if seconds is None else None
 
 
 def main() -> None:
@@ -74,7 +78,7 @@ def main() -> None:
     parser.add_argument("--cache-dir", type=Path, help="where activations and compiled programs are kept")
     options = parser.parse_args()
     silent = []
-    print(f"{'command':14}{'first line':>11}{'silence':>9}{'in all':>9}   exit status")
+    print(f"{'command':14}{'first line':>11}{'silence':>9}{'in all':>9}   status  before the silence")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         cache = ("--cache-dir", str(options.cache_dir or folder / "cache"))
@@ -83,8 +87,8 @@ def main() -> None:
                 continue
             takes_cache = command not in ("runs", "show", "frontier")
             argv = [command, *argv, *(cache if takes_cache else ())]
-            first, longest, total, status = measure(argv, 20.0 if command == SERVED else None)
-            print(f"{command:14}{first:9.1f} s{longest:7.1f} s{total:7.0f} s   {status}", flush=True)
+            first, longest, before, total, status = measure(argv, 20.0 if command == SERVED else None)
+            print(f"{command:14}{first:9.1f} s{longest:7.1f} s{total:7.0f} s   {status}  {before}", flush=True)
             silent += [command] * (longest > MOST_SECONDS)
     print(f"silent for more than {MOST_SECONDS:g} s: {', '.join(silent) or 'none'}")
 
