@@ -1,19 +1,16 @@
 """Runs in Python: training, loading, splicing, features, and figures for matplotlib."""
 
 import importlib.metadata
-import io
 import re
 import subprocess
 import sys
 from dataclasses import replace
 
-import altair as alt
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from command_line import ROOT, THREE_KINDS, shared_cache, trained
-from matplotlib.image import imread
 
 import analysis
 import sae_jax
@@ -201,21 +198,3 @@ def test_features_of_the_requested_members(run, cache, capsys):
     assert capsys.readouterr().out == ""  # nothing is computed twice
     with pytest.raises(InputError, match="relu is not in"):
         analysis.load_features(run, ["relu"], cache)
-
-
-def test_a_figure_in_matplotlib_is_the_one_that_is_saved(tmp_path):
-    values = alt.Data(values=[{"x": 0, "y": 1}, {"x": 1, "y": 3}])
-    chart = alt.Chart(values).mark_line().encode(x="x:Q", y="y:Q").properties(background="white")
-    saved, _ = analysis.figures.save(chart, tmp_path / "saved")
-    drawn = analysis.figures.to_matplotlib(chart)
-    drawn.savefig(tmp_path / "drawn.png")
-    np.testing.assert_allclose(imread(tmp_path / "drawn.png"), imread(saved), atol=1 / 254)
-    drawn.savefig(tmp_path / "half.png", dpi=drawn.dpi / 2)  # the whole figure, but smaller
-    half, whole = imread(tmp_path / "half.png")[..., :3], imread(saved)[..., :3]
-    height, width = (2 * n for n in half.shape[:2])
-    assert abs(height - whole.shape[0]) <= 2 and abs(width - whole.shape[1]) <= 2
-    blocks = whole[: height - 2, : width - 2].reshape(height // 2 - 1, 2, width // 2 - 1, 2, 3).mean((1, 3))
-    assert np.abs(blocks - half[:-1, :-1]).mean() < 0.02
-    np.testing.assert_array_equal(imread(io.BytesIO(drawn._repr_png_()))[..., :3], half)  # as in a notebook
-    drawn.savefig(tmp_path / "drawn.pdf")
-    assert (tmp_path / "drawn.pdf").read_bytes().startswith(b"%PDF")
