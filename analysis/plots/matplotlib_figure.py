@@ -147,9 +147,10 @@ def told_scales(group: Item) -> dict[str, Scale]:
     for mark in group["items"]:
         if mark.get("name", "").startswith(TOLD):
             way, kind, constant = mark["name"].removeprefix(TOLD).split()
-            start, end, first, last, length = map(float, mark["items"][0]["description"].split())
-            if start == end:  # a single value: the scale is that of any other values
-                end, last = start + length, first + 1
+            *places, length = (float(number) for number in mark["items"][0]["description"].split())
+            start, end, first, last = places if np.isfinite(places).all() else (0, 0, 1, 1)  # it may have no value
+            if start == end:  # one value at most
+                end, last = start + (length or 1), first + 1
             scales[way] = Scale(kind, float(constant), (start, end), (first, last))
     return scales
 

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -209,15 +210,13 @@ def words_of(item: Item) -> str:
 
 
 def shortened(line: str, font: FontProperties, limit: float) -> str:
-    def width(words: str) -> float:
-        return TextPath((0, 0), words, prop=font, usetex=False).get_extents().width if words else 0.0
+    def is_wide(words: str) -> bool:
+        plain = words.replace("$", r"\$")  # two dollars would begin mathematics
+        return TextPath((0, 0), plain, prop=font).get_extents().width > limit
 
-    if math.isinf(limit) or width(line.replace("$", r"\$")) <= limit:
+    if math.isinf(limit) or not line or not is_wide(line):
         return line
-    kept = len(line)
-    while kept and width(f"{line[:kept]}…".replace("$", r"\$")) > limit:
-        kept -= 1
-    return f"{line[:kept]}…"
+    return line[: bisect_left(range(1, len(line)), True, key=lambda kept: is_wide(f"{line[:kept]}…"))] + "…"
 
 
 def text_style(item: Item) -> dict[str, Any]:

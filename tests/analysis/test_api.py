@@ -37,13 +37,14 @@ def test_importing_it_loads_nothing_heavy(package):
     code = f"import sys, {package}; dir({package}); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "jax", "numpy", "flax", "altair"} & set(modules.split())
-    with pytest.raises(AttributeError, match="no attribute 'lode'"):
-        sys.modules[package].lode  # noqa: B018
+    code = f"import {package}; {package}.train_populaton"
+    failed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "no attribute 'train_populaton'. Did you mean: 'train_population'?" in failed.stderr
 
 
 @pytest.mark.parametrize("package", [sae_jax, analysis])
 def test_a_package_lists_its_names(package):
-    assert set(package.__all__) <= set(dir(package))
+    assert dir(package) == sorted(package.__all__)
     assert all(getattr(package, name) is not None for name in package.__all__)
     assert sae_jax.__version__ == importlib.metadata.version("sae-jax")
     assert sae_jax.train_population is analysis.train_population
@@ -67,6 +68,11 @@ def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, ca
     assert "EXPERIMENT RESULTS" in repr(trained_here)
     with pytest.raises(InputError, match="--member nothing is not in"):
         trained_here["nothing"]
+    for number in (0, -1, slice(1)):
+        with pytest.raises(
+            InputError, match=rf"a member is chosen by its id, not by .*: give best, or one of .*{TOPK}"
+        ):
+            trained_here[number]
     finished = (tmp_path / "run" / "results.json").stat().st_mtime_ns
     assert list(sae_jax.train_population(**SETTINGS, **place, quiet=True)) == list(run.members)
     assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == finished  # not trained again
@@ -77,7 +83,8 @@ def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, ca
     ("settings", "reason"),
     [
         ({"hiden_dim": 48}, "train_population has no setting 'hiden_dim': give hidden_dim"),
-        ({"run": "x"}, "train_population has no setting 'run'"),
+        ({"hook_name": "x"}, "train_population has no setting 'hook_name': give hook$"),
+        ({"learning_rate": 1}, "no setting 'learning_rate': its settings are model_name, .*, lr, .*, run_dir, "),
         ({"k": 8}, "--k has no effect on --activation relu: leave it out"),
         ({"resume": True, "force": True}, "--resume continues the run, --force starts over: give only one"),
         ({"batch_size": 10**6}, "--batch-size 1000000 is larger than the 171,000 training rows"),
@@ -108,7 +115,7 @@ def test_a_language_model_describes_itself(run):
 
 def test_a_member_encodes_and_decodes_rows_of_any_sort(run, cache):
     sae = sae_jax.load(run.path, member=TOPK)
-    x_BxD = run.store(run.site(TOPK), cache).held_out.read(0, 12)
+    x_BxD = run.store(run.site(TOPK), str(cache)).held_out.read(0, 12)
     expected_BxF = np.asarray(run.dictionary(TOPK).sae.encode(jnp.asarray(x_BxD, jnp.float32)))
     as_float32 = x_BxD.astype(np.float32)
     for rows in (x_BxD, as_float32, as_float32.astype(np.float64), jnp.asarray(x_BxD), torch.from_numpy(as_float32)):
@@ -163,7 +170,7 @@ def test_load_needs_a_member_if_there_are_several(run, name, trouble):
 
 
 def test_load_needs_a_finished_run_or_a_dictionary(tmp_path):
-    with pytest.raises(InputError, match="is no directory"):
+    with pytest.raises(InputError, match="none is no directory: give that of a run, or of an SAE of SAELens"):
         sae_jax.load(tmp_path / "none")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="is not finished: .*--resume"):

@@ -10,6 +10,7 @@ import altair as alt
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgba
 from matplotlib.image import AxesImage
@@ -153,7 +154,6 @@ def test_every_chart_looks_as_that_of_altair_and_has_axes_for_each_panel(drawn):
     size = np.minimum(here.size, there.size)
     assert abs(np.subtract(here.size, there.size)).max() <= 2
     difference = np.abs(greys(here, size) - greys(there, size))
-    print(name, difference.mean(), np.quantile(difference, .99))
     assert difference.mean() < 0.02 and np.quantile(difference, 0.99) < 0.3
 
 
@@ -176,13 +176,16 @@ def axes_of(name: str) -> list[Axes]:
 
 
 def points_of(axes: Axes) -> np.ndarray:
-    """The places of all symbols, in the order of their coordinates."""
-    places = [points.get_offsets() for points in axes.collections if isinstance(points, PathCollection)]
-    return np.array(sorted(np.concatenate(places).tolist()))
+    """The places of all symbols."""
+    return np.concatenate([part.get_offsets() for part in axes.collections if isinstance(part, PathCollection)])
 
 
 def close(drawn, data) -> None:
-    np.testing.assert_allclose(drawn, np.array(sorted(map(list, data))), rtol=1e-6, atol=1e-9)
+    """Assert that two lists of places are the same but for their order."""
+    ordered = (
+        sorted(np.asarray(places).tolist(), key=lambda place: np.round(place, 6).tolist()) for places in (drawn, data)
+    )
+    np.testing.assert_allclose(*ordered, rtol=1e-6, atol=1e-9)
 
 
 def test_lines_are_at_the_values_of_the_data():
@@ -208,7 +211,7 @@ def test_points_and_error_bars_are_at_the_values_of_the_data():
         bars = np.concatenate([c.get_segments() for c in axes.collections if isinstance(c, LineCollection)])
         upright = bars[np.isclose(bars[:, 0, 0], bars[:, 1, 0])]
         ends = [(p.metrics[metric].mean - 0.02, p.metrics[metric].mean + 0.02) for p in points]
-        close(np.array(sorted(np.sort(upright[:, :, 1]).tolist())), ends)
+        close(np.sort(upright[:, :, 1]), ends)
 
 
 def test_points_on_an_axis_that_is_neither_linear_nor_logarithmic():
@@ -243,14 +246,14 @@ def test_categories_are_numbered_in_their_order():
     np.testing.assert_allclose([abs(bar.get_height()) for bar in axes.patches], SHARE_P, rtol=1e-6)
     assert [label.get_text() for label in axes.get_xticklabels()][:5] == ["1", "", "", "", "5"]
     for axes in axes_of("estimates"):
-        assert [label.get_text() for label in axes.get_yticklabels()] in (["relu", "topk", "jump_relu"], [""] * 3)
+        assert [label.get_text() for label in axes.get_yticklabels()] in (["relu", "topk", "jump_relu"], [])
         assert sorted(points_of(axes)[:, 1]) == pytest.approx([0, 1, 2])
 
 
 def test_the_words_in_a_panel_are_at_their_values():
     share_MxM = {text.get_position(): text.get_text() for text in axes_of("shared-features")[0].texts}
     assert len(share_MxM) == 20 and {round(x) for x, _ in share_MxM} == set(range(5))
-    shared = json.loads(CHARTS["shared-features"][0].to_json())["hconcat"][0]["layer"][0]["data"]["values"]
+    shared = json.loads(CHARTS["shared-features"][0].to_json())["hconcat"][0]["data"]["values"]
     labels = comparison(5).labels
     for row in shared:
         (words,) = (
@@ -262,7 +265,7 @@ def test_the_words_in_a_panel_are_at_their_values():
 def test_a_heatmap_is_an_image_over_its_panel():
     (axes,) = axes_of("emergence-heatmap")
     (image,) = (part for part in axes.get_children() if isinstance(part, AxesImage))
-    assert image.get_extent() == [pytest.approx(end) for end in (*axes.get_xlim(), *axes.get_ylim())]
+    np.testing.assert_allclose(image.get_extent(), [*axes.get_xlim(), *axes.get_ylim()])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "10", "20", "40", "80"]
 
 
@@ -291,8 +294,9 @@ def test_a_panel_with_one_value_and_one_of_no_values():
     drawn = figures.to_matplotlib(one.encode(x=alt.X("x:Q").scale(zero=False), y="y:N"))
     close(points_of(drawn.axes[0]), [(3.5, 0)])
     assert points_of(figures.to_matplotlib(one.encode(x="x:Q")).axes[0])[0, 0] == pytest.approx(3.5)
-    none = alt.Chart(alt.Data(values=[])).mark_point().encode(x="x:Q", y="y:Q")
-    assert not figures.to_matplotlib(none).axes[0].collections
+    none = alt.Chart(alt.Data(values=[])).mark_point()
+    for x, y in [("x:Q", "y:Q"), ("x:N", alt.Y("y:Q").scale(type="log"))]:
+        assert not figures.to_matplotlib(none.encode(x=x, y=y)).axes[0].collections
 
 
 def test_areas_have_gaps_and_lines_as_well():
@@ -309,7 +313,7 @@ def test_long_words_are_shortened_and_dollars_are_no_mathematics():
     figure = figures.to_matplotlib(chart)
     (label,) = figure.axes[0].get_yticklabels()
     assert label.get_text().startswith("$a_b$$a_b$") and label.get_text().endswith("…")
-    assert 150 < label.get_window_extent(figure.canvas.get_renderer()).width / figure.dpi * 72 <= 181
+    assert 150 < label.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width / figure.dpi * 72 <= 181
 
 
 BASE = alt.Chart(alt.Data(values=[{"x": 1, "y": 2, "t": "2020-01-01"}, {"x": 2, "y": 3, "t": "2021-01-01"}]))
