@@ -138,7 +138,8 @@ def telling_mark(way: str, scale: Mapping[str, Any]) -> dict[str, Any]:
     ends = ["0", f"length({domain}) - 1"] if kind in CATEGORIES else [f"{domain}[0]", f"peek({domain})"]
     constant = scale.get("constant", 1) if kind == "symlog" else scale.get("exponent", 0.5 if kind == "sqrt" else 1)
     told = {"signal": f"join([{', '.join([*places, *ends, length])}], ' ')"}
-    return {"type": "rule", "name": f"{TOLD}{way} {kind} {constant}", "encode": {"update": {"description": told}}}
+    encoded = {"update": {"description": told, "size": {"value": 0}}}  # without a size, it takes no space
+    return {"type": "symbol", "name": f"{TOLD}{way} {kind} {constant}", "encode": encoded}
 
 
 def told_scales(group: Item) -> dict[str, Scale]:
