@@ -148,8 +148,8 @@ def told_scales(group: Item) -> dict[str, Scale]:
     for mark in group["items"]:
         if mark.get("name", "").startswith(TOLD):
             way, kind, constant = mark["name"].removeprefix(TOLD).split()
-            *places, length = (float(number) for number in mark["items"][0]["description"].split())
-            start, end, first, last = places if np.isfinite(places).all() else (0, 0, 1, 1)  # it may have no value
+            told = [float(number) for number in mark["items"][0]["description"].split()]
+            start, end, first, last, length = told if np.isfinite(told).all() else (0, 0, 1, 1, 1)  # without values
             if start == end:  # one value at most
                 end, last = start + (length or 1), first + 1
             scales[way] = Scale(kind, float(constant), (start, end), (first, last))
@@ -194,7 +194,7 @@ class Drawing:
 
     def panel(self, group: Item, left: float, top: float, told: Mapping[str, Scale]) -> Canvas:
         """Axes for a panel with its limits, and the canvas on which its marks are drawn."""
-        width, height = group["width"], group["height"]
+        width, height = max(group["width"], 1), max(group["height"], 1)  # without categories it is 0
         place = left / self.wide, 1 - (top + height) / self.tall, width / self.wide, height / self.tall
         axes = self.figure.add_axes(place, facecolor=colour_of(group.get("fill")), axisbelow=True)
         scales = {way: told.get(way, IN_PIXELS) for way in "xy"}
