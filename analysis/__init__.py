@@ -6,6 +6,7 @@ features = analysis.load_features(run)  # {member id: Features}
 analysis.figures.to_matplotlib(chart)
 """
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -13,16 +14,13 @@ __all__ = ["figures", "load_features", "open_run", "train_population"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in (
-        "load_features",
-        "open_run",
-        "train_population",
-    ):  # imported on first use, so that `import analysis` stays fast
+    if name in ("load_features", "open_run", "train_population"):  # imported on first use, so that importing is fast
         return getattr(import_module("analysis.api"), name)
     if name == "figures":
         return import_module("analysis.plots.style")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # With these arguments, the traceback names the nearest name.
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(__all__)

@@ -60,10 +60,10 @@ def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
     """
     names = [field.name for cls in SETTINGS for field in fields(cls)]
     if unknown := next((name for name in settings if name not in names), None):
-        nearest = get_close_matches(unknown, names, n=1)
-        raise InputError(
-            f"train_population has no setting {unknown!r}: give {nearest[0] if nearest else 'names of the flags'}"
-        )
+        nearest = [name for name in names if name.startswith(unknown) or unknown.startswith(name)]
+        nearest += get_close_matches(unknown, names, n=1)
+        fix = f"give {nearest[0]}" if nearest else f"its settings are {', '.join(names)}"
+        raise InputError(f"train_population has no setting {unknown!r}: {fix}")
     values: dict[str, Any] = {n: Path(value) if n in PATHS and value else value for n, value in settings.items()}
 
     def of(cls: type[T]) -> T:

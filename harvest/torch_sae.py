@@ -56,6 +56,10 @@ class TorchSAE(torch.nn.Module):
             for name, values in tensors.items():
                 self.register_parameter(name, torch.nn.Parameter(torch.from_numpy(np.array(values, np.float32))))
 
+    def extra_repr(self) -> str:
+        where = self.hook_name or "an unnamed hook"
+        return f"{self.cfg['architecture']}, {self.d_in:,} → {self.d_sae:,} features, reads {where}"
+
     @property
     def d_in(self) -> int:
         return self.W_enc.shape[0]

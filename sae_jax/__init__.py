@@ -4,6 +4,7 @@ import sae_jax
 sae = sae_jax.load("runs/first", member="topk-f256-k32-lr1e-3-s0")
 """
 
+import sys
 from typing import Any
 
 __all__ = ["__version__", "from_pretrained", "load", "spliced", "train_population"]
@@ -30,8 +31,9 @@ def __getattr__(name: str) -> Any:  # what a name needs is loaded only when it i
         from analysis.api import train_population
 
         return train_population
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # With these arguments, the traceback names the nearest name.
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(__all__)

@@ -32,6 +32,8 @@ def load(path: Path | str, member: str | None = None) -> LoadedSAE:
     missing or failed, and as `load_dictionary` does.
     """
     path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path} is no directory: give that of a run, or of an SAE of SAELens or dictionary_learning")
     if is_dictionary(path):
         if member is not None:
             raise InputError(f"{path} is a dictionary, not a run: omit member={member!r}")
@@ -66,7 +68,7 @@ def numbers(values: Any, what: str) -> np.ndarray | jax.Array:
     return values
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)  # arrays have no single answer to whether they are equal
 class LoadedSAE:
     """An SAE for raw activations, computed in float32. `metrics` are those of results.json; empty without a run.
 

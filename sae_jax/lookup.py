@@ -44,6 +44,9 @@ def only_member(run: Path, records: Sequence[dict[str, Any]], text: str | None) 
 
 def found_member(run: Path, records: Sequence[dict[str, Any]], text: str) -> str:
     """The id of the member that a text means (see `meant_ids`)."""
+    if not isinstance(text, str):  # such as run[0] in Python
+        ids = some(chosen_members(run, records, ()))
+        raise InputError(f"a member is chosen by its id, not by {text!r}: give {BEST}, or one of {ids}")
     if text == BEST:
         return best_id(run, records)
     failures = {record["id"]: record["failed"] for record in records}

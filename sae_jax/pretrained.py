@@ -40,6 +40,9 @@ def from_pretrained(release: str, sae_id: str = "", releases: Path | str | None 
     pretrained_saes.yaml at `releases`. The layouts are those of `sae_jax.load`; no code in the files is run. Raises
     InputError, with the reason, if the SAE cannot be found or read.
     """
+    for name in (release, sae_id):
+        if not isinstance(name, str):
+            raise InputError(f"from_pretrained needs a release and an id in words, not {name!r}: give two strings")
     asked, listing = f"{release} {sae_id}".strip(), saelens_list(releases)
     if release in listing:
         published = in_list(release, sae_id, listing[release])
@@ -93,10 +96,11 @@ def refuse_no_repository(release: str, listing: Collection[str]) -> None:
         is_name = "/" in release
     except HFValidationError:
         is_name = False
-    if is_name and not Path(release).is_dir():
+    is_directory = release != "" and Path(release).is_dir()
+    if is_name and not is_directory:
         return
     fix = "give OWNER/NAME of a repository on the hub"
-    if Path(release).is_dir():
+    if is_directory:
         fix = "give a directory to sae_jax.load"
     elif listing:
         fix = f"{one_of(listing, release)}, or {fix}"

@@ -10,6 +10,7 @@ from typing import Any
 
 import altair as alt
 import numpy as np
+import vl_convert
 
 from harvest.errors import InputError
 from harvest.files import write_atomically
@@ -27,16 +28,16 @@ KIND_STYLES = {
     "matryoshka": ("#56B4E9", "cross"),
     "tanh_relu": ("#332288", "triangle-right"),
     "p_anneal": ("#882255", "triangle-left"),
-    "multi_topk": ("#117733", "stroke"),
+    "multi_topk": ("#117733", "M-1,-1L1,-1L-1,1L1,1Z"),
     "abs_topk": ("#666666", "wedge"),
 }
 OTHER_STYLE = ("#000000", "arrow")  # for a kind that is not listed above
-# Vega has no further shapes that look different: give a new kind an SVG path, such as "M-1,-1L1,1M-1,1L1,-1".
+# Vega has no further shapes that look different: give a new kind an SVG path. It needs an area, because it is filled.
 WHITE = {"trained": 0.0} | dict(zip(BASELINES, (0.35, 0.55, 0.75), strict=True))  # shares of white in the colours
 INK = "#111111"
 GREYS = {"gridColor": "#e6e6e6", "domainColor": "#666666", "tickColor": "#666666"}
 NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-PIXELS_PER_INCH, SHOWN_PER_INCH = 200, 100
+PIXELS_PER_INCH = 200
 
 
 def paler(colour: str, white: float) -> str:
@@ -107,29 +108,17 @@ def save(figure: Any, stem: Path) -> list[Path]:
 
 
 def to_matplotlib(figure: Any, dpi: int = PIXELS_PER_INCH) -> Any:
-    """An Altair figure as a matplotlib Figure of the same size, which contains it as an image. Notebooks show it.
+    """An Altair figure as a matplotlib Figure of the same size, with axes in the units of the data. Notebooks show it.
 
-    For a figure that can be scaled use the .svg of `save`. Raises InputError if matplotlib is not installed.
+    Each panel is one of its `axes`: its limits can be set, and lines can be added at values of the data. Categories are
+    0, 1 and so on. Titles and legends are `texts` and `artists` of the figure. Raises InputError for marks and scales
+    that matplotlib cannot draw, and if matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.image import imread
-    except ImportError as e:
+        from analysis.plots.matplotlib_figure import matplotlib_figure
+    except ModuleNotFoundError as e:
         raise InputError(f"matplotlib is not installed ({e}): pip install 'sae-jax[notebook]'") from e
-
-    class Picture(Figure):
-        def _repr_png_(self) -> bytes:  # by default, notebooks show only figures of pyplot
-            png = io.BytesIO()
-            self.savefig(png, format="png", dpi=SHOWN_PER_INCH)
-            return png.getvalue()
-
-    pixels_HxWx4 = imread(io.BytesIO(png_of(figure, dpi)), format="png")
-    height, width, _ = pixels_HxWx4.shape
-    drawn = Picture(figsize=(width / dpi, height / dpi), dpi=dpi)
-    whole = drawn.add_axes((0, 0, 1, 1))  # figimage would be cut off when saved at another resolution
-    whole.set_axis_off()
-    whole.imshow(pixels_HxWx4, aspect="auto")
-    return drawn
+    return matplotlib_figure(vl_convert.vegalite_to_vega(without_controls(figure.to_dict())), dpi)
 
 
 def styled(chart: Any, title: str, subtitle: str | list[str]) -> Any:

@@ -174,7 +174,7 @@ class FinishedRun:
     def store(
         self,
         site: Site,
-        cache_dir: Path,
+        cache_dir: Path | str,
         on_progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
         say: Callable[[str], None] = lambda text: None,
     ) -> ActivationStore:
@@ -186,7 +186,7 @@ class FinishedRun:
         from harvest.capture import harvest
         from harvest.identity import difference, identity, matching_store, rounding
 
-        facts = self.store_facts(site)
+        facts, cache_dir = self.store_facts(site), Path(cache_dir)
         store = matching_store(facts["identity"], cache_dir / "activations" / facts["directory"])
         if store is None:
             self._place("model")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from harvest.torch_sae import TorchSAE
 Hooks = list[tuple[str, Callable[..., torch.Tensor | None]]]
 
 
-@dataclass
+@dataclass(repr=False)
 class Splice:
     """What the dictionary gave in the latest run of the model. Both are part of the graph of its output.
 
@@ -30,6 +31,12 @@ class Splice:
 
     features_WxPxF: torch.Tensor | None = None  #: the feature values at the replaced positions
     error_WxPxD: torch.Tensor | None = None  #: the activation less its reconstruction
+
+    def __repr__(self) -> str:
+        if self.features_WxPxF is None:
+            return "Splice(the model has not run)"
+        windows, positions, features = self.features_WxPxF.shape
+        return f"Splice({features:,} features at {positions:,} positions of {windows:,} windows)"
 
 
 @contextmanager
@@ -49,16 +56,23 @@ def spliced(
     replaced; by default, these are the ones that the dictionary was not trained on. The model has to read whole
     windows, because positions are not known if it has a cache of keys and values.
 
-    Raises InputError for a hook that the model lacks, does not run once in each run, or that cannot be replaced, and
-    for activations of another width than that of the dictionary.
+    Raises InputError for a hook that the model lacks, does not run once in each run, or that cannot be replaced, for
+    activations of another width than that of the dictionary, and for arguments of other types.
     """
     bridge = model.bridge if isinstance(model, LanguageModel) else model
+    if not isinstance(bridge, TransformerBridge):
+        raise InputError(f"spliced needs a TransformerBridge or a run's language_model first, not {kind_of(model)}")
+    if not isinstance(sae, TorchSAE) and not hasattr(sae, "to_torch"):
+        raise InputError(f"spliced cannot use {kind_of(sae)}: give what sae_jax.load returns, or its to_torch()")
     module: TorchSAE = sae if isinstance(sae, TorchSAE) else sae.to_torch().requires_grad_(False)
     first = module.first_position if first_position is None else first_position
+    if not isinstance(first, int) or first < 0:
+        raise InputError(f"first_position={first!r} is no position: give a whole number, 0 or more")
     point = hook_name or module.hook_name
     if point is None or point not in bridge.hook_dict:
         trouble = "the files of the dictionary do not name its hook" if point is None else f"no hook point {point}"
-        raise InputError(f"{bridge.cfg.model_name}: {trouble}: give hook_name, such as blocks.0.hook_resid_pre")
+        nearest = get_close_matches(point or "", bridge.hook_dict, n=1) or ["blocks.0.hook_resid_pre"]
+        raise InputError(f"{bridge.cfg.model_name}: {trouble}: give hook_name, such as {nearest[0]}")
     splice, calls = Splice(), 0
 
     def reconstructed(x: torch.Tensor) -> torch.Tensor:
@@ -98,6 +112,10 @@ def spliced(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def kind_of(value: Any) -> str:
+    return f"{value!r}" if isinstance(value, str) else f"an object of type {type(value).__name__}"
 
 
 def change_hooks(point: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Hooks:

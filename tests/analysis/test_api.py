@@ -1,19 +1,16 @@
 """Runs in Python: training, loading, splicing, features, and figures for matplotlib."""
 
 import importlib.metadata
-import io
 import re
 import subprocess
 import sys
 from dataclasses import replace
 
-import altair as alt
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from command_line import ROOT, THREE_KINDS, shared_cache, trained
-from matplotlib.image import imread
 
 import analysis
 import sae_jax
@@ -40,13 +37,14 @@ def test_importing_it_loads_nothing_heavy(package):
     code = f"import sys, {package}; dir({package}); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert not {"torch", "jax", "numpy", "flax", "altair"} & set(modules.split())
-    with pytest.raises(AttributeError, match="no attribute 'lode'"):
-        sys.modules[package].lode  # noqa: B018
+    code = f"import {package}; {package}.train_populaton"
+    failed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "no attribute 'train_populaton'. Did you mean: 'train_population'?" in failed.stderr
 
 
 @pytest.mark.parametrize("package", [sae_jax, analysis])
 def test_a_package_lists_its_names(package):
-    assert set(package.__all__) <= set(dir(package))
+    assert dir(package) == sorted(package.__all__)
     assert all(getattr(package, name) is not None for name in package.__all__)
     assert sae_jax.__version__ == importlib.metadata.version("sae-jax")
     assert sae_jax.train_population is analysis.train_population
@@ -70,6 +68,11 @@ def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, ca
     assert "EXPERIMENT RESULTS" in repr(trained_here)
     with pytest.raises(InputError, match="--member nothing is not in"):
         trained_here["nothing"]
+    for number in (0, -1, slice(1)):
+        with pytest.raises(
+            InputError, match=rf"a member is chosen by its id, not by .*: give best, or one of .*{TOPK}"
+        ):
+            trained_here[number]
     finished = (tmp_path / "run" / "results.json").stat().st_mtime_ns
     assert list(sae_jax.train_population(**SETTINGS, **place, quiet=True)) == list(run.members)
     assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == finished  # not trained again
@@ -80,7 +83,8 @@ def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, ca
     ("settings", "reason"),
     [
         ({"hiden_dim": 48}, "train_population has no setting 'hiden_dim': give hidden_dim"),
-        ({"run": "x"}, "train_population has no setting 'run'"),
+        ({"hook_name": "x"}, "train_population has no setting 'hook_name': give hook$"),
+        ({"learning_rate": 1}, "no setting 'learning_rate': its settings are model_name, .*, lr, .*, run_dir, "),
         ({"k": 8}, "--k has no effect on --activation relu: leave it out"),
         ({"resume": True, "force": True}, "--resume continues the run, --force starts over: give only one"),
         ({"batch_size": 10**6}, "--batch-size 1000000 is larger than the 171,000 training rows"),
@@ -111,7 +115,7 @@ def test_a_language_model_describes_itself(run):
 
 def test_a_member_encodes_and_decodes_rows_of_any_sort(run, cache):
     sae = sae_jax.load(run.path, member=TOPK)
-    x_BxD = run.store(run.site(TOPK), cache).held_out.read(0, 12)
+    x_BxD = run.store(run.site(TOPK), str(cache)).held_out.read(0, 12)
     expected_BxF = np.asarray(run.dictionary(TOPK).sae.encode(jnp.asarray(x_BxD, jnp.float32)))
     as_float32 = x_BxD.astype(np.float32)
     for rows in (x_BxD, as_float32, as_float32.astype(np.float64), jnp.asarray(x_BxD), torch.from_numpy(as_float32)):
@@ -166,7 +170,7 @@ def test_load_needs_a_member_if_there_are_several(run, name, trouble):
 
 
 def test_load_needs_a_finished_run_or_a_dictionary(tmp_path):
-    with pytest.raises(InputError, match="is no directory"):
+    with pytest.raises(InputError, match="none is no directory: give that of a run, or of an SAE of SAELens"):
         sae_jax.load(tmp_path / "none")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="is not finished: .*--resume"):
@@ -201,21 +205,3 @@ def test_features_of_the_requested_members(run, cache, capsys):
     assert capsys.readouterr().out == ""  # nothing is computed twice
     with pytest.raises(InputError, match="gated is not in"):
         analysis.load_features(run, ["gated"], cache)
-
-
-def test_a_figure_in_matplotlib_is_the_one_that_is_saved(tmp_path):
-    values = alt.Data(values=[{"x": 0, "y": 1}, {"x": 1, "y": 3}])
-    chart = alt.Chart(values).mark_line().encode(x="x:Q", y="y:Q").properties(background="white")
-    saved, _ = analysis.figures.save(chart, tmp_path / "saved")
-    drawn = analysis.figures.to_matplotlib(chart)
-    drawn.savefig(tmp_path / "drawn.png")
-    np.testing.assert_allclose(imread(tmp_path / "drawn.png"), imread(saved), atol=1 / 254)
-    drawn.savefig(tmp_path / "half.png", dpi=drawn.dpi / 2)  # the whole figure, but smaller
-    half, whole = imread(tmp_path / "half.png")[..., :3], imread(saved)[..., :3]
-    height, width = (2 * n for n in half.shape[:2])
-    assert abs(height - whole.shape[0]) <= 2 and abs(width - whole.shape[1]) <= 2
-    blocks = whole[: height - 2, : width - 2].reshape(height // 2 - 1, 2, width // 2 - 1, 2, 3).mean((1, 3))
-    assert np.abs(blocks - half[:-1, :-1]).mean() < 0.02
-    np.testing.assert_array_equal(imread(io.BytesIO(drawn._repr_png_()))[..., :3], half)  # as in a notebook
-    drawn.savefig(tmp_path / "drawn.pdf")
-    assert (tmp_path / "drawn.pdf").read_bytes().startswith(b"%PDF")

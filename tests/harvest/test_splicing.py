@@ -138,7 +138,14 @@ def test_no_windows_give_no_logits(model):
     ("sae", "how", "reason"),
     [
         (dictionary(None), {}, "the files of the dictionary do not name its hook: give hook_name"),
-        (dictionary(), {"hook_name": "blocks.99.hook_resid_pre"}, "no hook point blocks.99.hook_resid_pre: give"),
+        (
+            dictionary(),
+            {"hook_name": "blocks.2.hook_mlpout"},
+            "no hook point .*: give hook_name, such as blocks.2.hook_mlp",
+        ),
+        (dictionary(), {"first_position": -1}, "first_position=-1 is no position: give a whole number, 0 or more"),
+        (dictionary(), {"first_position": 1.0}, "first_position=1.0 is no position"),
+        ("runs/mine", {}, "spliced cannot use 'runs/mine': give what sae_jax.load returns, or its to_torch"),
         (dictionary(d_in=32), {}, r"width 32 cannot replace an activation of shape \[3, 7, 256\]"),
         (dictionary(), {"first_position": 7}, r"shape \[3, 7, 256\] from position 7 on: .* without a cache"),
         (dictionary(), {"hook_name": "blocks.1.mlp.hook_pre"}, "cannot replace an activation of shape"),
@@ -147,6 +154,24 @@ def test_no_windows_give_no_logits(model):
 def test_what_cannot_be_spliced_is_refused(model, sae, how, reason):
     with pytest.raises(InputError, match=reason), sae_jax.spliced(model, sae, **how):
         logits(model)
+
+
+def test_a_model_is_needed():
+    with (
+        pytest.raises(
+            InputError, match="a TransformerBridge or a run's language_model first, not an object of type Load"
+        ),
+        sae_jax.spliced(dictionary(), dictionary()),
+    ):
+        pass
+
+
+def test_a_splice_and_its_module_describe_themselves(model):
+    with sae_jax.spliced(model, dictionary(), first_position=2) as splice, torch.no_grad():
+        assert repr(splice) == "Splice(the model has not run)"
+        logits(model)
+    assert "64 features at 5 positions of 3 windows" in repr(splice)
+    assert "topk, 256 → 64 features, reads blocks.1.hook_resid_pre" in repr(dictionary().to_torch())
 
 
 def test_a_stream_that_does_not_become_the_reconstruction_is_refused(tmp_path):

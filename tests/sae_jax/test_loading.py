@@ -141,6 +141,10 @@ def test_torch_ignores_autocast_and_forgets_inference_mode():
     assert x.grad.abs().sum() > 0
 
 
+def test_loaded_saes_can_be_compared_and_collected(sae):
+    assert sae == sae and sae != in_memory("topk") and len({sae, sae}) == 1
+
+
 def test_numpy_results_can_be_written_to(sae):
     sae.encode(X_NxD)[:] = 0
 

@@ -187,6 +187,8 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path):
         ),
         ("gpt2-small-res", "LIST", "give one of gpt2-small-res-jb.*, or give OWNER/NAME of a repository on the hub"),
         ("tests/sae_jax", None, "give a directory to sae_jax.load"),
+        ("", None, "'' is neither a repository nor a known release: give OWNER/NAME"),
+        (None, None, "needs a release and an id in words, not None: give two strings"),
         ("a/b/c", None, "neither a repository nor a known release"),
         ("any", "nowhere.yaml", "nowhere.yaml cannot be read"),
         ("any", "pyproject.toml", "pyproject.toml (cannot be read|is no list of releases)"),

@@ -1,7 +1,9 @@
 """Figures with arbitrary text. Characters that XML forbids would abort the process, so they must be replaced."""
 
 import altair as alt
+import numpy as np
 import pytest
+from PIL import Image
 
 from analysis.plots.style import KIND_STYLES, NOT_XML, OTHER_STYLE, STYLES, save, styled
 from analysis.plots.theme import INKS, figure_html
@@ -24,6 +26,15 @@ def test_every_kind_has_a_colour_and_a_shape_of_its_own():
     assert KIND_STYLES.keys() == KINDS.keys()
     for values in zip(*styles, strict=True):
         assert len(set(values)) == len(styles)
+
+
+def test_the_symbol_of_every_kind_is_seen(tmp_path):
+    for kind, (_, shape) in (STYLES | {"other": OTHER_STYLE}).items():
+        mark = alt.Chart(alt.Data(values=[{}])).mark_point(
+            filled=True, shape=shape, size=100, opacity=1, color="#000000"
+        )
+        pixels = np.asarray(Image.open(save(mark, tmp_path / "symbol")[0]).convert("L"))
+        assert (pixels < 100).sum() > 20, kind
 
 
 def luminance(colour: str) -> float:
