@@ -104,8 +104,8 @@ def draw_lines(canvas: Canvas, items: Sequence[Item]) -> None:
         raise InputError(f"matplotlib cannot draw a line with interpolate={interpolate!r}: {INSTEAD}")
     places = canvas.places(items)
     places[[not item.get("defined", True) for item in items]] = np.nan
-    line = Line2D(*places.T, color=style.pop("edgecolor"), drawstyle=STEPS[interpolate], transform=canvas.transform)
-    line.set(zorder=2, solid_capstyle="butt", **style)
+    line = Line2D(*places.T, color=style.pop("edgecolor"), transform=canvas.transform)
+    line.set(drawstyle=STEPS[interpolate], zorder=2, solid_capstyle="butt", **style)
     canvas.add(line)
 
 
@@ -131,7 +131,7 @@ def draw_symbols(canvas: Canvas, items: Sequence[Item]) -> None:
 def symbol(shape: str) -> Path:
     """The outline of a symbol of size 1."""
     if shape == "circle":
-        return Path(Path.unit_circle().vertices / 2, Path.unit_circle().codes)
+        return Path(np.asarray(Path.unit_circle().vertices) / 2, Path.unit_circle().codes)
     upside_down = shape not in CORNERS  # an SVG path, as kinds may have it
     if upside_down and re.search("[^MLZ0-9,. eE-]", shape):
         raise InputError(f"matplotlib cannot draw the symbol {shape!r}, only straight SVG paths (M, L, Z): {INSTEAD}")
@@ -185,9 +185,9 @@ def draw_areas(canvas: Canvas, items: Sequence[Item]) -> None:
     """Filled areas between (x, y) and (x2, y2), one for each run of items that have values."""
     if items[0].get("interpolate", "linear") != "linear":
         raise InputError(f"matplotlib cannot draw an area with interpolate={items[0]['interpolate']!r}: {INSTEAD}")
-    for defined, run in groupby(items, key=lambda item: item.get("defined", True)):
+    for defined, group in groupby(items, key=lambda item: item.get("defined", True)):
         if defined:
-            run = list(run)
+            run = list(group)
             outline = np.concatenate([canvas.places(run), canvas.places(run, "x2", "y2")[::-1]])
             style = stroke_of(items[0])
             canvas.add(Polygon(outline, facecolor=fill_of(items[0]), transform=canvas.transform, zorder=2, **style))
