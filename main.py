@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -49,9 +50,10 @@ def start() -> None:
         complete_line(main)
     status = run_as_command(sys.argv[1:])
     leave_to_system()
-    if any(thread.name == "wandb" for thread in threading.enumerate()):
-        os._exit(status)  # a W&B thread hangs, and the exit handler of W&B would wait for it forever
-    sys.exit(status)
+    if not any(thread.name == "wandb" for thread in threading.enumerate()):  # W&B's handler would wait for it forever
+        atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(status)  # because torch, JAX and the renderer of figures need seconds to take themselves apart
 
 
 if __name__ == "__main__":

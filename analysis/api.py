@@ -61,7 +61,7 @@ def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
     names = [field.name for cls in SETTINGS for field in fields(cls)]
     if unknown := next((name for name in settings if name not in names), None):
         nearest = [name for name in names if name.startswith(unknown) or unknown.startswith(name)]
-        nearest += get_close_matches(unknown, names, n=1)
+        nearest += get_close_matches(unknown, names, n=1, cutoff=0.7)
         fix = f"give {nearest[0]}" if nearest else f"its settings are {', '.join(names)}"
         raise InputError(f"train_population has no setting {unknown!r}: {fix}")
     values: dict[str, Any] = {n: Path(value) if n in PATHS and value else value for n, value in settings.items()}

@@ -100,7 +100,7 @@ def train_run(
     run.note_places()
     if answered(run, request, options, terminal, show):
         return run.path
-    terminal.say(job_text(request, config))
+    terminal.say(f"training {job_text(request, config)}")
     terminal.begin("loading the libraries")
     from joblib import cpu_count
 
@@ -139,7 +139,7 @@ def job_text(request: HarvestRequest, config: TrainConfig) -> str:
     kinds, sites = dict.fromkeys(m.activation for m in members), dict.fromkeys((m.hook, m.layer) for m in members)
     where = ", ".join(f"{hook} of layer {layer}" for hook, layer in sites)
     return (
-        f"training {counted(len(members), 'member')} ({', '.join(kinds)}) for {counted(config.epochs, 'epoch')} on "
+        f"{counted(len(members), 'member')} ({', '.join(kinds)}) for {counted(config.epochs, 'epoch')} on "
         f"{request.n_samples:,} windows of {request.seq_len} tokens of {request.dataset or DEFAULT_DATASET}: "
         f"{where} of {request.model_name or DEFAULT_MODEL}"
     )
@@ -154,8 +154,8 @@ def say_cost(config: TrainConfig, request: HarvestRequest, d_model: int, termina
     refuse_too_large(planned.memory)
     if not has_accelerator():
         terminal.say(
-            f"{counted(planned.steps, 'step')}: about {duration_text(planned.seconds)} of training on this CPU, "
-            "after the text is harvested and the program compiled"
+            f"{counted(planned.steps, 'step')}: about {duration_text(max(1, planned.seconds))} of training on this CPU, "
+            "besides harvesting, compiling and measuring"
         )
 
 

@@ -71,6 +71,8 @@ def run(argv: list[str]) -> None:
         terminal.say(f"probability of {options.target!r}: {result.probability:.4f}")
         terminal.show(attribution_table(result, explained.prompt))
         correlation = "undefined" if result.correlation is None else f"{result.correlation:.3f}"
+        if result.method == "path":
+            correlation += " (1 by construction; that of `--method gradient` is a test)"
         terminal.say(f"correlation of attribution ({result.method}) with ablation, over these features: {correlation}")
         terminal.say(
             f"contribution of all {result.active} active features together: {result.features_give:+.3f}; "

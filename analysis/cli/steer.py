@@ -49,7 +49,8 @@ class Options(Flags):
     member: str | None = flag(None, MEMBER)
     feature: int | None = flag(None, "number of the feature, from 0", NUMBER)
     concept: str | None = flag(
-        None, "a word or phrase, instead of --feature: the feature that steers best towards it is chosen"
+        None,
+        "a word or phrase, instead of --feature: the feature that makes its words likeliest on a neutral prompt is chosen",
     )
     mode: str = flag("add", "how the feature is changed (see above)", choices=MODES)
     strength: float | None = flag(
@@ -110,7 +111,7 @@ def run(argv: list[str]) -> None:
             settings = SearchSettings(member=(member,), examples=options.examples, top=options.candidates)
             choice = choose_feature(options.concept, finished, member, features, watched, settings, terminal.say)
             feature, scores = next(iter(choice.scores)), choice.scores
-            best = ", ".join(f"{number} ({score:.3f})" for number, score in list(scores.items())[:5])
+            best = ", ".join(f"{number} ({score:.2g})" for number, score in list(scores.items())[:5])
             terminal.say(
                 f"features that detect the concept: {len(choice.detecting)}; "
                 f"that promote its words: {len(choice.promoting)}"

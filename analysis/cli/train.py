@@ -98,7 +98,7 @@ def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, pre
     """Print what would be trained, and the estimated cost."""
     with output.terminal() as terminal:
         say_preset(preset, terminal)
-        terminal.say(job_text(request, config))
+        terminal.say(f"would train {job_text(request, config)}")
         terminal.begin("loading the libraries")
         from sae_jax.cost import plan
         from sae_jax.training.memory import refuse_too_large

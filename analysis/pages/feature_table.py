@@ -93,5 +93,5 @@ def places(folder: Path, member: str, W_dec_FxD: np.ndarray) -> tuple[np.ndarray
         arrays = read_arrays(path, STUDY_AGAIN, record[ARRAYS])
         check_arrays(path, arrays, STUDY_AGAIN, {"F": len(W_dec_FxD)})
         return arrays["xy_Fx2"], f"{record['method']}, from the study"
-    advice = "`python main.py study` makes a UMAP map for one member of each kind"
+    advice = "`study` makes a UMAP map for one member of each kind"
     return pca_of(unit(W_dec_FxD), 2)[0], f"two principal components; {advice}"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from analysis.features.statistics import Features, load_or_compute_features
@@ -21,6 +22,7 @@ from analysis.runs.shapes import Study
 from analysis.stats import Estimate
 from analysis.ui.report import figures
 from analysis.ui.report.figures import Drawn, Section
+from analysis.ui.terminal.wording import pasted
 from harvest.errors import InputError
 from sae_jax.shapes import read_shaped
 
@@ -76,7 +78,7 @@ def part_of(
     say: Callable[[str], None],
 ) -> Part:
     features, shown, missing = {}, {}, {}
-    members, study = list(run.members), f"python main.py study {run.path}"
+    members, study = list(run.members), pasted(f"python main.py study {quote(str(run.path))}")
     if not members:
         missing["features"] = "All members failed: there are no features to show."
     try:

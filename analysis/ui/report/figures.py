@@ -113,6 +113,9 @@ def features_in_common(run: FinishedRun, features: dict[str, Features], study: s
             for group in compared.groups
         )
     )
+    seeds = [run.members[name]["seed"] for name in compared.members]
+    if len(set(seeds)) < len(seeds):
+        alt += ". Members with the same seed start from the same decoder, so they are more alike after a short training"
     return [Drawn("comparison", shared_features_chart(compared), f"{alt}.")]
 
 

@@ -227,7 +227,7 @@ with left:
 with right:
     others("Fires together with", rows_of(page.together, "phi"), "together")
 if compared is None:
-    st.caption("Run `python main.py study` to see whether other seeds and members have this feature, too.")
+    st.caption("`study` shows whether other seeds and members have this feature, too.")
 else:
     matched = [twin for twin in page.twins if twin.feature is not None]
     rows = [{"member": t.member, "feature": t.feature, "cosine": round(t.cosine, 3)} for t in matched]

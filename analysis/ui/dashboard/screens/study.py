@@ -1,5 +1,6 @@
 """The page with what is known of all members: how they were trained, the study's answers, and benchmarks."""
 
+from shlex import quote
 from statistics import mean
 
 import streamlit as st
@@ -17,7 +18,8 @@ BENCHMARK_AGAIN = "delete it, and run `saebench` again"
 
 choice = chosen()
 run = choice.run
-study = f"python main.py study {run.path}"
+path = quote(str(run.path))
+study = f"python main.py study {path}"
 
 
 def show(section: figures.Section) -> None:
@@ -79,7 +81,7 @@ with errors_shown():
 if rows:
     st.dataframe(rows, hide_index=True)
 else:
-    st.caption(escaped(f"It was not measured: python main.py saebench {run.path}"))
+    st.caption(escaped(f"It was not measured: python main.py saebench {path}"))
 st.header("Five questions")
 if not answers:
     st.caption(escaped(f"The study was not run: {study}"))
