@@ -153,9 +153,10 @@ def say_cost(config: TrainConfig, request: HarvestRequest, d_model: int, termina
     planned = plan(config, request, d_model)
     refuse_too_large(planned.memory)
     if not has_accelerator():
+        seconds = duration_text(max(1, planned.seconds))
         terminal.say(
-            f"{counted(planned.steps, 'step')}: about {duration_text(max(1, planned.seconds))} of training on this CPU, "
-            "besides harvesting, compiling and measuring"
+            f"{counted(planned.steps, 'step')}: about {seconds} of training on this CPU, besides harvesting, compiling "
+            "and measuring"
         )
 
 
