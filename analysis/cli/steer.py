@@ -50,7 +50,7 @@ class Options(Flags):
     feature: int | None = flag(None, "number of the feature, from 0", NUMBER)
     concept: str | None = flag(
         None,
-        "a word or phrase, instead of --feature: chooses the feature that makes its words likeliest on a neutral prompt",
+        "a word or phrase, instead of --feature: chooses the feature that makes its words likeliest after a short text",
     )
     mode: str = flag("add", "how the feature is changed (see above)", choices=MODES)
     strength: float | None = flag(
