@@ -46,7 +46,7 @@ def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: M
             ).properties(width=360, height=240)
         )
     chart = alt.hconcat(*panels, spacing=32, data=alt.Data(values=rows))
-    return styled(chart, "Training", "one line per member, measured on the training batches")
+    return styled(chart, "Loss and explained variance", "one line per member, measured on the training batches")
 
 
 def emergence_curves(trajectories: Mapping[str, Trajectory], kinds: Mapping[str, str]) -> Any:

@@ -30,7 +30,7 @@ SHOWN_SETTINGS = ("activation", "layer", "hook", "hidden_dim", "sparsity", "seed
 SECTIONS = {
     "training": "Training",
     "densities": "Densities",
-    "comparison": "Features in common",
+    "comparison": "Comparison",
     "emergence": "Emergence",
     "clusters": "Clusters",
 }

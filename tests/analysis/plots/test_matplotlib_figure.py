@@ -271,7 +271,7 @@ def test_a_heatmap_is_an_image_over_its_panel():
 
 def test_titles_legends_and_labels_are_words():
     figure = figures.to_matplotlib(CHARTS["training"][0])
-    assert {"Training", *KINDS.values()} <= {text.get_text() for text in figure.texts}
+    assert {"Loss and explained variance", *KINDS.values()} <= {text.get_text() for text in figure.texts}
     left, right = figure.axes
     assert (left.get_xlabel(), right.get_ylabel()) == ("training step", "explained variance")
     assert [label.get_text() for label in right.get_yticklabels()] == [f"{n / 10:.1f}" for n in range(3, 11)]

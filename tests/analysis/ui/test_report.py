@@ -63,7 +63,7 @@ def test_it_has_every_member_and_every_section(run, page):
         assert f'<th scope="row" data-value="{member["id"]}">' in text
         assert f"{member['metrics']['explained_variance']:.3f}" in text
     titles = re.findall(r"<h[23][^>]*>(.*?)</h", text)
-    assert {"Members", "Training", "Densities", "Features in common", "Emergence", "Features"} <= set(titles)
+    assert {"Members", "Training", "Densities", "Comparison", "Emergence", "Features"} <= set(titles)
     assert "python main.py study" in text, "what was not computed names the command that computes it"
 
 
