@@ -1,7 +1,6 @@
-"""Rows for calibration, and the last correction of L0 on them.
+"""Held-out rows for calibration, and the last correction of L0 on them.
 
 Every fifth held-out window is for calibration, so that its rows come from all documents. Metrics use the other windows.
-If fewer than five windows are held out, training rows serve instead.
 
 Shapes: W windows, N rows, D width of the model, F features.
 """
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from harvest.store import ActivationStore, Split
+from harvest.store import Split
 from sae_jax.formats import Dictionary
 
 CALIBRATION_ROWS = 2048  # at most
@@ -44,12 +43,9 @@ def spread_windows(windows_W: np.ndarray, count: int) -> np.ndarray:
     return windows_W[np.unique(np.linspace(0, len(windows_W) - 1, min(count, len(windows_W))).round().astype(int))]
 
 
-def calibration_sample(store: ActivationStore) -> np.ndarray:
+def calibration_sample(split: Split) -> np.ndarray:
     """At most CALIBRATION_ROWS of the rows for calibration, drawn uniformly with a fixed seed, [N, D]."""
-    split = store.held_out
     rows_N = split.window_rows(calibration_windows(split))
-    if not len(rows_N):
-        split, rows_N = store.train, np.arange(len(store.train))
     drawn = np.random.default_rng(0).choice(rows_N, min(len(rows_N), CALIBRATION_ROWS), replace=False)
     return split[np.sort(drawn)]
 
@@ -59,7 +55,7 @@ def with_l0(dictionary: Dictionary, raw_NxD: np.ndarray, l0: float) -> Dictionar
 
     A threshold of a jumprelu dictionary never becomes negative.
     """
-    if dictionary.cfg["architecture"] not in THRESHOLDS:
+    if dictionary.cfg["architecture"] not in THRESHOLDS or not len(raw_NxD):
         return dictionary
     name, sign = THRESHOLDS[dictionary.cfg["architecture"]]
     raw_NxD = raw_NxD[: max(1, MOST_VALUES // dictionary.d_sae)]

@@ -131,7 +131,7 @@ def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Feed)
         metric_D = metric_of(stores[site], member.loss_metric, scale_D)
         rows[member.id] = Rows(site, shift_D, scale_D, metric_D)
     hypers = [stack([hyper_of(m, rows[m.id], config, feed.total_steps) for m in g.members]) for g in groups]
-    calibration_LxNxD = np.stack([calibration_sample(store) for store in stores])
+    calibration_LxNxD = np.stack([calibration_sample(store.held_out) for store in stores])
     return Population(config, stores, groups, rows, hypers, calibration_LxNxD)
 
 

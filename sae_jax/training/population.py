@@ -73,7 +73,7 @@ class Group:
 class Population:
     """Members and the rows on which they train. `rows` is by member id; `hypers` has one entry per group.
 
-    `calibration_LxNxD` are the raw rows of each site on which L0 is corrected.
+    `calibration_LxNxD` are the raw held-out rows of each site on which L0 is corrected.
     """
 
     config: TrainConfig

@@ -133,7 +133,7 @@ class Measured:
         lacking = [t for t in trained if last not in self.metrics.get(t.name, {})]
         if not lacking:
             return
-        raw_NxD = calibration_sample(self.store)
+        raw_NxD = calibration_sample(self.store.held_out)
         saes = {t.name: at_equal_l0(t, raw_NxD).sae for t in lacking}
         used_W = metric_windows(self.store.held_out)
         for name, of in evaluate(saes, self.store.held_out, self.store.mean, used_W).items():

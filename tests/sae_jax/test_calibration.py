@@ -20,23 +20,16 @@ MANIFEST = {
 
 def test_calibration_uses_pieces_of_all_documents_and_leaves_four_of_five_windows_to_metrics(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "CALIBRATION_ROWS", 200)
-    store = make_store(tmp_path, windows=1500, dtype="float32")
-    split = store.held_out
+    split = make_store(tmp_path, windows=1500, dtype="float32").held_out
     chosen_W, others_W = calibration_windows(split), metric_windows(split)
     assert len(chosen_W) == len(others_W) // 4 and not set(chosen_W) & set(others_W)
     everything_NxD = split.read(0, len(split))
     place = {row.tobytes(): number for number, row in enumerate(everything_NxD)}
-    drawn = [place[row.tobytes()] for row in calibration_sample(store)]
+    drawn = [place[row.tobytes()] for row in calibration_sample(split)]
     assert len(set(drawn)) == 200 and set(np.array(drawn) // split.positions) <= set(chosen_W)
     thirds = np.histogram(drawn, 3, (0, len(split)))[0]
     assert thirds.min() > 40, "rows come from the beginning, the middle and the end of the text"
-    np.testing.assert_array_equal(calibration_sample(store), everything_NxD[drawn])
-
-
-def test_training_rows_are_used_if_fewer_than_five_windows_are_held_out(tmp_path):
-    store = make_store(tmp_path, windows=15, dtype="float32")
-    assert len(metric_windows(store.held_out)) == 3 and len(calibration_windows(store.held_out)) == 0
-    np.testing.assert_array_equal(calibration_sample(store), store.train.read(0, len(store.train)))
+    np.testing.assert_array_equal(calibration_sample(split), everything_NxD[drawn])
 
 
 def test_windows_are_spread_evenly():

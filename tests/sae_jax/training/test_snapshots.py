@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 
 def test_without_a_fit_the_last_snapshot_is_the_exported_dictionary(run):
     run, store = run
-    rows_NxD = calibration_sample(store).astype(np.float32)
+    rows_NxD = calibration_sample(store.held_out).astype(np.float32)
     for path in (run / "members").iterdir():
         kept = read_snapshots(run, path.name)
         dictionary = load_dictionary(path)
