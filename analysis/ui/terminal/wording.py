@@ -153,10 +153,12 @@ def times_text(timing: dict[str, float | None]) -> str:
 
 def program() -> str:
     """The words with which the user has started the program."""
-    script = Path(sys.argv[0]).name
-    if script == "main.py":
+    script = Path(sys.argv[0])
+    if script.name == "main.py":
         return f"python {quote(sys.argv[0])}"
-    return {"sae-jax": "sae-jax", "__main__.py": "python -m sae_jax"}.get(script, "python main.py")
+    if script.name == "__main__.py" and script.parent.name == "sae_jax":
+        return "python -m sae_jax"
+    return "sae-jax" if script.name == "sae-jax" else "python main.py"
 
 
 def pasted(text: str) -> str:

@@ -86,6 +86,7 @@ def test_commands_are_printed_as_the_user_types_them(monkeypatch):
     for started, typed in {
         "/usr/local/bin/sae-jax": "sae-jax",
         "/site-packages/sae_jax/__main__.py": "python -m sae_jax",
+        "/site-packages/pytest/__main__.py": "python main.py",
         "main.py": "python main.py",
         "../my clone/main.py": "python '../my clone/main.py'",
         "-c": "python main.py",
