@@ -71,7 +71,7 @@ def test_the_study_measures_the_others(studied):
 
 def test_its_family_is_mapped_by_a_member_that_lives(studied):
     run, said = studied
-    assert (run.path / "figures" / f"clusters-{SISTER}.svg").exists() or f"{SISTER}: too few living" in said
+    assert (run.path / "analysis" / f"clusters-{SISTER}.json").exists() or f"{SISTER}: too few living" in said
     assert f"{DEAD}: too few" not in said
 
 
