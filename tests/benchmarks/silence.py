@@ -34,7 +34,7 @@ def commands(run: Path, folder: Path) -> dict[str, tuple[str, ...]]:
         "runs": (str(run.parent),),
         "show": (str(run), "--pareto"),
         "evaluate": (str(run),),
-        "frontier": (str(run), "--to", str(folder / "frontier")),
+        "frontier": (str(run),),
         "saebench": (str(run), "--documents", "2000"),
         "study": (str(run), "--documents", "2000"),
         "find-feature": (str(run), "the sea"),
