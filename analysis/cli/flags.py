@@ -23,7 +23,7 @@ MEMBER = "the member, by its id, a part of it or `best`; needed if the run has s
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A question for a mistyped word: ": did you mean show?", or nothing if no known word is near."""
-    found = get_close_matches(word, list(known), n=1)
+    found = get_close_matches(word, list(known), n=1, cutoff=0.7)
     return f": did you mean {found[0]}?" if found else ""
 
 
