@@ -3,12 +3,7 @@
 GROUPS = {  # each command is a file with a function `run(argv)`; the first line of its docstring says what it does
     "train": ("train",),
     "look": ("runs", "show", "dashboard", "report"),
-    "measure": (
-        "evaluate",
-        "frontier",
-        "saebench",
-        "study",
-    ),
+    "measure": ("evaluate", "frontier", "saebench", "study"),
     "find and steer": ("find-feature", "steer", "attribute"),
     "publish": ("export",),
 }

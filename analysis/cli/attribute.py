@@ -1,6 +1,6 @@
 """Measure how much each feature adds to the next token's logit.
 
-The estimates are checked by ablation.
+The features with the largest estimates are also ablated.
 
 python main.py attribute RUN --prompt "The ships lay in the" --target " sea"
 python main.py attribute RUN --member ID --prompt "The ships lay in the" --target " sea" --against " sun"

@@ -98,18 +98,8 @@ def train_ours(ours: list[Trained], store: ActivationStore, width: int, text: Pa
     layer, hook = store.manifest["layer"], store.manifest["hook"]
     flags = ["--model-name", asked.model, "--dataset", text, "--layer", layer, "--hook", hook, "--members", listed]
     flags += ["--n-samples", asked.n_samples, "--seq-len", asked.seq_len, "--held-out", asked.held_out]
-    flags += [
-        "--epochs",
-        asked.epochs,
-        "--batch-size",
-        asked.batch,
-        "--hidden-dim",
-        width,
-        "--ce-windows",
-        0,
-        "--snapshots",
-        0,
-    ]
+    flags += ["--epochs", asked.epochs, "--batch-size", asked.batch, "--hidden-dim", width]
+    flags += ["--ce-windows", 0, "--snapshots", 0]
     flags += ["--run-dir", run, "--cache-dir", asked.to / "cache", "--quiet", "--force"]
     subprocess.run([sys.executable, "main.py", *map(str, flags)], check=True)
     trained = {(t.trainer, t.l0, t.lr, t.seed): t for t in ours}
