@@ -15,9 +15,9 @@ from importlib.metadata import version
 from analysis.cli import COMMANDS
 from analysis.cli.completion import ASKED, complete_line
 from analysis.cli.exit_status import exit_status, leave_to_system
-from analysis.cli.flags import nearest
 from analysis.cli.overview import overview
 from harvest.errors import InputError
+from harvest.flags import nearest
 
 
 def command_in(argv: list[str]) -> str:

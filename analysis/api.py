@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +13,7 @@ from analysis.runs.finished import FinishedRun
 from analysis.training import RunOptions, refuse_conflicts, train_run
 from analysis.ui.terminal.live import Terminal
 from harvest.errors import InputError
-from harvest.flags import Flags, named
+from harvest.flags import Flags, named, nearest
 from harvest.request import HarvestRequest, default_cache_dir
 from sae_jax.config import TrainConfig
 
@@ -60,10 +59,8 @@ def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
     """
     names = [field.name for cls in SETTINGS for field in fields(cls)]
     if unknown := next((name for name in settings if name not in names), None):
-        nearest = [name for name in names if name.startswith(unknown) or unknown.startswith(name)]
-        nearest += get_close_matches(unknown, names, n=1, cutoff=0.7)
-        fix = f"give {nearest[0]}" if nearest else f"its settings are {', '.join(names)}"
-        raise InputError(f"train_population has no setting {unknown!r}: {fix}")
+        meant = nearest(unknown, names) or f": give one of {', '.join(names)}"
+        raise InputError(f"train_population has no setting {unknown}{meant}")
     values: dict[str, Any] = {n: Path(value) if n in PATHS and value else value for n, value in settings.items()}
 
     def of(cls: type[T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any, NamedTuple
@@ -11,6 +12,28 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harvest.errors import InputError, shortened
+
+ELSEWHERE = {  # settings by their names in SAELens and dictionary_learning
+    "architecture": "activation",
+    "context_size": "seq_len",
+    "ctx_len": "seq_len",
+    "d_sae": "hidden_dim",
+    "dataset_path": "dataset",
+    "dead_feature_window": "dead_rule",
+    "dict_size": "hidden_dim",
+    "hook_name": "hook",
+    "l0_coefficient": "sparsity",
+    "l1_coefficient": "sparsity",
+    "l1_penalty": "sparsity",
+    "learning_rate": "lr",
+    "log_to_wandb": "use_wandb",
+    "lr_warm_up_steps": "warmup",
+    "output_path": "run_dir",
+    "resume_from_checkpoint": "resume",
+    "save_dir": "run_dir",
+    "train_batch_size_tokens": "batch_size",
+    "training_tokens": "n_samples",
+}
 
 
 class Allowed(NamedTuple):
@@ -62,6 +85,14 @@ def check(part: Field, value: Any, what: str = "") -> None:
         raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {words}")
     if not isinstance(value, allowed.kind) or isinstance(value, bool) or not allowed.fits(value):
         raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {allowed.words}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question for a word that is not known: ": did you mean show?", or nothing if no known word is near."""
+    name = ELSEWHERE.get(word.removeprefix("--").replace("-", "_"), "")
+    meant, known = named(name) if word.startswith("--") else name, list(known)
+    found = [meant] if meant in known else get_close_matches(word, known, n=1, cutoff=0.7)
+    return f": did you mean {found[0]}?" if found else ""
 
 
 def named(name: str) -> str:

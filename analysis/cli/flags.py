@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -14,17 +12,11 @@ from analysis.training import keep_compiled
 from analysis.ui.terminal.wording import pasted, program
 from harvest.errors import InputError
 from harvest.files import refuse_as_target
-from harvest.flags import Flags, flag
+from harvest.flags import Flags, flag, named, nearest
 
 T = TypeVar("T", bound=Flags)
 
 MEMBER = "the member, by its id, a part of it or `best`; needed if the run has several"
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A question for a mistyped word: ": did you mean show?", or nothing if no known word is near."""
-    found = get_close_matches(word, list(known), n=1, cutoff=0.7)
-    return f": did you mean {found[0]}?" if found else ""
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -105,7 +97,7 @@ def filled(cls: type[T], values: dict[str, Any]) -> T:
 
 
 def add_flag(group: Any, field: Field, hint: Any) -> None:
-    name, default, help = "--" + field.name.replace("_", "-"), field.default, field.metadata["help"]
+    name, default, help = named(field.name), field.default, field.metadata["help"]
     if default not in (None, (), MISSING):
         help = f"{help} (default: {shown(default)})"
     kind = next((k for k in (int, float, Path) if k is hint or k in get_args(hint)), str)

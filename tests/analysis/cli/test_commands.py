@@ -21,6 +21,7 @@ from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.screen import Screen
 from analysis.ui.terminal.wording import program
 from harvest.errors import InputError
+from harvest.flags import ELSEWHERE, named
 from harvest.sources import BUNDLED_MODEL
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import default_path, run_of
@@ -70,6 +71,14 @@ def test_a_mistyped_flag_is_answered_with_the_nearest(command, capsys):
         typo = with_doubled_letter(flag, 3)
         with pytest.raises(InputError, match=f"^{typo}: there is no such flag: did you mean {flag}\\? "):
             main.main([command, *places(command), typo, "1"])
+
+
+def test_names_of_settings_in_other_tools_are_answered_with_ours():
+    for other, ours in ELSEWHERE.items():
+        with pytest.raises(InputError, match=f"there is no such flag: did you mean {named(ours)}\\?"):
+            main.main([named(other), "1"])
+    with pytest.raises(InputError, match="^--d_sae: there is no such flag: did you mean --hidden-dim"):
+        main.main(["--d_sae", "1024"])
 
 
 @pytest.mark.parametrize("command", main.COMMANDS)
