@@ -74,6 +74,8 @@ def harvest(
                 _fill(missing, request, model, dataset, on_progress, say, shard_bytes, loss_recovered)
                 _free_memory()
     by_site = {site: ActivationStore(directory) for site, directory in directories.items()}
+    for store in by_site.values():
+        store.rename(model.record, dataset.record)
     if loss_recovered:
         refuse_unmeasurable({site: store.manifest for site, store in by_site.items()}, say)
     _say_stores(by_site, say)
@@ -95,8 +97,7 @@ def harvest_again(
     `trained` are the run's records of them. If the cache holds them all, no hub is contacted.
     """
     facts = {site: fact for site in request.sites for fact in trained if fact["hook_name"] == site.hook_name}
-    places = {site: cache_dir / "activations" / fact["directory"] for site, fact in facts.items()}
-    stores = {site: store for site, fact in facts.items() if (store := matching_store(fact["identity"], places[site]))}
+    stores = {site: store for site, fact in facts.items() if (store := matching_store(fact, cache_dir))}
     if len(stores) == len(request.sites):
         _say_stores(stores, say)
         return stores

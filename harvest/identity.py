@@ -99,12 +99,19 @@ def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one[name] == other[name] for name in MODEL[1:])
 
 
-def matching_store(trained: Mapping[str, Any], directory: Path) -> ActivationStore | None:
-    """The store in a directory; None if it is unfinished or its rows have a `difference` from the trained ones."""
+def matching_store(trained: Mapping[str, Any], cache_dir: Path) -> ActivationStore | None:
+    """The store of a run's record of it, if it is in a cache. Its model and text have the names that the run knows.
+
+    It is None if it is unfinished or its rows have a `difference` from those that the run was trained on.
+    """
+    directory = cache_dir / "activations" / trained["directory"]
     if not (directory / "manifest.json").exists():
         return None
     store = ActivationStore(directory)
-    return None if difference(trained, identity(store)) else store
+    if difference(trained["identity"], identity(store)):
+        return None
+    store.rename(trained["model"], trained["dataset"])
+    return store
 
 
 def _sampled(split: Split, signs_D: np.ndarray) -> list[float]:

@@ -17,12 +17,13 @@ the file. Training rows are compared in a thread while training runs (`compared_
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -174,6 +175,10 @@ class ActivationStore:
             f"{m['seq_len']} tokens of {text}\n"
             f"  in {self.directory}"
         )
+
+    def rename(self, model: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
+        """Describe the model and text by other records, because who harvested the rows may know them by other names."""
+        self.manifest |= {"model": model, "dataset": dataset}
 
     def files(self) -> Iterator[tuple[Path, dict]]:
         for split, shards in self.manifest["shards"].items():

@@ -187,7 +187,7 @@ class FinishedRun:
         from harvest.identity import difference, identity, matching_store, rounding
 
         facts, cache_dir = self.store_facts(site), Path(cache_dir)
-        store = matching_store(facts["identity"], cache_dir / "activations" / facts["directory"])
+        store = matching_store(facts, cache_dir)
         if store is None:
             self._place("model")
             self._place("dataset")

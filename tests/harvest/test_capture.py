@@ -5,6 +5,7 @@ import errno
 import gc
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,10 +24,12 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from harvest import rehearsal
 from harvest.capture import harvest
 from harvest.errors import InputError
+from harvest.identity import matching_store
 from harvest.model.language_model import LanguageModel
 from harvest.request import HOOKS, HarvestRequest, Site
-from harvest.sources import BUNDLED_MODEL
+from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.store import ActivationStore
+from sae_jax.training.loop import store_facts
 
 BUNDLED = {"model_name": "bundled", "dataset": "bundled"}
 SMALL = HarvestRequest(**BUNDLED, layer=2, n_samples=800)
@@ -281,6 +284,21 @@ def test_each_site_has_its_own_store_with_the_same_windows(tmp_path, raw_model):
 
 def test_held_out_documents_are_never_trained_on(small_store):
     assert not set(small_store.train.documents) & set(small_store.held_out.documents)
+
+
+def test_rows_harvested_under_another_name_have_the_name_of_the_request(tmp_path):
+    there = shutil.copytree(BUNDLED_MODEL, tmp_path / "there"), shutil.copy(BUNDLED_CORPUS, tmp_path)
+    request = HarvestRequest(model_name=str(there[0]), dataset=str(there[1]), n_samples=20)
+    (first,) = harvest(request, tmp_path / "cache").values()
+    shutil.rmtree(there[0])
+    (store,) = harvest(
+        dataclasses.replace(request, model_name="bundled", dataset="bundled"), tmp_path / "cache"
+    ).values()
+    assert store.directory == first.directory
+    assert [store.manifest[what]["asked"] for what in ("model", "dataset")] == ["bundled"] * 2
+    assert store.manifest["model"]["location"] == str(BUNDLED_MODEL)
+    found = matching_store(store_facts(store), tmp_path / "cache")
+    assert found and found.manifest["dataset"] == store.manifest["dataset"]
 
 
 def test_the_manifest_says_where_the_rows_come_from(small_store):

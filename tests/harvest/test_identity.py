@@ -234,11 +234,12 @@ def test_shifted_and_scaled_rows_are_different(tmp_path):
 
 
 def test_a_copied_store_is_the_same_and_is_found(tmp_path):
-    store = make_store(tmp_path / "a")
+    store = make_store(tmp_path / "activations" / "a")
     copy = rewritten(store, tmp_path / "b", lambda x: x)
-    assert matching_store(identity(store), Path(shutil.copytree(tmp_path / "a", tmp_path / "c")))
     assert not difference(identity(store), identity(copy))
-    assert matching_store(identity(store), tmp_path / "nothing") is None
+    shutil.copytree(tmp_path / "activations", tmp_path / "copy" / "activations")
+    assert matching_store(store_facts(store), tmp_path / "copy")
+    assert matching_store(store_facts(store), tmp_path / "nothing") is None
 
 
 def test_a_run_is_resumed_on_rows_that_differ_by_rounding_and_says_so(tmp_path):
