@@ -116,7 +116,7 @@ def run(argv: list[str]) -> None:
                 f"features that detect the concept: {len(choice.detecting)}; "
                 f"that promote its words: {len(choice.promoting)}"
             )
-            terminal.say(f"features with the best output scores: {best}")
+            terminal.say(f"features that make the watched tokens likeliest if amplified, with output scores: {best}")
         assert feature is not None
         experiment = steer_feature(
             finished,
@@ -134,6 +134,7 @@ def run(argv: list[str]) -> None:
             terminal.progress,
         )
         terminal.leave_phase()
+        terminal.say(f"watched tokens: {', '.join(map(repr, experiment.steered.watched))}")
         for table in (steered_texts_table(experiment.steered), steered_measures_table(experiment.steered)):
             terminal.show(table)
         if options.sweep:

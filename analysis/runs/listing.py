@@ -10,6 +10,7 @@ from typing import Any
 from analysis.runs.finished import read_record
 from analysis.runs.live import LiveRun
 from harvest.errors import InputError
+from harvest.sources import name_of
 from sae_jax.best_member import best_of_results
 
 
@@ -39,7 +40,7 @@ def facts_of(run: LiveRun) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "state": "finished" if run.finished else "training" if run.being_trained else "interrupted"
     }
-    facts |= {"members": len(run.config["l0_asked"]), "model": stores[0]["model"]["location"]}
+    facts |= {"members": len(run.config["l0_asked"]), "model": name_of("model", stores[0]["model"])}
     facts |= {"sites": [store["hook_name"] for store in stores]}
     if run.finished:
         members = {member["id"]: member for member in read_record(path, "results.json")["members"]}

@@ -16,6 +16,7 @@ from harvest.errors import InputError
 from harvest.files import record_checksum
 from harvest.identity import identity
 from harvest.request import Site
+from harvest.sources import name_of
 from harvest.store import ActivationStore, compared_meanwhile
 from sae_jax.calibration import calibration_sample
 from sae_jax.config import TrainConfig
@@ -92,8 +93,8 @@ def train(
         training_seconds = evaluated - report.began
         manifest = stores[0].manifest
         results = {
-            "model": {"name": manifest["model"]["location"], "fell_back": manifest["model"]["fell_back"]},
-            "dataset": {"name": manifest["dataset"]["location"], "fell_back": manifest["dataset"]["fell_back"]},
+            "model": {"name": name_of("model", manifest["model"]), "fell_back": manifest["model"]["fell_back"]},
+            "dataset": {"name": name_of("dataset", manifest["dataset"]), "fell_back": manifest["dataset"]["fell_back"]},
             "held_out": measured_on(stores[0]),
             "backend": jax.default_backend(),
             "members": [result_of(m, report.failed.get(m.id), evaluations.get(m.id)) for m in population.members()],

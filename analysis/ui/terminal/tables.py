@@ -146,6 +146,8 @@ def steered_texts_table(steered: Steered) -> Table:
     table = Table(UNSTEERED, direction, box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
     for column in table.columns:
         column.ratio, column.overflow = 1, "fold"
+    if (samples := len(steered.plain[UNSTEERED].texts[0])) > 1:
+        table.caption = f"the first of {samples} texts for each prompt; --json FILE keeps them all"
     for number, prompt in enumerate(steered.prompts):
         plain = Text.assemble((prompt, "dim"), steered.plain[UNSTEERED].texts[number][0])
         for texts in curve:
@@ -204,8 +206,8 @@ def runs_table(runs: list[dict[str, Any]]) -> Table:
     table.add_column("model and site", overflow="fold")
     for run in runs:
         variance = run.get("explained_variance")
-        sites = [name.removeprefix("blocks.").replace(".hook_", " ") for name in run.get("sites", [])]
-        where = f"{Path(run['model']).name} {', '.join(sites)}" if sites else ""
+        sites = [name.replace("blocks.", "layer ").replace(".hook_", " ") for name in run.get("sites", [])]
+        where = f"{Path(run['model']).name}, {', '.join(sites)}" if sites else ""
         cells = [run["state"], run["date"].replace("T", " "), str(run.get("members", ""))]
         table.add_row(Text(run["name"]), *cells, share_text(variance), Text(where))
     return table
