@@ -94,7 +94,7 @@ def describe_found(
     finished: FinishedRun, result: FindFeature, model: LanguageModel, cache_dir: Path, **talk: Any
 ) -> dict[tuple[str, int], FeatureDescription]:
     """A description of each feature that passes, by (member, feature)."""
-    from analysis.features.contexts import context_text
+    from analysis.features.contexts import context_text, token_texts
     from analysis.features.statistics import load_or_compute_features
 
     passing = [feature for feature in result.features if feature.passes]
@@ -106,7 +106,7 @@ def describe_found(
         features, store, f = statistics[feature.member], stores[finished.site(feature.member)], feature.feature
         rows = [int(row) for row in features.top_row_FxK[f, :CONTEXTS] if row >= 0]
         described[feature.member, f] = FeatureDescription(
-            [model.tokenizer.decode([int(token)]) for token in features.promoted_FxT[f, :PROMOTED]],
+            token_texts(model.tokenizer, features.promoted_FxT[f, :PROMOTED]),
             [context_text(store, model.tokenizer, row) for row in rows],
         )
     return described

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
+from analysis.features.contexts import token_texts
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.request import Site
@@ -108,14 +109,14 @@ def attribute_next_token(
     site, sae = run.site(member), run.dictionary(member).sae
     asked = (wanted, other, method, top, steps)
     found = compute_attribution(model, prompt_T, site, sae, *asked, run.first_position, on_progress)
-    return ExplainedToken(run, member, [tokenizer.decode([token]) for token in prompt_T], target, against, found)
+    return ExplainedToken(run, member, token_texts(tokenizer, prompt_T), target, against, found)
 
 
 def token_of(tokenizer: Any, name: str, text: str) -> int:
     """The id of the single token that `text` consists of. Raises InputError if the text is not exactly one token."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
-        pieces = " ".join(repr(tokenizer.decode([token])) for token in ids)
+        pieces = " ".join(map(repr, token_texts(tokenizer, ids)))
         raise InputError(
             f"--{name} {text!r} must be one token, but this model's tokenizer splits it into "
             f"{pieces or 'no tokens'}: give a single token, with its leading space if it has one"

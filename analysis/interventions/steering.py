@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from analysis.features.contexts import token_texts
 from harvest.errors import InputError
 from harvest.flags import ABOVE_0, COUNT, NOT_NEGATIVE, NUMBER, TEXT, Flags, flag
 from harvest.request import Site
@@ -169,8 +170,7 @@ def compute_steering(
     if concept:
         plain[IN_PROMPT] = texts(0.0, unchanged, f"Let us talk about {concept}. ")
     steered = {name: tuple(texts(s, direction(s).replace) for s in strengths) for name, direction in directions.items()}
-    words = tuple(model.tokenizer.decode([token]) for token in watched)
-    return Steered(mode, sampling.prompt, words, plain, steered)
+    return Steered(mode, sampling.prompt, tuple(token_texts(model.tokenizer, watched)), plain, steered)
 
 
 def unchanged(x_NxD: np.ndarray) -> np.ndarray:

@@ -135,7 +135,7 @@ def features() -> Features:
     file = choice.features_file
     saved = saved_features(*choice, file.stat().st_mtime) if file.exists() else None
     if saved is None:
-        st.info("The statistics of this member's features are not computed yet. This takes some minutes.")
+        st.info("The statistics of this member's features are not computed yet. This takes up to some minutes.")
         if st.button("Compute it now"):
             bar = st.progress(0.0, "reading")
             with errors_shown():

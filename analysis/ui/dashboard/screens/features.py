@@ -25,7 +25,7 @@ special = special_column.slider(
     0.05,
     help="minus that with shuffled labels; 1: fires on one label only",
 )
-order = order_column.selectbox("Order", list(ORDERS))
+order = order_column.selectbox("Order", list(ORDERS), list(ORDERS).index("most specialized"))
 chosen_N = choose_features(listed, words, density, special if special > -0.1 else float("-inf"), order)
 with errors_shown():
     notes = read_notes(choice.run.path, choice.member)

@@ -9,8 +9,8 @@ from sae_jax.best_member import best_of_results
 from sae_jax.members import Member
 
 SHARES = {"explained_variance": "explained variance", "ce_recovered": "CE recovered"}
-FORMATS = {"L0": "%.1f", "target": "%g", "dead": "percent", "on training rows": "%.3f"}
-FORMATS |= dict.fromkeys(SHARES.values(), "%.3f")
+SHARES |= {"explained_variance_train": "in training"}
+FORMATS = {"L0": "%.1f", "target": "%g", "dead": "percent"}
 
 choice = chosen()
 run = choice.run
@@ -29,17 +29,21 @@ def row_of(name: str) -> dict:
         "target": Member.from_results(member).l0_asked,
         "L0": metrics["l0"],
     }
-    for metric, title in SHARES.items():
-        interval = intervals.get(metric)
-        row |= {title: metrics.get(metric), f"95% of {title}": interval and "{:.3f} to {:.3f}".format(*interval)}
-    row |= {"on training rows": metrics.get("explained_variance_train"), "dead": metrics["dead_fraction"]}
-    return row | {"lr": f"{member['lr']:g}", "seed": member["seed"], "member": name}
+    row |= {title: share_text(metrics.get(metric), intervals.get(metric)) for metric, title in SHARES.items()}
+    return row | {"dead": metrics["dead_fraction"], "lr": f"{member['lr']:g}", "member": name}
+
+
+def share_text(value: float | None, interval: list[float] | None) -> str:
+    """A value with its 95% interval, as text that sorts by the value."""
+    if value is None:
+        return ""
+    return f"{value:.3f}" + (" ({:.3f} to {:.3f})".format(*interval) if interval else "")
 
 
 def worth_showing(rows: list[dict]) -> list[dict]:
     """The rows without the columns that are empty, or that say the same of all members and were not measured."""
     told = {name for name in rows[0] if any(row[name] not in (None, "") for row in rows)}
-    told -= {name for name in ("site", "features", "lr", "seed") if len({row[name] for row in rows}) == 1}
+    told -= {name for name in ("site", "features", "lr") if len({row[name] for row in rows}) == 1}
     return [{name: value for name, value in row.items() if name in told} for row in rows]
 
 
