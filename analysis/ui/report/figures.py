@@ -87,7 +87,7 @@ def densities(run: FinishedRun, features: dict[str, Features]) -> Section:
         float(np.median(member.density_F[member.alive_F])) for member in features.values() if member.alive_F.any()
     ]
     alt = f"Histogram of how often features fire, in {len(features)} members"
-    alt += f"; the median living feature fires on {span(medians, '.3%')} of the rows." if medians else "; none does."
+    alt += f"; the median living feature fires on {span(medians, '.1%')} of the rows." if medians else "; none does."
     return [Drawn("densities", chart, alt)]
 
 

@@ -52,12 +52,12 @@ rows = [
         "note": notes[feature].text if feature in notes else "",
         "strongest on": listed.strongest_F[feature],
         "promotes": listed.promotes_F[feature],
+        "highest rate on": listed.label_F[feature],
+        "specialization": float(listed.specialization_F[feature]),
         "density": float(listed.density_F[feature]),
         "max": float(listed.maximum_F[feature]),
         "most frequent token": listed.token_F[feature],
         "its share": float(listed.token_share_F[feature]),
-        "highest rate on": listed.label_F[feature],
-        "specialization": float(listed.specialization_F[feature]),
     }
     for feature in chosen_N[:MOST_ROWS].tolist()
 ]
@@ -67,5 +67,6 @@ st.caption(
 )
 FORMATS = {"density": "%.4f", "max": "%.2f", "its share": "percent", "specialization": "%.2f"}
 rows = [row if notes else {name: value for name, value in row.items() if name not in ("★", "note")} for row in rows]
-if row := clicked_row(rows, "features", FORMATS):
+narrow = {name: st.column_config.TextColumn(width=150) for name in ("strongest on", "promotes", "highest rate on")}
+if row := clicked_row(rows, "features", FORMATS, **narrow):
     go("feature", feature=row["feature"])

@@ -4,12 +4,12 @@ import streamlit as st
 
 from analysis.plots.frontier import members_chart
 from analysis.ui.dashboard.state import chosen, clicked_row, draw, escaped, go
-from analysis.ui.terminal.wording import failure_text
+from analysis.ui.terminal.wording import failure_text, share_text
 from sae_jax.best_member import best_of_results
 from sae_jax.members import Member
 
-SHARES = {"explained_variance": "explained variance", "ce_recovered": "CE recovered"}
-SHARES |= {"explained_variance_train": "in training"}
+SHARES = {"explained_variance": "explained variance", "explained_variance_train": "in training"}
+SHARES |= {"ce_recovered": "CE recovered"}
 FORMATS = {"L0": "%.1f", "target": "%g", "dead": "percent"}
 
 choice = chosen()
@@ -31,13 +31,6 @@ def row_of(name: str) -> dict:
     }
     row |= {title: share_text(metrics.get(metric), intervals.get(metric)) for metric, title in SHARES.items()}
     return row | {"dead": metrics["dead_fraction"], "lr": f"{member['lr']:g}", "member": name}
-
-
-def share_text(value: float | None, interval: list[float] | None) -> str:
-    """A value with its 95% interval, as text that sorts by the value."""
-    if value is None:
-        return ""
-    return f"{value:.3f}" + (" ({:.3f} to {:.3f})".format(*interval) if interval else "")
 
 
 def worth_showing(rows: list[dict]) -> list[dict]:

@@ -12,6 +12,7 @@ from analysis.study.tables import lines_of
 from analysis.ui.dashboard.state import chosen, errors_shown, escaped
 from analysis.ui.report import figures
 from analysis.ui.report.contents import saved_answers
+from analysis.ui.terminal.wording import share_text
 from sae_jax.shapes import Shape, read_shaped
 
 BENCHMARK_AGAIN = "delete it, and run `saebench` again"
@@ -50,13 +51,15 @@ def benchmarks() -> list[dict]:
         if not (path := run.path / "analysis" / f"{name}.json").exists():
             continue
         for member, result in read_shaped(path, BENCHMARK_AGAIN, shape)["members"].items():
+            cells: dict[str, float | None]
             if shape is SparseProbing:
                 cells = {"probe on one feature": mean(probe["accuracy"]["1"] for probe in result.values())}
             elif shape is Absorption:
                 cells = {"absorption": result["fraction"]}
             else:
                 cells = {f"SCR, n={n}": score for n, score in result["score"].items()}
-            rows.setdefault(member, {"member": member}).update(cells)
+            texts = {name: share_text(value) for name, value in cells.items()}
+            rows.setdefault(member, {"member": member}).update(texts)
     return list(rows.values())
 
 
