@@ -191,10 +191,10 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
             f"births: {table[family]['births']}, deaths: {table[family]['deaths']}"
         )
     steps = [row["step at which half are recognizable"].mean or 0 for row in table.values()]
-    short = "Not from this run: it has fewer than three snapshots, or no living features."
+    short = "Features cannot be followed in this run: it has fewer than three snapshots, or no living features."
     if steps:
         reached = f"{min(steps):,.0f}" if min(steps) == max(steps) else f"{min(steps):,.0f} to {max(steps):,.0f}"
-        short = f"Yes. Half of the final features are recognizable at step {reached}."
+        short = f"Features can be followed in training: half of the final ones are recognizable at step {reached}."
     figures = answer_charts(4, table)
     if first := next(iter(measures.trajectories), None):
         figures["emergence"] = emergence_curves(measures.trajectories, measures.run.kinds)

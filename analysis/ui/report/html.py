@@ -70,13 +70,14 @@ def rows(part: Part) -> list[dict[str, Any]]:
     """The rows of the members' table: name, failure, and cells as (column, text, value to sort by)."""
     members, table = part.run.results["members"], []
     settings = [families.settings_of(part.run, member) for member in members]
+    has_sites = len({(member["layer"], member["hook"]) for member in members}) > 1  # one site is named above the table
     further = families.differing(settings, but_for=SHOWN_SETTINGS)
     for member, setting in zip(members, settings, strict=True):
         metrics, intervals = member["metrics"] or {}, member.get("intervals") or {}
         asked = member[member["sparsity_control"]]
         cells = [
             ("kind", member["activation"], member["activation"]),
-            ("site", f"{member['layer']} {member['hook']}", ""),
+            *([("site", f"{member['layer']} {member['hook']}", "")] if has_sites else []),
             ("features", f"{member['hidden_dim']:,}", member["hidden_dim"]),
             ("target", f"{asked:g}", asked),
             ("seed", str(member["seed"]), member["seed"]),
@@ -85,7 +86,7 @@ def rows(part: Part) -> list[dict[str, Any]]:
                 for name in further
             ),
         ]
-        columns = {"explained_variance": "EV", "explained_variance_train": "EV, training rows"}
+        columns = {"explained_variance": "EV", "explained_variance_train": "EV in training"}
         for name, column in (columns | {"ce_recovered": "CE recovered", "l0": "L0"}).items():
             value = metrics.get(name)
             text = f"{value:.1f}" if name == "l0" and value is not None else share_text(value, intervals.get(name))
