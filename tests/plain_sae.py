@@ -6,7 +6,7 @@ import numpy as np
 from sae_jax.formats import Dictionary
 from sae_jax.formats.saelens import new_cfg
 
-D, F, K = 6, 16, 3
+D, F, K = 6, 16, 11  # more than the positive pre-activations of most rows
 PER_FEATURE = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}
 SETTINGS = [
     {},
