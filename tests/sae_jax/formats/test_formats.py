@@ -293,7 +293,7 @@ DAMAGES = {
     "no weights": (lambda d: (d / "sae_weights.safetensors").unlink(), "missing or damaged"),
     "no cfg": (lambda d: (d / "cfg.json").unlink(), "holds no dictionary"),
     "no directory": (shutil.rmtree, "is no directory"),
-    "width": (changed(d_sae=9), r"W_dec has shape \(16, 6\); by its configuration it must be \(9, 6\)"),
+    "width": (changed(d_sae=F - 1), r"W_dec has shape \(16, 6\); by its configuration it must be \(15, 6\)"),
     "no width": (changed(d_in=None), "has d_in None; it must be a whole number of 1 or more"),
     "no k": (changed(k=None), "has k None; it must be a whole number of 1 or more"),
     "k of 0": (changed(k=0), "has k 0; it must be a whole number of 1 or more"),
@@ -400,7 +400,7 @@ def test_other_reasons_to_refuse(tmp_path):
     with pytest.raises(TypeError, match="reconstruct"):
         saelens_dictionary("standard", normalize_activations="layer_norm").sae.decode(np.zeros((1, F)))
     write_dictionary_learning(tmp_path / "k", "AutoEncoderTopK", k=K + 1)
-    with pytest.raises(InputError, match="k is 4 in config.json, but 3 in ae.pt"):
+    with pytest.raises(InputError, match=f"k is {K + 1} in config.json, but {K} in ae.pt"):
         load_dictionary(tmp_path / "k")
     write_dictionary_learning(tmp_path / "c", "AutoEncoder", dict_class="CrossCoder")
     with pytest.raises(InputError, match="trainer.dict_class 'CrossCoder' must be one of AutoEncoder,"):
