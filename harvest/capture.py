@@ -159,10 +159,11 @@ def _fill(
     from harvest.text.documents import Reading
     from harvest.text.windows import token_windows
 
-    language_model = LanguageModel.load(model.location, control=request.control)
+    language_model = LanguageModel.load(model.location, control=request.control, bos=request.bos)
     for note in language_model.notes:
         say(f"{model.asked}: {note}")
     say(f"harvest runs on {language_model.device} (torch {version('torch')})")
+    request = behind_bos(request, language_model)
     windows = token_windows(dataset.location, language_model.tokenizer, request, reading := Reading())
     every_WxT = np.concatenate([split.tokens_WxT for split in windows.values()])
     rehearsed = rehearse(language_model, every_WxT, list(directories), not request.keep_first_position)
@@ -200,6 +201,18 @@ def _fill(
         writer.finish()
 
 
+def behind_bos(request: HarvestRequest, language_model) -> HarvestRequest:
+    """The request for the text of its windows: BOS takes their first tokens, and what follows it are all rows."""
+    if not language_model.bos:
+        return request
+    if request.keep_first_position:
+        raise InputError(
+            "--keep-first-position has no effect on windows behind BOS, where only BOS is left out: leave it out, or "
+            "use --bos off"
+        )
+    return replace(request, seq_len=request.seq_len - len(language_model.bos), keep_first_position=True)
+
+
 def _rows(
     language_model, tokens_WxT: np.ndarray, sites: list[Site], request: HarvestRequest, advance: Callable[[int], None]
 ) -> dict[Site, np.ndarray]:
@@ -225,6 +238,7 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
     return {
         "model": model.record,
         **({"control": request.control} if request.control else {}),
+        **({"bos": list(language_model.bos)} if language_model.bos else {}),
         "weights_hash": language_model.weights_hash(),
         "reads_both_ways": language_model.reads_both_ways,
         "tokenizer_hash": language_model.tokenizer_hash(),

@@ -15,6 +15,8 @@ DEFAULT_DATASET = "NeelNanda/pile-10k"
 HOOKS = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
 STORE_DTYPES = ("float16", "float32")
 CONTROLS = ("random-weights",)
+BOS = ("auto", "on", "off")
+ADDED_LATER = {"control": None, "bos": "auto"}  # if default, no part of the names of runs and stores, which thus stay
 
 
 def default_cache_dir() -> Path:
@@ -69,6 +71,12 @@ class HarvestRequest(Flags):
     keep_first_position: bool = flag(
         False, "also use the first position of each window, whose activation is an outlier in GPT-2"
     )
+    bos: str = flag(
+        "auto",
+        "run each window behind the token that begins a text (BOS), which is one of the --seq-len tokens but never a "
+        "row; auto: if the tokenizer puts one there",
+        choices=BOS,
+    )
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
     control: str | None = flag(
         None,
@@ -82,9 +90,8 @@ class HarvestRequest(Flags):
             raise InputError(f"--seq-len {self.seq_len}: must be at least 2")
 
     def to_json(self) -> dict[str, Any]:
-        """The fields. `control` is omitted if None, so that it is no part of the names of such runs and stores."""
-        fields = asdict(self)
-        return fields if self.control else {name: value for name, value in fields.items() if name != "control"}
+        """The fields, without those of ADDED_LATER that have their defaults."""
+        return {name: value for name, value in asdict(self).items() if ADDED_LATER.get(name, ...) != value}
 
     @property
     def positions(self) -> int:

@@ -133,10 +133,12 @@ class LoadedSAE:
 
     @property
     def first_position(self) -> int:
-        """The first position of a window that it was trained on: 1 if its run left out the first one, otherwise 0."""
+        """The first position of a window, with BOS, that it was trained on: 0 if no run says otherwise."""
         run = run_of(self.directory)
         stores = RunDirectory(run, {}).stores if run else []
-        return 1 if stores and not stores[0]["identity"]["keep_first_position"] else 0
+        if not stores:
+            return 0
+        return len(stores[0].get("bos", ())) + (not stores[0]["identity"]["keep_first_position"])
 
     @property
     def W_enc(self) -> jax.Array:

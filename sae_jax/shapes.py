@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 from harvest.errors import InputError, shortened
 from harvest.files import read_json
 from harvest.identity import SAMPLED
-from harvest.request import HarvestRequest
+from harvest.request import ADDED_LATER, HarvestRequest
 from sae_jax.config import TrainConfig
 from sae_jax.members import Member
 
@@ -86,6 +86,7 @@ class Store(Shape):
     dataset: Source
     identity: Identity
     control: Text | None = None
+    bos: list[Count] = []
     versions: dict[str, Text] = {}
 
 
@@ -100,7 +101,7 @@ class Asked(Shape):
         members = self.train.get("members", "missing")
         if not (members is None or members and isinstance(members, list) and all(isinstance(m, dict) for m in members)):
             raise ValueError("train.members must be null or a list of objects")
-        refuse_others(HarvestRequest, {"control": None} | self.harvest, "harvest")
+        refuse_others(HarvestRequest, ADDED_LATER | self.harvest, "harvest")
         refuse_others(TrainConfig, self.train | {"members": None}, "train")
         return self
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
 from harvest.sources import BUNDLED_MODEL
@@ -36,11 +37,16 @@ CLASSES = {"bert": transformers.BertForMaskedLM, "roberta": transformers.Roberta
 CLASSES |= {"t5": transformers.T5ForConditionalGeneration}
 
 
-def write_model(family: str, directory: Path) -> Path:
-    """Write the directory of a model with transformers."""
+def write_model(family: str, directory: Path, bos: bool = False) -> Path:
+    """Write the directory of a model with transformers. With `bos`, its tokenizer begins each text with a token."""
     torch.manual_seed(0)
     config = CONFIGS[family]()
     model = CLASSES[family](config) if family in CLASSES else AutoModelForCausalLM.from_config(config)
     model.eval().save_pretrained(directory)
-    transformers.AutoTokenizer.from_pretrained(BUNDLED_MODEL).save_pretrained(directory)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(BUNDLED_MODEL)
+    if bos:
+        tokenizer.bos_token = tokenizer.eos_token
+        named = (tokenizer.bos_token, tokenizer.bos_token_id)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{named[0]} $A", special_tokens=[named])
+    tokenizer.save_pretrained(directory)
     return directory

@@ -79,7 +79,7 @@ def search(
     from analysis.concepts.max_pooling import activations, max_features, max_projection, mean_difference
     from harvest.text.concepts import gather
 
-    first, seq_len, seed = finished.first_position, finished.request.seq_len, options.seed
+    first, seq_len, seed = finished.first_position, finished.seq_len, options.seed
     texts = gather(phrase, finished.corpus, model.tokenizer, seq_len, first, examples, against, options.passages, seed)
     set_N = split_passages(texts.is_concept_N, seed)
     sites = {name: finished.site(name) for name in dictionaries}

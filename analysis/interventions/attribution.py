@@ -98,7 +98,7 @@ def attribute_next_token(
     """
     model = run.language_model
     model.need_next_token("Attribution to a next token")
-    tokenizer, longest = model.tokenizer, model.bridge.cfg.n_ctx
+    tokenizer, longest = model.tokenizer, model.longest
     prompt_T = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if not run.first_position < len(prompt_T) <= longest:
         raise InputError(

@@ -33,7 +33,7 @@ def read_text(run: FinishedRun, member: str, text: str) -> TypedText:
     token_T = model.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not token_T:
         raise InputError(f"there is no token in this text ({text!r}): type some words")
-    if len(token_T) > (longest := model.bridge.cfg.n_ctx):
+    if len(token_T) > (longest := model.longest):
         raise InputError(f"this text has {len(token_T):,} tokens: the model reads at most {longest:,}, so shorten it")
     x_TxD = model.activations(np.array([token_T]), [site])[site][0]
     values_TxF = np.array(encode_padded(*nnx.split(run.dictionary(member).sae), x_TxD, PADDED))

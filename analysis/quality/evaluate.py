@@ -22,7 +22,7 @@ from analysis.quality.opened import (
 from analysis.runs.undefined import why_undefined
 from harvest.errors import InputError
 from harvest.flags import ABOVE_0, COUNT, NUMBER, Flags, flag
-from harvest.request import HOOKS, TWO_WINDOWS, HarvestRequest, Site, default_cache_dir
+from harvest.request import BOS, HOOKS, TWO_WINDOWS, HarvestRequest, Site, default_cache_dir
 
 if TYPE_CHECKING:
     from harvest.sources import Source
@@ -65,6 +65,9 @@ class EvaluateSettings(Flags):
         ABOVE_0,
     )
     keep_first_position: bool = flag(False, "also measure at the first position of each window")
+    bos: str | None = flag(
+        None, "run each window behind BOS, as in training (default: as the first dictionary was trained)", choices=BOS
+    )
     ce_windows: int = flag(256, "number of windows on which cross-entropy recovered is measured; 0 skips it", NUMBER)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
@@ -94,7 +97,6 @@ def evaluate_dictionaries(
     model, dataset = resolve(request, options.cache_dir)
     request = replace(request, held_out=share_of(opened, options, dataset, say))
     compare_models(opened, options.model_name, model, say)
-    report_other_rows(opened, request.seq_len, say)
     refuse_another_width(opened, model.d_model, model)
     stores = harvest(
         request,
@@ -104,14 +106,16 @@ def evaluate_dictionaries(
         sources=(model, dataset),
         loss_recovered=bool(options.ce_windows),
     )
-    refuse_another_width(opened, next(iter(stores.values())).d_model, model)
+    first_store = next(iter(stores.values()))
+    report_other_rows(opened, request.seq_len, "bos" in first_store.manifest, say)
+    refuse_another_width(opened, first_store.d_model, model)
 
     names = names_of(opened)
     report: dict[str, dict[str, Any]] = {}
     done: dict[str, int] = defaultdict(int)  # tokens, by site
     language_model = None
     if options.ce_windows and not any(store.manifest.get("reads_both_ways") for store in stores.values()):
-        language_model = LanguageModel.load(model.location, control=request.control)
+        language_model = LanguageModel.load(model.location, control=request.control, bos=request.bos)
     for site in dict.fromkeys(sites):
         store = stores[site]
         saes = {name: o.dictionary.sae for name, o, own in zip(names, opened, sites, strict=True) if own == site}
@@ -200,10 +204,11 @@ def request_of(first: Opened, options: EvaluateSettings, sites: list[Site]) -> H
             "dataset": first.dictionary.dataset_path,
             "store_dtype": "float32",
             "seq_len": first.dictionary.context_size or SEQ_LEN,
+            "bos": "on" if first.dictionary.prepend_bos else "off",
         }
     if options.dataset or not first.run:
         settings["n_samples"] = N_SAMPLES
-    given = {name: getattr(options, name) for name in ("model_name", "dataset", "n_samples", "seq_len")}
+    given = {name: getattr(options, name) for name in ("model_name", "dataset", "n_samples", "seq_len", "bos")}
     settings |= {name: value for name, value in given.items() if value is not None}
     for name, flag_name in (("model_name", "--model-name"), ("dataset", "--dataset")):
         if settings[name] is None and not first.run:

@@ -139,7 +139,8 @@ def add_loss_recovered(
     if manifest.get("reads_both_ways"):  # the harvest reported this already
         results["loss_recovered"] = {"windows_asked": windows, "windows": 0, "documents": 0}
         return
-    model = LanguageModel.load(place_of("model", manifest["model"]), control=manifest.get("control"))
+    bos = "on" if manifest.get("bos") else "off"
+    model = LanguageModel.load(place_of("model", manifest["model"]), control=manifest.get("control"), bos=bos)
     living = [member for member in results["members"] if member["metrics"]]
     split = next(iter(stores.values())).held_out
     windows_W = spread_windows(metric_windows(split), windows)

@@ -85,12 +85,15 @@ def compare_models(opened: list[Opened], model_name: str | None, model: Source, 
         say(f"{o.directory} was trained on the model {trained_on}, and is measured on {model_name}")
 
 
-def report_other_rows(opened: list[Opened], seq_len: int, say: Callable[[str], None]) -> None:
+def report_other_rows(opened: list[Opened], seq_len: int, has_bos: bool, say: Callable[[str], None]) -> None:
     """Report dictionaries that were trained on other rows than they are measured on."""
+    said = {True: "behind BOS", False: "without BOS"}
     for o in opened:
         notes, trained = o.dictionary.told(), o.dictionary.context_size
         if trained is not None and trained != seq_len:
             notes.append(f"it was trained on windows of {trained} tokens; here they have {seq_len}")
+        if o.dictionary.prepend_bos not in (None, has_bos):
+            notes.append(f"it was trained on windows {said[not has_bos]}; here they are {said[has_bos]} (--bos)")
         for note in notes:
             say(f"{o.directory}: {note}")
 

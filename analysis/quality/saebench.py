@@ -109,9 +109,7 @@ def on_documents(
         concepts = {concept: has_N[either_N] for concept, has_N in concepts.items()}
         spurious_correlation.sides(concepts, text.is_train_N[either_N], np.random.default_rng(settings.seed))
     model = run.language_model  # loaded only now, after all checks that do not need it
-    passages = document_passages(
-        model.tokenizer, text.texts, settings.document_tokens, run.request.seq_len, run.first_position
-    )
+    passages = document_passages(model.tokenizer, text.texts, settings.document_tokens, run.seq_len, run.first_position)
     sites = {name: run.site(name) for name in saes}
     pooled = pool(model, passages, saes, sites, on_progress)
     probing: dict[str, dict[str, Any]] = {}
@@ -188,7 +186,7 @@ def on_words(
     from harvest.text.passages import spelling
 
     model = run.language_model
-    prompts = spelling(model.tokenizer, settings.words, run.request.seq_len, TRAIN_SHARE, settings.seed)
+    prompts = spelling(model.tokenizer, settings.words, run.seq_len, TRAIN_SHARE, settings.seed)
     pooled = pool(model, prompts.passages, saes, {name: run.site(name) for name in saes}, on_progress)
     answers = {}
     for done, (name, words) in enumerate(pooled.items()):
@@ -225,7 +223,7 @@ def settings_record(settings: SAEBench, run: FinishedRun) -> dict[str, Any]:
     record = asdict(settings) | {"dataset": str(settings.dataset or "bundled"), "train_share": TRAIN_SHARE}
     del record["metrics"]
     record |= {"model": run.model_location}
-    return record | {"seq_len": run.request.seq_len, "first_position": run.first_position}
+    return record | {"seq_len": run.seq_len, "first_position": run.first_position}
 
 
 def as_dicts(answers: Any) -> Any:

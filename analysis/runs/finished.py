@@ -112,7 +112,12 @@ class FinishedRun:
     @property
     def first_position(self) -> int:
         """The first position of each window that was trained on."""
-        return 0 if self.request.keep_first_position else 1
+        return 0 if self.config["stores"][0]["identity"]["keep_first_position"] else 1
+
+    @property
+    def seq_len(self) -> int:
+        """The number of tokens of a window, without BOS."""
+        return self.config["stores"][0]["identity"]["seq_len"]
 
     @property
     def model_location(self) -> str:
@@ -163,7 +168,7 @@ class FinishedRun:
         from harvest.model.language_model import LanguageModel
 
         trained, location = self.config["stores"][0]["identity"]["model"], self.model_location
-        model = LanguageModel.load(location, control=self.request.control)
+        model = LanguageModel.load(location, control=self.request.control, bos=self.request.bos)
         if model_fingerprint(location) != trained["fingerprint"] and model.weights_hash() != trained["weights_hash"]:
             raise InputError(
                 f"{self.path} was trained on a model with other weights than the one that is now at {location}: "

@@ -99,11 +99,12 @@ class PatchedForward:
     """A batch that runs once through the whole model, and then repeatedly from a site on with other activations.
 
     `logits_WxTxV` are those of the unchanged model. `activation_WxTxD` (float32, on the CPU) is that of the site.
+    Neither contains BOS.
     """
 
     def __init__(self, model: LanguageModel, tokens: torch.Tensor, site: Site):
         model.check([site])
-        self.model, self.tokens, self.site = model, tokens, site
+        self.model, self.tokens, self.site = model, model.behind_bos(tokens), site
         bridge, block = model.bridge, model.bridge.blocks[site.layer]
         self.blocks = list(bridge.blocks[: site.layer + (site.hook == "resid_post")])
         parts = {"attn_out": ["attn"], "resid_mid": ["attn"], "mlp_out": ["attn", "mlp"]}.get(site.hook, [])
@@ -115,8 +116,8 @@ class PatchedForward:
             if point is part.hook_out or all(point is not module for module in part.modules())
         ]
         self.outputs: dict[GeneralizedComponent, Any] = {}
-        self.activation_WxTxD = self.before_WxTxD = torch.empty(0)
-        self.logits_WxTxV = self._first_run()
+        self.activation_WxTxD = self.at_bos_WxTxD = self.before_WxTxD = torch.empty(0)
+        self.logits_WxTxV = self._first_run()[:, len(model.bos) :]
 
     def _first_run(self) -> torch.Tensor:
         seen: dict[str, torch.Tensor] = {}
@@ -141,7 +142,9 @@ class PatchedForward:
             raise InputError(
                 f"--hook {self.site.hook}: this model does not run {names[lacking.pop()]}: choose another hook"
             )
-        self.activation_WxTxD = seen["activation"].float().cpu()
+        self.at_bos_WxTxD, self.activation_WxTxD = (
+            seen["activation"].float().cpu().tensor_split([len(self.model.bos)], 1)
+        )
         if self.site.hook == "resid_mid":
             self.before_WxTxD = seen["resid_pre"]
             error_WxTxD = self.before_WxTxD + seen["attn_out"] - seen["activation"]
@@ -155,7 +158,7 @@ class PatchedForward:
         The logits have gradients if the activation requires them.
         """
         point, calls = self.site.hook_name, []
-        x_WxTxD = x_WxTxD.to(self.model.device)
+        x_WxTxD = torch.cat([self.at_bos_WxTxD.to(x_WxTxD), x_WxTxD], 1).to(self.model.device)
         if self.site.hook == "resid_mid":
             # TransformerLens' hook point is only the input of the norm, while the residual stream bypasses it. So the
             # output of attention is set instead, such that the stream and the input of the norm both become x.
@@ -173,7 +176,7 @@ class PatchedForward:
             raise InputError(
                 f"{where}: this model cannot be run from there ({len(calls)} hook calls, not 1): choose another hook"
             )
-        return logits
+        return logits[:, len(self.model.bos) :]
 
     def check(self, clean_logp_WxPxV: torch.Tensor, first_position: int) -> None:
         """Raise InputError if running from the site on with the unchanged activation changes the output."""

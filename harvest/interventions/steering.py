@@ -56,7 +56,7 @@ def write_texts(
     model.need_next_token("Writing text (steer)")
     if not len(prompt_T):
         raise InputError("--prompt: it has no token: give at least one word")
-    longest = model.bridge.cfg.n_ctx
+    longest, bos = model.longest, len(model.bos)
     if len(prompt_T) >= longest:
         raise InputError(f"--prompt: it has {len(prompt_T)} tokens, but the model takes {longest}: give a shorter one")
     if len(prompt_T) + new_tokens > longest:
@@ -72,11 +72,11 @@ def write_texts(
             f"{model.name} takes no cache of keys and values, which is needed to write text: use another model"
         )
     generator = torch.Generator().manual_seed(seed)
-    tokens_SxT = model.token_ids(np.tile(np.array(prompt_T), (samples, 1)))
+    tokens_SxT = model.behind_bos(model.token_ids(np.tile(np.array(prompt_T), (samples, 1))))
     cache, start, new, mass = None, 0, [], []  # `start`: position of the first token that runs now
 
     def changed(x_SxTxD: torch.Tensor) -> torch.Tensor:
-        x_SxTxD, untouched = model.activation(x_SxTxD, change.site), max(0, change.first_position - start)
+        x_SxTxD, untouched = model.activation(x_SxTxD, change.site), max(0, bos + change.first_position - start)
         if untouched >= x_SxTxD.shape[1]:
             return x_SxTxD
         rows_SxTxD, y_SxTxD = x_SxTxD[:, untouched:], x_SxTxD.clone()
@@ -150,7 +150,8 @@ def surprise(model: LanguageModel, prompt_T: Sequence[int], tokens_SxN: np.ndarr
     prompts_SxT = np.tile(np.array(prompt_T), (len(tokens_SxN), 1))
     tokens = model.token_ids(np.concatenate([prompts_SxT, tokens_SxN], 1))
     with model.running(), torch.inference_mode():
-        logits_SxTxV = model.bridge(tokens, return_type="logits", use_cache=False)[:, len(prompt_T) - 1 : -1].float()
+        logits_SxTxV = model.bridge(model.behind_bos(tokens), return_type="logits", use_cache=False).float()
+        logits_SxTxV = logits_SxTxV[:, len(model.bos) + len(prompt_T) - 1 : -1]
     return -logits_SxTxV.log_softmax(-1).gather(-1, tokens[:, len(prompt_T) :, None])[..., 0].cpu().numpy()
 
 

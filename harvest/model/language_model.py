@@ -20,6 +20,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from harvest.errors import InputError
 from harvest.model.library_errors import explained
 from harvest.model.loading import listed, load_bridge
+from harvest.model.tokenizer import load_tokenizer
 from harvest.request import Site
 
 # An encoder is recognized by the change of logits, relative to the largest, from a later token in a text of 8 tokens.
@@ -29,12 +30,15 @@ BOTH_WAYS, BOTH_WAYS_TOKENS = 1e-4, 8
 class LanguageModel:
     """A language model on one device, in float32 and with the published weights (nothing folded).
 
+    Every text runs behind the tokens `bos`, which are none if the model was trained without. They are not part of the
+    text: tokens, activations and logits that are passed in or returned do not contain them.
+
     `notes` are messages for the user. Errors of transformers, TransformerLens and torch while it loads or runs become
     an InputError (`explained`).
     """
 
-    def __init__(self, bridge: TransformerBridge, notes: Sequence[str] = ()):
-        self.bridge, self.notes = bridge, tuple(notes)
+    def __init__(self, bridge: TransformerBridge, notes: Sequence[str] = (), bos: Sequence[int] = ()):
+        self.bridge, self.notes, self.bos = bridge, tuple(notes), tuple(bos)
         self.tokenizer = bridge.tokenizer
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
@@ -42,9 +46,13 @@ class LanguageModel:
         self.device = next(bridge.original_model.parameters()).device
 
     @classmethod
-    def load(cls, location: str, device: str | None = None, control: str | None = None) -> LanguageModel:
+    def load(
+        cls, location: str, device: str | None = None, control: str | None = None, bos: str = "auto"
+    ) -> LanguageModel:
         """Load a model from a hub name, an alias or a local directory, by default to cuda if there is such a device."""
-        return cls(*load_bridge(location, device or ("cuda" if torch.cuda.is_available() else "cpu"), control))
+        bridge, notes = load_bridge(location, device or ("cuda" if torch.cuda.is_available() else "cpu"), control)
+        # The bridge's own tokenizer begins every text with BOS, also for models that were trained without it.
+        return cls(bridge, notes, begin_of_text(load_tokenizer(location), bos, location))
 
     def __repr__(self) -> str:
         size = f"{self.n_layers} layers, {self.d_model:,} wide, {self.vocabulary:,} tokens"
@@ -59,12 +67,13 @@ class LanguageModel:
         activations: dict[Site, np.ndarray] = {}
 
         def read(x_WxTxD: torch.Tensor, hook, into: Site) -> None:
-            activations[into] = self.activation(x_WxTxD, into).to("cpu", torch.float32, copy=True).numpy()
+            x_WxTxD = self.activation(x_WxTxD, into)[:, len(self.bos) :]
+            activations[into] = x_WxTxD.to("cpu", torch.float32, copy=True).numpy()
             if len(activations) == len(sites):
                 raise _AllRead
 
         readers = [(site.hook_name, partial(read, into=site)) for site in sites]
-        tokens, below = self.token_ids(tokens_WxT), max(site.layer for site in sites)
+        tokens, below = self.behind_bos(self.token_ids(tokens_WxT)), max(site.layer for site in sites)
         with (
             self.running(sites),
             torch.inference_mode(),
@@ -144,6 +153,16 @@ class LanguageModel:
         self.check_tokens(tokens_WxT)
         return torch.from_numpy(tokens_WxT.astype(np.int64)).to(self.device)
 
+    def behind_bos(self, tokens_WxT: torch.Tensor) -> torch.Tensor:
+        """The tokens with BOS in front of each window."""
+        bos_WxT = torch.tensor(self.bos, dtype=tokens_WxT.dtype, device=tokens_WxT.device).expand(len(tokens_WxT), -1)
+        return torch.cat([bos_WxT, tokens_WxT], 1)
+
+    @property
+    def longest(self) -> int:
+        """The largest number of tokens of a text that the model can read."""
+        return self.bridge.cfg.n_ctx - len(self.bos)
+
     def weights_hash(self) -> str:
         """A hash of the parameters, independent of their files and device."""
         digest = hashlib.blake2b(digest_size=16)
@@ -180,6 +199,24 @@ class LanguageModel:
         finally:
             for original, name, child in replaced:
                 setattr(original, name, child)
+
+
+def begin_of_text(tokenizer: Any, bos: str, location: str) -> tuple[int, ...]:
+    """The tokens that `bos` ("auto", "on" or "off") puts in front of a text.
+
+    With "auto", they are those that the tokenizer itself puts there, because the model was trained with them: none for
+    GPT-2, <s> for Llama, [CLS] for BERT. With "on", a tokenizer that puts none there gives its token for BOS. Raises
+    InputError if it has none.
+    """
+    if bos == "off":
+        return ()
+    text_T, whole_T = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    at = next(i for i in range(len(whole_T)) if whole_T[i : i + len(text_T)] == text_T)
+    if at or bos == "auto":
+        return tuple(whole_T[:at])
+    if tokenizer.bos_token_id is None:
+        raise InputError(f"--bos on: the tokenizer of {location} has no token that begins a text: use --bos off")
+    return (tokenizer.bos_token_id,)
 
 
 class _AllRead(Exception):

@@ -21,6 +21,7 @@ SAME_ROWS: tuple[str, ...] = (
     "center_unembed",
     "fold_ln",
     "fold_value_biases",
+    "default_prepend_bos",
     "refactor_factored_attn_matrices",
 )
 SAME_ROWS += ("device", "device_map", "n_devices", "move_to_device", "cache_dir", "token", "local_files_only", "n_ctx")
@@ -52,8 +53,6 @@ def other_rows(metadata: dict[str, Any]) -> list[str]:
     for name in ("dtype", "torch_dtype"):
         if (dtype := str(settings.pop(name, "float32"))) not in FLOAT32:
             notes.append(f"its model ran in {dtype.removeprefix('torch.')}; here it runs in float32")
-    if metadata.get("prepend_bos") or settings.pop("default_prepend_bos", False):
-        notes.append("it was trained on windows that begin with a special token (prepend_bos); here they have none")
     if metadata.get("hook_head_index") is not None:
         notes.append(
             f"it was trained on head {metadata['hook_head_index']} only (hook_head_index); here all heads are read"

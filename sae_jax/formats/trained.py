@@ -37,8 +37,8 @@ def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest:
         "model_class_name": "HookedTransformer",
         "hook_name": manifest["hook_name"],
         "hook_head_index": None,
-        "context_size": manifest["seq_len"],
-        "prepend_bos": False,
+        "context_size": manifest["seq_len"] + len(manifest.get("bos", ())),
+        "prepend_bos": "bos" in manifest,
         "model_from_pretrained_kwargs": {},
         "dataset_path": portable_name(manifest["dataset"]["location"]),
     }

@@ -219,10 +219,12 @@ def test_differences_between_training_and_measured_rows_are_reported(text, tmp_p
     argv = ("--dataset", text, "--model-name", "bundled", "--seq-len", 12, "--ce-windows", 0)
     found = evaluated(tmp_path, cache, directory, *argv)["d"]
     assert found["metrics"]["explained_variance"] == pytest.approx(1)
+    assert "behind BOS" not in capsys.readouterr().out  # as it was trained
+    evaluated(tmp_path, cache, directory, *argv, "--bos", "off")
     said = capsys.readouterr().out
     for sentence in (
         "was trained on a model with revision = 'v2', and is measured on bundled",
-        "begin with a special token (prepend_bos)",
+        "it was trained on windows behind BOS; here they are without BOS (--bos)",
         "its model ran in bfloat16; here it runs in float32",
         "it was trained on windows of 16 tokens; here they have 12",
     ):
