@@ -58,7 +58,7 @@ def harvest(
     do not fit the number format, or if the disk is full.
     """
     model, dataset = sources or resolve(request, Path(cache_dir))
-    _say_sources(model, dataset, say)
+    say_sources(model, dataset, say)
     if request.control:
         say(f"control: {request.control}, weights are shuffled within each matrix of the model")
     stores = Path(cache_dir) / "activations"
@@ -240,7 +240,8 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
     }
 
 
-def _say_sources(model: Source, dataset: Source, say: Say) -> None:
+def say_sources(model: Source, dataset: Source, say: Say) -> None:
+    """Say which model and text are used, and why, if they are not those of the request."""
     for kind, source in (("model", model), ("text", dataset)):
         where = "" if source.location == source.asked else f" ({source.location})"
         where += " (the hub cannot be reached: activations harvested before are used)" if source.out_of_reach else ""
