@@ -109,7 +109,8 @@ def harvest_again(
 def _say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
     _say_text(next(iter(stores.values())).manifest["text"], say)
     for site, store in stores.items():
-        rows = f"{len(store.train):,} training rows, {len(store.held_out):,} held-out rows"
+        train, held_out = len(store.train), len(store.held_out)
+        rows = f"{train:,} training rows, {held_out:,} held-out rows" if train else f"{held_out:,} rows"
         say(f"activations at {site.hook_name}: {rows}, in {store.directory}")
 
 
@@ -130,8 +131,8 @@ def store_name(
     facts = {
         **request.to_json(),
         **site._asdict(),
-        "model_name": (model.fingerprint, model.fell_back),  # by content, not by name
-        "dataset": (dataset.fingerprint, dataset.fell_back),
+        "model_name": (model.fingerprint, False),  # by content, not by name; False keeps the names of older stores
+        "dataset": (dataset.fingerprint, False),
         "format": FORMAT,
         "shard_bytes": shard_bytes,
         "batch_tokens": BATCH_TOKENS,
