@@ -96,6 +96,12 @@ def test_aliases_are_those_of_transformer_lens(alias, official):
     assert official_name(alias) == official
 
 
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("harvest.sources.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="transformer_lens is not installed: run `pip install -e .`"):
+        official_name.__wrapped__("gpt2-small")
+
+
 @pytest.mark.parametrize("field", ["model_name", "dataset"])
 @pytest.mark.parametrize("name", ["/missing/one", "./missing", "missing.jsonl", "a/b/c", "what is this"])
 def test_unknown_names_are_refused_at_once(field, name):
