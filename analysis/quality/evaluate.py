@@ -232,7 +232,7 @@ def share_of(opened: list[Opened], options: EvaluateSettings, dataset: Source, s
         else:
             unrecorded.append(o.directory)
     share = min(shares)
-    used = "all of them are used" if share == 1 else "those that the runs held out are used"
+    used = "none is left out" if share == 1 else "those that the runs held out are used"
     for directory in unrecorded:
         say(
             f"{directory} was trained on this text and does not record on which documents: {used}, "

@@ -186,7 +186,7 @@ def sides_of(concept: str) -> tuple[str, list[str], list[str]]:
             f"--concepts {concept}: must be KEY=A,..:B,.. (documents whose KEY is A have the concept, those "
             "whose KEY is B do not)"
         )
-    return key, *sides
+    return key, sides[0], sides[1]
 
 
 def on_words(
