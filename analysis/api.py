@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from io import StringIO
@@ -93,7 +94,8 @@ def load_features(
     for a member that does not exist or failed, and if the run's activations are gone and cannot be harvested again.
     """
     with Terminal(quiet=quiet) as terminal:
-        terminal.begin("loading the libraries and the statistics of features")
+        if "analysis.features.statistics" not in sys.modules:  # the import takes seconds, but only once
+            terminal.begin("loading the libraries")
         from analysis.features.statistics import load_or_compute_features
 
         cache = Path(cache_dir) if cache_dir else default_cache_dir()
