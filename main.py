@@ -12,12 +12,15 @@ import threading
 from importlib import import_module
 from importlib.metadata import version
 
-from analysis.cli import COMMANDS
-from analysis.cli.completion import ASKED, complete_line
-from analysis.cli.exit_status import exit_status, leave_to_system
-from analysis.cli.overview import overview
-from harvest.errors import InputError
-from harvest.flags import nearest
+try:
+    from analysis.cli import COMMANDS
+    from analysis.cli.completion import ASKED, complete_line
+    from analysis.cli.exit_status import exit_status, leave_to_system
+    from analysis.cli.overview import overview
+    from harvest.errors import InputError
+    from harvest.flags import nearest
+except ModuleNotFoundError as missing:
+    sys.exit(f"error: the package {missing.name} is not installed: run `pip install -e .` in sae-jax's folder")
 
 
 def command_in(argv: list[str]) -> str:

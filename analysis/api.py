@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from analysis.features.statistics import Features, load_or_compute_features
 from analysis.runs.finished import FinishedRun
 from analysis.training import RunOptions, refuse_conflicts, train_run
 from analysis.ui.terminal.live import Terminal
+from analysis.ui.terminal.wording import pasted
 from harvest.errors import InputError
 from harvest.flags import Flags, named, nearest
 from harvest.request import HarvestRequest, default_cache_dir
 from sae_jax.config import TrainConfig
 
 if TYPE_CHECKING:
+    from analysis.features.statistics import Features
     from sae_jax.loading import LoadedSAE
 
 T = TypeVar("T", bound=Flags)
@@ -58,6 +60,12 @@ def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
     InputError for settings that cannot be fulfilled.
     """
     names = [field.name for cls in SETTINGS for field in fields(cls)]
+    if "preset" in settings:
+        shows = pasted("python main.py --preset NAME --dry-run")
+        raise InputError(
+            f"train_population has no presets, only the command line (--preset): `{shows}` shows the settings of one, "
+            "which can be given here"
+        )
     if unknown := next((name for name in settings if name not in names), None):
         meant = nearest(unknown, names) or f": give one of {', '.join(names)}"
         raise InputError(f"train_population has no setting {unknown}{meant}")
@@ -86,5 +94,9 @@ def load_features(
     for a member that does not exist or failed, and if the run's activations are gone and cannot be harvested again.
     """
     with Terminal(quiet=quiet) as terminal:
+        if "analysis.features.statistics" not in sys.modules:  # the import takes seconds, but only once
+            terminal.begin("loading the libraries")
+        from analysis.features.statistics import load_or_compute_features
+
         cache = Path(cache_dir) if cache_dir else default_cache_dir()
         return load_or_compute_features(run, run.chosen(tuple(members)), cache, terminal.progress, terminal.say)

@@ -58,7 +58,7 @@ def harvest(
     do not fit the number format, or if the disk is full.
     """
     model, dataset = sources or resolve(request, Path(cache_dir))
-    _say_sources(model, dataset, say)
+    say_sources(model, dataset, say)
     if request.control:
         say(f"control: {request.control}, weights are shuffled within each matrix of the model")
     stores = Path(cache_dir) / "activations"
@@ -109,7 +109,8 @@ def harvest_again(
 def _say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
     _say_text(next(iter(stores.values())).manifest["text"], say)
     for site, store in stores.items():
-        rows = f"{len(store.train):,} training rows, {len(store.held_out):,} held-out rows"
+        train, held_out = len(store.train), len(store.held_out)
+        rows = f"{train:,} training rows, {held_out:,} held-out rows" if train else f"{held_out:,} rows"
         say(f"activations at {site.hook_name}: {rows}, in {store.directory}")
 
 
@@ -130,8 +131,8 @@ def store_name(
     facts = {
         **request.to_json(),
         **site._asdict(),
-        "model_name": (model.fingerprint, model.fell_back),  # by content, not by name
-        "dataset": (dataset.fingerprint, dataset.fell_back),
+        "model_name": (model.fingerprint, False),  # by content, not by name; False keeps the names of older stores
+        "dataset": (dataset.fingerprint, False),
         "format": FORMAT,
         "shard_bytes": shard_bytes,
         "batch_tokens": BATCH_TOKENS,
@@ -254,7 +255,8 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
     }
 
 
-def _say_sources(model: Source, dataset: Source, say: Say) -> None:
+def say_sources(model: Source, dataset: Source, say: Say) -> None:
+    """Say which model and text are used, and why, if they are not those of the request."""
     for kind, source in (("model", model), ("text", dataset)):
         where = "" if source.location == source.asked else f" ({source.location})"
         where += " (the hub cannot be reached: activations harvested before are used)" if source.out_of_reach else ""

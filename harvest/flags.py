@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
@@ -15,12 +16,14 @@ from harvest.errors import InputError, shortened
 
 ELSEWHERE = {  # settings by their names in SAELens and dictionary_learning
     "architecture": "activation",
+    "checkpoint_path": "run_dir",
     "context_size": "seq_len",
     "ctx_len": "seq_len",
     "d_sae": "hidden_dim",
     "dataset_path": "dataset",
     "dead_feature_window": "dead_rule",
     "dict_size": "hidden_dim",
+    "expansion_factor": "hidden_dim",
     "hook_name": "hook",
     "l0_coefficient": "sparsity",
     "l1_coefficient": "sparsity",
@@ -28,11 +31,17 @@ ELSEWHERE = {  # settings by their names in SAELens and dictionary_learning
     "learning_rate": "lr",
     "log_to_wandb": "use_wandb",
     "lr_warm_up_steps": "warmup",
+    "n_eval_batches": "ce_windows",
     "output_path": "run_dir",
     "resume_from_checkpoint": "resume",
     "save_dir": "run_dir",
     "train_batch_size_tokens": "batch_size",
     "training_tokens": "n_samples",
+}
+KINDS_ELSEWHERE = {"standard": "relu", "matryoshka_batchtopk": "matryoshka"}  # those that are spelled very differently
+WITH_VALUES = {  # flags with their values as in SAELens, and ours for both
+    r"--hook-name blocks\.(\d+)\.hook_(\w+)": r"--layer \1 --hook \2",
+    r"--normalize-activations expected_average_only_in": "--normalization mean_norm",
 }
 
 
@@ -83,16 +92,23 @@ def check(part: Field, value: Any, what: str = "") -> None:
     if allowed.kind is Real and isinstance(value, Real) and not in_float32(value):
         words = "0 or have an absolute value from 1.2e-38 to 3.4e38, the range of float32"
         raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {words}")
+    hint = nearest(str(value), part.metadata.get("choices", ()))
     if not isinstance(value, allowed.kind) or isinstance(value, bool) or not allowed.fits(value):
-        raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {allowed.words}")
+        raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {allowed.words}{hint}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A question for a word that is not known: ": did you mean show?", or nothing if no known word is near."""
-    name = ELSEWHERE.get(word.removeprefix("--").replace("-", "_"), "")
+    name = (ELSEWHERE | KINDS_ELSEWHERE).get(word.removeprefix("--").replace("-", "_"), "")
     meant, known = named(name) if word.startswith("--") else name, list(known)
     found = [meant] if meant in known else get_close_matches(word, known, n=1, cutoff=0.7)
     return f": did you mean {found[0]}?" if found else ""
+
+
+def translated(name: str, value: str) -> str:
+    """Our flags for a flag and its value as in SAELens; "" if they are not in WITH_VALUES."""
+    found = ((re.fullmatch(said, f"{name.replace('_', '-')} {value}"), ours) for said, ours in WITH_VALUES.items())
+    return next((match.expand(ours) for match, ours in found if match), "")
 
 
 def named(name: str) -> str:

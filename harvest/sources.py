@@ -79,9 +79,13 @@ def resolve(request: HarvestRequest, cache_dir: Path | None = None) -> tuple[Sou
 
 @cache
 def official_name(name: str) -> str:
-    """The hub name of a model, also if given by TransformerLens' alias, whose table is read without an import."""
+    """The hub name of a model, also if given by TransformerLens' alias, whose table is read without an import.
+
+    Raises InputError if TransformerLens is not installed.
+    """
     spec = find_spec("transformer_lens")
-    assert spec and spec.origin
+    if not spec or not spec.origin:
+        raise InputError("the package transformer_lens is not installed: run `pip install -e .` in sae-jax's folder")
     table = Path(spec.origin).parent / "tools" / "model_registry" / "data" / "model_aliases.json"
     aliases = json.loads(table.read_text(encoding="utf-8"))["aliases"]
     return next((official for official, names in aliases.items() if name in names), name)

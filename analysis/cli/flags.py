@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from analysis.cli.completion import complete, completer_of
 from analysis.training import keep_compiled
 from analysis.ui.terminal.wording import pasted, program
 from harvest.errors import InputError
 from harvest.files import refuse_as_target
-from harvest.flags import Flags, flag, named, nearest
+from harvest.flags import Flags, flag, named, nearest, translated
 
 T = TypeVar("T", bound=Flags)
 
@@ -38,19 +38,36 @@ class Parser(argparse.ArgumentParser):
             formatter_class=Help,
             allow_abbrev=False,
         )
-        self.register("type", str, not_empty)
-        self.register("type", Path, lambda text: Path(not_empty(text)))
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+    def parse_args(self, args: list[str], namespace=None):  # type: ignore[override]
         complete(self)
         values, unknown = self.parse_known_args(args, namespace)
-        if flags := [word.partition("=")[0] for word in unknown if word.startswith("--")]:
-            self.error(f"{flags[0]}: there is no such flag{nearest(flags[0], self._option_string_actions)}")
         if unknown:
-            self.error(f"{unknown[0]}: one word too many")
+            self.refuse(next((word for word in unknown if word.startswith("--")), unknown[0]), args)
         return values
 
-    def error(self, message: str):
+    def refuse(self, word: str, args: list[str]) -> NoReturn:
+        """Raise InputError for a word of `args` that is not understood."""
+        place = args.index(word)
+        if word.startswith("--"):
+            name, _, value = word.partition("=")
+            ours = translated(name, value or " ".join(args[place + 1 : place + 2]))
+            known = ours.split(" ")[0] in self._option_string_actions
+            meant = f": did you mean {ours}?" if known else nearest(name, self._option_string_actions)
+            self.error(f"{name}: there is no such flag{meant}")
+        if ours := translated(args[place - 1], word):
+            self.error(f"{args[place - 1]} takes no value: did you mean {ours}?")
+        self.error(f"{word}: one word too many: leave it out, or put a text of several words in quotes")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if not arg_string.strip():
+            fix = "leave the flag out, or give a value" if action.option_strings else "give a value"
+            raise argparse.ArgumentError(action, f"an empty text, perhaps from a shell variable that is not set: {fix}")
+        if getattr(action, "split_by_spaces", False) and "," in arg_string:
+            raise argparse.ArgumentError(action, f"{arg_string}: separate several values by spaces")
+        return super()._get_value(action, arg_string)
+
+    def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see --help)")
 
     def add_flags(self, cls: type[Flags], title: str | None = None) -> None:
@@ -74,14 +91,6 @@ def parsed(command: str, description: str | None, argv: list[str], *classes: typ
     if "cache_dir" in values:
         keep_compiled(values["cache_dir"])
     return values
-
-
-def not_empty(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError(
-            "an empty text, perhaps from a shell variable that is not set: leave the flag out, or give a value"
-        )
-    return text
 
 
 def filled(cls: type[T], values: dict[str, Any]) -> T:
@@ -116,6 +125,7 @@ def add_flag(group: Any, field: Field, hint: Any) -> None:
     metavar = "|".join(choices) or kind.__name__.upper()
     action = group.add_argument(name, type=kind, nargs=several, default=default, metavar=metavar, help=help)
     action.completer = completer_of(field.name, choices)
+    action.split_by_spaces = several and (choices or kind is not str)  # no such value has a comma of its own
     for short, value in field.metadata.get("shorthands", {}).items():
         one = (value,) if several else value
         group.add_argument(

@@ -29,7 +29,7 @@ from analysis.cli.flags import MEMBER, filled, parsed, place
 from analysis.cli.output import Output
 from analysis.concepts.search import SearchSettings
 from analysis.interventions.choosing import choose_feature, word_tokens
-from analysis.interventions.experiment import Experiment, baselines, steer_feature
+from analysis.interventions.experiment import Experiment, baselines, refuse_no_feature, steer_feature
 from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
@@ -69,8 +69,10 @@ class Options(Flags):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.feature is None) == (self.concept is None):
-            raise InputError("the feature is not chosen, or chosen twice: give exactly one of --feature and --concept")
+        if self.feature is None and self.concept is None:
+            raise InputError("the feature to steer by is missing: give --feature or --concept")
+        if self.feature is not None and self.concept is not None:
+            raise InputError("--feature names the feature, --concept searches for one: give only one of the two flags")
         if self.mode == "ablate" and (self.strength is not None or self.sweep):
             raise InputError("--mode ablate removes the feature completely: leave --strength and --sweep out")
         if self.mode == "clamp" and 0 in self.tried:
@@ -95,6 +97,8 @@ def run(argv: list[str]) -> None:
     options, sampling, output = filled(Options, values), filled(Sampling, values), filled(Output, values)
     finished = FinishedRun.open(options.run)
     member = finished.only(options.member)
+    if options.feature is not None:  # before the libraries are loaded
+        refuse_no_feature(finished, member, options.feature)
     with output.terminal() as terminal:
         terminal.begin("loading the language model and the dictionary")
         from analysis.features.statistics import load_or_compute_features

@@ -23,6 +23,7 @@ from analysis.training import RunOptions, job_text, refuse_conflicts, train_run
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
 from analysis.ui.terminal.wording import pasted
+from harvest.capture import say_sources
 from harvest.errors import InputError
 from harvest.files import read_json
 from harvest.flags import flag
@@ -103,7 +104,8 @@ def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, pre
         from sae_jax.cost import plan
         from sae_jax.training.memory import refuse_too_large
 
-        model, _ = resolve(request)
+        model, dataset = resolve(request)
+        say_sources(model, dataset, terminal.say)
         if model.d_model is None:
             raise InputError(
                 f"--dry-run: the config of {model.location} does not state the model's width: leave --dry-run out"

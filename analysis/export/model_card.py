@@ -50,7 +50,10 @@ def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> 
         if name and name != "bundled" and HUB_NAME.fullmatch(name):
             setattr(data, field, name)
     what = f"A sparse autoencoder ({dictionary.cfg['architecture']}) with {dictionary.d_sae:,} features"
-    where = f"`{dictionary.hook_name or 'an unknown hook'}` of `{dictionary.model_name or 'an unknown model'}`"
+    model = f"`{dictionary.model_name or 'an unknown model'}`"
+    if dictionary.model_name == "bundled":
+        model = "the bundled model, the small GPT-2 that ships with sae-jax"
+    where = f"`{dictionary.hook_name or 'an unknown hook'}` of {model}"
     load = f'from_pretrained("{repo}", "{dictionary.name}")' if repo else 'load_from_disk(".")  # this directory'
     parts = [
         f"---\n{data.to_yaml()}\n---",
@@ -82,9 +85,12 @@ def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
     settings |= {"control": control} if (control := asked["harvest"].get("control")) else {}
     positions = "all positions" if asked["harvest"]["keep_first_position"] else "all but the first position"
     rows = f"{store['rows']:,} rows: {positions} of windows of {asked['harvest']['seq_len']} tokens, no BOS"
+    text = f"`{dictionary.dataset_path}`"
+    if dictionary.dataset_path == "bundled":
+        text = "the bundled text, the corpus that ships with sae-jax"
     return [
         "## How it was trained",
-        f"Trained with sae-jax {facts['environment']['sae-jax']} on `{dictionary.dataset_path}`: {rows}. "
+        f"Trained with sae-jax {facts['environment']['sae-jax']} on {text}: {rows}. "
         "The normalization of activations is folded into the weights, so the SAE takes raw activations.",
         table("setting", {name: f"{value}" for name, value in settings.items()}),
         "## Held-out metrics",

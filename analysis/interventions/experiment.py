@@ -42,6 +42,13 @@ class Experiment:
         return facts | asdict(self.steered) | {"rerun": {name: asdict(again) for name, again in self.rerun.items()}}
 
 
+def refuse_no_feature(run: FinishedRun, member: str, feature: int) -> None:
+    """Raise InputError if the member does not have a feature of this number."""
+    hidden_dim = run.members[member]["hidden_dim"]
+    if not 0 <= feature < hidden_dim:
+        raise InputError(f"--feature {feature}: must be between 0 and {hidden_dim - 1} for {member}")
+
+
 def steer_feature(
     run: FinishedRun,
     member: str,
@@ -64,8 +71,7 @@ def steer_feature(
     the texts would be the same. Raises InputError for a feature that the member does not have, and as
     `compute_steering` does.
     """
-    if not 0 <= feature < len(features.max_F):
-        raise InputError(f"--feature {feature}: must be between 0 and {len(features.max_F) - 1} for {member}")
+    refuse_no_feature(run, member, feature)
     maximum = float(features.max_F[feature])
     directions = steering.directions_for(sae, feature, maximum, mode, others or {})
     tokens = list(watched) or features.promoted_at_peak(feature)[0].tolist()

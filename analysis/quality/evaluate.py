@@ -227,7 +227,7 @@ def share_of(opened: list[Opened], options: EvaluateSettings, dataset: Source, s
         return options.held_out
     from harvest.sources import place_of, same_name
 
-    shares = [1.0]
+    shares, unrecorded = [1.0], []
     for o in opened:
         trained_on = place_of("dataset", o.run["stores"][0]["dataset"]) if o.run else o.dictionary.dataset_path
         if trained_on is None or same_name(trained_on) != same_name(dataset.location):
@@ -235,8 +235,15 @@ def share_of(opened: list[Opened], options: EvaluateSettings, dataset: Source, s
         if o.run:
             shares.append(o.run["asked"]["harvest"]["held_out"])
         else:
-            say(f"{o.directory} was trained on this text: its metrics may be measured on training rows")
-    return min(shares)
+            unrecorded.append(o.directory)
+    share = min(shares)
+    used = "none is left out" if share == 1 else "those that the runs held out are used"
+    for directory in unrecorded:
+        say(
+            f"{directory} was trained on this text and does not record on which documents: {used}, "
+            "so its metrics may be too good"
+        )
+    return share
 
 
 def refuse_no_numbers(name: str, metrics: dict[str, float]) -> None:

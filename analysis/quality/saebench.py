@@ -67,6 +67,8 @@ class SAEBench(Flags):
             raise InputError(
                 "--concepts: scr needs two concepts: give two of the form KEY=A,..:B,.. or leave scr out of --metrics"
             )
+        for concept in self.concepts:
+            sides_of(concept)
 
 
 def run_benchmarks(
@@ -102,12 +104,17 @@ def on_documents(
     fields = tuple(dict.fromkeys((*probed, *(concept.partition("=")[0] for concept in paired))))
     text = labelled_text(settings.dataset or BUNDLED_CORPUS, fields, settings.documents, TRAIN_SHARE, settings.seed)
     refuse_too_many(settings, saes)
-    for label in probed:
-        sparse_probing.large_classes(text.labels[label], text.is_train_N)
-    if paired:
-        concepts, either_N = concepts_of(paired, text.labels)
-        concepts = {concept: has_N[either_N] for concept, has_N in concepts.items()}
-        spurious_correlation.sides(concepts, text.is_train_N[either_N], np.random.default_rng(settings.seed))
+    try:
+        for label in probed:
+            sparse_probing.large_classes(text.labels[label], text.is_train_N)
+        if paired:
+            concepts, either_N = concepts_of(paired, text.labels)
+            concepts = {concept: has_N[either_N] for concept, has_N in concepts.items()}
+            spurious_correlation.sides(concepts, text.is_train_N[either_N], np.random.default_rng(settings.seed))
+    except InputError as error:
+        if len(text.texts) < settings.documents:  # all documents of the file are used
+            raise
+        raise InputError(f"--documents {settings.documents}: may be too few: {error}") from error
     model = run.language_model  # loaded only now, after all checks that do not need it
     passages = document_passages(model.tokenizer, text.texts, settings.document_tokens, run.seq_len, run.first_position)
     sites = {name: run.site(name) for name in saes}
@@ -158,20 +165,26 @@ def concepts_of(texts: tuple[str, ...], labels: dict[str, np.ndarray]) -> tuple[
     concepts: dict[str, np.ndarray] = {}
     either_N = np.array(True)
     for text in texts:
-        key, _, values = text.partition("=")
-        sides = [side.split(",") for side in values.split(":")]
-        if len(sides) != 2 or not all(all(side) for side in sides):
+        key, present, absent = sides_of(text)
+        if unknown := [value for value in present + absent if value not in labels[key]]:
             raise InputError(
-                f"--concepts {text}: must be KEY=A,..:B,.. (documents whose KEY is A have the concept, those "
-                "whose KEY is B do not)"
+                f"no document has {key} {unknown[0]!r}: give --concepts with values of {key} in the data set"
             )
-        if unknown := [value for side in sides for value in side if value not in labels[key]]:
-            raise InputError(
-                f"--concepts {text}: no document has {key} {unknown[0]!r}: give values of {key} in the data set"
-            )
-        concepts[text] = np.isin(labels[key], sides[0])
-        either_N = either_N & np.isin(labels[key], sides[0] + sides[1])
+        concepts[text] = np.isin(labels[key], present)
+        either_N = either_N & np.isin(labels[key], present + absent)
     return concepts, either_N
+
+
+def sides_of(concept: str) -> tuple[str, list[str], list[str]]:
+    """(key, its values in documents with the concept, its values in those without), from KEY=A,..:B,.."""
+    key, _, values = concept.partition("=")
+    sides = [side.split(",") for side in values.split(":")]
+    if len(sides) != 2 or not all(all(side) for side in sides):
+        raise InputError(
+            f"--concepts {concept}: must be KEY=A,..:B,.. (documents whose KEY is A have the concept, those "
+            "whose KEY is B do not)"
+        )
+    return key, sides[0], sides[1]
 
 
 def on_words(

@@ -120,8 +120,9 @@ def sides(
     sizes = {name: min(map(len, rows.values())) for name, rows in (("train", train), ("held_out", test))}
     if min(sizes.values()) < MIN_DOCUMENTS:
         raise InputError(
-            f"--concepts {name_a} {name_b}: a combination of them has {sizes['train']} documents to train on and "
-            f"{sizes['held_out']} held out; at least {MIN_DOCUMENTS} are needed. Give more documents or wider concepts"
+            f"a combination of {name_a} and {name_b} has {sizes['train']} documents to train on and "
+            f"{sizes['held_out']} held out; at least {MIN_DOCUMENTS} are needed: give more documents, or wider "
+            "--concepts"
         )
     return train, test, sizes
 

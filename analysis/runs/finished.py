@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -228,7 +229,10 @@ def say_once(say: Callable[[str], None], text: str) -> None:
 def refuse_no_run(path: Path) -> None:
     """Raise InputError if there is no run at `path`, or if links in it lead out of it."""
     if not path.is_dir():
-        raise InputError(f"{path}: there is no such run directory: give the directory of a run")
+        runs = [folder.parent.name for folder in path.parent.glob("*/config.json")]
+        near = get_close_matches(path.name, runs, n=1)
+        fix = f"did you mean {path.with_name(near[0])}?" if near else "give the directory of a run"
+        raise InputError(f"{path}: there is no such run directory: {fix}")
     refuse_links(path)
     if not (path / "config.json").exists():
         raise InputError(f"{path} has no config.json, so it is no run: give the directory of a run")

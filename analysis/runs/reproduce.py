@@ -9,17 +9,21 @@ from typing import Any
 from harvest.request import HarvestRequest
 from sae_jax.config import TrainConfig
 
+SOURCES = {"model_name": "model", "dataset": "dataset"}  # flags, and what they choose in the records of stores
+
 
 def reproduction_command(config: dict[str, Any], results: dict[str, Any]) -> str:
     """The command that trains the same run: all flags that differ from their defaults, including those of a preset.
 
-    A file of members is always called members.json. Its content is in config.json under `asked.train.members`.
+    The bundled model and text are named if they replaced unreachable defaults. A file of members is always called
+    members.json. Its content is in config.json under `asked.train.members`.
     """
-    words = ["python", "main.py"]
+    words, store = ["python", "main.py"], config["stores"][0]
+    used = {name: "bundled" for name, kind in SOURCES.items() if store[kind]["fell_back"]}
+    settings = config["asked"] | {"harvest": config["asked"]["harvest"] | used}
     for cls, part in ((HarvestRequest, "harvest"), (TrainConfig, "train")):
-        asked = config["asked"][part]
         for field in fields(cls):
-            value = asked.get(field.name, field.default)
+            value = settings[part].get(field.name, field.default)
             value = tuple(value) if isinstance(field.default, tuple) else value
             if value != field.default:
                 words += flag_of(field.name, value)

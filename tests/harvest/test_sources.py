@@ -36,7 +36,10 @@ def test_sites_are_all_hooks_of_all_layers():
     ("fields", "says"),
     [
         ({"layer": (1, -2)}, "^--layer -2: must be a whole number, 0 to 2147483647$"),
-        ({"hook": ("mlp_out", "resid_up")}, f"^--hook resid_up: must be one of {', '.join(HOOKS)}$"),
+        (
+            {"hook": ("mlp_out", "resid_up")},
+            f"^--hook resid_up: must be one of {', '.join(HOOKS)}: did you mean resid_pre\\?$",
+        ),
         ({"layer": (1, 2, 1)}, "^--layer 1 2 1: give at least one value, and none twice$"),
         ({"hook": ("mlp_out", "mlp_out")}, "^--hook mlp_out mlp_out: give at least one value, and none twice$"),
         ({"layer": ()}, "^--layer : give at least one value"),
@@ -91,6 +94,12 @@ def test_a_path_is_found_from_the_working_directory_and_from_home(tmp_path, mode
 )
 def test_aliases_are_those_of_transformer_lens(alias, official):
     assert official_name(alias) == official
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr("harvest.sources.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="transformer_lens is not installed: run `pip install -e .`"):
+        official_name.__wrapped__("gpt2-small")
 
 
 @pytest.mark.parametrize("field", ["model_name", "dataset"])

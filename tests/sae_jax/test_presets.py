@@ -59,6 +59,7 @@ def test_a_dry_run_of_each(name, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"--preset {name} scaled down to the bundled model: --layer")
     assert all(text in said for text in PRESETS[name].not_followed)
+    assert "\nmodel: the bundled one, because the hub cannot be reached" in said
     assert re.search(r" members? in ", said) and not list(tmp_path.iterdir())
 
 

@@ -44,6 +44,9 @@ REFUSED = [
     ("dashboard RUN --port 65536", "--port 65536: must be a whole number, 1 to 65535"),
     ("find-feature RUN PHRASE --fdr 1", "--fdr 1.0: must be between 0 and 1"),
     ("steer RUN --feature 1 --top-p 0", "--top-p 0.0: must be a share over 0"),
+    ("--seed 0,1,2", "argument --seed: 0,1,2: separate several values by spaces"),
+    ("--activation relu,topk", "argument --activation: relu,topk: separate several values by spaces"),
+    ("find-feature RUN the sea", "sea: one word too many: leave it out, or put a text of several words in quotes"),
 ]
 
 
@@ -51,3 +54,28 @@ REFUSED = [
 def test_flags_are_checked_before_a_run_is_opened(argv, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         main.main(argv.split())
+
+
+def test_an_empty_text_can_be_left_out_only_if_it_is_a_flags():
+    with pytest.raises(InputError, match="argument PHRASE: an empty text, .* is not set: give a value"):
+        main.main(["find-feature", "RUN", ""])
+    with pytest.raises(InputError, match="argument --dataset: an empty text, .*: leave the flag out, or give a value"):
+        main.main(["--dataset", ""])
+
+
+@pytest.mark.parametrize(
+    "other, ours",
+    {
+        "--activation jumprelu": "jump_relu",
+        "--activation standard": "relu",
+        "--activation top_k": "topk",
+        "--activation batchtopk": "batch_topk",
+        "--activation matryoshka_batchtopk": "matryoshka",
+        "--normalize-activations expected_average_only_in": "--normalization mean_norm",
+        "--hook-name blocks.2.hook_resid_pre": "--layer 2 --hook resid_pre",
+        "--hook_name=blocks.2.hook_mlp_out": "--layer 2 --hook mlp_out",
+    }.items(),
+)
+def test_values_of_saelens_are_answered_with_ours(other, ours):
+    with pytest.raises(InputError, match=f": did you mean {ours}\\?"):
+        main.main(other.split())

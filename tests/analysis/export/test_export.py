@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 
 import numpy as np
@@ -17,6 +18,7 @@ from populations import SITES, finished_run
 from rows import make_store
 
 from analysis.cli.export import run as export
+from analysis.export.model_card import member_facts, model_card
 from harvest.errors import InputError
 from harvest.files import read_json, write_arrays, write_json
 from sae_jax.config import TrainConfig
@@ -75,6 +77,16 @@ def test_a_member_is_exported_with_its_densities_and_a_card(run_directory, tmp_p
     export([str(to), "--to", str(tmp_path / "again")])  # the directory of a single dictionary
     for name in files - {"README.md"}:
         assert (tmp_path / "again" / name).read_bytes() == (to / name).read_bytes()
+
+
+def test_the_card_says_what_the_bundled_model_and_text_are(run_directory):
+    member = ids(run_directory)[0]
+    dictionary = load_dictionary(run_directory / "members" / member)
+    metadata = dictionary.cfg["metadata"] | {"model_name": "bundled", "dataset_path": "bundled"}
+    bundled = replace(dictionary, cfg=dictionary.cfg | {"metadata": metadata})
+    text = model_card(bundled, member_facts(run_directory, member), None)
+    assert "of the bundled model, the small GPT-2 that ships with sae-jax." in text
+    assert "on the bundled text, the corpus that ships with sae-jax: 17,100 rows" in text
 
 
 def test_invalid_exports_are_refused_and_nothing_is_written(run_directory, tmp_path):

@@ -172,7 +172,7 @@ def test_a_run_and_another_dictionary_are_measured_on_a_third_text(finished, kno
     assert len(found) == 5 and {f["hook_name"] for f in found.values()} == {"blocks.1.hook_mlp_out"}
     assert found["zero"]["metrics"]["ce_recovered"] == 0
     table = capsys.readouterr().out
-    assert "CE rec." in table and "0.000 (0.000 to 0.000)" in table and "0 training rows" in table
+    assert "CE rec." in table and "0.000 (0.000 to 0.000)" in table and "training rows" not in table
 
 
 def test_a_run_is_evaluated_on_the_held_out_part_of_its_text(finished, known, tmp_path, cache, capsys):
@@ -188,8 +188,11 @@ def test_a_run_is_evaluated_on_the_held_out_part_of_its_text(finished, known, tm
 def test_a_dictionary_without_a_run_on_its_training_text_is_reported(finished, tmp_path, cache, capsys):
     member = next((finished / "members").iterdir())
     shutil.copytree(member, tmp_path / "export")
+    told = f"{tmp_path / 'export'} was trained on this text and does not record on which documents: "
     evaluated(tmp_path, cache, tmp_path / "export", "--n-samples", "50", "--ce-windows", "0")
-    assert f"{tmp_path / 'export'} was trained on this text" in capsys.readouterr().out
+    assert f"{told}none is left out" in capsys.readouterr().out
+    evaluated(tmp_path, cache, tmp_path / "export", finished, "--n-samples", "50", "--ce-windows", "0")
+    assert f"{told}those that the runs held out are used" in capsys.readouterr().out
     evaluated(tmp_path, cache, member, "--n-samples", "50", "--ce-windows", "0")
     assert "on this text" not in capsys.readouterr().out, "its run says which documents it never saw"
 

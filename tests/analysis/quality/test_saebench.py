@@ -332,9 +332,12 @@ def test_invalid_requests_are_refused(run, tmp_path, capsys, monkeypatch):
     assert "--label is missing" in refused(str(run), "--dataset", str(tmp_path / "a.jsonl"))
     monkeypatch.setattr(LanguageModel, "load", None)  # all of these errors come before a model is loaded
     few = [str(run), "--metrics", "probing", "--documents", "200"]
-    assert "no two labels of" in refused(*few)
+    assert "--documents 200: may be too few: no two labels of" in refused(*few)
     four_hundred = [str(run), "--documents", "400", "--label", "form", "--n-ablated", "5"]
-    assert "a combination of them has" in refused(*four_hundred)
+    assert "--documents 400: may be too few: a combination of topic=" in refused(*four_hundred)
+    assert "error: --concepts form=poem: must be KEY=A,..:B,.." in refused(
+        *four_hundred, "--concepts", "form=poem", "topic=sea:law"
+    )
     assert "--n-ablated 49: must be at most 48" in refused(str(run), "--metrics", "scr", "--n-ablated", "49")
     assert "--k 49: must be at most 48" in refused(*few, "--k", "49")
     assert "no document has form 'poem'" in refused(

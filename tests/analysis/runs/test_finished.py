@@ -1,6 +1,11 @@
 """Messages of a finished run when it is opened."""
 
-from analysis.runs.finished import can_be_kept
+import re
+
+import pytest
+
+from analysis.runs.finished import FinishedRun, can_be_kept
+from harvest.errors import InputError
 
 
 def test_a_run_that_cannot_be_written_to_is_reported_once(tmp_path, monkeypatch):
@@ -8,3 +13,13 @@ def test_a_run_that_cannot_be_written_to_is_reported_once(tmp_path, monkeypatch)
     said: list[str] = []
     assert not any([can_be_kept(tmp_path, said.append) for _ in range(3)])
     assert said == [f"{tmp_path} cannot be written to: the results are not saved"]
+
+
+@pytest.mark.parametrize("typed, fix", [("firs", "did you mean RUNS/first?"), ("x", "give the directory of a run")])
+def test_a_mistyped_run_is_answered_with_the_nearest(tmp_path, typed, fix):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "config.json").touch()
+    (tmp_path / "firs_of_all").mkdir()  # no run
+    message = f"no such run directory: {fix.replace('RUNS', str(tmp_path))}"
+    with pytest.raises(InputError, match=re.escape(message)):
+        FinishedRun.open(tmp_path / typed)

@@ -155,6 +155,15 @@ def test_the_command_in_the_report_trains_the_same_run(run):
     assert (options.snapshots, options.ce_windows) == (6, 0)
 
 
+def test_the_command_in_the_report_names_the_bundled_model_if_the_run_fell_back_to_it(run):
+    config, results = (json.loads((run / name).read_text()) for name in ("config.json", "results.json"))
+    config["asked"]["harvest"] |= {"model_name": None, "dataset": "mine.txt"}
+    for kind, fell_back in (("model", True), ("dataset", False)):
+        config["stores"][0][kind]["fell_back"] = fell_back
+    request, *_ = parse(reproduction_command(config, results).split()[2:])
+    assert (request.model_name, request.dataset) == ("bundled", "mine.txt")
+
+
 def test_invalid_reports_are_refused_with_the_reason(run, cache, tmp_path):
     for argv, words in (
         ((tmp_path / "no",), "no such run"),

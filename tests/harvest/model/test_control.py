@@ -1,6 +1,7 @@
 """The control: a model with shuffled weights, which is the same for every command on the run."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,6 +34,8 @@ def raw() -> transformers.GPT2LMHeadModel:
 def test_names_of_stores_and_runs_without_a_control_have_not_changed():
     model, text = (Source(n, f"/{n}", False, 4, f"{w}'s fingerprint") for n, w in (("m", "model"), ("d", "text")))
     assert store_name(HarvestRequest(), Site(0, "resid_pre"), model, text) == "e482736ed612a136f249"
+    instead = (replace(source, fell_back=True) for source in (model, text))
+    assert store_name(HarvestRequest(), Site(0, "resid_pre"), *instead) == "e482736ed612a136f249"
     assert "control" not in HarvestRequest().to_json()
     named = store_name(HarvestRequest(control=CONTROL), Site(0, "resid_pre"), model, text)
     assert named.endswith("-random-weights") and not named.startswith("e482736ed612a136f249")
