@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.interventions.steering import UNSTEERED
+from analysis.ui.terminal.fitted import Fitted, Spare
 from analysis.ui.terminal.wording import counted, duration_text, number_cells, share_text
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from analysis.stats import Estimate
     from sae_jax.cost import Plan
     from sae_jax.presets import Preset
+
+RUN_HEADS = ("state", "date", "members", "best expl. var.", "model and site")
+EVALUATION_SPARE = Spare(("CE clean", "KL rec.", "dead", "CE"), "--json")
 
 
 def preset_table(presets: dict[str, Preset]) -> Table:
@@ -195,19 +200,26 @@ def attribution_table(attribution: Attribution, tokens: list[str]) -> Table:
     return table
 
 
-def runs_table(runs: list[dict[str, Any]]) -> Table:
+def runs_table(runs: list[dict[str, Any]]) -> Fitted:
     """A row for each run of `runs_in`."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("run", overflow="fold")
-    for head in ("state", "date"):
-        table.add_column(head, no_wrap=True)
-    table.add_column("members", justify="right")
-    table.add_column("best\nexpl. var.", justify="right", no_wrap=True)
-    table.add_column("model and site", overflow="fold")
-    for run in runs:
-        variance = run.get("explained_variance")
-        sites = [name.replace("blocks.", "layer ").replace(".hook_", " ") for name in run.get("sites", [])]
-        where = f"{Path(run['model']).name}, {', '.join(sites)}" if sites else ""
-        cells = [run["state"], run["date"].replace("T", " "), str(run.get("members", ""))]
-        table.add_row(Text(run["name"]), *cells, share_text(variance), Text(where))
-    return table
+
+    def draw(without: Collection[str]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("run", no_wrap=True)
+        rows = [run_cells(run) for run in runs]
+        for head in (head for head in RUN_HEADS if head not in without):
+            is_number = head in ("members", "best expl. var.")
+            words = head.replace(" ", "\n", 1) if is_number else head
+            table.add_column(words, no_wrap=head != "model and site", justify="right" if is_number else "left")
+        for run, cells in zip(runs, rows, strict=True):
+            table.add_row(Text(run["name"]), *(Text(cells[h]) for h in RUN_HEADS if h not in without))
+        return table
+
+    return Fitted(draw, Spare(("model and site", "members", "date"), "--json"))
+
+
+def run_cells(run: dict[str, Any]) -> dict[str, str]:
+    sites = [name.replace("blocks.", "layer ").replace(".hook_", " ") for name in run.get("sites", [])]
+    where = f"{Path(run['model']).name}, {', '.join(sites)}" if sites else ""
+    texts = (run["state"], run["date"].replace("T", " "), str(run.get("members", "")))
+    return dict(zip(RUN_HEADS, (*texts, share_text(run.get("explained_variance")), where), strict=True))
