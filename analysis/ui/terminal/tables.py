@@ -91,7 +91,12 @@ def frontier_table(frontier: Frontier) -> Group:
             spread_text(point.metrics.get(name), digits) for name, digits in (("l0", 1), *((m, 3) for m in metrics))
         ]
         tables[point.panel].add_row(point.kind, f"{point.asked:g}", str(len(point.seeds)), *cells)
-    return Group(*(part for panel, table in tables.items() for part in (Text(panel, style="dim"), table)))
+    spreads = [spread for point in frontier.points for spread in point.metrics.values()]
+    legend = "means over seeds, in parentheses their standard deviations"
+    if all(spread.deviation is None for spread in spreads):
+        legend = "one seed for each point"
+    parts = [part for panel, table in tables.items() for part in (Text(panel, style="dim"), table)]
+    return Group(*parts, Text(legend, style="dim"))
 
 
 def spread_text(spread: Spread | None, digits: int) -> str:

@@ -89,6 +89,7 @@ def test_integrated_attributions_add_up_to_what_the_features_give(model, prompt_
     f_TxF[0] = 0
     without = output.values(np.stack([x_TxD, x_TxD - f_TxF @ np.asarray(sae.W_dec[...])]))
     assert found.features_give == pytest.approx(without[0] - without[1], abs=2e-3)
+    assert found.without_features == pytest.approx(without[1], abs=1e-3)
     assert found.output == pytest.approx(without[0], abs=1e-3)
 
 
