@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.cli.flags import MEMBER, filled, parsed, place
+from analysis.cli.found_member import say_found
 from analysis.cli.output import Output
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.tables import attribution_table
@@ -63,6 +64,7 @@ def run(argv: list[str]) -> None:
     finished = FinishedRun.open(options.run)
     member = finished.only(options.member)
     with output.terminal() as terminal:
+        say_found(finished, options.member, terminal)
         terminal.begin("loading the language model and the dictionary")
         from analysis.interventions.attribution import attribute_next_token
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from analysis.interventions.steering import UNSTEERED
 from analysis.ui.terminal.fitted import Fitted, Spare
-from analysis.ui.terminal.wording import counted, duration_text, number_cells, share_text
+from analysis.ui.terminal.wording import counted, duration_text, number_cells, share_text, signed
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
@@ -180,7 +180,7 @@ def steered_measures_table(steered: Steered) -> Table:
             name,
             strength,
             f"{texts.probability:.5f}",
-            f"{change:+.5f}",
+            signed(change, 5),
             f"{texts.perplexity:.1f}",
             f"{texts.distinct:.0%}",
         )
@@ -200,7 +200,7 @@ def attribution_table(attribution: Attribution, tokens: list[str]) -> Table:
         table.add_column(head, justify="right")
     table.add_column("token", overflow="fold")
     for effect in attribution.effects:
-        numbers = (f"{effect.attribution:+.4f}", f"{effect.ablation:+.4f}", f"{effect.value:.2f}")
+        numbers = (signed(effect.attribution, 4), signed(effect.ablation, 4), f"{effect.value:.2f}")
         table.add_row(str(effect.feature), *numbers, str(effect.position), Text(repr(tokens[effect.position])))
     return table
 
