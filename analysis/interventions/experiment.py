@@ -42,7 +42,7 @@ class Experiment:
         if again := self.rerun.get(direction):
             return again.plain[UNSTEERED], again.directions[direction][0]
         best = self.steered.best(direction)
-        return best and (self.steered.plain[UNSTEERED], best)
+        return (self.steered.plain[UNSTEERED], best) if best else None
 
     def verdict(self) -> str:
         """Whether the feature makes the watched tokens likelier than each of the other directions does."""
@@ -56,11 +56,11 @@ class Experiment:
         parts = []
         for other in others:
             beside = self.reached(other)
-            probability = max(
-                beside[1].probability if beside else 0.0, plain.probability
-            )  # no gain: leave it unsteered
-            beats = "beats" if best.probability > probability else "does not beat"
-            parts.append(f"{beats} the {other} ({probability:.5f})")
+            if beside is None or beside[1].probability <= plain.probability:
+                parts.append(f"beats the {other} (no gain)")
+                continue
+            beats = "beats" if best.probability > beside[1].probability else "does not beat"
+            parts.append(f"{beats} the {other} ({beside[1].probability:.5f})")
         texts = len(self.steered.prompts) * self.sampling.count
         return f"verdict: {feature} ({numbers}) {' and '.join(parts)}; means of {texts} texts each, without intervals"
 
