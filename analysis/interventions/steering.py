@@ -171,6 +171,7 @@ def compute_steering(
     if concept:
         plain[IN_PROMPT] = texts(0.0, unchanged, f"Let us talk about {concept}. ")
     steered = {name: tuple(texts(s, direction(s).replace) for s in strengths) for name, direction in directions.items()}
+    on_progress("steering", total, total)
     return Steered(mode, sampling.prompt, tuple(token_texts(model.tokenizer, watched)), plain, steered)
 
 
