@@ -18,14 +18,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis.cli.flags import MEMBER, filled, parsed, place
+from analysis.cli.found_member import say_found
 from analysis.cli.output import Output
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.tables import attribution_table
 from harvest.errors import InputError
 from harvest.flags import COUNT, Flags, flag
 from harvest.request import default_cache_dir
+
+if TYPE_CHECKING:
+    from analysis.interventions.attribution import Attribution
 
 METHODS = ("gradient", "integrated", "path")  # defined here, so that --help does not import jax
 
@@ -59,6 +64,7 @@ def run(argv: list[str]) -> None:
     finished = FinishedRun.open(options.run)
     member = finished.only(options.member)
     with output.terminal() as terminal:
+        say_found(finished, options.member, terminal)
         terminal.begin("loading the language model and the dictionary")
         from analysis.interventions.attribution import attribute_next_token
 
@@ -74,8 +80,22 @@ def run(argv: list[str]) -> None:
         if result.method == "path":
             correlation += " (1 by construction; that of `--method gradient` is a test)"
         terminal.say(f"correlation of attribution ({result.method}) with ablation, over these features: {correlation}")
-        terminal.say(
-            f"contribution of all {result.active} active features together: {result.features_give:+.3f}; "
-            f"contribution of the reconstruction error: {result.error_gives:+.3f}"
-        )
+        for line in sum_lines(result):
+            terminal.say(line)
     output.write(explained.record())
+
+
+def sum_lines(result: Attribution) -> list[str]:
+    """What the output consists of, as measured, and the estimates beside it."""
+    together = result.output - result.without_features
+    total = f"sum of all attributions ({'integrated' if result.method == 'path' else result.method})"
+    why = "an estimate of the same"
+    if result.method == "gradient":
+        why += ", which is only good if the output is nearly linear; that of `--method integrated` adds up"
+    return [
+        f"measured: {result.output:.3f} = {result.without_features:.3f} with all {result.active} active features "
+        f"ablated (the dictionary's bias and its reconstruction error remain) {together:+.3f} that they add together",
+        f"{total}: {result.features_give:+.3f}, {why}",
+        f"gradient · reconstruction error: {result.error_gives:+.3f}, an estimate of what the error adds; "
+        f"it is no further term of this sum, because the error remains in the {result.without_features:.3f}",
+    ]

@@ -17,7 +17,7 @@ from analysis.cli.flags import filled, parsed, place
 from analysis.cli.output import Output
 from analysis.quality.evaluate import EvaluateSettings, evaluate_dictionaries
 from analysis.quality.opened import dictionaries_in, failed_in, open_dictionary
-from analysis.ui.terminal.tables import evaluation_cells
+from analysis.ui.terminal.tables import EVALUATION_SPARE, evaluation_cells
 from analysis.ui.terminal.wording import basis_text, counted
 from harvest.errors import InputError
 from harvest.flags import Flags
@@ -44,7 +44,7 @@ def run(argv: list[str]) -> None:
                     f"{given}: no results for {', '.join(ids)}: training stopped early and wrote no dictionary"
                 )
         report = evaluate_dictionaries(opened, options, terminal.progress, terminal.say)
-        terminal.table(*evaluation_cells(report))
+        terminal.table(*evaluation_cells(report), EVALUATION_SPARE)
         for line in basis_lines(report["dictionaries"]):
             terminal.say(line)
     output.write(report)

@@ -20,6 +20,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from analysis.cli.flags import filled, parsed, place
+from analysis.cli.found_member import say_found
 from analysis.cli.output import Output
 from analysis.concepts.search import (
     FeatureDescription,
@@ -58,6 +59,7 @@ def run(argv: list[str]) -> None:
     members = finished.chosen(options.member)
     examples, against = concept_texts(phrase, options)
     with output.terminal() as terminal:
+        say_found(finished, options.member, terminal)
         terminal.begin(f"loading {counted(len(members), 'dictionary')}, the language model and the text")
         talk: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
         store = finished.store(finished.site(members[0]), options.cache_dir, **talk)

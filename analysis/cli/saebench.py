@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.cli.flags import filled, parsed, place
+from analysis.cli.found_member import say_found
 from analysis.cli.output import Output
 from analysis.quality.saebench import SAEBench, as_dicts, run_benchmarks, settings_record, write_benchmark
 from analysis.runs.finished import FinishedRun, can_be_kept
@@ -38,6 +39,7 @@ def run(argv: list[str]) -> None:
     answers: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
     with output.terminal() as terminal:
+        say_found(finished, options.member, terminal)
         kept = can_be_kept(finished.path, terminal.say)
         terminal.begin(f"loading {counted(len(members), 'dictionary')}, the language model and the documents")
         for question, answer in run_benchmarks(settings, finished, members, notes, terminal.progress):

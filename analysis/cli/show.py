@@ -18,7 +18,7 @@ from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.scatter import scatter
 from analysis.ui.terminal.tables import frontier_table
-from analysis.ui.terminal.wording import pasted
+from analysis.ui.terminal.wording import counted, pasted
 from harvest.errors import InputError
 from harvest.flags import Flags, flag
 
@@ -68,12 +68,20 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
     if options.pareto:
         points = [(p.kind, p.metrics["l0"].mean, p.metrics["explained_variance"].mean) for p in frontier.points]
         if points:
-            terminal.say("\n".join(scatter(points, "L0", "explained variance")))
+            terminal.say("\n".join(scatter(points, "L0", f"explained variance{of_seeds(frontier)}")))
         else:
             terminal.say("--pareto: nothing to plot, because all members failed")
     made = sorted({re.split(r"[-.]", p.name)[0] for p in (path / "analysis").glob("*")})
     terminal.say(f"analyses: {', '.join(made)}" if made else "no analyses yet")
     say_commands("not run yet", path, terminal)
+
+
+def of_seeds(frontier: Frontier) -> str:
+    """What each point of the plot is, if it stands for several members."""
+    members = sum(len(point.seeds) for point in frontier.points)
+    if members == len(frontier.points):
+        return ""
+    return f" ({counted(len(frontier.points), 'point')}: means over the seeds of {counted(members, 'member')})"
 
 
 def show_results(path: Path, results: dict[str, Any], terminal: Terminal, anew: bool = False) -> Frontier:

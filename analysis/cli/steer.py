@@ -26,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from analysis.cli.flags import MEMBER, filled, parsed, place
+from analysis.cli.found_member import say_found
 from analysis.cli.output import Output
 from analysis.concepts.search import SearchSettings
 from analysis.interventions.choosing import choose_feature, word_tokens
 from analysis.interventions.experiment import Experiment, baselines, refuse_no_feature, steer_feature
-from analysis.interventions.steering import IN_PROMPT, MODES, UNSTEERED, Sampling
+from analysis.interventions.steering import IN_PROMPT, MODES, Sampling
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import steered_measures_table, steered_texts_table
@@ -100,6 +101,7 @@ def run(argv: list[str]) -> None:
     if options.feature is not None:  # before the libraries are loaded
         refuse_no_feature(finished, member, options.feature)
     with output.terminal() as terminal:
+        say_found(finished, options.member, terminal)
         terminal.begin("loading the language model and the dictionary")
         from analysis.features.statistics import load_or_compute_features
 
@@ -153,16 +155,19 @@ def report_best(experiment: Experiment, terminal: Terminal) -> None:
 
     steered, run = experiment.steered, experiment.run.path
     for direction in steered.directions:
-        best = steered.best(direction)
+        best, found = steered.best(direction), experiment.reached(direction)
         strength = f"{best.strength:g}" if best else "none: no fluent text makes the watched tokens more likely"
+        if found and found[1].probability <= found[0].probability:
+            strength += ", but with another seed it makes them no likelier: do not rely on it"
         terminal.say(f"best strength of {direction} at which the text stays fluent: {strength}")
-        if again := experiment.rerun.get(direction):
-            plain, (texts,) = again.plain[UNSTEERED], again.directions[direction]
+        if found and direction in experiment.rerun:
+            plain, texts = found
             gain = f"a probability of {texts.probability:.3g}, 0 unsteered"
             if plain.probability:
                 gain = f"{texts.probability / plain.probability:.3g} × the unsteered probability"
             cost = texts.perplexity / plain.perplexity
             terminal.say(f"    with another seed: {gain}, {cost:.2g} × the unsteered perplexity")
+    terminal.say(experiment.verdict())
     if IN_PROMPT in steered.plain:
         probability = steered.plain[IN_PROMPT].probability
         terminal.say(f"probability without steering, with the concept named in the prompt: {probability:.5f}")

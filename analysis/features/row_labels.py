@@ -20,18 +20,25 @@ TOKEN_CLASSES = ["start of a word", "start of a capitalized word", "rest of a wo
 SHUFFLES = 5
 
 
-def labels_of(corpus: str, tokenizer, positions: int) -> dict[str, Labels]:
+def labels_of(corpus: str, tokenizer, positions: int, first: int) -> dict[str, Labels]:
     """Sets of labels by name: text fields of a .jsonl corpus, `token class`, and `position` if windows have several.
 
-    A field is used if every document has it and it has from two to MOST_LABELS different values.
+    A field is used if every document has it and it has from two to MOST_LABELS different values. `first` is the first
+    position of a window that has a row: positions are counted from 0, as in the window.
     """
     named = document_labels(Path(corpus)) if corpus.endswith((".jsonl", ".jsonl.gz")) else {}
     stretches = min(POSITIONS, positions)
     named["token class"] = Labels("token", token_classes(tokenizer), TOKEN_CLASSES)
     if positions > 1:
         codes_P = np.arange(positions) * stretches // positions
-        named["position"] = Labels("position", codes_P, list(map(str, range(stretches))))
+        named["position"] = Labels(
+            "position", codes_P, [stretch(first + np.flatnonzero(codes_P == code)) for code in range(stretches)]
+        )
     return named
+
+
+def stretch(position_N: np.ndarray) -> str:
+    return str(position_N[0]) if len(position_N) == 1 else f"{position_N[0]} to {position_N[-1]}"
 
 
 def document_labels(path: Path) -> dict[str, Labels]:

@@ -54,10 +54,11 @@ class Effect:
 class Attribution:
     method: str
     output: float  # the contrast of logits
+    without_features: float  # the output when all features are ablated at once: bias and error of the dictionary remain
     probability: float  # probability of the target as the next token
     active: int  # number of features that fire somewhere in the prompt
     features_give: float  # sum of the attributions of all features (`path` sums those by `integrated`)
-    error_gives: float  # gradient · error: the contribution of what the dictionary does not reconstruct
+    error_gives: float  # gradient · error: an estimate of what the error adds. It is no part of the sum above
     effects: tuple[Effect, ...]  # features with the largest absolute attributions, largest first
     correlation: float | None  # correlation of attribution and ablation over these features; None if one is constant
 
@@ -170,11 +171,13 @@ def compute_attribution(
         Effect(int(i), float(given_F[i]), float(taken), int(t), float(f_TxF[t, i]))
         for i, taken, t in zip(chosen_K, taken_K, at_K, strict=True)
     )
+    without = output.values((x_TxD - f_TxF @ W_dec_FxD)[None])[0]
     error_TxD = x_TxD - f_TxF @ W_dec_FxD - np.asarray(sae.b_dec[...])
     logits_V = output.logits_V.astype(np.float64)
     return Attribution(
         method,
         float(logits_V @ contrast_V),
+        float(without),
         float(np.exp(logits_V[target] - logits_V.max()) / np.exp(logits_V - logits_V.max()).sum()),
         int(active_F.sum()),
         features_give,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.interventions import steering
-from analysis.interventions.steering import Direction, Sampling, Steered
+from analysis.interventions.steering import UNSTEERED, Direction, Sampling, Steered, Texts
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 
@@ -33,6 +33,36 @@ class Experiment:
     sampling: Sampling
     steered: Steered
     rerun: dict[str, Steered]  # the best strength of each direction with another seed; empty if there was no sweep
+
+    def reached(self, direction: str) -> tuple[Texts, Texts] | None:
+        """(unsteered texts, texts at the direction's best strength), with another seed if there are such texts.
+
+        None if the direction has no best strength.
+        """
+        if again := self.rerun.get(direction):
+            return again.plain[UNSTEERED], again.directions[direction][0]
+        best = self.steered.best(direction)
+        return (self.steered.plain[UNSTEERED], best) if best else None
+
+    def verdict(self) -> str:
+        """Whether the feature makes the watched tokens likelier than each of the other directions does."""
+        feature, *others = self.steered.directions
+        if not (found := self.reached(feature)):
+            return f"verdict: {feature} does not steer: it has no best strength"
+        plain, best = found
+        numbers = f"probability {best.probability:.5f} at its best strength, {plain.probability:.5f} unsteered"
+        if best.probability <= plain.probability:
+            return f"verdict: {feature} does not steer: {numbers}"
+        parts = []
+        for other in others:
+            beside = self.reached(other)
+            if beside is None or beside[1].probability <= plain.probability:
+                parts.append(f"beats the {other} (no gain)")
+                continue
+            beats = "beats" if best.probability > beside[1].probability else "does not beat"
+            parts.append(f"{beats} the {other} ({beside[1].probability:.5f})")
+        texts = len(self.steered.prompts) * self.sampling.count
+        return f"verdict: {feature} ({numbers}) {' and '.join(parts)}; means of {texts} texts each, without intervals"
 
     def record(self, output_scores: Mapping[int, float]) -> dict[str, Any]:
         """The content of the file of `steer --json`; `output_scores` are those of the tried features."""

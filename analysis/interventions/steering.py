@@ -138,14 +138,15 @@ def compute_steering(
     def tokens(text: str) -> list[int]:
         return model.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    total, done = (1 + bool(concept) + len(directions) * len(strengths)) * len(sampling.prompt), 0
+    curves = 1 + bool(concept) + len(directions) * len(strengths)
+    total, done = curves * len(sampling.prompt) * sampling.count, 0
 
     def texts(strength: float, replace: Callable[[np.ndarray], np.ndarray], before: str = "") -> Texts:
         nonlocal done
         generated, probabilities, surprises, distinct = [], [], [], []
         for prompt in sampling.prompt:
             on_progress("steering", done, total)
-            done += 1
+            done += sampling.count
             prompt_T = tokens(before + prompt)
             first = first_position if sampling.positions == "all" else max(first_position, len(prompt_T))
             written = write_texts(
@@ -170,6 +171,7 @@ def compute_steering(
     if concept:
         plain[IN_PROMPT] = texts(0.0, unchanged, f"Let us talk about {concept}. ")
     steered = {name: tuple(texts(s, direction(s).replace) for s in strengths) for name, direction in directions.items()}
+    on_progress("steering", total, total)
     return Steered(mode, sampling.prompt, tuple(token_texts(model.tokenizer, watched)), plain, steered)
 
 

@@ -50,13 +50,13 @@ def extremes(measures: PopulationMeasures, measure: str, table: Table) -> str:
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     if means[most] == means[least]:
         return f"{words(measure)}: {table[most][measure]} for all families"
-    gap = difference(measures, measure, most, least)
-    if gap.low is not None and not gap.excludes_zero:
-        lowest, highest = table[least][measure], table[most][measure]
-        return f"{words(measure)}: no clear difference, from {lowest} for {least} to {highest} for {most}"
-    few = "" if gap.excludes_zero else " (no interval)"
-    highest = table[most][measure]
-    return f"{words(measure)}: highest for {most} ({highest}), lowest for {least}, a difference of {gap}{few}"
+    gap, pairs = difference(measures, measure, most, least), comb(len(table), 2)
+    ends = f"highest for {most} ({table[most][measure]}), lowest for {least} ({table[least][measure]})"
+    if gap.low is None:
+        return f"{words(measure)}: {ends}, a difference of {gap} (no interval)"
+    wider = f" (interval widened for {pairs} comparisons)" if pairs > 1 else ""
+    clear = "" if gap.excludes_zero else "no clear difference: "
+    return f"{words(measure)}: {clear}{ends}, a difference of {gap} over equal seeds{wider}"
 
 
 def words(measure: str) -> str:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from analysis.plots.theme import STYLE
-from analysis.ui.dashboard.state import Chosen, arguments, errors_shown, follow, run_at
+from analysis.ui.dashboard.state import Chosen, arguments, complete_member, errors_shown, follow, run_at
 from harvest.errors import InputError
 from sae_jax.best_member import best_of_results
 
@@ -27,6 +27,9 @@ with errors_shown():
     if not members:
         raise InputError(f"{path}: all its members failed in training: choose another run")
 best = best_of_results(run_at(path).members) or members[0]
+wrong = complete_member(run_at(path))
 st.session_state["chosen"] = Chosen(path, follow("member", members, st.sidebar, best))
 with errors_shown():
+    if wrong:
+        raise wrong
     page.run()

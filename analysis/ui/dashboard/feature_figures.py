@@ -37,14 +37,14 @@ def histogram(bars: tuple[np.ndarray, np.ndarray], x: str, counted: str, title: 
     return styled(chart.properties(width="container", height=HEIGHT), title, subtitle)
 
 
-def positions(share_P: np.ndarray) -> Any:
+def positions(share_P: np.ndarray, first: int) -> Any:
     """An Altair figure: the share of the rows at each position of a window on which the feature fires."""
-    rows = [{"position": number, "share": float(share)} for number, share in enumerate(share_P, 1)]
+    rows = [{"position": number, "share": float(share)} for number, share in enumerate(share_P, first)]
     marks = alt.Chart(alt.Data(values=rows)).mark_bar(color=BLUE).properties(width="container", height=HEIGHT)
     chart = marks.encode(
         x=alt.X(
             "position:O",
-            title="position in the window (1 is the first with a row)",
+            title=f"position in the window, from 0 ({first} is the first with a row)",
             axis=alt.Axis(labelAngle=0, labelOverlap=True),
         ),
         y=alt.Y("share:Q", title="share of rows", axis=alt.Axis(format=".2~%")),
@@ -75,13 +75,13 @@ def emergence(stages: list[Stage]) -> Any:
     return styled(chart, "When it emerged", f"dashed: recognizable from a cosine of {RECOGNIZABLE} on")
 
 
-def figures(features: Features, feature: int, stages: list[Stage]) -> Iterator[tuple[str, Any]]:
-    """(name, figure) of all figures for which the feature has data."""
+def figures(features: Features, feature: int, stages: list[Stage], first: int) -> Iterator[tuple[str, Any]]:
+    """(name, figure) of all figures for which the feature has data. `first` is the first position with a row."""
     activations, logits = features.activations(feature), features.logits(feature)
     if features.alive_F[feature]:
         firings = f"all {activations[0].sum():,} firings"
         yield "histogram", histogram(activations, "activation", "firings", "How strongly it fires", firings)
-        yield "positions", positions(features.position_FxP[feature])
+        yield "positions", positions(features.position_FxP[feature], first)
     tokens = f"its logit weight on each of {logits[0].sum():,} tokens"
     yield "logits", histogram(logits, "logit weight", "tokens", "What it does to the vocabulary", tokens)
     if len(stages) > 2:

@@ -75,6 +75,22 @@ def follow(name: str, options: list[str], container: Any, first: str | None = No
     return value
 
 
+def complete_member(run: FinishedRun) -> InputError | None:
+    """Replace a part of an id in the address by the id that it means. Returns the error if it means none or several.
+
+    That text is taken out of the address. It is no error if the user has just changed from a run that has the member.
+    """
+    asked = st.query_params.get("member")
+    try:
+        if asked is not None:
+            st.query_params["member"] = run.only(asked)
+    except InputError as error:
+        del st.query_params["member"]
+        earlier = st.session_state.get("chosen")
+        return error if earlier is None or Path(earlier.path) == run.path else None
+    return None
+
+
 def chosen() -> Chosen:
     """The run and the member that the user has chosen in app.py."""
     return st.session_state["chosen"]

@@ -1,23 +1,29 @@
-"""The output of find-feature as tables of at most 80 columns. Computes nothing."""
+"""The output of find-feature as tables that fit into the terminal. Computes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
+from analysis.ui.terminal.fitted import Fitted, Spare
+from analysis.ui.terminal.wording import counted
+
 if TYPE_CHECKING:
     from analysis.concepts.detectors import Detector, FindFeature, FoundFeature
     from analysis.concepts.search import FeatureDescription
 
-HEADERS = ("AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
+HEADERS = ("dictionary", "feature", "AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
+SPARE = Spare(("diff.", "dens.", "cov.", "prec.", "95%"), "the file of all numbers")
 LEGEND = """\
-order   by the AUROC on the passages that chose the features, which is not shown:
-        it is too high for the best of many
+feature its number; "means" is the difference in means at a hook as a detector
+order   by the AUROC on the passages that chose the features, which is not
+        shown: it is too high for the best of many
 AUROC   on passages that neither chose the feature nor set its threshold
-95%     interval of the AUROC (none if too few passages of the concept are scored)
+95%     interval of the AUROC (none if too few passages of the concept are
+        scored)
 w/o     AUROC without the tokens of the phrase itself; near 0.5, the feature
         detects the token, not the concept
 prec.   precision: share of the passages above the threshold with the concept
@@ -33,21 +39,27 @@ def found_table(
     features: Iterable[FoundFeature],
     densities: Mapping[tuple[str, int], float | None],
     baselines: Mapping[str, Detector],
-) -> Table:
+) -> Fitted:
     """A row for each feature, dim if it does not pass, and then a row for each baseline."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
-    table.add_column("dictionary", overflow="fold")
-    table.add_column("feature", justify="right", no_wrap=True)
-    for header in HEADERS:
-        table.add_column(header, justify="right", no_wrap=True)
+    rows: list[tuple[list[str], str]] = []
     for feature in features:
         density = densities.get((feature.member, feature.feature))
         last = ["-" if density is None else f"{density:.4f}", f"{feature.q_value:.2g}"]
-        cells = [f"#{feature.feature}", *detector_cells(feature.detector), *last]
-        table.add_row(Text(feature.member), *cells, style="" if feature.passes else "dim")
+        cells = [feature.member, str(feature.feature), *detector_cells(feature.detector), *last]
+        rows.append((cells, "" if feature.passes else "dim"))
     for name, detector in baselines.items():
-        table.add_row(Text(f"mean difference, {name}"), "", *detector_cells(detector), "", "")
-    return table
+        rows.append(([name, "means", *detector_cells(detector), "", ""], ""))
+
+    def draw(without: Collection[str]) -> Table:
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+        kept = [number for number, header in enumerate(HEADERS) if header not in without]
+        for number in kept:
+            table.add_column(HEADERS[number], justify="right" if number else "left", no_wrap=True)
+        for cells, style in rows:
+            table.add_row(*(Text(cells[number]) for number in kept), style=style)
+        return table
+
+    return Fitted(draw, SPARE)
 
 
 def detector_cells(detector: Detector) -> list[str]:
@@ -63,7 +75,7 @@ def detector_cells(detector: Detector) -> list[str]:
 
 def description_text(found: FoundFeature, description: FeatureDescription, contexts: int) -> Text:
     """The tokens that a feature promotes, and the contexts of its largest activations with the token marked."""
-    text = Text(f"#{found.feature} of {found.member}", style="bold")
+    text = Text(f"feature {found.feature} of {found.member}", style="bold")
     if found.detector.needs_phrase:
         text.append("\n  detects the token, not the concept", style="not bold yellow")
         text.append(f" (AUROC {found.detector.auroc_without_phrase:.2f} without the tokens of the phrase)", "not bold")
@@ -99,7 +111,7 @@ def search_summary(phrase: str, passages: dict[str, Any], result: FindFeature, f
         )
     if p["near_copies_left_out"]:
         lines.append(f"left out: {p['near_copies_left_out']} near-copies among the corpus's documents and passages")
-    tried = f"{sum(result.tried.values()):,} features in {len(result.tried)} dictionaries tried"
+    tried = f"{counted(sum(result.tried.values()), 'feature')} in {counted(len(result.tried), 'dictionary')} tried"
     rate = f"a false discovery rate of {fdr:g}"
     if passing:
         return [*lines, f"{tried}; {passing} of the {len(result.features)} best pass at {rate}"]

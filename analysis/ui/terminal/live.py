@@ -29,6 +29,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from analysis.ui.terminal.fitted import Spare
 from analysis.ui.terminal.pulse import Pulse, one_at_a_time
 from analysis.ui.terminal.screen import ID_COLUMNS, LOG_COLUMNS, Screen
 from analysis.ui.terminal.sparkline import LossCurve
@@ -119,10 +120,10 @@ class Terminal:
 
     @one_at_a_time
     def show(self, table: RenderableType) -> None:
-        """Print a finished table, as wide as the screen."""
+        """Print a finished table, as wide as the screen or wider if it must not be cut."""
         if not self._quiet:
             self._remove_life()
-            self._console.print(table)
+            self._console.print(table, crop=False)
             self.pulse.has_shown_news()
 
     @one_at_a_time
@@ -189,10 +190,10 @@ class Terminal:
             self._console.print(self._console.literal(f"results: {run_dir}"), soft_wrap=True)
 
     @one_at_a_time
-    def table(self, header: list[str], rows: list[list[str]]) -> None:
+    def table(self, header: list[str], rows: list[list[str]], spare: Spare | None = None) -> None:
         """Print a table whose rows have an id and numbers."""
         self.leave_phase()
-        self.show(self._console.table(header, rows))
+        self.show(self._console.table(header, rows, spare=spare))
 
     # Phases.
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.runs.undefined import why_undefined
+from analysis.ui.terminal.fitted import Spare
 from analysis.ui.terminal.sparkline import LossCurve
 from analysis.ui.terminal.wording import (
     basis_text,
@@ -35,6 +36,7 @@ LOG_COLUMNS = 160  # longest line of progress in a log
 CURVE_COLUMNS = 16  # ids are shortened before the curve gets narrower than this
 BEST = f"highest explained variance for its target L0, with an L0 within {L0_TOLERANCE:.0%} of it"
 ID_COLUMNS = 12  # the curve is shortened before the ids get narrower than this
+RESULTS_SPARE = Spare(("train", "sparsity", "dead", "loss (mse)"), "results.json")
 SOURCES = {"model": "model", "text": "dataset"}  # the key in results.json of each
 GAP = 2  # between columns
 LEAST_COLUMNS, LEAST_LINES = 40, 5  # on a narrower screen the lines wrap
@@ -93,40 +95,60 @@ class Screen(Console):
         curves: Sequence[LossCurve] | None = None,
         best: Collection[str] = (),
         short: Sequence[str] = (),
+        spare: Spare | None = None,
     ) -> Table:
         """A table with an id and numbers in each row. Ids get the width that numbers and curves leave free.
 
-        If that is too little, they are replaced by `short`, or by what distinguishes the rows.
+        If that is too little, `spare` columns are left out. If it still is, ids are replaced by `short`, or by what
+        distinguishes the rows. At last they are shortened, but never so far that two of them look the same.
         """
-        names = [self.literal(row[0]).plain for row in rows]
+        whole = [self.literal(row[0]).plain for row in rows]
         stars = [self._best if row[0] in best else "" for row in rows]
-        widths = [max(map(len, cells)) for cells in zip(*(row[1:] for row in [header, *rows]), strict=True)]
-        free = (columns or self.width) - sum(widths) - GAP * len(widths)
+        widths = {cells[0]: max(map(len, cells)) for cells in zip(*(row[1:] for row in [header, *rows]), strict=True)}
         least = CURVE_COLUMNS + GAP if curves is not None else 0
-        room = max(free - least, ID_COLUMNS)
-        if max(map(cell_len, map(add, names, stars))) > room:
-            names = list(short) or told_apart(names)
+
+        def free(without: Collection[str]) -> int:
+            kept = [width + GAP for name, width in widths.items() if name not in without]
+            return (columns or self.width) - sum(kept)
+
+        less = spare.choices if spare else [()]
+        choices = [(names, without) for names in (whole, list(short) or told_apart(whole)) for without in less]
+        names, left_out = next(
+            (
+                (names, without)
+                for names, without in choices
+                if max(map(cell_len, map(add, names, stars))) <= max(free(without) - least, ID_COLUMNS)
+            ),
+            choices[-1],
+        )
         ids = list(map(add, names, stars))
+        room = max(free(left_out) - least, ID_COLUMNS)
+        while len({self.shorten(member_id, room) for member_id in ids}) < len(set(ids)):
+            room += 1
         id_columns = min(max(map(cell_len, [header[0], *ids])), room)
-        curve_columns = free - id_columns - GAP
+        curve_columns = free(left_out) - id_columns - GAP
+        kept = [i for i, name in enumerate(header) if i and name not in left_out]
 
         table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="dim")
         table.add_column(header[0], width=id_columns, no_wrap=True)
-        for name, width in zip(header[1:], widths, strict=True):
-            table.add_column(name, width=width, justify="right", no_wrap=True)
+        for i in kept:
+            table.add_column(header[i], width=widths[header[i]], justify="right", no_wrap=True)
         if curves is not None and curve_columns >= len("loss"):
             table.add_column("loss so far" if curve_columns >= 11 else "loss", width=curve_columns, no_wrap=True)
         for i, (member_id, row) in enumerate(zip(ids, rows, strict=True)):
-            cells = [Text(self.shorten(member_id, id_columns)), *map(Text, row[1:])]
+            cells = [Text(self.shorten(member_id, id_columns)), *(Text(row[number]) for number in kept)]
             if len(table.columns) > len(cells) and curves is not None:
                 cells.append(Text(curves[i].draw(curve_columns, self._levels, self._no_level), style="cyan"))
             bad = any(cell in ("nan", "inf", "-inf", "failed") for cell in row[1:])
             table.add_row(*cells, style="red" if bad else "")
+        if spare and left_out:
+            table.caption, table.caption_justify = spare.note(left_out), "left"
         return table
 
     def results_table(self, members: list[dict[str, Any]], columns: int) -> Table:
         header, rows = results_cells(members)
-        return self.table(header, rows, columns, best=best_members_of_results({member_name(m): m for m in members}))
+        best = best_members_of_results({member_name(m): m for m in members})
+        return self.table(header, rows, columns, best=best, spare=RESULTS_SPARE)
 
     def results_box(self, results: dict[str, Any], run_dir: str) -> Table:
         """The box EXPERIMENT RESULTS from the content of results.json."""
@@ -161,8 +183,8 @@ class Screen(Console):
 
     def _pairs(self, pairs: list[tuple[str, str]], columns: int, style: str = "") -> Table:
         table = Table.grid(padding=(0, GAP))
-        table.add_column(style="dim", no_wrap=True)
+        table.add_column(style="dim", overflow="fold", max_width=columns // 2)
         table.add_column(style=style, overflow="fold")
         for name, value in pairs:
-            table.add_row(Text(self.shorten(self.literal(name).plain, columns // 2)), self.literal(value))
+            table.add_row(self.literal(name), self.literal(value))
         return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.interventions.steering import UNSTEERED
-from analysis.ui.terminal.wording import counted, duration_text, number_cells, share_text
+from analysis.ui.terminal.fitted import Fitted, Spare
+from analysis.ui.terminal.wording import counted, duration_text, number_cells, share_text, signed
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from analysis.stats import Estimate
     from sae_jax.cost import Plan
     from sae_jax.presets import Preset
+
+RUN_HEADS = ("state", "date", "members", "best expl. var.", "model and site")
+EVALUATION_SPARE = Spare(("CE clean", "KL rec.", "dead", "CE"), "--json")
 
 
 def preset_table(presets: dict[str, Preset]) -> Table:
@@ -86,7 +91,12 @@ def frontier_table(frontier: Frontier) -> Group:
             spread_text(point.metrics.get(name), digits) for name, digits in (("l0", 1), *((m, 3) for m in metrics))
         ]
         tables[point.panel].add_row(point.kind, f"{point.asked:g}", str(len(point.seeds)), *cells)
-    return Group(*(part for panel, table in tables.items() for part in (Text(panel, style="dim"), table)))
+    spreads = [spread for point in frontier.points for spread in point.metrics.values()]
+    legend = "means over seeds, in parentheses their standard deviations"
+    if all(spread.deviation is None for spread in spreads):
+        legend = "one seed for each point"
+    parts = [part for panel, table in tables.items() for part in (Text(panel, style="dim"), table)]
+    return Group(*parts, Text(legend, style="dim"))
 
 
 def spread_text(spread: Spread | None, digits: int) -> str:
@@ -170,7 +180,7 @@ def steered_measures_table(steered: Steered) -> Table:
             name,
             strength,
             f"{texts.probability:.5f}",
-            f"{change:+.5f}",
+            signed(change, 5),
             f"{texts.perplexity:.1f}",
             f"{texts.distinct:.0%}",
         )
@@ -190,24 +200,31 @@ def attribution_table(attribution: Attribution, tokens: list[str]) -> Table:
         table.add_column(head, justify="right")
     table.add_column("token", overflow="fold")
     for effect in attribution.effects:
-        numbers = (f"{effect.attribution:+.4f}", f"{effect.ablation:+.4f}", f"{effect.value:.2f}")
+        numbers = (signed(effect.attribution, 4), signed(effect.ablation, 4), f"{effect.value:.2f}")
         table.add_row(str(effect.feature), *numbers, str(effect.position), Text(repr(tokens[effect.position])))
     return table
 
 
-def runs_table(runs: list[dict[str, Any]]) -> Table:
+def runs_table(runs: list[dict[str, Any]]) -> Fitted:
     """A row for each run of `runs_in`."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("run", overflow="fold")
-    for head in ("state", "date"):
-        table.add_column(head, no_wrap=True)
-    table.add_column("members", justify="right")
-    table.add_column("best\nexpl. var.", justify="right", no_wrap=True)
-    table.add_column("model and site", overflow="fold")
-    for run in runs:
-        variance = run.get("explained_variance")
-        sites = [name.replace("blocks.", "layer ").replace(".hook_", " ") for name in run.get("sites", [])]
-        where = f"{Path(run['model']).name}, {', '.join(sites)}" if sites else ""
-        cells = [run["state"], run["date"].replace("T", " "), str(run.get("members", ""))]
-        table.add_row(Text(run["name"]), *cells, share_text(variance), Text(where))
-    return table
+
+    def draw(without: Collection[str]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("run", no_wrap=True)
+        rows = [run_cells(run) for run in runs]
+        for head in (head for head in RUN_HEADS if head not in without):
+            is_number = head in ("members", "best expl. var.")
+            words = head.replace(" ", "\n", 1) if is_number else head
+            table.add_column(words, no_wrap=head != "model and site", justify="right" if is_number else "left")
+        for run, cells in zip(runs, rows, strict=True):
+            table.add_row(Text(run["name"]), *(Text(cells[h]) for h in RUN_HEADS if h not in without))
+        return table
+
+    return Fitted(draw, Spare(("model and site", "members", "date"), "--json"))
+
+
+def run_cells(run: dict[str, Any]) -> dict[str, str]:
+    sites = [name.replace("blocks.", "layer ").replace(".hook_", " ") for name in run.get("sites", [])]
+    where = f"{Path(run['model']).name}, {', '.join(sites)}" if sites else ""
+    texts = (run["state"], run["date"].replace("T", " "), str(run.get("members", "")))
+    return dict(zip(RUN_HEADS, (*texts, share_text(run.get("explained_variance")), where), strict=True))

@@ -48,6 +48,11 @@ def percent_text(share: float, digits: int) -> str:
     return f"{100 * share:.{digits}f}%" if math.isfinite(share) else "nan"
 
 
+def signed(value: float, digits: int) -> str:
+    """The value with its sign, or without one if it is rounded to 0."""
+    return f"{value:+.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
+
+
 def share_text(value: float | None, interval: list | None = None) -> str:
     """A share with three digits, and its interval in parentheses; a dash if the share is None."""
     if value is None:

@@ -176,6 +176,7 @@ def test_a_finished_run_is_shown_as_it_was_at_its_end(cache, tmp_path):
     for member in results:
         (row,) = (line for line in shown.stdout.splitlines() if line.startswith(f"║ {member['id']} "))
         assert f"{member['metrics']['explained_variance']:.3f}" in row
+    assert "means over the seeds" not in shown.stdout, "one seed of each kind"
     assert "a relu  b jump_relu  c topk" in shown.stdout and "no analyses yet" in shown.stdout
     assert f"not run yet: python main.py study {run}\n" in shown.stdout
     (run / "analysis").mkdir()

@@ -190,6 +190,7 @@ def test_a_point_with_an_l0_of_0_is_reported_and_the_others_are_drawn(run, tmp_p
     silent = changed(run, tmp_path / "run", silence)
     assert main.run_as_command(["frontier", str(silent)]) == 0
     table, drawn = capsys.readouterr().out, frontier_chart(compute_frontier(silent)).to_dict()
+    assert "means over seeds, in parentheses their standard deviations\n" in table
     assert ["relu", "4", "2", "0.0", "(0.0)"] in [line.split()[:5] for line in table.splitlines()]
     assert "not drawn: 1 at L0 0, where no feature fires" in drawn["title"]["subtitle"]
     assert [len(chart["data"]["values"]) for chart in drawn["hconcat"]] == [3, 3]

@@ -229,12 +229,16 @@ def test_from_a_phrase_to_the_table(run, capsys, tmp_path):
     assert found["passages"]["of_which_examples"] == 2 and found["passages"]["concept"] > 25
     scored = [found["passages"][f"scored_concept{what}"] for what in ("", "_not_trained_on")]
     assert scored[0] / 2 < scored[1] <= scored[0]  # the 90 windows come from few of the documents
-    assert found["settings"]["seed"] == 0 and "Best feature of each dictionary" in out and "mean difference" in out
+    assert found["settings"]["seed"] == 0 and "Best feature of each dictionary" in out and " means " in out
     passing = [of for of in found["features"] if of["passes"]]
     assert passing and out.count("promotes") == len(passing)
     assert all(len(of["promoted"]) == 10 and of["contexts"][0]["token"] for of in passing)
     best = found["features"][0]
-    assert f"{best['detector']['auroc']:.3f}" in out and f"#{best['feature']}" in out and 0 < best["density"] < 1
+    assert (
+        f"{best['detector']['auroc']:.3f}" in out
+        and f"feature {best['feature']} of {best['member']}\n" in out
+        and 0 < best["density"] < 1
+    )
     query = f"run={path.name}&member={passing[0]['member']}&feature={passing[0]['feature']}"
     assert f"dashboard {path}\nthen open http://127.0.0.1:8501/feature?{query}\n" in out
 
@@ -248,7 +252,8 @@ def test_the_table_fits_into_80_columns_and_a_description_marks_the_token(rng):
     mark = SimpleNamespace(before="over the\nGolden", token=" Gate", after=" Bridge")
     console.print(description_text(result.features[0], FeatureDescription([" Bridge"], [mark] * 3), contexts=1))
     text = console.export_text()
-    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text and f"feature 1 of {member}" in text
+    assert text.count(f"{member} ") == len(result.features) and "left out: diff.; a wider terminal" in text
     assert "over the Golden[ Gate] Bridge" in text and "' Bridge'" in text and text.count("Gate") == 1
 
 

@@ -274,8 +274,11 @@ def test_only_fields_with_few_different_texts_are_labels(tmp_path, monkeypatch):
 
 def test_windows_with_one_position_have_no_position_labels():
     tokenizer = LanguageModel.load(str(BUNDLED_MODEL)).tokenizer
-    assert list(labels_module.labels_of("t.txt", tokenizer, 1)) == ["token class"]
-    assert labels_module.labels_of("t.txt", tokenizer, 2)["position"].codes.tolist() == [0, 1]
+    assert list(labels_module.labels_of("t.txt", tokenizer, 1, 1)) == ["token class"]
+    two = labels_module.labels_of("t.txt", tokenizer, 2, 1)["position"]
+    assert two.codes.tolist() == [0, 1] and two.names == ["1", "2"], "as in the window, whose position 0 has no row"
+    names = labels_module.labels_of("t.txt", tokenizer, 19, 1)["position"].names
+    assert len(names) == 16 and names[0] == "1 to 2" and names[-1] == "19"
 
 
 # Specialization.

@@ -89,6 +89,7 @@ def test_integrated_attributions_add_up_to_what_the_features_give(model, prompt_
     f_TxF[0] = 0
     without = output.values(np.stack([x_TxD, x_TxD - f_TxF @ np.asarray(sae.W_dec[...])]))
     assert found.features_give == pytest.approx(without[0] - without[1], abs=2e-3)
+    assert found.without_features == pytest.approx(without[1], abs=1e-3)
     assert found.output == pytest.approx(without[0], abs=1e-3)
 
 
@@ -138,11 +139,15 @@ def test_the_command(tmp_path_factory, tmp_path, capsys):
             patch.setenv(name, value)
         assert main.run_as_command([*argv, "--quiet", "--ce-windows", "0"]) == 0
     member = sorted(p.name for p in (path / "members").iterdir())[0]
-    asked = [str(path), "--prompt", "The ships lay in the", "--member", member]
+    asked = [str(path), "--prompt", "The ships lay in the", "--member", "s0"]
     attribute.run([*asked, "--target", " sea", "--top", "5", "--json", str(tmp_path / "a.json")])
     out, found = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text())
     assert len(found["effects"]) == 5 and found["prompt"][-1] == " the" and found["method"] == "path"
     assert all(f"{effect['ablation']:+.4f}" in out for effect in found["effects"])
+    assert f"--member s0: {member}\n" in out and found["member"] == member
+    together = found["output"] - found["without_features"]
+    assert f"measured: {found['output']:.3f} = {found['without_features']:.3f} with all {found['active']} " in out
+    assert f"{together:+.3f} that they add together" in out
     assert f"{found['correlation']:.3f}" in out and "logit of ' sea' minus mean logit" in out
     for argv, message in (
         ([*asked, "--target", " volcano"], "must be one token, but this model's tokenizer splits it into ' v"),

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import main
 from analysis.cli import steer
 from analysis.interventions import steering
+from analysis.interventions.experiment import Experiment
 from analysis.interventions.steering import Sampling, Steered, Texts, compute_steering, directions_for
 from harvest.errors import InputError
 from harvest.interventions.steering import Change, changing, draw, surprise, write_texts
@@ -224,6 +225,27 @@ def test_the_best_strength_is_the_strongest_fluent_one():
     assert steered.best("a").strength == 2 and steered.best("b") is None
 
 
+def test_the_verdict_compares_the_best_strengths_of_another_seed():
+    def steered(plain: float, **directions: float) -> Steered:
+        def texts(strength: float, probability: float) -> Texts:
+            return Texts(strength, (("",),), probability, 10.0, 0.8)
+
+        curves = {name: (texts(1, probability),) for name, probability in directions.items()}
+        return Steered("add", ("p", "q"), (), {"unsteered": texts(0, plain)}, curves)
+
+    def verdict(first: Steered, **again: float) -> str:
+        rerun = {name: steered(0.1, **{name: probability}) for name, probability in again.items()}
+        return Experiment(None, "m", 5, 1.0, None, Sampling(), first, rerun).verdict()
+
+    first = steered(0.1, feature=0.3, random=0.2, means=0.05)
+    assert verdict(first, feature=0.25, random=0.4) == (
+        "verdict: feature (probability 0.25000 at its best strength, 0.10000 unsteered) does not beat the random "
+        "(0.40000) and beats the means (no gain); means of 8 texts each, without intervals"
+    )
+    assert "feature does not steer: probability 0.09000" in verdict(first, feature=0.09, random=0.2)
+    assert "no best strength" in verdict(steered(0.1, feature=0.1, random=0.2), random=0.2)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     cache = shared_cache(tmp_path_factory)
@@ -250,6 +272,7 @@ def test_from_a_concept_to_tables_figure_and_json(run, capsys, tmp_path):
     assert set(found["plain"]) == {"unsteered", "named in the prompt"}
     for curve in found["directions"].values():
         assert curve[0] == found["plain"]["unsteered"] and curve[1]["texts"] != curve[0]["texts"]
+    assert f"\nverdict: feature {found['feature']} " in out
     assert f"{found['directions']['difference in means'][1]['probability']:.5f}" in out and "best strength of" in out
     assert (path / "figures" / f"steer-{member}-{found['feature']}.png").stat().st_size > 10_000
 

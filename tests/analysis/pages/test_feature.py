@@ -146,7 +146,7 @@ def test_the_page_agrees_with_the_comparison_and_the_snapshots(run, cache, compa
         cosine_F = snapshots[stage.step].direction @ final_D
         assert (stage.best, stage.own) == pytest.approx((cosine_F.max(), cosine_F[feature]), abs=1e-5)
     assert page.stages[-1].own == pytest.approx(1, abs=1e-3)
-    assert dict(feature_figures.figures(of, feature, page.stages)).keys() == {
+    assert dict(feature_figures.figures(of, feature, page.stages, 1)).keys() == {
         "histogram",
         "positions",
         "logits",
@@ -158,7 +158,7 @@ def test_figures_contain_the_data_of_the_page(run, cache):
     name = next(iter(run.members))
     features = saved(run, name)
     feature = frequent(features)
-    drawn = {of: figure.to_dict()["data"]["values"] for of, figure in feature_figures.figures(features, feature, [])}
+    drawn = {of: figure.to_dict()["data"]["values"] for of, figure in feature_figures.figures(features, feature, [], 1)}
     store = run.store(run.site(name), cache)
     raw_NxD = np.concatenate([split.read(0, len(split)) for split in (store.train, store.held_out)])
     f_N = np.asarray(run.dictionary(name).sae.encode(raw_NxD.astype(np.float32)))[:, feature]

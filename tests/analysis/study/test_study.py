@@ -160,7 +160,8 @@ def test_the_answer_on_frequency_is_about_the_run_and_not_its_control():
 
 def test_a_difference_that_may_be_chance_is_no_difference():
     answer = interpretability(two_families([0.70, 0.74, 0.72], [0.73, 0.71, 0.73]), None).answer
-    assert "probe on one feature (chance: 0.5): no clear difference, from" in answer
+    assert "probe on one feature (chance: 0.5): no clear difference: highest for" in answer
+    assert ", a difference of 0.00 [-0.07, 0.08] over equal seeds;" in answer, "the interval that decides it"
     answer = interpretability(two_families([0.90, 0.91, 0.92], [0.60, 0.61, 0.62]), None).answer
     assert "probe on one feature (chance: 0.5): highest for" in answer and "a difference of 0.3" in answer
 

@@ -31,6 +31,7 @@ from harvest.model.tokenizer import load_tokenizer
 from harvest.sources import BUNDLED_CORPUS
 from harvest.text.documents import documents
 from sae_jax.best_member import best_of_results
+from sae_jax.lookup import told_apart
 
 HOSTILE = "<script>window.ran=1</script> <img src=x onerror=window.ran=1> *loud* $x$ :smile: [a](http://evil.test/) "
 
@@ -174,7 +175,16 @@ def test_a_link_to_a_missing_feature_shows_an_error(run, cache, page, asked):
 
 
 def test_a_link_to_a_missing_member_shows_an_error(run, cache):
-    assert "there is no such member" in app(run, cache, member="nobody").error[0].value
+    at = app(run, cache, member="nobody")
+    assert "nobody is not in" in at.error[0].value.replace("\\", "") and not at.dataframe, "no other member is shown"
+
+
+def test_a_link_with_a_part_of_an_id_opens_the_member_that_it_means(run, cache):
+    for name in run.members:
+        part = told_apart(list(run.members))[list(run.members).index(name)]
+        at = app(run, cache, "features", member=part)
+        assert part != name and at.selectbox(key="member").value == at.query_params["member"] == name and not at.error
+    assert "is in several ids" in app(run, cache, "features", member="8").error[0].value
 
 
 def test_ablation_is_computed_when_asked_for(run, cache):
@@ -200,7 +210,7 @@ def test_a_concept_is_found(run, cache):
     at.button[0].click().run()
     assert not at.exception
     assert not at.error, at.error[0].value
-    assert set(at.dataframe[0].value.columns) >= {"feature", "AUROC", "q", "passes"}
+    assert set(at.dataframe[0].value.columns) >= {"feature", "AUROC", "w/o", "q", "passes"}
 
 
 def test_steering_shows_before_and_after(run, cache):

@@ -24,8 +24,9 @@ from command_line import ROOT
 
 from analysis.ui.terminal.live import LINE_SECONDS, Terminal
 from analysis.ui.terminal.pulse import SILENT_SECONDS
-from analysis.ui.terminal.screen import LOG_COLUMNS
+from analysis.ui.terminal.screen import LOG_COLUMNS, Screen
 from analysis.ui.terminal.sparkline import CURVE_POINTS, LossCurve
+from analysis.ui.terminal.tables import runs_table
 from harvest.request import Site
 from sae_jax.config import TrainConfig
 from sae_jax.lookup import told_apart
@@ -221,7 +222,7 @@ def test_twenty_four_members(columns):
     assert max(map(len, lines)) <= columns
     box = [line for line in lines if line.startswith("║")]
     for seed in range(24):
-        assert sum(bool(re.search(rf"seed{seed} .*87\.34%", line)) for line in box) == 1
+        assert sum(bool(re.search(rf"seed{seed} .* 0\.812 ", line)) for line in box) == 1
         assert sum(bool(re.search(rf"^\S+seed{seed} ", line)) for line in lines) == 1  # the last frame has all
 
 
@@ -291,18 +292,45 @@ def best_of_many() -> None:
     os._exit(0)
 
 
-def test_narrow_ids_keep_the_parts_that_differ():
-    ids = [
-        f"{kind}-f4608-{asked}-lr1e-3-s{seed}" for kind in ACTIVATIONS for asked in ("l16", "l64") for seed in (0, 1)
-    ]
+def results_lines(ids: list[str], columns: int, best: int = 0) -> list[str]:
     found = results(ids)
-    found["members"][4]["metrics"] = {**found["members"][4]["metrics"], "explained_variance": 0.99}
+    found["members"][best]["metrics"] = {**found["members"][best]["metrics"], "explained_variance": 0.99}
     stream = io.StringIO()
     terminal = Terminal(stream=stream)
-    terminal.show(terminal._console.results_table(found["members"], 76))
-    cells = [line.split("  ")[0] for line in stream.getvalue().splitlines()[1:]]
-    assert len(set(cells)) == len(ids) and cells[0] == "relu-l16-s0" and max(map(len, cells)) <= 24
-    assert [cell for cell in cells if "★" in cell] == [cells[4]]
+    terminal.show(terminal._console.results_table(found["members"], columns))
+    return stream.getvalue().splitlines()
+
+
+def test_columns_are_left_out_before_ids_are_shortened():
+    ids = [
+        f"{kind}-f4608-{asked}-lr1e-3-s{seed}" for asked in ("l16", "l64") for seed in (0, 1) for kind in ACTIVATIONS
+    ]
+    head, *rows, note = results_lines(ids, 76, best=4)
+    assert [row.split()[0] for row in rows] == ids and rows[4].startswith(f"{ids[4]} ★ ")
+    assert "train" not in head and "L0 (target)" in head
+    assert note.strip() == "left out: train, sparsity; a wider terminal or results.json has them"
+    assert not results_lines(ids, 160)[-1].startswith("left out")
+
+    _, *rows, _ = results_lines([name.replace("f4608", "f4608" * 9) for name in ids], 76, best=4)
+    cells = [row.split("  ")[0] for row in rows]
+    assert cells[0] == "relu-l16-s0" and cells[4] == "jump_relu-l16-s1 ★" and len(set(cells)) == len(ids)
+
+
+def test_members_that_differ_never_look_the_same():
+    ids = [f"jump_relu_topk{'x' * 20}{number}{'x' * 20}" for number in range(3)]  # the ends and the parts are equal
+    cells = {row.split("  ")[0] for row in results_lines(ids, 40) if row.startswith("jump")}
+    assert len(cells) == 3
+
+
+@pytest.mark.parametrize("columns", [80, 30])
+def test_the_name_of_a_run_is_on_one_line(columns):
+    name = "a-run-with-a-long-name-" + "x" * 30
+    run = {"name": name, "state": "finished", "date": "2026-11-29T06:51", "members": 9, "explained_variance": 0.8}
+    stream = io.StringIO()
+    console = Screen(stream, redraws=False)
+    console.print(runs_table([run | {"model": "gpt2", "sites": ["blocks.2.hook_mlp_out"]}]), width=columns, crop=False)
+    (row,) = (line for line in stream.getvalue().splitlines() if name in line)
+    assert row.split() == [name, "finished", "0.800"] and "members, date" in stream.getvalue()
 
 
 def test_the_star_is_explained_in_the_box():

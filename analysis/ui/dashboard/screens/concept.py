@@ -8,6 +8,8 @@ from analysis.ui.dashboard import state
 from analysis.ui.dashboard.state import chosen, errors_shown, escaped, go, without_flags
 from analysis.ui.terminal.detectors import search_summary
 
+FORMATS = {"w/o": "%.2f", "precision": "%.2f", "coverage": "%.2f", "q": "%.2g"}
+
 choice = chosen()
 
 
@@ -55,16 +57,20 @@ rows = [
         "member": feature.member,
         "AUROC": round(feature.detector.auroc, 3),
         "95%": "{:.2f} to {:.2f}".format(*feature.detector.auroc_interval) if feature.detector.auroc_interval else None,
+        "w/o": feature.detector.auroc_without_phrase,
+        "": "detects the token, not the concept" if feature.detector.needs_phrase else "",
         "precision": feature.detector.precision,
         "coverage": feature.detector.coverage,
         "q": feature.q_value,
         "passes": feature.passes,
     }
-    for feature in sorted(result.features, key=lambda feature: (not feature.passes, -feature.detector.auroc))
+    for feature in result.features
 ]
 st.caption(
     "Click a row to open the feature. The 95% interval of the AUROC needs at least "
-    f"{FEWEST_SCORED} scored passages of the concept."
+    f"{FEWEST_SCORED} scored passages of the concept. w/o: the AUROC without the tokens of the phrase itself; near "
+    "0.5, the feature detects the token, not the concept. The order is by the AUROC on the passages that chose the "
+    "features, which is not shown: it is too high for the best of many."
 )
-if row := state.clicked_row(rows, "found", {"precision": "%.2f", "coverage": "%.2f", "q": "%.2g"}):
+if row := state.clicked_row(rows, "found", FORMATS):
     go("feature", feature=row["feature"], member=row["member"])

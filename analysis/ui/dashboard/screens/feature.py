@@ -216,7 +216,7 @@ left.subheader("Promotes")
 left.html(bars(page.promoted[:10]))
 right.subheader("Suppresses")
 right.html(bars(page.suppressed[:10]))
-drawn = list(feature_figures.figures(features, number, page.stages))
+drawn = list(feature_figures.figures(features, number, page.stages, choice.run.first_position))
 for pair in (drawn[:2], drawn[2:]):
     for column, (_, figure) in zip(st.columns(2), pair, strict=False):
         state.draw(figure, column)
