@@ -65,7 +65,9 @@ def refuse_conflicts(request: HarvestRequest, config: TrainConfig, options: RunO
     used = set().union(*map(flags_of_kind, config.activation))
     for name in (named(field) for field in FLAGS_OF_SOME_KINDS if field not in used):
         if name in given and not config.members:
-            raise InputError(f"{name} has no effect on --activation {' '.join(config.activation)}: leave it out")
+            instead = {"--k": "--target-l0", "--target-l0": "--k"}.get(name)
+            fix = f"give {instead}, or leave it out" if instead else "leave it out"
+            raise InputError(f"{name} has no effect on --activation {' '.join(config.activation)}: {fix}")
     if {"--target-l0", "--sparsity"} <= given:
         raise InputError("--target-l0 steers to an L0, --sparsity fixes the coefficient: give only one of them")
     if not options.use_wandb and (idle := [name for name in WANDB_FLAGS if name in given]):

@@ -33,6 +33,7 @@ ELSEWHERE = {  # settings by their names in SAELens and dictionary_learning
     "lr_warm_up_steps": "warmup",
     "n_eval_batches": "ce_windows",
     "output_path": "run_dir",
+    "prepend_bos": "bos",
     "resume_from_checkpoint": "resume",
     "save_dir": "run_dir",
     "train_batch_size_tokens": "batch_size",
@@ -42,6 +43,7 @@ KINDS_ELSEWHERE = {"standard": "relu", "matryoshka_batchtopk": "matryoshka"}  # 
 WITH_VALUES = {  # flags with their values as in SAELens, and ours for both
     r"--hook-name blocks\.(\d+)\.hook_(\w+)": r"--layer \1 --hook \2",
     r"--normalize-activations expected_average_only_in": "--normalization mean_norm",
+    r"--normalize-activations none": "--normalization none",
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from harvest.errors import InputError
-from harvest.flags import named
+from harvest.flags import named, nearest
 from harvest.request import HarvestRequest
 from harvest.sources import Source, resolve
 from sae_jax.config import TrainConfig
@@ -120,7 +120,8 @@ PRESETS = {
 def preset_named(name: str) -> Preset:
     """The preset of this name. Raises InputError, with all names, for an unknown one."""
     if name not in PRESETS:
-        raise InputError(f"--preset {name}: must be one of {', '.join(PRESETS)} (or list, which describes them)")
+        known = f"must be one of {', '.join(PRESETS)} (or list, which describes them)"
+        raise InputError(f"--preset {name}: {known}{nearest(name, PRESETS)}")
     return PRESETS[name]
 
 

@@ -14,6 +14,7 @@ results.json     written last: a run that has it is finished
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -79,8 +80,27 @@ def run_of(member: Path) -> Path | None:
 
 
 def refuse_unfinished(run: Path) -> None:
-    if not (run / "results.json").exists():
-        raise InputError(f"{run} is not finished: its training command with --resume finishes it")
+    """Raise InputError for a run without results."""
+    if (run / "results.json").exists():
+        return
+    if is_being_trained(run):
+        raise InputError(f"{run} is still being trained by another process: wait until that has finished")
+    raise InputError(f"{run} is not finished: its training command with --resume finishes it")
+
+
+def is_being_trained(run: Path) -> bool:
+    """Whether another process holds the lock of a run. Nothing is written to find out.
+
+    The lock is taken as a shared one for an instant. A training that starts in that instant waits for it.
+    """
+    if not (run / LOCK).exists():
+        return False
+    with open(run / LOCK, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def meant(asked: dict) -> dict:

@@ -41,11 +41,12 @@ def run(argv: list[str]) -> None:
         if not frontier.has_curve:
             if options.to:
                 raise InputError(
-                    f"--to {to}: there is no figure to write, because no kind has results at two or more sparsities: "
-                    "train with --target-l0 16 32 or --k 16 32, or leave --to out"
+                    f"--to {to}: there is no figure to write, because no kind has results at two or more sparsities "
+                    "with otherwise equal settings: train with --target-l0 16 32 or --k 16 32, or leave --to out"
                 )
             terminal.say(
-                "no figure: it needs one kind at two or more sparsities, trained with --target-l0 16 32 or --k 16 32"
+                "no figure: it needs one kind at two or more sparsities with otherwise equal settings, trained with "
+                "--target-l0 16 32 or --k 16 32"
             )
         elif options.to or can_be_kept(to, terminal.say):
             write_frontier(frontier, to / "analysis")

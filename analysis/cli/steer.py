@@ -172,5 +172,6 @@ def report_best(experiment: Experiment, terminal: Terminal) -> None:
         probability = steered.plain[IN_PROMPT].probability
         terminal.say(f"probability without steering, with the concept named in the prompt: {probability:.5f}")
     if can_be_kept(run, terminal.say):
+        terminal.begin("drawing the figure")
         stem = run / "figures" / f"steer-{experiment.member}-{experiment.feature}"
         terminal.say(f"figure: {', '.join(map(str, save(steering_chart(steered), stem)))}")

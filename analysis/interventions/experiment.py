@@ -62,7 +62,8 @@ class Experiment:
             beats = "beats" if best.probability > beside[1].probability else "does not beat"
             parts.append(f"{beats} the {other} ({beside[1].probability:.5f})")
         texts = len(self.steered.prompts) * self.sampling.count
-        return f"verdict: {feature} ({numbers}) {' and '.join(parts)}; means of {texts} texts each, without intervals"
+        sample = f"{texts} {'new ' if self.rerun else ''}text{'s' if texts > 1 else ''}"  # new: with another seed
+        return f"verdict on {sample} for each direction, without intervals: {feature} ({numbers}) {' and '.join(parts)}"
 
     def record(self, output_scores: Mapping[int, float]) -> dict[str, Any]:
         """The content of the file of `steer --json`; `output_scores` are those of the tried features."""

@@ -31,7 +31,11 @@ def steering_chart(steered: Steered) -> Any:
             color=alt.Color("direction:N", scale=colours, title=None),
             shape=alt.Shape("direction:N", scale=alt.Scale(domain=list(steered.directions)), title=None),
         )
-        rule = alt.Chart(alt.Data(values=[{name: unsteered}])).mark_rule(strokeDash=[4, 3]).encode(y=f"{name}:Q")
+        rule = (
+            alt.Chart(alt.Data(values=[{name: unsteered}]))
+            .mark_rule(strokeDash=[4, 3], color="#555555")
+            .encode(y=f"{name}:Q")
+        )
         charts.append(alt.layer(rule, base.mark_line(), base.mark_point(filled=True, size=60)).properties(width=300))
     subtitle = (
         f"prompts: {len(steered.prompts)}; dashed: unsteered; "

@@ -19,7 +19,14 @@ from harvest.sources import model_fingerprint, name_of, place_of
 from sae_jax.config import SPARSITY_CONTROLS
 from sae_jax.lookup import chosen_members, only_member
 from sae_jax.members import Member, member_id
-from sae_jax.run_directory import METRICS_FILE, WITHOUT_LINE, WRITTEN_AGAIN, RunDirectory, refuse_links
+from sae_jax.run_directory import (
+    METRICS_FILE,
+    WITHOUT_LINE,
+    WRITTEN_AGAIN,
+    RunDirectory,
+    refuse_links,
+    refuse_unfinished,
+)
 
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel
@@ -241,8 +248,8 @@ def refuse_no_run(path: Path) -> None:
 def read_record(run: Path, name: str) -> dict[str, Any]:
     """The content of one of a run's JSON files. Raises InputError if it is missing, damaged or of the wrong form."""
     path = run / name
-    if not path.exists():
-        raise InputError(f"{run} has no {name}: its training command with --resume finishes it")
+    if name == "results.json":
+        refuse_unfinished(run)
     from sae_jax.shapes import read_shaped  # imported here, because importing pydantic is slow
 
     return read_shaped(path, WRITTEN_AGAIN if name == "results.json" else TRAIN_AGAIN)

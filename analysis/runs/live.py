@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs.finished import read_record, refuse_no_run
-from sae_jax.run_directory import LOCK, METRICS_FILE, RunDirectory
+from sae_jax.run_directory import METRICS_FILE, RunDirectory, is_being_trained
 from sae_jax.shapes import MetricsLine, check, read_as
 from sae_jax.training.progress import Progress
 
@@ -37,19 +36,7 @@ class LiveRun:
 
     @property
     def being_trained(self) -> bool:
-        """Whether another process holds the lock of the run directory. Nothing is written to find out.
-
-        The lock is taken as a shared one for an instant. A training that starts in that instant waits for it.
-        """
-        path = self.run.path / LOCK
-        if not path.exists():
-            return False
-        with open(path, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return is_being_trained(self.run.path)
 
     def lines(self) -> list[dict[str, Any]]:
         path, advice = self.run.path / METRICS_FILE, "run the training command with --resume to write it again"

@@ -86,7 +86,7 @@ def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, ca
         ({"d_sae": 48}, "train_population has no setting d_sae: did you mean hidden_dim"),
         ({"hook_point": 1}, "no setting hook_point: give one of model_name, .*, hook, .*, run_dir, "),
         ({"preset": "res-jb"}, "only the command line .--preset.: `python main.py --preset NAME --dry-run` shows"),
-        ({"k": 8}, "--k has no effect on --activation relu: leave it out"),
+        ({"k": 8}, "--k has no effect on --activation relu: give --target-l0, or leave it out"),
         ({"resume": True, "force": True}, "--resume continues the run, --force starts over: give only one"),
         ({"batch_size": 10**6}, "--batch-size 1000000 is larger than the 171,000 training rows"),
         ({"activation": ["relu", "tokp"]}, "--activation tokp: must be one of"),

@@ -70,7 +70,11 @@ def emergence(stages: list[Stage]) -> Any:
         .legend(orient="bottom", columns=1),
         tooltip=["row:N", "step:Q", alt.Tooltip("cosine:Q", format=".3f")],
     )
-    rule = alt.Chart(alt.Data(values=[{"cosine": RECOGNIZABLE}])).mark_rule(strokeDash=[4, 3]).encode(y="cosine:Q")
+    rule = (
+        alt.Chart(alt.Data(values=[{"cosine": RECOGNIZABLE}]))
+        .mark_rule(strokeDash=[4, 3], color="#555555")
+        .encode(y="cosine:Q")
+    )
     chart = alt.layer(rule, base.mark_line(point=True)).properties(width="container", height=HEIGHT + 80)
     return styled(chart, "When it emerged", f"dashed: recognizable from a cosine of {RECOGNIZABLE} on")
 

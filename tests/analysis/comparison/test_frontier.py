@@ -205,7 +205,7 @@ def test_runs_without_a_frontier_are_refused(run, tmp_path, capsys):
     shutil.copy(run / "config.json", tmp_path / "unfinished")
     refusals = {
         (tmp_path / "nowhere",): "no such run directory",
-        (tmp_path / "unfinished",): "has no results.json",
+        (tmp_path / "unfinished",): "is not finished",
         (run, run): "twice",
         (): "RUN",
     }

@@ -106,7 +106,7 @@ def test_invalid_exports_are_refused_and_nothing_is_written(run_directory, tmp_p
     with pytest.raises(InputError, match="is a single dictionary, not a run: leave --member out"):
         export([str(run_directory / "members" / member), "--member", member, "--to", str(tmp_path / "out")])
     (run_directory / "results.json").unlink()
-    with pytest.raises(InputError, match="has no results.json: its training command with --resume finishes it"):
+    with pytest.raises(InputError, match="is not finished: its training command with --resume finishes it"):
         export([str(run_directory), "--to", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
