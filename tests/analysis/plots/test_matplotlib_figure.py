@@ -126,7 +126,7 @@ CHARTS = {  # name: (chart, its number of panels)
     "estimates-shared": (estimates_chart("Answers", estimates(), shared=True), 5),
     "steering": (steering_chart(steered()), 2),
     "feature-histogram": (histogram(BARS, "activation", "firings", "How strongly it fires", "all"), 1),
-    "feature-positions": (positions(SHARE_P), 1),
+    "feature-positions": (positions(SHARE_P, 1), 1),
     "feature-emergence": (emergence(STAGES), 1),
 }
 
