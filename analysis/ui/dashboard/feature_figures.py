@@ -44,7 +44,7 @@ def positions(share_P: np.ndarray, first: int) -> Any:
     chart = marks.encode(
         x=alt.X(
             "position:O",
-            title=f"position in the window, from 0 ({first} is the first with a row)",
+            title="position in the window, counted from 0",
             axis=alt.Axis(labelAngle=0, labelOverlap=True),
         ),
         y=alt.Y("share:Q", title="share of rows", axis=alt.Axis(format=".2~%")),

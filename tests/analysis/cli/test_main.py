@@ -104,6 +104,7 @@ def test_every_command_is_a_file():
         "completion",
         "exit_status",
         "flags",
+        "found_member",
         "output",
         "overview",
     }

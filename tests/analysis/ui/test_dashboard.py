@@ -89,8 +89,8 @@ def test_the_population_page_has_a_row_for_each_member(run, cache):
     table = at.dataframe[0].value
     best = best_of_results(run.members)
     assert set(table["member"]) == set(run.members) and (best is None or table["member"][0] == best)
-    expected = [run.members[name]["metrics"]["explained_variance"] for name in table["member"]]
-    assert table["explained variance"].tolist() == expected
+    expected = [f"{run.members[name]['metrics']['explained_variance']:.3f}" for name in table["member"]]
+    assert [text.partition(" ")[0] for text in table["explained variance"]] == expected
     assert at.selectbox(key="member").options == list(run.members)
     assert at.selectbox(key="member").value == (best or next(iter(run.members)))
 
