@@ -164,7 +164,7 @@ def _fill(
     for note in language_model.notes:
         say(f"{model.asked}: {note}")
     say(f"harvest runs on {language_model.device} (torch {version('torch')})")
-    request = behind_bos(request, language_model)
+    request = request_for_text(request, language_model)
     windows = token_windows(dataset.location, language_model.tokenizer, request, reading := Reading())
     every_WxT = np.concatenate([split.tokens_WxT for split in windows.values()])
     rehearsed = rehearse(language_model, every_WxT, list(directories), not request.keep_first_position)
@@ -202,8 +202,8 @@ def _fill(
         writer.finish()
 
 
-def behind_bos(request: HarvestRequest, language_model) -> HarvestRequest:
-    """The request for the text of its windows: BOS takes their first tokens, and what follows it are all rows."""
+def request_for_text(request: HarvestRequest, language_model) -> HarvestRequest:
+    """The same request for windows without BOS, which takes their first tokens; what follows it are all rows."""
     if not language_model.bos:
         return request
     if request.keep_first_position:

@@ -94,8 +94,8 @@ def check(part: Field, value: Any, what: str = "") -> None:
     if allowed.kind is Real and isinstance(value, Real) and not in_float32(value):
         words = "0 or have an absolute value from 1.2e-38 to 3.4e38, the range of float32"
         raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {words}")
-    hint = nearest(str(value), part.metadata.get("choices", ()))
     if not isinstance(value, allowed.kind) or isinstance(value, bool) or not allowed.fits(value):
+        hint = nearest(str(value), part.metadata.get("choices", ()))
         raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {allowed.words}{hint}")
 
 

@@ -89,7 +89,7 @@ def refuse_unfinished(run: Path) -> None:
 
 
 def is_being_trained(run: Path) -> bool:
-    """Whether another process holds the lock of a run. Nothing is written to find out.
+    """Return whether another process holds the lock of a run. Nothing is written to find out.
 
     The lock is taken as a shared one for an instant. A training that starts in that instant waits for it.
     """

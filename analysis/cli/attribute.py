@@ -86,7 +86,7 @@ def run(argv: list[str]) -> None:
 
 
 def sum_lines(result: Attribution) -> list[str]:
-    """What the output consists of, as measured, and the estimates beside it."""
+    """Lines that divide the output into measured parts, and give the estimates of the attribution beside them."""
     together = result.output - result.without_features
     total = f"sum of all attributions ({'integrated' if result.method == 'path' else result.method})"
     why = "an estimate of the same"

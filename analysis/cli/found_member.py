@@ -1,4 +1,4 @@
-"""Which member a command uses if the user did not type its whole id."""
+"""Commands name the member that they use if the user did not type its whole id."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
 
 
 def of_seeds(frontier: Frontier) -> str:
-    """What each point of the plot is, if it stands for several members."""
+    """A remark for the title of the plot if each of its points stands for several members."""
     members = sum(len(point.seeds) for point in frontier.points)
     if members == len(frontier.points):
         return ""

@@ -171,8 +171,9 @@ def compute_attribution(
         Effect(int(i), float(given_F[i]), float(taken), int(t), float(f_TxF[t, i]))
         for i, taken, t in zip(chosen_K, taken_K, at_K, strict=True)
     )
-    without = output.values((x_TxD - f_TxF @ W_dec_FxD)[None])[0]
-    error_TxD = x_TxD - f_TxF @ W_dec_FxD - np.asarray(sae.b_dec[...])
+    rest_TxD = x_TxD - f_TxF @ W_dec_FxD  # what remains if all features are ablated: bias and error
+    without = output.values(rest_TxD[None])[0]
+    error_TxD = rest_TxD - np.asarray(sae.b_dec[...])
     logits_V = output.logits_V.astype(np.float64)
     return Attribution(
         method,

@@ -45,7 +45,7 @@ class Experiment:
         return (self.steered.plain[UNSTEERED], best) if best else None
 
     def verdict(self) -> str:
-        """Whether the feature makes the watched tokens likelier than each of the other directions does."""
+        """A sentence that compares the probability that the feature reaches with that of each other direction."""
         feature, *others = self.steered.directions
         if not (found := self.reached(feature)):
             return f"verdict: {feature} does not steer: it has no best strength"

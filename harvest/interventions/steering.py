@@ -150,8 +150,8 @@ def surprise(model: LanguageModel, prompt_T: Sequence[int], tokens_SxN: np.ndarr
     prompts_SxT = np.tile(np.array(prompt_T), (len(tokens_SxN), 1))
     tokens = model.token_ids(np.concatenate([prompts_SxT, tokens_SxN], 1))
     with model.running(), torch.inference_mode():
-        logits_SxTxV = model.bridge(model.behind_bos(tokens), return_type="logits", use_cache=False).float()
-        logits_SxTxV = logits_SxTxV[:, len(model.bos) + len(prompt_T) - 1 : -1]
+        logits_SxTxV = model.bridge(model.behind_bos(tokens), return_type="logits", use_cache=False)
+        logits_SxTxV = logits_SxTxV[:, len(model.bos) + len(prompt_T) - 1 : -1].float()
     return -logits_SxTxV.log_softmax(-1).gather(-1, tokens[:, len(prompt_T) :, None])[..., 0].cpu().numpy()
 
 

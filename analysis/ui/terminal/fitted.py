@@ -22,7 +22,7 @@ class Spare:
 
     @property
     def choices(self) -> list[tuple[str, ...]]:
-        """What can be left out: from no column to all of them."""
+        """All choices of columns to leave out, from none of them to all."""
         return [self.names[:count] for count in range(len(self.names) + 1)]
 
     def note(self, left_out: Collection[str]) -> str:
