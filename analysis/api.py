@@ -14,7 +14,7 @@ from analysis.training import RunOptions, refuse_conflicts, train_run
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.wording import pasted
 from harvest.errors import InputError
-from harvest.flags import Flags, named, nearest
+from harvest.flags import Flags, as_arguments, named, nearest
 from harvest.request import HarvestRequest, default_cache_dir
 from sae_jax.config import TrainConfig
 
@@ -51,6 +51,7 @@ class ShownRun(FinishedRun):
         return stream.getvalue().rstrip()
 
 
+@as_arguments()
 def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
     """Train the members that the settings span, as `python main.py` with the same flags does, and open their run.
 
@@ -63,8 +64,8 @@ def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
     if "preset" in settings:
         shows = pasted("python main.py --preset NAME --dry-run")
         raise InputError(
-            f"train_population has no presets, only the command line (--preset): `{shows}` shows the settings of one, "
-            "which can be given here"
+            f"train_population has no presets, only the command line (`--preset`): `{shows}` shows the settings of "
+            "one, which can be given here"
         )
     if unknown := next((name for name in settings if name not in names), None):
         meant = nearest(unknown, names) or f": give one of {', '.join(names)}"
@@ -85,6 +86,7 @@ def open_run(path: Path | str) -> ShownRun:
     return ShownRun.open(Path(path))
 
 
+@as_arguments()
 def load_features(
     run: FinishedRun, members: Sequence[str] = (), cache_dir: Path | str | None = None, quiet: bool = False
 ) -> dict[str, Features]:

@@ -269,7 +269,7 @@ def say_sources(model: Source, dataset: Source, say: Say) -> None:
 
 def _say_text(text: dict, say: Say) -> None:
     if text["columns"]:
-        say(f"text column: {', '.join(text['columns'])}")
+        say(f"text is read from the column {', '.join(text['columns'])}")
     if files := text["left_out"]:
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         say(f"not read, because they are empty or of a test or validation split: {', '.join(files[:3])}{more}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -17,6 +18,7 @@ from harvest.errors import InputError, shortened
 ELSEWHERE = {  # settings by their names in SAELens and dictionary_learning
     "architecture": "activation",
     "checkpoint_path": "run_dir",
+    "coefficient": "strength",
     "context_size": "seq_len",
     "ctx_len": "seq_len",
     "d_sae": "hidden_dim",
@@ -36,12 +38,14 @@ ELSEWHERE = {  # settings by their names in SAELens and dictionary_learning
     "prepend_bos": "bos",
     "resume_from_checkpoint": "resume",
     "save_dir": "run_dir",
+    "steering_coefficient": "strength",
     "train_batch_size_tokens": "batch_size",
     "training_tokens": "n_samples",
 }
+OTHER_UNITS = {"expansion_factor": "features", "training_tokens": "windows of --seq-len tokens"}  # those of our flags
 KINDS_ELSEWHERE = {"standard": "relu", "matryoshka_batchtopk": "matryoshka"}  # those that are spelled very differently
 WITH_VALUES = {  # flags with their values as in SAELens, and ours for both
-    r"--hook-name blocks\.(\d+)\.hook_(\w+)": r"--layer \1 --hook \2",
+    r"--hook(?:-name)? blocks\.(\d+)\.hook_(\w+)": r"--layer \1 --hook \2",
     r"--normalize-activations expected_average_only_in": "--normalization mean_norm",
     r"--normalize-activations none": "--normalization none",
 }
@@ -95,19 +99,23 @@ def check(part: Field, value: Any, what: str = "") -> None:
         words = "0 or have an absolute value from 1.2e-38 to 3.4e38, the range of float32"
         raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {words}")
     if not isinstance(value, allowed.kind) or isinstance(value, bool) or not allowed.fits(value):
-        hint = nearest(str(value), part.metadata.get("choices", ()))
+        ours = translated(named(part.name), value)
+        hint = f": did you mean {ours}?" if ours else nearest(str(value), part.metadata.get("choices", ()))
         raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {allowed.words}{hint}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A question for a word that is not known: ": did you mean show?", or nothing if no known word is near."""
-    name = (ELSEWHERE | KINDS_ELSEWHERE).get(word.removeprefix("--").replace("-", "_"), "")
-    meant, known = named(name) if word.startswith("--") else name, list(known)
-    found = [meant] if meant in known else get_close_matches(word, known, n=1, cutoff=0.7)
+    asked, known = word.removeprefix("--").replace("-", "_"), list(known)
+    name = (ELSEWHERE | KINDS_ELSEWHERE).get(asked, "")
+    meant = named(name) if word.startswith("--") else name
+    if meant in known:
+        return f": did you mean {meant}{f' (a number of {OTHER_UNITS[asked]})' if asked in OTHER_UNITS else ''}?"
+    found = get_close_matches(word, known, n=1, cutoff=0.7)
     return f": did you mean {found[0]}?" if found else ""
 
 
-def translated(name: str, value: str) -> str:
+def translated(name: str, value: Any) -> str:
     """Our flags for a flag and its value as in SAELens; "" if they are not in WITH_VALUES."""
     found = ((re.fullmatch(said, f"{name.replace('_', '-')} {value}"), ours) for said, ours in WITH_VALUES.items())
     return next((match.expand(ours) for match, ours in found if match), "")
@@ -115,6 +123,23 @@ def translated(name: str, value: str) -> str:
 
 def named(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+@contextmanager
+def as_arguments() -> Iterator[None]:
+    """A context, or a decorator of functions for Python, in which the messages of errors name arguments, not flags.
+
+    Commands in backticks keep their flags.
+    """
+    try:
+        yield
+    except InputError as error:
+        parts = re.split("(`[^`]*`)", str(error))
+        parts[::2] = [
+            re.sub(r"--([a-z][a-z0-9-]*)", lambda flag: flag[1].replace("-", "_"), part) for part in parts[::2]
+        ]
+        error.args = ("".join(parts),)
+        raise
 
 
 def plain(value: Any) -> Any:

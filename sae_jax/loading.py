@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.flags import as_arguments
 from sae_jax.formats import Dictionary, is_dictionary, load_dictionary
 from sae_jax.formats.dictionary import KIND_OF, folded
 from sae_jax.lookup import only_member
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from harvest.torch_sae import TorchSAE
 
 
+@as_arguments()
 def load(path: Path | str, member: str | None = None) -> LoadedSAE:
     """Load a member of a finished run, or the SAE in a directory of SAELens (old or new) or dictionary_learning.
 

@@ -18,7 +18,7 @@ from analysis.cli.found_member import say_found
 from analysis.cli.output import Output
 from analysis.quality.saebench import SAEBench, as_dicts, run_benchmarks, settings_record, write_benchmark
 from analysis.runs.finished import FinishedRun, can_be_kept
-from analysis.ui.terminal.tables import benchmark_table
+from analysis.ui.terminal.tables import benchmark_tables
 from analysis.ui.terminal.wording import counted
 from harvest.flags import Flags, flag
 from harvest.request import default_cache_dir
@@ -47,7 +47,7 @@ def run(argv: list[str]) -> None:
             if kept and (replaced := write_benchmark(question, answer, settings, finished)):
                 notes.append(f"{question}: replaces the results of {', '.join(replaced)}, measured with other settings")
             answers[question] = answer
-        terminal.show(benchmark_table(answers))
+        terminal.show(benchmark_tables(answers))
         for note in [*notes, f"all numbers: {finished.path / 'analysis'}"] if kept else notes:
             terminal.say(note)
     output.write({"settings": settings_record(settings, finished), "benchmarks": as_dicts(answers)})

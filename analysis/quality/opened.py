@@ -29,13 +29,22 @@ def dictionaries_in(directory: Path) -> list[Path]:
     """The directories of a run's members, or the directory itself if it is a single dictionary."""
     if not directory.is_dir():
         raise InputError(f"{directory}: there is no such directory: give a run, or the directory of a dictionary")
+    if is_run(directory):
+        refuse_unfinished(directory)
+    elif runs := [path.name for path in sorted(directory.iterdir()) if is_run(path)]:
+        raise InputError(f"{directory} is a folder of runs: give one or several of them, such as {directory / runs[0]}")
     if not (directory / "members").is_dir():
         return [directory]
     members = sorted(path for path in (directory / "members").iterdir() if path.is_dir())
-    refuse_unfinished(directory)
     if not members:
         raise InputError(f"{directory}: all its members failed in training and none was written: give another run")
     return members
+
+
+def is_run(directory: Path) -> bool:
+    from sae_jax.formats import is_dictionary
+
+    return (directory / "config.json").exists() and not is_dictionary(directory)
 
 
 def failed_in(directory: Path) -> list[str]:

@@ -21,6 +21,7 @@ from sae_jax.lookup import chosen_members, only_member
 from sae_jax.members import Member, member_id
 from sae_jax.run_directory import (
     METRICS_FILE,
+    RUNS,
     WITHOUT_LINE,
     WRITTEN_AGAIN,
     RunDirectory,
@@ -236,9 +237,10 @@ def say_once(say: Callable[[str], None], text: str) -> None:
 def refuse_no_run(path: Path) -> None:
     """Raise InputError if there is no run at `path`, or if links in it lead out of it."""
     if not path.is_dir():
-        runs = [folder.parent.name for folder in path.parent.glob("*/config.json")]
+        places = (path.parent, RUNS) if path.parent == Path() else (path.parent,)
+        runs = {config.parent.name: config.parent for place in places for config in place.glob("*/config.json")}
         near = get_close_matches(path.name, runs, n=1)
-        fix = f"did you mean {path.with_name(near[0])}?" if near else "give the directory of a run"
+        fix = f"did you mean {runs[near[0]]}?" if near else "give the directory of a run"
         raise InputError(f"{path}: there is no such run directory: {fix}")
     refuse_links(path)
     if not (path / "config.json").exists():

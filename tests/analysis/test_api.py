@@ -66,7 +66,7 @@ def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, ca
         assert weights[0].read_bytes() == weights[1].read_bytes()
     assert trained_here[TOPK].metrics == run.members[TOPK]["metrics"]
     assert "EXPERIMENT RESULTS" in repr(trained_here)
-    with pytest.raises(InputError, match="--member nothing is not in"):
+    with pytest.raises(InputError, match="^member nothing is not in"):
         trained_here["nothing"]
     for number in (0, -1, slice(1)):
         with pytest.raises(
@@ -85,11 +85,11 @@ def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, ca
         ({"hiden_dim": 48}, "train_population has no setting hiden_dim: did you mean hidden_dim"),
         ({"d_sae": 48}, "train_population has no setting d_sae: did you mean hidden_dim"),
         ({"hook_point": 1}, "no setting hook_point: give one of model_name, .*, hook, .*, run_dir, "),
-        ({"preset": "res-jb"}, "only the command line .--preset.: `python main.py --preset NAME --dry-run` shows"),
-        ({"k": 8}, "--k has no effect on --activation relu: give --target-l0, or leave it out"),
-        ({"resume": True, "force": True}, "--resume continues the run, --force starts over: give only one"),
-        ({"batch_size": 10**6}, "--batch-size 1000000 is larger than the 171,000 training rows"),
-        ({"activation": ["relu", "tokp"]}, "--activation tokp: must be one of"),
+        ({"preset": "res-jb"}, "only the command line .`--preset`.: `python main.py --preset NAME --dry-run` shows"),
+        ({"k": 8}, "^k has no effect on activation relu: give target_l0, or leave it out"),
+        ({"resume": True, "force": True}, "^resume continues the run, force starts over: give only one"),
+        ({"batch_size": 10**6}, "^batch_size 1000000 is larger than the 171,000 training rows"),
+        ({"activation": ["relu", "tokp"]}, "^activation tokp: must be one of"),
     ],
 )
 def test_settings_that_cannot_be_fulfilled_are_refused(settings, reason):
@@ -164,7 +164,7 @@ def test_a_dictionary_of_saelens_is_loaded_too(run, tmp_path):
         sae_jax.load(tmp_path / "theirs", member="x")
 
 
-@pytest.mark.parametrize("name, trouble", [(None, "--member is missing"), ("topq", "--member topq is not in")])
+@pytest.mark.parametrize("name, trouble", [(None, "^member is missing"), ("topq", "^member topq is not in")])
 def test_load_needs_a_member_if_there_are_several(run, name, trouble):
     with pytest.raises(InputError, match=f"{trouble}.*{TOPK}"):
         sae_jax.load(run.path, member=name)
@@ -174,7 +174,7 @@ def test_load_needs_a_finished_run_or_a_dictionary(tmp_path):
     with pytest.raises(InputError, match="none is no directory: give that of a run, or of an SAE of SAELens"):
         sae_jax.load(tmp_path / "none")
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(InputError, match="is not finished: .*--resume"):
+    with pytest.raises(InputError, match="is not finished: .* resume"):
         sae_jax.load(tmp_path)
 
 

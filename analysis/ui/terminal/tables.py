@@ -119,31 +119,36 @@ def study_table(estimates: dict[str, dict[str, Estimate]]) -> Table:
     return table
 
 
-def benchmark_table(answers: dict[str, dict[str, Any]]) -> Table:
-    """A row for each member with its numbers from each benchmark."""
-    rows: dict[str, dict[str, str]] = {}
+def benchmark_tables(answers: dict[str, dict[str, Any]]) -> Group:
+    """A table for each benchmark, with a row for each member."""
+    rows: dict[str, dict[str, dict[str, str]]] = {}
     for name, by_label in answers.get("sparse_probing", {}).items():
+        cells = rows.setdefault("sparse probing: accuracy with k features", {}).setdefault(name, {})
         for k in next(iter(by_label.values())).accuracy:
             mean = sum(probing.accuracy[k] for probing in by_label.values()) / len(by_label)
-            rows.setdefault(name, {})[f"probe\n{k if k == 'all' else f'k={k}'}"] = f"{mean:.3f}"
+            cells[k if k == "all" else f"k={k}"] = f"{mean:.3f}"
     for name, absorption in answers.get("absorption", {}).items():
-        cells = {
-            "mean": absorption.fraction,
-            "full": absorption.full,
-            "split": absorption.split_features,
-            "F1": absorption.split_f1,
-            "probe": absorption.probe_f1,
+        rows.setdefault("absorption", {})[name] = {
+            "mean": number(absorption.fraction),
+            "full": number(absorption.full),
+            "features split": number(absorption.split_features),
+            "F1": number(absorption.split_f1),
+            "probe's F1": number(absorption.probe_f1),
         }
-        rows.setdefault(name, {}).update({f"absorb\n{k}": number(value) for k, value in cells.items()})
     for name, removal in answers.get("spurious_correlation", {}).items():
-        rows.setdefault(name, {}).update({f"SCR\nn={n}": number(value) for n, value in removal.score.items()})
-    heads = list(dict.fromkeys(head for row in rows.values() for head in row))
-    table = Table("", *heads, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", True
-    for name, row in rows.items():
-        table.add_row(name, *(row.get(head, "") for head in heads))
-    return table
+        cells = {f"n={n}": number(value) for n, value in removal.score.items()}
+        rows.setdefault("spurious correlation removal: score with n features ablated", {})[name] = cells
+    tables = []
+    for title, by_member in rows.items():
+        heads = list(dict.fromkeys(head for cells in by_member.values() for head in cells))
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", no_wrap=True)
+        for head in heads:
+            table.add_column(head, justify="right", no_wrap=True)
+        for name, cells in by_member.items():
+            table.add_row(name, *(cells.get(head, "") for head in heads))
+        tables.append(table)
+    return Group(*tables)
 
 
 def number(value: float | None) -> str:

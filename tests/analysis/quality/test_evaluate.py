@@ -250,10 +250,13 @@ def test_members_that_failed_in_training_are_named(finished, tmp_path, cache, ca
     ("written", "reason"), [((), "not finished: .* --resume"), (("results.json",), "all its members")]
 )
 def test_a_run_without_members_is_refused_with_the_reason(written, reason, tmp_path):
-    (tmp_path / "members").mkdir()
-    for name in written:
-        (tmp_path / name).touch()
+    run = tmp_path / "run"
+    (run / "members").mkdir(parents=True)
+    for name in ("config.json", *written):
+        (run / name).touch()
     with pytest.raises(InputError, match=reason):
+        dictionaries_in(run)
+    with pytest.raises(InputError, match=f"is a folder of runs: give one or several of them, such as {run}$"):
         dictionaries_in(tmp_path)
 
 

@@ -1,11 +1,13 @@
 """Messages of a finished run when it is opened."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from analysis.runs.finished import FinishedRun, can_be_kept
 from harvest.errors import InputError
+from sae_jax.run_directory import RUNS
 
 
 def test_a_run_that_cannot_be_written_to_is_reported_once(tmp_path, monkeypatch):
@@ -23,3 +25,11 @@ def test_a_mistyped_run_is_answered_with_the_nearest(tmp_path, typed, fix):
     message = f"no such run directory: {fix.replace('RUNS', str(tmp_path))}"
     with pytest.raises(InputError, match=re.escape(message)):
         FinishedRun.open(tmp_path / typed)
+
+
+def test_the_name_of_a_run_in_the_usual_folder_is_answered_with_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (RUNS / "first").mkdir(parents=True)
+    (RUNS / "first" / "config.json").touch()
+    with pytest.raises(InputError, match=f"^first: there is no such run directory: did you mean {RUNS / 'first'}\\?"):
+        FinishedRun.open(Path("first"))
