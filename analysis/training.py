@@ -70,6 +70,8 @@ def refuse_conflicts(request: HarvestRequest, config: TrainConfig, options: RunO
             raise InputError(f"{name} has no effect on --activation {' '.join(config.activation)}: {fix}")
     if {"--target-l0", "--sparsity"} <= given:
         raise InputError("--target-l0 steers to an L0, --sparsity fixes the coefficient: give only one of them")
+    if {"--tokens", "--n-samples"} <= given:
+        raise InputError("--tokens and --n-samples both say how much text is read: give only one of them")
     if not options.use_wandb and (idle := [name for name in WANDB_FLAGS if name in given]):
         raise InputError(f"{idle[0]} has no effect without --use-wandb: add --use-wandb, or leave {idle[0]} out")
     members_of(config, request.sites)

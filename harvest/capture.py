@@ -273,6 +273,9 @@ def _say_text(text: dict, say: Say) -> None:
     if files := text["left_out"]:
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""
         say(f"not read, because they are empty or of a test or validation split: {', '.join(files[:3])}{more}")
+    if lost := text.get("lost_tokens"):
+        share = f"{lost / (lost + text['tokens']):.0%}"
+        say(f"{share} of the text's tokens are in no window, because windows are full and never span two documents")
     if text["near_copies"]:
         copies = f"near-copies: {text['near_copies']:,} of {text['documents']:,} documents nearly equal an earlier one"
         apart = "copies are split like other documents, because one split would be empty otherwise"

@@ -40,9 +40,9 @@ ELSEWHERE = {  # settings by their names in SAELens and dictionary_learning
     "save_dir": "run_dir",
     "steering_coefficient": "strength",
     "train_batch_size_tokens": "batch_size",
-    "training_tokens": "n_samples",
+    "training_tokens": "tokens",
 }
-OTHER_UNITS = {"expansion_factor": "features", "training_tokens": "windows of --seq-len tokens"}  # those of our flags
+OTHER_UNITS = {"expansion_factor": "features"}  # those of our flags
 KINDS_ELSEWHERE = {"standard": "relu", "matryoshka_batchtopk": "matryoshka"}  # those that are spelled very differently
 WITH_VALUES = {  # flags with their values as in SAELens, and ours for both
     r"--hook(?:-name)? blocks\.(\d+)\.hook_(\w+)": r"--layer \1 --hook \2",

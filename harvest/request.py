@@ -16,7 +16,13 @@ HOOKS = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
 STORE_DTYPES = ("float16", "float32")
 CONTROLS = ("random-weights",)
 BOS = ("auto", "on", "off")
-ADDED_LATER = {"control": None, "bos": "auto"}  # if default, no part of the names of runs and stores, which thus stay
+ADDED_LATER = {  # fields that are no part of the names of runs and stores if they have these defaults
+    "control": None,
+    "bos": "auto",
+    "text_column": None,
+    "special_tokens": False,
+    "tokens": None,
+}
 
 
 def default_cache_dir() -> Path:
@@ -40,6 +46,7 @@ TWO_WINDOWS = Allowed(
     lambda v: 2 <= v < 2**31,
     "a whole number, at least 2 (one window to train on, one held out), and below 2147483648",
 )
+TOKENS = Allowed(Integral, lambda v: 1 <= v < 2**63, "a whole number, 1 or more, and below 9223372036854775808")
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class HarvestRequest(Flags):
 
     `layer` and `hook` may be given as a plain int and str; they are stored as tuples. If `model_name` or `dataset` is
     None, the default is used (DEFAULT_MODEL, DEFAULT_DATASET). Only the defaults fall back to the bundled model and
-    corpus if the hub cannot be reached. Raises InputError for invalid values.
+    corpus if the hub cannot be reached. `tokens` are converted into `n_samples`. Raises InputError for invalid values.
     """
 
     model_name: str | None = flag(
@@ -63,9 +70,16 @@ class HarvestRequest(Flags):
         f"{DEFAULT_DATASET}; bundled if the hub is unreachable)",
         TEXT,
     )
+    text_column: str | None = flag(
+        None,
+        "column of the data set that holds the text or the token ids, such as content, or meta.text within a column "
+        "(default: text, input_ids, tokens or the only one with text)",
+        TEXT,
+    )
     layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read", NUMBER)
     hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", choices=HOOKS)
     n_samples: int = flag(10000, "token windows to harvest, including held-out ones", TWO_WINDOWS)
+    tokens: int | None = flag(None, "tokens to harvest, such as 10M, instead of --n-samples", TOKENS)
     seq_len: int = flag(20, "tokens per window; a window never spans two documents", COUNT)
     held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents", ABOVE_0)
     keep_first_position: bool = flag(
@@ -76,6 +90,9 @@ class HarvestRequest(Flags):
         "run each window behind the token that begins a text (BOS), which is one of the --seq-len tokens but never a "
         "row; auto: if the tokenizer puts one there",
         choices=BOS,
+    )
+    special_tokens: bool = flag(
+        False, "also make rows of special tokens in the text, such as <|endoftext|>; otherwise windows end before them"
     )
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
     control: str | None = flag(
@@ -88,6 +105,11 @@ class HarvestRequest(Flags):
         super().__post_init__()
         if self.seq_len < 2 and not self.keep_first_position:
             raise InputError(f"--seq-len {self.seq_len}: must be at least 2")
+        if self.tokens is not None:
+            object.__setattr__(self, "n_samples", self.tokens // self.seq_len)
+            if not TWO_WINDOWS.fits(self.n_samples):
+                raise InputError(f"--tokens {self.tokens}: must be 2 to 2147483647 windows of --seq-len {self.seq_len}")
+            object.__setattr__(self, "tokens", None)  # the same request as that for as many windows
 
     def to_json(self) -> dict[str, Any]:
         """The fields, without those of ADDED_LATER that have their defaults."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import MISSING, Field, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
@@ -110,10 +111,11 @@ def add_flag(group: Any, field: Field, hint: Any) -> None:
     if default not in (None, (), MISSING):
         help = f"{help} (default: {shown(default)})"
     kind = next((k for k in (int, float, Path) if k is hint or k in get_args(hint)), str)
+    parse = whole_number if kind is int else kind
     several = "+" if get_origin(hint) is tuple else None
     if metavar := field.metadata.get("place"):
         often = several if default is MISSING else "?"
-        group.add_argument(field.name, type=kind, nargs=often, default=default, metavar=metavar, help=help)
+        group.add_argument(field.name, type=parse, nargs=often, default=default, metavar=metavar, help=help)
         return
     if hint is bool:
         group.add_argument(name, dest=field.name, action="store_true", default=default, help=help)
@@ -123,7 +125,7 @@ def add_flag(group: Any, field: Field, hint: Any) -> None:
         return
     choices = field.metadata.get("choices", ())
     metavar = "|".join(choices) or kind.__name__.upper()
-    action = group.add_argument(name, type=kind, nargs=several, default=default, metavar=metavar, help=help)
+    action = group.add_argument(name, type=parse, nargs=several, default=default, metavar=metavar, help=help)
     action.completer = completer_of(field.name, choices)
     action.split_by_spaces = several and (choices or kind is not str)  # no such value has a comma of its own
     for short, value in field.metadata.get("shorthands", {}).items():
@@ -131,6 +133,15 @@ def add_flag(group: Any, field: Field, hint: Any) -> None:
         group.add_argument(
             short, dest=field.name, action="store_const", const=one, default=default, help=f"same as {name} {value}"
         )
+
+
+def whole_number(text: str) -> int:
+    """The number that a text such as 300, 10k, 1.5M or 2B stands for."""
+    factor = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower())
+    number = Fraction(text[:-1]) * factor if factor else Fraction(int(text))
+    if number.denominator > 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number")
+    return number.numerator
 
 
 def shown(default: Any) -> str:

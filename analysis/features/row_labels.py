@@ -5,6 +5,7 @@ Shapes: G documents, V vocabulary, P positions of a window that have a row, N ro
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from analysis.features.activations import Chunk
 from analysis.features.near_copies import Originals
-from harvest.text.documents import jsonl_records
+from harvest.text.documents import json_records
 
 MOST_LABELS = 1000  # a field with more different values is not used as a label
 POSITIONS = 16  # intervals that a window is divided into, at most
@@ -20,13 +21,16 @@ TOKEN_CLASSES = ["start of a word", "start of a capitalized word", "rest of a wo
 SHUFFLES = 5
 
 
-def labels_of(corpus: str, tokenizer, positions: int, first: int) -> dict[str, Labels]:
+def labels_of(
+    corpus: str, tokenizer, positions: int, first: int, text_columns: Collection[str] = ("text",)
+) -> dict[str, Labels]:
     """Sets of labels by name: text fields of a .jsonl corpus, `token class`, and `position` if windows have several.
 
-    A field is used if every document has it and it has from two to MOST_LABELS different values. `first` is the first
-    position of a window that has a row: positions are counted from 0, as in the window.
+    A field is used if every document has it and it has from two to MOST_LABELS different values, except those of
+    `text_columns`, which were read as the text. `first` is the first position of a window that has a row: positions
+    are counted from 0, as in the window.
     """
-    named = document_labels(Path(corpus)) if corpus.endswith((".jsonl", ".jsonl.gz")) else {}
+    named = document_labels(Path(corpus), text_columns) if corpus.endswith((".jsonl", ".jsonl.gz")) else {}
     stretches = min(POSITIONS, positions)
     named["token class"] = Labels("token", token_classes(tokenizer), TOKEN_CLASSES)
     if positions > 1:
@@ -41,16 +45,16 @@ def stretch(position_N: np.ndarray) -> str:
     return str(position_N[0]) if len(position_N) == 1 else f"{position_N[0]} to {position_N[-1]}"
 
 
-def document_labels(path: Path) -> dict[str, Labels]:
+def document_labels(path: Path, text_columns: Collection[str] = ("text",)) -> dict[str, Labels]:
     """The fields of a .jsonl corpus that are labels.
 
     A field is dropped at the first document without a text in it, or with one value too many: memory is bounded.
     """
     codes: dict[str, list[int]] = {}
     seen: dict[str, dict[str, int]] = {}
-    for number, (_, record) in enumerate(jsonl_records(path)):
+    for number, (_, record) in enumerate(json_records(path)):
         if not number:
-            codes = {name: [] for name, value in record.items() if name != "text" and isinstance(value, str)}
+            codes = {name: [] for name, value in record.items() if name not in text_columns and isinstance(value, str)}
             seen = {name: {} for name in codes}
         if not codes:
             break

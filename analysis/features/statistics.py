@@ -178,7 +178,8 @@ def load_or_compute_features(
         model, done = run.language_model, 0
         for site in dict.fromkeys(map(run.site, missing)):
             store = run.store(site, cache_dir, on_progress, say)
-            labels = labels_of(run.corpus, model.tokenizer, store.train.positions, store.train.first_position)
+            columns, split = store.manifest["text"]["columns"], store.train
+            labels = labels_of(run.corpus, model.tokenizer, split.positions, split.first_position, columns)
             total = len(missing) * (len(store.train) + len(store.held_out))
 
             def advance(rows: int, total: int = total) -> None:

@@ -21,12 +21,13 @@ from analysis.quality.opened import (
 )
 from analysis.runs.undefined import why_undefined
 from harvest.errors import InputError
-from harvest.flags import ABOVE_0, COUNT, NUMBER, Flags, flag
+from harvest.flags import ABOVE_0, COUNT, NUMBER, TEXT, Flags, flag
 from harvest.request import BOS, HOOKS, TWO_WINDOWS, HarvestRequest, Site, default_cache_dir
 
 if TYPE_CHECKING:
     from harvest.sources import Source
 
+HARVEST = ("model_name", "dataset", "text_column", "n_samples", "seq_len", "bos")  # flags that are those of training
 N_SAMPLES, SEQ_LEN = 1000, 128  # used if neither a run nor a dictionary's configuration gives them
 
 
@@ -50,6 +51,7 @@ class EvaluateSettings(Flags):
     dataset: str | None = flag(
         None, "text to measure on, in any form that training accepts (default: the text of the first dictionary)"
     )
+    text_column: str | None = flag(None, "column of --dataset to read (default: as in training)", TEXT)
     n_samples: int | None = flag(
         None,
         "token windows to harvest (default: as many as the first run used; "
@@ -207,8 +209,8 @@ def request_of(first: Opened, options: EvaluateSettings, sites: list[Site]) -> H
             "bos": "on" if first.dictionary.prepend_bos else "off",
         }
     if options.dataset or not first.run:
-        settings["n_samples"] = N_SAMPLES
-    given = {name: getattr(options, name) for name in ("model_name", "dataset", "n_samples", "seq_len", "bos")}
+        settings |= {"n_samples": N_SAMPLES, "text_column": None}
+    given = {name: getattr(options, name) for name in HARVEST}
     settings |= {name: value for name, value in given.items() if value is not None}
     for name, flag_name in (("model_name", "--model-name"), ("dataset", "--dataset")):
         if settings[name] is None and not first.run:

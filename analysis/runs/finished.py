@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from sae_jax.formats import Dictionary
 
 TRAIN_AGAIN, STUDY_AGAIN = "its training command with --force trains it again", "delete it, and run `study` again"
-SAME = ("layer", "hook", "n_samples", "seq_len", "held_out", "keep_first_position", "bos")  # in a run and its control
+SAME = (
+    "layer",
+    "hook",
+    "n_samples",
+    "seq_len",
+    "held_out",
+    "keep_first_position",
+    "bos",
+    "special_tokens",
+)  # in a run and its control
 
 
 @dataclass(frozen=True)

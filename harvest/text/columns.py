@@ -1,45 +1,69 @@
-"""The text column of a table, and the conversion of its values to text."""
+"""The column of a table that holds the text or the token ids, and the conversion of its values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from harvest.errors import InputError
 
-TEXT, BYTES, NULL = "text", "bytes", "null"  # null: only missing values
+TEXT, BYTES, NULL, IDS = "text", "bytes", "null", "token ids"  # null: only missing values
+IDS_COLUMNS = ("input_ids", "tokens")  # the names that transformers, SAELens and TransformerLens give to token ids
 
 
-def text_column(location: str, kinds: Mapping[str, str]) -> str:
-    """The text column of a table with {column: kind}: the one named text, or else the only one that holds text.
+def column_to_read(location: str, kinds: Mapping[str, str], asked: str | None = None) -> str:
+    """The column of a table with {column: kind} that is read as text or as token ids.
 
-    Bytes count as text in a column named text and in a table of one column. A column named text with only nulls holds
-    empty texts. Raises InputError if no column or several are found.
+    This is the one that was asked for, or else the one named text, one of token ids named input_ids or tokens, or the
+    only one that holds text. A column named text with only nulls holds empty texts. Bytes count as text in a column
+    that was asked for or is named text, and in a table of one column. Raises InputError if no column or several are
+    found.
     """
-    if "text" in kinds and kinds["text"] not in (TEXT, BYTES, NULL):
-        raise InputError(
-            f"--dataset {location}: its column text holds {kinds['text']} and not text; the columns are "
-            f"{', '.join(kinds)}: rename the text column to text"
-        )
-    texts = [name for name, kind in kinds.items() if kind == TEXT or (kind == BYTES and len(kinds) == 1)]
-    if "text" not in kinds and len(texts) != 1:
+    names = [name for name in kinds if "." not in name]
+    fix = f"the columns are {', '.join(kinds if asked else names)}: choose one with --text-column"
+    if asked and asked not in kinds:
+        raise InputError(f"--text-column {asked}: --dataset {location} has no such column; {fix}")
+    texts = [name for name in names if kinds[name] == TEXT or (kinds[name] == BYTES and len(names) == 1)]
+    ids = [name for name in IDS_COLUMNS if kinds.get(name) == IDS]
+    named = asked or ("text" if "text" in names else None)
+    if named and kinds[named] not in (TEXT, BYTES, NULL, IDS):
+        raise InputError(f"--dataset {location}: its column {named} holds {kinds[named]} and not text; {fix}")
+    if named or ids:
+        return named or ids[0]
+    if len(texts) != 1:
         raise InputError(
             f"--dataset {location}: the text column is not known, because none is named text and {len(texts)} hold "
-            f"strings; the columns are {', '.join(kinds)}: rename the text column to text"
+            f"strings; {fix}"
         )
-    return "text" if "text" in kinds else texts[0]
+    return texts[0]
 
 
 def kinds_of_schema(location: str, schema) -> dict[str, str]:
     """The kind of each column of an Arrow schema: text, bytes or Arrow's type. Raises InputError for equal names."""
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise InputError(f"--dataset {location}: several columns are named {', '.join(twice)}: rename or remove some")
-    return {field.name: _kind_of_type(field.type) for field in schema}
+    return dict(_kinds_of_fields(schema))
+
+
+def _kinds_of_fields(fields: Iterable, within: str = "") -> Iterator[tuple[str, str]]:
+    """(name, kind) of each field, and of the fields of a struct by names such as meta.text."""
+    import pyarrow.types as types
+
+    for field in fields:
+        yield f"{within}{field.name}", _kind_of_type(field.type)
+        if types.is_struct(field.type):
+            yield from _kinds_of_fields(field.type, f"{within}{field.name}.")
 
 
 def _kind_of_type(arrow_type) -> str:
     import pyarrow.types as types
 
+    if (types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type)) and (
+        types.is_integer(arrow_type.value_type)
+    ):
+        return IDS
     if types.is_dictionary(arrow_type):
         return _kind_of_type(arrow_type.value_type)
     if types.is_string(arrow_type) or types.is_large_string(arrow_type) or types.is_string_view(arrow_type):
@@ -50,16 +74,38 @@ def _kind_of_type(arrow_type) -> str:
 
 
 def kinds_of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The kind of each column from many rows: text or bytes if all values except nulls are, else their types."""
-    types: dict[str, set[type]] = {}
+    """The kind of each column, and of fields such as meta.text within one, from many rows.
+
+    It is text, bytes or token ids if all values except nulls are, and otherwise names their types.
+    """
+    kinds: dict[str, set[str]] = {}
     for row in rows:
-        for name, value in row.items():
-            types.setdefault(name, set()).update(() if value is None else (type(value),))
-    names = {"str": TEXT, "bytes": BYTES}
-    return {
-        name: " and ".join(sorted(names.get(kind.__name__, kind.__name__) for kind in seen)) or NULL
-        for name, seen in types.items()
-    }
+        for name, value in fields_of(row):
+            kinds.setdefault(name, set()).update(() if value is None else (_kind_of_value(value),))
+    return {name: " and ".join(sorted(seen)) or NULL for name, seen in kinds.items()}
+
+
+def fields_of(row: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, value) of each column of a row, and of the fields within a column by names such as meta.text."""
+    for name, value in row.items():
+        yield f"{within}{name}", value
+        if isinstance(value, Mapping):
+            yield from fields_of(value, f"{within}{name}.")
+
+
+def _kind_of_value(value: Any) -> str:
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return IDS
+    return {"str": TEXT, "bytes": BYTES}.get(type(value).__name__, type(value).__name__)
+
+
+def document_in(value: object, column: str, place: str) -> str | np.ndarray:
+    """A value as text or, if it is a list, as token ids, int32 [T]. Raises InputError, naming `place`, for others."""
+    if not isinstance(value, list):
+        return text_in(value, column, place)
+    if all(type(item) is int and 0 <= item < 2**31 for item in value):
+        return np.array(value, np.int32)
+    raise InputError(f"--dataset {place}: {column!r} must hold token ids, 0 or more: remove or correct it")
 
 
 def text_in(value: object, column: str, place: str) -> str:

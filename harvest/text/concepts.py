@@ -12,7 +12,7 @@ Shapes: W windows, T tokens per window, N passages.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -69,10 +69,12 @@ def gather(
     against: Sequence[str] = (),
     most: int = 300,
     seed: int = 0,
+    column: str | None = None,
 ) -> ConceptPassages:
     """Passages from at most `most` documents of the corpus that hold the phrase, from all examples, and others.
 
-    Others come from `against` if given, or else from the corpus. A document that contains an example is not used.
+    Others come from `against` if given, or else from the corpus, of which `column` is read if it is given. A document
+    that contains an example is not used.
     Raises InputError if there are too few passages of either group to split them in three.
     """
     wanted, rng = Phrase(phrase), np.random.default_rng(seed)
@@ -84,7 +86,7 @@ def gather(
     texts = [text for text in examples if not seen.is_copy(wanted.cut_from(text))]
     concept = [_own_text(text, wanted, tokenizer, first) for text in texts]
     left_out = len(examples) - len(texts)
-    holders, pool, read, near_copies = _read(corpus, wanted, texts, most, rng, seen)
+    holders, pool, read, near_copies = _read(texts_of(corpus, column, tokenizer), wanted, texts, most, rng, seen)
     windows = [_window(number, text, wanted, tokenizer, seq_len, first, rng) for number, text in holders]
     windows = [window for window in windows if len(window.ids) > first]
     new = [w for w in windows if not _repeats(np.array(w.ids)[~w.is_phrase], tokenizer, same)]
@@ -150,14 +152,14 @@ def sentences_of(text: str) -> list[tuple[int, int]]:
 
 
 def _read(
-    corpus: str, phrase: Phrase, examples: list[str], most: int, rng: np.random.Generator, seen: NearCopies
+    corpus: Iterable[str], phrase: Phrase, examples: list[str], most: int, rng: np.random.Generator, seen: NearCopies
 ) -> tuple[list[tuple[int, str]], list[tuple[int, str]], int, int]:
     """(documents with the phrase, a random sample of those without, number read, number of near-copies not used)."""
     holders: list[tuple[int, str]] = []
     pool: dict[int, tuple[int, str]] = {}
     room, without, number = 3 * max(OTHERS * (most + len(examples)), MIN_OTHERS), 0, -1
     copies = 0
-    for number, text in enumerate(islice(documents(corpus), MOST_DOCUMENTS)):
+    for number, text in enumerate(islice(corpus, MOST_DOCUMENTS)):
         text = text[:MOST_CHARACTERS]
         if phrase.held_by(text):
             if seen.is_copy(phrase.cut_from(text)):
@@ -179,6 +181,12 @@ def _read(
     single = [other for other in others if not seen.is_copy(other[1])]
     copies += len(others) - len(single)
     return new, [single[i] for i in rng.permutation(len(single))], number + 1, copies
+
+
+def texts_of(corpus: str, column: str | None, tokenizer) -> Iterator[str]:
+    """The documents of a text source, decoded if they are token ids."""
+    for document in documents(corpus, column=column):
+        yield document if isinstance(document, str) else tokenizer.decode(document)
 
 
 def _tokenized(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:

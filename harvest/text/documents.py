@@ -1,14 +1,14 @@
 """The documents of a text source, in order, one at a time. Does not import torch.
 
 A text source is one of
-- a hub data set, `name` or `name:config`: its train split, streamed; the column `text`, or the only column of strings
-- .jsonl, .jsonl.gz: one document per line, under the key `text`, or under the only key of strings
-- .parquet: one document per row; the column as for a hub data set
+- a hub data set, `name` or `name:config`: its train split, streamed; the column is chosen by `column_to_read`
+- .jsonl, .jsonl.gz: one document per line; keys are columns
+- .parquet: one document per row
 - .txt: documents are separated by <|endoftext|>; without it, a single file is split at blank lines, and in a folder
   each file is one document
 - a folder of such files, including subfolders, read in the order of their names. Hidden and empty files are not read.
   If some files are of a train split, those of a test or validation split are not read either
-A missing text (null) is an empty document.
+A missing text (null) is an empty document. A column may hold token ids instead of texts.
 """
 
 from __future__ import annotations
@@ -23,9 +23,21 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
+
 from harvest.errors import InputError
 from harvest.files import refuse_irregular
-from harvest.text.columns import TEXT, kinds_of_rows, kinds_of_schema, text_column, text_in
+from harvest.text.columns import (
+    IDS,
+    IDS_COLUMNS,
+    TEXT,
+    column_to_read,
+    document_in,
+    fields_of,
+    kinds_of_rows,
+    kinds_of_schema,
+    text_in,
+)
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 SEPARATOR = "<|endoftext|>"
@@ -44,25 +56,32 @@ class Reading:
     documents: int = 0
     near_copies: int = 0  # documents that are near-copies of an earlier one
     copies_together: bool = True  # whether near-copies are in one split
+    tokens: int = 0  # in windows
+    lost_tokens: int = 0  # read, but in no window, because a document or its rest is shorter than one
 
 
-def documents(location: str, reading: Reading | None = None) -> Iterator[str]:
-    """The documents of a text source, in order, one at a time. Raises InputError if it cannot be read."""
+def documents(location: str, reading: Reading | None = None, column: str | None = None) -> Iterator[str | np.ndarray]:
+    """The documents of a text source, in order, one at a time: texts, or token ids, int32 [T].
+
+    `column` is the column to read, if it is not to be chosen. Raises InputError if the source cannot be read.
+    """
     path, reading = Path(location), Reading() if reading is None else reading
     if not path.exists() or path.match("datasets--*/snapshots/*"):  # a data set in the cache of the hub client
-        yield from _hub_documents(location, reading)
+        yield from _hub_documents(location, reading, column)
         return
     files = text_files(path)
     reading.left_out = [str(file.relative_to(path)) for file in _all_text_files(path) if file not in files]
     for file in files:
         if file.suffix.lower() == ".parquet":
-            yield from _parquet_documents(file, reading)
+            yield from _parquet_documents(file, reading, column)
+        elif column and file.suffix.lower() == ".txt":
+            raise InputError(f"--text-column {column}: {file} has no columns: leave the flag out")
         elif file.suffix.lower() == ".txt":
             yield from _txt_documents(file, alone=len(files) == 1)
         else:
-            column = _jsonl_column(file)
-            _note(reading, column)
-            yield from (record[column] for _, record in jsonl_records(file, column))
+            key = column or _jsonl_column(file)
+            _note(reading, key)
+            yield from _jsonl_documents(file, key)
 
 
 def _note(reading: Reading, column: str) -> None:
@@ -143,31 +162,46 @@ def _joined(lines: list[str]) -> Iterator[str]:
 
 
 def _jsonl_column(path: Path) -> str:
-    """The key of the text: `text`, or else the only key of strings, if it is in all of the first lines."""
+    """The key of the text: `text`, or else a key of token ids, or the only key of strings, if in all first lines."""
     head: list[dict] = []
-    for _, record in islice(_json_lines(path), HEAD):
+    for _, record in islice(json_records(path), HEAD):
         if "text" in record:
             return "text"
         head.append(record)
-    texts = [name for name, kind in kinds_of_rows(head).items() if kind == TEXT]
-    return texts[0] if len(texts) == 1 and all(texts[0] in record for record in head) else "text"
+    kinds = kinds_of_rows(head)
+    keys = [name for name in IDS_COLUMNS if kinds.get(name) == IDS]
+    keys = keys[:1] or [name for name, kind in kinds.items() if kind == TEXT and "." not in name]
+    return keys[0] if len(keys) == 1 and all(keys[0] in record for record in head) else "text"
 
 
-def jsonl_records(path: Path, column: str = "text") -> Iterator[tuple[int, dict]]:
-    """(line number, object) of each line of a .jsonl file, plain or gzipped, with a text under the key `column`.
+def jsonl_records(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of each line of a .jsonl file, plain or gzipped, with a text under the key "text".
 
     A null is read as an empty text. Raises InputError for a line without a text.
     """
-    for number, record in _json_lines(path):
-        if column not in record:
-            keys = f"its keys are {', '.join(record)}"
-            raise InputError(
-                f'--dataset {path}, line {number}: there is no text under the key "{column}" ({keys}): add it'
-            )
-        yield number, {**record, column: text_in(record[column], column, f"{path}, line {number}")}
+    for number, record in json_records(path):
+        place = f"{path}, line {number}"
+        yield number, {**record, "text": text_in(_value(record, "text", place, "add it"), "text", place)}
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict]]:
+def _jsonl_documents(path: Path, column: str) -> Iterator[str | np.ndarray]:
+    for number, record in json_records(path):
+        place = f"{path}, line {number}"
+        fix = "add it, or choose another key with --text-column"
+        yield document_in(_value(record, column, place, fix), column, place)
+
+
+def _value(record: dict, column: str, place: str, fix: str) -> object:
+    """The value under a key, which may be that of an inner object, such as meta.text."""
+    values = record if column in record else dict(fields_of(record))
+    if column not in values:
+        keys = ", ".join(values)
+        raise InputError(f'--dataset {place}: there is no text under the key "{column}" (its keys are {keys}): {fix}')
+    return values[column]
+
+
+def json_records(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of each line of a .jsonl file, plain or gzipped. Raises InputError for another line."""
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -196,23 +230,23 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from error
 
 
-def _parquet_documents(path: Path, reading: Reading) -> Iterator[str]:
+def _parquet_documents(path: Path, reading: Reading, asked: str | None) -> Iterator[str | np.ndarray]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            column = text_column(str(path), kinds_of_schema(str(path), file.schema_arrow))
+            column = column_to_read(str(path), kinds_of_schema(str(path), file.schema_arrow), asked)
             _note(reading, column)
             batches = file.iter_batches(PARQUET_ROWS, columns=[column])
-            values = (value for batch in batches for value in batch.column(0).to_pylist())
-            for row, value in enumerate(values, 1):
-                yield text_in(value, column, f"{path}, row {row}")
+            rows = (row for batch in batches for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield document_in(dict(fields_of(row)).get(column), column, f"{path}, row {number}")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"--dataset {path}: cannot be read as parquet ({error}): use an undamaged copy") from error
 
 
-def _hub_documents(location: str, reading: Reading) -> Iterator[str]:
+def _hub_documents(location: str, reading: Reading, asked: str | None) -> Iterator[str | np.ndarray]:
     import datasets
 
     repo, _, config = location.partition(":")
@@ -225,10 +259,10 @@ def _hub_documents(location: str, reading: Reading) -> Iterator[str]:
             head = list(islice(rows, HEAD))
             kinds = kinds_of_rows(head)
         if kinds:
-            column = text_column(location, kinds)
+            column = column_to_read(location, kinds, asked)
             _note(reading, column)
         for number, row in enumerate(chain(head, rows), 1):
-            yield text_in(row.get(column), column, f"{location}, row {number}")
+            yield document_in(dict(fields_of(row)).get(column), column, f"{location}, row {number}")
     except InputError:
         raise
     except Exception as error:  # from many libraries: the hub client, its file system, the readers of formats

@@ -32,7 +32,8 @@ def token_windows(
 ) -> dict[str, Windows]:
     """Windows of exactly `seq_len` tokens, {"train": ..., "held_out": ...}, read from the start of the text.
 
-    Windows of a document are consecutive. The rest of a document is dropped, and no special token is added. Whole
+    Windows of a document are consecutive. The rest of a document is dropped, and no special token is added. A special
+    token in the text ends a window, and is in none unless the request keeps special tokens. Whole
     documents are held out, chosen by a hash of their words. Near-copies of a document go to the same split. Only if one
     split would be empty, because all documents are made from one template, near-copies are split, too. There are fewer
     windows than requested if the text is too short. If all windows are held out, there is no "train". Raises InputError
@@ -54,23 +55,42 @@ def token_windows(
                 f"{filling.longest:,} tokens. "
                 f"Use more or longer documents, a shorter --seq-len or a {held_out_share} --held-out"
             )
-    return {name: filling.windows() for name, filling in splits.items()}
+    windows = {name: filling.windows() for name, filling in splits.items()}
+    reading.tokens = sum(split.tokens_WxT.size for split in windows.values())
+    reading.lost_tokens = sum(filling.lost for filling in splits.values())
+    return windows
 
 
 def _filled(location: str, tokenizer, request: HarvestRequest, reading: Reading) -> dict[str, _Filling]:
     windows = {"train": request.training_windows, "held_out": request.n_samples - request.training_windows}
     splits = {split: _Filling(count) for split, count in windows.items() if count}
-    for batch in _batches(_divided(location, request.held_out, reading)):
-        chosen = [(number, text, splits[split]) for number, text, split in batch if splits[split].missing]
+    ends = np.array([] if request.special_tokens else special_tokens(tokenizer), np.int64)
+    for batch in _batches(_divided(location, request, reading)):
+        chosen = [(number, document, splits[split]) for number, document, split in batch if splits[split].missing]
         if not chosen:
             continue
         enough = request.seq_len * max(filling.missing for _, _, filling in chosen)
-        ids = tokenized(tokenizer, [text for _, text, _ in chosen], enough)
-        for (number, _, filling), document_ids in zip(chosen, ids, strict=True):
-            filling.add(number, document_ids, request.seq_len)
+        texts = [document for _, document, _ in chosen if isinstance(document, str)]
+        ids = iter(tokenized(tokenizer, texts, enough) if texts else ())
+        for number, document, filling in chosen:
+            ids_T = np.asarray(next(ids) if isinstance(document, str) else document, np.int32)
+            filling.add(number, parts_between(ids_T, ends), request.seq_len)
         if not any(filling.missing for filling in splits.values()):
             break
     return splits
+
+
+def special_tokens(tokenizer) -> list[int]:
+    """The tokens that structure a text, such as BOS, EOS, padding and turns of a chat; not that of unknown words."""
+    known = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    return [token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id or token in known]
+
+
+def parts_between(ids_T: np.ndarray, ends: np.ndarray) -> list[np.ndarray]:
+    """The parts of a document between the tokens that end a window."""
+    at = np.flatnonzero(np.isin(ids_T, ends))
+    first, *others = np.split(ids_T, at)
+    return [first, *(part[1:] for part in others)]
 
 
 class _Filling:
@@ -80,25 +100,31 @@ class _Filling:
         self.missing = quota  # windows
         self.tokens: list[np.ndarray] = []
         self.origins: list[np.ndarray] = []
-        self.documents, self.longest = 0, 0
+        self.documents, self.longest, self.lost = 0, 0, 0
 
-    def add(self, document: int, ids: Sequence[int] | np.ndarray, seq_len: int) -> None:
-        self.documents, self.longest = self.documents + 1, max(self.longest, len(ids))
-        count = min(len(ids) // seq_len, self.missing)
-        if count:
-            self.tokens.append(np.array(ids[: count * seq_len], np.int32).reshape(count, seq_len))
-            self.origins.append(np.full(count, document, np.int32))
+    def add(self, document: int, parts: Sequence[np.ndarray], seq_len: int) -> None:
+        self.documents += 1
+        for ids_T in parts:
+            if not self.missing:
+                break
+            self.longest = max(self.longest, len(ids_T))
+            count = min(len(ids_T) // seq_len, self.missing)
             self.missing -= count
+            self.lost += len(ids_T) - count * seq_len if self.missing else 0
+            if count:
+                self.tokens.append(ids_T[: count * seq_len].reshape(count, seq_len))
+                self.origins.append(np.full(count, document, np.int32))
 
     def windows(self) -> Windows:
         return Windows(np.concatenate(self.tokens), np.concatenate(self.origins))
 
 
-def _divided(location: str, held_out: float, reading: Reading) -> Iterator[tuple[int, str, str]]:
-    """(number, text, split) of each document."""
+def _divided(location: str, request: HarvestRequest, reading: Reading) -> Iterator[tuple[int, str | np.ndarray, str]]:
+    """(number, document, split) of each document."""
     near_copies, splits = NearCopies(), list[str]()
     reading.documents = reading.near_copies = 0
-    for number, text in enumerate(documents(location, reading)):
+    for number, document in enumerate(documents(location, reading, request.text_column)):
+        text = document if isinstance(document, str) else " ".join(map(str, document))  # ids are compared like words
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -107,16 +133,18 @@ def _divided(location: str, held_out: float, reading: Reading) -> Iterator[tuple
             ) from error
         lowest_H = signature(text)
         original = near_copies.original(text, lowest_H)
-        split = "held_out" if number_of(lowest_H.tobytes()) / 2**64 < held_out else "train"
+        split = "held_out" if number_of(lowest_H.tobytes()) / 2**64 < request.held_out else "train"
         splits.append(splits[original] if reading.copies_together and original < number else split)
         reading.documents += 1
         reading.near_copies += original < number and bool(text.strip())
-        yield number, text, splits[-1]
+        yield number, document, splits[-1]
 
 
-def _batches(divided: Iterable[tuple[int, str, str]]) -> Iterator[list[tuple[int, str, str]]]:
+def _batches(
+    divided: Iterable[tuple[int, str | np.ndarray, str]],
+) -> Iterator[list[tuple[int, str | np.ndarray, str]]]:
     """Batches of documents to tokenize. A long document is a batch by itself."""
-    batch: list[tuple[int, str, str]] = []
+    batch: list[tuple[int, str | np.ndarray, str]] = []
     characters = 0
     for document in divided:
         length = len(document[1])

@@ -9,6 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 import main
+from analysis.cli import train
 from harvest.errors import InputError
 from harvest.flags import Flags, named
 
@@ -28,8 +29,28 @@ NUMBERS = [
 @pytest.mark.parametrize("options, name, kind, several", NUMBERS)
 def test_every_number_has_a_range(options, name, kind, several):
     places = {flag.name: Path("run") for flag in fields(options) if flag.default is MISSING}
-    with pytest.raises(InputError, match=f"^{named(name)} {re.escape(str(TOO_LARGE[kind]))}: must be "):
-        options(**places, **{name: (TOO_LARGE[kind],) if several else TOO_LARGE[kind]})
+    value = TOO_LARGE[kind] if name != "tokens" else 2**63  # a budget of tokens may be larger than a number of windows
+    with pytest.raises(InputError, match=f"^{named(name)} {re.escape(str(value))}: must be "):
+        options(**places, **{name: (value,) if several else value})
+
+
+@pytest.mark.parametrize("text, number", [("300", 300), ("10k", 10_000), ("2.3B", 2_300_000_000), ("1.5m", 1_500_000)])
+def test_whole_numbers_may_be_written_with_a_letter(text, number):
+    assert train.parse(["--tokens", text, "--seq-len", "30"])[0].n_samples == number // 30
+    if number <= 10_000:
+        assert train.parse(["--n-samples", text])[0].n_samples == number
+
+
+@pytest.mark.parametrize("text", ["1.5", "k", "1.0005k", "ten", "1e6"])
+def test_other_texts_are_no_whole_number(text):
+    with pytest.raises(InputError, match=f"argument --n-samples: .*{text}"):
+        train.parse(["--n-samples", text])
+
+
+def test_tokens_and_windows_are_not_both_given():
+    with pytest.raises(InputError, match="--tokens and --n-samples both say how much text is read"):
+        train.parse(["--tokens", "1M", "--n-samples", "300"])
+    assert train.parse(["--preset", "frontier", "--tokens", "640k"])[0].n_samples < 10_000
 
 
 REFUSED = [

@@ -270,6 +270,13 @@ def test_only_fields_with_few_different_texts_are_labels(tmp_path, monkeypatch):
     found = labels_module.document_labels(tmp_path / "t.jsonl")
     assert list(found) == ["kind"] and found["kind"].names == ["a", "b"]
     assert found["kind"].codes.tolist() == [0, 1] * 4
+    assert not labels_module.document_labels(tmp_path / "t.jsonl", ["kind"]), "the column that was read is no label"
+
+
+def test_a_corpus_whose_text_has_another_key_has_labels(tmp_path):
+    records = [{"body": f"text {i}", "kind": "ab"[i % 2]} for i in range(4)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert list(labels_module.document_labels(tmp_path / "t.jsonl", ["body"])) == ["kind"]
 
 
 def test_windows_with_one_position_have_no_position_labels():

@@ -16,7 +16,7 @@ from harvest.capture import _say_text
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
-from harvest.text.columns import kinds_of_rows, text_column
+from harvest.text.columns import column_to_read, kinds_of_rows
 from harvest.text.documents import Reading, documents
 from harvest.text.windows import token_windows
 
@@ -389,7 +389,7 @@ def test_the_schema_of_a_stream_is_inferred_from_many_rows():
     rows = [{"url": f"u{i}", "text": None, "n": i} for i in range(300)] + [{"url": "u", "text": "t", "more": b"x"}]
     kinds = kinds_of_rows(rows)
     assert kinds == {"url": "text", "text": "text", "n": "int", "more": "bytes"}
-    assert text_column("a", kinds) == "text"
+    assert column_to_read("a", kinds) == "text"
     assert kinds_of_rows([{"a": "x"}, {"a": 1}, {"b": None}]) == {"a": "int and text", "b": "null"}
 
 
