@@ -4,7 +4,8 @@ pip download --no-deps --no-binary :all: Django==5.1 && tar xzf Django-5.1.tar.g
 PYTHONPATH=. python tests/benchmarks/texts.py Django-5.1 --to DIR
 
 Writes docs.jsonl (the documentation), code.jsonl (Python files), docs_parts.jsonl and code_parts.jsonl (one passage
-from the middle of each), french.jsonl (translated messages) and mixed.jsonl (the bundled corpus, code and French).
+from the middle of each), french.jsonl (translated messages), mixed.jsonl (the bundled corpus, code and French), and
+examples of French and of code for find-feature (french_examples.jsonl, code_examples.jsonl).
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def main() -> None:
     options.to.mkdir(parents=True, exist_ok=True)
     texts = {"docs": files(options.django / "docs", "*.txt"), "code": files(options.django / "django", "*.py")}
     texts |= {"docs_parts": middles(texts["docs"], 620), "code_parts": middles(texts["code"], 560)}
-    texts["french"] = pieces([translations(path) for path in sorted(options.django.rglob("locale/fr/**/*.po"))])
+    messages = [translations(path) for path in sorted(options.django.rglob("locale/fr/**/*.po"))]
+    texts["french"] = pieces(messages, 20)
+    texts["french_examples"] = Random(1).sample([text for text in pieces(messages, 2) if len(text) > 80], 24)
+    texts["code_examples"] = Random(1).sample([text for text in pieces(texts["code"], 4) if len(text) > 80], 30)
     with gzip.open(BUNDLED_CORPUS, "rt") as lines:
         bundled = [json.loads(line)["text"] for line in lines]
     texts["mixed"] = bundled + texts["code"] + texts["french"]
@@ -59,7 +63,7 @@ def translations(catalogue: Path) -> str:
     return "\n".join(filter(None, ("".join(re.findall(r'"(.*)"', part)).replace("\\n", " ") for part in parts)))
 
 
-def pieces(texts: list[str], lines: int = 20) -> list[str]:
+def pieces(texts: list[str], lines: int) -> list[str]:
     """The texts cut into documents of some lines each."""
     split = [text.splitlines() for text in texts]
     return ["\n".join(text[at : at + lines]) for text in split for at in range(0, len(text), lines)]
