@@ -189,15 +189,18 @@ def _fill(
 
     for split in windows:
         for index, start in enumerate(range(0, len(windows[split].tokens_WxT), shard_windows)):
-            tokens_WxT = windows[split].tokens_WxT[start : start + shard_windows]
-            documents_W = windows[split].documents_W[start : start + shard_windows]
-            lacking = [site for site, writer in writers.items() if not writer.has_shard(split, index, tokens_WxT)]
+            part = windows[split].part(slice(start, start + shard_windows))
+            lacking = [site for site, writer in writers.items() if not writer.has_shard(split, index, part.tokens_WxT)]
             if not lacking:
-                advance(len(tokens_WxT))
+                advance(len(part.tokens_WxT))
                 continue
-            rows = _rows(language_model, tokens_WxT, lacking, request, advance)
+            rows, others = _rows(language_model, part.tokens_WxT, lacking, request, advance), dict(part.others)
+            kept_WxP = np.ones((len(part.tokens_WxT), request.positions), bool)
+            if "kept" in others:
+                kept_WxP = others["kept"] = others["kept"][:, -request.positions :]
             for site in lacking:
-                writers[site].add_shard(split, index, rows.pop(site), tokens_WxT, documents_W)
+                rows_NxD = rows.pop(site)[kept_WxP]
+                writers[site].add_shard(split, index, rows_NxD, part.tokens_WxT, part.documents_W, **others)
     for writer in writers.values():
         writer.finish()
 
@@ -217,7 +220,7 @@ def request_for_text(request: HarvestRequest, language_model) -> HarvestRequest:
 def _rows(
     language_model, tokens_WxT: np.ndarray, sites: list[Site], request: HarvestRequest, advance: Callable[[int], None]
 ) -> dict[Site, np.ndarray]:
-    """The activation rows [N, D] of token windows at each site, in the number format of the store."""
+    """The activations [W, P, D] of token windows at each site, in the number format of the store."""
     shape = (len(tokens_WxT), request.positions, language_model.d_model)
     rows = {site: np.empty(shape, request.store_dtype) for site in sites}
     for start in range(0, len(tokens_WxT), _batch_windows(request)):
@@ -226,7 +229,7 @@ def _rows(
             with np.errstate(over="ignore"):  # the writer refuses infinite values
                 rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -request.positions :]
         advance(len(batch_WxT))
-    return {site: rows_WxTxD.reshape(-1, language_model.d_model) for site, rows_WxTxD in rows.items()}
+    return rows
 
 
 def _batch_windows(request: HarvestRequest) -> int:
@@ -235,7 +238,7 @@ def _batch_windows(request: HarvestRequest) -> int:
 
 def _description(request: HarvestRequest, model: Source, dataset: Source, language_model, windows) -> dict:
     """Facts about the origin of the rows, for the manifests of all sites."""
-    arrays = [a for split in windows.values() for a in (split.tokens_WxT, split.documents_W)]
+    arrays = [a for s in windows.values() for a in (s.tokens_WxT, s.documents_W, *s.others.values())]
     return {
         "model": model.record,
         **({"control": request.control} if request.control else {}),
@@ -275,7 +278,10 @@ def _say_text(text: dict, say: Say) -> None:
         say(f"not read, because they are empty or of a test or validation split: {', '.join(files[:3])}{more}")
     if lost := text.get("lost_tokens"):
         share = f"{lost / (lost + text['tokens']):.0%}"
-        say(f"{share} of the text's tokens are in no window, because windows are full and never span two documents")
+        say(
+            f"{share} of the text's tokens are in no window, because windows are full and never span two documents; "
+            "--pack joins documents"
+        )
     if text["near_copies"]:
         copies = f"near-copies: {text['near_copies']:,} of {text['documents']:,} documents nearly equal an earlier one"
         apart = "copies are split like other documents, because one split would be empty otherwise"

@@ -21,6 +21,7 @@ ADDED_LATER = {  # fields that are no part of the names of runs and stores if th
     "bos": "auto",
     "text_column": None,
     "special_tokens": False,
+    "pack": False,
     "tokens": None,
 }
 
@@ -80,7 +81,10 @@ class HarvestRequest(Flags):
     hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", choices=HOOKS)
     n_samples: int = flag(10000, "token windows to harvest, including held-out ones", TWO_WINDOWS)
     tokens: int | None = flag(None, "tokens to harvest, such as 10M, instead of --n-samples", TOKENS)
-    seq_len: int = flag(20, "tokens per window; a window never spans two documents", COUNT)
+    seq_len: int = flag(20, "tokens per window; a window never spans two documents unless they are packed", COUNT)
+    pack: bool = flag(
+        False, "join the documents, so that short ones are not lost: windows go on over the token that separates them"
+    )
     held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents", ABOVE_0)
     keep_first_position: bool = flag(
         False, "also use the first position of each window, whose activation is an outlier in GPT-2"

@@ -3,12 +3,15 @@
     <store>/manifest.json                      written last: a directory without it is unfinished
     <store>/train/rows-00000.npy               float16 or float32, one activation row per token position
     <store>/train/tokens-00000.npy             int32, the token windows of the rows
-    <store>/train/documents-00000.npy          int32, the document of each window
+    <store>/train/documents-00000.npy          int32, the document of each window (the first, if it has several)
+    <store>/train/token_documents-00000.npy    int32, the document of each token, only if windows have several
+    <store>/train/kept-00000.npy               bool, which positions of each window have a row, unless all have
     <store>/held_out/...                       the same for whole documents that are not used for training
     <store>/<split>/shard-00000.json           only while unfinished: rows, checksums and statistics of a finished shard
 
-Shapes: N rows, W windows, T tokens per window, D width of the model.
-Row r of a split is position `first_position + r % positions` of window `r // positions`.
+Shapes: N rows, W windows, T tokens per window, P positions from `first_position` on, D width of the model.
+Rows are in the order of their windows and positions. Unless a shard says which positions it kept, all of them have a
+row: row r of a split is then position `first_position + r % positions` of window `r // positions`.
 
 The manifest has a checksum of itself and of every file. A process compares a file with its checksum when it first opens
 the file. Training rows are compared in a thread while training runs (`compared_meanwhile`).
@@ -63,7 +66,7 @@ class Split:
         return self.row_starts[-1]
 
     def __repr__(self) -> str:
-        return f"Split({self.name}: {len(self):,} rows of {self.window_starts[-1]:,} windows, in {self.directory})"
+        return f"Split({self.name}: {len(self):,} rows of {self.n_windows:,} windows, in {self.directory})"
 
     @cached_property
     def windows(self) -> np.ndarray:
@@ -75,18 +78,76 @@ class Split:
         """The document of each window, int32 [W]."""
         return np.concatenate([self._map("documents", i) for i in range(len(self.shards))])
 
+    @property
+    def n_windows(self) -> int:
+        return self.window_starts[-1]
+
     def read_windows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [W, T], document [W]) of windows [start, stop), without reading the others."""
-        parts = list(_parts(self.window_starts, start, stop))
-        tokens_WxT, documents_W = (
-            np.concatenate([self._map(name, shard)[first:last] for shard, first, last in parts])
-            for name in ("tokens", "documents")
-        )
-        return tokens_WxT, documents_W
+        return self._of_windows("tokens", start, stop), self._of_windows("documents", start, stop)
+
+    def row_documents(self, start: int, stop: int) -> np.ndarray:
+        """The document of each row of windows [start, stop), [N]."""
+        kept_WxP = self.kept_positions(start, stop)
+        if not self._has("token_documents"):
+            return np.repeat(self._of_windows("documents", start, stop), kept_WxP.sum(1))
+        return self._of_windows("token_documents", start, stop)[:, self.first_position :][kept_WxP]
+
+    def kept_positions(self, start: int, stop: int) -> np.ndarray:
+        """Which positions of windows [start, stop) have a row, bool [W, P]."""
+        if self._kept_WxP is not None:
+            return self._kept_WxP[start:stop]
+        return np.ones((max(0, min(stop, self.n_windows) - start), self.positions), bool)
+
+    def rows_between(self, start: int, stop: int) -> tuple[int, int]:
+        """The numbers of the first row of windows [start, stop), and of the row after their last."""
+        start, stop = min(start, self.n_windows), min(stop, self.n_windows)
+        if self._first_row_W is not None:
+            return int(self._first_row_W[start]), int(self._first_row_W[stop])
+        return start * self.positions, stop * self.positions
 
     def window_rows(self, windows_W: np.ndarray) -> np.ndarray:
         """Numbers of the rows of these windows, [N]."""
-        return (windows_W[:, None] * self.positions + np.arange(self.positions)).ravel()
+        if self._first_row_W is None:
+            return (windows_W[:, None] * self.positions + np.arange(self.positions)).ravel()
+        first_W, end_W = self._first_row_W[windows_W], self._first_row_W[windows_W + 1]
+        runs = [np.arange(first, end) for first, end in zip(first_W, end_W, strict=True)]
+        return np.concatenate([np.empty(0, np.int64), *runs])
+
+    def places(self, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(window, position in the window) of rows, [N] each."""
+        if self._first_row_W is None or self._kept_WxP is None:
+            windows_N, offsets_N = np.divmod(rows_N, self.positions)
+            return windows_N, offsets_N + self.first_position
+        windows_N = np.searchsorted(self._first_row_W, rows_N, side="right") - 1
+        before_N = np.asarray(rows_N) - self._first_row_W[windows_N]
+        offsets_N = (np.cumsum(self._kept_WxP[windows_N], 1) > before_N[:, None]).argmax(1)
+        return windows_N, offsets_N + self.first_position
+
+    @cached_property
+    def _kept_WxP(self) -> np.ndarray | None:
+        """Which positions have a row; None if all have."""
+        if not self._has("kept"):
+            return None
+        whole = (np.ones((shard["windows"], self.positions), bool) for shard in self.shards)
+        return np.concatenate(
+            [
+                self._map("kept", number) if "kept" in self.shards[number]["files"] else ones_WxP
+                for number, ones_WxP in enumerate(whole)
+            ]
+        )
+
+    @cached_property
+    def _first_row_W(self) -> np.ndarray | None:
+        """The number of each window's first row, and the number of rows at the end; None if all positions have one."""
+        return None if self._kept_WxP is None else np.append(0, np.cumsum(self._kept_WxP.sum(1)))
+
+    def _has(self, array: str) -> bool:
+        return any(array in shard["files"] for shard in self.shards)
+
+    def _of_windows(self, array: str, start: int, stop: int) -> np.ndarray:
+        parts = _parts(self.window_starts, start, stop)
+        return np.concatenate([self._map(array, shard)[first:last] for shard, first, last in parts])
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) as a new array [N, D], by sequential reads without memory maps."""
@@ -112,11 +173,11 @@ class Split:
 
     def context(self, row: int) -> tuple[np.ndarray, int, int]:
         """The origin of a row: (its token window [T], its position in the window, its document)."""
-        window, offset = divmod(row, self.positions)
-        shard = bisect_right(self.window_starts, window) - 1
-        local = window - self.window_starts[shard]
-        tokens_T = self._map("tokens", shard)[local]
-        return np.asarray(tokens_T), self.first_position + offset, int(self._map("documents", shard)[local])
+        (window,), (position,) = (values.tolist() for values in self.places(np.array([row])))
+        (tokens_T,), (document,) = self.read_windows(window, window + 1)
+        if self._has("token_documents"):
+            document = self._of_windows("token_documents", window, window + 1)[0, position]
+        return np.asarray(tokens_T), position, int(document)
 
     def _open(self, array: str, shard: int) -> np.ndarray:
         path = shard_path(self.directory, self.name, array, shard)
@@ -163,6 +224,14 @@ class ActivationStore:
         self.train, self.held_out = (
             Split(self.directory, name, shards.get(name, []), positions, first) for name in SPLITS
         )
+
+    def places(self, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(window, position in it) of rows, [N] each. Held-out rows and windows are numbered after training ones."""
+        held_out_N = rows_N >= len(self.train)
+        here = self.train.places(np.where(held_out_N, 0, rows_N))
+        there = self.held_out.places(np.where(held_out_N, rows_N - len(self.train), 0))
+        windows_N = np.where(held_out_N, there[0] + self.train.n_windows, here[0])
+        return windows_N, np.where(held_out_N, there[1], here[1])
 
     def __repr__(self) -> str:
         m = self.manifest

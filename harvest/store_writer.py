@@ -75,7 +75,16 @@ class StoreWriter:
             return False
         return np.array_equal(np.load(paths["tokens"], allow_pickle=False), tokens_WxT)
 
-    def add_shard(self, split: str, index: int, rows_NxD, tokens_WxT, documents_W) -> None:
+    def add_shard(
+        self,
+        split: str,
+        index: int,
+        rows_NxD: np.ndarray,
+        tokens_WxT: np.ndarray,
+        documents_W: np.ndarray,
+        **others: np.ndarray,
+    ) -> None:
+        """Write rows with their windows, and `others` of the arrays that a shard may have (see `store.py`)."""
         if not np.isfinite(rows_NxD).all():
             raise InputError(
                 f"activations at {self.description['hook_name']}, shard {index}, do not fit {rows_NxD.dtype} "
@@ -83,6 +92,7 @@ class StoreWriter:
                 "use --store-dtype float32, or check the weights of the model"
             )
         arrays = {"rows": rows_NxD, "tokens": tokens_WxT.astype(np.int32), "documents": documents_W.astype(np.int32)}
+        arrays |= others
         record: dict = {"rows": len(rows_NxD), "windows": len(tokens_WxT), "files": {}}
         for name, array in arrays.items():
             buffer = io.BytesIO()  # numpy hides that the disk is full when it writes to a file

@@ -30,12 +30,12 @@ THRESHOLDS = {"standard": ("b_enc", 1), "gated": ("b_gate", 1), "jumprelu": ("th
 def calibration_windows(split: Split) -> np.ndarray:
     """Numbers of the held-out windows for calibration; none if there are fewer than five."""
     every = max(EVERY, -(-len(split) // MOST_TO_DRAW_FROM))
-    return np.arange(EVERY - 1, split.window_starts[-1], every)
+    return np.arange(EVERY - 1, split.n_windows, every)
 
 
 def metric_windows(split: Split) -> np.ndarray:
     """Numbers of the held-out windows that are not for calibration."""
-    return np.setdiff1d(np.arange(split.window_starts[-1]), calibration_windows(split))
+    return np.setdiff1d(np.arange(split.n_windows), calibration_windows(split))
 
 
 def spread_windows(windows_W: np.ndarray, count: int) -> np.ndarray:

@@ -162,7 +162,7 @@ class Pages:
             "freq_hist_data_bar_heights": count_B.tolist() if fires else [],
             "logits_hist_data_bar_heights": logit_counts_H.tolist(),
             "logits_hist_data_bar_values": rounded((logit_edges_E[1:] + logit_edges_E[:-1]) / 2),
-            "n_prompts_total": features.rows // self.store.train.positions,
+            "n_prompts_total": self.store.train.n_windows + self.store.held_out.n_windows,
             "n_tokens_in_prompt": self.store.manifest["seq_len"],
             "dataset": self.source.dataset,
             "decoder_weights_dist": [],

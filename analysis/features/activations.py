@@ -47,11 +47,11 @@ def feature_values(
     Held-out rows are numbered after the training rows. Every row of the store is encoded once, in one pass over it,
     for any number of contexts. Memory: 4 bytes per context and token.
     """
-    positions, first = store.train.positions, store.train.first_position
-    length = min(LONGEST, positions + first)
-    window_C, position_C = np.divmod(row_C, positions)
-    start_C = np.clip(position_C + first - length // 2, 0, positions + first - length)
-    offset_CxL = start_C[:, None] + np.arange(length) - first  # −1 at a position without a row
+    tokens = store.train.first_position + store.train.positions
+    length = min(LONGEST, tokens)
+    window_C, position_C = store.places(row_C)
+    start_C = np.clip(position_C - length // 2, 0, tokens - length)
+    position_CxL = start_C[:, None] + np.arange(length)
     value_CxL = np.zeros((len(row_C), length), np.float32)
     order_C = np.argsort(window_C, kind="stable")
     sorted_C = window_C[order_C]
@@ -59,13 +59,12 @@ def feature_values(
     graphdef, weights = nnx.split(sae)
     size = rows_at_once(sae.W_dec.shape[0])
     for chunk in chunks(store, size):
-        f_WxPxF = encode_padded(graphdef, weights, chunk.x_NxD, size).reshape(-1, positions, sae.W_dec.shape[0])
-
-        before = chunk.row_N[0] // positions
-        here_C = order_C[slice(*np.searchsorted(sorted_C, [before, before + len(f_WxPxF)]))]
-        position_CxL, feature_Cx1 = offset_CxL[here_C], feature_C[here_C, None]
-        f_CxL = f_WxPxF[window_C[here_C, None] - before, np.maximum(position_CxL, 0), feature_Cx1]
-        value_CxL[here_C] = np.where(position_CxL >= 0, f_CxL, 0)
+        f_NxF, before = encode_padded(graphdef, weights, chunk.x_NxD, size), chunk.window_N[0]
+        row_WxT = np.full((chunk.window_N[-1] + 1 - before, tokens), -1)  # −1 at a position without a row
+        row_WxT[chunk.window_N - before, store.train.first_position + chunk.position_N] = np.arange(len(f_NxF))
+        here_C = order_C[slice(*np.searchsorted(sorted_C, [before, before + len(row_WxT)]))]
+        row_CxL = row_WxT[window_C[here_C, None] - before, position_CxL[here_C]]
+        value_CxL[here_C] = np.where(row_CxL >= 0, f_NxF[row_CxL, feature_C[here_C, None]], 0)
         on_rows(len(chunk.row_N))
     return FeatureValues(value_CxL, start_C)
 
@@ -97,31 +96,35 @@ class Chunk(NamedTuple):
 
     x_NxD: np.ndarray
     row_N: np.ndarray
+    window_N: np.ndarray  # those of held-out rows are numbered after those of the training rows
     token_N: np.ndarray
-    position_N: np.ndarray
+    position_N: np.ndarray  # 0 for the first position of a window that has rows
     document_N: np.ndarray
     alike_N: np.ndarray  # hash of the token and the tokens before it: equal for equal contexts
 
 
 def chunks(store: ActivationStore, rows_at_once: int) -> Iterator[Chunk]:
     """All rows of a store, training rows first, in chunks of whole windows with about `rows_at_once` rows."""
-    before = 0
+    rows_before = windows_before = 0
     for split in (store.train, store.held_out):
-        positions = split.positions
-        step = max(1, rows_at_once // positions)
-        for start in range(0, len(split) // positions, step):
-            rows = slice(start * positions, min((start + step) * positions, len(split)))
-            tokens_WxT, document_W = split.read_windows(start, start + step)
-            alike_WxT = context_hashes(tokens_WxT, CONTEXT_TOKENS)
+        step = max(1, rows_at_once // split.positions)
+        for start in range(0, split.n_windows, step):
+            begin, end = split.rows_between(start, start + step)
+            if begin == end:
+                continue
+            tokens_WxT, _ = split.read_windows(start, start + step)
+            kept_WxP, alike_WxT = split.kept_positions(start, start + step), context_hashes(tokens_WxT, CONTEXT_TOKENS)
+            window_N, position_N = np.nonzero(kept_WxP)
             yield Chunk(
-                split.read(rows.start, rows.stop).astype(np.float32),
-                np.arange(rows.start, rows.stop) + before,
-                tokens_WxT[:, split.first_position :].ravel(),
-                np.tile(np.arange(positions), len(tokens_WxT)),
-                np.repeat(document_W, positions),
-                alike_WxT[:, split.first_position :].ravel(),
+                split.read(begin, end).astype(np.float32),
+                np.arange(begin, end) + rows_before,
+                window_N + start + windows_before,
+                tokens_WxT[:, split.first_position :][kept_WxP],
+                position_N,
+                split.row_documents(start, start + step),
+                alike_WxT[:, split.first_position :][kept_WxP],
             )
-        before += len(split)
+        rows_before, windows_before = rows_before + len(split), windows_before + split.n_windows
 
 
 def rows_at_once(features: int) -> int:

@@ -34,7 +34,7 @@ class Originals(NamedTuple):
 def originals_in(store: ActivationStore) -> Originals:
     parts, documents = [], []
     for split in (store.train, store.held_out):
-        windows = len(split) // split.positions
+        windows = split.n_windows
         step = max(1, AT_ONCE // (split.first_position + split.positions))
         for start in range(0, windows, step):
             tokens_WxT, document_W = split.read_windows(start, start + step)

@@ -128,11 +128,11 @@ class Labels:
         """The true labels of a chunk's rows, then the shuffled ones, [1 + S, N]. `codes_SxU` is from `shuffled`."""
         if self.by == "position":
             positions = len(self.codes)
-            return self.codes[(chunk.position_N + codes_SxU[:, chunk.row_N // positions]) % positions]
+            return self.codes[(chunk.position_N + codes_SxU[:, chunk.window_N]) % positions]
         return codes_SxU[:, chunk.document_N if self.by == "document" else chunk.token_N]
 
     def units_of_rows(self, chunk: Chunk, unit_U: np.ndarray) -> np.ndarray:
         """The unit that each row is shuffled with, as a number, [N]. For positions, a window has one unit per label."""
         if self.by == "position":
-            return unit_U[chunk.row_N // len(self.codes)] * len(self.names) + self.codes[chunk.position_N]
+            return unit_U[chunk.window_N] * len(self.names) + self.codes[chunk.position_N]
         return unit_U[chunk.document_N if self.by == "document" else chunk.token_N]

@@ -206,14 +206,13 @@ def summarize(
 ) -> Features:
     """The statistics of a dictionary from its accumulated firings and from its weights."""
     rows = int(next(iter(rows_SxL.values()))[0].sum())
-    positions = firing.position_FxP.shape[1]
     top_value_FxK = firing.top.table("value", 0)
     sample_value_FxR, sample_row_FxR = firing.sample.table("value", 0), firing.sample.table("row", -1)
     token_F, token_share_F = most_frequent(firing.sample.table("token", -1))
     falling_FxR = np.argsort(-np.abs(sample_value_FxR), axis=1, kind="stable")
-    sample_value_FxR, sample_row_FxR, alike_FxR = (
-        np.take_along_axis(table_FxR, falling_FxR, 1)
-        for table_FxR in (sample_value_FxR, sample_row_FxR, firing.sample.table("alike", 0))
+    tables = (sample_value_FxR, sample_row_FxR, firing.sample.table("window", -1), firing.sample.table("alike", 0))
+    sample_value_FxR, sample_row_FxR, window_FxR, alike_FxR = (
+        np.take_along_axis(table_FxR, falling_FxR, 1) for table_FxR in tables
     )
     W_dec_FxD = unit(dictionary.tensors["W_dec"])
     most = min(NEIGHBOURS, len(W_dec_FxD) - 1)
@@ -230,12 +229,12 @@ def summarize(
         strongest_FxK=without_repetition(firing.top.table("token", -1)),
         sample_value_FxR=sample_value_FxR,
         sample_row_FxR=sample_row_FxR,
-        sample_new_FxR=is_new(firing, positions, sample_row_FxR, alike_FxR),
+        sample_new_FxR=is_new(firing, window_FxR, alike_FxR),
         bar_count_FxB=firing.histogram.count_FxB,
         bar_limit_F=firing.histogram.limit_F,
         token_F=token_F,
         token_share_F=token_share_F,
-        position_FxP=firing.position_FxP / (rows / positions),
+        position_FxP=firing.position_FxP / np.maximum(firing.rows_P, 1),
         cosine_F=(unit(dictionary.tensors["W_enc"].T) * W_dec_FxD).sum(1),
         neighbour_FxJ=neighbour_FxJ,
         neighbour_cosine_FxJ=1 - neighbour_distance_FxJ,
@@ -282,13 +281,14 @@ def quantiles(value_FxR: np.ndarray, is_firing_FxR: np.ndarray) -> np.ndarray:
     return np.nan_to_num(quantile_QxF.T)
 
 
-def is_new(firing: FiringAccumulator, positions: int, row_FxR: np.ndarray, alike_FxR: np.ndarray) -> np.ndarray:
+def is_new(firing: FiringAccumulator, window_FxR: np.ndarray, alike_FxR: np.ndarray) -> np.ndarray:
     """Whether a sampled firing repeats no window and no context of the top contexts and earlier samples, [F, R]."""
     strongest = firing.top.settle()
-    entries = np.zeros(row_FxR.shape, ENTRY)
-    entries["feature"], entries["row"], entries["alike"] = np.arange(len(row_FxR))[:, None], row_FxR, alike_FxR
+    entries = np.zeros(window_FxR.shape, ENTRY)
+    entries["feature"], entries["window"] = np.arange(len(window_FxR))[:, None], window_FxR
+    entries["alike"] = alike_FxR
     both = np.concatenate([strongest, entries.ravel()])  # `distinct` keeps the first of equal entries
     order = np.argsort(both["feature"], kind="stable")
     is_new_N = np.empty(len(both), bool)
-    is_new_N[order] = distinct(both[order], positions)
-    return is_new_N[len(strongest) :].reshape(row_FxR.shape) & (row_FxR >= 0)
+    is_new_N[order] = distinct(both[order])
+    return is_new_N[len(strongest) :].reshape(window_FxR.shape) & (window_FxR >= 0)

@@ -37,10 +37,10 @@ class FiringAccumulator:
         self.chunk_rows = rows_at_once(features)
         self.count_F = np.zeros(features, np.int64)
         self.sum_F = np.zeros(features)
-        self.top = TopKPerFeature(features, CONTEXTS, positions)
+        self.top = TopKPerFeature(features, CONTEXTS, apart=True)
         self.sample = TopKPerFeature(features, SAMPLE)
         self.histogram = Histogram(features)
-        self.position_FxP = np.zeros((features, positions), np.int64)
+        self.position_FxP, self.rows_P = np.zeros((features, positions), np.int64), np.zeros(positions, np.int64)
         self.together = CoFiring(features, seed)
         self.label_SxFxL = {
             name: np.zeros((1 + SHUFFLES, features, len(group.names)), np.int32) for name, group in labels.items()
@@ -55,14 +55,15 @@ class FiringAccumulator:
         row_Z, feature_Z = np.divmod(index_Z, features)
         firings_Z = np.empty(len(index_Z), ENTRY)
         firings_Z["feature"], firings_Z["value"] = feature_Z, f_NF[index_Z]
-        firings_Z["row"], firings_Z["token"] = chunk.row_N[row_Z], chunk.token_N[row_Z]
-        firings_Z["alike"] = chunk.alike_N[row_Z]
+        firings_Z["row"], firings_Z["window"] = chunk.row_N[row_Z], chunk.window_N[row_Z]
+        firings_Z["token"], firings_Z["alike"] = chunk.token_N[row_Z], chunk.alike_N[row_Z]
         for kept, key_Z in ((self.top, np.abs(firings_Z["value"])), (self.sample, self.rng.random(len(index_Z)))):
             firings_Z["key"] = key_Z
             kept.add(firings_Z)
         self.count_F += np.bincount(feature_Z, minlength=features)
         self.sum_F += np.bincount(feature_Z, weights=firings_Z["value"], minlength=features)
         self.histogram.add(feature_Z, firings_Z["value"])
+        self.rows_P += np.bincount(chunk.position_N, minlength=len(self.rows_P))
         self.position_FxP += counted(feature_Z, chunk.position_N[row_Z], self.position_FxP.shape)
         for name, codes_SxN in label_SxN.items():
             for total_FxL, code_N in zip(self.label_SxFxL[name], codes_SxN, strict=True):

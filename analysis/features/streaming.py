@@ -14,21 +14,31 @@ BARS, SMALLEST = 128, 2.0**-20  # bars of a histogram, half of them below 0, and
 PENDING = 1 << 20  # firings that are collected before they are merged
 
 
-ENTRY = np.dtype([("feature", "i4"), ("key", "f4"), ("value", "f4"), ("row", "i8"), ("token", "i4"), ("alike", "u8")])
+ENTRY = np.dtype(
+    [
+        ("feature", "i4"),
+        ("key", "f4"),
+        ("value", "f4"),
+        ("row", "i8"),
+        ("window", "i8"),
+        ("token", "i4"),
+        ("alike", "u8"),
+    ]
+)
 
 
 @dataclass
 class TopKPerFeature:
     """A streaming top-k: the `size` firings with the largest keys for each feature.
 
-    With `positions` (per window), no two of the firings share a window or an equal context: from the largest key on,
-    each firing is hidden that shares one with a firing before it. As many hidden firings are kept in reserve, because
-    the firing that hides them may be hidden itself by a later one.
+    If they are to be `apart`, no two of the firings share a window or an equal context: from the largest key on, each
+    firing is hidden that shares one with a firing before it. As many hidden firings are kept in reserve, because the
+    firing that hides them may be hidden itself by a later one.
     """
 
     features: int
     size: int
-    positions: int = 0
+    apart: bool = False
     entries: np.ndarray = field(default_factory=lambda: np.empty(0, ENTRY))
     pending: list[np.ndarray] = field(default_factory=list)
 
@@ -44,7 +54,7 @@ class TopKPerFeature:
         """Merge all firings seen so far. Returns the top entries, ordered by feature and falling key."""
         seen = np.concatenate([self.entries, *self.pending])
         seen = seen[np.lexsort((seen["row"], -seen["key"], seen["feature"]))]
-        counts = distinct(seen, self.positions) if self.positions else np.ones(len(seen), bool)
+        counts = distinct(seen) if self.apart else np.ones(len(seen), bool)
         rank, hidden = ranks(seen["feature"], counts), ranks(seen["feature"], ~counts)
         last = counts & (rank == self.size - 1)
         self.floor_F[seen["feature"][last]] = seen["key"][last]
@@ -67,13 +77,13 @@ def ranks(feature_N: np.ndarray, counts_N: np.ndarray) -> np.ndarray:
     return before_N - before_N[np.searchsorted(feature_N, feature_N)]
 
 
-def distinct(entries_N: np.ndarray, positions: int) -> np.ndarray:
+def distinct(entries_N: np.ndarray) -> np.ndarray:
     """Mark each entry that shares neither window nor context with an earlier marked entry of its feature, bool [N].
 
     Entries must be ordered by feature and falling key.
     """
     feature_N, groups = entries_N["feature"].astype(np.uint64) << np.uint64(40), []
-    for what_N in (entries_N["alike"], (entries_N["row"] // positions).astype(np.uint64)):
+    for what_N in (entries_N["alike"], entries_N["window"].astype(np.uint64)):
         groups.append(np.unique((what_N * MIX) ^ feature_N, return_inverse=True)[1])
     is_distinct_N, open_M = np.zeros(len(entries_N), bool), np.arange(len(entries_N))
     while len(open_M):  # no entry hides one that is the first of its window and the first of its context

@@ -61,11 +61,13 @@ def ablation_effect(
     site = run.site(member)
     store = run.store(site, cache_dir, on_progress)
     sampled_R = load_or_compute_features(run, [member], cache_dir, on_progress)[member].sample_row_FxR[feature]
-    positions = store.train.positions
-    firing_R = sampled_R[(sampled_R >= 0) & (sampled_R % positions < positions - 1)]
+    firing_R = sampled_R[sampled_R >= 0]
+    window_R, position_R = store.places(firing_R)
+    has_next_R = position_R < run.seq_len - 1
+    firing_R, window_R = firing_R[has_next_R], window_R[has_next_R]
     if not len(firing_R):
         return NOTHING
-    firing_R = firing_R[np.sort(np.unique(firing_R // positions, return_index=True)[1])]  # one firing per window
+    firing_R = firing_R[np.sort(np.unique(window_R, return_index=True)[1])]  # one firing per window
     spread = np.unique(np.linspace(0, len(firing_R) - 1, min(windows, len(firing_R))).round().astype(int))
     places = [place(store, row) for row in firing_R[spread].tolist()]
     tokens_WxT, document_W = np.stack([tokens_T for tokens_T, _, _ in places]), np.array([d for _, _, d in places])

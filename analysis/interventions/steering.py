@@ -231,14 +231,15 @@ def difference_in_means(store: ActivationStore, tokenizer: Any, phrase: str) -> 
 
     split, wanted = store.train, Phrase(phrase)
     sums_2xD, count_2, windows = np.zeros((2, store.d_model)), np.zeros(2, np.int64), max(1, ROWS // split.positions)
-    for start in range(0, len(split) // split.positions, windows):
+    for start in range(0, split.n_windows, windows):
         texts = tokenizer.batch_decode(split.read_windows(start, start + windows)[0])
         holds_W = np.array([wanted.held_by(text) for text in texts])
-        x_NxD = split.read(start * split.positions, (start + len(holds_W)) * split.positions)
-        sums_WxD = x_NxD.reshape(len(holds_W), split.positions, -1).sum(1, dtype=np.float64)
-        sums_2xD += [sums_WxD[~holds_W].sum(0), sums_WxD[holds_W].sum(0)]
-        count_2 += [(~holds_W).sum(), holds_W.sum()]
+        begin, end = split.rows_between(start, start + windows)
+        holds_N = np.repeat(holds_W, split.kept_positions(start, start + windows).sum(1))
+        x_NxD = split.read(begin, end)
+        sums_2xD += [x_NxD[~holds_N].sum(0, dtype=np.float64), x_NxD[holds_N].sum(0, dtype=np.float64)]
+        count_2 += [(~holds_N).sum(), holds_N.sum()]
     if not count_2.all():
         return None
-    without, within = sums_2xD / count_2[:, None] / split.positions
+    without, within = sums_2xD / count_2[:, None]
     return within - without

@@ -205,18 +205,16 @@ def shown_contexts(
     """The windows of these rows. Held-out rows are numbered after training rows."""
     if not len(rows_C):
         return []
-    positions, first, trained = store.train.positions, store.train.first_position, len(store.train)
-    start_C = rows_C // positions * positions
-    x_CxPxD = np.stack(
-        [
-            store.train.read(s, s + positions)
-            if s < trained
-            else store.held_out.read(s - trained, s - trained + positions)
-            for s in start_C.tolist()
-        ]
-    )
-    value_N = values_of_feature(dictionary, feature, x_CxPxD.reshape(-1, x_CxPxD.shape[-1]).astype(np.float32))
-    value_CxT = np.pad(value_N.reshape(-1, positions), ((0, 0), (first, 0)))
+    trained, first, window_C = len(store.train), store.train.first_position, store.places(rows_C)[0]
+    kept_CxP, rows = [], []
+    for window in window_C.tolist():
+        is_train = window < store.train.n_windows
+        split, number = (store.train, window) if is_train else (store.held_out, window - store.train.n_windows)
+        kept_CxP.append(split.kept_positions(number, number + 1)[0])
+        rows.append(split.read(*split.rows_between(number, number + 1)))
+    value_CxT = np.zeros((len(rows_C), first + store.train.positions), np.float32)
+    x_NxD = np.concatenate(rows).astype(np.float32)
+    value_CxT[:, first:][np.stack(kept_CxP)] = values_of_feature(dictionary, feature, x_NxD)
     places = [place(store, row) for row in rows_C.tolist()]
     texts = iter(token_texts(tokenizer, np.concatenate([tokens_T for tokens_T, _, _ in places])))
     return [

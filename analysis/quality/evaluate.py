@@ -123,11 +123,11 @@ def evaluate_dictionaries(
         saes = {name: o.dictionary.sae for name, o, own in zip(names, opened, sites, strict=True) if own == site}
         used_W = metric_windows(store.held_out)
         if request.held_out == 1:  # nothing was calibrated on this text
-            used_W = np.arange(store.held_out.window_starts[-1])
+            used_W = np.arange(store.held_out.n_windows)
         evaluations = evaluate(saes, store.held_out, store.mean, used_W, partial(on_progress, "evaluation"))
         for name, evaluation in evaluations.items():
             refuse_no_numbers(name, evaluation.metrics)
-            rows = len(used_W) * store.held_out.positions
+            rows = len(store.held_out.window_rows(used_W))
             seen = {"windows": len(used_W), "documents": len(np.unique(store.held_out.documents[used_W]))}
             report[name] = {"metrics": evaluation.metrics, "intervals": {}, "rows": rows, "measured_on": seen}
         if language_model:

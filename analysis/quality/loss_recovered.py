@@ -79,7 +79,9 @@ def sums_per_document(
         MEAN: lambda x_NxD: np.broadcast_to(mean_D, x_NxD.shape),
     }
     site = Site(store.manifest["layer"], store.manifest["hook"])
-    clean, lost = losses(model, split.windows[windows_W], site, replacements, split.first_position, on_tokens)
+    kept_WxP = split.kept_positions(0, split.n_windows)[windows_W]
+    tokens_WxT, first = split.windows[windows_W], split.first_position
+    clean, lost = losses(model, tokens_WxT, site, replacements, first, kept_WxP, on_tokens)
     zero, mean = lost[ZERO], lost[MEAN]
     _, document_W = np.unique(split.documents[windows_W], return_inverse=True)
     sums = {}

@@ -40,13 +40,15 @@ def losses(
     site: Site,
     replacements: Mapping[str, Replace],
     first_position: int = 1,
+    kept_WxP: np.ndarray | None = None,
     on_tokens: Callable[[int], None] = lambda n: None,
 ) -> tuple[Losses, dict[str, Losses]]:
     """(losses of the unchanged model, losses with each replacement).
 
-    Positions from `first_position` on are replaced, and only they are used for the means, as SAELens does for
-    dictionaries (its zero ablation also covers special tokens). The cross-entropy of a position is that of the token
-    after it. `on_tokens` is called with the number of tokens that were run through the layers after the site.
+    Positions from `first_position` on are replaced, or only those of them that `kept_WxP` keeps. The means are over all
+    positions from `first_position` on, as SAELens does for dictionaries (its zero ablation also covers special tokens).
+    The cross-entropy of a position is that of the token after it. `on_tokens` is called with the number of tokens that
+    were run through the layers after the site.
 
     Raises InputError for an encoder, for a hook that the model lacks or that cannot be replaced, and for a replacement
     that is not finite.
@@ -66,13 +68,16 @@ def losses(
         if not start:
             run.check(logp_WxPxV, first_position)
         rows_WxPxD = run.activation_WxTxD[:, first_position:]
-        rows_NxD = rows_WxPxD.reshape(-1, model.d_model).numpy()
+        kept = torch.ones(rows_WxPxD.shape[:2], dtype=torch.bool)
+        if kept_WxP is not None:
+            kept = torch.from_numpy(kept_WxP[start : start + batch])
+        rows_NxD = rows_WxPxD[kept].numpy()
         for name, replace in replacements.items():
             new_NxD = np.array(replace(rows_NxD), np.float32)
             if not np.isfinite(new_NxD).all():
                 raise InputError(f"{name}: its reconstruction at {site.hook_name} is not finite: leave it out")
             x_WxTxD = run.activation_WxTxD.clone()
-            x_WxTxD[:, first_position:] = torch.from_numpy(new_NxD).view(rows_WxPxD.shape)
+            x_WxTxD[:, first_position:][kept] = torch.from_numpy(new_NxD)
             new_logp_WxPxV = run.run_with(x_WxTxD)[:, first_position:].log_softmax(-1)
             replaced[name].append(window_losses(new_logp_WxPxV, logp_WxPxV, targets_WxPx1))
             on_tokens(tokens.numel())

@@ -101,7 +101,7 @@ def evaluate_on_both_splits(
     for site, (store, here) in enumerate(zip(stores, saes, strict=True), 1):
         where = f", site {site} of {len(stores)}" if len(stores) > 1 else ""
         windows_W = metric_windows(store.held_out)
-        train_W = spread_windows(np.arange(store.train.window_starts[-1]), len(windows_W))
+        train_W = spread_windows(np.arange(store.train.n_windows), len(windows_W))
         on_rows = [partial(on_phase, f"evaluation on {rows} rows{where}") for rows in ("training", "held-out")]
         seen = evaluate(here, store.train, store.mean, train_W, on_rows[0])
         evaluations |= evaluate(here, store.held_out, store.mean, windows_W, on_rows[1])
@@ -114,7 +114,7 @@ def measured_on(store: ActivationStore) -> dict[str, int]:
     """How many held-out rows, windows and documents the metrics rest on."""
     windows_W = metric_windows(store.held_out)
     documents = len(np.unique(store.held_out.documents[windows_W]))
-    return {"rows": len(windows_W) * store.held_out.positions, "windows": len(windows_W), "documents": documents}
+    return {"rows": len(store.held_out.window_rows(windows_W)), "windows": len(windows_W), "documents": documents}
 
 
 def overfitting_text(metrics: dict[str, float]) -> str | None:

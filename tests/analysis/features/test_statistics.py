@@ -147,11 +147,12 @@ def entries_of(*entries: tuple[float, int, int]) -> np.ndarray:
     """Entries of one feature from (key, row, context)."""
     found = np.zeros(len(entries), ENTRY)
     found["key"], found["row"], found["alike"] = np.transpose(entries)
+    found["window"] = found["row"] // 4
     return found
 
 
 def test_equal_contexts_are_shown_once():
-    kept = TopKPerFeature(features=2, size=5, positions=4)
+    kept = TopKPerFeature(features=2, size=5, apart=True)
     entries = entries_of((3, 0, 7), (2, 40, 7), (1, 80, 8), (5, 120, 7))
     entries["feature"] = [0, 0, 0, 1]
     kept.add(entries)
@@ -159,14 +160,14 @@ def test_equal_contexts_are_shown_once():
 
 
 def test_a_hidden_firing_hides_nothing():
-    kept = TopKPerFeature(features=1, size=5, positions=4)
+    kept = TopKPerFeature(features=1, size=5, apart=True)
     kept.add(entries_of((9, 0, 7), (8, 40, 7), (7, 41, 8), (6, 1, 9), (5, 80, 9)))
     assert kept.table("row", -1).tolist() == [[0, 41, 80, -1, -1]]
 
 
 def test_a_hidden_firing_returns_if_the_one_that_hid_it_is_hidden(monkeypatch):
     monkeypatch.setattr(streaming, "PENDING", 0)
-    kept = TopKPerFeature(features=1, size=2, positions=4)
+    kept = TopKPerFeature(features=1, size=2, apart=True)
     kept.add(entries_of((5, 0, 7), (4, 1, 8)))
     kept.add(entries_of((9, 40, 7)))
     assert kept.table("row", -1).tolist() == [[40, 1]]
@@ -178,6 +179,7 @@ def bursty():
     rng = np.random.default_rng(0)
     entries = np.zeros(1000, ENTRY)
     entries["row"] = np.concatenate([np.arange(937), 10_000 + 50 * np.arange(63)])
+    entries["window"] = entries["row"] // 50
     entries["alike"] = np.concatenate([np.arange(937) % 12, 100 + np.arange(63)])
     entries["token"] = np.concatenate([np.full(937, 5), 100 + np.arange(63)])
     entries["value"] = np.concatenate([rng.uniform(8, 12, 937), rng.uniform(0.5, 1.5, 63)])
@@ -185,7 +187,10 @@ def bursty():
 
 
 def test_the_sample_is_random_and_only_shown_contexts_are_distinct(bursty):
-    rng, of = np.random.default_rng(1), SimpleNamespace(top=TopKPerFeature(1, 20, 50), sample=TopKPerFeature(1, 100))
+    rng, of = (
+        np.random.default_rng(1),
+        SimpleNamespace(top=TopKPerFeature(1, 20, apart=True), sample=TopKPerFeature(1, 100)),
+    )
     for kept, keys in ((of.top, bursty["value"]), (of.sample, rng.random(len(bursty)))):
         bursty["key"] = keys
         kept.add(bursty)
@@ -194,7 +199,7 @@ def test_the_sample_is_random_and_only_shown_contexts_are_distinct(bursty):
     median = feature_statistics.quantiles(of.sample.table("value", 0), row_FxR >= 0)[0, 2]
     assert token_F[0] == 5 and share_F[0] == pytest.approx(0.937, abs=0.07)  # three deviations for 100 samples
     assert median == pytest.approx(np.median(bursty["value"]), abs=0.5)
-    new_R = feature_statistics.is_new(of, 50, row_FxR, alike_FxR)[0]
+    new_R = feature_statistics.is_new(of, of.sample.table("window", -1), alike_FxR)[0]
     shown = np.concatenate([of.top.table("row", -1)[0], row_FxR[0][new_R]])
     shown = shown[shown >= 0]
     alike = np.concatenate([of.top.table("alike", 0)[0][: len(shown) - new_R.sum()], alike_FxR[0][new_R]])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import BUNDLED, environment, shared_cache
+from rows import make_store
 from transformers import AutoModelForCausalLM
 
 import main
@@ -193,26 +194,13 @@ def test_a_feature_with_negative_activations_is_steered_by_the_most_negative(sae
     np.testing.assert_allclose(direction(2.0).replace(x_NxD), np.tile(-6 * np.asarray(sae.W_dec[5]), (2, 1)), rtol=1e-6)
 
 
-def test_windows_with_a_phrase_contain_whole_words_without_its_article():
-    rng = np.random.default_rng(0)
-    texts, x_NxD = ["the Sea is", "a sea", "seaside", "land"], rng.standard_normal((8, 3))  # two rows per text
-
-    class Split:
-        positions = 2
-
-        def __len__(self):
-            return len(x_NxD)
-
-        def read_windows(self, start, stop):
-            return np.arange(4)[start:stop], None
-
-        def read(self, start, stop):
-            return x_NxD[start:stop]
-
-    store = SimpleNamespace(train=Split(), d_model=3)
-    tokenizer = SimpleNamespace(batch_decode=lambda windows: [texts[w] for w in windows])
-    found = steering.difference_in_means(store, tokenizer, "the sea")
-    np.testing.assert_allclose(found, x_NxD[:4].mean(0) - x_NxD[4:].mean(0))
+def test_windows_with_a_phrase_contain_whole_words_without_its_article(tmp_path):
+    store, texts = make_store(tmp_path / "store", windows=5, shards=1), ["the Sea is", "a sea", "seaside", "land"]
+    of_window = dict(zip(map(bytes, store.train.windows), texts, strict=True))
+    tokenizer = SimpleNamespace(batch_decode=lambda windows: [of_window[bytes(tokens_T)] for tokens_T in windows])
+    found_D = steering.difference_in_means(store, tokenizer, "the sea")
+    x_WxD = store.train.read(0, len(store.train)).reshape(4, -1, store.d_model).mean(1, dtype=np.float64)
+    np.testing.assert_allclose(found_D, x_WxD[:2].mean(0) - x_WxD[2:].mean(0), rtol=1e-9, atol=1e-12)
     assert steering.difference_in_means(store, tokenizer, "volcano") is None
 
 

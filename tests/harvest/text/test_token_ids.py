@@ -14,7 +14,7 @@ from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_MODEL
 from harvest.text.concepts import texts_of
 from harvest.text.documents import Reading, documents
-from harvest.text.windows import special_tokens, token_windows
+from harvest.text.windows import special, token_windows
 
 END = 0  # <|endoftext|> of the bundled model
 
@@ -99,9 +99,9 @@ def test_the_token_of_unknown_words_is_no_special_token():
 
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     names = {"unk_token": "[UNK]", "cls_token": "[CLS]", "pad_token": "[PAD]"}
-    assert sorted(special_tokens(PreTrainedTokenizerFast(tokenizer_object=backend, **names))) == [1, 2]
+    assert sorted(special(PreTrainedTokenizerFast(tokenizer_object=backend, **names), HarvestRequest())) == [1, 2]
     alike = {"unk_token": "[UNK]", "eos_token": "[UNK]"}  # as in GPT-2
-    assert special_tokens(PreTrainedTokenizerFast(tokenizer_object=backend, **alike)) == [0]
+    assert special(PreTrainedTokenizerFast(tokenizer_object=backend, **alike), HarvestRequest()) == [0]
 
 
 def test_the_share_of_tokens_that_are_in_no_window_is_reported(tokenizer, tmp_path):
