@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from harvest.request import HarvestRequest, Site
 from harvest.sources import Source, name_of, resolve
 from harvest.store import FORMAT, ActivationStore
 from harvest.store_writer import StoreWriter
+
+if TYPE_CHECKING:
+    from harvest.text.windows import Windows
 
 BATCH_TOKENS = 2048  # the same on all machines, because a resumed harvest must run the same batches
 SHARD_BYTES = 32 << 20  # bytes of the rows in a shard
@@ -112,6 +115,13 @@ def _say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
         train, held_out = len(store.train), len(store.held_out)
         rows = f"{train:,} training rows, {held_out:,} held-out rows" if train else f"{held_out:,} rows"
         say(f"activations at {site.hook_name}: {rows}, in {store.directory}")
+        if limit := store.manifest.get("max_norm"):
+            candidates = store.manifest["candidate_rows"]
+            left_out = candidates - train - held_out
+            say(
+                f"{left_out:,} rows at {site.hook_name} ({left_out / candidates:.3%}) are left out, because their norm "
+                f"is over {limit:.4g}"
+            )
 
 
 def refuse_unmeasurable(manifests: dict[Site, dict], say: Say) -> None:
@@ -173,6 +183,9 @@ def _fill(
         site: {**facts, "hook_name": site.hook_name, **site._asdict(), "no_loss_recovered": rehearsed[site]}
         for site in directories
     }
+    if request.max_norm_ratio:
+        for site, norm in median_norms(language_model, every_WxT, list(directories), request.positions).items():
+            about[site] |= {"max_norm": request.max_norm_ratio * norm, "candidate_rows": _candidates(windows, request)}
     if loss_recovered:
         refuse_unmeasurable(about, ignore)
     writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
@@ -194,15 +207,35 @@ def _fill(
             if not lacking:
                 advance(len(part.tokens_WxT))
                 continue
-            rows, others = _rows(language_model, part.tokens_WxT, lacking, request, advance), dict(part.others)
-            kept_WxP = np.ones((len(part.tokens_WxT), request.positions), bool)
-            if "kept" in others:
-                kept_WxP = others["kept"] = others["kept"][:, -request.positions :]
+            rows = _rows(language_model, part.tokens_WxT, lacking, request, advance)
             for site in lacking:
-                rows_NxD = rows.pop(site)[kept_WxP]
-                writers[site].add_shard(split, index, rows_NxD, part.tokens_WxT, part.documents_W, **others)
+                x_WxPxD, others = rows.pop(site), dict(part.others)
+                kept_WxP = others.pop("kept", np.ones_like(part.tokens_WxT, bool))[:, -request.positions :]
+                if limit := about[site].get("max_norm"):
+                    kept_WxP = kept_WxP & ~(np.linalg.norm(x_WxPxD.astype(np.float32), axis=-1) > limit)
+                if not kept_WxP.all():
+                    others["kept"] = kept_WxP
+                writers[site].add_shard(split, index, x_WxPxD[kept_WxP], part.tokens_WxT, part.documents_W, **others)
     for writer in writers.values():
         writer.finish()
+
+
+def median_norms(
+    language_model, tokens_WxT: np.ndarray, sites: list[Site], positions: int, windows: int = 32
+) -> dict[Site, float]:
+    """The median norm of the rows of a few windows, which are spread over the text, for each site."""
+    spread_W = np.unique(np.linspace(0, len(tokens_WxT) - 1, windows).astype(int))
+    activations = language_model.activations(tokens_WxT[spread_W], sites)
+    return {
+        site: float(np.median(np.linalg.norm(x_WxTxD[:, -positions:], axis=-1)))
+        for site, x_WxTxD in activations.items()
+    }
+
+
+def _candidates(windows: Mapping[str, Windows], request: HarvestRequest) -> int:
+    """The number of rows if none is left out for its norm."""
+    tokens = [s.others.get("kept", np.ones_like(s.tokens_WxT, bool))[:, -request.positions :] for s in windows.values()]
+    return sum(int(kept_WxP.sum()) for kept_WxP in tokens)
 
 
 def request_for_text(request: HarvestRequest, language_model) -> HarvestRequest:

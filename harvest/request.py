@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvest.errors import InputError
-from harvest.flags import ABOVE_0, COUNT, NUMBER, TEXT, Allowed, Flags, flag
+from harvest.flags import ABOVE_0, ABOVE_1, COUNT, NUMBER, TEXT, Allowed, Flags, flag
 
 DEFAULT_MODEL = "gpt2-small"
 DEFAULT_DATASET = "NeelNanda/pile-10k"
@@ -22,6 +22,7 @@ ADDED_LATER = {  # fields that are no part of the names of runs and stores if th
     "text_column": None,
     "special_tokens": False,
     "pack": False,
+    "max_norm_ratio": None,
     "tokens": None,
 }
 
@@ -97,6 +98,12 @@ class HarvestRequest(Flags):
     )
     special_tokens: bool = flag(
         False, "also make rows of special tokens in the text, such as <|endoftext|>; otherwise windows end before them"
+    )
+    max_norm_ratio: float | None = flag(
+        None,
+        "leave out rows whose norm is over this many times the median of their site, for example 10: a few such rows "
+        "(attention sinks) can hold most of the variance",
+        ABOVE_1,
     )
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
     control: str | None = flag(

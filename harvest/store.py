@@ -82,6 +82,11 @@ class Split:
     def n_windows(self) -> int:
         return self.window_starts[-1]
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether all positions from `first_position` on have a row."""
+        return self._kept_WxP is None
+
     def read_windows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [W, T], document [W]) of windows [start, stop), without reading the others."""
         return self._of_windows("tokens", start, stop), self._of_windows("documents", start, stop)

@@ -24,20 +24,52 @@ ERA_BYTES = 256 << 20
 BLOCK_BYTES = 16 << 20
 
 
+class Shared:
+    """The rows of a split whose places in the text also have a row in other splits."""
+
+    def __init__(self, split: Split, rows_N: np.ndarray):
+        self.split, self.rows_N = split, rows_N
+
+    def __len__(self) -> int:
+        return len(self.rows_N)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.split[self.rows_N[row]]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        rows_N = self.rows_N[start:stop]
+        return self.split.read(rows_N[0], rows_N[-1] + 1)[rows_N - rows_N[0]]
+
+
+def shared(splits: Sequence[Split]) -> Sequence[Split | Shared]:
+    """Splits of the same windows at several sites with the same rows, so that row r is at the same place in all.
+
+    A site may lack a row that another one has, because the norm of its activation is extreme.
+    """
+    if len(splits) == 1 or all(split.keeps_all for split in splits):
+        return splits
+    kept = [split.kept_positions(0, split.n_windows) for split in splits]
+    in_all_WxP = np.logical_and.reduce(kept)
+    if all(np.array_equal(kept_WxP, in_all_WxP) for kept_WxP in kept):
+        return splits
+    return [Shared(split, np.flatnonzero(in_all_WxP[kept_WxP])) for split, kept_WxP in zip(splits, kept, strict=True)]
+
+
 class Feed:
     """Batches of rows for `epochs` passes. Rows left over after the last full batch of an epoch are not used in it.
 
-    `splits` hold the same token positions at several sites of the model and are read in the same order.
+    `splits` hold the same windows at several sites of the model, and their rows are read in the same order.
     `wait_seconds` is the total time that the consumer of `blocks` waited for data.
     """
 
     def __init__(self, splits: Sequence[Split], batch_size: int, epochs: int, seed: int, era_bytes: int = ERA_BYTES):
-        self.rows, row_bytes = len(splits[0]), splits[0][0].nbytes
+        self.splits = shared(splits)
+        self.rows, row_bytes = len(self.splits[0]), splits[0][0].nbytes
         if batch_size > self.rows:
             raise InputError(
                 f"--batch-size {batch_size}: there are only {self.rows} training rows; use a smaller batch size"
             )
-        self.splits, self.batch_size, self.seed = splits, batch_size, seed
+        self.batch_size, self.seed = batch_size, seed
         self.steps_per_epoch = self.rows // batch_size
         self.total_steps = epochs * self.steps_per_epoch
         self.piece_rows = max(1, PIECE_BYTES // row_bytes)

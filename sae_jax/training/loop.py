@@ -117,7 +117,7 @@ def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Feed)
     sites = tuple(Site(store.manifest["layer"], store.manifest["hook"]) for store in stores)
     for store in stores:
         same = [key for key in ("windows_hash", "d_model") if store.manifest.get(key) != stores[0].manifest.get(key)]
-        if same or len(store.train) != len(stores[0].train):
+        if same or store.train.n_windows != stores[0].train.n_windows:
             raise InputError(
                 f"{store.directory} and {stores[0].directory} differ in their text or model: "
                 "train on stores of one text and one model"
@@ -132,7 +132,8 @@ def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Feed)
         metric_D = metric_of(stores[site], member.loss_metric, scale_D)
         rows[member.id] = Rows(site, shift_D, scale_D, metric_D)
     hypers = [stack([hyper_of(m, rows[m.id], config, feed.total_steps) for m in g.members]) for g in groups]
-    calibration_LxNxD = np.stack([calibration_sample(store.held_out) for store in stores])
+    samples = [calibration_sample(store.held_out) for store in stores]
+    calibration_LxNxD = np.stack([sample_NxD[: min(map(len, samples))] for sample_NxD in samples])
     return Population(config, stores, groups, rows, hypers, calibration_LxNxD)
 
 
