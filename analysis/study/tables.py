@@ -78,7 +78,7 @@ def equal_l0(measures: PopulationMeasures) -> str:
     l0s = {family: row["l0"].mean for family, row in table_of(measures, ["l0"]).items()}
     low, high = min(l0s.values()), max(l0s.values())  # type: ignore[type-var]
     if high < L0_APART * low:  # type: ignore[operator]
-        return f"At L0 {low:.1f} to {high:.1f}"
+        return "At L0 " + " to ".join(dict.fromkeys((f"{low:.1f}", f"{high:.1f}")))
     return f"At unequal L0 ({'; '.join(f'{family}: {l0:.1f}' for family, l0 in l0s.items())}), no fair comparison"
 
 
