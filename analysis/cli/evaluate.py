@@ -45,16 +45,16 @@ def run(argv: list[str]) -> None:
                 )
         report = evaluate_dictionaries(opened, options, terminal.progress, terminal.say)
         terminal.table(*evaluation_cells(report), EVALUATION_SPARE)
-        for line in basis_lines(report["dictionaries"]):
+        for line in basis_lines(report["dictionaries"], report["request"]["held_out"] < 1):
             terminal.say(line)
     output.write(report)
 
 
-def basis_lines(entries: list[dict[str, Any]]) -> list[str]:
+def basis_lines(entries: list[dict[str, Any]], calibrated: bool) -> list[str]:
     """On how much text the table rests, and why it has no intervals if it has none."""
     from analysis.stats import FEWEST_DOCUMENTS
 
-    lines = list(dict.fromkeys(basis_text(entry["rows"], entry["measured_on"], entry) for entry in entries))
+    lines = list(dict.fromkeys(basis_text(of["rows"], of["measured_on"], of, calibrated) for of in entries))
     documents = [entry["documents"] for entry in entries if "documents" in entry]
     if documents and min(documents) < FEWEST_DOCUMENTS:
         lines.append(

@@ -34,7 +34,7 @@ from analysis.concepts.search import (
 )
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.dashboard.server import feature_link
-from analysis.ui.terminal.detectors import LEGEND, description_text, found_table, search_summary
+from analysis.ui.terminal.detectors import description_text, found_table, search_summary
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.wording import counted, pasted
 from harvest.files import write_json
@@ -94,11 +94,11 @@ def show(
     order = "by AUROC when chosen"
     title = f"Best feature of each dictionary, {order}"
     terminal.show(found_table(title, best_of_members, densities, result.baselines))
-    terminal.show(found_table(f"Best {len(best)} features of all dictionaries, {order}", best, densities, {}))
+    title = f"Best {len(best)} features of all dictionaries, {order}"
+    terminal.show(found_table(title, best, densities, {}, explained=True))
     for feature in result.features:
         if description := descriptions.get((feature.member, feature.feature)):
             terminal.show(description_text(feature, description, CONTEXTS_SHOWN))
-    terminal.say(LEGEND)
 
 
 def page_lines(run: Path, member: str, feature: int) -> list[str]:

@@ -13,6 +13,7 @@ from analysis.comparison.splitting import Splitting
 from analysis.plots.style import BLUE, styled
 from analysis.stats import Estimate
 
+SUBTITLE = 96  # characters in a line of a subtitle, about as wide as three panels
 GAP = alt.Scale(paddingInner=0.05)  # between the cells of a matrix
 
 
@@ -52,9 +53,11 @@ def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], shared: b
     facets = layers.properties(width=190, height=22 * len(table)).facet(
         facet=alt.Facet("column:N", title=None, sort=list(drawn), header=header), columns=2 if len(drawn) == 4 else 3
     )
-    left_out = f"; zero for all, and not drawn: {'; '.join(zero)}" if zero else ""
+    has_interval = any(value.low is not None for of in drawn.values() for value in of.values())
+    subtitle = [f"mean over seeds{' and 95% interval' * has_interval}"]
+    subtitle += wrap(f"zero for all, and not drawn: {'; '.join(zero)}", SUBTITLE) if zero else []
     scaled = facets.resolve_scale(x="shared" if shared else "independent")
-    return styled(scaled, title, f"mean over seeds and 95% interval{left_out}")
+    return styled(scaled, title, subtitle)
 
 
 def ends(value: Estimate) -> tuple[float | None, float | None]:

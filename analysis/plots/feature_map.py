@@ -71,8 +71,9 @@ def clusters_chart(clusters: Clusters, shown: int = 10) -> Any:
     legend = legend[: len(colours)]
     rest = [size for size in clusters.sizes[len(legend) :]]
     others = [f"{len(rest)} smaller clusters ({sum(rest)})"] if rest else []
-    none = f"in no cluster ({round(clusters.noise * clusters.alive)})"
-    domain = [*legend, *others, none]
+    outside = round(clusters.noise * clusters.alive)
+    none = f"in no cluster ({outside})"
+    domain = [*legend, *others, *[none] * bool(outside)]
     rows = [
         {
             "x": float(clusters.xy_Fx2[f, 0]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -13,6 +13,7 @@ from analysis.plots.heatmap import step_heatmap
 from analysis.plots.style import kind_colour, styled, thinned
 
 MOST_POINTS = 80  # points of a curve that are drawn, at most
+LABEL_SHARE = 0.16  # of the width of an axis that the label of a step needs
 CURVES = {"mse": "loss (mean squared error, log scale)", "explained_variance": "explained variance"}
 
 
@@ -22,8 +23,13 @@ def evenly_spaced(lines: list[dict[str, float]]) -> list[dict[str, float]]:
     return lines[::-1][::stride][::-1]
 
 
-def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: Mapping[str, str]) -> Any:
-    """An Altair figure: squared error and explained variance during training, a line for each member."""
+def training_curves_chart(
+    curves: Mapping[str, list[dict[str, float]]], kinds: Mapping[str, str], fitted: bool = False
+) -> Any:
+    """An Altair figure: squared error and explained variance during training, a line for each member.
+
+    `fitted` says that the decoders were fitted after training, which the curves do not show.
+    """
     rows = [
         {"member": name, "kind": kinds[name], "step": line["step"]}
         | {what: line[what] for what in CURVES if line.get(what) is not None}
@@ -46,19 +52,40 @@ def training_curves_chart(curves: Mapping[str, list[dict[str, float]]], kinds: M
             ).properties(width=360, height=240)
         )
     chart = alt.hconcat(*panels, spacing=32, data=alt.Data(values=rows))
-    return styled(chart, "Loss and explained variance", "one line per member, measured on the training batches")
+    before = ", before the decoder is fitted at the end" if fitted else ""
+    subtitle = [
+        f"one line per member, measured on the training batches{before}",
+        "the last points therefore differ from the table of members, which is on held-out rows",
+    ]
+    return styled(chart, "Loss and explained variance", subtitle)
+
+
+def step_axis(steps: Sequence[int]) -> Any:
+    """The encoding of `step` along x from step 0 to the last of the steps, as a logarithm from the first snapshot on.
+
+    A label stands at each of these steps that has room for it, and at step 0 and the last one in any case.
+    """
+    scale = alt.Scale(type="symlog", constant=max(1, steps[1]), domain=[0, steps[-1]], nice=False)
+    place_S = np.log1p(np.array(steps) / scale.constant)
+    apart, labelled = LABEL_SHARE * place_S[-1], [steps[0], steps[-1]]
+    for step, place in zip(steps[1:-1], place_S[1:-1], strict=True):
+        others = np.log1p(np.array(labelled) / scale.constant)
+        if np.abs(others - place).min() >= apart:
+            labelled.append(step)
+    axis = alt.Axis(values=sorted(labelled), format=",d", grid=True, labelOverlap=False)
+    return alt.X("step:Q", title="training step (0, then log scale)").scale(scale).axis(axis)
 
 
 def emergence_curves(trajectories: Mapping[str, Trajectory], kinds: Mapping[str, str]) -> Any:
     """An Altair figure: the share of final features that are recognizable at each step, a line for each dictionary."""
     rows = [
-        {"member": name, "kind": kinds[name], "step": max(step, trajectory.steps[1] / 2), "share": float(share)}
+        {"member": name, "kind": kinds[name], "step": step, "share": float(share)}
         for name, trajectory in trajectories.items()
         for step, share in zip(trajectory.steps, trajectory.recognizable_S, strict=True)
     ]
     marks = alt.Chart(alt.Data(values=rows)).mark_line(point=True, opacity=0.8).properties(width=380, height=240)
     chart = marks.encode(
-        x=alt.X("step:Q", title="training step (log scale; step 0 at the left edge)").scale(type="log"),
+        x=step_axis(next(iter(trajectories.values())).steps),
         y=alt.Y("share:Q", title=f"features recognizable (cosine ≥ {RECOGNIZABLE})").scale(domain=[0, 1]),
         color=kind_colour(kinds[name] for name in trajectories),
         detail="member:N",

@@ -3,7 +3,8 @@
 import streamlit as st
 
 from analysis.plots.theme import STYLE
-from analysis.ui.dashboard.state import Chosen, arguments, complete_member, errors_shown, follow, run_at
+from analysis.ui.dashboard.address import complete_member, follow
+from analysis.ui.dashboard.state import Chosen, arguments, errors_shown, run_at
 from harvest.errors import InputError
 from sae_jax.best_member import best_of_results
 

@@ -15,6 +15,7 @@ from analysis.comparison.emergence import RECOGNIZABLE
 from analysis.features.statistics import Features
 from analysis.pages.feature import Stage
 from analysis.plots.style import BLUE, ORANGE, styled
+from analysis.plots.training import step_axis
 
 HEIGHT = 240  # height of a figure, including title, axes and legend
 
@@ -55,15 +56,15 @@ def positions(share_P: np.ndarray, first: int) -> Any:
 
 def emergence(stages: list[Stage]) -> Any:
     """An Altair figure: the cosine of decoder rows to the feature's final direction over the steps of training."""
-    start, names = stages[1].step / 2, ["the nearest of all rows", "its own row"]
+    names = ["the nearest of all rows", "its own row"]
     rows = [
-        {"step": max(stage.step, start), "cosine": cosine, "row": name}
+        {"step": stage.step, "cosine": cosine, "row": name}
         for stage in stages
         for name, cosine in zip(names, (stage.best, stage.own), strict=True)
     ]
     lowest = min(0.0, *(stage.own for stage in stages))
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("step:Q", title="training step (log)").scale(type="log"),
+        x=step_axis([stage.step for stage in stages]),
         y=alt.Y("cosine:Q", title="cosine to its final direction").scale(domain=[lowest, 1]),
         color=alt.Color("row:N", title=None, sort=names)
         .scale(domain=names, range=[BLUE, ORANGE])

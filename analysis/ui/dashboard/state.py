@@ -1,4 +1,4 @@
-"""State that the pages share: the run and member of the address, and data that is kept while the server runs.
+"""State that the pages share: the chosen run and member, and data that is kept while the server runs.
 
 Statistics are memory maps. Dictionaries and the language model are loaded when a page needs them.
 """
@@ -54,54 +54,9 @@ def arguments() -> tuple[dict[str, str], Path]:
     )
 
 
-def follow(name: str, options: list[str], container: Any, first: str | None = None) -> str:
-    """A select box whose choice is kept in the address, so that a link opens the same choice.
-
-    It starts with `first`, or else with the first of the options.
-    """
-    first = first or options[0]
-    asked = st.query_params.get(name)
-    if asked is not None and asked not in options:
-        container.error(escaped(f"{asked}: there is no such {name}, so {first} is shown"))
-        asked = first
-    if asked or st.session_state.get(name) not in options:
-        st.session_state[name] = asked or first
-
-    def changed() -> None:
-        st.query_params[name] = st.session_state[name]
-
-    value = container.selectbox(name, options, key=name, on_change=changed)
-    st.query_params[name] = value
-    return value
-
-
-def complete_member(run: FinishedRun) -> InputError | None:
-    """Replace a part of an id in the address by the id that it means. Returns the error if it means none or several.
-
-    That text is taken out of the address. It is no error if the user has just changed from a run that has the member.
-    """
-    asked = st.query_params.get("member")
-    try:
-        if asked is not None:
-            st.query_params["member"] = run.only(asked)
-    except InputError as error:
-        del st.query_params["member"]
-        earlier = st.session_state.get("chosen")
-        return error if earlier is None or Path(earlier.path) == run.path else None
-    return None
-
-
 def chosen() -> Chosen:
     """The run and the member that the user has chosen in app.py."""
     return st.session_state["chosen"]
-
-
-def go(page: str, **query: object) -> None:
-    """Open another page, with the run, the member and `query` in its address."""
-    choice = chosen()
-    names = {path: name for name, path in arguments()[0].items()}
-    asked = {"run": names[choice.path], "member": choice.member} | query
-    st.switch_page(f"screens/{page}.py", query_params={name: str(value) for name, value in asked.items()})
 
 
 @contextmanager
@@ -159,25 +114,6 @@ def features() -> Features:
             st.rerun()
         st.stop()
     return saved
-
-
-def choose_asked_feature(last: int) -> None:
-    """Choose the feature in the address, or the last shown one if the address has none.
-
-    Shows an error if the member has no such feature.
-    """
-    seen = min(st.session_state.get("seen", 0), last)
-    asked = st.query_params.get("feature", str(seen))
-    if asked.isdecimal() and len(asked) <= len(str(last)) and int(asked) <= last:
-        st.session_state["feature"] = int(asked)
-    else:
-        st.error(escaped(f"feature {asked} does not exist: {chosen().member} has features 0 to {last}"))
-
-
-def see(feature: int) -> None:
-    """Keep a feature in the address, and as the first choice of other pages."""
-    st.session_state["seen"] = feature
-    st.query_params["feature"] = str(feature)
 
 
 def clicked_row(rows: list[dict], key: str, formats: Mapping[str, str] | None = None, **columns: Any) -> dict | None:

@@ -24,6 +24,7 @@ from analysis.runs.finished import TRAIN_AGAIN, FinishedRun
 from analysis.study.charts import answer_charts
 from analysis.study.measures import decoders_of, trajectories_of
 from analysis.study.tables import lines_of
+from analysis.ui.terminal.wording import counted
 from harvest.errors import InputError
 from sae_jax.best_member import best_of_results
 
@@ -77,8 +78,10 @@ def training(run: FinishedRun, say: Callable[[str], None]) -> Section:
     ends = [lines[-1]["explained_variance"] for lines in curves.values() if "explained_variance" in lines[-1]]
     last = max((lines[-1]["step"] for lines in curves.values()), default=0)
     alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
-    alt += f"; explained variance ends at {span(ends, '.3f')}." if ends else "."
-    return [Drawn("training", training_curves_chart(curves, run.kinds), alt)]
+    fitted = bool(run.config["asked"]["train"].get("fit_decoder"))
+    before = ", before the decoder is fitted" if fitted else ""
+    alt += f"; explained variance ends at {span(ends, '.3f')}{before}." if ends else "."
+    return [Drawn("training", training_curves_chart(curves, run.kinds, fitted), alt)]
 
 
 def densities(run: FinishedRun, features: dict[str, Features]) -> Section:
@@ -107,16 +110,15 @@ def features_in_common(run: FinishedRun, features: dict[str, Features], study: s
     alt = (
         f"Matched features of {len(compared.members)} members: between two members, "
         f"{span(shared.tolist(), '.1%')} of the features of one are found in the other ({shared.mean():.1%} on "
-        f"average; {chance.mean():.1%} by chance). "
-        + "; ".join(
-            f"{group.differ}: {group.shared.mean:.1%} over {group.pairs} {'pair' if group.pairs == 1 else 'pairs'}"
-            for group in compared.groups
-        )
+        f"average; {chance.mean():.1%} by chance)."
     )
+    if compared.groups:
+        means = (f"{of.differ} {of.shared.mean:.1%} ({counted(of.pairs, 'pair')})" for of in compared.groups)
+        alt += f" Averages by what differs between the two: {', '.join(means)}."
     seeds = [run.members[name]["seed"] for name in compared.members]
     if len(set(seeds)) < len(seeds):
-        alt += ". Members with the same seed start from the same decoder, so they are more alike after a short training"
-    return [Drawn("comparison", shared_features_chart(compared), f"{alt}.")]
+        alt += " Members with the same seed start from the same decoder, so they are more alike after a short training."
+    return [Drawn("comparison", shared_features_chart(compared), alt)]
 
 
 def emergence(run: FinishedRun, features: dict[str, Features]) -> Section:

@@ -50,16 +50,36 @@ def page(report: Report, figures: Mapping[Drawn, str]) -> str:
     return environment.get_template("report.html").render(
         report=report,
         parts=[(number, part, part.run.path.resolve().name) for number, part in enumerate(report.parts)],
-        sections=SECTIONS,
+        sections_of=sections_of,
         rule=RULE,
         rows=rows,
         lines_of=lines_of,
-        fewest_documents=FEWEST_DOCUMENTS,
+        columns_note=columns_note,
         figures={drawn: Markup(html) for drawn, html in figures.items()},
         theme=Markup(STYLE),
         script=script,
         hash=sha256(script),
     )
+
+
+def sections_of(part: Part) -> dict[str, str]:
+    """The titles of the sections that have figures, or a reason why they have none."""
+    return {name: title for name, title in SECTIONS.items() if part.figures.get(name) or name in part.missing}
+
+
+def columns_note(part: Part) -> str:
+    """What the columns of the members' table mean, for those that it has."""
+    shown = {column for column, _, _ in rows(part)[0]["cells"]}
+    notes = ["EV: explained variance"] if shown & {"EV", "EV in training"} else []
+    if "CE recovered" in shown:
+        notes.append("CE recovered: share of the cross-entropy added by zero ablation that the dictionary does not add")
+        documents = (part.run.results.get("loss_recovered") or {}).get("documents", FEWEST_DOCUMENTS)
+        has_interval = documents >= FEWEST_DOCUMENTS
+        few = f"none here: {documents} documents were measured, {FEWEST_DOCUMENTS} are needed"
+        notes.append("in parentheses its 95% interval" + ("" if has_interval else f" ({few})"))
+    notes.append("target: k, L0 or coefficient")
+    notes += ["dead: share of the features that fire on no held-out row"] if "dead" in shown else []
+    return f"Measured on held-out rows. {'; '.join(notes)}."
 
 
 def sha256(script: str) -> str:

@@ -17,21 +17,22 @@ if TYPE_CHECKING:
 
 HEADERS = ("dictionary", "feature", "AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
 SPARE = Spare(("diff.", "dens.", "cov.", "prec.", "95%"), "the file of all numbers")
-LEGEND = """\
-feature its number; "means" is the difference in means at a hook as a detector
-order   by the AUROC on the passages that chose the features, which is not
-        shown: it is too high for the best of many
-AUROC   on passages that neither chose the feature nor set its threshold
-95%     interval of the AUROC (none if too few passages of the concept are
-        scored)
-w/o     AUROC without the tokens of the phrase itself; near 0.5, the feature
-        detects the token, not the concept
-prec.   precision: share of the passages above the threshold with the concept
-cov.    coverage: share of the concept's passages above the threshold
-diff.   mean value on the concept's passages minus the mean on the others
-dens.   density: share of the held-out tokens on which the feature fires
-q       smallest false discovery rate at which the feature passes
-        (rows of features that do not pass are dim)"""
+ORDER = "by the AUROC on the passages that chose the features, which is not shown: it is too high for the best of many"
+FIRES_ON_PHRASE = "fires on the phrase itself, not on what else passages about it have in common"
+WITHOUT_PHRASE = "the AUROC when the tokens of the phrase itself are not counted; 0.5 is chance"
+LEGEND = {
+    "feature": 'its number; "means" is the difference in means at a hook as a detector',
+    "order": ORDER,
+    "AUROC": "how often a passage about the concept has a larger value than another, on passages that neither chose "
+    "the feature nor set its threshold",
+    "95%": "interval of the AUROC (none if too few passages of the concept are scored)",
+    "w/o": WITHOUT_PHRASE,
+    "prec.": "precision: share of the passages above the threshold with the concept",
+    "cov.": "coverage: share of the concept's passages above the threshold",
+    "diff.": "mean value on the concept's passages minus the mean on the others",
+    "dens.": "density: share of the held-out tokens on which the feature fires",
+    "q": "smallest false discovery rate at which the feature passes",
+}
 
 
 def found_table(
@@ -39,8 +40,12 @@ def found_table(
     features: Iterable[FoundFeature],
     densities: Mapping[tuple[str, int], float | None],
     baselines: Mapping[str, Detector],
+    explained: bool = False,
 ) -> Fitted:
-    """A row for each feature, dim if it does not pass, and then a row for each baseline."""
+    """A row for each feature, dim if it does not pass, and then a row for each baseline.
+
+    If it is `explained`, the meaning of each column that is shown stands below.
+    """
     rows: list[tuple[list[str], str]] = []
     for feature in features:
         density = densities.get((feature.member, feature.feature))
@@ -59,7 +64,16 @@ def found_table(
             table.add_row(*(Text(cells[number]) for number in kept), style=style)
         return table
 
-    return Fitted(draw, SPARE)
+    def explain(without: Collection[str]) -> Table:
+        legend = Table.grid(padding=(0, 2, 0, 0))
+        for name, meaning in LEGEND.items():
+            if name not in without:
+                legend.add_row(name, meaning)
+        if any(style == "dim" for _, style in rows):
+            legend.add_row("dim", "the feature does not pass")
+        return legend
+
+    return Fitted(draw, SPARE, explain if explained else None)
 
 
 def detector_cells(detector: Detector) -> list[str]:
@@ -73,12 +87,19 @@ def detector_cells(detector: Detector) -> list[str]:
     ]
 
 
+def phrase_verdict(detector: Detector) -> str:
+    """What it means, in the figures of this detector, that little of the detection is left without the phrase."""
+    return (
+        f"{FIRES_ON_PHRASE}: its AUROC is {detector.auroc:.2f}, but {detector.auroc_without_phrase:.2f} without the "
+        "phrase's own tokens (0.5 is chance)"
+    )
+
+
 def description_text(found: FoundFeature, description: FeatureDescription, contexts: int) -> Text:
     """The tokens that a feature promotes, and the contexts of its largest activations with the token marked."""
     text = Text(f"feature {found.feature} of {found.member}", style="bold")
     if found.detector.needs_phrase:
-        text.append("\n  detects the token, not the concept", style="not bold yellow")
-        text.append(f" (AUROC {found.detector.auroc_without_phrase:.2f} without the tokens of the phrase)", "not bold")
+        text.append(f"\n  {phrase_verdict(found.detector)}", style="not bold yellow")
     text.append("\n  promotes " + " ".join(map(repr, description.promoted)), style="not bold")
     for context in description.contexts[:contexts]:
         text.append("\n  " + one_line(context.before), style="not bold")

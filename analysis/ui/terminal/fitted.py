@@ -34,11 +34,12 @@ class Fitted:
     """A table without as few of its spare columns as let the rest fit into the width that it is printed in.
 
     `draw` makes the table without some columns. If the smallest table is still too wide, its lines are too long, which
-    a terminal wraps without breaking what is copied.
+    a terminal wraps without breaking what is copied. `explain` makes a legend for the table without these columns.
     """
 
     draw: Callable[[Collection[str]], Table]
     spare: Spare
+    explain: Callable[[Collection[str]], Table] | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for left_out in self.spare.choices:
@@ -53,3 +54,5 @@ class Fitted:
         yield from console.render(table, options.update(width=max(least, options.max_width)))
         if left_out:
             yield Text(self.spare.note(left_out), style="dim")
+        if self.explain:
+            yield self.explain(left_out)

@@ -164,7 +164,8 @@ class Screen(Console):
         facts += [(name, source_text(results[key])) for name, key in SOURCES.items() if key in results]
         facts += [("site", sites_text(members))]
         if held_out := results.get("held_out"):
-            facts += [("held out", basis_text(held_out["rows"], held_out, results.get("loss_recovered")))]
+            basis = basis_text(held_out["rows"], held_out, results.get("loss_recovered"), calibrated=True)
+            facts += [("held out", basis)]
         facts += [
             ("backend", results["backend"]),
             ("time", times_text(results["timing"])),

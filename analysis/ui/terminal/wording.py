@@ -76,10 +76,14 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what.removesuffix('y')}ies" if what.endswith("ary") else f"{number:,} {what}s"
 
 
-def basis_text(rows: int, measured_on: dict[str, int], loss_recovered: dict[str, int] | None) -> str:
-    """On how many held-out rows, windows and documents the numbers of a table rest."""
+def basis_text(rows: int, measured_on: dict[str, int], loss_recovered: dict[str, int] | None, calibrated: bool) -> str:
+    """On how many held-out rows, windows and documents the numbers of a table rest.
+
+    `calibrated` says that other held-out rows calibrated thresholds, so that fewer are measured than were harvested.
+    """
     windows, documents = (counted(measured_on[name], name.removesuffix("s")) for name in ("windows", "documents"))
     text = f"measured on {counted(rows, 'row')} of {windows} from {documents}"
+    text += ", without the held-out windows that calibrate thresholds" if calibrated else ""
     if loss_recovered and loss_recovered.get("windows"):
         windows, documents = (
             counted(loss_recovered[name], name.removesuffix("s")) for name in ("windows", "documents")

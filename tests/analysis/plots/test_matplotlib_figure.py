@@ -5,6 +5,7 @@ import io
 import json
 import re
 import zlib
+from dataclasses import replace
 
 import altair as alt
 import numpy as np
@@ -223,6 +224,41 @@ def test_points_on_an_axis_that_is_neither_linear_nor_logarithmic():
     np.testing.assert_allclose(np.diff(across)[[0, 2]], np.diff(across)[1])  # log1p(3) is twice log1p(1)
 
 
+@pytest.mark.parametrize("name", ["emergence", "feature-emergence"])
+def test_an_axis_of_snapshots_begins_at_step_0_and_ends_with_the_training(name):
+    (axes,) = axes_of(name)
+    np.testing.assert_allclose(axes.get_xlim(), (0, 80), atol=1e-9)
+    steps, labels = axes.get_xticks().tolist(), [label.get_text() for label in axes.get_xticklabels()]
+    np.testing.assert_allclose(steps, [0, 10, 20, 40, 80], atol=1e-9)
+    assert labels == ["0", "10", "20", "40", "80"]
+    assert np.unique(points_of(axes)[:, 0].round(6)).tolist() == [0, 10, 20, 40, 80]
+
+
+def test_a_long_training_has_labels_only_for_the_snapshots_that_leave_room():
+    stages = [Stage(step, 0.5, 0.5) for step in (0, 4, 11, 31, 88, 245, 684, 1910, 5333, 14892, 20000)]
+    (axes,) = figures.to_matplotlib(emergence(stages).properties(width=300)).axes
+    labels = axes.get_xticklabels()
+    assert labels[0].get_text() == "0" and labels[-1].get_text() == "20,000" and 3 < len(labels) < 9
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+
+
+def test_a_subtitle_mentions_intervals_only_if_some_are_drawn():
+    alone = {
+        row: {name: Estimate(of.mean, None, None, 1) for name, of in known.items()}
+        for row, known in estimates().items()
+    }
+    subtitles = [estimates_chart("Answers", table).to_dict()["title"]["subtitle"] for table in (estimates(), alone)]
+    assert subtitles == [["mean over seeds and 95% interval"], ["mean over seeds"]]
+
+
+def test_the_legend_of_a_map_of_clusters_has_the_features_in_no_cluster_only_if_there_are_some():
+    drawn = clusters()
+    inside = replace(drawn, label_F=np.maximum(drawn.label_F, 0), noise=0.0)
+    for of, named in ((drawn, True), (inside, False)):
+        assert ("in no cluster" in json.dumps(clusters_chart(of).to_dict()["layer"][0]["encoding"])) == named
+
+
 def test_points_without_axes_are_at_the_values_of_the_data():
     (axes,) = axes_of("feature-map")
     close(points_of(axes), XY_FX2)
@@ -281,10 +317,10 @@ def test_titles_legends_and_labels_are_words():
 def test_a_user_can_add_lines_and_set_limits():
     (axes,) = axes_of("emergence")
     line = axes.axhline(0.9)
-    axes.set_xlim(10, 40)
-    before = axes.transData.transform((20, 0.9))
+    axes.set_xlim(10, 70)
+    before = axes.transData.transform((30, 0.9))  # in the middle, because log(1 + step / 10) is linear
     axes.figure.savefig(io.BytesIO(), format="pdf")
-    assert line.get_ydata() == [0.9, 0.9] and axes.get_xlim() == (10, 40)
+    assert line.get_ydata() == [0.9, 0.9] and axes.get_xlim() == (10, 70)
     box = axes.get_window_extent()
     np.testing.assert_allclose(before, [(box.x0 + box.x1) / 2, box.y0 + 0.9 * box.height])
 

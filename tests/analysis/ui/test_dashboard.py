@@ -63,10 +63,11 @@ def app(run, cache, page="", **query):
     """A newly opened page."""
     sys.argv[1:] = [str(cache), str(run.path)]
     at = AppTest.from_file(str(APP), default_timeout=120)
-    at.query_params.update({name: str(value) for name, value in query.items()})
+    query = {name: value if isinstance(value, list) else str(value) for name, value in query.items()}
+    at.query_params.update(query)
     if page:
         at.run()
-        at.query_params.update({name: str(value) for name, value in query.items()})
+        at.query_params.update(query)
         at.switch_page(f"screens/{page}.py")
     at.run()
     assert not at.exception, at.exception[0].stack_trace
@@ -141,7 +142,7 @@ def test_notes_stay_in_the_run(run, cache):
     assert read_notes(run.path, name) == {4: Note(True, "<b>ships</b>")}
     listed = app(run, cache, "features", member=name)
     listed.toggle[0].set_value(True).run()
-    assert listed.dataframe[0].value[["feature", "note"]].values.tolist() == [[4, "<b>ships</b>"]]
+    assert listed.dataframe[0].value[["feature", "note"]].values.tolist() == [[4, "★ <b>ships</b>"]]
     again = app(run, cache, "feature", member=name, feature=4)
     assert again.toggle[0].value is True
     again.toggle[0].set_value(False).run()
@@ -210,7 +211,49 @@ def test_a_concept_is_found(run, cache):
     at.button[0].click().run()
     assert not at.exception
     assert not at.error, at.error[0].value
-    assert set(at.dataframe[0].value.columns) >= {"feature", "AUROC", "w/o", "q", "passes"}
+    table = at.dataframe[0].value
+    assert set(table.columns) >= {"feature", "AUROC", "w/o", "q", "passes"} and "member" not in table
+    only = table["w/o"] - 0.5 <= 0.25 * (table["AUROC"] - 0.5)
+    assert (table["fires on"] == np.where(only, "phrase", "")).all()
+    assert any("fires on the phrase itself" in caption.value for caption in at.caption) == only.any()
+
+
+def test_a_link_to_a_concept_searches_it(run, cache):
+    at = app(run, cache, "concept", phrase="moon", everywhere="true", examples="A moon.\nThe full moon.")
+    assert at.text_input(key="phrase").value == "moon" and not at.error
+    assert any("2 of them your examples" in caption.value.replace("\\", "") for caption in at.caption)
+    assert set(at.dataframe[0].value["member"]) == set(run.members)
+
+
+def test_a_link_to_a_search_finds_the_same_features(run, cache):
+    name = next(iter(run.members))
+    density_F = Features.load(run.path / "analysis" / "features" / f"{name}.npz").density_F
+    query = {"density": ["0.1", "1"], "order": "most frequent", "specialization": "0"}
+    shown = app(run, cache, "features", member=name, **query).dataframe[0].value
+    assert 0 < len(shown) < 48 and (np.diff(density_F[shown["feature"]]) <= 0).all()
+    assert (density_F[shown["feature"]] >= 0.1).all()
+    assert not app(run, cache, "features", member=name, view="Map").dataframe
+
+
+def test_a_link_to_a_text_opens_the_token_and_the_colour(run, cache):
+    at = app(run, cache, "text", typed="The ships lay in the harbour.", token=2)
+    strongest, other = at.dataframe[0].value["feature"][:2]
+    assert at.query_params["token"] == "2" and at.query_params["colour"] == str(strongest)
+    again = app(run, cache, "text", typed="The ships lay in the harbour.", token=2, colour=other)
+    (colour,) = (box for box in again.selectbox if box.label == "Colour by feature")
+    assert colour.value == other and again.dataframe[0].value["feature"][0] == strongest
+    again.text_area(key="typed").set_value("The sea was calm.").run()
+    assert "token" not in again.query_params, "a token of the text before"
+
+
+def test_a_link_to_a_steered_text_writes_it_again(run, cache):
+    at = app(run, cache, "steer", feature=5)
+    assert not at.subheader, "nothing is written before it is asked for"
+    at.number_input(key="feature").set_value(3)
+    at.button[0].click().run()
+    assert "feature 3" in at.subheader[1].value and at.query_params["feature"] == "3"
+    again = app(run, cache, "steer", feature=3, written=at.query_params["written"], strength=2, samples=1)
+    assert "feature 3\\, add 2" in again.subheader[1].value
 
 
 def test_steering_shows_before_and_after(run, cache):
@@ -259,6 +302,11 @@ def test_members_that_failed_are_named(run, cache, tmp_path, capsys):
     assert "all its members failed" in app(FinishedRun.open(all_failed), cache).error[0].value
     show([str(all_failed), "--pareto"])
     assert "all members failed" in capsys.readouterr().out
+
+
+def test_a_mistyped_run_is_refused_with_the_nearest_name(run, cache, capsys):
+    assert main.run_as_command(["dashboard", str(run.path), f"{run.path}n", "--cache-dir", str(cache)]) == 2
+    assert f"{run.path}n: there is no such run directory: did you mean {run.path}?" in capsys.readouterr().err
 
 
 def test_the_server_answers_only_for_loopback_names(run, cache):
@@ -330,12 +378,18 @@ def test_all_pages_open_by_clicks(run, cache, width):
         page.locator("figure svg:visible").first.wait_for()
         assert all(of.bounding_box()["width"] <= width for of in page.locator("figure svg:visible").all())
         visitor.turn_to("Features", "Features")
+        page.get_by_role("textbox", name="Search").fill("s")
+        page.keyboard.press("Enter")
         page.get_by_text("Map", exact=True).click()
         page.get_by_text("Decoder directions").wait_for()
         visitor.settled()
         page.wait_for_timeout(1000)  # until the chart is drawn
         click_a_point(page.get_by_test_id("stVegaLiteChart"))
         page.wait_for_url("**/feature?*")
+        assert "search" not in page.url
+        page.go_back()
+        visitor.settled("Features")
+        assert "search=s" in page.url and "view=Map" in page.url
         visitor.open(f"/feature?member={name}&feature={feature}", f"Feature {feature}")
         assert page.get_by_role("heading", name="Where it fires").is_visible()
         page.get_by_role("button", name="Ablate it").click()
@@ -348,7 +402,15 @@ def test_all_pages_open_by_clicks(run, cache, width):
         visitor.turn_to("Find a concept", "Find a concept")
         page.get_by_role("textbox", name="Word or phrase").fill("moon")
         page.get_by_role("button", name="Find").click()
+        page.get_by_text("false discovery rate").wait_for(timeout=120_000)
         visitor.settled()
+        link = page.url.removeprefix(address)
+        visitor.turn_to("Type text", "Type text")
+        page.get_by_text("features fire", exact=False).last.wait_for(timeout=120_000)
+        assert "typed=The" in page.url and "phrase" not in page.url, "the address has what this page shows"
+        visitor.open(link, "Find a concept")
+        page.get_by_text("false discovery rate").wait_for(timeout=120_000)
+        assert page.get_by_role("textbox", name="Word or phrase").input_value() == "moon"
         visitor.turn_to("Steer", "Steer")
         page.get_by_role("button", name="Write").click()
         page.get_by_role("heading", name="As it is").wait_for(timeout=120_000)

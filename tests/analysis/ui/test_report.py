@@ -65,6 +65,16 @@ def test_it_has_every_member_and_every_section(run, page):
     titles = re.findall(r"<h[23][^>]*>(.*?)</h", text)
     assert {"Members", "Training", "Densities", "Comparison", "Emergence", "Features"} <= set(titles)
     assert f"main.py study {run}" in text, "what was not computed names the command that computes it"
+    linked, present = (re.findall(pattern, text) for pattern in (r'<a href="#([^"]*)"', r'<h3 id="([^"]*)"'))
+    assert "clusters-0" in present and linked == ["pareto", *present], "a section without figures has a link, too"
+
+
+def test_captions_are_sentences_about_what_is_shown(run, page):
+    text = page.read_text()
+    (below,) = re.findall(r"<figcaption>(Matched features of .*?)</figcaption>", text)
+    assert all(sentence[0].isupper() for sentence in re.split(r"(?<=[.]) ", below))
+    assert "before the decoder is fitted at the end" in text and "therefore differ from the table of members" in text
+    assert "CE recovered" not in text, "it was not measured"
 
 
 def test_headings_go_down_one_by_one_and_figures_have_words(page):

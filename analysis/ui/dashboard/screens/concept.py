@@ -2,13 +2,15 @@
 
 import streamlit as st
 
+from analysis.concepts.detectors import PHRASE_ONLY
 from analysis.concepts.search import SearchSettings, concept_texts, passages_record, search
 from analysis.stats import FEWEST_SCORED
 from analysis.ui.dashboard import state
-from analysis.ui.dashboard.state import chosen, errors_shown, escaped, go, without_flags
-from analysis.ui.terminal.detectors import search_summary
+from analysis.ui.dashboard.address import go
+from analysis.ui.dashboard.state import chosen, errors_shown, escaped, without_flags
+from analysis.ui.terminal.detectors import FIRES_ON_PHRASE, ORDER, WITHOUT_PHRASE, search_summary
 
-FORMATS = {"w/o": "%.2f", "precision": "%.2f", "coverage": "%.2f", "q": "%.2g"}
+FORMATS = {"AUROC": "%.3f", "w/o": "%.2f", "precision": "%.2f", "coverage": "%.2f", "q": "%.2g"}
 
 choice = chosen()
 
@@ -28,49 +30,56 @@ def found(path: str, members: tuple[str, ...], phrase: str, examples: tuple[str,
 
 st.title("Find a concept")
 with st.form("concept"):
-    phrase = st.text_input("Word or phrase", placeholder="ship")
+    phrase = st.text_input("Word or phrase", placeholder="ship", key="phrase", bind="query-params")
     with st.expander("Your own texts"):
-        examples = st.text_area("About the concept, one per line")
-        against = st.text_area("Not about the concept, one per line (instead of passages of the corpus)")
+        texts = [
+            st.text_area("About the concept, one per line", key="examples", bind="query-params"),
+            st.text_area(
+                "Not about the concept, one per line (instead of passages of the corpus)",
+                key="against",
+                bind="query-params",
+            ),
+        ]
     everywhere = st.checkbox(
-        f"In all {len(choice.run.members)} members", help="takes longer: every dictionary is searched"
+        f"In all {len(choice.run.members)} members",
+        help="takes longer: every dictionary is searched",
+        key="everywhere",
+        bind="query-params",
     )
-    asked = st.form_submit_button("Find", type="primary")
-if asked and phrase.strip():
-    members = tuple(choice.run.members) if everywhere else (choice.member,)
-    st.session_state["sought"] = (
-        choice.path,
-        members,
-        phrase,
-        *(tuple(line for line in map(str.strip, box.splitlines()) if line) for box in (examples, against)),
-    )
-if not (query := st.session_state.get("sought")) or query[0] != choice.path:
+    st.form_submit_button("Find", type="primary")
+if not phrase.strip():
     st.caption("Different passages choose the features, set their thresholds and score them.")
     st.stop()
+members = tuple(choice.run.members) if everywhere else (choice.member,)
+examples, against = (tuple(line for line in map(str.strip, box.splitlines()) if line) for box in texts)
 with errors_shown(), st.spinner("reading passages of the corpus"):
-    result, lines = found(*query)
+    result, lines = found(choice.path, members, phrase, examples, against)
 for line in lines:
     st.caption(escaped(without_flags(line)))
 rows = [
     {
         "feature": feature.feature,
-        "member": feature.member,
-        "AUROC": round(feature.detector.auroc, 3),
+        "AUROC": feature.detector.auroc,
         "95%": "{:.2f} to {:.2f}".format(*feature.detector.auroc_interval) if feature.detector.auroc_interval else None,
         "w/o": feature.detector.auroc_without_phrase,
-        "": "detects the token, not the concept" if feature.detector.needs_phrase else "",
+        "fires on": "phrase" if feature.detector.needs_phrase else "",
         "precision": feature.detector.precision,
         "coverage": feature.detector.coverage,
         "q": feature.q_value,
         "passes": feature.passes,
+        "member": feature.member,
     }
     for feature in result.features
 ]
-st.caption(
-    "Click a row to open the feature. The 95% interval of the AUROC needs at least "
-    f"{FEWEST_SCORED} scored passages of the concept. w/o: the AUROC without the tokens of the phrase itself; near "
-    "0.5, the feature detects the token, not the concept. The order is by the AUROC on the passages that chose the "
-    "features, which is not shown: it is too high for the best of many."
-)
+explained = [f"w/o: {WITHOUT_PHRASE}."]
+if any(row["fires on"] for row in rows):
+    explained.append(
+        f"phrase: at most {PHRASE_ONLY:.0%} of what the AUROC has over 0.5 is left without these tokens, so the "
+        f"feature {FIRES_ON_PHRASE}."
+    )
+if not all(row["95%"] for row in rows):
+    explained.append(f"The 95% interval of the AUROC needs {FEWEST_SCORED} scored passages of the concept.")
+st.caption(f"Click a row to open the feature. The order is {ORDER}. {' '.join(explained)}")
+rows = [row if everywhere else {name: cell for name, cell in row.items() if name != "member"} for row in rows]
 if row := state.clicked_row(rows, "found", FORMATS):
-    go("feature", feature=row["feature"], member=row["member"])
+    go("feature", feature=row["feature"], member=row.get("member", choice.member))

@@ -10,8 +10,9 @@ from analysis.pages import feature as feature_page
 from analysis.pages.notes import Note, read_notes, write_note
 from analysis.runs.finished import can_be_kept
 from analysis.stats import FEWEST_DOCUMENTS
-from analysis.ui.dashboard import feature_figures, state
-from analysis.ui.dashboard.state import chosen, errors_shown, escaped, go
+from analysis.ui.dashboard import address, feature_figures, state
+from analysis.ui.dashboard.address import go
+from analysis.ui.dashboard.state import chosen, errors_shown, escaped
 from analysis.ui.dashboard.token_html import aligned_context, bars, coloured, passage
 
 SPECIAL = 0.05  # specialization over chance that a label needs for a badge
@@ -19,16 +20,16 @@ SPECIAL = 0.05  # specialization over chance that a label needs for a badge
 choice = chosen()
 features = state.features()
 last = len(features.density_F) - 1
-state.choose_asked_feature(last)
+address.choose_asked_feature(last)
 
 
 def changed() -> None:
-    state.see(st.session_state["feature"])
+    address.see(st.session_state["feature"])
 
 
 title, chooser = st.columns([3, 1], vertical_alignment="bottom")
 number = int(chooser.number_input("Number", 0, last, key="feature", on_change=changed))
-state.see(number)
+address.see(number)
 title.title(f"Feature {number}")
 title.caption(escaped(choice.member))
 if chooser.button("Steer it", icon=":material/tune:"):
@@ -111,7 +112,9 @@ def note() -> None:
 
 
 def tried_text() -> None:
-    text = st.text_input("Try a text on it", key="tried", placeholder="The ships lay in the harbour.")
+    text = st.text_input(
+        "Try a text on it", key="tried", bind="query-params", placeholder="The ships lay in the harbour."
+    )
     if not text.strip():
         return
     with errors_shown(), st.spinner("reading the text"):

@@ -6,37 +6,51 @@ import streamlit as st
 from analysis.pages.feature_table import ORDERS, choose_features
 from analysis.pages.notes import read_notes
 from analysis.plots.feature_map import feature_map
-from analysis.ui.dashboard.state import chosen, clicked_row, draw, errors_shown, escaped, go, places, the_list
+from analysis.ui.dashboard.address import go
+from analysis.ui.dashboard.state import chosen, clicked_row, draw, errors_shown, escaped, places, the_list
 
 MOST_ROWS = 500
+# In pixels. Together with the columns of numbers, they fit beside the menu on a screen of 1280 pixels.
+WIDTHS = {"note": 100, "strongest on": 130, "promotes": 130, "specialized on": 200, "one token": 90}
 DENSITIES = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
 
 choice = chosen()
 st.title("Features")
 listed = the_list()
-words = st.text_input("Search", placeholder="tokens on which a feature fires, or that it promotes")
+words = st.text_input(
+    "Search", placeholder="tokens on which a feature fires, or that it promotes", key="search", bind="query-params"
+)
 density_column, special_column, order_column = st.columns(3)
-density = density_column.select_slider("Density", DENSITIES, (0.0, 1.0), format_func=lambda share: f"{share:g}")
+density = density_column.select_slider(
+    "Density", DENSITIES, (0.0, 1.0), format_func=lambda share: f"{share:g}", key="density", bind="query-params"
+)
 special = special_column.slider(
     "Specialization, at least",
     -0.1,
     1.0,
     -0.1,
     0.05,
+    key="specialization",
+    bind="query-params",
     help="minus that with shuffled labels; 1: fires on one label only",
 )
-order = order_column.selectbox("Order", list(ORDERS), list(ORDERS).index("most specialized"))
+order = order_column.selectbox(
+    "Order", list(ORDERS), list(ORDERS).index("most specialized"), key="order", bind="query-params"
+)
 chosen_N = choose_features(listed, words, density, special if special > -0.1 else float("-inf"), order)
 with errors_shown():
     notes = read_notes(choice.run.path, choice.member)
-if notes and st.toggle("Only features with a star or a note"):
+if notes and st.toggle("Only features with a star or a note", key="noted", bind="query-params"):
     chosen_N = chosen_N[np.isin(chosen_N, list(notes))]
 shown = f", the first {MOST_ROWS} in the table" if len(chosen_N) > MOST_ROWS else ""
 st.caption(f"{len(chosen_N):,} of {len(listed.density_F):,} features{shown}. Click a feature to open its page.")
 if not len(chosen_N):
     st.info("No feature matches: shorten the search, or widen the filters.")
     st.stop()
-if st.segmented_control("View", ["Table", "Map"], default="Table", label_visibility="collapsed") == "Map":
+view = st.segmented_control(
+    "View", ["Table", "Map"], default="Table", label_visibility="collapsed", key="view", bind="query-params"
+)
+if view == "Map":
     xy_Fx2, what = places(*choice)
     st.caption(f"Decoder directions: {escaped(what)}")
     texts = {"strongest on": listed.strongest_F, "promotes": listed.promotes_F, "label": listed.label_F}
@@ -48,25 +62,21 @@ if st.segmented_control("View", ["Table", "Map"], default="Table", label_visibil
 rows = [
     {
         "feature": feature,
-        "★": "★" if feature in notes and notes[feature].star else "",
-        "note": notes[feature].text if feature in notes else "",
+        "note": f"{'★' * notes[feature].star} {notes[feature].text}".strip() if feature in notes else "",
         "strongest on": listed.strongest_F[feature],
         "promotes": listed.promotes_F[feature],
-        "highest rate on": listed.label_F[feature],
-        "specialization": float(listed.specialization_F[feature]),
+        "specialized on": f"{listed.specialization_F[feature]:.2f} {listed.label_F[feature]}",
+        "one token": f"{listed.token_share_F[feature]:.0%} {listed.token_F[feature]}",
         "density": float(listed.density_F[feature]),
-        "max": float(listed.maximum_F[feature]),
-        "most frequent token": listed.token_F[feature],
-        "its share": float(listed.token_share_F[feature]),
     }
     for feature in chosen_N[:MOST_ROWS].tolist()
 ]
 st.caption(
-    "Its share: of the firings on the most frequent token. Highest rate on: the label with the largest share of rows "
-    "on which the feature fires. A rare label can have the highest rate without most of the firings."
+    "Specialized on: the specialization, and the label with the largest share of rows on which the feature fires. A "
+    "rare label can have the largest share without most of the firings. One token: the share of the firings that are "
+    "on the most frequent token. Density: the share of rows on which the feature fires."
 )
-FORMATS = {"density": "%.4f", "max": "%.2f", "its share": "percent", "specialization": "%.2f"}
-rows = [row if notes else {name: value for name, value in row.items() if name not in ("★", "note")} for row in rows]
-narrow = {name: st.column_config.TextColumn(width=150) for name in ("strongest on", "promotes", "highest rate on")}
-if row := clicked_row(rows, "features", FORMATS, **narrow):
+rows = [row if notes else {name: value for name, value in row.items() if name != "note"} for row in rows]
+narrow = {name: st.column_config.TextColumn(width=wide) for name, wide in WIDTHS.items() if name in rows[0]}
+if row := clicked_row(rows, "features", {"density": "%.4f"}, **narrow):
     go("feature", feature=row["feature"])

@@ -4,14 +4,14 @@ import streamlit as st
 
 from analysis.interventions.experiment import steer_feature
 from analysis.interventions.steering import MODES, UNSTEERED, Sampling
-from analysis.ui.dashboard import state
+from analysis.ui.dashboard import address, state
 from analysis.ui.dashboard.state import chosen, errors_shown, escaped
 from analysis.ui.dashboard.token_html import passage, visible
 
 choice = chosen()
 features = state.features()
 last = len(features.density_F) - 1
-state.choose_asked_feature(last)
+address.choose_asked_feature(last)
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
@@ -21,31 +21,33 @@ def steered(path: str, member: str, feature: int, mode: str, strength: float, sa
     return steer_feature(run, member, sae, state.features(), feature, mode, strengths, sampling).steered
 
 
+def asked() -> None:
+    """Keep in the address that a text was asked for, and with which feature."""
+    address.see(st.session_state["feature"])
+    address.keep("written", 1)
+
+
 st.title("Steer")
 with st.form("steer"):
-    prompt = st.text_input("Prompt", "I went for a walk and")
+    text = st.text_input("Prompt", "I went for a walk and", key="prompt", bind="query-params")
     first, second, third = st.columns(3)
     feature = int(first.number_input("Feature", 0, last, key="feature"))
-    mode = second.selectbox("Mode", MODES, help="add to the feature, set it (clamp), or remove it (ablate)")
-    strength = third.slider("Strength, in units of the feature's maximum", -4.0, 4.0, 1.0, 0.25)
+    mode = second.selectbox(
+        "Mode", MODES, help="add to the feature, set it (clamp), or remove it (ablate)", key="mode", bind="query-params"
+    )
+    strength = third.slider(
+        "Strength, in units of the feature's maximum", -4.0, 4.0, 1.0, 0.25, key="strength", bind="query-params"
+    )
     fourth, fifth, sixth, seventh = st.columns(4)
-    new_tokens = int(fourth.slider("Tokens to generate", 5, 100, 40))
-    temperature = fifth.slider("Temperature", 0.0, 1.5, 0.7, 0.1)
-    samples = int(sixth.slider("Samples", 1, 8, 3))
-    seed = int(seventh.number_input("Seed", 0, value=0))
-    if st.form_submit_button("Write", type="primary"):
-        st.session_state["steered"] = (
-            choice,
-            feature,
-            mode,
-            strength,
-            (prompt, new_tokens, temperature, samples, seed),
-        )
-state.see(feature)
-if not (query := st.session_state.get("steered")) or query[0] != choice:
+    new_tokens = int(fourth.slider("Tokens to generate", 5, 100, 40, key="tokens", bind="query-params"))
+    temperature = fifth.slider("Temperature", 0.0, 1.5, 0.7, 0.1, key="temperature", bind="query-params")
+    samples = int(sixth.slider("Samples", 1, 8, 3, key="samples", bind="query-params"))
+    seed = int(seventh.number_input("Seed", 0, value=0, key="seed", bind="query-params"))
+    st.form_submit_button("Write", type="primary", on_click=asked)
+address.see(feature)
+if "written" not in st.query_params:
     st.caption(f"Strength 1 adds the feature's maximum on the corpus, which is {features.max_F[feature]:.2f}.")
     st.stop()
-_, feature, mode, strength, (text, new_tokens, temperature, samples, seed) = query
 if mode == "clamp" and not strength:
     st.error("Clamping a feature to 0 is the same as ablating it: choose ablate, or another strength.")
     st.stop()

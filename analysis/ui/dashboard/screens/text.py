@@ -5,7 +5,8 @@ import streamlit as st
 
 from analysis.pages.typed_text import ranked
 from analysis.ui.dashboard import state
-from analysis.ui.dashboard.state import chosen, errors_shown, escaped, go
+from analysis.ui.dashboard.address import go, keep, start_as_asked
+from analysis.ui.dashboard.state import chosen, errors_shown, escaped
 from analysis.ui.dashboard.token_html import coloured, passage
 
 MOST_ROWS = 100
@@ -13,8 +14,21 @@ MOST_ROWS = 100
 choice = chosen()
 
 
+def forget(*names: str) -> None:
+    """Take choices out of the address that belong to the text or the token before."""
+    for name in names:
+        keep(name, None)
+
+
 st.title("Type text")
-text = st.text_area("Text", key="typed", placeholder="The ships lay in the harbour, and the sea was calm.")
+text = st.text_area(
+    "Text",
+    key="typed",
+    bind="query-params",
+    on_change=forget,
+    args=("token", "colour"),
+    placeholder="The ships lay in the harbour, and the sea was calm.",
+)
 st.button("Read it", type="primary")
 if not text.strip():
     st.caption("Each token is coloured by one feature. The table below has all features that fire, strongest first.")
@@ -22,18 +36,28 @@ if not text.strip():
 with errors_shown(), st.spinner("reading the text"):
     typed = state.read(*choice, text)
 listed = state.the_list()
+token_key = f"token of {text}"
+start_as_asked(token_key, "token", range(len(typed.tokens)))
 position = st.pills(
     "Click a token for the features that fire at it",
     range(len(typed.tokens)),
     format_func=lambda number: escaped(repr(typed.tokens[number])[1:-1]),
-    key=f"token of {text}",
+    key=token_key,
+    on_change=forget,
+    args=("colour",),
 )
+keep("token", position)
 firing = ranked(typed, position)
 if not firing:
     st.info("No feature fires there. No feature ever fires at the first token if training left that position out.")
     st.stop()
 promotes = {feature: listed.promotes_F[feature] for feature, *_ in firing[:MOST_ROWS]}
-shown = st.selectbox("Colour by feature", list(promotes), format_func=lambda feature: f"{feature}: {promotes[feature]}")
+colour_key = f"colour of {position} of {text}"
+start_as_asked(colour_key, "colour", promotes)
+shown = st.selectbox(
+    "Colour by feature", list(promotes), format_func=lambda feature: f"{feature}: {promotes[feature]}", key=colour_key
+)
+keep("colour", shown)
 values_T = np.asarray(typed.values_TxF[:, [shown]].toarray()).ravel()
 st.html(passage(coloured(typed.tokens, values_T.tolist(), float(np.abs(values_T).max()), position)))
 rows = [
@@ -50,5 +74,6 @@ rows = [
 ]
 many = f"; the first {MOST_ROWS}" if len(firing) > MOST_ROWS else ""
 st.caption(f"{len(firing):,} features fire{many}. Click one to open its page.")
-if row := state.clicked_row(rows, f"firing {position} of {text}"):
+narrow = {name: st.column_config.TextColumn(width=170) for name in ("strongest on", "promotes")}
+if row := state.clicked_row(rows, f"firing {position} of {text}", None, **narrow):
     go("feature", feature=row["feature"])
