@@ -185,7 +185,8 @@ def _fill(
     }
     if request.max_norm_ratio:
         for site, norm in median_norms(language_model, every_WxT, list(directories), request.positions).items():
-            about[site] |= {"max_norm": request.max_norm_ratio * norm, "candidate_rows": _candidates(windows, request)}
+            limit = float(f"{request.max_norm_ratio * norm:.4g}")  # without the rounding errors that may differ
+            about[site] |= {"max_norm": limit, "candidate_rows": _candidates(windows, request)}
     if loss_recovered:
         refuse_unmeasurable(about, ignore)
     writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
@@ -211,8 +212,8 @@ def _fill(
             for site in lacking:
                 x_WxPxD, others = rows.pop(site), dict(part.others)
                 kept_WxP = others.pop("kept", np.ones_like(part.tokens_WxT, bool))[:, -request.positions :]
-                if limit := about[site].get("max_norm"):
-                    kept_WxP = kept_WxP & ~(np.linalg.norm(x_WxPxD.astype(np.float32), axis=-1) > limit)
+                if most := about[site].get("max_norm"):
+                    kept_WxP = kept_WxP & ~(np.linalg.norm(x_WxPxD.astype(np.float32), axis=-1) > most)
                 if not kept_WxP.all():
                     others["kept"] = kept_WxP
                 writers[site].add_shard(split, index, x_WxPxD[kept_WxP], part.tokens_WxT, part.documents_W, **others)

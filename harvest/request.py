@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvest.errors import InputError
-from harvest.flags import ABOVE_0, ABOVE_1, COUNT, NUMBER, TEXT, Allowed, Flags, flag
+from harvest.flags import ABOVE_0, COUNT, NUMBER, TEXT, Allowed, Flags, flag
 
 DEFAULT_MODEL = "gpt2-small"
 DEFAULT_DATASET = "NeelNanda/pile-10k"
@@ -16,13 +17,13 @@ HOOKS = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
 STORE_DTYPES = ("float16", "float32")
 CONTROLS = ("random-weights",)
 BOS = ("auto", "on", "off")
-ADDED_LATER = {  # fields that are no part of the names of runs and stores if they have these defaults
+ADDED_LATER = {  # what a run did before it had these fields, which are no part of its name if they have these values
     "control": None,
     "bos": "auto",
     "text_column": None,
     "special_tokens": False,
     "pack": False,
-    "max_norm_ratio": None,
+    "max_norm_ratio": 0.0,
     "tokens": None,
 }
 
@@ -48,6 +49,7 @@ TWO_WINDOWS = Allowed(
     lambda v: 2 <= v < 2**31,
     "a whole number, at least 2 (one window to train on, one held out), and below 2147483648",
 )
+RATIO = Allowed(Real, lambda v: v == 0 or v > 1, "0, or a number over 1")
 TOKENS = Allowed(Integral, lambda v: 1 <= v < 2**63, "a whole number, 1 or more, and below 9223372036854775808")
 
 
@@ -88,7 +90,8 @@ class HarvestRequest(Flags):
     )
     held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents", ABOVE_0)
     keep_first_position: bool = flag(
-        False, "also use the first position of each window, whose activation is an outlier in GPT-2"
+        False,
+        "also use the first position of each window, whose activation is an outlier in GPT-2 (see --max-norm-ratio)",
     )
     bos: str = flag(
         "auto",
@@ -99,11 +102,11 @@ class HarvestRequest(Flags):
     special_tokens: bool = flag(
         False, "also make rows of special tokens in the text, such as <|endoftext|>; otherwise windows end before them"
     )
-    max_norm_ratio: float | None = flag(
-        None,
-        "leave out rows whose norm is over this many times the median of their site, for example 10: a few such rows "
-        "(attention sinks) can hold most of the variance",
-        ABOVE_1,
+    max_norm_ratio: float = flag(
+        10.0,
+        "leave out rows whose norm is over this many times the median of their site, because a few of them (attention "
+        "sinks) can hold most of the variance; 0 keeps all rows",
+        RATIO,
     )
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
     control: str | None = flag(
@@ -122,8 +125,13 @@ class HarvestRequest(Flags):
                 raise InputError(f"--tokens {self.tokens}: must be 2 to 2147483647 windows of --seq-len {self.seq_len}")
             object.__setattr__(self, "tokens", None)  # the same request as that for as many windows
 
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> HarvestRequest:
+        """The request of a run, from its record, which lacks the fields of ADDED_LATER that have these values."""
+        return cls(**(ADDED_LATER | dict(record)))
+
     def to_json(self) -> dict[str, Any]:
-        """The fields, without those of ADDED_LATER that have their defaults."""
+        """The fields, without those that have the value of ADDED_LATER."""
         return {name: value for name, value in asdict(self).items() if ADDED_LATER.get(name, ...) != value}
 
     @property

@@ -35,7 +35,8 @@ class TorchSAE(torch.nn.Module):
 
     `tensors` become float32 parameters, with SAELens' names and shapes. `cfg` is a configuration in SAELens' terms, of
     which the architecture, k and the name of the hook are read. `norm` says how each row is normalized by itself. The
-    positions of a window before `first_position` were not trained on.
+    positions of a window before `first_position` were not trained on, nor were rows with a norm over `max_norm`: these
+    have no features, and are their own reconstruction.
     """
 
     W_enc: torch.nn.Parameter
@@ -72,6 +73,10 @@ class TorchSAE(torch.nn.Module):
     def hook_name(self) -> str | None:
         return self.cfg["metadata"].get("hook_name")
 
+    @property
+    def max_norm(self) -> float | None:
+        return self.cfg["metadata"].get("max_norm")
+
     def on(self, device: torch.device) -> TorchSAE:
         """This module, moved to a device; its weights can be used with gradients even if moved in inference mode."""
         if device.type == "meta":  # where weights would lose their values
@@ -82,6 +87,13 @@ class TorchSAE(torch.nn.Module):
     @in_format_of_weights
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Feature values [..., F] of rows [..., D]."""
+        f = self._activated(x)
+        return f if self.max_norm is None else torch.where(self._knows(x), f, 0)
+
+    def _knows(self, x: torch.Tensor) -> torch.Tensor:
+        return x.norm(dim=-1, keepdim=True) <= self.max_norm
+
+    def _activated(self, x: torch.Tensor) -> torch.Tensor:
         projected = (normalized(x, self.norm)[0] - self.b_dec) @ self.W_enc
         architecture = self.cfg["architecture"]
         if architecture == "gated":
@@ -109,7 +121,8 @@ class TorchSAE(torch.nn.Module):
     def reconstruct(self, x: torch.Tensor, f: torch.Tensor) -> torch.Tensor:
         """The reconstruction of rows x from their feature values f; x is needed to undo its normalization."""
         _, scale, shift = normalized(x, self.norm)
-        return (f @ self.W_dec + self.b_dec) * scale + shift
+        reconstruction = (f @ self.W_dec + self.b_dec) * scale + shift
+        return reconstruction if self.max_norm is None else torch.where(self._knows(x), reconstruction, x)
 
     @in_format_of_weights
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -217,7 +217,7 @@ def request_of(first: Opened, options: EvaluateSettings, sites: list[Site]) -> H
             raise InputError(f"{first.directory} does not record its {name.replace('_', ' ')}: give {flag_name}")
     settings["keep_first_position"] = options.keep_first_position or settings.get("keep_first_position", False)
     settings |= {"layer": tuple(sorted({s.layer for s in sites})), "hook": tuple(sorted({s.hook for s in sites}))}
-    return HarvestRequest(**settings | {"held_out": 1.0})
+    return HarvestRequest.from_json(settings | {"held_out": 1.0})
 
 
 def share_of(opened: list[Opened], options: EvaluateSettings, dataset: Source, say: Callable[[str], None]) -> float:

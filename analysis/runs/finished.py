@@ -35,16 +35,8 @@ if TYPE_CHECKING:
     from sae_jax.formats import Dictionary
 
 TRAIN_AGAIN, STUDY_AGAIN = "its training command with --force trains it again", "delete it, and run `study` again"
-SAME = (
-    "layer",
-    "hook",
-    "n_samples",
-    "seq_len",
-    "held_out",
-    "keep_first_position",
-    "bos",
-    "special_tokens",
-)  # in a run and its control
+TEXT = ("n_samples", "seq_len", "held_out", "pack", "bos")
+SAME = ("layer", "hook", *TEXT, "keep_first_position", "special_tokens", "max_norm_ratio")  # in a run and its control
 
 
 @dataclass(frozen=True)
@@ -125,7 +117,7 @@ class FinishedRun:
 
     @property
     def request(self) -> HarvestRequest:
-        return HarvestRequest(**self.config["asked"]["harvest"])
+        return HarvestRequest.from_json(self.config["asked"]["harvest"])
 
     @property
     def first_position(self) -> int:

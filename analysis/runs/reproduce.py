@@ -6,7 +6,7 @@ import shlex
 from dataclasses import fields
 from typing import Any
 
-from harvest.request import HarvestRequest
+from harvest.request import ADDED_LATER, HarvestRequest
 from sae_jax.config import TrainConfig
 
 SOURCES = {"model_name": "model", "dataset": "dataset"}  # flags, and what they choose in the records of stores
@@ -20,7 +20,7 @@ def reproduction_command(config: dict[str, Any], results: dict[str, Any]) -> str
     """
     words, store = ["python", "main.py"], config["stores"][0]
     used = {name: "bundled" for name, kind in SOURCES.items() if store[kind]["fell_back"]}
-    settings = config["asked"] | {"harvest": config["asked"]["harvest"] | used}
+    settings = config["asked"] | {"harvest": ADDED_LATER | config["asked"]["harvest"] | used}
     for cls, part in ((HarvestRequest, "harvest"), (TrainConfig, "train")):
         for field in fields(cls):
             value = settings[part].get(field.name, field.default)

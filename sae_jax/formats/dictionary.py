@@ -19,6 +19,7 @@ import numpy as np
 from harvest.errors import InputError
 from sae_jax.formats.made_for import other_rows, settings_of
 from sae_jax.models.base import SAE
+from sae_jax.models.limited import limited
 from sae_jax.models.registry import KINDS
 from sae_jax.models.row_normalized import CENTER, ROW_NORMS, row_normalized
 
@@ -29,7 +30,7 @@ SCALER = "activation_scaler.json"
 SCALED = "expected_average_only_in"  # rows scaled by one number, which SAELens folds into the weights after training
 NORMS = (SCALED, "none", *(norm for norm in ROW_NORMS if norm != CENTER))
 TYPES = {"model_name": str, "hook_name": str, "dataset_path": str, "context_size": int, "prepend_bos": bool}
-TYPES |= {"model_from_pretrained_kwargs": dict}
+TYPES |= {"model_from_pretrained_kwargs": dict, "max_norm": float}
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ class Dictionary:
         settings = {"k": jnp.int32(self.cfg["k"])} if architecture in BY_K else {}
         kind = KINDS[KIND_OF[architecture]]
         kind = kind if self.row_norm == "none" else row_normalized(kind, self.row_norm)
+        if max_norm := self.cfg["metadata"].get("max_norm"):
+            kind = limited(kind, max_norm)
         return kind(params, settings, k_max=self.cfg.get("k") or 0)
 
     def check(self, where: Path) -> None:

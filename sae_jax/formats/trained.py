@@ -43,6 +43,7 @@ def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest:
         "dataset_path": portable_name(manifest["dataset"]["location"]),
     }
     metadata |= {"control": control} if (control := manifest.get("control")) else {}
+    metadata |= {"max_norm": limit} if (limit := manifest.get("max_norm")) else {}
     architecture, (d_in, d_sae) = KINDS[member.activation].architecture, tensors["W_enc"].shape
     return Dictionary(member.id, "saelens", new_cfg(architecture, d_in, d_sae, metadata, member.k), tensors)
 

@@ -4,9 +4,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from populations import asked_of
 from safetensors.torch import load_file, save_file
 from tiny_models import write_model
 
+import sae_jax
 from harvest.capture import harvest
 from harvest.errors import InputError
 from harvest.interventions.loss_recovered import losses
@@ -41,7 +44,7 @@ def text(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stores(text, tmp_path_factory):
     said: list[str] = []
-    stores = harvest(asked(text, max_norm_ratio=10), tmp_path_factory.mktemp("cache"), say=said.append)
+    stores = harvest(asked(text), tmp_path_factory.mktemp("cache"), say=said.append)
     return stores, said
 
 
@@ -65,10 +68,10 @@ def test_rows_of_extreme_norm_are_left_out_counted_and_said(stores):
     assert any(f"0 rows at {ADDED.hook_name} (0.000%) are left out" in line for line in said)
 
 
-def test_all_rows_are_kept_without_the_flag(text, tmp_path):
-    store = harvest(asked(text), tmp_path)[EMBEDDED]
+def test_all_rows_are_kept_on_request(text, tmp_path):
+    store = harvest(asked(text, max_norm_ratio=0), tmp_path)[EMBEDDED]
     assert store.train.keeps_all and np.abs(store.train.read(0, len(store.train)).astype(float)).max() > 100
-    with pytest.raises(InputError, match="--max-norm-ratio 1: must be a number over 1"):
+    with pytest.raises(InputError, match="--max-norm-ratio 1: must be 0, or a number over 1"):
         asked(text, max_norm_ratio=1)
 
 
@@ -86,11 +89,30 @@ def test_sites_are_read_at_the_same_places(stores):
     np.testing.assert_array_equal(*places)
 
 
-def test_a_population_at_both_sites_trains(stores, tmp_path):
-    run = RunDirectory(tmp_path / "run", {"harvest": {}, "train": {}})
-    config = TrainConfig(activation="topk", k=4, hidden_dim=16, batch_size=32, epochs=20)
+@pytest.fixture(scope="module")
+def run(stores, text, tmp_path_factory):
+    config = TrainConfig(activation=("topk", "jump_relu"), k=4, target_l0=4, hidden_dim=16, batch_size=32, epochs=20)
+    run = RunDirectory(tmp_path_factory.mktemp("run") / "run", asked_of(asked(text), config))
     results = train(config, list(stores[0].values()), run)
-    assert [member["failed"] for member in results["members"]] == [None, None]
+    assert [member["failed"] for member in results["members"]] == [None] * 4
+    return run
+
+
+def test_a_dictionary_leaves_rows_of_extreme_norm_as_they_are(run, stores, text):
+    split = stores[0][EMBEDDED].train
+    x_WxTxD = LanguageModel.load(text[0]).activations(split.windows, [EMBEDDED])[EMBEDDED]
+    is_sink_WxT = split.windows == SINK
+    for member in sorted((run.path / "members").glob("*")):
+        sae = sae_jax.load(member)
+        if sae.hook_name != EMBEDDED.hook_name:
+            continue
+        f_WxTxF, reconstructed_WxTxD = sae.encode(x_WxTxD), sae(x_WxTxD)
+        assert not f_WxTxF[is_sink_WxT].any() and f_WxTxF[~is_sink_WxT].any()
+        np.testing.assert_array_equal(reconstructed_WxTxD[is_sink_WxT], x_WxTxD[is_sink_WxT])
+        assert (reconstructed_WxTxD[~is_sink_WxT] != x_WxTxD[~is_sink_WxT]).any()
+        module = sae.to_torch()
+        np.testing.assert_allclose(module.encode(torch.from_numpy(x_WxTxD)).detach(), f_WxTxF, atol=1e-4)
+        np.testing.assert_allclose(module(torch.from_numpy(x_WxTxD)).detach(), reconstructed_WxTxD, atol=1e-3)
 
 
 def test_extreme_activations_of_the_model_are_not_replaced(stores, text):
