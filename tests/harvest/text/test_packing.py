@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from analysis.features.activations import chunks
+from analysis.features.activations import chunks, feature_values
+from analysis.pages.feature import shown_contexts
 from harvest.capture import harvest
 from harvest.errors import InputError
 from harvest.model.language_model import LanguageModel
 from harvest.request import HarvestRequest, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
+from harvest.text.documents import documents
 from harvest.text.windows import token_windows
+from sae_jax.config import TrainConfig
+from sae_jax.formats.trained import fold_normalization, trained_dictionary
+from sae_jax.members import members_of
 
 END = 0  # <|endoftext|> of the bundled model
 SITE = Site(1, "mlp_out")
@@ -97,10 +102,38 @@ def test_passes_over_the_store_know_token_position_and_document_of_each_row(stor
 
 def test_the_document_of_a_token_is_the_one_it_is_in(store):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(BUNDLED_MODEL)
-    from harvest.text.documents import documents
-
     texts = list(documents(str(BUNDLED_CORPUS)))
     for row in range(50, len(store.train), 501):
         tokens_T, position, document = store.train.context(row)
         start = position - int((np.cumsum(tokens_T[position::-1] == END) == 0).sum()) + 1
         assert tokenizer.decode(tokens_T[start : position + 1]) in texts[document]
+
+
+@pytest.fixture(scope="module")
+def dictionary(store):
+    config = TrainConfig(activation="topk", k=4, hidden_dim=32)
+    (member,) = members_of(config, (SITE,))
+    rng = np.random.default_rng(0)
+    W_dec = rng.standard_normal((32, store.d_model)).astype(np.float32)
+    tensors = {"W_encT": W_dec, "W_dec": W_dec, "b_enc": np.zeros(32), "b_dec": np.zeros(store.d_model)}
+    folded = fold_normalization(tensors, np.zeros(store.d_model), np.ones(store.d_model), np.ones(store.d_model))
+    return trained_dictionary(member, folded, store.manifest)
+
+
+def test_contexts_show_the_activations_of_their_rows_and_none_at_separators(store, dictionary):
+    row_C = np.arange(3, len(store.train) + len(store.held_out), 211)
+    feature_C = np.arange(len(row_C)) % 32
+    found = feature_values(dictionary.sae, store, feature_C, row_C)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(BUNDLED_MODEL)
+    for number, (row, feature) in enumerate(zip(row_C.tolist(), feature_C.tolist(), strict=True)):
+        split, row = (store.train, row) if row < len(store.train) else (store.held_out, row - len(store.train))
+        window = int(split.places(np.array([row]))[0][0])
+        rows_N = split.window_rows(np.array([window]))
+        value_T = np.zeros(store.manifest["seq_len"], np.float32)
+        value_T[split.places(rows_N)[1]] = np.asarray(dictionary.sae.encode(split[rows_N].astype(np.float32)))[
+            :, feature
+        ]
+        np.testing.assert_allclose(found.value_CxL[number], value_T, atol=1e-4)
+        (shown,) = shown_contexts(dictionary, feature, store, tokenizer, row_C[number : number + 1])
+        np.testing.assert_allclose(shown.value_T, value_T, atol=1e-4)
+        assert not value_T[split.windows[window] == END].any()
