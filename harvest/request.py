@@ -21,6 +21,7 @@ ADDED_LATER = {  # what a run did before it had these fields, which are no part 
     "control": None,
     "bos": "auto",
     "text_column": None,
+    "chat_roles": (),
     "special_tokens": False,
     "pack": False,
     "max_norm_ratio": 0.0,
@@ -98,6 +99,9 @@ class HarvestRequest(Flags):
         "run each window behind the token that begins a text (BOS), which is one of the --seq-len tokens but never a "
         "row; auto: if the tokenizer puts one there",
         choices=BOS,
+    )
+    chat_roles: tuple[str, ...] = flag(
+        (), "in a data set of chats, the roles whose messages become rows, such as assistant (default: all)", TEXT
     )
     special_tokens: bool = flag(
         False, "also make rows of special tokens in the text, such as <|endoftext|>; otherwise windows end before them"

@@ -1,4 +1,4 @@
-"""The column of a table that holds the text or the token ids, and the conversion of its values."""
+"""The column of a table that holds texts, token ids or chats, and the conversion of its values."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.text.chat import Chat, chat_in, is_message
 
-TEXT, BYTES, NULL, IDS = "text", "bytes", "null", "token ids"  # null: only missing values
-IDS_COLUMNS = ("input_ids", "tokens")  # the names that transformers, SAELens and TransformerLens give to token ids
+TEXT, BYTES, NULL, IDS, CHAT = "text", "bytes", "null", "token ids", "chat"  # null: only missing values
+KNOWN = {"input_ids": IDS, "tokens": IDS, "messages": CHAT, "conversations": CHAT}  # names in many data sets
+
+Document = str | np.ndarray | Chat
 
 
 def column_to_read(location: str, kinds: Mapping[str, str], asked: str | None = None) -> str:
-    """The column of a table with {column: kind} that is read as text or as token ids.
+    """The column of a table with {column: kind} that is read as texts, token ids or chats.
 
-    This is the one that was asked for, or else the one named text, one of token ids named input_ids or tokens, or the
-    only one that holds text. A column named text with only nulls holds empty texts. Bytes count as text in a column
+    This is the one that was asked for, or else the one named text, one with a name and kind of KNOWN, or the only one
+    that holds text. A column named text with only nulls holds empty texts. Bytes count as text in a column
     that was asked for or is named text, and in a table of one column. Raises InputError if no column or several are
     found.
     """
@@ -26,12 +29,12 @@ def column_to_read(location: str, kinds: Mapping[str, str], asked: str | None = 
     if asked and asked not in kinds:
         raise InputError(f"--text-column {asked}: --dataset {location} has no such column; {fix}")
     texts = [name for name in names if kinds[name] == TEXT or (kinds[name] == BYTES and len(names) == 1)]
-    ids = [name for name in IDS_COLUMNS if kinds.get(name) == IDS]
+    known = [name for name, kind in KNOWN.items() if kinds.get(name) == kind]
     named = asked or ("text" if "text" in names else None)
-    if named and kinds[named] not in (TEXT, BYTES, NULL, IDS):
+    if named and kinds[named] not in (TEXT, BYTES, NULL, IDS, CHAT):
         raise InputError(f"--dataset {location}: its column {named} holds {kinds[named]} and not text; {fix}")
-    if named or ids:
-        return named or ids[0]
+    if named or known:
+        return named or known[0]
     if len(texts) != 1:
         raise InputError(
             f"--dataset {location}: the text column is not known, because none is named text and {len(texts)} hold "
@@ -60,10 +63,11 @@ def _kinds_of_fields(fields: Iterable, within: str = "") -> Iterator[tuple[str, 
 def _kind_of_type(arrow_type) -> str:
     import pyarrow.types as types
 
-    if (types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type)) and (
-        types.is_integer(arrow_type.value_type)
-    ):
-        return IDS
+    if types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type):
+        if types.is_integer(arrow_type.value_type):
+            return IDS
+        if types.is_struct(arrow_type.value_type) and is_message([field.name for field in arrow_type.value_type]):
+            return CHAT
     if types.is_dictionary(arrow_type):
         return _kind_of_type(arrow_type.value_type)
     if types.is_string(arrow_type) or types.is_large_string(arrow_type) or types.is_string_view(arrow_type):
@@ -94,18 +98,29 @@ def fields_of(row: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, A
 
 
 def _kind_of_value(value: Any) -> str:
-    if isinstance(value, list) and value and all(type(item) is int for item in value):
-        return IDS
+    if isinstance(value, list) and value:
+        if all(type(item) is int for item in value):
+            return IDS
+        if all(isinstance(item, Mapping) and is_message(item) for item in value):
+            return CHAT
     return {"str": TEXT, "bytes": BYTES}.get(type(value).__name__, type(value).__name__)
 
 
-def document_in(value: object, column: str, place: str) -> str | np.ndarray:
-    """A value as text or, if it is a list, as token ids, int32 [T]. Raises InputError, naming `place`, for others."""
+def document_in(value: object, column: str, place: str) -> Document:
+    """A value as text or, if it is a list, as token ids, int32 [T], or as a chat.
+
+    Raises InputError, naming `place`, for other values.
+    """
     if not isinstance(value, list):
         return text_in(value, column, place)
     if all(type(item) is int and 0 <= item < 2**31 for item in value):
         return np.array(value, np.int32)
-    raise InputError(f"--dataset {place}: {column!r} must hold token ids, 0 or more: remove or correct it")
+    if all(isinstance(item, Mapping) and is_message(item) for item in value):
+        return chat_in(value, column, place)
+    raise InputError(
+        f"--dataset {place}: {column!r} must hold token ids, 0 or more, or messages with a role and a content: "
+        "remove or correct it"
+    )
 
 
 def text_in(value: object, column: str, place: str) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from harvest.errors import InputError
+from harvest.text.chat import Chat
 from harvest.text.documents import documents, jsonl_records
 from harvest.text.folding import Phrase, folded
 from harvest.text.near_copies import NearCopies
@@ -184,9 +185,12 @@ def _read(
 
 
 def texts_of(corpus: str, column: str | None, tokenizer) -> Iterator[str]:
-    """The documents of a text source, decoded if they are token ids."""
+    """The documents of a text source as texts, also if they are token ids or chats."""
     for document in documents(corpus, column=column):
-        yield document if isinstance(document, str) else tokenizer.decode(document)
+        if isinstance(document, Chat):
+            yield document.text
+        else:
+            yield document if isinstance(document, str) else tokenizer.decode(document)
 
 
 def _tokenized(tokenizer, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -8,7 +8,8 @@ A text source is one of
   each file is one document
 - a folder of such files, including subfolders, read in the order of their names. Hidden and empty files are not read.
   If some files are of a train split, those of a test or validation split are not read either
-A missing text (null) is an empty document. A column may hold token ids instead of texts.
+A missing text (null) is an empty document. A column may hold token ids or chats instead of
+texts.
 """
 
 from __future__ import annotations
@@ -23,14 +24,12 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-import numpy as np
-
 from harvest.errors import InputError
 from harvest.files import refuse_irregular
 from harvest.text.columns import (
-    IDS,
-    IDS_COLUMNS,
+    KNOWN,
     TEXT,
+    Document,
     column_to_read,
     document_in,
     fields_of,
@@ -53,6 +52,7 @@ class Reading:
 
     columns: list[str] = field(default_factory=list)  # columns of the text; none for .txt
     left_out: list[str] = field(default_factory=list)  # files not read: empty, or of other splits
+    roles: list[str] = field(default_factory=list)  # of the messages of chats
     documents: int = 0
     near_copies: int = 0  # documents that are near-copies of an earlier one
     copies_together: bool = True  # whether near-copies are in one split
@@ -60,8 +60,8 @@ class Reading:
     lost_tokens: int = 0  # read, but in no window, because a document or its rest is shorter than one
 
 
-def documents(location: str, reading: Reading | None = None, column: str | None = None) -> Iterator[str | np.ndarray]:
-    """The documents of a text source, in order, one at a time: texts, or token ids, int32 [T].
+def documents(location: str, reading: Reading | None = None, column: str | None = None) -> Iterator[Document]:
+    """The documents of a text source, in order, one at a time: texts, token ids, int32 [T], or chats.
 
     `column` is the column to read, if it is not to be chosen. Raises InputError if the source cannot be read.
     """
@@ -162,14 +162,14 @@ def _joined(lines: list[str]) -> Iterator[str]:
 
 
 def _jsonl_column(path: Path) -> str:
-    """The key of the text: `text`, or else a key of token ids, or the only key of strings, if in all first lines."""
+    """The key of the text: `text`, or else one of KNOWN, or the only key of strings, if it is in all first lines."""
     head: list[dict] = []
     for _, record in islice(json_records(path), HEAD):
         if "text" in record:
             return "text"
         head.append(record)
     kinds = kinds_of_rows(head)
-    keys = [name for name in IDS_COLUMNS if kinds.get(name) == IDS]
+    keys = [name for name, kind in KNOWN.items() if kinds.get(name) == kind]
     keys = keys[:1] or [name for name, kind in kinds.items() if kind == TEXT and "." not in name]
     return keys[0] if len(keys) == 1 and all(keys[0] in record for record in head) else "text"
 
@@ -184,7 +184,7 @@ def jsonl_records(path: Path) -> Iterator[tuple[int, dict]]:
         yield number, {**record, "text": text_in(_value(record, "text", place, "add it"), "text", place)}
 
 
-def _jsonl_documents(path: Path, column: str) -> Iterator[str | np.ndarray]:
+def _jsonl_documents(path: Path, column: str) -> Iterator[Document]:
     for number, record in json_records(path):
         place = f"{path}, line {number}"
         fix = "add it, or choose another key with --text-column"
@@ -230,7 +230,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from error
 
 
-def _parquet_documents(path: Path, reading: Reading, asked: str | None) -> Iterator[str | np.ndarray]:
+def _parquet_documents(path: Path, reading: Reading, asked: str | None) -> Iterator[Document]:
     import pyarrow
     import pyarrow.parquet
 
@@ -246,7 +246,7 @@ def _parquet_documents(path: Path, reading: Reading, asked: str | None) -> Itera
         raise InputError(f"--dataset {path}: cannot be read as parquet ({error}): use an undamaged copy") from error
 
 
-def _hub_documents(location: str, reading: Reading, asked: str | None) -> Iterator[str | np.ndarray]:
+def _hub_documents(location: str, reading: Reading, asked: str | None) -> Iterator[Document]:
     import datasets
 
     repo, _, config = location.partition(":")

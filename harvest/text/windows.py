@@ -12,6 +12,8 @@ import numpy as np
 
 from harvest.errors import InputError
 from harvest.request import HarvestRequest
+from harvest.text.chat import Chat, chat_tokens
+from harvest.text.columns import Document
 from harvest.text.documents import Reading, documents
 from harvest.text.near_copies import NearCopies, number_of, signature
 from harvest.text.tokenized import LONG, tokenized
@@ -61,7 +63,11 @@ def token_windows(
                 f"{filling.longest:,} tokens. "
                 f"Use more or longer documents, a shorter --seq-len or a {held_out_share} --held-out"
             )
-    windows = {name: filling.windows(special(tokenizer, request)) for name, filling in splits.items()}
+    windows = {name: filling.windows() for name, filling in splits.items()}
+    for name, split in windows.items():
+        if not split.others.get("kept", split.tokens_WxT + 1).any():
+            fix = f"--chat-roles may be {', '.join(reading.roles)}" if reading.roles else "use another text"
+            raise InputError(f"--dataset {dataset_location}: no token of its {name} windows becomes a row: {fix}")
     reading.tokens = sum(split.tokens_WxT.size for split in windows.values())
     reading.lost_tokens = sum(filling.lost for filling in splits.values())
     return windows
@@ -69,9 +75,11 @@ def token_windows(
 
 def _filled(location: str, tokenizer, request: HarvestRequest, reading: Reading) -> dict[str, _Filling]:
     windows = {"train": request.training_windows, "held_out": request.n_samples - request.training_windows}
-    separator = separator_of(tokenizer, location) if request.pack else None
+    ends, separator = special(tokenizer, request), None
+    if request.pack:
+        token = separator_of(tokenizer, location)
+        separator = np.array([[token], [token not in ends]])
     splits = {split: _Filling(count, request.seq_len, separator) for split, count in windows.items() if count}
-    ends = special(tokenizer, request)
     for batch in _batches(_divided(location, request, reading)):
         chosen = [(number, document, splits[split]) for number, document, split in batch if splits[split].missing]
         if not chosen:
@@ -80,8 +88,13 @@ def _filled(location: str, tokenizer, request: HarvestRequest, reading: Reading)
         texts = [document for _, document, _ in chosen if isinstance(document, str)]
         ids = iter(tokenized(tokenizer, texts, enough) if texts else ())
         for number, document, filling in chosen:
+            if isinstance(document, Chat):
+                reading.roles += [role for role in document.roles if role not in reading.roles]
+                filling.add(number, [chat_tokens(tokenizer, document, request.chat_roles, ends)])
+                continue
             ids_T = np.asarray(next(ids) if isinstance(document, str) else document, np.int32)
-            filling.add(number, [ids_T] if request.pack else parts_between(ids_T, ends))
+            parts = [ids_T] if request.pack else parts_between(ids_T, ends)
+            filling.add(number, [np.stack([part_T, ~np.isin(part_T, ends)]) for part_T in parts])
         if not any(filling.missing for filling in splits.values()):
             break
     return splits
@@ -116,11 +129,12 @@ def separator_of(tokenizer, location: str) -> int:
 class _Filling:
     """Collects the windows of one split. With a `separator`, documents are joined by it and windows go on over it."""
 
-    def __init__(self, quota: int, seq_len: int, separator: int | None):
+    def __init__(self, quota: int, seq_len: int, separator: np.ndarray | None):
         self.missing, self.seq_len, self.separator = quota, seq_len, separator
         self.tokens: list[np.ndarray] = []
+        self.kept: list[np.ndarray] = []
         self.origins: list[np.ndarray] = []
-        self.rest_2xT = np.empty((2, 0), np.int32)  # tokens and their documents
+        self.rest_3xT = np.empty((3, 0), np.int32)  # tokens, whether they become rows, and their documents
         self.documents, self.longest, self.lost = 0, 0, 0
 
     @property
@@ -128,40 +142,48 @@ class _Filling:
         return not any(map(len, self.tokens))
 
     def add(self, document: int, parts: Sequence[np.ndarray]) -> None:
+        """Add parts of a document, each of them tokens and whether they become rows, [2, T]."""
         self.documents += 1
-        for ids_T in parts:
+        for part_2xT in parts:
             if not self.missing:
                 break
-            self.longest = max(self.longest, len(ids_T))
+            self.longest = max(self.longest, part_2xT.shape[1])
             if self.separator is not None:
-                ids_T = np.append(ids_T, np.int32(self.separator))
-            tokens_2xT = np.append(self.rest_2xT, [ids_T, np.full_like(ids_T, document)], 1)
-            count = min(tokens_2xT.shape[1] // self.seq_len, self.missing)
+                part_2xT = np.append(part_2xT, self.separator, 1)
+            numbered_3xT = np.append(part_2xT, np.full((1, part_2xT.shape[1]), document), 0)
+            all_3xT = np.append(self.rest_3xT, numbered_3xT.astype(np.int32), 1)
+            count = min(all_3xT.shape[1] // self.seq_len, self.missing)
             self.missing -= count
-            tokens_WxT, origins_WxT = tokens_2xT[:, : count * self.seq_len].reshape(2, count, self.seq_len)
-            self.tokens.append(tokens_WxT)
-            self.origins.append(origins_WxT)
-            rest_2xT = tokens_2xT[:, count * self.seq_len :]
+            whole_3xWxT = all_3xT[:, : count * self.seq_len].reshape(3, count, self.seq_len)
+            for found, values_WxT in zip((self.tokens, self.kept, self.origins), whole_3xWxT, strict=True):
+                found.append(values_WxT)
+            rest_3xT = all_3xT[:, count * self.seq_len :]
             if self.separator is not None:
-                self.rest_2xT = rest_2xT
+                self.rest_3xT = rest_3xT
             elif self.missing:
-                self.lost += rest_2xT.shape[1]
+                self.lost += rest_3xT.shape[1]
 
-    def windows(self, without_row: np.ndarray) -> Windows:
-        """The windows. Those of joined documents keep the document of each token, and no row of some tokens."""
-        tokens_WxT, origins_WxT = np.concatenate(self.tokens), np.concatenate(self.origins)
-        others = {}
-        if self.separator is not None:
-            others = {"kept": ~np.isin(tokens_WxT, without_row), "token_documents": origins_WxT}
+    def windows(self) -> Windows:
+        """The windows, with the tokens that become rows unless all do, and the document of each token if joined."""
+        tokens_WxT, kept_WxT, origins_WxT = map(np.concatenate, (self.tokens, self.kept, self.origins))
+        others = {"kept": kept_WxT.astype(bool)} if not kept_WxT.all() else {}
+        others |= {"token_documents": origins_WxT} if self.separator is not None else {}
         return Windows(tokens_WxT, origins_WxT[:, 0], others)
 
 
-def _divided(location: str, request: HarvestRequest, reading: Reading) -> Iterator[tuple[int, str | np.ndarray, str]]:
+def comparable(document: Document) -> str:
+    """The text by which near-copies of a document are found. Token ids are compared like words."""
+    if isinstance(document, Chat):
+        return document.text
+    return document if isinstance(document, str) else " ".join(map(str, document))
+
+
+def _divided(location: str, request: HarvestRequest, reading: Reading) -> Iterator[tuple[int, Document, str]]:
     """(number, document, split) of each document."""
     near_copies, splits = NearCopies(), list[str]()
     reading.documents = reading.near_copies = 0
     for number, document in enumerate(documents(location, reading, request.text_column)):
-        text = document if isinstance(document, str) else " ".join(map(str, document))  # ids are compared like words
+        text = comparable(document)
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -178,10 +200,10 @@ def _divided(location: str, request: HarvestRequest, reading: Reading) -> Iterat
 
 
 def _batches(
-    divided: Iterable[tuple[int, str | np.ndarray, str]],
-) -> Iterator[list[tuple[int, str | np.ndarray, str]]]:
+    divided: Iterable[tuple[int, Document, str]],
+) -> Iterator[list[tuple[int, Document, str]]]:
     """Batches of documents to tokenize. A long document is a batch by itself."""
-    batch: list[tuple[int, str | np.ndarray, str]] = []
+    batch: list[tuple[int, Document, str]] = []
     characters = 0
     for document in divided:
         length = len(document[1])
