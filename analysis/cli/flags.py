@@ -136,10 +136,13 @@ def add_flag(group: Any, field: Field, hint: Any) -> None:
 
 
 def whole_number(text: str) -> int:
-    """The number that a text such as 300, 10k, 1.5M or 2B stands for."""
+    """The number that a text such as 300, 1e6, 10k, 1.5M or 2B stands for."""
     factor = {"k": 10**3, "m": 10**6, "b": 10**9}.get(text[-1:].lower())
-    number = Fraction(text[:-1]) * factor if factor else Fraction(int(text))
-    if number.denominator > 1:
+    try:
+        number = Fraction(text[:-1]) * factor if factor else Fraction(text)
+    except ValueError:
+        number = None
+    if number is None or number.denominator > 1:
         raise argparse.ArgumentTypeError(f"{text} is no whole number")
     return number.numerator
 

@@ -34,14 +34,16 @@ def test_every_number_has_a_range(options, name, kind, several):
         options(**places, **{name: (value,) if several else value})
 
 
-@pytest.mark.parametrize("text, number", [("300", 300), ("10k", 10_000), ("2.3B", 2_300_000_000), ("1.5m", 1_500_000)])
+@pytest.mark.parametrize(
+    "text, number", [("300", 300), ("10k", 10_000), ("2.3B", 2_300_000_000), ("1.5m", 1_500_000), ("1e4", 10_000)]
+)
 def test_whole_numbers_may_be_written_with_a_letter(text, number):
     assert train.parse(["--tokens", text, "--seq-len", "30"])[0].n_samples == number // 30
     if number <= 10_000:
         assert train.parse(["--n-samples", text])[0].n_samples == number
 
 
-@pytest.mark.parametrize("text", ["1.5", "k", "1.0005k", "ten", "1e6"])
+@pytest.mark.parametrize("text", ["1.5", "k", "1.0005k", "ten", "1e-6"])
 def test_other_texts_are_no_whole_number(text):
     with pytest.raises(InputError, match=f"argument --n-samples: .*{text}"):
         train.parse(["--n-samples", text])
