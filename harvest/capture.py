@@ -175,7 +175,9 @@ def _fill(
         say(f"{model.asked}: {note}")
     say(f"harvest runs on {language_model.device} (torch {version('torch')})")
     request = request_for_text(request, language_model)
-    windows = token_windows(dataset.location, language_model.tokenizer, request, reading := Reading())
+    windows = token_windows(
+        dataset.location, language_model.tokenizer, request, reading := Reading(), language_model.bos
+    )
     every_WxT = np.concatenate([split.tokens_WxT for split in windows.values()])
     rehearsed = rehearse(language_model, every_WxT, list(directories), not request.keep_first_position)
     facts = {**_description(request, model, dataset, language_model, windows), "text": asdict(reading)}

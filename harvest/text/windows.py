@@ -35,23 +35,29 @@ class Windows:
 
 
 def token_windows(
-    dataset_location: str, tokenizer, request: HarvestRequest, reading: Reading | None = None
+    dataset_location: str,
+    tokenizer,
+    request: HarvestRequest,
+    reading: Reading | None = None,
+    bos: tuple[int, ...] = (),
 ) -> dict[str, Windows]:
     """Windows of exactly `seq_len` tokens, {"train": ..., "held_out": ...}, read from the start of the text.
 
     Windows of a document are consecutive. The rest of a document is dropped, and no special token is added. A special
-    token in the text ends a window, and is in none unless the request keeps special tokens. If the request packs, the
-    documents of a split are joined, and windows go on over the separators, which have no row. Whole
-    documents are held out, chosen by a hash of their words. Near-copies of a document go to the same split. Only if one
-    split would be empty, because all documents are made from one template, near-copies are split, too. There are fewer
-    windows than requested if the text is too short. If all windows are held out, there is no "train". Raises InputError
-    if a split has no window.
+    token in the text ends a window and is in none, unless the request keeps special tokens. If the request packs, the
+    documents of a split are joined, and windows go on over the separators, which have no row. `bos` is what the model
+    will put in front of each window; it is therefore taken from the start of a chat.
+
+    Whole documents are held out, chosen by a hash of their words. Near-copies of a document go to the same split. Only
+    if one split would be empty, because all documents are made from one template, near-copies are split, too. There are
+    fewer windows than requested if the text is too short. If all windows are held out, there is no "train". Raises
+    InputError if a split has no window, or no token of it becomes a row.
     """
     reading = Reading() if reading is None else reading
-    splits = _filled(dataset_location, tokenizer, request, reading)
+    splits = _filled(dataset_location, tokenizer, request, reading, bos)
     if reading.near_copies and any(filling.is_empty for filling in splits.values()):
         reading.copies_together = False
-        splits = _filled(dataset_location, tokenizer, request, reading)
+        splits = _filled(dataset_location, tokenizer, request, reading, bos)
     if not reading.documents:
         raise InputError(f"--dataset {dataset_location}: there is no document in it: use another text")
     for name, filling in splits.items():
@@ -73,7 +79,9 @@ def token_windows(
     return windows
 
 
-def _filled(location: str, tokenizer, request: HarvestRequest, reading: Reading) -> dict[str, _Filling]:
+def _filled(
+    location: str, tokenizer, request: HarvestRequest, reading: Reading, bos: tuple[int, ...]
+) -> dict[str, _Filling]:
     windows = {"train": request.training_windows, "held_out": request.n_samples - request.training_windows}
     ends, separator = special(tokenizer, request), None
     if request.pack:
@@ -90,7 +98,9 @@ def _filled(location: str, tokenizer, request: HarvestRequest, reading: Reading)
         for number, document, filling in chosen:
             if isinstance(document, Chat):
                 reading.roles += [role for role in document.roles if role not in reading.roles]
-                filling.add(number, [chat_tokens(tokenizer, document, request.chat_roles, ends)])
+                chat_2xT = chat_tokens(tokenizer, document, request.chat_roles, ends)
+                begins = bos and chat_2xT[0, : len(bos)].tolist() == list(bos)
+                filling.add(number, [chat_2xT[:, len(bos) :] if begins else chat_2xT])
                 continue
             ids_T = np.asarray(next(ids) if isinstance(document, str) else document, np.int32)
             parts = [ids_T] if request.pack else parts_between(ids_T, ends)

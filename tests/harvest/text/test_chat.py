@@ -62,6 +62,13 @@ def test_a_role_that_nobody_has_is_answered_with_the_roles(tokenizer, tmp_path):
         rows_of(location, tokenizer, chat_roles="asistant")
 
 
+def test_what_begins_every_window_is_taken_from_the_start_of_a_chat(tokenizer, tmp_path):
+    location, request = lines(tmp_path / "a.jsonl", {"messages": MESSAGES}), HarvestRequest(seq_len=10, held_out=1.0)
+    whole = token_windows(location, tokenizer, request)["held_out"].tokens_WxT[0].tolist()
+    behind = token_windows(location, tokenizer, request, bos=(whole[0],))["held_out"].tokens_WxT[0].tolist()
+    assert behind[:9] == whole[1:]
+
+
 def test_special_tokens_within_a_message_are_no_rows(tokenizer, tmp_path):
     cut = [MESSAGES[0] | {"content": ASKED + "<|endoftext|>" + ANSWERED}]
     request = HarvestRequest(seq_len=12, held_out=1.0)
