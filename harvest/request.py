@@ -16,7 +16,9 @@ HOOKS = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
 STORE_DTYPES = ("float16", "float32")
 CONTROLS = ("random-weights",)
 BOS = ("auto", "on", "off")
-ADDED_LATER = {"control": None, "bos": "auto"}  # if default, no part of the names of runs and stores, which thus stay
+MODEL_DTYPES = ("auto", "float32", "bfloat16", "float16")
+# If default, no part of the names of runs and stores, which thus stay.
+ADDED_LATER = {"control": None, "bos": "auto", "model_dtype": "auto"}
 
 
 def default_cache_dir() -> Path:
@@ -78,6 +80,11 @@ class HarvestRequest(Flags):
         choices=BOS,
     )
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
+    model_dtype: str = flag(
+        "auto",
+        "number format in which the model runs; auto: as published on an accelerator, float32 on a CPU",
+        choices=MODEL_DTYPES,
+    )
     control: str | None = flag(
         None,
         "harvest the same model with shuffled weights; results that it also shows do not come from learning",
