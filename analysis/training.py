@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from analysis.ui.terminal.wording import counted, duration_text, pasted
 from harvest.capture import harvest, harvest_again
 from harvest.errors import InputError
-from harvest.flags import COUNT, NUMBER, POSITIVE, Flags, flag, named
+from harvest.flags import COUNT, DEVICE, NUMBER, POSITIVE, Flags, flag, named
 from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, HarvestRequest, Site, default_cache_dir
 from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
@@ -37,10 +37,18 @@ class Show(Protocol):
 
 @dataclass(frozen=True)
 class RunOptions(Flags):
-    """How the run is carried out. Nothing here changes the trained weights."""
+    """How the run is carried out.
+
+    Nothing here changes the trained weights, except that --model-dtype auto depends on the kind of the device.
+    """
 
     run_dir: Path | None = flag(None, "directory of the run (default: a folder in runs/ named after the settings)")
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
+    device: str | None = flag(
+        None,
+        "where the language model runs: cpu, cuda or cuda:N (default: cuda if torch finds it, otherwise cpu)",
+        DEVICE,
+    )
     ce_windows: int = flag(
         256, "held-out windows on which cross-entropy recovered is measured at the end; 0 skips it", NUMBER
     )
@@ -115,7 +123,7 @@ def train_run(
         sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
         if d_model := sources[0].d_model:  # `train` checks the memory again, with the devices that JAX has found
             say_cost(config, request, d_model, terminal)
-    how: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say}
+    how: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say, "device": options.device}
     how["loss_recovered"] = measures_loss_recovered(request, options)
     if options.resume and run.stores:
         stores = harvest_again(request, run.stores, options.cache_dir, **how)
@@ -228,7 +236,7 @@ def work(
     def measure(results: dict) -> None:
         if measures_loss_recovered(request, options):
             terminal.begin("loading the language model to measure cross-entropy recovered")
-            add_loss_recovered(results, run.path, stores, options.ce_windows, terminal.progress)
+            add_loss_recovered(results, run.path, stores, options.ce_windows, terminal.progress, options.device)
         elif options.ce_windows:
             terminal.say(
                 f"cross-entropy recovered is not measured: windows of {request.seq_len} tokens are too short for it: "

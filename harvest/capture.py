@@ -51,16 +51,19 @@ def harvest(
     shard_bytes: int = SHARD_BYTES,
     sources: tuple[Source, Source] | None = None,
     loss_recovered: bool = False,
+    device: str | None = None,
 ) -> dict[Site, ActivationStore]:
     """The stores of the requested sites, all with the same windows. Stores that are missing are harvested.
 
     `sources` is the result of `resolve` for this request, if known. The rows of a site do not depend on the other sites
     that are harvested with it, up to rounding in float32. The harvest needs the memory of one shard per site. With
     `loss_recovered`, a site at which loss recovered cannot be measured is refused before the harvest. For an encoder,
-    which has no loss recovered, this is only reported. Raises InputError if a model or text is unavailable, if values
-    do not fit the number format, or if the disk is full.
+    which has no loss recovered, this is only reported. The model runs on `device`, by default on cuda if there is such
+    a device. Raises InputError if a model or text is unavailable, if values do not fit the number format, or if the
+    disk is full.
     """
     model, dataset = sources or resolve(request, Path(cache_dir))
+    request = replace(request, model_dtype=dtype_on(device, request.model_dtype, model))
     say_sources(model, dataset, say)
     if request.control:
         say(f"control: {request.control}, weights are shuffled within each matrix of the model")
@@ -74,7 +77,7 @@ def harvest(
             for directory in sorted(missing.values()):  # in a fixed order, so that no two processes wait for each other
                 locks.enter_context(one_at_a_time(directory, say))
             if missing := _unfinished(missing):  # another process may have finished them
-                _fill(missing, request, model, dataset, on_progress, say, shard_bytes, loss_recovered)
+                _fill(missing, request, model, dataset, on_progress, say, shard_bytes, loss_recovered, device)
                 _free_memory()
     by_site = {site: ActivationStore(directory) for site, directory in directories.items()}
     for store in by_site.values():
@@ -94,6 +97,7 @@ def harvest_again(
     on_progress: Progress = ignore,
     say: Say = ignore,
     loss_recovered: bool = False,
+    device: str | None = None,
 ) -> dict[Site, ActivationStore]:
     """The stores that a run began with, harvested again with the same model and text if the cache lacks one of them.
 
@@ -105,8 +109,18 @@ def harvest_again(
         _say_stores(stores, say)
         return stores
     model, dataset = name_of("model", trained[0]["model"]), name_of("dataset", trained[0]["dataset"])
-    request = replace(request, model_name=model, dataset=dataset)
-    return harvest(request, cache_dir, on_progress, say, loss_recovered=loss_recovered)
+    dtype = trained[0].get("model_dtype", "float32")
+    request = replace(request, model_name=model, dataset=dataset, model_dtype=dtype)
+    return harvest(request, cache_dir, on_progress, say, loss_recovered=loss_recovered, device=device)
+
+
+def dtype_on(device: str | None, asked: str, model: Source) -> str:
+    """The number format in which a model runs; "auto" is that of its files on an accelerator, and float32 on a CPU."""
+    if asked != "auto" or model.published_dtype == "float32" or device == "cpu":
+        return "float32" if asked == "auto" else asked
+    from harvest.model.number_format import device_of
+
+    return "float32" if device_of(device) == "cpu" else model.published_dtype
 
 
 def _say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
@@ -137,9 +151,13 @@ def refuse_unmeasurable(manifests: dict[Site, dict], say: Say) -> None:
 def store_name(
     request: HarvestRequest, site: Site, model: Source, dataset: Source, shard_bytes: int = SHARD_BYTES
 ) -> str:
-    """A hash of everything on which the rows and manifest of a site depend, followed by the control, if any."""
+    """A hash of everything on which the rows and manifest of a site depend, followed by the control, if any.
+
+    The number format of the model must be known, and not be "auto".
+    """
+    given = replace(request, model_dtype="auto") if request.model_dtype == "float32" else request
     facts = {
-        **request.to_json(),
+        **given.to_json(),  # without float32, which keeps the names of older stores
         **site._asdict(),
         "model_name": (model.fingerprint, False),  # by content, not by name; False keeps the names of older stores
         "dataset": (dataset.fingerprint, False),
@@ -164,16 +182,18 @@ def _fill(
     say: Say,
     shard_bytes: int,
     loss_recovered: bool,
+    device: str | None,
 ) -> None:
     from harvest.model.language_model import LanguageModel
     from harvest.rehearsal import rehearse
     from harvest.text.documents import Reading
     from harvest.text.windows import token_windows
 
-    language_model = LanguageModel.load(model.location, control=request.control, bos=request.bos)
+    how: dict[str, Any] = {"control": request.control, "bos": request.bos, "dtype": request.model_dtype}
+    language_model = LanguageModel.load(model.location, device, **how)
     for note in language_model.notes:
         say(f"{model.asked}: {note}")
-    say(f"harvest runs on {language_model.device} (torch {version('torch')})")
+    say(f"harvest runs on {language_model.device} in {language_model.dtype_name} (torch {version('torch')})")
     request = request_for_text(request, language_model)
     windows = token_windows(
         dataset.location, language_model.tokenizer, request, reading := Reading(), language_model.bos
@@ -279,6 +299,7 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
         "model": model.record,
         **({"control": request.control} if request.control else {}),
         **({"bos": list(language_model.bos)} if language_model.bos else {}),
+        **({"model_dtype": request.model_dtype} if request.model_dtype != "float32" else {}),
         "weights_hash": language_model.weights_hash(),
         "reads_both_ways": language_model.reads_both_ways,
         "tokenizer_hash": language_model.tokenizer_hash(),

@@ -12,10 +12,11 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.interventions.loss_recovered import losses
 from harvest.model.language_model import LanguageModel
+from harvest.model.number_format import few_roundings
 from harvest.request import HOOKS, Site
 
 WINDOWS = 4
-ROUNDING = 1e-5  # rounding error of float32, relative to the summands
+ROUNDING = 1e-5  # least tolerance for rounding, relative to the summands
 
 
 def rehearse(
@@ -60,8 +61,8 @@ def check_meaning(model: LanguageModel, tokens_WxT: np.ndarray, site: Site) -> N
         if not {whole, *parts} <= streams.keys() or site.hook not in (whole, *parts):
             continue
         parts_WxTxD = [streams[part] for part in parts]
-        size_WxTxD = np.sum(np.abs(parts_WxTxD), axis=0)
-        if not (np.abs(streams[whole] - np.sum(parts_WxTxD, axis=0)) <= ROUNDING * size_WxTxD).all():
+        most_WxTxD = max(ROUNDING, few_roundings(model.dtype)) * np.sum(np.abs(parts_WxTxD), axis=0)
+        if not (np.abs(streams[whole] - np.sum(parts_WxTxD, axis=0)) <= most_WxTxD).all():
             raise InputError(
                 f"--hook {site.hook}: in layer {site.layer} of {model.name}, {whole} is not {' + '.join(parts)}. The "
                 "model probably normalizes after the addition, so this hook has another meaning: choose resid_pre or "

@@ -17,6 +17,7 @@ HOOKS = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
 STORE_DTYPES = ("float16", "float32")
 CONTROLS = ("random-weights",)
 BOS = ("auto", "on", "off")
+MODEL_DTYPES = ("auto", "float32", "bfloat16", "float16")
 ADDED_LATER = {  # what a run did before it had these fields, which are no part of its name if they have these values
     "control": None,
     "bos": "auto",
@@ -25,6 +26,7 @@ ADDED_LATER = {  # what a run did before it had these fields, which are no part 
     "special_tokens": False,
     "pack": False,
     "max_norm_ratio": 0.0,
+    "model_dtype": "auto",
     "tokens": None,
 }
 
@@ -113,6 +115,11 @@ class HarvestRequest(Flags):
         RATIO,
     )
     store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
+    model_dtype: str = flag(
+        "auto",
+        "number format in which the model runs; auto: as published on an accelerator, float32 on a CPU",
+        choices=MODEL_DTYPES,
+    )
     control: str | None = flag(
         None,
         "harvest the same model with shuffled weights; results that it also shows do not come from learning",

@@ -23,7 +23,7 @@ from harvest.errors import InputError
 from harvest.files import parse_json
 from harvest.fingerprints import model_hash, text_hash
 from harvest.hub import FLAG, HubQuestion, Kind
-from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, HarvestRequest
+from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, MODEL_DTYPES, HarvestRequest
 from harvest.text.documents import text_files
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -48,6 +48,7 @@ class Source:
     fingerprint: str  # hash of local files, or repository@commit of the hub
     n_positions: int | None = None  # models only: the length of the longest window
     d_model: int | None = None  # models only: the width of the residual stream
+    published_dtype: str = "float32"  # models only: the number format of its weights
     out_of_reach: str = ""  # why it cannot be loaded, if only activations harvested before are available
 
     @property
@@ -190,7 +191,21 @@ def _local_model(asked: str, folder: Path, fingerprint: str = "", fell_back: boo
 
 def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back: bool = False) -> Source:
     n_layers, n_positions, width = (_first_of(keys, config) for keys in (LAYER_KEYS, POSITION_KEYS, WIDTH_KEYS))
-    return Source(asked, location, fell_back, n_layers, fingerprint, n_positions, width)
+    return Source(asked, location, fell_back, n_layers, fingerprint, n_positions, width, _published_dtype(config))
+
+
+def _published_dtype(config: dict) -> str:
+    """The number format of the weights as the config of a model gives it; float32 if it gives none that models run in.
+
+    Multimodal models have it in text_config.
+    """
+    inner = config.get("text_config")
+    found = (
+        level.get(key)
+        for level in (inner if isinstance(inner, dict) else {}, config)
+        for key in ("dtype", "torch_dtype")
+    )
+    return next((dtype for dtype in found if dtype in MODEL_DTYPES[1:]), "float32")
 
 
 def _first_of(keys: tuple[str, ...], config: dict) -> int | None:
@@ -287,9 +302,9 @@ def _harvested_before(question: HubQuestion, name: str, cache_dir: Path | None) 
         record = manifest.get(question.kind, {})
         if record.get("fingerprint", "").startswith(f"{name}@"):
             width = manifest["d_model"] if question.kind == "model" else None
+            known: dict[str, Any] = {"d_model": width, "published_dtype": manifest.get("model_dtype", "float32")}
             trouble = str(question.refusal())
-            fingerprint = record["fingerprint"]
-            return Source(question.name, name, False, None, fingerprint, d_model=width, out_of_reach=trouble)
+            return Source(question.name, name, False, None, record["fingerprint"], **known, out_of_reach=trouble)
     raise question.refusal()
 
 

@@ -57,6 +57,7 @@ class Identity(Shape):
     seq_len: Count
     keep_first_position: bool
     dtype: Literal["float16", "float32"]
+    model_dtype: Text = "float32"
     d_model: Count
     model: ModelHashes
     rows: Count
@@ -87,6 +88,7 @@ class Store(Shape):
     identity: Identity
     control: Text | None = None
     bos: list[Count] = []
+    model_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     versions: dict[str, Text] = {}
 
 

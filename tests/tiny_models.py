@@ -18,9 +18,16 @@ SEQ2SEQ = {"vocab_size": 4096, "d_model": 32, "num_heads": 4, "d_kv": 8, "d_ff":
 
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**SIZES, num_key_value_heads=2),
+    "mistral": lambda: transformers.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=8),
+    "qwen2": lambda: transformers.Qwen2Config(**SIZES, num_key_value_heads=2),
+    "qwen3": lambda: transformers.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
     "gemma2": lambda: transformers.Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, num_key_value_heads=2, head_dim=8, sliding_window=8),
+    "phi": lambda: transformers.PhiConfig(**SIZES),
+    "olmo": lambda: transformers.OlmoConfig(**SIZES),
+    "olmo2": lambda: transformers.Olmo2Config(**SIZES),
     "granite": lambda: transformers.GraniteConfig(**SIZES, num_key_value_heads=2, residual_multiplier=0.5),
-    "parallel": lambda: transformers.GPTNeoXConfig(**SIZES, use_parallel_residual=True),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(**SIZES, use_parallel_residual=True),
     "opt": lambda: transformers.OPTConfig(**OPT, word_embed_proj_dim=32),
     "post-norm opt": lambda: transformers.OPTConfig(**OPT, word_embed_proj_dim=16, do_layer_norm_before=False),
     "bloom": lambda: transformers.BloomConfig(

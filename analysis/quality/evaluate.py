@@ -21,13 +21,13 @@ from analysis.quality.opened import (
 )
 from analysis.runs.undefined import why_undefined
 from harvest.errors import InputError
-from harvest.flags import ABOVE_0, COUNT, NUMBER, TEXT, Flags, flag
-from harvest.request import BOS, HOOKS, TWO_WINDOWS, HarvestRequest, Site, default_cache_dir
+from harvest.flags import ABOVE_0, COUNT, DEVICE, NUMBER, TEXT, Flags, flag
+from harvest.request import BOS, HOOKS, MODEL_DTYPES, TWO_WINDOWS, HarvestRequest, Site, default_cache_dir
 
 if TYPE_CHECKING:
     from harvest.sources import Source
 
-HARVEST = ("model_name", "dataset", "text_column", "n_samples", "seq_len", "bos")  # flags that are those of training
+HARVEST = ("model_name", "dataset", "text_column", "n_samples", "seq_len", "bos", "model_dtype")  # flags of training
 N_SAMPLES, SEQ_LEN = 1000, 128  # used if neither a run nor a dictionary's configuration gives them
 
 
@@ -70,6 +70,17 @@ class EvaluateSettings(Flags):
     bos: str | None = flag(
         None, "run each window behind BOS, as in training (default: as the first dictionary was trained)", choices=BOS
     )
+    model_dtype: str | None = flag(
+        None,
+        "number format in which the model runs (default: as for the first run, or auto: as published on an "
+        "accelerator, float32 on a CPU)",
+        choices=MODEL_DTYPES,
+    )
+    device: str | None = flag(
+        None,
+        "where the language model runs: cpu, cuda or cuda:N (default: cuda if torch finds it, otherwise cpu)",
+        DEVICE,
+    )
     ce_windows: int = flag(256, "number of windows on which cross-entropy recovered is measured; 0 skips it", NUMBER)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
@@ -107,6 +118,7 @@ def evaluate_dictionaries(
         say=say,
         sources=(model, dataset),
         loss_recovered=bool(options.ce_windows),
+        device=options.device,
     )
     first_store = next(iter(stores.values()))
     report_other_rows(opened, request.seq_len, "bos" in first_store.manifest, say)
@@ -117,7 +129,12 @@ def evaluate_dictionaries(
     done: dict[str, int] = defaultdict(int)  # tokens, by site
     language_model = None
     if options.ce_windows and not any(store.manifest.get("reads_both_ways") for store in stores.values()):
-        language_model = LanguageModel.load(model.location, control=request.control, bos=request.bos)
+        how: dict[str, Any] = {
+            "control": request.control,
+            "bos": request.bos,
+            "dtype": first_store.manifest.get("model_dtype", "float32"),
+        }
+        language_model = LanguageModel.load(model.location, options.device, **how)
     for site in dict.fromkeys(sites):
         store = stores[site]
         saes = {name: o.dictionary.sae for name, o, own in zip(names, opened, sites, strict=True) if own == site}
@@ -200,6 +217,7 @@ def request_of(first: Opened, options: EvaluateSettings, sites: list[Site]) -> H
         facts = first.run["stores"][0]
         settings = dict(first.run["asked"]["harvest"])
         settings |= {"model_name": name_of("model", facts["model"]), "dataset": name_of("dataset", facts["dataset"])}
+        settings["model_dtype"] = facts.get("model_dtype", "float32")
     else:
         settings = {
             "model_name": first.dictionary.model_name,

@@ -127,6 +127,7 @@ def add_loss_recovered(
     stores: Mapping[Site, ActivationStore],
     windows: int,
     on_progress: Callable[[str, int, int], None],
+    device: str | None = None,
 ) -> None:
     """Measure loss recovered of the members in the directory of a trained run, and add it to `results`.
 
@@ -141,8 +142,8 @@ def add_loss_recovered(
     if manifest.get("reads_both_ways"):  # the harvest reported this already
         results["loss_recovered"] = {"windows_asked": windows, "windows": 0, "documents": 0}
         return
-    bos = "on" if manifest.get("bos") else "off"
-    model = LanguageModel.load(place_of("model", manifest["model"]), control=manifest.get("control"), bos=bos)
+    how = {"bos": "on" if manifest.get("bos") else "off", "dtype": manifest.get("model_dtype", "float32")}
+    model = LanguageModel.load(place_of("model", manifest["model"]), device, control=manifest.get("control"), **how)
     living = [member for member in results["members"] if member["metrics"]]
     split = next(iter(stores.values())).held_out
     windows_W = spread_windows(metric_windows(split), windows)

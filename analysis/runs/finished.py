@@ -79,6 +79,7 @@ class FinishedRun:
             {
                 "model_name": run.config["stores"][0]["model"]["fingerprint"].partition("@")[0],
                 **{name: getattr(run.request, name) for name in SAME},
+                "model_dtype": run.model_dtype,
                 "dataset": run.config["stores"][0]["identity"]["windows_hash"],
             }
             for run in (self, control)
@@ -130,6 +131,11 @@ class FinishedRun:
         return self.config["stores"][0]["identity"]["seq_len"]
 
     @property
+    def model_dtype(self) -> str:
+        """The number format in which the model ran."""
+        return self.config["stores"][0].get("model_dtype", "float32")
+
+    @property
     def model_location(self) -> str:
         """The model's path on this machine, or its name at the hub."""
         return self._place("model")
@@ -178,7 +184,12 @@ class FinishedRun:
         from harvest.model.language_model import LanguageModel
 
         trained, location = self.config["stores"][0]["identity"]["model"], self.model_location
-        model = LanguageModel.load(location, control=self.request.control, bos=self.request.bos)
+        how: dict[str, Any] = {
+            "control": self.request.control,
+            "bos": self.request.bos,
+            "dtype": self.model_dtype,
+        }
+        model = LanguageModel.load(location, **how)
         if model_fingerprint(location) != trained["fingerprint"] and model.weights_hash() != trained["weights_hash"]:
             raise InputError(
                 f"{self.path} was trained on a model with other weights than the one that is now at {location}: "
@@ -208,6 +219,7 @@ class FinishedRun:
             self._place("dataset")
             names = name_of("model", facts["model"]), name_of("dataset", facts["dataset"])
             asked = replace(self.request, layer=(site.layer,), hook=(site.hook,), model_name=names[0], dataset=names[1])
+            asked = replace(asked, model_dtype=self.model_dtype)
             store = harvest(asked, cache_dir, on_progress=on_progress, say=say)[site]
         here = identity(store)
         if other := difference(facts["identity"], here):

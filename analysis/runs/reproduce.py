@@ -15,11 +15,13 @@ SOURCES = {"model_name": "model", "dataset": "dataset"}  # flags, and what they 
 def reproduction_command(config: dict[str, Any], results: dict[str, Any]) -> str:
     """The command that trains the same run: all flags that differ from their defaults, including those of a preset.
 
-    The bundled model and text are named if they replaced unreachable defaults. A file of members is always called
-    members.json. Its content is in config.json under `asked.train.members`.
+    The bundled model and text are named if they replaced unreachable defaults, and so is the number format of the model
+    if it is not float32. A file of members is always called members.json. Its content is in config.json under
+    `asked.train.members`.
     """
     words, store = ["python", "main.py"], config["stores"][0]
     used = {name: "bundled" for name, kind in SOURCES.items() if store[kind]["fell_back"]}
+    used |= {"model_dtype": store["model_dtype"]} if "model_dtype" in store else {}
     settings = config["asked"] | {"harvest": ADDED_LATER | config["asked"]["harvest"] | used}
     for cls, part in ((HarvestRequest, "harvest"), (TrainConfig, "train")):
         for field in fields(cls):

@@ -19,10 +19,11 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 
 from harvest.errors import InputError
 from harvest.model.language_model import LanguageModel
+from harvest.model.number_format import few_roundings
 from harvest.request import Site
 
 BATCH_TOKENS, BATCH_LOGITS = 2048, 1 << 25  # at most, per batch
-SAME_KL, SAME = 1e-4, 1e-3  # tolerances for rounding: in nats, and relative to the largest value
+SAME_KL, SAME = 1e-4, 1e-3  # least tolerances for rounding: in nats, and relative to the largest value
 
 Replace = Callable[[np.ndarray], np.ndarray]  # rows [N, D] to rows [N, D], float32
 
@@ -82,6 +83,11 @@ def losses(
             replaced[name].append(window_losses(new_logp_WxPxV, logp_WxPxV, targets_WxPx1))
             on_tokens(tokens.numel())
     return joined(clean), {name: joined(parts) for name, parts in replaced.items()}
+
+
+def same(dtype: torch.dtype) -> float:
+    """The tolerance for rounding of values in this number format, relative to the largest value."""
+    return max(SAME, few_roundings(dtype))
 
 
 def joined(parts: list[Losses]) -> Losses:
@@ -153,7 +159,7 @@ class PatchedForward:
         if self.site.hook == "resid_mid":
             self.before_WxTxD = seen["resid_pre"]
             error_WxTxD = self.before_WxTxD + seen["attn_out"] - seen["activation"]
-            if not error_WxTxD.abs().max() <= SAME * seen["activation"].abs().max():
+            if not error_WxTxD.abs().max() <= same(self.model.dtype) * seen["activation"].abs().max():
                 raise InputError("--hook resid_mid: in this model it is not resid_pre + attn_out: choose another hook")
         return logits
 
@@ -187,7 +193,7 @@ class PatchedForward:
         """Raise InputError if running from the site on with the unchanged activation changes the output."""
         logp_WxPxV = self.run_with(self.activation_WxTxD)[:, first_position:].log_softmax(-1)
         kl = float((clean_logp_WxPxV.exp() * (clean_logp_WxPxV - logp_WxPxV)).sum(-1).mean())
-        if not abs(kl) < SAME_KL:
+        if not abs(kl) < max(SAME_KL, few_roundings(self.model.dtype) ** 2):  # KL grows with the square of an error
             where = f"--hook {self.site.hook} of layer {self.site.layer}"
             raise InputError(
                 f"{where}: running this model from there changes its output ({kl:.2g} nats): choose another hook"

@@ -15,7 +15,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from harvest.errors import InputError
-from harvest.interventions.loss_recovered import SAME
+from harvest.interventions.loss_recovered import same
 from harvest.model.language_model import LanguageModel
 from harvest.torch_sae import TorchSAE
 
@@ -136,7 +136,7 @@ def change_hooks(point: str, change: Callable[[torch.Tensor], torch.Tensor]) -> 
         return x + (seen["changed"] - middle)
 
     def compare(x: torch.Tensor, hook: Any) -> None:
-        if not (x - seen["changed"]).abs().max() <= SAME * x.abs().max():
+        if not (x - seen["changed"]).abs().max() <= same(x.dtype) * x.abs().max():
             raise InputError(f"{point}: in this model it is not resid_pre + attn_out: choose another hook")
 
     return [(before, lambda x, hook: seen.update(before=x)), (attention, add), (point, compare)]

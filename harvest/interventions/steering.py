@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from harvest.errors import InputError
-from harvest.interventions.loss_recovered import SAME, PatchedForward, Replace
+from harvest.interventions.loss_recovered import PatchedForward, Replace, same
 from harvest.interventions.splicing import change_hooks
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
@@ -92,7 +92,7 @@ def write_texts(
             if cached and step == 1:
                 start = 0
                 whole_SxV = original(input_ids=tokens_SxT, use_cache=False).logits[:, -1].float().cpu()
-                if not (logits_SxV - whole_SxV).abs().max() <= SAME * whole_SxV.abs().max():
+                if not (logits_SxV - whole_SxV).abs().max() <= same(model.dtype) * whole_SxV.abs().max():
                     where = f"{change.site.hook_name} of {model.name}"
                     raise InputError(
                         f"{where}: a cache of keys and values changes the output of this model: use another model"

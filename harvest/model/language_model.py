@@ -20,6 +20,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from harvest.errors import InputError
 from harvest.model.library_errors import explained
 from harvest.model.loading import listed, load_bridge
+from harvest.model.number_format import device_of, few_roundings
 from harvest.model.tokenizer import load_tokenizer
 from harvest.request import Site
 
@@ -28,7 +29,7 @@ BOTH_WAYS, BOTH_WAYS_TOKENS = 1e-4, 8
 
 
 class LanguageModel:
-    """A language model on one device, in float32 and with the published weights (nothing folded).
+    """A language model on one device, in one number format and with the published weights (nothing folded).
 
     Every text runs behind the tokens `bos`, which are none if the model was trained without. They are not part of the
     text: tokens, activations and logits that are passed in or returned do not contain them.
@@ -43,20 +44,30 @@ class LanguageModel:
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
         self.name: str = bridge.cfg.model_name
-        self.device = next(bridge.original_model.parameters()).device
+        weight = next(bridge.original_model.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
 
     @classmethod
     def load(
-        cls, location: str, device: str | None = None, control: str | None = None, bos: str = "auto"
+        cls,
+        location: str,
+        device: str | None = None,
+        control: str | None = None,
+        bos: str = "auto",
+        dtype: str = "float32",
     ) -> LanguageModel:
         """Load a model from a hub name, an alias or a local directory, by default to cuda if there is such a device."""
-        bridge, notes = load_bridge(location, device or ("cuda" if torch.cuda.is_available() else "cpu"), control)
+        bridge, notes = load_bridge(location, device_of(device), control, dtype)
         # The bridge's own tokenizer begins every text with BOS, also for models that were trained without it.
         return cls(bridge, notes, begin_of_text(load_tokenizer(location), bos, location))
 
     def __repr__(self) -> str:
         size = f"{self.n_layers} layers, {self.d_model:,} wide, {self.vocabulary:,} tokens"
-        return f"LanguageModel({self.name}: {size}, on {self.device})"
+        return f"LanguageModel({self.name}: {size}, in {self.dtype_name} on {self.device})"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
 
     def activations(self, tokens_WxT: np.ndarray, sites: Sequence[Site]) -> dict[Site, np.ndarray]:
         """Activations at sites, float32 [W, T, D] each, from one run that stops after the last site.
@@ -122,7 +133,7 @@ class LanguageModel:
         with self.running(), torch.inference_mode(), self.as_written([], self.n_layers):
             logits_2xTxV = self.bridge(self.token_ids(tokens_2xT), return_type="logits", use_cache=False).float()
         change = (logits_2xTxV[0] - logits_2xTxV[1])[:-1].abs().max()
-        return bool(change > BOTH_WAYS * logits_2xTxV.abs().max())
+        return bool(change > max(BOTH_WAYS, few_roundings(self.dtype)) * logits_2xTxV.abs().max())
 
     def need_next_token(self, what: str) -> None:
         """Raise InputError for a model that reads both ways, because it does not predict the next token."""

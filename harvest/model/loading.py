@@ -26,11 +26,16 @@ from harvest.sources import official_name
 SHUFFLE_SEED = 0
 
 
-def load_bridge(location: str, device: str, control: str | None) -> tuple[TransformerBridge, list[str]]:
+def load_bridge(
+    location: str, device: str, control: str | None, dtype: str = "float32"
+) -> tuple[TransformerBridge, list[str]]:
     """(the model of a hub name, an alias or a local directory; notes for the user).
 
     With the control "random-weights", its weights are `shuffled`. Raises InputError, with the reason, for a model that
     cannot be loaded, for an encoder-decoder, and if files lack weights or have weights of more layers than configured.
+
+    Rotated queries and keys are cast to the format of the model, as in transformers. TransformerLens 4.3 leaves them in
+    float32 in OLMo, and then cannot multiply its attention with values in another format.
     """
     asked = f"--model-name {location}"
     with explained(f"{asked}: the model cannot be loaded"), _quietly():
@@ -42,7 +47,9 @@ def load_bridge(location: str, device: str, control: str | None) -> tuple[Transf
                 "GPT-2 or an encoder such as BERT"
             )
         loading = _Loading(config, control)
-        bridge = TransformerBridge.boot_transformers(name, device=device, model_class=loading)
+        bridge = TransformerBridge.boot_transformers(
+            name, device=device, dtype=getattr(torch, dtype), model_class=loading
+        )
         if getattr(bridge.cfg, "attn_implementation", None) is None:  # eager attention is not needed here
             model: Any = bridge.original_model
             with suppress(ValueError):  # a model without another attention stays eager
@@ -62,6 +69,9 @@ def load_bridge(location: str, device: str, control: str | None) -> tuple[Transf
             "layers or parts, so the two do not belong together: get both from one source"
         )
     unused = [f"weights in its files are not used: {listed(loading.unused)}"] if loading.unused else []
+    for name, point in bridge.hook_dict.items():
+        if name.endswith(("hook_rot_q", "hook_rot_k")):
+            point.register_forward_hook(lambda point, _, rotated: rotated.to(getattr(torch, dtype)))
     return bridge.eval(), unused
 
 

@@ -5,6 +5,8 @@ Shapes: K directions, D width of the model, V vocabulary.
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 
@@ -19,10 +21,11 @@ def logit_weights(model: LanguageModel, directions_KxD: np.ndarray) -> np.ndarra
     This is the convention of Neuronpedia and of TransformerLens' folded weights. SAEDashboard omits the gain. The
     divisor of the norm depends on the text and is omitted, so the values only compare tokens for one direction and are
     no logits. The gain is measured from outputs of the norm, which also works for models that store it as 1 + weight.
-    Raises InputError for an encoder, whose head is no such product.
+    It runs in float32, and the unembedding in the number format of the model. Raises InputError for an encoder, whose
+    head is no such product.
     """
     model.need_next_token("The effect of a direction on the next token")
-    norm = model.bridge.ln_final.original_component
+    norm = copy.deepcopy(model.bridge.ln_final.original_component).float()
     head = model.bridge.unembed.original_component
     with model.running(), torch.inference_mode():
         x_KxD = torch.from_numpy(np.asarray(directions_KxD, np.float32)).to(model.device)
@@ -32,4 +35,5 @@ def logit_weights(model: LanguageModel, directions_KxD: np.ndarray) -> np.ndarra
             x_KxD = x_KxD - x_KxD.mean(1, keepdim=True)
         rms_Kx1 = x_KxD.square().mean(1, keepdim=True).sqrt().clamp(min=1e-30)
         y_KxD = (norm(x_KxD / rms_Kx1 * FAR) - bias_D) * rms_Kx1
-        return (head(y_KxD) - head(zero_D)).float().cpu().numpy()
+        y_KxD, zero_D = y_KxD.to(model.dtype), zero_D.to(model.dtype)
+        return (head(y_KxD).float() - head(zero_D).float()).cpu().numpy()

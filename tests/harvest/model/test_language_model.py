@@ -58,7 +58,7 @@ def test_hooks_whose_values_fit_their_names_can_be_harvested_and_measured(model,
 
 
 REFUSED = {
-    ("parallel", "resid_mid"): LACKING,
+    ("gpt_neox", "resid_mid"): LACKING,
     ("post-norm opt", "resid_mid"): ADDED,
     ("post-norm opt", "attn_out"): ADDED,
     ("post-norm opt", "mlp_out"): ADDED,
@@ -83,7 +83,7 @@ def test_hooks_with_another_tensor_or_none_are_refused_with_the_reason(model, fa
     [
         ("bloom", "resid_mid", "this model cannot be run from there"),
         ("bert", "resid_pre", "is an encoder: each of its positions sees the whole text"),
-        ("parallel", "attn_out", None),
+        ("gpt_neox", "attn_out", None),
         ("post-norm opt", "resid_post", None),
         ("codegen", "resid_pre", None),
     ],
