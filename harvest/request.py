@@ -77,21 +77,21 @@ class HarvestRequest(Flags):
         f"{DEFAULT_DATASET}; bundled if the hub is unreachable)",
         TEXT,
     )
+    layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read", NUMBER)
+    hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", choices=HOOKS)
+    n_samples: int = flag(10000, "token windows to harvest, including held-out ones", TWO_WINDOWS)
+    seq_len: int = flag(20, "tokens per window; a window never spans two documents unless they are packed", COUNT)
+    tokens: int | None = flag(None, "tokens to harvest, such as 10M, instead of --n-samples", TOKENS)
+    pack: bool = flag(
+        False, "join the documents, so that short ones are not lost: windows go on over the token that separates them"
+    )
+    held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents", ABOVE_0)
     text_column: str | None = flag(
         None,
         "column of the data set that holds the text or the token ids, such as content, or meta.text within a column "
         "(default: text, input_ids, tokens or the only one with text)",
         TEXT,
     )
-    layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read", NUMBER)
-    hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", choices=HOOKS)
-    n_samples: int = flag(10000, "token windows to harvest, including held-out ones", TWO_WINDOWS)
-    tokens: int | None = flag(None, "tokens to harvest, such as 10M, instead of --n-samples", TOKENS)
-    seq_len: int = flag(20, "tokens per window; a window never spans two documents unless they are packed", COUNT)
-    pack: bool = flag(
-        False, "join the documents, so that short ones are not lost: windows go on over the token that separates them"
-    )
-    held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents", ABOVE_0)
     keep_first_position: bool = flag(
         False,
         "also use the first position of each window, whose activation is an outlier in GPT-2 (see --max-norm-ratio)",
