@@ -22,7 +22,9 @@ import numpy as np
 
 from harvest.errors import InputError
 from harvest.identity import matching_store
+from harvest.placement import dtype_on
 from harvest.request import HarvestRequest, Site
+from harvest.row_formats import BYTES
 from harvest.sources import Source, name_of, resolve
 from harvest.store import FORMAT, ActivationStore
 from harvest.store_writer import StoreWriter
@@ -59,8 +61,7 @@ def harvest(
     that are harvested with it, up to rounding in float32. The harvest needs the memory of one shard per site. With
     `loss_recovered`, a site at which loss recovered cannot be measured is refused before the harvest. For an encoder,
     which has no loss recovered, this is only reported. The model runs on `device`, by default on cuda if there is such
-    a device. Raises InputError if a model or text is unavailable, if values do not fit the number format, or if the
-    disk is full.
+    a device. Raises InputError if a model or text is unavailable, if a value is not finite, or if the disk is full.
     """
     model, dataset = sources or resolve(request, Path(cache_dir))
     request = replace(request, model_dtype=dtype_on(device, request.model_dtype, model))
@@ -85,6 +86,9 @@ def harvest(
     if loss_recovered:
         refuse_unmeasurable({site: store.manifest for site, store in by_site.items()}, say)
     _say_stores(by_site, say)
+    for site, store in by_site.items():
+        if (wider := store.manifest["dtype"]) != request.store_dtype:
+            say(f"{site.hook_name}: rows that do not fit {request.store_dtype} are in {wider}")
     if (got := next(iter(by_site.values())).manifest["n_samples_got"]) < request.n_samples:
         say(f"the text has only {got:,} windows of {request.seq_len} tokens; {request.n_samples:,} were requested")
     return by_site
@@ -114,21 +118,14 @@ def harvest_again(
     return harvest(request, cache_dir, on_progress, say, loss_recovered=loss_recovered, device=device)
 
 
-def dtype_on(device: str | None, asked: str, model: Source) -> str:
-    """The number format in which a model runs; "auto" is that of its files on an accelerator, and float32 on a CPU."""
-    if asked != "auto" or model.published_dtype == "float32" or device == "cpu":
-        return "float32" if asked == "auto" else asked
-    from harvest.model.number_format import device_of
-
-    return "float32" if device_of(device) == "cpu" else model.published_dtype
-
-
 def _say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
     _say_text(next(iter(stores.values())).manifest["text"], say)
     for site, store in stores.items():
         train, held_out = len(store.train), len(store.held_out)
         rows = f"{train:,} training rows, {held_out:,} held-out rows" if train else f"{held_out:,} rows"
-        say(f"activations at {site.hook_name}: {rows}, in {store.directory}")
+        say(f"activations at {site.hook_name}: {rows} in {store.manifest['dtype']}, in {store.directory}")
+        if lost := store.manifest.get("lost_variance"):
+            say(f"int8 lost {lost:.1g} of the variance of the rows")
         if limit := store.manifest.get("max_norm"):
             candidates = store.manifest["candidate_rows"]
             left_out = candidates - train - held_out
@@ -212,7 +209,7 @@ def _fill(
     if loss_recovered:
         refuse_unmeasurable(about, ignore)
     writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
-    row_bytes = language_model.d_model * np.dtype(request.store_dtype).itemsize
+    row_bytes = language_model.d_model * BYTES[request.store_dtype]
     batch_bytes = _batch_windows(request) * request.positions * row_bytes
     shard_windows = _batch_windows(request) * max(1, shard_bytes // batch_bytes)
     total = sum(len(split.tokens_WxT) for split in windows.values())
@@ -235,7 +232,7 @@ def _fill(
                 x_WxPxD, others = rows.pop(site), dict(part.others)
                 kept_WxP = others.pop("kept", np.ones_like(part.tokens_WxT, bool))[:, -request.positions :]
                 if most := about[site].get("max_norm"):
-                    kept_WxP = kept_WxP & ~(np.linalg.norm(x_WxPxD.astype(np.float32), axis=-1) > most)
+                    kept_WxP = kept_WxP & ~(np.linalg.norm(x_WxPxD, axis=-1) > most)
                 if not kept_WxP.all():
                     others["kept"] = kept_WxP
                 writers[site].add_shard(split, index, x_WxPxD[kept_WxP], part.tokens_WxT, part.documents_W, **others)
@@ -276,14 +273,13 @@ def request_for_text(request: HarvestRequest, language_model) -> HarvestRequest:
 def _rows(
     language_model, tokens_WxT: np.ndarray, sites: list[Site], request: HarvestRequest, advance: Callable[[int], None]
 ) -> dict[Site, np.ndarray]:
-    """The activations [W, P, D] of token windows at each site, in the number format of the store."""
+    """The activations [W, P, D] of token windows at each site."""
     shape = (len(tokens_WxT), request.positions, language_model.d_model)
-    rows = {site: np.empty(shape, request.store_dtype) for site in sites}
+    rows = {site: np.empty(shape, np.float32) for site in sites}
     for start in range(0, len(tokens_WxT), _batch_windows(request)):
         batch_WxT = tokens_WxT[start : start + _batch_windows(request)]
         for site, activations_WxTxD in language_model.activations(batch_WxT, sites).items():
-            with np.errstate(over="ignore"):  # the writer refuses infinite values
-                rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -request.positions :]
+            rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -request.positions :]
         advance(len(batch_WxT))
     return rows
 

@@ -25,7 +25,7 @@ IN_WORDS = {"windows_hash": "token windows", "model": "model"}
 SAMPLED = 32  # rows of a split
 # The largest rounding, relative to the mean norm of the rows: of the rows themselves, and of the model that gave them.
 # With another implementation of attention, rows of 3 to 4 layers in bfloat16 are up to .02 apart, in float16 .0025.
-ROUNDING = {"float16": 2**-10, "float32": 2**-13}
+ROUNDING = {"float16": 2**-10, "float32": 2**-13, "bfloat16": 2**-7, "int8": 2**-7}
 MODEL_ROUNDING = {"float32": 2**-13, "float16": 2**-8, "bfloat16": 2**-5}
 
 
@@ -34,7 +34,7 @@ def identity(store: ActivationStore) -> dict[str, Any]:
     """The facts by which a run recognizes the rows that it was trained on."""
     manifest, mean_norm = store.manifest, store.manifest["mean_norm"]
     signs_D = _signs(store.d_model)
-    files = [facts["crc32"] for path, facts in store.files() if path.name.startswith("rows")]
+    files = [facts["crc32"] for path, facts in store.files() if path.name.startswith(("rows", "scales"))]
     return {
         **{name: manifest.get(name) for name in MEANING},
         **({"model_dtype": manifest["model_dtype"]} if "model_dtype" in manifest else {}),  # it is float32 otherwise

@@ -14,7 +14,7 @@ from harvest.flags import ABOVE_0, COUNT, NUMBER, TEXT, Allowed, Flags, flag
 DEFAULT_MODEL = "gpt2-small"
 DEFAULT_DATASET = "NeelNanda/pile-10k"
 HOOKS = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
-STORE_DTYPES = ("float16", "float32")
+STORE_DTYPES = ("float16", "bfloat16", "float32", "int8")
 CONTROLS = ("random-weights",)
 BOS = ("auto", "on", "off")
 MODEL_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -114,7 +114,12 @@ class HarvestRequest(Flags):
         "sinks) can hold most of the variance; 0 keeps all rows",
         RATIO,
     )
-    store_dtype: str = flag("float16", "number format of the rows on disk", choices=STORE_DTYPES)
+    store_dtype: str = flag(
+        "float16",
+        "number format of the rows on disk; rows that do not fit float16 are kept in bfloat16 if the model runs in it, "
+        "otherwise in float32; int8: one scale per row",
+        choices=STORE_DTYPES,
+    )
     model_dtype: str = flag(
         "auto",
         "number format in which the model runs; auto: as published on an accelerator, float32 on a CPU",

@@ -1,7 +1,8 @@
 """The activation store: activation rows of a language model on disk. Imports neither torch nor jax.
 
     <store>/manifest.json                      written last: a directory without it is unfinished
-    <store>/train/rows-00000.npy               float16 or float32, one activation row per token position
+    <store>/train/rows-00000.npy               one activation row per token position, in a format of `row_formats.py`
+    <store>/train/scales-00000.npy             float32, only with int8 rows: the scale of each row
     <store>/train/tokens-00000.npy             int32, the token windows of the rows
     <store>/train/documents-00000.npy          int32, the document of each window (the first, if it has several)
     <store>/train/token_documents-00000.npy    int32, the document of each token, only if windows have several
@@ -12,6 +13,9 @@
 Shapes: N rows, W windows, T tokens per window, P positions from `first_position` on, D width of the model.
 Rows are in the order of their windows and positions. Unless a shard says which positions it kept, all of them have a
 row: row r of a split is then position `first_position + r % positions` of window `r // positions`.
+
+A shard of a float16 store whose rows do not fit is in a wider format, which is then the `dtype` of the manifest. Rows
+are read as float16 if that is the format of all shards, otherwise as float32.
 
 The manifest has a checksum of itself and of every file. A process compares a file with its checksum when it first opens
 the file. Training rows are compared in a thread while training runs (`compared_meanwhile`).
@@ -32,6 +36,7 @@ import numpy as np
 
 from harvest.errors import InputError
 from harvest.files import checksum, read_json
+from harvest.row_formats import decoded
 
 FORMAT = 2
 SPLITS = ("train", "held_out")
@@ -46,9 +51,17 @@ class Split:
     """
 
     def __init__(
-        self, directory: Path, name: str, shards: list[dict], positions: int, first_position: int, compared=True
+        self,
+        directory: Path,
+        name: str,
+        shards: list[dict],
+        positions: int,
+        first_position: int,
+        dtype: str,
+        compared=True,
     ):
         self.directory, self.name, self.shards, self.compared = directory, name, shards, compared
+        self.dtype = dtype  # of the rows that are read
         self.positions, self.first_position = positions, first_position
         self.row_starts = [0, *accumulate(s["rows"] for s in shards)]
         self.window_starts = [0, *accumulate(s["windows"] for s in shards)]
@@ -56,11 +69,13 @@ class Split:
 
     def __reduce__(self):
         """Pickle without open files and cached arrays, which a worker process opens itself."""
-        return Split, (self.directory, self.name, self.shards, self.positions, self.first_position, self.compared)
+        facts = self.directory, self.name, self.shards, self.positions, self.first_position, self.dtype
+        return Split, (*facts, self.compared)
 
     def not_compared(self) -> Split:
         """The same split without comparison, for a caller that compares its files in a thread."""
-        return Split(self.directory, self.name, self.shards, self.positions, self.first_position, compared=False)
+        facts = self.directory, self.name, self.shards, self.positions, self.first_position, self.dtype
+        return Split(*facts, compared=False)
 
     def __len__(self) -> int:
         return self.row_starts[-1]
@@ -169,11 +184,11 @@ class Split:
         if len(rows_N) and not 0 <= rows_N.min() <= rows_N.max() < len(self):
             raise IndexError(f"rows {rows_N.min()} to {rows_N.max()} are requested, but there are {len(self)} rows")
         shard_N = np.searchsorted(self.row_starts, rows_N, side="right") - 1
-        first = self._map("rows", 0)
-        out = np.empty((len(rows_N), first.shape[1]), first.dtype)
-        for shard in np.unique(shard_N):
+        out = np.empty((len(rows_N), self._map("rows", 0).shape[1]), self.dtype)
+        for shard in map(int, np.unique(shard_N)):
             here_N = shard_N == shard
-            out[here_N] = self._map("rows", int(shard))[rows_N[here_N] - self.row_starts[shard]]
+            at_N = rows_N[here_N] - self.row_starts[shard]
+            out[here_N] = self._decoded(shard, self._map("rows", shard)[at_N], at_N)
         return out if np.ndim(rows) else out[0]
 
     def context(self, row: int) -> tuple[np.ndarray, int, int]:
@@ -198,7 +213,11 @@ class Split:
         values = np.fromfile(path, dtype, (stop - start) * width, offset=offset)
         if len(values) < (stop - start) * width:
             raise InputError(f"{path} ended early: {AGAIN}")
-        return values.reshape(-1, width)
+        return self._decoded(shard, values.reshape(-1, width), slice(start, stop))
+
+    def _decoded(self, shard: int, stored_NxD: np.ndarray, rows: np.ndarray | slice) -> np.ndarray:
+        scale_N = self._map("scales", shard)[rows] if "scales" in self.shards[shard]["files"] else None
+        return decoded(stored_NxD, scale_N).astype(self.dtype, copy=False)
 
 
 class ActivationStore:
@@ -225,9 +244,10 @@ class ActivationStore:
         self.std = np.array(self.manifest["std"])
         self.d_model: int = len(self.mean)
         first, shards = 0 if self.manifest["keep_first_position"] else 1, self.manifest["shards"]
-        positions = self.manifest["seq_len"] - first
+        positions, dtype = self.manifest["seq_len"] - first, self.manifest["dtype"]
+        dtype = "float16" if dtype == "float16" else "float32"
         self.train, self.held_out = (
-            Split(self.directory, name, shards.get(name, []), positions, first) for name in SPLITS
+            Split(self.directory, name, shards.get(name, []), positions, first, dtype) for name in SPLITS
         )
 
     def places(self, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,10 @@ import numpy as np
 
 from harvest.errors import InputError
 from harvest.files import checksum, read_json, remove_temporary, write_atomically, write_json
+from harvest.row_formats import BYTES, decoded, encoded
 from harvest.store import FORMAT, SPLITS, ActivationStore, shard_path
+
+MOST_LOST = 1e-3  # share of the variance that int8 may lose, and with it explained variance
 
 
 @dataclass
@@ -84,42 +87,66 @@ class StoreWriter:
         documents_W: np.ndarray,
         **others: np.ndarray,
     ) -> None:
-        """Write rows with their windows, and `others` of the arrays that a shard may have (see `store.py`)."""
+        """Write rows [N, D] in the format of the description, by default as they are; wider if they do not fit.
+
+        `others` are further arrays of the windows (see `store.py`). Raises InputError for rows that are not finite, and
+        if int8 loses more than MOST_LOST of their variance.
+        """
+        where = f"activations at {self.description.get('hook_name')}, shard {index}"
         if not np.isfinite(rows_NxD).all():
             raise InputError(
-                f"activations at {self.description['hook_name']}, shard {index}, do not fit {rows_NxD.dtype} "
-                "(a value is not finite): "
-                "use --store-dtype float32, or check the weights of the model"
+                f"{where}: a value is not finite: use --model-dtype float32, or check the weights of the model"
             )
-        arrays = {"rows": rows_NxD, "tokens": tokens_WxT.astype(np.int32), "documents": documents_W.astype(np.int32)}
+        dtype = self.description.get("dtype", str(rows_NxD.dtype))
+        files = encoded(rows_NxD, dtype)
+        stored_NxD = decoded(files["rows"], files.get("scales"))
+        if not np.isfinite(stored_NxD).all():
+            dtype = "bfloat16" if self.description.get("model_dtype") == "bfloat16" else "float32"
+            files = encoded(rows_NxD, dtype)
+            stored_NxD = decoded(files["rows"], None)
+        arrays = {**files, "tokens": tokens_WxT.astype(np.int32), "documents": documents_W.astype(np.int32)}
         arrays |= others
-        record: dict = {"rows": len(rows_NxD), "windows": len(tokens_WxT), "files": {}}
+        moments = Moments.of(stored_NxD)
+        record: dict = {"rows": len(rows_NxD), "windows": len(tokens_WxT), "dtype": dtype, "files": {}}
+        if dtype == "int8":
+            record["error"] = float(np.square(rows_NxD - stored_NxD, dtype=np.float64).sum())
+            if record["error"] > MOST_LOST * moments.m2_D.sum():
+                lost = record["error"] / moments.m2_D.sum()
+                raise InputError(
+                    f"{where}: int8 would lose {lost:.2%} of their variance, because single values are much larger "
+                    "than the others of their row: use --store-dtype float16"
+                )
         for name, array in arrays.items():
             buffer = io.BytesIO()  # numpy hides that the disk is full when it writes to a file
             np.save(buffer, array, allow_pickle=False)
             data = buffer.getbuffer()
             write_atomically(shard_path(self.directory, split, name, index), lambda f, data=data: f.write(data))
             record["files"][name] = {"bytes": len(data), "crc32": zlib.crc32(data)}
-        record["moments"] = Moments.of(rows_NxD).to_json()
+        record["moments"] = moments.to_json()
         write_json(self._record_path(split, index), record)
 
     def finish(self) -> ActivationStore:
         """Merge the statistics, write the manifest and remove the records that were only needed to resume."""
-        shards, moments = {}, None
+        shards, moments, dtypes, error = {}, None, set(), 0.0
         for split in self.splits:
             paths = sorted((self.directory / split).glob("shard-*.json"))
             records = [read_json(p, "delete it, and the same command harvests its rows again") for p in paths]
             if not records:
                 raise InputError(f"the store {self.directory} would have no {split} rows: use more or longer text")
             split_moments = [Moments.from_json(r.pop("moments")) for r in records]
+            dtypes |= {r.pop("dtype", self.description.get("dtype")) for r in records}
+            errors = [r.pop("error", 0.0) for r in records]
             if split == self.splits[0]:  # the normalization of training rows must not depend on held-out rows
                 for m in split_moments:
                     moments = m if moments is None else moments.merge(m)
+                error = sum(errors)
             shards[split] = records
         assert moments is not None
         manifest = {
             "format": FORMAT,
             **self.description,
+            "dtype": max(dtypes, key=[*BYTES].index),
+            **({"lost_variance": error / float(moments.m2_D.sum())} if error else {}),
             "rows": moments.count,
             "mean": moments.mean_D.tolist(),
             "std": np.sqrt(moments.m2_D / moments.count).tolist(),

@@ -223,10 +223,10 @@ class World:
         return fires_NxG
 
     def shard(self, split: str, index: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """(rows [N, D] in the number format of the store, packed bits [N, G/8] of the features that fire)."""
+        """(rows [N, D], packed bits [N, G/8] of the features that fire)."""
         request = self.request
         rng = _stream(request.seed, SPLITS.index(split), index)
-        rows_NxD, fired = np.empty((rows, request.d_model), request.store_dtype), []
+        rows_NxD, fired = np.empty((rows, request.d_model), np.float32), []
         for start in range(0, rows, BLOCK_ROWS):
             out_NxD = rows_NxD[start : start + BLOCK_ROWS]
             fires_NxG = self.fires(rng, len(out_NxD))
@@ -235,8 +235,7 @@ class World:
             a_NxG[fires_NxG] = np.abs(request.magnitude_mean + request.magnitude_std * normal)
             x_NxD = a_NxG @ self.directions_GxD + self.bias_D
             x_NxD += request.noise_std * rng.standard_normal(x_NxD.shape, np.float32)
-            with np.errstate(over="ignore"):  # the writer refuses infinite values
-                out_NxD[:] = x_NxD
+            out_NxD[:] = x_NxD
             fired.append(np.packbits(fires_NxG, axis=1))
         return rows_NxD, np.concatenate(fired)
 

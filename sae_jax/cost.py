@@ -12,6 +12,7 @@ from joblib import cpu_count
 from threadpoolctl import threadpool_limits
 
 from harvest.request import HarvestRequest
+from harvest.row_formats import BYTES
 from sae_jax.config import TrainConfig
 from sae_jax.members import Member, members_of
 from sae_jax.ops.sparse import DENSEST
@@ -72,7 +73,7 @@ def memory(config: TrainConfig, request: HarvestRequest, d_model: int) -> Needed
     """The memory of training on this machine. Its CPU cores are the devices if JAX has no others."""
     members = members_of(config, request.sites)
     rows = request.n_samples * request.positions
-    stored = rows * d_model * np.dtype(request.store_dtype).itemsize * len(request.sites)
+    stored = rows * d_model * BYTES[request.store_dtype] * len(request.sites)
     groups = groups_of(members, config, d_model)
     return needed(groups, config, stored, min(cpu_devices(), len(members)), on_host=not has_accelerator())
 

@@ -56,7 +56,7 @@ class Identity(Shape):
     hook_name: Text
     seq_len: Count
     keep_first_position: bool
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "bfloat16", "float32", "int8"]
     model_dtype: Text = "float32"
     d_model: Count
     model: ModelHashes

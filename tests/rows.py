@@ -47,7 +47,8 @@ def make_store(
     document = 0
     for split, share in (("train", 0.8), ("held_out", 0.2)):
         for shard, count in enumerate(np.full(shards, int(windows * share) // shards)):
-            rows_NxD = sparse_rows(rng, directions_GxD, count * (SEQ_LEN - 1)).astype(dtype)
+            rows_NxD = sparse_rows(rng, directions_GxD, count * (SEQ_LEN - 1))
+            rows_NxD = rows_NxD.astype(np.float16 if dtype == "float16" else np.float32)
             tokens_WxT = rng.integers(0, 1000, (count, SEQ_LEN))
             writer.add_shard(split, shard, rows_NxD, tokens_WxT, np.arange(document, document + count))
             document += count

@@ -24,7 +24,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from harvest import rehearsal
 from harvest.capture import harvest
 from harvest.errors import InputError
-from harvest.identity import matching_store
+from harvest.identity import difference, identity, matching_store
 from harvest.model.language_model import LanguageModel
 from harvest.request import HOOKS, HarvestRequest, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
@@ -355,7 +355,7 @@ def test_progress_and_messages(tmp_path):
     assert any(f"only {got:,} windows of 5 tokens; 5,000 were requested" in line for line in said)
 
 
-def test_activations_too_large_for_float16_are_refused(tmp_path, recwarn):
+def test_activations_too_large_for_float16_are_in_a_wider_format_and_it_is_said(tmp_path, recwarn):
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "model"
@@ -365,11 +365,13 @@ def test_activations_too_large_for_float16_are_refused(tmp_path, recwarn):
     weights = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
     weights["transformer.wpe.weight"] *= 1e7
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    request = {"model_name": str(folder), "dataset": "bundled", "n_samples": 20}
-    with pytest.raises(InputError, match=r"at blocks.0.hook_resid_pre, .*--store-dtype float32"):
-        harvest(HarvestRequest(**request), tmp_path)
+    request, said = {"model_name": str(folder), "dataset": "bundled", "n_samples": 20}, []
+    store = harvested(HarvestRequest(**request), tmp_path, say=said.append)
+    assert "blocks.0.hook_resid_pre: rows that do not fit float16 are in float32" in said
     assert not [w for w in recwarn if "overflow" in str(w.message)]
-    assert len(harvested(HarvestRequest(**request, store_dtype="float32"), tmp_path).train) == 18 * 19
+    exact = harvested(HarvestRequest(**request, store_dtype="float32"), tmp_path)
+    np.testing.assert_array_equal(store.train.read(0, 18 * 19), exact.train.read(0, 18 * 19))
+    assert not difference(identity(store), identity(harvested(HarvestRequest(**request), tmp_path / "again")))
 
 
 # Several sites, one pass of the model.

@@ -373,7 +373,7 @@ FLAGS = {
     "a window longer than the model's": (("--seq-len", "4096"), "4096", "at most"),
     "everything held out": (("--held-out", "1"), "1", "give a value below 1"),
     "one window": (("--n-samples", "1"), "1", "at least 2"),
-    "a number format unknown": (("--store-dtype", "int8"), "int8", "float16, float32"),
+    "a number format unknown": (("--store-dtype", "int4"), "int4", "float32, int8"),
     "a seed too large": (("--seed", "2147483648"), "2147483648", "0 to 2147483647"),
     "no time between checkpoints": (("--checkpoint-seconds", "0"), "0", "positive"),
     "a batch larger than the rows": (("--batch-size", "811"), "811", "larger than the 810 training rows"),

@@ -13,11 +13,13 @@ from tiny_models import write_model
 
 import analysis
 import main
-from harvest.capture import dtype_on, harvest, harvest_again, store_name
+from harvest import placement
+from harvest.capture import harvest, harvest_again, store_name
 from harvest.errors import InputError
 from harvest.identity import difference, identity, meaning
 from harvest.model.language_model import LanguageModel
 from harvest.model.logit_weights import logit_weights
+from harvest.placement import dtype_on
 from harvest.request import HarvestRequest, Site
 from harvest.sources import BUNDLED_MODEL, Source, resolve
 from sae_jax.training.loop import store_facts
@@ -50,6 +52,7 @@ def harvested(request: HarvestRequest, cache, **how):
 def test_auto_is_as_published_on_an_accelerator_and_float32_on_a_cpu(
     monkeypatch, device, asked, published, has_cuda, expected
 ):
+    monkeypatch.setattr(placement, "has_gpu_driver", lambda: has_cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 * has_cuda)
     assert dtype_on(device, asked, Source("m", "/m", False, 4, "", published_dtype=published)) == expected
