@@ -10,10 +10,7 @@
     <store>/held_out/...                       the same for whole documents that are not used for training
     <store>/<split>/shard-00000.json           only while unfinished: rows, checksums and statistics of a finished shard
 
-Shapes: N rows, W windows, T tokens per window, P positions from `first_position` on, D width of the model.
-Rows are in the order of their windows and positions. Unless a shard says which positions it kept, all of them have a
-row: row r of a split is then position `first_position + r % positions` of window `r // positions`.
-
+Shapes: N rows, D width of the model.
 A shard of a float16 store whose rows do not fit is in a wider format, which is then the `dtype` of the manifest. Rows
 are read as float16 if that is the format of all shards, otherwise as float32.
 
@@ -23,11 +20,9 @@ the file. Training rows are compared in a thread while training runs (`compared_
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -35,20 +30,16 @@ from typing import Any
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.files import checksum, read_json
+from harvest.files import read_json
 from harvest.row_formats import decoded
+from harvest.stored_windows import AGAIN, StoredWindows, is_damaged, parts_of, shard_path
 
 FORMAT = 2
 SPLITS = ("train", "held_out")
-OPEN_MAPS = 256  # each holds a file descriptor, of which a process commonly has 1024
-AGAIN = "delete the store and harvest again"
 
 
-class Split:
-    """The rows of one split in the order of the text, read through memory maps or in large reads.
-
-    If `compared`, files are compared with their checksums before they are read; a damaged one raises InputError.
-    """
+class Split(StoredWindows):
+    """The rows of one split in the order of the text, and their windows. Rows are read as `dtype`."""
 
     def __init__(
         self,
@@ -58,14 +49,10 @@ class Split:
         positions: int,
         first_position: int,
         dtype: str,
-        compared=True,
+        compared: bool = True,
     ):
-        self.directory, self.name, self.shards, self.compared = directory, name, shards, compared
-        self.dtype = dtype  # of the rows that are read
-        self.positions, self.first_position = positions, first_position
-        self.row_starts = [0, *accumulate(s["rows"] for s in shards)]
-        self.window_starts = [0, *accumulate(s["windows"] for s in shards)]
-        self._map = lru_cache(OPEN_MAPS)(self._open)
+        super().__init__(directory, name, shards, positions, first_position, compared)
+        self.dtype, self.row_starts = dtype, [0, *accumulate(s["rows"] for s in shards)]
 
     def __reduce__(self):
         """Pickle without open files and cached arrays, which a worker process opens itself."""
@@ -83,95 +70,9 @@ class Split:
     def __repr__(self) -> str:
         return f"Split({self.name}: {len(self):,} rows of {self.n_windows:,} windows, in {self.directory})"
 
-    @cached_property
-    def windows(self) -> np.ndarray:
-        """All token windows, int32 [W, T]."""
-        return np.concatenate([self._map("tokens", i) for i in range(len(self.shards))])
-
-    @cached_property
-    def documents(self) -> np.ndarray:
-        """The document of each window, int32 [W]."""
-        return np.concatenate([self._map("documents", i) for i in range(len(self.shards))])
-
-    @property
-    def n_windows(self) -> int:
-        return self.window_starts[-1]
-
-    @property
-    def keeps_all(self) -> bool:
-        """Whether all positions from `first_position` on have a row."""
-        return self._kept_WxP is None
-
-    def read_windows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens [W, T], document [W]) of windows [start, stop), without reading the others."""
-        return self._of_windows("tokens", start, stop), self._of_windows("documents", start, stop)
-
-    def row_documents(self, start: int, stop: int) -> np.ndarray:
-        """The document of each row of windows [start, stop), [N]."""
-        kept_WxP = self.kept_positions(start, stop)
-        if not self._has("token_documents"):
-            return np.repeat(self._of_windows("documents", start, stop), kept_WxP.sum(1))
-        return self._of_windows("token_documents", start, stop)[:, self.first_position :][kept_WxP]
-
-    def kept_positions(self, start: int, stop: int) -> np.ndarray:
-        """Which positions of windows [start, stop) have a row, bool [W, P]."""
-        if self._kept_WxP is not None:
-            return self._kept_WxP[start:stop]
-        return np.ones((max(0, min(stop, self.n_windows) - start), self.positions), bool)
-
-    def rows_between(self, start: int, stop: int) -> tuple[int, int]:
-        """The numbers of the first row of windows [start, stop), and of the row after their last."""
-        start, stop = min(start, self.n_windows), min(stop, self.n_windows)
-        if self._first_row_W is not None:
-            return int(self._first_row_W[start]), int(self._first_row_W[stop])
-        return start * self.positions, stop * self.positions
-
-    def window_rows(self, windows_W: np.ndarray) -> np.ndarray:
-        """Numbers of the rows of these windows, [N]."""
-        if self._first_row_W is None:
-            return (windows_W[:, None] * self.positions + np.arange(self.positions)).ravel()
-        first_W, end_W = self._first_row_W[windows_W], self._first_row_W[windows_W + 1]
-        runs = [np.arange(first, end) for first, end in zip(first_W, end_W, strict=True)]
-        return np.concatenate([np.empty(0, np.int64), *runs])
-
-    def places(self, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(window, position in the window) of rows, [N] each."""
-        if self._first_row_W is None or self._kept_WxP is None:
-            windows_N, offsets_N = np.divmod(rows_N, self.positions)
-            return windows_N, offsets_N + self.first_position
-        windows_N = np.searchsorted(self._first_row_W, rows_N, side="right") - 1
-        before_N = np.asarray(rows_N) - self._first_row_W[windows_N]
-        offsets_N = (np.cumsum(self._kept_WxP[windows_N], 1) > before_N[:, None]).argmax(1)
-        return windows_N, offsets_N + self.first_position
-
-    @cached_property
-    def _kept_WxP(self) -> np.ndarray | None:
-        """Which positions have a row; None if all have."""
-        if not self._has("kept"):
-            return None
-        whole = (np.ones((shard["windows"], self.positions), bool) for shard in self.shards)
-        return np.concatenate(
-            [
-                self._map("kept", number) if "kept" in self.shards[number]["files"] else ones_WxP
-                for number, ones_WxP in enumerate(whole)
-            ]
-        )
-
-    @cached_property
-    def _first_row_W(self) -> np.ndarray | None:
-        """The number of each window's first row, and the number of rows at the end; None if all positions have one."""
-        return None if self._kept_WxP is None else np.append(0, np.cumsum(self._kept_WxP.sum(1)))
-
-    def _has(self, array: str) -> bool:
-        return any(array in shard["files"] for shard in self.shards)
-
-    def _of_windows(self, array: str, start: int, stop: int) -> np.ndarray:
-        parts = _parts(self.window_starts, start, stop)
-        return np.concatenate([self._map(array, shard)[first:last] for shard, first, last in parts])
-
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) as a new array [N, D], by sequential reads without memory maps."""
-        pieces = [self._read_rows(*part) for part in _parts(self.row_starts, start, stop)]
+        pieces = [self._read_rows(*part) for part in parts_of(self.row_starts, start, stop)]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def chunks(self, size: int, first: int = 0) -> Iterator[np.ndarray]:
@@ -190,20 +91,6 @@ class Split:
             at_N = rows_N[here_N] - self.row_starts[shard]
             out[here_N] = self._decoded(shard, self._map("rows", shard)[at_N], at_N)
         return out if np.ndim(rows) else out[0]
-
-    def context(self, row: int) -> tuple[np.ndarray, int, int]:
-        """The origin of a row: (its token window [T], its position in the window, its document)."""
-        (window,), (position,) = (values.tolist() for values in self.places(np.array([row])))
-        (tokens_T,), (document,) = self.read_windows(window, window + 1)
-        if self._has("token_documents"):
-            document = self._of_windows("token_documents", window, window + 1)[0, position]
-        return np.asarray(tokens_T), position, int(document)
-
-    def _open(self, array: str, shard: int) -> np.ndarray:
-        path = shard_path(self.directory, self.name, array, shard)
-        if self.compared and is_damaged(path, self.shards[shard]["files"][array]["crc32"]):
-            raise InputError(f"{path} is damaged (its checksum differs): {AGAIN}")
-        return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _read_rows(self, shard: int, start: int, stop: int) -> np.ndarray:
         path, mapped = shard_path(self.directory, self.name, "rows", shard), self._map("rows", shard)
@@ -294,20 +181,6 @@ class ActivationStore:
             raise InputError(f"{what} in the activation store {self.directory}: {names}: {AGAIN}")
 
 
-_compared: dict[Path, tuple[int, ...]] = {}  # state of the files that this process has compared
-
-
-def is_damaged(path: Path, crc32: int) -> bool:
-    """Whether a file differs from its checksum. A file is read only once per process unless it changes."""
-    stat = path.stat()
-    seen = (crc32, stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    if _compared.get(path) != seen:
-        if checksum(path) != crc32:
-            return True
-        _compared[path] = seen
-    return False
-
-
 @contextmanager
 def compared_meanwhile(stores: Sequence[ActivationStore]) -> Iterator[Callable[[], None]]:
     """Verify stores in a thread. Yields a function that waits for the result and raises InputError as `verify` does.
@@ -326,13 +199,3 @@ def compared_meanwhile(stores: Sequence[ActivationStore]) -> Iterator[Callable[[
             yield answer.result
         finally:
             left = True
-
-
-def shard_path(directory: Path, split: str, array: str, index: int) -> Path:
-    return directory / split / f"{array}-{index:05d}.npy"
-
-
-def _parts(starts: Sequence[int], start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """(shard, start and stop in it) of each shard that holds some of [start, stop); `starts` ends with the total."""
-    for shard in range(bisect_right(starts, start) - 1, bisect_left(starts, min(stop, starts[-1]))):
-        yield shard, max(start - starts[shard], 0), min(stop, starts[shard + 1]) - starts[shard]

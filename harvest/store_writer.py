@@ -16,7 +16,8 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.files import checksum, read_json, remove_temporary, write_atomically, write_json
 from harvest.row_formats import BYTES, decoded, encoded
-from harvest.store import FORMAT, SPLITS, ActivationStore, shard_path
+from harvest.store import FORMAT, SPLITS, ActivationStore
+from harvest.stored_windows import shard_path
 
 MOST_LOST = 1e-3  # share of the variance that int8 may lose, and with it explained variance
 
