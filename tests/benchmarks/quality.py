@@ -98,7 +98,7 @@ def train_ours(ours: list[Trained], store: ActivationStore, width: int, text: Pa
     layer, hook = store.manifest["layer"], store.manifest["hook"]
     flags = ["--model-name", asked.model, "--dataset", text, "--layer", layer, "--hook", hook, "--members", listed]
     flags += ["--n-samples", asked.n_samples, "--seq-len", asked.seq_len, "--held-out", asked.held_out]
-    flags += ["--max-norm-ratio", asked.max_norm_ratio] if asked.max_norm_ratio else []
+    flags += ["--max-norm-ratio", asked.max_norm_ratio]
     flags += ["--epochs", asked.epochs, "--batch-size", asked.batch, "--hidden-dim", width]
     flags += ["--ce-windows", 0, "--snapshots", 0]
     flags += ["--run-dir", run, "--cache-dir", asked.to / "cache", "--quiet", "--force"]
@@ -276,7 +276,7 @@ if __name__ == "__main__":
     parser.add_argument("--l0", type=int, nargs="+", default=[32, 16, 64])
     parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--held-out", type=float, default=0.25)
-    parser.add_argument("--max-norm-ratio", type=float, help="leave out rows of extreme norm")
+    parser.add_argument("--max-norm-ratio", type=float, default=10.0, help="as for main.py; 0 keeps all rows")
     settings = (("--n-samples", 800), ("--seq-len", 64), ("--epochs", 3), ("--batch", 256), ("--ce-windows", 60))
     for name, number in settings:
         parser.add_argument(name, type=int, default=number)
