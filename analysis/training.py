@@ -243,7 +243,7 @@ def work(
                 "use a longer --seq-len"
             )
 
-    terminal.begin(f"training on {jax.default_backend()}")
+    terminal.begin(f"compiling the training step, then training on {jax.default_backend()}")
     return train(
         config,
         list(stores.values()),

@@ -128,11 +128,9 @@ def _say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
             say(f"int8 lost {lost:.1g} of the variance of the rows")
         if limit := store.manifest.get("max_norm"):
             candidates = store.manifest["candidate_rows"]
-            left_out = candidates - train - held_out
-            say(
-                f"{left_out:,} rows at {site.hook_name} ({left_out / candidates:.3%}) are left out, because their norm "
-                f"is over {limit:.4g}"
-            )
+            if left_out := candidates - train - held_out:
+                share = f"{left_out / candidates:.3%}"
+                say(f"{left_out:,} rows ({share}) are left out at {site.hook_name}: their norm is over {limit:.4g}")
 
 
 def refuse_unmeasurable(manifests: dict[Site, dict], say: Say) -> None:
@@ -324,7 +322,7 @@ def say_sources(model: Source, dataset: Source, say: Say) -> None:
 
 
 def _say_text(text: dict, say: Say) -> None:
-    if text["columns"]:
+    if text["columns"] not in ([], ["text"]):
         say(f"text is read from the column {', '.join(text['columns'])}")
     if files := text["left_out"]:
         more = f" and {len(files) - 3} more" if len(files) > 3 else ""

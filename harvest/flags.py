@@ -93,6 +93,8 @@ class Flags:
 def check(part: Field, value: Any, what: str = "") -> None:
     """Raise InputError, naming the flag or `what`, unless the value is allowed. None is, if it is the default."""
     allowed = part.metadata["allowed"]
+    if isinstance(part.default, bool) and not isinstance(value, bool):
+        raise InputError(f"{what or named(part.name)} {shortened(repr(value))}: must be True or False")
     if allowed is None or value is None and part.default is None:
         return
     if allowed.kind is Real and isinstance(value, Real) and not in_float32(value):
@@ -101,7 +103,8 @@ def check(part: Field, value: Any, what: str = "") -> None:
     if not isinstance(value, allowed.kind) or isinstance(value, bool) or not allowed.fits(value):
         ours = translated(named(part.name), value)
         hint = f": did you mean {ours}?" if ours else nearest(str(value), part.metadata.get("choices", ()))
-        raise InputError(f"{what or named(part.name)} {shortened(value)}: must be {allowed.words}{hint}")
+        given = repr(value) if isinstance(value, str) and allowed.kind is not str else value  # '32' is no number
+        raise InputError(f"{what or named(part.name)} {shortened(given)}: must be {allowed.words}{hint}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

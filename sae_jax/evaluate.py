@@ -84,6 +84,7 @@ def evaluate(
                     values = values[:n].sum()
                 sums[name][field] += values.sum(0) if field.endswith("_CxD") else values
     total = len(rows_N)
+    on_rows(total, total)
     variance_D = offset_square_D / total - np.square(offset_sum_D / total)
     return {name: summarize(sums[name], total, variance_D) for name in saes}
 

@@ -21,6 +21,7 @@ from analysis.ui.terminal.tables import frontier_table
 from analysis.ui.terminal.wording import counted, pasted
 from harvest.errors import InputError
 from harvest.flags import Flags, flag
+from harvest.request import default_cache_dir
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
@@ -104,11 +105,18 @@ def show_results(path: Path, results: dict[str, Any], terminal: Terminal, anew: 
     return frontier
 
 
-def say_commands(what: str, path: Path, terminal: Terminal) -> None:
+def say_commands(what: str, path: Path, terminal: Terminal, cache_dir: Path | None = None) -> None:
     """Print the commands that were not run on a run, ready to be pasted."""
     for file, command in COMMANDS.items():
         if not (path / file).exists():
-            terminal.say(f"{what}: " + pasted(f"python main.py {command.format(quote(str(path)))}"))
+            terminal.say(
+                f"{what}: " + pasted(f"python main.py {command.format(quote(str(path)))}{cache_flag(cache_dir)}")
+            )
+
+
+def cache_flag(cache_dir: Path | None) -> str:
+    """The flag that names a cache, unless it is the usual one."""
+    return f" --cache-dir {quote(str(cache_dir))}" if cache_dir and cache_dir != default_cache_dir() else ""
 
 
 def follow(live_run: LiveRun, terminal: Terminal, watch: bool) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from analysis.cli.flags import Parser, filled
 from analysis.cli.output import Output
-from analysis.cli.show import say_commands, show_results
+from analysis.cli.show import cache_flag, say_commands, show_results
 from analysis.training import RunOptions, job_text, refuse_conflicts, train_run
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
@@ -83,16 +83,18 @@ def run(argv: list[str]) -> None:
         say_preset(preset, terminal)
         if not argv:
             terminal.say(pasted("the default settings are used; `python main.py --help` lists what else there is"))
-        path = train_run(request, config, options, terminal, preset, show=partial(show_run, terminal))
+        path = train_run(
+            request, config, options, terminal, preset, show=partial(show_run, terminal, options.cache_dir)
+        )
     output.write(read_json(path / "results.json", "train it again with --force"))
 
 
-def show_run(terminal: Terminal, path: Path, results: dict[str, Any], *, anew: bool = False) -> None:
+def show_run(terminal: Terminal, cache_dir: Path, path: Path, results: dict[str, Any], *, anew: bool = False) -> None:
     """Show the results and, after training, what to do next."""
     show_results(path, results, terminal, anew=anew)
     if anew:
-        terminal.say(pasted(f"next: python main.py dashboard {quote(str(path))}"))
-        say_commands("next", path, terminal)
+        terminal.say(pasted(f"next: python main.py dashboard {quote(str(path))}{cache_flag(cache_dir)}"))
+        say_commands("next", path, terminal, cache_dir)
 
 
 def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, preset: dict[str, Any] | None) -> None:

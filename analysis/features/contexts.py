@@ -54,5 +54,6 @@ def token_texts(tokenizer, tokens: Iterable[int]) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """The text with replacement characters instead of control characters, which .svg files cannot contain."""
+    """The text with ↵ for a line break, and no other control characters, which .svg files cannot contain."""
+    text = text.replace("\n", "↵")
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -61,6 +61,7 @@ def pool(
                 np.add.at(f_sums[name], item_W, np.asarray(f_WxF)[: len(item_W)])
     rows_Nx1 = np.bincount(passages.item_W, weights=passages.counts_WxT.sum(1))[:, None].astype(np.float32)
     x_means = {site: x_NxD / rows_Nx1 for site, x_NxD in x_sums.items()}
+    on_progress("reading", windows * length, windows * length)
     return {
         name: Pooled(x_means[sites[name]], f_sums[name] / rows_Nx1, unit(np.asarray(sae.W_dec[...])))
         for name, sae in saes.items()

@@ -128,6 +128,7 @@ def on_documents(
             x_NxC, text.labels[label], text.is_train_N, settings.k, settings.seed
         )
         probing.setdefault(name, {})[label] = result
+        on_progress("probing", done + 1, len(probed) * len(columns))
     for label in probed:
         result = next(iter(probing.values()))[label]
         train, held_out = (min(sizes[side] for sizes in result.documents.values()) for side in ("train", "held_out"))
@@ -144,6 +145,7 @@ def on_documents(
             removals[name] = spurious_correlation.compute_spurious_correlation(
                 documents, concepts, is_train_N, settings.n_ablated, settings.seed
             )
+            on_progress("spurious correlation", done + 1, len(rows))
         yield BENCHMARKS["scr"], removals
 
 
@@ -205,6 +207,7 @@ def on_words(
     for done, (name, words) in enumerate(pooled.items()):
         on_progress("absorption", done, len(pooled))
         answers[name] = absorption.compute_absorption(words, prompts.words, prompts.letters_N, prompts.is_train_N)
+        on_progress("absorption", done + 1, len(pooled))
     for name, words in pooled.items():
         if not (words.f_NxF[prompts.is_train_N] != 0).any():
             notes.append(f"{name}: absorption is not measured, because no feature fires on a word to train on")

@@ -132,6 +132,8 @@ def emergence_in_short(table: Table) -> str:
                 families = "family" if len(table) == 1 else "families"
                 parts.append(f"{word} with a higher {what} (in {count} of {len(table)} {families})")
     none = "No predictor is clearly correlated with the step at which a feature emerges"
+    if not any(value.mean is not None for row in table.values() for value in row.values()):
+        none = "What drives the emergence of features is not measured: this run has too few snapshots"
     return f"Features emerge {'; '.join(parts)}" if parts else none
 
 
@@ -186,7 +188,7 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
         }
         last = known[0].steps[-1]
         sentences.append(
-            f"{family}: half of the final features are recognizable at step "
+            f"{family}: half of the final features are recognizable by step "
             f"{table[family]['step at which half are recognizable']} of {last:,}; between snapshots, "
             f"births: {table[family]['births']}, deaths: {table[family]['deaths']}"
         )
@@ -194,7 +196,7 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
     short = "Features cannot be followed in this run: it has fewer than three snapshots, or no living features."
     if steps:
         reached = f"{min(steps):,.0f}" if min(steps) == max(steps) else f"{min(steps):,.0f} to {max(steps):,.0f}"
-        short = f"Features can be followed in training: half of the final ones are recognizable at step {reached}."
+        short = f"Features can be followed in training: half of the final ones are recognizable by step {reached}."
     figures = answer_charts(4, table)
     if first := next(iter(measures.trajectories), None):
         figures["emergence"] = emergence_curves(measures.trajectories, measures.run.kinds)

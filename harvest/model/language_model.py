@@ -155,9 +155,9 @@ class LanguageModel:
         """Raise InputError for tokens without an embedding."""
         if tokens_WxT.size and not 0 <= tokens_WxT.min() <= tokens_WxT.max() < self.vocabulary:
             raise InputError(
-                f"{self.name}: its tokenizer gives token {tokens_WxT.max():,}, but the model has embeddings of only "
-                f"{self.vocabulary:,} tokens. The tokenizer was extended or belongs to another model: get both from "
-                "one source"
+                f"{self.name}: token {tokens_WxT.max():,} is in the text, but the model has embeddings of only "
+                f"{self.vocabulary:,} tokens. The tokenizer, or the data set if it holds token ids, belongs to another "
+                "model: use those of this model"
             )
 
     def token_ids(self, tokens_WxT: np.ndarray) -> torch.Tensor:

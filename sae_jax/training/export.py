@@ -69,6 +69,7 @@ def export_and_evaluate(
         directory = run.path / "members" / member.id
         save_dictionary(with_best_decoder(population, member, dictionary), directory)
         saes[population.rows[member.id].site][member.id] = load_dictionary(directory).sae
+    on_phase("export", len(population.members()), len(population.members()))
     evaluations = evaluate_on_both_splits(population.stores, saes, on_phase)
     for member in population.members():
         evaluation = evaluations.get(member.id)

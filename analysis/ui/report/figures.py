@@ -164,7 +164,9 @@ def clusters_of_features(run: FinishedRun, features: dict[str, Features], study:
 def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
     """The chart of the table of an answer."""
     table = answer["table"]
-    alt = f"Means and 95% intervals of {len(lines_of(table))} measures of {', '.join(table)}: the numbers of the table."
+    has_intervals = any(value.low is not None for row in table.values() for value in row.values())
+    what = "Means and 95% intervals" if has_intervals else "Means"
+    alt = f"{what} of {len(lines_of(table))} measures of {', '.join(table)}: the numbers of the table."
     return [Drawn(name, chart, alt) for name, chart in answer_charts(number, table).items()]
 
 
