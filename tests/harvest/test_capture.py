@@ -31,7 +31,7 @@ from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.store import ActivationStore
 from sae_jax.training.loop import store_facts
 
-BUNDLED = {"model_name": "bundled", "dataset": "bundled"}
+BUNDLED = {"model_name": "bundled", "dataset": "bundled", "max_norm_ratio": 0}  # 0: the model runs only on batches
 SMALL = HarvestRequest(**BUNDLED, layer=2, n_samples=800)
 ONE_BATCH = 1  # bytes of a shard, which has at least one batch
 HARVEST_IN_ITS_OWN_PROCESS = """

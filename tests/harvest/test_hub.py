@@ -215,6 +215,7 @@ def test_a_hub_that_answers_is_used(tmp_path, endpoint):
         "fingerprint": f"gpt2@{COMMIT}",
         "n_positions": 128,
         "d_model": 256,
+        "published_dtype": "float16",
     }
     assert said["dataset"]["location"] == "some-org/texts" and not said["dataset"]["fell_back"]
     assert said["dataset"]["fingerprint"] == f"some-org/texts@{COMMIT}"

@@ -33,9 +33,11 @@ def raw() -> transformers.GPT2LMHeadModel:
 
 def test_names_of_stores_and_runs_without_a_control_have_not_changed():
     model, text = (Source(n, f"/{n}", False, 4, f"{w}'s fingerprint") for n, w in (("m", "model"), ("d", "text")))
-    assert store_name(HarvestRequest(), Site(0, "resid_pre"), model, text) == "e482736ed612a136f249"
+    earlier = HarvestRequest(max_norm_ratio=0)  # rows of extreme norm were kept
+    assert store_name(earlier, Site(0, "resid_pre"), model, text) == "e482736ed612a136f249"
     instead = (replace(source, fell_back=True) for source in (model, text))
-    assert store_name(HarvestRequest(), Site(0, "resid_pre"), *instead) == "e482736ed612a136f249"
+    assert store_name(earlier, Site(0, "resid_pre"), *instead) == "e482736ed612a136f249"
+    assert store_name(HarvestRequest(), Site(0, "resid_pre"), model, text) != "e482736ed612a136f249"
     assert "control" not in HarvestRequest().to_json()
     named = store_name(HarvestRequest(control=CONTROL), Site(0, "resid_pre"), model, text)
     assert named.endswith("-random-weights") and not named.startswith("e482736ed612a136f249")

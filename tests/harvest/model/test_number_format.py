@@ -101,7 +101,7 @@ def test_rows_are_those_of_the_model_in_its_format_and_have_a_store_of_their_own
 def test_float32_keeps_the_names_of_stores_and_runs():
     model, text = (Source(n, f"/{n}", False, 4, f"{w}'s fingerprint") for n, w in (("m", "model"), ("d", "text")))
     names = {
-        dtype: store_name(HarvestRequest(model_dtype=dtype), Site(0, "resid_pre"), model, text)
+        dtype: store_name(HarvestRequest(model_dtype=dtype, max_norm_ratio=0), Site(0, "resid_pre"), model, text)
         for dtype in ("float32", "bfloat16", "float16")
     }
     assert names["float32"] == "e482736ed612a136f249" and len(set(names.values())) == 3
