@@ -234,7 +234,9 @@ def test_a_token_without_an_embedding_is_refused_before_the_first_batch(tmp_path
     weights["transformer.wte.weight"] = weights["transformer.wte.weight"][:1000].clone()
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     request = HarvestRequest(str(directory), "bundled", 1, n_samples=20)
-    with pytest.raises(InputError, match=r"token 4,0\d\d is in the text, but the model has embeddings of only 1,000 tokens"):
+    with pytest.raises(
+        InputError, match=r"token 4,0\d\d is in the text, but the model has embeddings of only 1,000 tokens"
+    ):
         harvest(request, tmp_path / "cache")
 
 
