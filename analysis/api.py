@@ -14,7 +14,7 @@ from analysis.training import RunOptions, refuse_conflicts, train_run
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.wording import pasted
 from harvest.errors import InputError
-from harvest.flags import Flags, as_arguments, named, nearest
+from harvest.flags import Flags, as_arguments, named, nearest, translated
 from harvest.request import HarvestRequest, default_cache_dir
 from sae_jax.config import TrainConfig
 
@@ -68,7 +68,8 @@ def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
             "one, which can be given here"
         )
     if unknown := next((name for name in settings if name not in names), None):
-        meant = nearest(unknown, names) or f": give one of {', '.join(names)}"
+        ours = translated(named(unknown), settings[unknown])
+        meant = f": did you mean {ours}?" if ours else nearest(unknown, names) or f": give one of {', '.join(names)}"
         raise InputError(f"train_population has no setting {unknown}{meant}")
     values: dict[str, Any] = {n: Path(value) if n in PATHS and value else value for n, value in settings.items()}
 

@@ -84,6 +84,9 @@ def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, ca
     [
         ({"hiden_dim": 48}, "train_population has no setting hiden_dim: did you mean hidden_dim"),
         ({"d_sae": 48}, "train_population has no setting d_sae: did you mean hidden_dim"),
+        ({"hook_name": "blocks.2.hook_resid_pre"}, "no setting hook_name: did you mean layer 2 hook resid_pre"),
+        ({"fit_decoder": "no"}, "^fit_decoder 'no': must be True or False"),
+        ({"lr": "1e-3"}, "^lr '1e-3': must be a positive number"),
         ({"hook_point": 1}, "no setting hook_point: give one of model_name, .*, hook, .*, run_dir, "),
         ({"preset": "res-jb"}, "only the command line .`--preset`.: `python main.py --preset NAME --dry-run` shows"),
         ({"k": 8}, "^k has no effect on activation relu: give target_l0, or leave it out"),
