@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from rows import make_store
 
 import harvest.files
 import harvest.store
+import harvest.stored_windows
 from harvest.capture import harvest as harvest_rows
 from harvest.request import HarvestRequest
 from harvest.store import ActivationStore
@@ -36,12 +38,13 @@ CONFIG = TrainConfig("topk", 1024, k=32, batch_size=256, epochs=2)
 @contextmanager
 def checksums(taken: bool) -> Iterator[None]:
     """Imitate a process that has not compared any file yet or, if `taken` is false, one that never compares files."""
-    harvest.store._compared.clear()
+    harvest.stored_windows._compared.clear()
     if taken:
         yield
         return
     none = SimpleNamespace(crc32=lambda data, crc32=0: 0)
-    with patch.object(harvest.files, "zlib", none), patch.object(harvest.store, "is_damaged", lambda *_: False):
+    never = partial(patch.object, attribute="is_damaged", new=lambda *_: False)
+    with patch.object(harvest.files, "zlib", none), never(harvest.store), never(harvest.stored_windows):
         yield
 
 

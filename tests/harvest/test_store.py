@@ -157,7 +157,7 @@ def test_a_flipped_bit_of_a_file_is_reported_when_it_is_read(array, split, tmp_p
 def test_a_file_is_compared_once_in_a_process_unless_it_changes(tmp_path, monkeypatch):
     write_store(tmp_path, {"train": [2, 2], "held_out": [1]})
     compared = []
-    monkeypatch.setattr("harvest.store.checksum", lambda path: compared.append(path.name) or checksum(path))
+    monkeypatch.setattr("harvest.stored_windows.checksum", lambda path: compared.append(path.name) or checksum(path))
     for _ in range(3):
         store = ActivationStore(tmp_path)
         store.train.read(0, 16), store.train[[0, 15]], store.verify()
