@@ -238,10 +238,9 @@ def _fill(
         writer.finish()
 
 
-def median_norms(
-    language_model, tokens_WxT: np.ndarray, sites: list[Site], positions: int, windows: int = 32
-) -> dict[Site, float]:
-    """The median norm of the rows of a few windows, which are spread over the text, for each site."""
+def median_norms(language_model, tokens_WxT: np.ndarray, sites: list[Site], positions: int) -> dict[Site, float]:
+    """The median norm of the rows of 4 to 32 windows, which are spread over the text, for each site."""
+    windows = min(32, max(4, BATCH_TOKENS // tokens_WxT.shape[1]))
     spread_W = np.unique(np.linspace(0, len(tokens_WxT) - 1, windows).astype(int))
     activations = language_model.activations(tokens_WxT[spread_W], sites)
     return {
