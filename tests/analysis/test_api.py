@@ -114,7 +114,7 @@ def test_a_spliced_member_has_the_cross_entropy_of_loss_recovered(run, cache):
 
 
 def test_a_language_model_describes_itself(run):
-    assert repr(run.language_model).endswith(": 4 layers, 256 wide, 4,096 tokens, on cpu)")
+    assert repr(run.language_model).endswith(": 4 layers, 256 wide, 4,096 tokens, in float32 on cpu)")
 
 
 def test_a_member_encodes_and_decodes_rows_of_any_sort(run, cache):
