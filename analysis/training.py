@@ -37,7 +37,7 @@ class Show(Protocol):
 
 @dataclass(frozen=True)
 class RunOptions(Flags):
-    """How the run is carried out.
+    """The settings of how a run is carried out.
 
     Nothing here changes the trained weights, except that --model-dtype auto depends on the kind of the device.
     """

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from harvest.row_formats import BYTES
 from harvest.sources import Source, name_of, resolve
 from harvest.store import FORMAT, ActivationStore
 from harvest.store_writer import StoreWriter
-
-if TYPE_CHECKING:
-    from harvest.text.windows import Windows
 
 BATCH_TOKENS = 2048  # the same on all machines, because a resumed harvest must run the same batches
 SHARD_BYTES = 32 << 20  # bytes of the rows in a shard
@@ -201,9 +198,10 @@ def _fill(
         for site in directories
     }
     if request.max_norm_ratio:
+        candidates = sum(int(split.kept(request.positions).sum()) for split in windows.values())
         for site, norm in median_norms(language_model, every_WxT, list(directories), request.positions).items():
             limit = float(f"{request.max_norm_ratio * norm:.4g}")  # without the rounding errors that may differ
-            about[site] |= {"max_norm": limit, "candidate_rows": _candidates(windows, request)}
+            about[site] |= {"max_norm": limit, "candidate_rows": candidates}
     if loss_recovered:
         refuse_unmeasurable(about, ignore)
     writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
@@ -227,12 +225,11 @@ def _fill(
                 continue
             rows = _rows(language_model, part.tokens_WxT, lacking, request, advance)
             for site in lacking:
-                x_WxPxD, others = rows.pop(site), dict(part.others)
-                kept_WxP = others.pop("kept", np.ones_like(part.tokens_WxT, bool))[:, -request.positions :]
+                x_WxPxD, kept_WxP = rows.pop(site), part.kept(request.positions)
                 if most := about[site].get("max_norm"):
                     kept_WxP = kept_WxP & ~(np.linalg.norm(x_WxPxD, axis=-1) > most)
-                if not kept_WxP.all():
-                    others["kept"] = kept_WxP
+                others = {name: array_WxT for name, array_WxT in part.others.items() if name != "kept"}
+                others |= {} if kept_WxP.all() else {"kept": kept_WxP}
                 writers[site].add_shard(split, index, x_WxPxD[kept_WxP], part.tokens_WxT, part.documents_W, **others)
     for writer in writers.values():
         writer.finish()
@@ -247,12 +244,6 @@ def median_norms(language_model, tokens_WxT: np.ndarray, sites: list[Site], posi
         site: float(np.median(np.linalg.norm(x_WxTxD[:, -positions:], axis=-1)))
         for site, x_WxTxD in activations.items()
     }
-
-
-def _candidates(windows: Mapping[str, Windows], request: HarvestRequest) -> int:
-    """The number of rows if none is left out for its norm."""
-    tokens = [s.others.get("kept", np.ones_like(s.tokens_WxT, bool))[:, -request.positions :] for s in windows.values()]
-    return sum(int(kept_WxP.sum()) for kept_WxP in tokens)
 
 
 def request_for_text(request: HarvestRequest, language_model) -> HarvestRequest:

@@ -39,12 +39,12 @@ class StoredWindows:
     @cached_property
     def windows(self) -> np.ndarray:
         """All token windows, int32 [W, T]."""
-        return np.concatenate([self._map("tokens", i) for i in range(len(self.shards))])
+        return self._of_windows("tokens", 0, self.n_windows)
 
     @cached_property
     def documents(self) -> np.ndarray:
         """The document of each window, int32 [W]."""
-        return np.concatenate([self._map("documents", i) for i in range(len(self.shards))])
+        return self._of_windows("documents", 0, self.n_windows)
 
     @property
     def n_windows(self) -> int:
@@ -67,7 +67,7 @@ class StoredWindows:
         return self._of_windows("token_documents", start, stop)[:, self.first_position :][kept_WxP]
 
     def kept_positions(self, start: int, stop: int) -> np.ndarray:
-        """Which positions of windows [start, stop) have a row, bool [W, P]."""
+        """A mask of the positions of windows [start, stop) that have a row, bool [W, P]."""
         if self._kept_WxP is not None:
             return self._kept_WxP[start:stop]
         return np.ones((max(0, min(stop, self.n_windows) - start), self.positions), bool)
@@ -99,7 +99,7 @@ class StoredWindows:
 
     @cached_property
     def _kept_WxP(self) -> np.ndarray | None:
-        """Which positions have a row; None if all have."""
+        """A mask of the positions that have a row, [W, P]; None if all have."""
         if not self._has("kept"):
             return None
         whole = (np.ones((shard["windows"], self.positions), bool) for shard in self.shards)

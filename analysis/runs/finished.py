@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from sae_jax.formats import Dictionary
 
 TRAIN_AGAIN, STUDY_AGAIN = "its training command with --force trains it again", "delete it, and run `study` again"
-TEXT = ("n_samples", "seq_len", "held_out", "pack", "bos")
-SAME = ("layer", "hook", *TEXT, "keep_first_position", "special_tokens", "max_norm_ratio")  # in a run and its control
+TEXT_SETTINGS = ("n_samples", "seq_len", "held_out", "pack", "special_tokens", "bos")
+SAME = ("layer", "hook", *TEXT_SETTINGS, "keep_first_position", "max_norm_ratio")  # in a run and its control
 
 
 @dataclass(frozen=True)

@@ -24,5 +24,5 @@ def device_of(asked: str | None) -> str:
 
 
 def few_roundings(dtype: torch.dtype) -> float:
-    """How far values may be apart, relative to the largest, if the same sum was rounded a few times on another way."""
+    """The tolerance, relative to the largest value, for values that were rounded a few times on another way."""
     return 4 * torch.finfo(dtype).eps

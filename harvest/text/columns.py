@@ -97,6 +97,11 @@ def fields_of(row: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, A
             yield from fields_of(value, f"{within}{name}.")
 
 
+def value_in(row: Mapping[str, Any], column: str) -> Any:
+    """The value of a column, or of a field within one; None if the row has none."""
+    return row[column] if column in row else dict(fields_of(row)).get(column)
+
+
 def _kind_of_value(value: Any) -> str:
     if isinstance(value, list) and value:
         if all(type(item) is int for item in value):

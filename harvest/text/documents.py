@@ -36,6 +36,7 @@ from harvest.text.columns import (
     kinds_of_rows,
     kinds_of_schema,
     text_in,
+    value_in,
 )
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
@@ -241,7 +242,7 @@ def _parquet_documents(path: Path, reading: Reading, asked: str | None) -> Itera
             batches = file.iter_batches(PARQUET_ROWS, columns=[column])
             rows = (row for batch in batches for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
-                yield document_in(dict(fields_of(row)).get(column), column, f"{path}, row {number}")
+                yield document_in(value_in(row, column), column, f"{path}, row {number}")
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"--dataset {path}: cannot be read as parquet ({error}): use an undamaged copy") from error
 
@@ -262,7 +263,7 @@ def _hub_documents(location: str, reading: Reading, asked: str | None) -> Iterat
             column = column_to_read(location, kinds, asked)
             _note(reading, column)
         for number, row in enumerate(chain(head, rows), 1):
-            yield document_in(dict(fields_of(row)).get(column), column, f"{location}, row {number}")
+            yield document_in(value_in(row, column), column, f"{location}, row {number}")
     except InputError:
         raise
     except Exception as error:  # from many libraries: the hub client, its file system, the readers of formats

@@ -29,6 +29,10 @@ class Windows:
     documents_W: np.ndarray  # int32
     others: dict[str, np.ndarray] = field(default_factory=dict)  # [W, T] each: further arrays of a shard, by name
 
+    def kept(self, positions: int) -> np.ndarray:
+        """A mask of the last positions of each window whose tokens become rows, bool [W, P]."""
+        return self.others.get("kept", np.ones_like(self.tokens_WxT, bool))[:, -positions:]
+
     def part(self, windows: slice) -> Windows:
         others = {name: array_WxT[windows] for name, array_WxT in self.others.items()}
         return Windows(self.tokens_WxT[windows], self.documents_W[windows], others)

@@ -68,7 +68,7 @@ def sections_of(part: Part) -> dict[str, str]:
 
 
 def columns_note(part: Part) -> str:
-    """What the columns of the members' table mean, for those that it has."""
+    """An explanation of the columns that the members' table has."""
     shown = {column for column, _, _ in rows(part)[0]["cells"]}
     notes = ["EV: explained variance"] if shown & {"EV", "EV in training"} else []
     if "CE recovered" in shown:

@@ -88,7 +88,7 @@ def detector_cells(detector: Detector) -> list[str]:
 
 
 def phrase_verdict(detector: Detector) -> str:
-    """What it means, in the figures of this detector, that little of the detection is left without the phrase."""
+    """A sentence with this detector's figures that says that it fires on the phrase itself."""
     return (
         f"{FIRES_ON_PHRASE}: its AUROC is {detector.auroc:.2f}, but {detector.auroc_without_phrase:.2f} without the "
         "phrase's own tokens (0.5 is chance)"

@@ -1,11 +1,8 @@
 """Chats: which tokens of a small conversation become rows, written down by hand."""
 
-import json
-
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from data_sets import lines, table
 from transformers import PreTrainedTokenizerFast
 
 from harvest.errors import InputError
@@ -25,16 +22,6 @@ def tokenizer():
     tokenizer = PreTrainedTokenizerFast.from_pretrained(BUNDLED_MODEL)
     tokenizer.chat_template = TEMPLATE
     return tokenizer
-
-
-def lines(path, *records: dict) -> str:
-    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
-    return str(path)
-
-
-def table(path, *records: dict) -> str:
-    pq.write_table(pa.Table.from_pylist(list(records)), path.with_suffix(".parquet"))
-    return str(path.with_suffix(".parquet"))
 
 
 def rows_of(location: str, tokenizer, **settings) -> str:

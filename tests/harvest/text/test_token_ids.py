@@ -1,11 +1,8 @@
 """Columns of a data set, data sets of token ids, and special tokens in a text: small inputs with their windows."""
 
-import json
-
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from data_sets import lines, table
 from transformers import PreTrainedTokenizerFast
 
 from harvest.capture import _say_text
@@ -22,16 +19,6 @@ END = 0  # <|endoftext|> of the bundled model
 @pytest.fixture(scope="module")
 def tokenizer():
     return PreTrainedTokenizerFast.from_pretrained(BUNDLED_MODEL)
-
-
-def lines(path, *records: dict) -> str:
-    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
-    return str(path)
-
-
-def table(path, *records: dict) -> str:
-    pq.write_table(pa.Table.from_pylist(list(records)), path.with_suffix(".parquet"))
-    return str(path.with_suffix(".parquet"))
 
 
 def windows_of(location: str, tokenizer, reading: Reading | None = None, **settings) -> list[list[int]]:
