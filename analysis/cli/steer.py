@@ -158,7 +158,7 @@ def report_best(experiment: Experiment, terminal: Terminal) -> None:
         best, found = steered.best(direction), experiment.reached(direction)
         strength = f"{best.strength:g}" if best else "none: no fluent text makes the watched tokens more likely"
         if found and found[1].probability <= found[0].probability:
-            strength += ", but with another seed it makes them no likelier: do not rely on it"
+            strength += ", but with another seed it makes the watched tokens no likelier: do not rely on it"
         terminal.say(f"best strength of {direction} at which the text stays fluent: {strength}")
         if found and direction in experiment.rerun:
             plain, texts = found

@@ -39,7 +39,7 @@ def run(argv: list[str]) -> None:
     values = parsed("study", __doc__, argv, Options, Output)
     options, output = filled(Options, values), filled(Output, values)
     from analysis.runs.finished import FinishedRun, can_be_kept
-    from analysis.ui.terminal.tables import study_table
+    from analysis.ui.terminal.tables import StudyTable
 
     finished = FinishedRun.open(options.run)
     shuffled = finished.opened_control(options.control) if options.control else None
@@ -58,8 +58,10 @@ def run(argv: list[str]) -> None:
         terminal.say("\n".join([f"\nIn short, {date.today().isoformat()}:", *(answer.summary for answer in answers)]))
         for number, answer in enumerate(answers, 1):
             terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")
-            terminal.show(study_table(answer.table))
-            terminal.say(f"{answer.answer}\nUncertainty: {answer.uncertainty}\nNot shown: {answer.not_shown}")
+            terminal.show(StudyTable(answer.table))
+            terminal.say(f"{answer.answer}\nNot shown: {answer.not_shown}")
+        for uncertainty in dict.fromkeys(answer.uncertainty for answer in answers):
+            terminal.say(f"\nUncertainty of the numbers: {uncertainty}")
         record = study_record(answers, measures, control)
         if can_be_kept(finished.path, terminal.say):
             terminal.begin("drawing the figures")

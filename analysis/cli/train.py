@@ -29,6 +29,7 @@ from harvest.files import read_json
 from harvest.flags import flag
 from harvest.request import HarvestRequest
 from harvest.sources import resolve
+from harvest.text.documents import documents
 from sae_jax.config import TrainConfig
 from sae_jax.presets import PRESETS, bundled_model, preset_named, scale_down
 
@@ -108,6 +109,8 @@ def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, pre
 
         model, dataset = resolve(request)
         say_sources(model, dataset, terminal.say)
+        if not dataset.out_of_reach:
+            next(documents(dataset.location, column=request.text_column), None)  # raises if it has no such column
         if model.d_model is None:
             raise InputError(
                 f"--dry-run: the config of {model.location} does not state the model's width: leave --dry-run out"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from analysis.runs.families import MEMBER, TRAINING
 from analysis.runs.finished import FinishedRun
-from analysis.runs.undefined import why_undefined
+from analysis.runs.remarks import remark_on_loss_recovered
 from harvest.errors import InputError
 from harvest.files import parse_json
 from sae_jax.formats import Dictionary
@@ -96,7 +96,7 @@ def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
         "## Held-out metrics",
         "Measured with these weights on documents that were never trained on, in units of the raw activations.",
         table("metric", {CARD_METRICS[name]: f"{value:.4g}" for name, value in measured.items()}),
-        *filter(None, [why_undefined(member["metrics"])]),
+        *filter(None, [remark_on_loss_recovered(member["metrics"])]),
     ]
 
 

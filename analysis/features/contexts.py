@@ -27,7 +27,8 @@ def context_text(store: ActivationStore, tokenizer, row: int) -> Context:
     tokens_T, position, document = place(store, row)
     cuts = (max(0, position - BEFORE), position), (position, position + 1), (position + 1, position + 1 + AFTER)
     left, token, right = (tokenizer.decode(tokens_T[slice(*cut)].tolist()) for cut in cuts)
-    return Context(left, token, right, document, held_out)
+    part = "\N{REPLACEMENT CHARACTER}"  # of a character, whose other tokens lie outside the context
+    return Context(left.lstrip(part), token, right.rstrip(part), document, held_out)
 
 
 def place(store: ActivationStore, row: int) -> tuple[np.ndarray, int, int]:

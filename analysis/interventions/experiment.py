@@ -62,7 +62,7 @@ class Experiment:
             beats = "beats" if best.probability > beside[1].probability else "does not beat"
             parts.append(f"{beats} the {other} ({beside[1].probability:.5f})")
         texts = len(self.steered.prompts) * self.sampling.count
-        sample = f"{texts} {'new ' if self.rerun else ''}text{'s' if texts > 1 else ''}"  # new: with another seed
+        sample = f"{texts} text{'s' if texts > 1 else ''}{' of another seed' if self.rerun else ''}"
         return f"verdict on {sample} for each direction, without intervals: {feature} ({numbers}) {' and '.join(parts)}"
 
     def record(self, output_scores: Mapping[int, float]) -> dict[str, Any]:

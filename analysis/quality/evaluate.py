@@ -19,7 +19,7 @@ from analysis.quality.opened import (
     refuse_another_width,
     report_other_rows,
 )
-from analysis.runs.undefined import why_undefined
+from analysis.runs.remarks import remark_on_loss_recovered
 from harvest.errors import InputError
 from harvest.flags import ABOVE_0, COUNT, DEVICE, NUMBER, TEXT, Flags, flag
 from harvest.request import BOS, HOOKS, MODEL_DTYPES, TWO_WINDOWS, HarvestRequest, Site, default_cache_dir
@@ -158,8 +158,8 @@ def evaluate_dictionaries(
 
             for name, measured in loss_recovered(language_model, store, saes, windows_W, advance).items():
                 report[name]["metrics"] |= measured["metrics"]
-                if why := why_undefined(measured["metrics"]):
-                    say(f"{name}: {why}")
+                if remark := remark_on_loss_recovered(measured["metrics"]):
+                    say(f"{name}: {remark}")
                 report[name] |= {"intervals": measured["intervals"], "windows": len(windows_W), "documents": documents}
     return {
         "schema": 1,

@@ -29,7 +29,7 @@ CONTROLS = {control for controls in SPARSITY_CONTROLS.values() for control in co
 ROWS = ("model", "text", "rows", "layer", "hook")
 NAMES = {"activation": "kind", "hidden_dim": "width", "lr": "learning rate"}
 WORDS = {"activation": "{}", "sparsity": "{}", "hidden_dim": "{:,} features", "hook": "{}", "baseline": "{}"}
-WORDS |= {"penalty": "by {}", "model": "{}", "text": "{}", "rows": "{:,} rows", "epochs": "{} epochs"}
+WORDS |= {"penalty": "by {}", "model": "{}", "text": "{}", "rows": "{:,} rows"}
 
 
 def settings_of(run: FinishedRun, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     PYTHONPATH=. PEERS/bin/python tests/benchmarks/quality_peers.py STORE TRAINER --to DIR --f 2304 --k 32
 
-PEERS: pip install 'torch<2.14' sae-lens==6.54.12 filelock schedulefree natsort; pip install --no-deps
+PEERS: pip install 'torch<2.14' sae-lens==6.54.12 filelock schedulefree natsort ml-dtypes; pip install --no-deps
 dictionary-learning==0.1.0 eai-sparsify==1.3.3 simple_parsing docstring_parser. The peers' own training loops run
 unmodified with their own normalization: SAELens scales rows to the mean norm √D (`expected_average_only_in`),
 dictionary_learning to a mean squared norm of 1, and sparsify takes rows as they are. SAELens' jumprelu has the

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from analysis.pages.highlights import RULE
 from analysis.plots.theme import STYLE
 from analysis.runs import families
-from analysis.runs.undefined import why_undefined
+from analysis.runs.remarks import remark_on_loss_recovered
 from analysis.stats import FEWEST_DOCUMENTS
 from analysis.study.tables import lines_of
 from analysis.ui.report.contents import Part, Report
@@ -114,8 +114,8 @@ def rows(part: Part) -> list[dict[str, Any]]:
         dead = metrics.get("dead_fraction")
         cells.append(("dead", "-" if dead is None else f"{dead:.1%}", dead))
         failed = failure_text(member) if member["failed"] else ""
-        unknown = why_undefined(metrics)
-        table.append({"name": member_name(member), "failed": failed, "unknown": unknown, "cells": cells})
+        remark = remark_on_loss_recovered(metrics)
+        table.append({"name": member_name(member), "failed": failed, "remark": remark, "cells": cells})
     by_column = zip(*(row["cells"] for row in table), strict=True)
     is_measured = [any(value is not None for _, _, value in column) for column in by_column]
     for row in table:

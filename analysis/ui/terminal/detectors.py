@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HEADERS = ("dictionary", "feature", "AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
 SPARE = Spare(("diff.", "dens.", "cov.", "prec.", "95%"), "the file of all numbers")
 ORDER = "by the AUROC on the passages that chose the features, which is not shown: it is too high for the best of many"
-FIRES_ON_PHRASE = "fires on the phrase itself, not on what else passages about it have in common"
+FIRES_ON_PHRASE = "detects the tokens of the phrase, not the concept"
 WITHOUT_PHRASE = "the AUROC when the tokens of the phrase itself are not counted; 0.5 is chance"
 LEGEND = {
     "feature": 'its number; "means" is the difference in means at a hook as a detector',
@@ -31,7 +31,7 @@ LEGEND = {
     "cov.": "coverage: share of the concept's passages above the threshold",
     "diff.": "mean value on the concept's passages minus the mean on the others",
     "dens.": "density: share of the held-out tokens on which the feature fires",
-    "q": "smallest false discovery rate at which the feature passes",
+    "q": "smallest false discovery rate at which the feature passes; * marks those that do",
 }
 
 
@@ -49,7 +49,10 @@ def found_table(
     rows: list[tuple[list[str], str]] = []
     for feature in features:
         density = densities.get((feature.member, feature.feature))
-        last = ["-" if density is None else f"{density:.4f}", f"{feature.q_value:.2g}"]
+        last = [
+            "-" if density is None else f"{density:.4f}",
+            f"{feature.q_value:.2g}{' *' if feature.passes else '  '}",
+        ]
         cells = [feature.member, str(feature.feature), *detector_cells(feature.detector), *last]
         rows.append((cells, "" if feature.passes else "dim"))
     for name, detector in baselines.items():
@@ -69,8 +72,6 @@ def found_table(
         for name, meaning in LEGEND.items():
             if name not in without:
                 legend.add_row(name, meaning)
-        if any(style == "dim" for _, style in rows):
-            legend.add_row("dim", "the feature does not pass")
         return legend
 
     return Fitted(draw, SPARE, explain if explained else None)
@@ -88,7 +89,7 @@ def detector_cells(detector: Detector) -> list[str]:
 
 
 def phrase_verdict(detector: Detector) -> str:
-    """A sentence with this detector's figures that says that it fires on the phrase itself."""
+    """A sentence with this detector's figures that says that it detects the phrase's own tokens only."""
     return (
         f"{FIRES_ON_PHRASE}: its AUROC is {detector.auroc:.2f}, but {detector.auroc_without_phrase:.2f} without the "
         "phrase's own tokens (0.5 is chance)"
@@ -101,6 +102,7 @@ def description_text(found: FoundFeature, description: FeatureDescription, conte
     if found.detector.needs_phrase:
         text.append(f"\n  {phrase_verdict(found.detector)}", style="not bold yellow")
     text.append("\n  promotes " + " ".join(map(repr, description.promoted)), style="not bold")
+    text.append("\n  fires most in the whole corpus, with or without the phrase, at", style="not bold")
     for context in description.contexts[:contexts]:
         text.append("\n  " + one_line(context.before), style="not bold")
         text.append(f"[{one_line(context.token)}]", style="not bold reverse")
@@ -141,4 +143,4 @@ def search_summary(phrase: str, passages: dict[str, Any], result: FindFeature, f
         if p["concept"] < ENOUGH
         else ""
     )
-    return [*lines, f"nothing found: {tried}, none passes at {rate}{few}"]
+    return [*lines, f"nothing found: {tried}, none passes at {rate}{few}; the best that do not pass are shown"]

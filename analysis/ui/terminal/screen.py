@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from analysis.runs.undefined import why_undefined
+from analysis.runs.remarks import remark_on_loss_recovered
 from analysis.ui.terminal.fitted import Spare
 from analysis.ui.terminal.sparkline import LossCurve
 from analysis.ui.terminal.wording import (
@@ -157,9 +157,9 @@ class Screen(Console):
         sections: list[RenderableType] = [self.results_table(members, inside)]
         if failed := [(member_name(m), failure_text(m)) for m in members if m.get("failed")]:
             sections.append(self._pairs(failed, inside, style="red"))
-        measured = [(member_name(m), why_undefined(m.get("metrics") or {})) for m in members]
-        if unknown := [(name, why) for name, why in measured if why]:
-            sections.append(self._pairs(unknown, inside))
+        measured = [(member_name(m), remark_on_loss_recovered(m.get("metrics") or {})) for m in members]
+        if remarks := [(name, remark) for name, remark in measured if remark]:
+            sections.append(self._pairs(remarks, inside))
         facts = [(self._best.strip(), BEST)] if best_members_of_results({m["id"]: m for m in members}) else []
         facts += [(name, source_text(results[key])) for name, key in SOURCES.items() if key in results]
         facts += [("site", sites_text(members))]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.filesize import decimal as size_text
 from rich.table import Table
 from rich.text import Text
 
 from analysis.interventions.steering import UNSTEERED
-from analysis.ui.terminal.fitted import Fitted, Spare
+from analysis.ui.terminal.fitted import WIDEST, Fitted, Spare
 from analysis.ui.terminal.wording import counted, duration_text, number_cells, share_text, signed
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sae_jax.presets import Preset
 
 RUN_HEADS = ("state", "date", "members", "best expl. var.", "model and site")
+MEASURE_COLUMNS = 24  # least width of the names of measures
 EVALUATION_SPARE = Spare(("CE clean", "KL rec.", "dead", "CE"), "--json")
 
 
@@ -106,17 +108,47 @@ def spread_text(spread: Spread | None, digits: int) -> str:
     return mean if spread.deviation is None else f"{mean} ({spread.deviation:.{digits}f})"
 
 
-def study_table(estimates: dict[str, dict[str, Estimate]]) -> Table:
-    """A row for each measure and a column for each family: means over seeds with 95% intervals."""
-    from analysis.study.tables import lines_of
+@dataclass(frozen=True)
+class StudyTable:
+    """A row for each measure and a column for each family: means over seeds with 95% intervals.
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for row in estimates:
-        table.add_column(row, overflow="fold")
-    for measure, cells in lines_of(estimates):
-        table.add_row(measure, *cells)
-    return table
+    On a narrow screen the interval stands below its mean. If that is still too wide, there are several tables.
+    """
+
+    estimates: dict[str, dict[str, Estimate]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        families, wide = list(self.estimates), options.update(max_width=WIDEST)
+        whole = self.part(families, gap=" ")
+        if whole.__rich_measure__(console, wide).minimum <= options.max_width:
+            yield whole
+            return
+        count = len(families)
+        while count > 1 and self.least(console, wide, count) > options.max_width:
+            count -= 1
+        for start in range(0, len(families), count):
+            yield self.part(families[start : start + count], gap="\n")
+
+    def least(self, console: Console, options: ConsoleOptions, count: int) -> int:
+        """The width of the widest table if each has this number of families."""
+        families = list(self.estimates)
+        parts = (self.part(families[start : start + count], "\n") for start in range(0, len(families), count))
+        return max(part.__rich_measure__(console, options).minimum for part in parts)
+
+    def part(self, families: list[str], gap: str) -> Table:
+        """The table of some families, with `gap` between a mean and its interval."""
+        from analysis.study.tables import lines_of
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", overflow="fold", min_width=MEASURE_COLUMNS)
+        for family in families:
+            table.add_column(family, overflow="fold")
+        lines = lines_of({family: self.estimates[family] for family in families})
+        for column, cells in zip(table.columns[1:], zip(*(cells for _, cells in lines), strict=True), strict=False):
+            column.min_width = max(len(line) for cell in cells for line in cell.replace(" [", f"{gap}[").split("\n"))
+        for measure, cells in lines:
+            table.add_row(measure, *(cell.replace(" [", f"{gap}[") for cell in cells))
+        return table
 
 
 def benchmark_tables(answers: dict[str, dict[str, Any]]) -> Group:

@@ -288,6 +288,14 @@ def test_a_dry_run_lists_members_and_writes_nothing(cache, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_refuses_a_column_that_the_text_lacks(tmp_path, capsys):
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"body": "The sea was calm."}\n')
+    argv = ("--model-name", "bundled", "--dataset", text, "--dry-run", "--cache-dir", tmp_path / "cache")
+    assert 'no text under the key "story" (its keys are body)' in refused(capsys, *argv, "--text-column", "story")
+    assert status_of(*argv, "--text-column", "body") == 0
+
+
 # A run directory holds one run only.
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from analysis.runs.finished import FinishedRun
 from harvest.files import write_arrays
 from harvest.model.language_model import LanguageModel
 from harvest.model.logit_weights import logit_weights
+from harvest.model.tokenizer import load_tokenizer
 from harvest.sources import BUNDLED_MODEL
 from harvest.text.hashes import context_hashes
 from sae_jax.models.registry import KINDS
@@ -421,6 +423,16 @@ def test_a_feature_fires_at_the_token_that_its_context_marks(run):
     tokens_T, position, document = split.context(local)
     assert context.token == tokenizer.decode([tokens_T[position]]) and context.document == document
     assert context.before + context.token + context.after in tokenizer.decode(tokens_T)
+
+
+def test_a_context_does_not_begin_or_end_within_a_character():
+    tokenizer = load_tokenizer(str(BUNDLED_MODEL))
+    tokens_T = np.array(tokenizer.encode("\N{SNOWMAN}\N{COMET}\N{CLOUD}" * 8))
+    train = MagicMock(context=lambda row: (tokens_T, row, 0))
+    train.__len__.return_value = len(tokens_T)
+    for row in range(len(tokens_T)):
+        context = context_text(SimpleNamespace(train=train, held_out=[]), tokenizer, row)
+        assert not context.before.startswith("\ufffd") and not context.after.endswith("\ufffd")
 
 
 def test_statistics_of_another_version_are_computed_again(run, tmp_path):

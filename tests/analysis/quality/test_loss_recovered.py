@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from analysis.quality.loss_recovered import finite, loss_recovered, scores
-from analysis.runs.undefined import why_undefined
+from analysis.runs.remarks import remark_on_loss_recovered
 from analysis.stats import SAMPLES, bootstrap_samples
 from harvest.errors import InputError
 from harvest.interventions.loss_recovered import losses
@@ -271,9 +271,11 @@ def test_loss_recovered_is_undefined_with_a_reason_if_zero_ablation_costs_nothin
     }
     found = {name: finite(value) for name, value in scores(sums).items()}
     assert found["ce_recovered"] is found["kl_recovered"] is None and found["ce_sae"] == 3.5
-    assert f"cross-entropy is no worse ({zero:.4f}) than unchanged ({clean:.4f})" in why_undefined(found)
-    assert why_undefined(found | {"ce_recovered": 0.5}).startswith("KL recovered is undefined")
-    assert why_undefined(found | {"ce_recovered": 0.5, "kl_recovered": 0.5}) == why_undefined({}) == ""
+    assert f"cross-entropy is no worse ({zero:.4f}) than unchanged ({clean:.4f})" in remark_on_loss_recovered(found)
+    assert remark_on_loss_recovered(found | {"ce_recovered": 0.5}).startswith("KL recovered is undefined")
+    both = found | {"ce_recovered": 0.5, "kl_recovered": 0.5}
+    assert remark_on_loss_recovered(both) == remark_on_loss_recovered({}) == ""
+    assert "above 1" in remark_on_loss_recovered(both | {"ce_recovered": 1.01})
 
 
 def test_loss_recovered_is_undefined_if_zero_ablation_improves_the_model(model, tmp_path):
@@ -282,4 +284,4 @@ def test_loss_recovered_is_undefined_if_zero_ablation_improves_the_model(model, 
     for of in found.values():
         assert of["metrics"]["ce_zero"] < of["metrics"]["ce_clean"] and of["metrics"]["ce_recovered"] is None
         assert of["intervals"]["ce_recovered"] is None
-        assert of["metrics"]["kl_recovered"] is not None and why_undefined(of["metrics"])
+        assert of["metrics"]["kl_recovered"] is not None and remark_on_loss_recovered(of["metrics"])

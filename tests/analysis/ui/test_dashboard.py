@@ -215,7 +215,7 @@ def test_a_concept_is_found(run, cache):
     assert set(table.columns) >= {"feature", "AUROC", "w/o", "q", "passes"} and "member" not in table
     only = table["w/o"] - 0.5 <= 0.25 * (table["AUROC"] - 0.5)
     assert (table["fires on"] == np.where(only, "phrase", "")).all()
-    assert any("fires on the phrase itself" in caption.value for caption in at.caption) == only.any()
+    assert any("detects the tokens of the phrase" in caption.value for caption in at.caption) == only.any()
 
 
 def test_a_link_to_a_concept_searches_it(run, cache):

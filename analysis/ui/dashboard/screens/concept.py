@@ -1,9 +1,12 @@
 """The page that searches for features that detect a concept."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from analysis.concepts.detectors import PHRASE_ONLY
 from analysis.concepts.search import SearchSettings, concept_texts, passages_record, search
+from analysis.features.statistics import features_path
 from analysis.stats import FEWEST_SCORED
 from analysis.ui.dashboard import state
 from analysis.ui.dashboard.address import go
@@ -26,6 +29,15 @@ def found(path: str, members: tuple[str, ...], phrase: str, examples: tuple[str,
     )
     record = passages_record(texts, state.store(path, members[0]).train.documents, options.seed)
     return result, search_summary(phrase, record, result, options.fdr)
+
+
+def words_of(member: str, feature: int) -> dict[str, str]:
+    """The tokens on which a feature is strongest and that it promotes, if the member's statistics are computed."""
+    file = features_path(Path(choice.path), member)
+    if not file.exists():
+        return {}
+    listed = state.listed(choice.path, member, file.stat().st_mtime)
+    return {"strongest on": listed.strongest_F[feature], "promotes": listed.promotes_F[feature]}
 
 
 st.title("Find a concept")
@@ -67,6 +79,7 @@ rows = [
         "coverage": feature.detector.coverage,
         "q": feature.q_value,
         "passes": feature.passes,
+        **words_of(feature.member, feature.feature),
         "member": feature.member,
     }
     for feature in result.features

@@ -92,8 +92,10 @@ for number, answer in enumerate(answers, 1):
     st.subheader(escaped(f"{number}. {answer['question']}"))
     st.markdown(escaped(answer["answer"]))
     show(figures.answered(number, answer))
-    with st.expander("The numbers, what was measured, and what is uncertain"):
+    with st.expander("The numbers, and what was measured"):
         st.markdown(escaped(answer["measured"]))
         names = ["measure", *answer["table"]]
         st.dataframe([dict(zip(names, [measure, *cells], strict=True)) for measure, cells in lines_of(answer["table"])])
-        st.markdown(escaped(f"Uncertain: {answer['uncertainty']} Not shown: {answer['not_shown']}"))
+        st.markdown(escaped(f"Not shown: {answer['not_shown']}"))
+for uncertainty in dict.fromkeys(answer["uncertainty"] for answer in answers):
+    st.caption(escaped(f"Uncertainty of the numbers: {uncertainty}"))
