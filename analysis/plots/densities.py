@@ -21,17 +21,19 @@ MOST_ROWS = 256  # features in a heatmap, at most
 def densities_chart(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str]) -> Any:
     """An Altair figure: a histogram of the log10 density of features, with a line for each dictionary.
 
-    The subtitle gives the number of features that never fire.
+    It begins one bar before the rarest features. The subtitle gives the number of features that never fire.
     """
+    histograms = {name: density_histogram(member_F)[0] for name, member_F in density_F.items()}
+    first = max(0, int(np.argmax(np.any([*histograms.values()], axis=0))) - 1)
     rows = [
         {"kind": kinds[name], "member": name, "density": float(edge + 0.125), "features": int(count)}
-        for name, member_F in density_F.items()
-        for edge, count in zip(EDGES, density_histogram(member_F)[0], strict=False)
+        for name, histogram in histograms.items()
+        for edge, count in zip(EDGES[first:], histogram[first:], strict=False)
     ]
     dead = sum(int((member_F == 0).sum()) for member_F in density_F.values())
     marks = alt.Chart(alt.Data(values=rows)).mark_line(interpolate="step").properties(width=380, height=240)
     chart = marks.encode(
-        x=alt.X("density:Q", title="log10 of the share of rows on which a feature fires"),
+        x=alt.X("density:Q", title="log10 of the share of rows on which a feature fires").scale(zero=False),
         y=alt.Y("features:Q", title="features"),
         color=kind_colour(kinds[name] for name in density_F),
         detail="member:N",

@@ -40,7 +40,7 @@ def training_curves_chart(
     base = alt.Chart().mark_line(opacity=0.8, strokeWidth=1.6, point=lines_of_one_point)
     panels = []
     for what, title in CURVES.items():
-        scale = alt.Scale(type="log", nice=True) if what == "mse" else alt.Scale(zero=False)
+        scale = alt.Scale(type="log", nice=False) if what == "mse" else alt.Scale(zero=False)
         positive = base.transform_filter(f"datum.{what} > 0") if what == "mse" else base
         panels.append(
             positive.encode(

@@ -1,7 +1,7 @@
 """The address of a page: it holds what the page shows, so that a copied link opens the same again.
 
-Most widgets are in the address by Streamlit's `bind="query-params"`, under their key. Here are the others: those whose
-text in the address must not be that of their label, and the run, the member and the feature, which pages share.
+Most widgets are in the address by Streamlit's means (`**KEPT`), under their key. Here are the others: those whose text
+in the address must not be that of their label, and the run, the member and the feature, which pages share.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import streamlit as st
 from analysis.runs.finished import FinishedRun
 from analysis.ui.dashboard.state import arguments, chosen, escaped
 from harvest.errors import InputError
+
+# For widgets that are kept in the address, and keep what was chosen while another page is open.
+KEPT: dict[str, Any] = {"bind": "query-params", "persist_state": "session"}
 
 
 def follow(name: str, options: list[str], container: Any, first: str | None = None) -> str:

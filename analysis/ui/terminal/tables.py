@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.filesize import decimal as size_text
 from rich.table import Table
@@ -143,11 +144,12 @@ class StudyTable:
         table.add_column("", overflow="fold", min_width=MEASURE_COLUMNS)
         for family in families:
             table.add_column(family, overflow="fold")
-        lines = lines_of({family: self.estimates[family] for family in families})
-        for column, cells in zip(table.columns[1:], zip(*(cells for _, cells in lines), strict=True), strict=False):
-            column.min_width = max(len(line) for cell in cells for line in cell.replace(" [", f"{gap}[").split("\n"))
-        for measure, cells in lines:
+        for measure, cells in lines_of({family: self.estimates[family] for family in families}):
             table.add_row(measure, *(cell.replace(" [", f"{gap}[") for cell in cells))
+        for column in table.columns[1:]:
+            column.min_width = max(
+                (cell_len(line) for cell in column.cells for line in str(cell).split("\n")), default=1
+            )
         return table
 
 

@@ -388,6 +388,9 @@ def test_all_pages_open_by_clicks(run, cache, width):
         click_a_point(page.get_by_test_id("stVegaLiteChart"))
         page.wait_for_url("**/feature?*")
         assert "search" not in page.url
+        visitor.turn_to("Features", "Features")
+        page.get_by_text("Decoder directions").wait_for()
+        assert page.get_by_role("textbox", name="Search").input_value() == "s" and "search=s" in page.url
         visitor.open(f"/feature?member={name}&feature={feature}", f"Feature {feature}")
         assert page.get_by_role("heading", name="Where it fires").is_visible()
         page.get_by_role("button", name="Ablate it").click()

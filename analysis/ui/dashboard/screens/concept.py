@@ -9,7 +9,7 @@ from analysis.concepts.search import SearchSettings, concept_texts, passages_rec
 from analysis.features.statistics import features_path
 from analysis.stats import FEWEST_SCORED
 from analysis.ui.dashboard import state
-from analysis.ui.dashboard.address import go
+from analysis.ui.dashboard.address import KEPT, go
 from analysis.ui.dashboard.state import chosen, errors_shown, escaped, without_flags
 from analysis.ui.terminal.detectors import FIRES_ON_PHRASE, ORDER, WITHOUT_PHRASE, search_summary
 
@@ -42,21 +42,21 @@ def words_of(member: str, feature: int) -> dict[str, str]:
 
 st.title("Find a concept")
 with st.form("concept"):
-    phrase = st.text_input("Word or phrase", placeholder="ship", key="phrase", bind="query-params")
+    phrase = st.text_input("Word or phrase", placeholder="ship", key="phrase", **KEPT)
     with st.expander("Your own texts"):
         texts = [
-            st.text_area("About the concept, one per line", key="examples", bind="query-params"),
+            st.text_area("About the concept, one per line", key="examples", **KEPT),
             st.text_area(
                 "Not about the concept, one per line (instead of passages of the corpus)",
                 key="against",
-                bind="query-params",
+                **KEPT,
             ),
         ]
     everywhere = st.checkbox(
         f"In all {len(choice.run.members)} members",
         help="takes longer: every dictionary is searched",
         key="everywhere",
-        bind="query-params",
+        **KEPT,
     )
     st.form_submit_button("Find", type="primary")
 if not phrase.strip():

@@ -11,7 +11,7 @@ from analysis.pages.notes import Note, read_notes, write_note
 from analysis.runs.finished import can_be_kept
 from analysis.stats import FEWEST_DOCUMENTS
 from analysis.ui.dashboard import address, feature_figures, state
-from analysis.ui.dashboard.address import go
+from analysis.ui.dashboard.address import KEPT, go
 from analysis.ui.dashboard.state import chosen, errors_shown, escaped
 from analysis.ui.dashboard.token_html import aligned_context, bars, coloured, passage
 
@@ -112,9 +112,7 @@ def note() -> None:
 
 
 def tried_text() -> None:
-    text = st.text_input(
-        "Try a text on it", key="tried", bind="query-params", placeholder="The ships lay in the harbour."
-    )
+    text = st.text_input("Try a text on it", key="tried", **KEPT, placeholder="The ships lay in the harbour.")
     if not text.strip():
         return
     with errors_shown(), st.spinner("reading the text"):

@@ -6,7 +6,7 @@ import streamlit as st
 from analysis.pages.feature_table import ORDERS, choose_features
 from analysis.pages.notes import read_notes
 from analysis.plots.feature_map import feature_map
-from analysis.ui.dashboard.address import go
+from analysis.ui.dashboard.address import KEPT, go
 from analysis.ui.dashboard.state import chosen, clicked_row, draw, errors_shown, escaped, places, the_list
 
 MOST_ROWS = 500
@@ -18,11 +18,11 @@ choice = chosen()
 st.title("Features")
 listed = the_list()
 words = st.text_input(
-    "Search", placeholder="tokens on which a feature fires, or that it promotes", key="search", bind="query-params"
+    "Search", placeholder="tokens on which a feature fires, or that it promotes", key="search", **KEPT
 )
 density_column, special_column, order_column = st.columns(3)
 density = density_column.select_slider(
-    "Density", DENSITIES, (0.0, 1.0), format_func=lambda share: f"{share:g}", key="density", bind="query-params"
+    "Density", DENSITIES, (0.0, 1.0), format_func=lambda share: f"{share:g}", key="density", **KEPT
 )
 special = special_column.slider(
     "Specialization, at least",
@@ -31,25 +31,21 @@ special = special_column.slider(
     -0.1,
     0.05,
     key="specialization",
-    bind="query-params",
+    **KEPT,
     help="minus that with shuffled labels; 1: fires on one label only",
 )
-order = order_column.selectbox(
-    "Order", list(ORDERS), list(ORDERS).index("most specialized"), key="order", bind="query-params"
-)
+order = order_column.selectbox("Order", list(ORDERS), list(ORDERS).index("most specialized"), key="order", **KEPT)
 chosen_N = choose_features(listed, words, density, special if special > -0.1 else float("-inf"), order)
 with errors_shown():
     notes = read_notes(choice.run.path, choice.member)
-if notes and st.toggle("Only features with a star or a note", key="noted", bind="query-params"):
+if notes and st.toggle("Only features with a star or a note", key="noted", **KEPT):
     chosen_N = chosen_N[np.isin(chosen_N, list(notes))]
 shown = f", the first {MOST_ROWS} in the table" if len(chosen_N) > MOST_ROWS else ""
 st.caption(f"{len(chosen_N):,} of {len(listed.density_F):,} features{shown}. Click a feature to open its page.")
 if not len(chosen_N):
     st.info("No feature matches: shorten the search, or widen the filters.")
     st.stop()
-view = st.segmented_control(
-    "View", ["Table", "Map"], default="Table", label_visibility="collapsed", key="view", bind="query-params"
-)
+view = st.segmented_control("View", ["Table", "Map"], default="Table", label_visibility="collapsed", key="view", **KEPT)
 if view == "Map":
     xy_Fx2, what = places(*choice)
     st.caption(f"Decoder directions: {escaped(what)}")

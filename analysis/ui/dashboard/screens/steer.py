@@ -29,20 +29,20 @@ def asked() -> None:
 
 st.title("Steer")
 with st.form("steer"):
-    text = st.text_input("Prompt", "I went for a walk and", key="prompt", bind="query-params")
+    text = st.text_input("Prompt", "I went for a walk and", key="prompt", **address.KEPT)
     first, second, third = st.columns(3)
     feature = int(first.number_input("Feature", 0, last, key="feature"))
     mode = second.selectbox(
-        "Mode", MODES, help="add to the feature, set it (clamp), or remove it (ablate)", key="mode", bind="query-params"
+        "Mode", MODES, help="add to the feature, set it (clamp), or remove it (ablate)", key="mode", **address.KEPT
     )
     strength = third.slider(
-        "Strength, in units of the feature's maximum", -4.0, 4.0, 1.0, 0.25, key="strength", bind="query-params"
+        "Strength, in units of the feature's maximum", -4.0, 4.0, 1.0, 0.25, key="strength", **address.KEPT
     )
     fourth, fifth, sixth, seventh = st.columns(4)
-    new_tokens = int(fourth.slider("Tokens to generate", 5, 100, 40, key="tokens", bind="query-params"))
-    temperature = fifth.slider("Temperature", 0.0, 1.5, 0.7, 0.1, key="temperature", bind="query-params")
-    samples = int(sixth.slider("Samples", 1, 8, 3, key="samples", bind="query-params"))
-    seed = int(seventh.number_input("Seed", 0, value=0, key="seed", bind="query-params"))
+    new_tokens = int(fourth.slider("Tokens to generate", 5, 100, 40, key="tokens", **address.KEPT))
+    temperature = fifth.slider("Temperature", 0.0, 1.5, 0.7, 0.1, key="temperature", **address.KEPT)
+    samples = int(sixth.slider("Samples", 1, 8, 3, key="samples", **address.KEPT))
+    seed = int(seventh.number_input("Seed", 0, value=0, key="seed", **address.KEPT))
     st.form_submit_button("Write", type="primary", on_click=asked)
 address.see(feature)
 if "written" not in st.query_params:

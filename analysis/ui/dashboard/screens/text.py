@@ -5,7 +5,7 @@ import streamlit as st
 
 from analysis.pages.typed_text import ranked
 from analysis.ui.dashboard import state
-from analysis.ui.dashboard.address import go, keep, start_as_asked
+from analysis.ui.dashboard.address import KEPT, go, keep, start_as_asked
 from analysis.ui.dashboard.state import chosen, errors_shown, escaped
 from analysis.ui.dashboard.token_html import coloured, passage
 
@@ -24,7 +24,7 @@ st.title("Type text")
 text = st.text_area(
     "Text",
     key="typed",
-    bind="query-params",
+    **KEPT,
     on_change=forget,
     args=("token", "colour"),
     placeholder="The ships lay in the harbour, and the sea was calm.",
