@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from harvest.capture import Progress, Say, harvest, ignore
+from harvest.capture import harvest
 from harvest.errors import InputError
+from harvest.messages import Progress, Say, ignore
 from harvest.request import HarvestRequest, default_cache_dir
 from harvest.store import SPLITS, ActivationStore
 

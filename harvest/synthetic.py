@@ -22,9 +22,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from harvest.capture import Progress, disk_trouble_said, ignore, one_at_a_time
+from harvest.capture import disk_trouble_said, one_at_a_time
 from harvest.errors import InputError
 from harvest.files import read_arrays, write_arrays
+from harvest.messages import Progress, ignore
 from harvest.request import STORE_DTYPES
 from harvest.store import AGAIN, FORMAT, SPLITS, ActivationStore
 from harvest.store_writer import StoreWriter

@@ -23,10 +23,10 @@ from analysis.training import RunOptions, job_text, refuse_conflicts, train_run
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
 from analysis.ui.terminal.wording import pasted
-from harvest.capture import say_sources
 from harvest.errors import InputError
 from harvest.files import read_json
 from harvest.flags import flag
+from harvest.messages import say_sources
 from harvest.request import HarvestRequest
 from harvest.sources import resolve
 from harvest.text.documents import documents

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from analysis.features.activations import encode
-from harvest.capture import BATCH_TOKENS
+from harvest.model_pass import BATCH_TOKENS
 from harvest.request import Site
 from sae_jax.models.base import SAE
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from analysis.geometry import unit
-from harvest.capture import BATCH_TOKENS
+from harvest.model_pass import BATCH_TOKENS
 from harvest.request import Site
 from harvest.text.passages import Passages
 from sae_jax.models.base import SAE

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers import AutoModel
 
-from harvest.capture import BATCH_TOKENS
 from harvest.model.language_model import LanguageModel
+from harvest.model_pass import BATCH_TOKENS
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
 

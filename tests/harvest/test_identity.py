@@ -19,7 +19,7 @@ from rows import make_store
 import main
 from analysis import training
 from analysis.runs.finished import FinishedRun
-from harvest import capture, fingerprints
+from harvest import fingerprints, model_pass
 from harvest.capture import one_at_a_time
 from harvest.errors import InputError
 from harvest.files import read_json
@@ -77,7 +77,7 @@ def moved(run, tmp_path, capsys) -> FinishedRun:
 
 def elsewhere(monkeypatch, apart: float) -> None:
     """Imitate another version of torch, whose activations differ by a share of each value."""
-    monkeypatch.setattr(capture, "version", lambda name: "9.9.9")
+    monkeypatch.setattr(model_pass, "version", lambda name: "9.9.9")
     plain, rng = LanguageModel.activations, np.random.default_rng(0)
 
     def activations(self, tokens_WxT, sites):

@@ -5,8 +5,8 @@ import pytest
 from data_sets import lines, table
 from transformers import PreTrainedTokenizerFast
 
-from harvest.capture import _say_text
 from harvest.errors import InputError
+from harvest.messages import say_text
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_MODEL
 from harvest.text.concepts import texts_of
@@ -96,7 +96,7 @@ def test_the_share_of_tokens_that_are_in_no_window_is_reported(tokenizer, tmp_pa
     location, reading, said = lines(tmp_path / "a.jsonl", *documents), Reading(), list[str]()
     windows_of(location, tokenizer, reading, seq_len=4)
     assert (reading.tokens, reading.lost_tokens) == (8 + 4 + 8, 2 + 3 + 1)
-    _say_text(vars(reading), said.append)
+    say_text(vars(reading), said.append)
     assert any("23% of the text's tokens are in no window" in line for line in said)
     windows_of(location, tokenizer, reading, seq_len=4, n_samples=2)  # what is not needed is not lost
     assert (reading.tokens, reading.lost_tokens) == (8, 0)

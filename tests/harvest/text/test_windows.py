@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from harvest.capture import _say_text
 from harvest.errors import InputError
+from harvest.messages import say_text
 from harvest.request import HarvestRequest
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.text.columns import column_to_read, kinds_of_rows
@@ -260,7 +260,7 @@ def test_empty_files_of_a_folder_are_skipped_and_reported(tmp_path, name):
     (tmp_path / "text.txt").write_text("a text")
     assert list(documents(str(tmp_path), reading := Reading())) == ["a text"] and reading.left_out == [name]
     said: list[str] = []
-    _say_text(asdict(reading), said.append)
+    say_text(asdict(reading), said.append)
     assert said == [f"not read, because they are empty or of a test or validation split: {name}"]
 
 

@@ -1,0 +1,176 @@
+"""One pass of a language model over its text windows, which fills a store for each site.
+
+Shapes: W windows, T tokens per window, P positions of a window that become rows, D width of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harvest.errors import InputError
+from harvest.messages import Progress, Say, ignore
+from harvest.request import HarvestRequest, Site
+from harvest.row_formats import BYTES
+from harvest.sources import Source
+from harvest.store_writer import StoreWriter
+
+BATCH_TOKENS = 2048  # the same on all machines, because a resumed harvest must run the same batches
+
+
+def fill(
+    directories: dict[Site, Path],
+    request: HarvestRequest,
+    model: Source,
+    dataset: Source,
+    on_progress: Progress,
+    say: Say,
+    shard_bytes: int,
+    loss_recovered: bool,
+    device: str | None,
+) -> None:
+    from harvest.model.language_model import LanguageModel
+    from harvest.rehearsal import rehearse
+    from harvest.text.documents import Reading
+    from harvest.text.windows import token_windows
+
+    how: dict[str, Any] = {"control": request.control, "bos": request.bos, "dtype": request.model_dtype}
+    language_model = LanguageModel.load(model.location, device, **how)
+    for note in language_model.notes:
+        say(f"{model.asked}: {note}")
+    say(f"harvest runs on {language_model.device} in {language_model.dtype_name} (torch {version('torch')})")
+    request = request_for_text(request, language_model)
+    windows = token_windows(
+        dataset.location, language_model.tokenizer, request, reading := Reading(), language_model.bos
+    )
+    every_WxT = np.concatenate([split.tokens_WxT for split in windows.values()])
+    rehearsed = rehearse(language_model, every_WxT, list(directories), not request.keep_first_position)
+    facts = {**_description(request, model, dataset, language_model, windows), "text": asdict(reading)}
+    about = {
+        site: {**facts, "hook_name": site.hook_name, **site._asdict(), "no_loss_recovered": rehearsed[site]}
+        for site in directories
+    }
+    if request.max_norm_ratio:
+        candidates = sum(int(split.kept(request.positions).sum()) for split in windows.values())
+        for site, norm in median_norms(language_model, every_WxT, list(directories), request.positions).items():
+            limit = float(f"{request.max_norm_ratio * norm:.4g}")  # without the rounding errors that may differ
+            about[site] |= {"max_norm": limit, "candidate_rows": candidates}
+    if loss_recovered:
+        refuse_unmeasurable(about, ignore)
+    writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
+    row_bytes = language_model.d_model * BYTES[request.store_dtype]
+    batch_bytes = _batch_windows(request) * request.positions * row_bytes
+    shard_windows = _batch_windows(request) * max(1, shard_bytes // batch_bytes)
+    total = sum(len(split.tokens_WxT) for split in windows.values())
+    done = 0
+
+    def advance(n_windows: int) -> None:
+        nonlocal done
+        done += n_windows
+        on_progress("harvest", done * request.seq_len, total * request.seq_len)
+
+    for split in windows:
+        for index, start in enumerate(range(0, len(windows[split].tokens_WxT), shard_windows)):
+            part = windows[split].part(slice(start, start + shard_windows))
+            lacking = [site for site, writer in writers.items() if not writer.has_shard(split, index, part.tokens_WxT)]
+            if not lacking:
+                advance(len(part.tokens_WxT))
+                continue
+            rows = _rows(language_model, part.tokens_WxT, lacking, request, advance)
+            for site in lacking:
+                x_WxPxD, kept_WxP = rows.pop(site), part.kept(request.positions)
+                if most := about[site].get("max_norm"):
+                    kept_WxP = kept_WxP & ~(np.linalg.norm(x_WxPxD, axis=-1) > most)
+                others = {name: array_WxT for name, array_WxT in part.others.items() if name != "kept"}
+                others |= {} if kept_WxP.all() else {"kept": kept_WxP}
+                writers[site].add_shard(split, index, x_WxPxD[kept_WxP], part.tokens_WxT, part.documents_W, **others)
+    for writer in writers.values():
+        writer.finish()
+
+
+def refuse_unmeasurable(manifests: dict[Site, dict], say: Say) -> None:
+    """Raise InputError if loss recovered cannot be measured at a site; for an encoder, only report this."""
+    for manifest in manifests.values():
+        if (trouble := manifest.get("no_loss_recovered")) and not manifest["reads_both_ways"]:
+            raise InputError(f"{trouble}, or train without cross-entropy recovered (--ce-windows 0)")
+    encoders = [manifest["no_loss_recovered"] for manifest in manifests.values() if manifest.get("reads_both_ways")]
+    for trouble in encoders[:1]:
+        say(f"cross-entropy recovered is not measured: {trouble}")
+
+
+def median_norms(language_model, tokens_WxT: np.ndarray, sites: list[Site], positions: int) -> dict[Site, float]:
+    """The median norm of the rows of 4 to 32 windows, which are spread over the text, for each site."""
+    windows = min(32, max(4, BATCH_TOKENS // tokens_WxT.shape[1]))
+    spread_W = np.unique(np.linspace(0, len(tokens_WxT) - 1, windows).astype(int))
+    activations = language_model.activations(tokens_WxT[spread_W], sites)
+    return {
+        site: float(np.median(np.linalg.norm(x_WxTxD[:, -positions:], axis=-1)))
+        for site, x_WxTxD in activations.items()
+    }
+
+
+def request_for_text(request: HarvestRequest, language_model) -> HarvestRequest:
+    """The same request for windows without BOS, which takes their first tokens; what follows it are all rows."""
+    if not language_model.bos:
+        return request
+    if request.keep_first_position:
+        raise InputError(
+            "--keep-first-position has no effect on windows behind BOS, where only BOS is left out: leave it out, or "
+            "use --bos off"
+        )
+    return replace(request, seq_len=request.seq_len - len(language_model.bos), keep_first_position=True)
+
+
+def _rows(
+    language_model, tokens_WxT: np.ndarray, sites: list[Site], request: HarvestRequest, advance: Callable[[int], None]
+) -> dict[Site, np.ndarray]:
+    """The activations [W, P, D] of token windows at each site."""
+    shape = (len(tokens_WxT), request.positions, language_model.d_model)
+    rows = {site: np.empty(shape, np.float32) for site in sites}
+    for start in range(0, len(tokens_WxT), _batch_windows(request)):
+        batch_WxT = tokens_WxT[start : start + _batch_windows(request)]
+        for site, activations_WxTxD in language_model.activations(batch_WxT, sites).items():
+            rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -request.positions :]
+        advance(len(batch_WxT))
+    return rows
+
+
+def _batch_windows(request: HarvestRequest) -> int:
+    return -(-BATCH_TOKENS // request.seq_len)
+
+
+def _description(request: HarvestRequest, model: Source, dataset: Source, language_model, windows) -> dict:
+    """Facts about the origin of the rows, for the manifests of all sites."""
+    arrays = [a for s in windows.values() for a in (s.tokens_WxT, s.documents_W, *s.others.values())]
+    return {
+        "model": model.record,
+        **({"control": request.control} if request.control else {}),
+        **({"bos": list(language_model.bos)} if language_model.bos else {}),
+        **({"model_dtype": request.model_dtype} if request.model_dtype != "float32" else {}),
+        "weights_hash": language_model.weights_hash(),
+        "reads_both_ways": language_model.reads_both_ways,
+        "tokenizer_hash": language_model.tokenizer_hash(),
+        "dataset": dataset.record,
+        "windows_hash": _hash_arrays(arrays),
+        "seq_len": request.seq_len,
+        "keep_first_position": request.keep_first_position,
+        "dtype": request.store_dtype,
+        "d_model": language_model.d_model,
+        "n_samples": request.n_samples,
+        "n_samples_got": sum(len(split.tokens_WxT) for split in windows.values()),
+        "versions": {name: version(name) for name in ("torch", "transformers", "transformer_lens")},
+    }
+
+
+def _hash_arrays(arrays: list[np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(f"{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
