@@ -121,7 +121,9 @@ def train_run(
     began, sources = time.perf_counter(), None
     if not options.resume:
         sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
-        if d_model := sources[0].d_model:  # `train` checks the memory again, with the devices that JAX has found
+        if d_model := sources[0].width(
+            request.hook
+        ):  # `train` checks the memory again, with the devices that JAX has found
             say_cost(config, request, d_model, terminal)
     how: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say, "device": options.device}
     how["loss_recovered"] = measures_loss_recovered(request, options)

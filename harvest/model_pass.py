@@ -51,9 +51,17 @@ def fill(
     )
     every_WxT = np.concatenate([split.tokens_WxT for split in windows.values()])
     rehearsed = rehearse(language_model, every_WxT, list(directories), not request.keep_first_position)
+    widths = {site: rehearsed[site].width for site in directories}
     facts = {**_description(request, model, dataset, language_model, windows), "text": asdict(reading)}
     about = {
-        site: {**facts, "hook_name": site.hook_name, **site._asdict(), "no_loss_recovered": rehearsed[site]}
+        site: {
+            **facts,
+            "hook_name": site.hook_name,
+            **site._asdict(),
+            "tensor": site.tensor,
+            "d_model": widths[site],
+            "no_loss_recovered": rehearsed[site].trouble,
+        }
         for site in directories
     }
     if request.max_norm_ratio:
@@ -64,7 +72,7 @@ def fill(
     if loss_recovered:
         refuse_unmeasurable(about, ignore)
     writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
-    row_bytes = language_model.d_model * BYTES[request.store_dtype]
+    row_bytes = max(widths.values()) * BYTES[request.store_dtype]
     batch_bytes = _batch_windows(request) * request.positions * row_bytes
     shard_windows = _batch_windows(request) * max(1, shard_bytes // batch_bytes)
     total = sum(len(split.tokens_WxT) for split in windows.values())
@@ -82,7 +90,7 @@ def fill(
             if not lacking:
                 advance(len(part.tokens_WxT))
                 continue
-            rows = _rows(language_model, part.tokens_WxT, lacking, request, advance)
+            rows = _rows(language_model, part.tokens_WxT, {site: widths[site] for site in lacking}, request, advance)
             for site in lacking:
                 x_WxPxD, kept_WxP = rows.pop(site), part.kept(request.positions)
                 if most := about[site].get("max_norm"):
@@ -128,14 +136,17 @@ def request_for_text(request: HarvestRequest, language_model) -> HarvestRequest:
 
 
 def _rows(
-    language_model, tokens_WxT: np.ndarray, sites: list[Site], request: HarvestRequest, advance: Callable[[int], None]
+    language_model,
+    tokens_WxT: np.ndarray,
+    widths: dict[Site, int],
+    request: HarvestRequest,
+    advance: Callable[[int], None],
 ) -> dict[Site, np.ndarray]:
-    """The activations [W, P, D] of token windows at each site."""
-    shape = (len(tokens_WxT), request.positions, language_model.d_model)
-    rows = {site: np.empty(shape, np.float32) for site in sites}
+    """The activations [W, P, D] of token windows at each site, of its width."""
+    rows = {s: np.empty((len(tokens_WxT), request.positions, width), np.float32) for s, width in widths.items()}
     for start in range(0, len(tokens_WxT), _batch_windows(request)):
         batch_WxT = tokens_WxT[start : start + _batch_windows(request)]
-        for site, activations_WxTxD in language_model.activations(batch_WxT, sites).items():
+        for site, activations_WxTxD in language_model.activations(batch_WxT, list(widths)).items():
             rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -request.positions :]
         advance(len(batch_WxT))
     return rows
@@ -161,7 +172,6 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
         "seq_len": request.seq_len,
         "keep_first_position": request.keep_first_position,
         "dtype": request.store_dtype,
-        "d_model": language_model.d_model,
         "n_samples": request.n_samples,
         "n_samples_got": sum(len(split.tokens_WxT) for split in windows.values()),
         "versions": {name: version(name) for name in ("torch", "transformers", "transformer_lens")},

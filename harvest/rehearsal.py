@@ -6,6 +6,7 @@ Shapes: W windows, T tokens per window, D width of the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,26 +14,36 @@ from harvest.errors import InputError
 from harvest.interventions.loss_recovered import losses
 from harvest.model.language_model import LanguageModel
 from harvest.model.number_format import few_roundings
-from harvest.request import HOOKS, Site
+from harvest.request import STREAMS, Site
 
 WINDOWS = 4
 ROUNDING = 1e-5  # least tolerance for rounding, relative to the summands
 
 
+class Rehearsed(NamedTuple):
+    """What a test of one site has shown."""
+
+    width: int  # of its activations
+    trouble: str | None  # the reason why loss recovered cannot be measured there, if any
+
+
 def rehearse(
     model: LanguageModel, tokens_WxT: np.ndarray, sites: Sequence[Site], first_position: int
-) -> dict[Site, str | None]:
-    """The reason why loss recovered cannot be measured at each site; None if it can.
+) -> dict[Site, Rehearsed]:
+    """Test the model at each site.
 
     Raises InputError for tokens without an embedding, for a hook that the model lacks or that cannot be run, and for
     a hook whose tensor is not what its name means.
     """
     model.check_tokens(tokens_WxT)
     few_WxT = tokens_WxT[:WINDOWS]
-    model.activations(few_WxT, sites)
+    activations = model.activations(few_WxT, sites)
     for site in sites:
         check_meaning(model, few_WxT, site)
-    return {site: trouble(model, few_WxT, site, first_position) for site in sites}
+    return {
+        site: Rehearsed(x_WxTxD.shape[-1], trouble(model, few_WxT, site, first_position))
+        for site, x_WxTxD in activations.items()
+    }
 
 
 def check_meaning(model: LanguageModel, tokens_WxT: np.ndarray, site: Site) -> None:
@@ -41,9 +52,9 @@ def check_meaning(model: LanguageModel, tokens_WxT: np.ndarray, site: Site) -> N
     attn_out and mlp_out must be what a block adds to the residual stream, and resid_mid the stream between the two
     additions. They are not in models that normalize after the addition.
     """
-    if site.hook in ("resid_pre", "resid_post"):
+    if site.hook in ("resid_pre", "resid_post") or site.hook not in STREAMS:
         return
-    sites = [Site(site.layer, hook) for hook in HOOKS]
+    sites = [Site(site.layer, hook) for hook in STREAMS]
     sites = [other for other in sites if other.hook_name in model.bridge.hook_dict]
     try:
         streams = {other.hook: x_WxTxD for other, x_WxTxD in model.activations(tokens_WxT, sites).items()}

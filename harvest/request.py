@@ -13,7 +13,22 @@ from harvest.flags import ABOVE_0, COUNT, NUMBER, TEXT, Allowed, Flags, flag
 
 DEFAULT_MODEL = "gpt2-small"
 DEFAULT_DATASET = "NeelNanda/pile-10k"
-HOOKS = ("resid_pre", "resid_mid", "resid_post", "mlp_out", "attn_out")
+STREAMS = {  # hook: the tensor that is read, which is as wide as the residual stream
+    "resid_pre": "the residual stream before the block",
+    "resid_mid": "the residual stream between attention and the MLP",
+    "resid_post": "the residual stream after the block",
+    "mlp_out": "what the MLP adds to the residual stream",
+    "attn_out": "what attention adds to the residual stream",
+}
+INNER = {  # hook: (TransformerLens' hook point within a block, the tensor that is read)
+    "mlp_in": ("mlp.hook_in", "the input of the MLP, after the norm and its gain"),
+    "mlp_post": ("mlp.hook_post", "the hidden layer of the MLP, before its output projection"),
+    "z": ("attn.hook_z", "the outputs of the attention heads, side by side, before the output projection"),
+    "q": ("attn.hook_q", "the queries of the attention heads, side by side, before a norm or rotary embedding of them"),
+    "k": ("attn.hook_k", "the keys of the attention heads, side by side, before a norm or rotary embedding of them"),
+    "v": ("attn.hook_v", "the values of the attention heads, side by side"),
+}
+HOOKS = (*STREAMS, *INNER)
 STORE_DTYPES = ("float16", "bfloat16", "float32", "int8")
 CONTROLS = ("random-weights",)
 BOS = ("auto", "on", "off")
@@ -44,7 +59,20 @@ class Site(NamedTuple):
     @property
     def hook_name(self) -> str:
         """TransformerLens' name of the hook point."""
-        return f"blocks.{self.layer}.hook_{self.hook}"
+        point = INNER[self.hook][0] if self.hook in INNER else f"hook_{self.hook}"
+        return f"blocks.{self.layer}.{point}"
+
+    @property
+    def tensor(self) -> str:
+        """The tensor that is read, in words."""
+        return INNER[self.hook][1] if self.hook in INNER else STREAMS[self.hook]
+
+    @classmethod
+    def named(cls, hook_name: str) -> Site | None:
+        """The site of a hook point of TransformerLens, or None if it is none that is read here."""
+        layer, _, _ = hook_name.removeprefix("blocks.").partition(".")
+        sites = (cls(int(layer), hook) for hook in HOOKS) if layer.isdecimal() else ()
+        return next((site for site in sites if site.hook_name == hook_name), None)
 
 
 TWO_WINDOWS = Allowed(

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from harvest.errors import InputError
 from harvest.files import parse_json
 from harvest.fingerprints import model_hash, text_hash
 from harvest.hub import FLAG, HubQuestion, Kind
-from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, MODEL_DTYPES, HarvestRequest
+from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, MODEL_DTYPES, STREAMS, HarvestRequest
 from harvest.text.documents import text_files
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -33,6 +33,8 @@ BUNDLED_CORPUS = BUNDLED / "corpus.jsonl.gz"
 LAYER_KEYS = ("n_layer", "num_hidden_layers", "n_layers", "num_layers")
 POSITION_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 WIDTH_KEYS = ("n_embd", "hidden_size", "d_model")
+HEAD_KEYS, HEAD_WIDTH_KEYS = ("n_head", "num_attention_heads", "n_heads", "num_heads"), ("head_dim", "d_kv")
+KEY_HEAD_KEYS, MLP_KEYS = ("num_key_value_heads",), ("n_inner", "intermediate_size", "ffn_dim", "d_ff")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".gz", ".zst"}
 
@@ -47,9 +49,18 @@ class Source:
     n_layers: int | None  # models only; None if unknown
     fingerprint: str  # hash of local files, or repository@commit of the hub
     n_positions: int | None = None  # models only: the length of the longest window
-    d_model: int | None = None  # models only: the width of the residual stream
+    widths: Mapping[str, int] = field(default_factory=dict)  # models only: of the activations at each hook, if known
     published_dtype: str = "float32"  # models only: the number format of its weights
     out_of_reach: str = ""  # why it cannot be loaded, if only activations harvested before are available
+
+    def width(self, hooks: Sequence[str]) -> int | None:
+        """The width of the activations at these hooks; None if it is unknown. Raises InputError if it differs."""
+        widths = {hook: self.widths.get(hook) for hook in hooks}
+        if len(set(widths.values())) > 1:
+            each = ", ".join(f"{hook}: {width}" for hook, width in widths.items())
+            flag = f"--hook {' '.join(hooks)}"
+            raise InputError(f"{flag}: activations of different widths ({each}) do not train together: use a run each")
+        return widths[hooks[0]]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -190,8 +201,23 @@ def _local_model(asked: str, folder: Path, fingerprint: str = "", fell_back: boo
 
 
 def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back: bool = False) -> Source:
-    n_layers, n_positions, width = (_first_of(keys, config) for keys in (LAYER_KEYS, POSITION_KEYS, WIDTH_KEYS))
-    return Source(asked, location, fell_back, n_layers, fingerprint, n_positions, width, _published_dtype(config))
+    n_layers, n_positions = _first_of(LAYER_KEYS, config), _first_of(POSITION_KEYS, config)
+    widths, dtype = _widths(config), _published_dtype(config)
+    return Source(asked, location, fell_back, n_layers, fingerprint, n_positions, widths, dtype)
+
+
+def _widths(config: dict) -> dict[str, int]:
+    """The width of the activations at each hook, as far as the config of a model tells them."""
+    d_model, heads = _first_of(WIDTH_KEYS, config), _first_of(HEAD_KEYS, config)
+    if not d_model:
+        return {}
+    widths = dict.fromkeys((*STREAMS, "mlp_in"), d_model)
+    widths["mlp_post"] = _first_of(MLP_KEYS, config) or 4 * d_model
+    if heads:
+        head = _first_of(HEAD_WIDTH_KEYS, config) or d_model // heads
+        key_heads = _first_of(KEY_HEAD_KEYS, config) or heads
+        widths |= {"q": heads * head, "z": heads * head, "k": key_heads * head, "v": key_heads * head}
+    return widths
 
 
 def _published_dtype(config: dict) -> str:
@@ -301,8 +327,8 @@ def _harvested_before(question: HubQuestion, name: str, cache_dir: Path | None) 
             continue  # a damaged store is reported when it is requested
         record = manifest.get(question.kind, {})
         if record.get("fingerprint", "").startswith(f"{name}@"):
-            width = manifest["d_model"] if question.kind == "model" else None
-            known: dict[str, Any] = {"d_model": width, "published_dtype": manifest.get("model_dtype", "float32")}
+            known: dict[str, Any] = {"published_dtype": manifest.get("model_dtype", "float32")}
+            known |= {"widths": {manifest["hook"]: manifest["d_model"]}} if question.kind == "model" else {}
             trouble = str(question.refusal())
             return Source(question.name, name, False, None, record["fingerprint"], **known, out_of_reach=trouble)
     raise question.refusal()

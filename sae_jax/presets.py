@@ -146,12 +146,13 @@ def scale_down(
         changes.append(f"{named(name)} {flag_value(before)} -> {flag_value(value)} ({why})")
         return replace(settings, **{name: value})
 
-    assert bundled.n_layers and bundled.d_model
+    d_model = bundled.width(request.hook)
+    assert bundled.n_layers and d_model
     deepest = (bundled.n_layers - 1) / (N_LAYERS - 1)
     layers = tuple(sorted({round(layer * deepest) for layer in request.layer}))
     request = changed(request, "layer", layers, f"the model has {bundled.n_layers} layers, not {N_LAYERS}")
-    widths = tuple(max(16, width * bundled.d_model // D_MODEL // 16 * 16) for width in config.hidden_dim)
-    why = f"the model has width {bundled.d_model}, not {D_MODEL}; multiples of 16 allow the sparse path"
+    widths = tuple(max(16, width * d_model // D_MODEL // 16 * 16) for width in config.hidden_dim)
+    why = f"the model has width {d_model}, not {D_MODEL}; multiples of 16 allow the sparse path"
     config = changed(config, "hidden_dim", widths, why)
     request = changed(request, "dataset", "bundled", "the text that the model was trained on")
     if request.dataset != "bundled":

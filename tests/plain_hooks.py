@@ -32,6 +32,30 @@ MODULES: dict[str, tuple[str, str | None, str | None, str | None]] = {
     "olmo2": ("model.layers", "post_attention_layernorm", "mlp", "post_feedforward_layernorm"),
     "bert": ("bert.encoder.layer", None, None, None),
 }
+# In a block, the matrices of queries, keys and values (one for all three in some families), the matrix whose input is
+# z, the module whose input is mlp_in, and the matrix whose input is mlp_post.
+LLAMA_INNER = ("self_attn.q_proj self_attn.k_proj self_attn.v_proj", "self_attn.o_proj", "mlp", "mlp.down_proj")
+INNER_MODULES = dict.fromkeys(MODULES, LLAMA_INNER) | {
+    "gpt2": ("attn.c_attn", "attn.c_proj", "mlp", "mlp.c_proj"),
+    "gpt_neox": ("attention.query_key_value", "attention.dense", "mlp", "mlp.dense_4h_to_h"),
+    "opt": ("self_attn.q_proj self_attn.k_proj self_attn.v_proj", "self_attn.out_proj", "fc1", "fc2"),
+    "phi": ("self_attn.q_proj self_attn.k_proj self_attn.v_proj", "self_attn.dense", "mlp", "mlp.fc2"),
+    "bert": (
+        "attention.self.query attention.self.key attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ),
+}
+HEADS = 4  # in all of these models
+
+
+def split_heads(family: str, joint: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Queries, keys and values from the output of one matrix, which has them head by head in GPT-NeoX."""
+    if family == "gpt_neox":
+        by_head = joint.reshape(*joint.shape[:2], HEADS, 3, -1)
+        return tuple(by_head[..., part, :].reshape(*joint.shape[:2], -1) for part in range(3))
+    return tuple(np.split(joint, 3, -1))
 
 
 def plain_activations(family: str, directory: Path, tokens_WxT: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
@@ -65,8 +89,16 @@ def plain_activations(family: str, directory: Path, tokens_WxT: np.ndarray, dtyp
         ("attn_out", attention, "output"),
     ):
         read(hook, name, which)
+    projections, z, mlp_in, mlp_post = INNER_MODULES[family]
+    several = len(names := projections.split()) > 1
+    for hook, name in zip("qkv" if several else ["qkv"], names, strict=True):
+        read(hook, name, "output")
+    for hook, name in (("z", z), ("mlp_in", mlp_in), ("mlp_post", mlp_post)):
+        read(hook, name, "input")
     with torch.inference_mode():
         network(torch.from_numpy(tokens_WxT.astype(np.int64)))
+    if not several:
+        found |= zip("qkv", split_heads(family, found.pop("qkv")), strict=True)
     return found
 
 

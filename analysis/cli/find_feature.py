@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.cli.flags import filled, parsed, place
 from analysis.cli.found_member import say_found
 from analysis.cli.output import Output
+from analysis.cli.show import cache_flag
 from analysis.concepts.search import (
     FeatureDescription,
     SearchSettings,
@@ -74,7 +75,7 @@ def run(argv: list[str]) -> None:
             terminal.say(line)
         show(result, descriptions, densities, terminal)
         if best := next((feature for feature in result.features if feature.passes), None):
-            for line in page_lines(finished.path, best.member, best.feature):
+            for line in page_lines(finished.path, best.member, best.feature, options.cache_dir):
                 terminal.say(line)
         record = search_record(phrase, options, used, result, densities, descriptions)
         if can_be_kept(finished.path, terminal.say):
@@ -101,9 +102,9 @@ def show(
             terminal.show(description_text(feature, description, CONTEXTS_SHOWN))
 
 
-def page_lines(run: Path, member: str, feature: int) -> list[str]:
+def page_lines(run: Path, member: str, feature: int, cache_dir: Path) -> list[str]:
     """How to open the dashboard's page of a feature: the command that starts the server, and the link."""
-    start = pasted(f"python main.py dashboard {quote(str(run))}")
+    start = pasted(f"python main.py dashboard {quote(str(run))}{cache_flag(cache_dir)}")
     return [f"page of feature {feature}: {start}", f"then open {feature_link(run, member, feature)}"]
 
 

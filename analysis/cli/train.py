@@ -111,11 +111,12 @@ def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, pre
         say_sources(model, dataset, terminal.say)
         if not dataset.out_of_reach:
             next(documents(dataset.location, column=request.text_column), None)  # raises if it has no such column
-        if model.d_model is None:
+        if not (width := model.width(request.hook)):
+            hooks = ", ".join(request.hook)
             raise InputError(
-                f"--dry-run: the config of {model.location} does not state the model's width: leave --dry-run out"
+                f"--dry-run: the config of {model.location} does not state the width of {hooks}: leave --dry-run out"
             )
-        planned = plan(config, request, model.d_model)
+        planned = plan(config, request, width)
         terminal.table(*plan_cells(planned))
         terminal.say(plan_text(planned))
         try:

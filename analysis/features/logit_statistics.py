@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harvest.request import Site
+
 if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel
 
@@ -16,19 +18,23 @@ TOKENS, LOGIT_BARS = 20, 50
 BLOCK = 512  # features whose weights on all tokens are computed at a time
 
 
-def logit_statistics(model: LanguageModel, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:
-    """The fields of Features on logit weights: promoted and suppressed tokens, their weights, and the histogram."""
-    from harvest.model.logit_weights import logit_weights  # imports torch
+def logit_statistics(model: LanguageModel, site: Site, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:
+    """The fields of Features on logit weights: promoted and suppressed tokens, their weights, and the histogram.
 
-    if model.reads_both_ways:  # such a model predicts no next token, so no feature promotes one
+    There are no such tokens if the model predicts no next token, or only reads the activation at this site.
+    """
+    from harvest.model.logit_weights import logit_weights, residual_directions  # imports torch
+
+    stream_FxD = None if model.reads_both_ways else residual_directions(model, site, W_dec_FxD)
+    if stream_FxD is None:
         none_FxT = np.zeros((len(W_dec_FxD), 0))
         empty = {"logit_count_FxH": np.zeros((len(W_dec_FxD), LOGIT_BARS), np.int32)}
         for name in ("promoted", "suppressed"):
             empty |= {f"{name}_FxT": none_FxT.astype(np.int64), f"{name}_weight_FxT": none_FxT.astype(np.float32)}
         return empty
     parts: dict[str, list[np.ndarray]] = {}
-    for first in range(0, len(W_dec_FxD), BLOCK):
-        weight_BxV = logit_weights(model, W_dec_FxD[first : first + BLOCK])
+    for first in range(0, len(stream_FxD), BLOCK):
+        weight_BxV = logit_weights(model, stream_FxD[first : first + BLOCK])
         counts_BxH = np.stack([np.histogram(weight_V, LOGIT_BARS)[0] for weight_V in weight_BxV])
         parts.setdefault("logit_count_FxH", []).append(counts_BxH.astype(np.int32))
         for name, signed_BxV in (("promoted", weight_BxV), ("suppressed", -weight_BxV)):

@@ -27,6 +27,7 @@ from analysis.features.streaming import BARS, ENTRY, distinct
 from analysis.geometry import neighbours, unit
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
 from harvest.files import read_arrays, write_arrays
+from harvest.request import Site
 from sae_jax.formats import Dictionary
 from sae_jax.shapes import check_arrays, read_as
 
@@ -80,6 +81,11 @@ class Features:
     def alive_F(self) -> np.ndarray:
         return self.density_F > 0
 
+    @property
+    def promotes_tokens(self) -> bool:
+        """Whether features add to logits by themselves: not in an encoder, and not where the model only reads them."""
+        return self.promoted_FxT.shape[1] > 0
+
     def promoted_at_peak(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, logit weights) [T] that a feature promotes at its activation of largest absolute value.
 
@@ -97,7 +103,9 @@ class Features:
         return count_B[first:last], edge_E[first : last + 1]
 
     def logits(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens in each bar, edges of the bars): the histogram of logit weights."""
+        """(tokens in each bar, edges of the bars): the histogram of logit weights, without bars if there are none."""
+        if not self.promotes_tokens:
+            return np.zeros(0, np.int32), np.zeros(1)
         ends = self.suppressed_weight_FxT[feature, 0], self.promoted_weight_FxT[feature, 0]
         return self.logit_count_FxH[feature], np.linspace(*ends, LOGIT_BARS + 1)
 
@@ -191,7 +199,7 @@ def load_or_compute_features(
                 if run.site(name) == site:
                     dictionary = run.dictionary(name)
                     firing, rows_SxL = accumulate_firings(dictionary.sae, store, labels, 0, advance)
-                    features[name] = summarize(firing, dictionary, model, labels, rows_SxL)
+                    features[name] = summarize(firing, dictionary, model, site, labels, rows_SxL)
                     if kept:
                         features[name].save(features_path(run.path, name))
     return {name: features[name] for name in members}
@@ -201,6 +209,7 @@ def summarize(
     firing: FiringAccumulator,
     dictionary: Dictionary,
     model: LanguageModel,
+    site: Site,
     labels: Mapping[str, Labels],
     rows_SxL: Mapping[str, np.ndarray],
 ) -> Features:
@@ -240,7 +249,7 @@ def summarize(
         neighbour_cosine_FxJ=1 - neighbour_distance_FxJ,
         together_FxJ=together_FxJ,
         together_phi_FxJ=together_phi_FxJ,
-        **logit_statistics(model, dictionary.tensors["W_dec"]),
+        **logit_statistics(model, site, dictionary.tensors["W_dec"]),
         labels={name: label_set.names for name, label_set in labels.items()},
         label_rows={name: count_SxL[0] for name, count_SxL in rows_SxL.items()},
         label_count={name: count_SxFxL[0] for name, count_SxFxL in firing.label_SxFxL.items()},

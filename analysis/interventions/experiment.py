@@ -105,7 +105,10 @@ def steer_feature(
     refuse_no_feature(run, member, feature)
     maximum = float(features.max_F[feature])
     directions = steering.directions_for(sae, feature, maximum, mode, others or {})
-    tokens = list(watched) or features.promoted_at_peak(feature)[0].tolist()
+    if not (tokens := list(watched) or features.promoted_at_peak(feature)[0].tolist()):
+        raise InputError(
+            f"{member}: a feature at {run.site(member).hook_name} promotes no tokens by itself: give --words to watch"
+        )
 
     def steered_by(
         directions: Mapping[str, Callable[[float], Direction]],
@@ -135,7 +138,7 @@ def baselines(
     say: Callable[[str], None],
 ) -> dict[str, np.ndarray]:
     """A random direction and, for a concept, the difference in means, if the text has windows with and without it."""
-    directions = {RANDOM: steering.random_direction(run.language_model.d_model, seed)}
+    directions = {RANDOM: steering.random_direction(run.dictionary(member).d_in, seed)}
     if concept:
         store = run.store(run.site(member), cache_dir, on_progress, say)
         means_D = steering.difference_in_means(store, run.language_model.tokenizer, concept)

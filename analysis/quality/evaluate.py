@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -110,7 +109,7 @@ def evaluate_dictionaries(
     model, dataset = resolve(request, options.cache_dir)
     request = replace(request, held_out=share_of(opened, options, dataset, say))
     compare_models(opened, options.model_name, model, say)
-    refuse_another_width(opened, model.d_model, model)
+    refuse_another_width(opened, sites, {site: model.widths.get(site.hook) for site in sites}, model)
     stores = harvest(
         request,
         options.cache_dir,
@@ -122,7 +121,7 @@ def evaluate_dictionaries(
     )
     first_store = next(iter(stores.values()))
     report_other_rows(opened, request.seq_len, "bos" in first_store.manifest, say)
-    refuse_another_width(opened, first_store.d_model, model)
+    refuse_another_width(opened, sites, {site: store.d_model for site, store in stores.items()}, model)
 
     names = names_of(opened)
     report: dict[str, dict[str, Any]] = {}
@@ -200,10 +199,10 @@ def sites_of(opened: list[Opened], options: EvaluateSettings) -> list[Site]:
 
 
 def site_named(hook_name: str, what: str) -> Site:
-    match = re.fullmatch(r"blocks\.(\d+)\.hook_(\w+)", hook_name)
-    if not match or match[2] not in HOOKS:
-        raise InputError(f"{what} {hook_name}: must be blocks.LAYER.hook_NAME, NAME one of {', '.join(HOOKS)}")
-    return Site(int(match[1]), match[2])
+    if site := Site.named(hook_name):
+        return site
+    names = ", ".join(Site(0, hook).hook_name.replace("0", "LAYER") for hook in HOOKS)
+    raise InputError(f"{what} {hook_name}: must be one of {names}")
 
 
 def request_of(first: Opened, options: EvaluateSettings, sites: list[Site]) -> HarvestRequest:

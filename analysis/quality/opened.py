@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.runs.finished import read_record
 from harvest.errors import InputError
+from harvest.request import Site
 from sae_jax.run_directory import refuse_unfinished, run_of
 
 if TYPE_CHECKING:
@@ -107,12 +108,15 @@ def report_other_rows(opened: list[Opened], seq_len: int, has_bos: bool, say: Ca
             say(f"{o.directory}: {note}")
 
 
-def refuse_another_width(opened: list[Opened], d_model: int | None, model: Source) -> None:
-    for o in opened:
-        if d_model is not None and o.dictionary.d_in != d_model:
+def refuse_another_width(
+    opened: list[Opened], sites: list[Site], widths: Mapping[Site, int | None], model: Source
+) -> None:
+    """Raise InputError for a dictionary of another width than the activations at its site, if that is known."""
+    for o, site in zip(opened, sites, strict=True):
+        if (width := widths[site]) is not None and o.dictionary.d_in != width:
             raise InputError(
-                f"{o.directory} is for activations of width {o.dictionary.d_in}, but {model.asked} has {d_model}: "
-                "give the model that it was trained on by --model-name"
+                f"{o.directory} is for activations of width {o.dictionary.d_in}, but {model.asked} has {width} at "
+                f"{site.hook_name}: give the model that it was trained on by --model-name"
             )
 
 

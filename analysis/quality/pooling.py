@@ -45,7 +45,7 @@ def pool(
     n, (windows, length) = passages.item_W.max() + 1, passages.tokens_WxT.shape
     parts = {name: nnx.split(sae) for name, sae in saes.items()}
     f_sums = {name: np.zeros((n, sae.W_dec.shape[0]), np.float32) for name, sae in saes.items()}
-    x_sums = {site: np.zeros((n, model.d_model), np.float32) for site in sites.values()}
+    x_sums = {sites[name]: np.zeros((n, sae.W_dec.shape[1]), np.float32) for name, sae in saes.items()}
     sums = jax.jit(sum_features, static_argnums=0)
     batch = -(-BATCH_TOKENS // length)
     for start in range(0, windows, batch):

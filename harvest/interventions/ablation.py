@@ -54,7 +54,7 @@ def lost_without(
             run.check(clean_WxTxV, 0)
         taken_WxTxD = torch.zeros_like(run.activation_WxTxD)
         rows_WxPxD = run.activation_WxTxD[:, first_position:]
-        taken_NxD = np.array(taken(rows_WxPxD.reshape(-1, model.d_model).numpy()), np.float32)
+        taken_NxD = np.array(taken(rows_WxPxD.flatten(0, 1).numpy()), np.float32)
         taken_WxTxD[:, first_position:] = torch.from_numpy(taken_NxD).view(rows_WxPxD.shape)
         is_WxT = (taken_WxTxD != 0).any(-1)
         logp_WxTxV = run.run_with(run.activation_WxTxD - taken_WxTxD).log_softmax(-1)

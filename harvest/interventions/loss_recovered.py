@@ -25,6 +25,14 @@ from harvest.request import Site
 BATCH_TOKENS, BATCH_LOGITS = 2048, 1 << 25  # at most, per batch
 SAME_KL, SAME = 1e-4, 1e-3  # least tolerances for rounding: in nats, and relative to the largest value
 
+PARTS = {  # hook: the parts of its block that need not run again
+    "attn_out": ["attn"],
+    "resid_mid": ["attn"],
+    "mlp_in": ["attn"],
+    "mlp_post": ["attn"],
+    "mlp_out": ["attn", "mlp"],
+}
+
 Replace = Callable[[np.ndarray], np.ndarray]  # rows [N, D] to rows [N, D], float32
 
 
@@ -118,7 +126,7 @@ class PatchedForward:
         self.model, self.tokens, self.site = model, model.behind_bos(tokens), site
         bridge, block = model.bridge, model.bridge.blocks[site.layer]
         self.blocks = list(bridge.blocks[: site.layer + (site.hook == "resid_post")])
-        parts = {"attn_out": ["attn"], "resid_mid": ["attn"], "mlp_out": ["attn", "mlp"]}.get(site.hook, [])
+        parts = PARTS.get(site.hook, [])
         point = bridge.hook_dict[site.hook_name]
         # A part that contains the hook point, other than as its output, has to run for the hook to be called.
         self.parts = [
@@ -177,7 +185,7 @@ class PatchedForward:
 
         def put(old_WxTxD: torch.Tensor, hook) -> torch.Tensor:
             calls.append(hook)
-            return x_WxTxD.to(old_WxTxD.dtype)
+            return x_WxTxD.to(old_WxTxD.dtype).reshape(old_WxTxD.shape)  # with the heads apart, if there are heads
 
         known = dict.fromkeys(self.blocks, self.outputs.get(self.blocks[-1])) if self.blocks else {}
         with frozen_outputs(known | {part: self.outputs[part] for part in self.parts}):

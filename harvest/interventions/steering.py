@@ -75,14 +75,14 @@ def write_texts(
     tokens_SxT = model.behind_bos(model.token_ids(np.tile(np.array(prompt_T), (samples, 1))))
     cache, start, new, mass = None, 0, [], []  # `start`: position of the first token that runs now
 
-    def changed(x_SxTxD: torch.Tensor) -> torch.Tensor:
-        x_SxTxD, untouched = model.activation(x_SxTxD, change.site), max(0, bos + change.first_position - start)
+    def changed(x: torch.Tensor) -> torch.Tensor:
+        x_SxTxD, untouched = model.activation(x, change.site), max(0, bos + change.first_position - start)
         if untouched >= x_SxTxD.shape[1]:
-            return x_SxTxD
+            return x
         rows_SxTxD, y_SxTxD = x_SxTxD[:, untouched:], x_SxTxD.clone()
-        new_NxD = change.replace(rows_SxTxD.reshape(-1, model.d_model).float().cpu().numpy())
+        new_NxD = change.replace(rows_SxTxD.flatten(0, 1).float().cpu().numpy())
         y_SxTxD[:, untouched:] = torch.from_numpy(new_NxD).view(rows_SxTxD.shape).to(y_SxTxD)
-        return y_SxTxD
+        return y_SxTxD.reshape(x.shape)
 
     with model.running([change.site]), torch.inference_mode(), changing(model, change.site, changed):
         for step in range(new_tokens):

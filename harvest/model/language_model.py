@@ -22,7 +22,7 @@ from harvest.model.library_errors import explained
 from harvest.model.loading import listed, load_bridge
 from harvest.model.number_format import device_of, few_roundings
 from harvest.model.tokenizer import load_tokenizer
-from harvest.request import Site
+from harvest.request import INNER, STREAMS, Site
 
 # An encoder is recognized by the change of logits, relative to the largest, from a later token in a text of 8 tokens.
 BOTH_WAYS, BOTH_WAYS_TOKENS = 1e-4, 8
@@ -110,12 +110,19 @@ class LanguageModel:
                 )
 
     def activation(self, x_WxTxD: Any, site: Site) -> torch.Tensor:
-        """The value at a hook. Raises InputError unless it is an activation of the width of the model."""
-        if not isinstance(x_WxTxD, torch.Tensor) or x_WxTxD.ndim != 3 or x_WxTxD.shape[-1] != self.d_model:
-            what = f"shape {list(x_WxTxD.shape)}" if isinstance(x_WxTxD, torch.Tensor) else type(x_WxTxD).__name__
+        """The value at a hook, [W, T, D], with attention heads side by side.
+
+        Raises InputError unless it is an activation per token, which is as wide as the model in the residual stream.
+        """
+        is_tensor = isinstance(x_WxTxD, torch.Tensor)
+        if is_tensor and x_WxTxD.ndim == 4 and site.hook in INNER:
+            x_WxTxD = x_WxTxD.flatten(2)
+        if not is_tensor or x_WxTxD.ndim != 3 or (site.hook in STREAMS and x_WxTxD.shape[-1] != self.d_model):
+            what = f"shape {list(x_WxTxD.shape)}" if is_tensor else type(x_WxTxD).__name__
+            width = f"of width {self.d_model} " if site.hook in STREAMS else ""
             raise InputError(
-                f"--hook {site.hook}: the value in layer {site.layer} of {self.name} ({what}) is not an activation of "
-                f"width {self.d_model} per token: choose another hook"
+                f"--hook {site.hook}: the value in layer {site.layer} of {self.name} ({what}) is not an activation "
+                f"{width}per token: choose another hook"
             )
         return x_WxTxD
 

@@ -1,4 +1,4 @@
-"""The contribution of a direction of the residual stream to the logits of each token.
+"""The contribution of a direction to the residual stream, and of that to the logits of each token.
 
 Shapes: K directions, D width of the model, V vocabulary.
 """
@@ -11,8 +11,28 @@ import numpy as np
 import torch
 
 from harvest.model.language_model import LanguageModel
+from harvest.request import STREAMS, Site
 
+OUTPUTS = {"z": ("attn", "o", "ln1_post"), "mlp_post": ("mlp", "out", "ln2_post")}  # part, its last matrix, a norm
 FAR = 1e3  # length at which the epsilon of the norm is negligible
+
+
+def residual_directions(model: LanguageModel, site: Site, directions_KxD: np.ndarray) -> np.ndarray | None:
+    """What directions at a site add to the residual stream, [K, width of the model].
+
+    The outputs of attention heads (z) and the hidden layer of the MLP (mlp_post) pass through one matrix. None for a
+    site that the model only reads (q, k, v, mlp_in), or with a norm behind the matrix.
+    """
+    if site.hook in STREAMS:
+        return directions_KxD
+    part, matrix, norm = OUTPUTS.get(site.hook, ("", "", ""))
+    block = model.bridge.blocks[site.layer]
+    if not part or norm in block._modules or matrix not in (inner := block._modules[part])._modules:
+        return None
+    linear = inner._modules[matrix].original_component
+    with model.running(), torch.inference_mode():
+        x_KxD = torch.from_numpy(np.asarray(directions_KxD, np.float32)).to(model.device, model.dtype)
+        return (linear(x_KxD).float() - linear(torch.zeros_like(x_KxD[:1])).float()).cpu().numpy()
 
 
 def logit_weights(model: LanguageModel, directions_KxD: np.ndarray) -> np.ndarray:

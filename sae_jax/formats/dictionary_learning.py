@@ -13,7 +13,7 @@ import numpy as np
 
 from harvest.errors import InputError
 from harvest.files import parse_json
-from harvest.request import HOOKS
+from harvest.request import STREAMS
 from sae_jax.formats.dictionary import BY_K, Dictionary
 from sae_jax.formats.saelens import ANOTHER_COPY, new_cfg, record_in
 
@@ -86,7 +86,7 @@ def metadata_of(trainer: dict, buffer: dict) -> dict[str, Any]:
 
     If the buffer took the input of that module (`io`), the hook is a different one and stays unknown.
     """
-    hook = next((hook for hook in HOOKS if str(trainer.get("submodule_name")).startswith(hook)), None)
+    hook = next((hook for hook in STREAMS if str(trainer.get("submodule_name")).startswith(hook)), None)
     hook = hook if buffer.get("io", "out") == "out" else None
     return {
         "model_name": trainer.get("lm_name"),

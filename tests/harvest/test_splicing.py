@@ -69,7 +69,7 @@ def test_the_model_runs_on_with_the_reconstruction(model, hook, first):
     np.testing.assert_allclose(splice.error_WxPxD, error_WxTxD[:, first:], atol=1e-3)
 
 
-@pytest.mark.parametrize("point", [*(Site(1, hook).hook_name for hook in HOOKS), "blocks.1.attn.hook_z"])
+@pytest.mark.parametrize("point", [Site(1, hook).hook_name for hook in HOOKS])
 def test_with_the_error_term_the_output_and_its_gradient_stay_as_they_are(model, point):
     sae, embedding = dictionary(point), model.bridge.original_model.get_input_embeddings().weight
     plain = logits(model)

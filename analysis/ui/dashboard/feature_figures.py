@@ -87,7 +87,8 @@ def figures(features: Features, feature: int, stages: list[Stage], first: int) -
         firings = f"all {activations[0].sum():,} firings"
         yield "histogram", histogram(activations, "activation", "firings", "How strongly it fires", firings)
         yield "positions", positions(features.position_FxP[feature], first)
-    tokens = f"its logit weight on each of {logits[0].sum():,} tokens"
-    yield "logits", histogram(logits, "logit weight", "tokens", "What it does to the vocabulary", tokens)
+    if features.promotes_tokens:
+        tokens = f"its logit weight on each of {logits[0].sum():,} tokens"
+        yield "logits", histogram(logits, "logit weight", "tokens", "What it does to the vocabulary", tokens)
     if len(stages) > 2:
         yield "emergence", emergence(stages)

@@ -101,7 +101,8 @@ def description_text(found: FoundFeature, description: FeatureDescription, conte
     text = Text(f"feature {found.feature} of {found.member}", style="bold")
     if found.detector.needs_phrase:
         text.append(f"\n  {phrase_verdict(found.detector)}", style="not bold yellow")
-    text.append("\n  promotes " + " ".join(map(repr, description.promoted)), style="not bold")
+    if description.promoted:
+        text.append("\n  promotes " + " ".join(map(repr, description.promoted)), style="not bold")
     text.append("\n  fires most in the whole corpus, with or without the phrase, at", style="not bold")
     for context in description.contexts[:contexts]:
         text.append("\n  " + one_line(context.before), style="not bold")

@@ -18,6 +18,7 @@ from rich.text import Text
 from analysis.interventions.steering import UNSTEERED
 from analysis.ui.terminal.fitted import WIDEST, Fitted, Spare
 from analysis.ui.terminal.wording import counted, duration_text, number_cells, share_text, signed
+from harvest.request import Site
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
@@ -263,7 +264,7 @@ def runs_table(runs: list[dict[str, Any]]) -> Fitted:
 
 
 def run_cells(run: dict[str, Any]) -> dict[str, str]:
-    sites = [name.replace("blocks.", "layer ").replace(".hook_", " ") for name in run.get("sites", [])]
+    sites = [f"layer {site.layer} {site.hook}" for name in run.get("sites", []) if (site := Site.named(name))]
     where = f"{Path(run['model']).name}, {', '.join(sites)}" if sites else ""
     texts = (run["state"], run["date"].replace("T", " "), str(run.get("members", "")))
     return dict(zip(RUN_HEADS, (*texts, share_text(run.get("explained_variance")), where), strict=True))

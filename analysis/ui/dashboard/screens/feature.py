@@ -212,11 +212,14 @@ if features.alive_F[number]:
 else:
     st.info("It never fires on this text.")
 tried_text()
-left, right = st.columns(2)
-left.subheader("Promotes")
-left.html(bars(page.promoted[:10]))
-right.subheader("Suppresses")
-right.html(bars(page.suppressed[:10]))
+if page.promoted:
+    left, right = st.columns(2)
+    left.subheader("Promotes")
+    left.html(bars(page.promoted[:10]))
+    right.subheader("Suppresses")
+    right.html(bars(page.suppressed[:10]))
+else:
+    st.caption("It promotes no tokens by itself: the model reads this activation, or predicts no next token.")
 drawn = list(feature_figures.figures(features, number, page.stages, choice.run.first_position))
 for pair in (drawn[:2], drawn[2:]):
     for column, (_, figure) in zip(st.columns(2), pair, strict=False):
