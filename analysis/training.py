@@ -169,8 +169,8 @@ def say_cost(config: TrainConfig, request: HarvestRequest, d_model: int, termina
     if not has_accelerator():
         seconds = duration_text(max(1, planned.seconds))
         terminal.say(
-            f"{counted(planned.steps, 'step')}: about {seconds} of training on this CPU, besides harvesting, compiling "
-            "and measuring"
+            f"{counted(planned.steps, 'step')}: about {seconds} of training on this CPU if nothing else runs, besides "
+            "harvesting, compiling and measuring"
         )
 
 

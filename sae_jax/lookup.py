@@ -55,7 +55,8 @@ def found_member(run: Path, records: Sequence[dict[str, Any]], text: str) -> str
         raise InputError(f"--member {text} is in several ids of {run}: give more of one of {some(found)}")
     if not found:
         near = get_close_matches(text, chosen_members(run, records, ()), n=3, cutoff=0)
-        raise InputError(f"--member {text} is not in {run}: its nearest ids are {', '.join(near) or 'none'}")
+        ids = "id is" if len(near) == 1 else "ids are"
+        raise InputError(f"--member {text} is not in {run}: its nearest {ids} {', '.join(near) or 'none'}")
     if failed := failures[found[0]]:
         raise InputError(
             f"--member {found[0]} failed at step {failed['step']:,} and was not written: give another member"

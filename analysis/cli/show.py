@@ -21,7 +21,7 @@ from analysis.ui.terminal.tables import frontier_table
 from analysis.ui.terminal.wording import counted, pasted
 from harvest.errors import InputError
 from harvest.flags import Flags, flag
-from harvest.request import default_cache_dir
+from harvest.request import DEFAULT_DATASET, default_cache_dir
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0  # for a process that continues an interrupted run: until it trains, it loads and harvests
 COMMANDS = {  # by the file that each command leaves in RUN
-    "analysis/find": 'find-feature {} "the sea"',
+    "analysis/find": "find-feature {} {}",
     "analysis/study.json": "study {}",
     "analysis/sparse_probing.json": "saebench {}",
     "report.html": "report {}",
@@ -106,12 +106,13 @@ def show_results(path: Path, results: dict[str, Any], terminal: Terminal, anew: 
 
 
 def say_commands(what: str, path: Path, terminal: Terminal, cache_dir: Path | None = None) -> None:
-    """Print the commands that were not run on a run, ready to be pasted."""
+    """Print the commands that were not run on a run, ready to be pasted if its text is one of ours."""
+    text = FinishedRun.open(path).results["dataset"]["name"]
+    phrase = '"the sea"' if text in ("bundled", DEFAULT_DATASET) else "PHRASE"
     for file, command in COMMANDS.items():
         if not (path / file).exists():
-            terminal.say(
-                f"{what}: " + pasted(f"python main.py {command.format(quote(str(path)))}{cache_flag(cache_dir)}")
-            )
+            words = command.format(quote(str(path)), phrase)
+            terminal.say(f"{what}: " + pasted(f"python main.py {words}{cache_flag(cache_dir)}"))
 
 
 def cache_flag(cache_dir: Path | None) -> str:

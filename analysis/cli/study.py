@@ -30,7 +30,9 @@ class Options(Flags):
         None, "a run on the same model with shuffled weights (trained with --control random-weights)"
     )
     documents: int = flag(
-        5000, "largest number of documents of the bundled corpus for training and testing probes", COUNT
+        5000,
+        "largest number of documents of the bundled corpus for training and testing probes; fewer are faster",
+        COUNT,
     )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 

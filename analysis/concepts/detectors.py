@@ -44,7 +44,7 @@ class Detector:
     def needs_phrase(self) -> bool:
         """Whether little of the detection is left without the phrase: at most PHRASE_ONLY of what exceeds chance."""
         without = self.auroc_without_phrase
-        return without is not None and without - 0.5 <= PHRASE_ONLY * (self.auroc - 0.5)
+        return without is not None and self.auroc > 0.5 and without - 0.5 <= PHRASE_ONLY * (self.auroc - 0.5)
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,10 @@ def members_chart(members: Mapping[str, Mapping[str, Any]], selection: str | Non
     colour, shape = kind_marks(row["kind"] for row in rows)
     base = alt.Chart(alt.Data(values=rows)).properties(width=430, height=300)
     chart = base.mark_point(filled=True, size=70, opacity=0.85).encode(
-        x=alt.X("l0:Q", title="L0: active features per row").scale(zero=False, padding=16).axis(tickCount=6),
-        y=alt.Y("explained_variance:Q", title="explained variance").scale(zero=False, padding=16),
+        x=alt.X("l0:Q", title="L0: active features per row")
+        .scale(zero=False, padding=16)
+        .axis(tickCount=6, format=".4~g"),
+        y=alt.Y("explained_variance:Q", title="explained variance").scale(zero=False, padding=16).axis(format=".3~f"),
         color=colour,
         shape=shape,
         tooltip=["member:N", alt.Tooltip("l0:Q", format=".2f"), alt.Tooltip("explained_variance:Q", format=".4f")]

@@ -26,7 +26,6 @@ from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
 from harvest.errors import InputError
 from harvest.files import write_json
-from harvest.sources import BUNDLED_CORPUS
 from sae_jax.shapes import read_shaped
 from sae_jax.training.snapshots import read_snapshots
 
@@ -165,7 +164,10 @@ def benchmarks(
     path = run.path / "analysis" / "study_benchmarks.json"
     record = read_shaped(path, STUDY_AGAIN, shapes.Benchmarks) if path.exists() else {}
     if record.get("documents") != documents or set(members) - record["answers"]["sparse_probing"].keys():
-        say(f"probing {len(members)} dictionaries on {documents:,} documents of {BUNDLED_CORPUS.name}")
+        say(
+            f"sparse probing of {len(members)} of the dictionaries on {documents:,} documents of the bundled corpus, "
+            "whatever the run was trained on; fewer --documents are faster"
+        )
         notes: list[str] = []
         answers = dict(run_benchmarks(settings, run, members, notes, on_progress)) | {"absorption": {}}
         try:

@@ -151,9 +151,10 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
     for label in population.labels:
         estimates = {family: table[family][f"{label}, over chance"] for family in population.families}
         sentences.append(f"{label}: {'; '.join(f'{value} for {family}' for family, value in estimates.items())}")
-        means += [abs(value.mean or 0) for value in estimates.values()]
-    strength = "weak" if max(means) < 0.3 else "moderate at best" if max(means) < 0.6 else "strong for some labels"
-    short = f"As an indicator, frequency is {strength} (rank correlation over chance; the largest is {max(means):.2f})."
+        means += [value.mean or 0 for value in estimates.values()]
+    largest = max(means, key=abs)
+    strength = "weak" if abs(largest) < 0.3 else "moderate at best" if abs(largest) < 0.6 else "strong for some labels"
+    short = f"As an indicator, frequency is {strength} (rank correlation over chance; the strongest is {largest:.2f})."
     return Answer(
         question="How reliable are activation frequency patterns as indicators of feature specialization?",
         summary=short,

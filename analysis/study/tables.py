@@ -97,7 +97,8 @@ def seeds_of(measures: PopulationMeasures) -> str:
         f"{n} {seeds} per family (members that differ only in their seed), 95% intervals over seeds by Student's t."
         f"{few}{wider} Intervals cover what the seed changes: the initial weights, and the rows that dead features are "
         "revived from. They do not cover the text: all seeds see the same rows in the same order and are measured on "
-        "the same held-out documents. On other text the values may lie outside the intervals."
+        "the same held-out documents. On other text the values may lie outside the intervals. They are symmetric, so "
+        "those of shares and counts may reach below 0 or above 1."
     )
 
 

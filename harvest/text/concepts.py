@@ -96,11 +96,15 @@ def gather(
         pool = [(NO_DOCUMENT, text) for text in against if not (wanted.held_by(text) or seen.is_copy(text))]
         left_out += len(against) - len(pool)
     if len(concept) < FEWEST:
-        advice = "raise --passages" if len(holders) >= most else "give more examples, one per line (--examples FILE)"
+        advice = (
+            "raise --passages"
+            if len(holders) >= most
+            else "give examples, one per line (--examples FILE), or another phrase"
+        )
+        holding = f"{len(holders)} of {read:,} documents of {Path(corpus).name} that were read hold it"
         raise InputError(
-            f"{phrase!r}: there are only {len(concept)} passages, but {FEWEST} are needed: {len(holders)} of {read:,} "
-            f"documents of {Path(corpus).name} that were read hold it (without near-copies), and {len(texts)} examples "
-            f"are given: {advice}"
+            f"{phrase!r}: {FEWEST} passages are needed, but there are {len(concept)}: {holding} (without near-copies), "
+            f"and {len(texts)} examples are given: {advice}"
         )
     others = _others(concept, pool, tokenizer, first, rng, same)
     if len(others) < FEWEST:

@@ -186,7 +186,7 @@ def test_the_only_member_that_did_not_fail_need_not_be_named(name):
     "records, name, trouble",
     [
         ([TRAINED, LOST], "b", "--member b failed at step 7 and was not written: give another member"),
-        ([TRAINED, LOST], "c", "--member c is not in run: its nearest ids are a"),
+        ([TRAINED, LOST], "c", "--member c is not in run: its nearest id is a"),
         (
             [TRAINED, TRAINED | {"id": "c"}],
             None,

@@ -4,7 +4,7 @@ import streamlit as st
 
 from analysis.plots.theme import STYLE
 from analysis.ui.dashboard.address import complete_member, follow
-from analysis.ui.dashboard.state import Chosen, arguments, errors_shown, run_at
+from analysis.ui.dashboard.state import Chosen, arguments, chosen, errors_shown, escaped, run_at
 from harvest.errors import InputError
 from sae_jax.best_member import best_of_results
 
@@ -32,5 +32,5 @@ wrong = complete_member(run_at(path))
 st.session_state["chosen"] = Chosen(path, follow("member", members, st.sidebar, best))
 with errors_shown():
     if wrong:
-        raise wrong
+        st.error(escaped(f"{wrong}; {chosen().member} is shown".removeprefix("--member ")))
     page.run()

@@ -39,6 +39,7 @@ ID_COLUMNS = 12  # the curve is shortened before the ids get narrower than this
 RESULTS_SPARE = Spare(("train", "sparsity", "dead", "loss (mse)"), "results.json")
 SOURCES = {"model": "model", "text": "dataset"}  # the key in results.json of each
 GAP = 2  # between columns
+REMARKS = 2  # on members, at most
 LEAST_COLUMNS, LEAST_LINES = 40, 5  # on a narrower screen the lines wrap
 
 
@@ -159,7 +160,8 @@ class Screen(Console):
             sections.append(self._pairs(failed, inside, style="red"))
         measured = [(member_name(m), remark_on_loss_recovered(m.get("metrics") or {})) for m in members]
         if remarks := [(name, remark) for name, remark in measured if remark]:
-            sections.append(self._pairs(remarks, inside))
+            rest = [("", f"the same holds for {len(remarks) - REMARKS} more")] if len(remarks) > REMARKS else []
+            sections.append(self._pairs([*remarks[:REMARKS], *rest], inside))
         facts = [(self._best.strip(), BEST)] if best_members_of_results({m["id"]: m for m in members}) else []
         facts += [(name, source_text(results[key])) for name, key in SOURCES.items() if key in results]
         facts += [("site", sites_text(members))]

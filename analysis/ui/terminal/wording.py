@@ -63,9 +63,11 @@ def share_text(value: float | None, interval: list | None = None) -> str:
 
 
 def rate_text(rate: float, unit: str) -> str:
-    """A rate with its unit, or nothing if it is not known yet."""
-    if not math.isfinite(rate):
+    """A rate with its unit, such as members/s, or nothing if it is not known yet. A rate below 1 is a time for each."""
+    if not math.isfinite(rate) or not rate:
         return ""
+    if rate < 0.95:
+        return f"{duration_text(1 / rate)} for each"
     return f"{rate:,.0f} {unit}" if rate >= 10 else f"{rate:.1f} {unit}"
 
 

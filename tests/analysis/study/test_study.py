@@ -154,7 +154,9 @@ def test_only_intervals_separate_a_run_from_its_control():
 
 def test_the_answer_on_frequency_is_about_the_run_and_not_its_control():
     answer = frequency_and_specialization(gathered_of([0.5, 0.5], (0.1, 0.1)), gathered_of([0.5, 0.5], (0.9, 0.9)))
-    assert "frequency is weak (rank correlation over chance; the largest is 0.10)" in answer.answer
+    assert "frequency is weak (rank correlation over chance; the strongest is 0.10)" in answer.answer
+    negative = frequency_and_specialization(gathered_of([0.5, 0.5], (0.1, -0.2)), None)
+    assert "the strongest is -0.2" in negative.answer
     assert answer.table["random weights, topk"]["form, over chance"] == Estimate(0.9, None, None, 2)
 
 

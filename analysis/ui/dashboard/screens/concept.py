@@ -52,7 +52,7 @@ with st.form("concept"):
                 **KEPT,
             ),
         ]
-    everywhere = st.checkbox(
+    everywhere = len(choice.run.members) > 1 and st.checkbox(
         f"In all {len(choice.run.members)} members",
         help="takes longer: every dictionary is searched",
         key="everywhere",
@@ -74,7 +74,7 @@ rows = [
         "AUROC": feature.detector.auroc,
         "95%": "{:.2f} to {:.2f}".format(*feature.detector.auroc_interval) if feature.detector.auroc_interval else None,
         "w/o": feature.detector.auroc_without_phrase,
-        "fires on": "phrase" if feature.detector.needs_phrase else "",
+        "fires on": "phrase" if feature.passes and feature.detector.needs_phrase else "",
         "precision": feature.detector.precision,
         "coverage": feature.detector.coverage,
         "q": feature.q_value,

@@ -70,7 +70,7 @@ rows = [
 st.caption(
     "Specialized on: the specialization, and the label with the largest share of rows on which the feature fires. A "
     "rare label can have the largest share without most of the firings. One token: the share of the firings that are "
-    "on the most frequent token. Density: the share of rows on which the feature fires."
+    "on the most frequent token. Density: the share of all rows, training and held-out, on which it fires."
 )
 rows = [row if notes else {name: value for name, value in row.items() if name != "note"} for row in rows]
 narrow = {name: st.column_config.TextColumn(width=wide) for name, wide in WIDTHS.items() if name in rows[0]}

@@ -5,7 +5,7 @@ import streamlit as st
 from analysis.plots.frontier import members_chart
 from analysis.ui.dashboard.address import go
 from analysis.ui.dashboard.state import chosen, clicked_row, draw, escaped
-from analysis.ui.terminal.wording import failure_text, share_text
+from analysis.ui.terminal.wording import counted, failure_text, share_text
 from sae_jax.best_member import best_of_results
 from sae_jax.members import Member
 
@@ -43,7 +43,7 @@ def worth_showing(rows: list[dict]) -> list[dict]:
 
 st.title("Population")
 st.caption(
-    f"{len(run.members)} members, measured on held-out rows. Click one to see its features."
+    f"{counted(len(run.members), 'member')}, measured on held-out rows. Click one to see its features."
     + " ★ explains most among the members whose L0 is within 10% of its target." * bool(best)
 )
 for failed in (member for member in run.results["members"] if member["failed"]):
