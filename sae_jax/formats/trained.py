@@ -45,7 +45,8 @@ def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest:
     metadata |= {"control": control} if (control := manifest.get("control")) else {}
     metadata |= {"max_norm": limit} if (limit := manifest.get("max_norm")) else {}
     architecture, (d_in, d_sae) = KINDS[member.activation].architecture, tensors["W_enc"].shape
-    settings = {"reshape_activations": "hook_z"} if manifest["hook"] == "z" else {}  # puts SAELens' heads side by side
+    # In SAELens, heads are side by side only with this setting.
+    settings = {"reshape_activations": "hook_z"} if metadata["hook_name"].endswith("hook_z") else {}
     return Dictionary(member.id, "saelens", new_cfg(architecture, d_in, d_sae, metadata, member.k, **settings), tensors)
 
 

@@ -26,7 +26,7 @@ from harvest.capture import harvest
 from harvest.errors import InputError
 from harvest.identity import difference, identity, matching_store
 from harvest.model.language_model import LanguageModel
-from harvest.request import HOOKS, HarvestRequest, Site
+from harvest.request import HOOKS, STREAMS, HarvestRequest, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.store import ActivationStore
 from sae_jax.training.loop import store_facts
@@ -97,7 +97,7 @@ def files_of(directory: Path) -> dict[str, bytes]:
 # Values.
 
 
-@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("hook", STREAMS)
 @pytest.mark.parametrize("layer", [0, 2, 3])
 def test_each_hook_has_the_values_of_the_raw_model_alone_and_with_the_others(model, raw_model, layer, hook):
     tokens_WxT, site = np.random.default_rng(0).integers(0, 4096, (6, 20), dtype=np.int32), Site(layer, hook)
@@ -105,7 +105,7 @@ def test_each_hook_has_the_values_of_the_raw_model_alone_and_with_the_others(mod
     assert found_at == site and activation_WxTxD.dtype == np.float32
     expected_WxTxD = raw_activations(raw_model, tokens_WxT, layer)[hook]
     np.testing.assert_allclose(activation_WxTxD, expected_WxTxD, rtol=1e-5, atol=1e-4)
-    together = model.activations(tokens_WxT, HarvestRequest(layer=layer, hook=HOOKS).sites)
+    together = model.activations(tokens_WxT, HarvestRequest(layer=layer, hook=tuple(STREAMS)).sites)
     np.testing.assert_array_equal(together[site], activation_WxTxD)
 
 
@@ -122,12 +122,12 @@ def test_all_hooks_of_two_layers_in_one_run_are_those_of_transformer_lens(model,
     tokens_WxT, cache = by_transformer_lens
     sites = HarvestRequest(layer=(3, 1), hook=HOOKS).sites
     found = model.activations(tokens_WxT, sites)
-    assert set(found) == set(sites) and len(sites) == 10
+    assert set(found) == set(sites) and len(sites) == 22
     for site in sites:
-        np.testing.assert_allclose(found[site], cache[site.hook_name].numpy(), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(found[site], cache[site.hook_name].flatten(2).numpy(), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("hook", STREAMS)
 @pytest.mark.parametrize("below", HOOKS)
 def test_only_blocks_with_hooks_inside_run_in_the_code_of_transformer_lens(model, by_transformer_lens, below, hook):
     tokens_WxT, cache = by_transformer_lens
@@ -141,8 +141,8 @@ def test_only_blocks_with_hooks_inside_run_in_the_code_of_transformer_lens(model
         handle.remove()
     assert len(found) == 2
     for site, activations_WxTxD in found.items():
-        np.testing.assert_allclose(activations_WxTxD, cache[site.hook_name].numpy(), rtol=1e-5, atol=1e-4)
-    hooked_inside = [1] if below in ("resid_mid", "attn_out", "mlp_out") else []
+        np.testing.assert_allclose(activations_WxTxD, cache[site.hook_name].flatten(2).numpy(), rtol=1e-5, atol=1e-4)
+    hooked_inside = [] if below in ("resid_pre", "resid_post") else [1]
     assert ran == hooked_inside + ([2] if hook != "resid_pre" else [])
 
 
@@ -269,9 +269,9 @@ def test_the_first_position_is_kept_when_asked_for(tmp_path, raw_model):
 
 
 def test_each_site_has_its_own_store_with_the_same_windows(tmp_path, raw_model):
-    request = HarvestRequest(**BUNDLED, layer=(3, 1), hook=HOOKS, n_samples=20, store_dtype="float32")
+    request = HarvestRequest(**BUNDLED, layer=(3, 1), hook=tuple(STREAMS), n_samples=20, store_dtype="float32")
     stores = harvest(request, tmp_path)
-    assert list(stores) == [(layer, hook) for layer in (3, 1) for hook in HOOKS]
+    assert list(stores) == [(layer, hook) for layer in (3, 1) for hook in STREAMS]
     for site, store in stores.items():
         manifest = store.manifest
         assert manifest["hook_name"] == f"blocks.{site.layer}.hook_{site.hook}" == site.hook_name

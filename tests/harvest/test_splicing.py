@@ -12,7 +12,7 @@ from harvest.errors import InputError
 from harvest.interventions.attribution import Output
 from harvest.interventions.loss_recovered import PatchedForward
 from harvest.model.language_model import LanguageModel
-from harvest.request import HOOKS, Site
+from harvest.request import STREAMS, Site
 from harvest.sources import BUNDLED_MODEL
 from sae_jax.formats import Dictionary
 from sae_jax.formats.saelens import new_cfg
@@ -50,7 +50,7 @@ def logits(model: LanguageModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("first", [0, 2])
-@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("hook", [*STREAMS, "z"])
 def test_the_model_runs_on_with_the_reconstruction(model, hook, first):
     site = Site(1, hook)
     sae = dictionary(site.hook_name)
@@ -69,7 +69,7 @@ def test_the_model_runs_on_with_the_reconstruction(model, hook, first):
     np.testing.assert_allclose(splice.error_WxPxD, error_WxTxD[:, first:], atol=1e-3)
 
 
-@pytest.mark.parametrize("point", [Site(1, hook).hook_name for hook in HOOKS])
+@pytest.mark.parametrize("point", [Site(1, hook).hook_name for hook in (*STREAMS, "z", "mlp_in")])
 def test_with_the_error_term_the_output_and_its_gradient_stay_as_they_are(model, point):
     sae, embedding = dictionary(point), model.bridge.original_model.get_input_embeddings().weight
     plain = logits(model)

@@ -228,8 +228,8 @@ def test_the_verdict_compares_the_best_strengths_of_another_seed():
 
     first = steered(0.1, feature=0.3, random=0.2, means=0.05)
     assert verdict(first, feature=0.25, random=0.4) == (
-        "verdict on 8 new texts for each direction, without intervals: feature (probability 0.25000 at its best "
-        "strength, 0.10000 unsteered) does not beat the random (0.40000) and beats the means (no gain)"
+        "verdict on 8 texts of another seed for each direction, without intervals: feature (probability 0.25000 at its "
+        "best strength, 0.10000 unsteered) does not beat the random (0.40000) and beats the means (no gain)"
     )
     assert "feature does not steer: probability 0.09000" in verdict(first, feature=0.09, random=0.2)
     assert "no best strength" in verdict(steered(0.1, feature=0.1, random=0.2), random=0.2)

@@ -13,7 +13,7 @@ from analysis.stats import SAMPLES, bootstrap_samples
 from harvest.errors import InputError
 from harvest.interventions.loss_recovered import losses
 from harvest.model.language_model import LanguageModel
-from harvest.request import HOOKS, Site
+from harvest.request import HOOKS, INNER, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.store import ActivationStore
 from harvest.store_writer import StoreWriter
@@ -56,8 +56,27 @@ def raw_logits(raw_model, tokens_WxT: np.ndarray, site: Site | None, first_posit
         whole = mid + block.mlp(block.ln_2(mid))
         return (whole, *out[1:]) if isinstance(out, tuple) else whole
 
+    def in_front(_, args):
+        return (put(args[0]), *args[1:])
+
+    def of_three(part):
+        """A hook that changes one part of the output of a matrix for queries, keys and values."""
+
+        def change(_, args, joint):
+            parts = list(joint.tensor_split(3, -1))
+            parts[part] = put(parts[part])
+            return torch.cat(parts, -1)
+
+        return lambda: block.attn.c_attn.register_forward_hook(change)
+
     hooks = {
-        "resid_pre": lambda: block.register_forward_pre_hook(lambda _, args: (put(args[0]), *args[1:])),
+        "resid_pre": lambda: block.register_forward_pre_hook(in_front),
+        "mlp_in": lambda: block.mlp.register_forward_pre_hook(in_front),
+        "mlp_post": lambda: block.mlp.c_proj.register_forward_pre_hook(in_front),
+        "z": lambda: block.attn.c_proj.register_forward_pre_hook(in_front),
+        "q": of_three(0),
+        "k": of_three(1),
+        "v": of_three(2),
         "attn_out": lambda: block.attn.register_forward_hook(behind),
         "resid_mid": lambda: block.register_forward_hook(from_resid_mid),
         "mlp_out": lambda: block.mlp.register_forward_hook(behind),
@@ -91,7 +110,7 @@ def test_running_from_a_hook_equals_a_whole_run_with_the_replacement(model, raw_
     clean_WxTxV = raw_logits(raw_model, TOKENS_WxT, None, first)
     expected = by_hand(raw_logits(raw_model, TOKENS_WxT, site, first), clean_WxTxV, TOKENS_WxT, first)
     np.testing.assert_allclose(replaced["damaged"], expected, rtol=1e-4, atol=1e-4)
-    assert (replaced["damaged"].kl_W > 3e-3).all()
+    assert (replaced["damaged"].kl_W > (3e-4 if hook in INNER else 3e-3)).all()
     unchanged = by_hand(clean_WxTxV, clean_WxTxV, TOKENS_WxT, first)
     np.testing.assert_allclose(clean, unchanged, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(replaced["same"], unchanged, rtol=1e-4, atol=1e-5)
@@ -158,7 +177,7 @@ def test_other_architectures(tmp_path, config):
         _, replaced = losses(model, TOKENS_WxT, site, {"damaged": damaged}, 0)
 
         def put(x, hook):
-            return torch.from_numpy(damaged(x.detach().numpy().reshape(-1, 32))).view(x.shape)
+            return torch.from_numpy(damaged(x.detach().flatten(2).flatten(0, 1).numpy())).view(x.shape)
 
         hooks = [(site.hook_name, put)]
         if hook == "resid_mid":  # TransformerLens' point is only the MLP's input, so mid + MLP(mid) is added up here
@@ -169,7 +188,7 @@ def test_other_architectures(tmp_path, config):
         logits = model.bridge.run_with_hooks(tokens, fwd_hooks=hooks).detach()
         expected = by_hand(logits.double().numpy(), clean.double().numpy(), TOKENS_WxT, 0)
         np.testing.assert_allclose(replaced["damaged"], expected, rtol=1e-3, atol=1e-4)
-        assert (replaced["damaged"].kl_W > 1e-3).all()
+        assert (replaced["damaged"].kl_W > (1e-4 if hook in INNER else 1e-3)).all()
 
 
 # Loss recovered of dictionaries on a store.
