@@ -55,12 +55,12 @@ class Source:
 
     def width(self, hooks: Sequence[str]) -> int | None:
         """The width of the activations at these hooks; None if it is unknown. Raises InputError if it differs."""
-        widths = {hook: self.widths.get(hook) for hook in hooks}
-        if len(set(widths.values())) > 1:
-            each = ", ".join(f"{hook}: {width}" for hook, width in widths.items())
+        known = {hook: self.widths[hook] for hook in hooks if hook in self.widths}
+        if len(set(known.values())) > 1:
+            each = ", ".join(f"{hook}: {width}" for hook, width in known.items())
             flag = f"--hook {' '.join(hooks)}"
             raise InputError(f"{flag}: activations of different widths ({each}) do not train together: use a run each")
-        return widths[hooks[0]]
+        return next(iter(known.values()), None)
 
     @property
     def record(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from harvest.capture import harvest
 from harvest.model.language_model import LanguageModel
 from harvest.model.logit_weights import logit_weights, residual_directions
 from harvest.request import HOOKS, HarvestRequest, Site
-from harvest.sources import resolve
+from harvest.sources import Source, resolve
 
 TOKENS_WxT = np.random.default_rng(0).integers(5, 4096, (2, 9), dtype=np.int32)
 SMALL = ("--layer", "2", "--n-samples", "300", "--epochs", "2", "--hidden-dim", "48")
@@ -56,6 +56,8 @@ def test_hooks_of_different_widths_do_not_train_together(tmp_path, capsys):
     argv = ["--model-name", str(directory), "--dataset", "bundled", "--hook", "k", "mlp_post", "--dry-run"]
     assert main.run_as_command([*argv, "--cache-dir", str(tmp_path / "cache")]) == 2
     assert "activations of different widths (k: 16, mlp_post: 64)" in capsys.readouterr().err
+    cached = Source("m", "m", False, 3, "m@0", widths={"resid_pre": 32})  # of which the cache has one site only
+    assert cached.width(["mlp_out", "resid_pre"]) == 32 and cached.width(["z"]) is None
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
