@@ -175,9 +175,11 @@ def test_a_link_to_a_missing_feature_shows_an_error(run, cache, page, asked):
     assert f"{asked}" in error.replace("\\", "") and "0 to 47" in error
 
 
-def test_a_link_to_a_missing_member_shows_an_error(run, cache):
-    at = app(run, cache, member="nobody")
-    assert "nobody is not in" in at.error[0].value.replace("\\", "") and not at.dataframe, "no other member is shown"
+def test_a_link_to_a_missing_member_shows_an_error_and_the_best_member(run, cache):
+    at = app(run, cache, "features", member="nobody")
+    error = at.error[0].value.replace("\\", "")
+    assert error.startswith("nobody is not in") and error.endswith(f"; {at.selectbox(key='member').value} is shown")
+    assert at.dataframe
 
 
 def test_a_link_with_a_part_of_an_id_opens_the_member_that_it_means(run, cache):
