@@ -152,7 +152,7 @@ def test_several_runs_are_combined(run, tmp_path, capsys):
 
 def test_other_settings_give_another_curve(run, tmp_path):
     longer = changed(run, tmp_path / "longer", lambda c: c["asked"]["train"].update(epochs=9), "config.json")
-    assert [p.panel for p in compute_frontier(run, longer).points] == ["1 epochs"] * 4 + ["9 epochs"] * 4
+    assert [p.panel for p in compute_frontier(run, longer).points] == ["epochs 1"] * 4 + ["epochs 9"] * 4
 
 
 def test_cross_entropy_where_it_was_measured(run, tmp_path):

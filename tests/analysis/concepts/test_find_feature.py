@@ -240,7 +240,7 @@ def test_from_a_phrase_to_the_table(run, capsys, tmp_path):
         and 0 < best["density"] < 1
     )
     query = f"run={path.name}&member={passing[0]['member']}&feature={passing[0]['feature']}"
-    assert f"dashboard {path}\nthen open http://127.0.0.1:8501/feature?{query}\n" in out
+    assert f"dashboard {path} --cache-dir {cache}\nthen open http://127.0.0.1:8501/feature?{query}\n" in out
 
 
 def test_the_table_fits_into_80_columns_and_a_description_marks_the_token(rng):
