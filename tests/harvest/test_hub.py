@@ -53,7 +53,7 @@ import dataclasses, json, sys, time
 from command_line import ROOT
 
 from harvest.errors import InputError
-from harvest.request import HarvestRequest
+from harvest.request import HOOKS, HarvestRequest
 from harvest.sources import resolve
 for request in sys.argv[1:]:
     began = time.monotonic()
@@ -78,7 +78,7 @@ for location in sys.argv[1:]:
 
 WINDOWS = """
 import dataclasses, json, sys
-from harvest.request import HarvestRequest
+from harvest.request import HOOKS, HarvestRequest
 from harvest.sources import resolve
 from harvest.text.windows import token_windows
 from transformers import AutoTokenizer
@@ -93,7 +93,7 @@ for windows in token_windows(dataset.location, tokenizer, request).values():
 BOOT = """
 import json, sys
 import torch
-from harvest.request import HarvestRequest
+from harvest.request import HOOKS, HarvestRequest
 from harvest.sources import resolve
 from transformer_lens.model_bridge import TransformerBridge
 for name in sys.argv[1:]:
@@ -214,7 +214,7 @@ def test_a_hub_that_answers_is_used(tmp_path, endpoint):
         "n_layers": 4,
         "fingerprint": f"gpt2@{COMMIT}",
         "n_positions": 128,
-        "d_model": 256,
+        "widths": dict.fromkeys(HOOKS, 256) | {"mlp_post": 1024},
         "published_dtype": "float16",
     }
     assert said["dataset"]["location"] == "some-org/texts" and not said["dataset"]["fell_back"]

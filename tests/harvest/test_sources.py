@@ -64,7 +64,7 @@ def edit_config(folder: Path, **values) -> None:
 def test_the_bundled_model_by_name_is_no_fallback():
     model, dataset = ask(layer=3, seq_len=128)
     assert (model.asked, model.location, model.fell_back) == ("bundled", str(BUNDLED_MODEL), False)
-    assert (model.n_layers, model.n_positions, model.d_model) == (4, 128, 256)
+    assert (model.n_layers, model.n_positions, model.width(["resid_pre"])) == (4, 128, 256)
     assert (dataset.asked, dataset.location, dataset.fell_back) == ("bundled", str(BUNDLED_CORPUS), False)
 
 
