@@ -15,6 +15,8 @@ import pytest
 from command_line import ROOT
 from hub_server import COMMIT, GATED, TORN, broken_hub, files_of, hub, silent_hub
 
+from harvest.request import HOOKS
+
 MODEL = files_of(ROOT / "harvest" / "bundled" / "model")
 TEXTS = [f"The rain fell on hill number {i} and the river rose for the whole night." for i in range(200)]
 CONFIGS = b"configs:\n- config_name: a\n  data_files: a.jsonl\n- config_name: b\n  data_files: b.jsonl\n"
@@ -53,7 +55,7 @@ import dataclasses, json, sys, time
 from command_line import ROOT
 
 from harvest.errors import InputError
-from harvest.request import HOOKS, HarvestRequest
+from harvest.request import HarvestRequest
 from harvest.sources import resolve
 for request in sys.argv[1:]:
     began = time.monotonic()
@@ -78,7 +80,7 @@ for location in sys.argv[1:]:
 
 WINDOWS = """
 import dataclasses, json, sys
-from harvest.request import HOOKS, HarvestRequest
+from harvest.request import HarvestRequest
 from harvest.sources import resolve
 from harvest.text.windows import token_windows
 from transformers import AutoTokenizer
@@ -93,7 +95,7 @@ for windows in token_windows(dataset.location, tokenizer, request).values():
 BOOT = """
 import json, sys
 import torch
-from harvest.request import HOOKS, HarvestRequest
+from harvest.request import HarvestRequest
 from harvest.sources import resolve
 from transformer_lens.model_bridge import TransformerBridge
 for name in sys.argv[1:]:
