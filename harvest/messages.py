@@ -29,6 +29,7 @@ def say_sources(model: Source, dataset: Source, say: Say) -> None:
 
 
 def say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
+    """Say what was read of the text, and for each site how many rows there are and where."""
     say_text(next(iter(stores.values())).manifest["text"], say)
     for site, store in stores.items():
         train, held_out = len(store.train), len(store.held_out)
@@ -44,6 +45,7 @@ def say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
 
 
 def say_text(text: dict, say: Say) -> None:
+    """Say what was left out of the text, from the facts about it in a manifest."""
     if text["columns"] not in ([], ["text"]):
         say(f"text is read from the column {', '.join(text['columns'])}")
     if files := text["left_out"]:

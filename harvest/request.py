@@ -13,14 +13,15 @@ from harvest.flags import ABOVE_0, COUNT, NUMBER, TEXT, Allowed, Flags, flag
 
 DEFAULT_MODEL = "gpt2-small"
 DEFAULT_DATASET = "NeelNanda/pile-10k"
-STREAMS = {  # hook: the tensor that is read, which is as wide as the residual stream
-    "resid_pre": "the residual stream before the block",
-    "resid_mid": "the residual stream between attention and the MLP",
-    "resid_post": "the residual stream after the block",
-    "mlp_out": "what the MLP adds to the residual stream",
-    "attn_out": "what attention adds to the residual stream",
+# hook: (TransformerLens' hook point within a block, the tensor that is read). STREAMS are as wide as the model.
+STREAMS = {
+    "resid_pre": ("hook_resid_pre", "the residual stream before the block"),
+    "resid_mid": ("hook_resid_mid", "the residual stream between attention and the MLP"),
+    "resid_post": ("hook_resid_post", "the residual stream after the block"),
+    "mlp_out": ("hook_mlp_out", "what the MLP adds to the residual stream"),
+    "attn_out": ("hook_attn_out", "what attention adds to the residual stream"),
 }
-INNER = {  # hook: (TransformerLens' hook point within a block, the tensor that is read)
+INNER = {
     "mlp_in": ("mlp.hook_in", "the input of the MLP, after the norm and its gain"),
     "mlp_post": ("mlp.hook_post", "the hidden layer of the MLP, before its output projection"),
     "z": ("attn.hook_z", "the outputs of the attention heads, side by side, before the output projection"),
@@ -28,7 +29,8 @@ INNER = {  # hook: (TransformerLens' hook point within a block, the tensor that 
     "k": ("attn.hook_k", "the keys of the attention heads, side by side, before a norm or rotary embedding of them"),
     "v": ("attn.hook_v", "the values of the attention heads, side by side"),
 }
-HOOKS = (*STREAMS, *INNER)
+POINTS = STREAMS | INNER
+HOOKS = tuple(POINTS)
 STORE_DTYPES = ("float16", "bfloat16", "float32", "int8")
 CONTROLS = ("random-weights",)
 BOS = ("auto", "on", "off")
@@ -59,13 +61,12 @@ class Site(NamedTuple):
     @property
     def hook_name(self) -> str:
         """TransformerLens' name of the hook point."""
-        point = INNER[self.hook][0] if self.hook in INNER else f"hook_{self.hook}"
-        return f"blocks.{self.layer}.{point}"
+        return f"blocks.{self.layer}.{POINTS[self.hook][0]}"
 
     @property
     def tensor(self) -> str:
         """The tensor that is read, in words."""
-        return INNER[self.hook][1] if self.hook in INNER else STREAMS[self.hook]
+        return POINTS[self.hook][1]
 
     @classmethod
     def named(cls, hook_name: str) -> Site | None:

@@ -49,7 +49,7 @@ def test_the_python_block_is_pasted_line_by_line(pasted_block):
 def test_a_run_of_the_python_block_works_on_the_command_line(pasted_block, at_home):
     shown = ran([sys.executable, ROOT / "main.py", "show", "runs/mine", "--pareto"], at_home)
     assert shown.returncode == 0, shown.stderr
-    assert "a jump_relu  b topk" in shown.stdout and "main.py study runs/mine" in shown.stdout
+    assert "a jump_relu  b topk" in shown.stdout and f"python {ROOT / 'main.py'} study runs/mine" in shown.stdout
 
 
 @pytest.mark.slow

@@ -65,7 +65,8 @@ def run(argv: list[str]) -> None:
 
 
 def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
-    frontier = show_results(path, FinishedRun.open(path).results, terminal)
+    results = FinishedRun.open(path).results
+    frontier = show_results(path, results, terminal)
     if options.pareto:
         points = [(p.kind, p.metrics["l0"].mean, p.metrics["explained_variance"].mean) for p in frontier.points]
         if points:
@@ -74,7 +75,7 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
             terminal.say("--pareto: nothing to plot, because all members failed")
     made = sorted({re.split(r"[-.]", p.name)[0] for p in (path / "analysis").glob("*")})
     terminal.say(f"analyses: {', '.join(made)}" if made else "no analyses yet")
-    say_commands("not run yet", path, terminal)
+    say_commands("not run yet", path, results, terminal)
 
 
 def of_seeds(frontier: Frontier) -> str:
@@ -105,10 +106,11 @@ def show_results(path: Path, results: dict[str, Any], terminal: Terminal, anew: 
     return frontier
 
 
-def say_commands(what: str, path: Path, terminal: Terminal, cache_dir: Path | None = None) -> None:
+def say_commands(
+    what: str, path: Path, results: dict[str, Any], terminal: Terminal, cache_dir: Path | None = None
+) -> None:
     """Print the commands that were not run on a run, ready to be pasted if its text is one of ours."""
-    text = FinishedRun.open(path).results["dataset"]["name"]
-    phrase = '"the sea"' if text in ("bundled", DEFAULT_DATASET) else "PHRASE"
+    phrase = '"the sea"' if results["dataset"]["name"] in ("bundled", DEFAULT_DATASET) else "PHRASE"
     for file, command in COMMANDS.items():
         if not (path / file).exists():
             words = command.format(quote(str(path)), phrase)

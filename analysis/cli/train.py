@@ -95,7 +95,7 @@ def show_run(terminal: Terminal, cache_dir: Path, path: Path, results: dict[str,
     show_results(path, results, terminal, anew=anew)
     if anew:
         terminal.say(pasted(f"next: python main.py dashboard {quote(str(path))}{cache_flag(cache_dir)}"))
-        say_commands("next", path, terminal, cache_dir)
+        say_commands("next", path, results, terminal, cache_dir)
 
 
 def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, preset: dict[str, Any] | None) -> None:
