@@ -15,6 +15,7 @@ from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.wording import pasted
 from harvest.errors import InputError
 from harvest.flags import Flags, as_arguments, named, nearest, translated
+from harvest.imports.stored_rows import request_for_rows
 from harvest.request import HarvestRequest, default_cache_dir
 from sae_jax.config import TrainConfig
 
@@ -76,7 +77,7 @@ def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
     def of(cls: type[T]) -> T:
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
-    request, config, options = of(HarvestRequest), of(TrainConfig), of(RunOptions)
+    request, config, options = request_for_rows(of(HarvestRequest)), of(TrainConfig), of(RunOptions)
     refuse_conflicts(request, config, options, set(map(named, settings)))
     with Terminal(quiet=quiet) as terminal:
         return ShownRun.open(train_run(request, config, options, terminal))

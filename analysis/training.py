@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +14,7 @@ from analysis.ui.terminal.wording import counted, duration_text, pasted
 from harvest.capture import harvest, harvest_again
 from harvest.errors import InputError
 from harvest.flags import COUNT, DEVICE, NUMBER, POSITIVE, Flags, flag, named
+from harvest.imports.stored_rows import stored_rows
 from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, HarvestRequest, Site, default_cache_dir
 from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
@@ -78,6 +79,8 @@ def refuse_conflicts(request: HarvestRequest, config: TrainConfig, options: RunO
             raise InputError(f"{name} has no effect on --activation {' '.join(config.activation)}: {fix}")
     if {"--target-l0", "--sparsity"} <= given:
         raise InputError("--target-l0 steers to an L0, --sparsity fixes the coefficient: give only one of them")
+    if request.rows and (idle := sorted(given & {named(f.name) for f in fields(HarvestRequest)} - {"--rows"})):
+        raise InputError(f"{idle[0]} has no effect with --rows, whose store has its own: leave it out")
     if {"--tokens", "--n-samples"} <= given:
         raise InputError("--tokens and --n-samples both say how much text is read: give only one of them")
     if not options.use_wandb and (idle := [name for name in WANDB_FLAGS if name in given]):
@@ -119,7 +122,9 @@ def train_run(
     keep_compiled(options.cache_dir)
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
     began, sources = time.perf_counter(), None
-    if not options.resume:
+    if request.rows:
+        say_cost(config, request, ActivationStore(request.rows).d_model, terminal)
+    elif not options.resume:
         sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
         if d_model := sources[0].width(
             request.hook
@@ -127,7 +132,9 @@ def train_run(
             say_cost(config, request, d_model, terminal)
     how: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say, "device": options.device}
     how["loss_recovered"] = measures_loss_recovered(request, options)
-    if options.resume and run.stores:
+    if request.rows:
+        stores = stored_rows(request, terminal.say)
+    elif options.resume and run.stores:
         stores = harvest_again(request, run.stores, options.cache_dir, **how)
     else:
         stores = harvest(request, options.cache_dir, sources=sources, **how)
@@ -151,10 +158,12 @@ def job_text(request: HarvestRequest, config: TrainConfig) -> str:
     """What will be trained, in a line."""
     members = members_of(config, request.sites)
     kinds, sites = dict.fromkeys(m.activation for m in members), dict.fromkeys((m.hook, m.layer) for m in members)
+    what = f"{counted(len(members), 'member')} ({', '.join(kinds)}) for {counted(config.epochs, 'epoch')} on"
+    if request.rows:
+        return f"{what} the rows in {request.rows}"
     where = ", ".join(f"{hook} of layer {layer}" for hook, layer in sites)
     return (
-        f"{counted(len(members), 'member')} ({', '.join(kinds)}) for {counted(config.epochs, 'epoch')} on "
-        f"{request.n_samples:,} windows of {request.seq_len} tokens of {request.dataset or DEFAULT_DATASET}: "
+        f"{what} {request.n_samples:,} windows of {request.seq_len} tokens of {request.dataset or DEFAULT_DATASET}: "
         f"{where} of {request.model_name or DEFAULT_MODEL}"
     )
 
@@ -236,7 +245,10 @@ def work(
             log.training_progress(progress)
 
     def measure(results: dict) -> None:
-        if measures_loss_recovered(request, options):
+        none = next(iter(stores.values())).manifest.get("no_loss_recovered")
+        if options.ce_windows and none:
+            terminal.say(f"cross-entropy recovered is not measured: {none}")
+        elif measures_loss_recovered(request, options):
             terminal.begin("loading the language model to measure cross-entropy recovered")
             add_loss_recovered(results, run.path, stores, options.ce_windows, terminal.progress, options.device)
         elif options.ce_windows:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["TransformerActivationDataset"]
+__all__ = ["TransformerActivationDataset", "import_rows"]
 
 
 def __getattr__(name: str) -> Any:
@@ -10,6 +10,10 @@ def __getattr__(name: str) -> Any:
         from harvest.dataset import TransformerActivationDataset
 
         return TransformerActivationDataset
+    if name == "import_rows":
+        from harvest.imports.importing import import_rows
+
+        return import_rows
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,9 +12,11 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +26,7 @@ from harvest.errors import InputError
 
 CHECKSUM = "crc32"
 ARRAYS = "arrays_crc32"  # key in a record: the checksum from `write_arrays` of the arrays that belong to it
+FILE_NAME = r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,199}$"  # a name that is no path, on any system
 TEMPORARY = ".tmp"  # suffix of temporary files
 
 
@@ -203,6 +206,21 @@ def refuse_taken(directory: Path) -> None:
     """Raise InputError if --to exists and is not an empty directory."""
     if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
         raise InputError(f"--to {directory} already exists: choose a new or an empty directory")
+
+
+@contextmanager
+def whole_directory(to: Path) -> Iterator[Path]:
+    """A context with a temporary directory, which is renamed to `to` at its end, or deleted after an error.
+
+    Raises InputError if `to` exists and is not an empty directory.
+    """
+    refuse_taken(to)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as beside:
+        directory = Path(beside) / to.name
+        directory.mkdir()
+        yield directory
+        os.replace(directory, to)
 
 
 def checksum(path: Path) -> int:

@@ -31,6 +31,7 @@ INNER = {
 }
 POINTS = STREAMS | INNER
 HOOKS = tuple(POINTS)
+IMPORTED, IMPORTED_ROWS = "imported", "imported rows"  # for the hook and the model of rows without a language model
 STORE_DTYPES = ("float16", "bfloat16", "float32", "int8")
 CONTROLS = ("random-weights",)
 BOS = ("auto", "on", "off")
@@ -45,6 +46,7 @@ ADDED_LATER = {  # what a run did before it had these fields, which are no part 
     "max_norm_ratio": 0.0,
     "model_dtype": "auto",
     "tokens": None,
+    "rows": None,
 }
 
 
@@ -61,6 +63,8 @@ class Site(NamedTuple):
     @property
     def hook_name(self) -> str:
         """TransformerLens' name of the hook point."""
+        if self.hook == IMPORTED:
+            return IMPORTED
         return f"blocks.{self.layer}.{POINTS[self.hook][0]}"
 
     @property
@@ -71,6 +75,8 @@ class Site(NamedTuple):
     @classmethod
     def named(cls, hook_name: str) -> Site | None:
         """The site of a hook point of TransformerLens, or None if it is none that is read here."""
+        if hook_name == IMPORTED:
+            return cls(0, IMPORTED)
         layer, _, _ = hook_name.removeprefix("blocks.").partition(".")
         sites = (cls(int(layer), hook) for hook in HOOKS) if layer.isdecimal() else ()
         return next((site for site in sites if site.hook_name == hook_name), None)
@@ -82,6 +88,7 @@ TWO_WINDOWS = Allowed(
     "a whole number, at least 2 (one window to train on, one held out), and below 2147483648",
 )
 RATIO = Allowed(Real, lambda v: v == 0 or v > 1, "0, or a number over 1")
+HOOK = Allowed(str, lambda v: v in (*HOOKS, IMPORTED), f"one of {', '.join(HOOKS)}")
 TOKENS = Allowed(Integral, lambda v: 1 <= v < 2**63, "a whole number, 1 or more, and below 9223372036854775808")
 
 
@@ -107,7 +114,10 @@ class HarvestRequest(Flags):
         TEXT,
     )
     layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read", NUMBER)
-    hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", choices=HOOKS)
+    hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", HOOK, choices=HOOKS)
+    rows: str | None = flag(
+        None, "train on the rows of this store, made by import-rows or a harvest, instead of a model and a text", TEXT
+    )
     n_samples: int = flag(10000, "token windows to harvest, including held-out ones", TWO_WINDOWS)
     seq_len: int = flag(20, "tokens per window; a window never spans two documents unless they are packed", COUNT)
     tokens: int | None = flag(None, "tokens to harvest, such as 10M, instead of --n-samples", TOKENS)

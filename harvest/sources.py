@@ -24,6 +24,7 @@ from harvest.files import parse_json
 from harvest.fingerprints import model_hash, text_hash
 from harvest.hub import FLAG, HubQuestion, Kind
 from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, MODEL_DTYPES, STREAMS, HarvestRequest
+from harvest.store import ActivationStore
 from harvest.text.documents import text_files
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -286,6 +287,8 @@ def _cached_dataset(repo: str) -> Path | None:
 def named_files(request: HarvestRequest) -> dict[str, str]:
     """Fingerprints of the local files of a request. If these change, the request is a different one."""
     fingerprints = {}
+    if request.rows:
+        fingerprints["rows"] = ActivationStore(request.rows).fingerprint
     if request.model_name and (folder := Path(request.model_name).expanduser()).is_dir():
         fingerprints["model_name"] = model_hash(folder)
     if request.dataset and (path := Path(request.dataset).expanduser()).exists():

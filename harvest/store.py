@@ -20,6 +20,7 @@ the file. Training rows are compared in a thread while training runs (`compared_
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ import numpy as np
 
 from harvest.errors import InputError
 from harvest.files import read_json
+from harvest.request import IMPORTED
 from harvest.row_formats import decoded
 from harvest.stored_windows import AGAIN, StoredWindows, is_damaged, parts_of, shard_path
 
@@ -150,12 +152,19 @@ class ActivationStore:
         model, text = ("bundled" if m[kind]["fell_back"] else m[kind]["asked"] for kind in ("model", "dataset"))
         if m.get("control"):
             model += f" ({m['control']})"
+        what, origin = f"{m['hook_name']} of {model}", f"windows of {m['seq_len']} tokens of {text}"
+        if m["hook"] == IMPORTED:
+            what, origin = model, text
         return (
-            f"ActivationStore of {m['hook_name']} of {model}, {self.d_model:,} wide\n"
-            f"  {len(self.train):,} training rows and {len(self.held_out):,} held-out ones, from windows of "
-            f"{m['seq_len']} tokens of {text}\n"
+            f"ActivationStore of {what}, {self.d_model:,} wide\n"
+            f"  {len(self.train):,} training rows and {len(self.held_out):,} held-out ones, from {origin}\n"
             f"  in {self.directory}"
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """A checksum of all files, from the manifest."""
+        return f"{zlib.crc32(np.array([facts['crc32'] for _, facts in self.files()], '<u4').tobytes()):08x}"
 
     def rename(self, model: Mapping[str, Any], dataset: Mapping[str, Any]) -> None:
         """Describe the model and text by other records, because who harvested the rows may know them by other names."""

@@ -66,7 +66,7 @@ def default_name(asked: dict) -> str:
 
 def name_of_run(asked: dict, kinds: Iterable[str], layer: str) -> str:
     digest = hashlib.sha256(json.dumps(meant(asked), sort_keys=True).encode()).hexdigest()[:8]
-    model = Path(asked["harvest"]["model_name"] or "default").name
+    model = Path(asked["harvest"].get("rows") or asked["harvest"]["model_name"] or "default").name
     model += f"-{control}" if (control := asked["harvest"].get("control")) else ""
     kinds = list(dict.fromkeys(kinds))
     what = "-".join(kinds) if len(kinds) <= 3 else f"{len(kinds)}-kinds"

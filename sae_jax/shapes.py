@@ -18,13 +18,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from harvest.errors import InputError, shortened
-from harvest.files import read_json
+from harvest.files import FILE_NAME, read_json
 from harvest.identity import SAMPLED
 from harvest.request import ADDED_LATER, HarvestRequest
 from sae_jax.config import TrainConfig
 from sae_jax.members import Member
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_+][A-Za-z0-9_+.-]{0,199}$")]  # a file name, not a path
+Name = Annotated[str, StringConstraints(pattern=FILE_NAME)]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]

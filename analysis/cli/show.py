@@ -21,7 +21,7 @@ from analysis.ui.terminal.tables import frontier_table
 from analysis.ui.terminal.wording import counted, pasted
 from harvest.errors import InputError
 from harvest.flags import Flags, flag
-from harvest.request import DEFAULT_DATASET, default_cache_dir
+from harvest.request import DEFAULT_DATASET, IMPORTED_ROWS, default_cache_dir
 
 if TYPE_CHECKING:
     from analysis.comparison.frontier import Frontier
@@ -35,6 +35,7 @@ COMMANDS = {  # by the file that each command leaves in RUN
     "analysis/sparse_probing.json": "saebench {}",
     "report.html": "report {}",
 }
+OF_TEXT = (COMMANDS["analysis/find"], COMMANDS["analysis/sparse_probing.json"])
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,13 @@ def show_results(path: Path, results: dict[str, Any], terminal: Terminal, anew: 
 def say_commands(
     what: str, path: Path, results: dict[str, Any], terminal: Terminal, cache_dir: Path | None = None
 ) -> None:
-    """Print the commands that were not run on a run, ready to be pasted if its text is one of ours."""
+    """Print the commands that were not run on a run, ready to be pasted if its text is one of ours.
+
+    Those that need a language model are left out for rows without one.
+    """
     phrase = '"the sea"' if results["dataset"]["name"] in ("bundled", DEFAULT_DATASET) else "PHRASE"
     for file, command in COMMANDS.items():
-        if not (path / file).exists():
+        if not (path / file).exists() and (results["model"]["name"] != IMPORTED_ROWS or command not in OF_TEXT):
             words = command.format(quote(str(path)), phrase)
             terminal.say(f"{what}: " + pasted(f"python main.py {words}{cache_flag(cache_dir)}"))
 

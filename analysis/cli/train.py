@@ -26,9 +26,11 @@ from analysis.ui.terminal.wording import pasted
 from harvest.errors import InputError
 from harvest.files import read_json
 from harvest.flags import flag
+from harvest.imports.stored_rows import request_for_rows
 from harvest.messages import say_sources
 from harvest.request import HarvestRequest
 from harvest.sources import resolve
+from harvest.store import ActivationStore
 from harvest.text.documents import documents
 from sae_jax.config import TrainConfig
 from sae_jax.presets import PRESETS, bundled_model, preset_named, scale_down
@@ -62,9 +64,10 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
     request, config, options = filled(HarvestRequest, values), filled(TrainConfig, values), filled(Options, values)
     if name:
         changes: list[str] = []
-        if bundled := bundled_model(request.model_name):
+        if bundled := None if request.rows else bundled_model(request.model_name):
             request, config, changes = scale_down(request, config, given, bundled)
         record = {"name": name, "not_followed": preset.not_followed, "scaled_down": changes}
+    request = request_for_rows(request)
     refuse_conflicts(request, config, options, given)
     return request, config, options, record
 
@@ -107,16 +110,7 @@ def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, pre
         from sae_jax.cost import plan
         from sae_jax.training.memory import refuse_too_large
 
-        model, dataset = resolve(request)
-        say_sources(model, dataset, terminal.say)
-        if not dataset.out_of_reach:
-            next(documents(dataset.location, column=request.text_column), None)  # raises if it has no such column
-        if not (width := model.width(request.hook)):
-            hooks = ", ".join(request.hook)
-            raise InputError(
-                f"--dry-run: the config of {model.location} does not state the width of {hooks}: leave --dry-run out"
-            )
-        planned = plan(config, request, width)
+        planned = plan(config, request, width_of_rows(request, terminal))
         terminal.table(*plan_cells(planned))
         terminal.say(plan_text(planned))
         try:
@@ -124,6 +118,22 @@ def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, pre
         except InputError as error:
             terminal.say(f"training would be refused on this machine: {error}")
     output.write(asdict(planned))
+
+
+def width_of_rows(request: HarvestRequest, terminal: Terminal) -> int:
+    """The width of the rows to train on. Raises InputError if they cannot be had, or if their width is not known."""
+    if request.rows:
+        return ActivationStore(request.rows).d_model
+    model, dataset = resolve(request)
+    say_sources(model, dataset, terminal.say)
+    if not dataset.out_of_reach:
+        next(documents(dataset.location, column=request.text_column), None)  # raises if it has no such column
+    if width := model.width(request.hook):
+        return width
+    hooks = ", ".join(request.hook)
+    raise InputError(
+        f"--dry-run: the config of {model.location} does not state the width of {hooks}: leave --dry-run out"
+    )
 
 
 def say_preset(preset: dict[str, Any] | None, terminal: Terminal) -> None:

@@ -80,8 +80,8 @@ def search(
     from harvest.text.concepts import gather
 
     first, seq_len, seed = finished.first_position, finished.seq_len, options.seed
-    corpus, column, most = finished.corpus, finished.request.text_column, options.passages
-    texts = gather(phrase, corpus, model.tokenizer, seq_len, first, examples, against, most, seed, column)
+    column, most = finished.request.text_column, options.passages
+    texts = gather(phrase, finished.text, model.tokenizer, seq_len, first, examples, against, most, seed, column)
     set_N = split_passages(texts.is_concept_N, seed)
     sites = {name: finished.site(name) for name in dictionaries}
     x = activations(model, texts.passages.tokens_WxT, sites.values())

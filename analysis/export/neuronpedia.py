@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +25,7 @@ from analysis.features.bands import ALIGNED, alignment, context_groups, firing_c
 from analysis.features.contexts import token_texts
 from analysis.features.statistics import Features, load_or_compute_features
 from analysis.runs.finished import FinishedRun
-from harvest.files import refuse_taken
+from harvest.files import whole_directory
 from harvest.sources import is_bundled
 from harvest.store import ActivationStore
 
@@ -61,6 +58,7 @@ def export(
 
     Raises InputError if `to` is not empty, and as FinishedRun.store does.
     """
+    run.need_language_model()
     features = load_or_compute_features(run, [member], cache_dir, on_progress, say)[member]
     store, source = run.store(run.site(member), cache_dir, on_progress, say), source_of(run, member)
     pages, total = Pages(run, member, store, features, on_progress), len(features.density_F)
@@ -71,21 +69,6 @@ def export(
             record = json.dumps(about | {"features": batch}, allow_nan=False)
             (directory / f"batch-{start // BATCH}.json").write_text(record + "\n")
             on_progress("pages", start + len(batch), total)
-
-
-@contextmanager
-def whole_directory(to: Path) -> Iterator[Path]:
-    """A context with a temporary directory, which is renamed to `to` at its end, or deleted after an error.
-
-    Raises InputError if `to` exists and is not an empty directory.
-    """
-    refuse_taken(to)
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as beside:
-        directory = Path(beside) / to.name
-        directory.mkdir()
-        yield directory
-        os.replace(directory, to)
 
 
 def source_of(run: FinishedRun, member: str) -> Source:

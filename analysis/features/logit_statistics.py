@@ -18,15 +18,17 @@ TOKENS, LOGIT_BARS = 20, 50
 BLOCK = 512  # features whose weights on all tokens are computed at a time
 
 
-def logit_statistics(model: LanguageModel, site: Site, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:
+def logit_statistics(model: LanguageModel | None, site: Site, W_dec_FxD: np.ndarray) -> dict[str, np.ndarray]:
     """The fields of Features on logit weights: promoted and suppressed tokens, their weights, and the histogram.
 
-    There are no such tokens if the model predicts no next token, or only reads the activation at this site.
+    There are no such tokens without a model, if it predicts no next token, or only reads the activation at this site.
     """
     from harvest.model.logit_weights import logit_weights, residual_directions  # imports torch
 
-    stream_FxD = None if model.reads_both_ways else residual_directions(model, site, W_dec_FxD)
-    if stream_FxD is None:
+    stream_FxD = None
+    if model and not model.reads_both_ways:
+        stream_FxD = residual_directions(model, site, W_dec_FxD)
+    if model is None or stream_FxD is None:
         none_FxT = np.zeros((len(W_dec_FxD), 0))
         empty = {"logit_count_FxH": np.zeros((len(W_dec_FxD), LOGIT_BARS), np.int32)}
         for name in ("promoted", "suppressed"):

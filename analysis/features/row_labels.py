@@ -13,6 +13,7 @@ import numpy as np
 
 from analysis.features.activations import Chunk
 from analysis.features.near_copies import Originals
+from harvest.imports.row_names import RowNames
 from harvest.text.documents import json_records
 
 MOST_LABELS = 1000  # a field with more different values is not used as a label
@@ -26,13 +27,16 @@ def labels_of(
 ) -> dict[str, Labels]:
     """Sets of labels by name: text fields of a .jsonl corpus, `token class`, and `position` if windows have several.
 
+    Rows without a text (RowNames) have no classes of tokens.
+
     A field is used if every document has it and it has from two to MOST_LABELS different values, except those of
     `text_columns`, which were read as the text. `first` is the first position of a window that has a row: positions
     are counted from 0, as in the window.
     """
     named = document_labels(Path(corpus), text_columns) if corpus.endswith((".jsonl", ".jsonl.gz")) else {}
     stretches = min(POSITIONS, positions)
-    named["token class"] = Labels("token", token_classes(tokenizer), TOKEN_CLASSES)
+    if not isinstance(tokenizer, RowNames):
+        named["token class"] = Labels("token", token_classes(tokenizer), TOKEN_CLASSES)
     if positions > 1:
         codes_P = np.arange(positions) * stretches // positions
         named["position"] = Labels(

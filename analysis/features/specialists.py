@@ -15,8 +15,13 @@ RATE = 0.05  # false discovery rate (Benjamini and Hochberg 1995)
 
 
 def most_special(features: Features) -> tuple[list[str], np.ndarray]:
-    """(label, specialization over chance), [F] each, from the set of labels on which a feature is most specialized."""
+    """(label, specialization over chance), [F] each, from the set of labels on which a feature is most specialized.
+
+    Without labels, as in windows of one row without a text, the specialization is 0.
+    """
     names = list(features.labels)
+    if not names:
+        return [NO_LABEL] * len(features.density_F), np.zeros(len(features.density_F))
     score_SxF = np.stack([over_chance(np.array(features.label_score[name][1])) for name in names])
     score_SxF = np.where(np.isnan(score_SxF), -np.inf, score_SxF)
     best_F, label_F = score_SxF.argmax(0), np.full(score_SxF.shape[1], NO_LABEL, object)

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from harvest.model.language_model import LanguageModel
 
 FORMAT = 4
+BY_LABEL = ("labels", "label_rows", "label_count", "label_effective", "label_score")  # fields that are dictionaries
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 NEIGHBOURS = 10
 SCORES = {"mutual_information": mutual_information, "specialization": specialization}
@@ -118,8 +119,9 @@ class Features:
         arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
         for field in fields(self):
             value = getattr(self, field.name)
-            parts = {f"{field.name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else None
-            arrays |= {name: np.asarray(part) for name, part in (parts or {field.name: value}).items()}
+            named = {f"{field.name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else None
+            parts = {field.name: value} if named is None else named
+            arrays |= {name: np.asarray(part) for name, part in parts.items()}
         write_arrays(path, arrays)
 
     @classmethod
@@ -134,7 +136,7 @@ class Features:
             arrays = (mapped_arrays if mapped else read_arrays)(path, STUDY_AGAIN)
             if arrays.pop("format") != FORMAT:
                 return None
-            values: dict = {}
+            values: dict[str, Any] = {name: {} for name in BY_LABEL}
             for name, array in arrays.items():
                 field, _, key = name.partition("/")
                 if key:
@@ -156,8 +158,7 @@ class Features:
         check_arrays(path, arrays, STUDY_AGAIN, sizes, below)
         if not ((self.density_F >= 0) & (self.density_F <= 1)).all():
             raise ValueError("a density is not between 0 and 1")
-        by_label = (self.label_rows, self.label_count, self.label_effective, self.label_score)
-        if any(values.keys() != labels for values in by_label):
+        if any(getattr(self, name).keys() != labels for name in BY_LABEL):
             raise ValueError("its labels are not the same in all fields")
         for label, names in self.labels.items():
             counts = {"rows_L": self.label_rows[label], "count_FxL": self.label_count[label]}
@@ -183,11 +184,11 @@ def load_or_compute_features(
     features = {name: saved for name in members if (saved := Features.load(features_path(run.path, name)))}
     if missing := [name for name in members if name not in features]:
         kept = can_be_kept(run.path, say)
-        model, done = run.language_model, 0
+        model, done = run.language_model if run.has_language_model else None, 0
         for site in dict.fromkeys(map(run.site, missing)):
             store = run.store(site, cache_dir, on_progress, say)
             columns, split = store.manifest["text"]["columns"], store.train
-            labels = labels_of(run.corpus, model.tokenizer, split.positions, split.first_position, columns)
+            labels = labels_of(run.corpus, run.tokenizer, split.positions, split.first_position, columns)
             total = len(missing) * (len(store.train) + len(store.held_out))
 
             def advance(rows: int, total: int = total) -> None:
@@ -208,13 +209,13 @@ def load_or_compute_features(
 def summarize(
     firing: FiringAccumulator,
     dictionary: Dictionary,
-    model: LanguageModel,
+    model: LanguageModel | None,
     site: Site,
     labels: Mapping[str, Labels],
     rows_SxL: Mapping[str, np.ndarray],
 ) -> Features:
     """The statistics of a dictionary from its accumulated firings and from its weights."""
-    rows = int(next(iter(rows_SxL.values()))[0].sum())
+    rows = int(firing.rows_P.sum())
     top_value_FxK = firing.top.table("value", 0)
     sample_value_FxR, sample_row_FxR = firing.sample.table("value", 0), firing.sample.table("row", -1)
     token_F, token_share_F = most_frequent(firing.sample.table("token", -1))

@@ -55,7 +55,7 @@ def choose_highlights(features: Features, score_F: np.ndarray, count: int) -> li
 def highlights(features: Features, count: int, store: ActivationStore, tokenizer) -> list[Highlight]:
     """At most `count` features with what to show of each."""
     label_F, special_F = most_special(features)
-    is_measured_F = np.isin(np.arange(len(special_F)), judged(features))
+    is_measured_F = np.isin(np.arange(len(special_F)), judged(features)) & bool(features.labels)
     score_F = np.where(is_measured_F, special_F, np.nan)
     return [
         Highlight(

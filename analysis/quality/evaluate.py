@@ -25,6 +25,7 @@ from harvest.request import BOS, HOOKS, MODEL_DTYPES, TWO_WINDOWS, HarvestReques
 
 if TYPE_CHECKING:
     from harvest.sources import Source
+    from harvest.store import ActivationStore
 
 HARVEST = ("model_name", "dataset", "text_column", "n_samples", "seq_len", "bos", "model_dtype")  # flags of training
 N_SAMPLES, SEQ_LEN = 1000, 128  # used if neither a run nor a dictionary's configuration gives them
@@ -81,6 +82,11 @@ class EvaluateSettings(Flags):
         DEVICE,
     )
     ce_windows: int = flag(256, "number of windows on which cross-entropy recovered is measured; 0 skips it", NUMBER)
+    rows: str | None = flag(
+        None,
+        "measure on the held-out rows of this store instead of a text (default: as in training with --rows)",
+        TEXT,
+    )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
 
@@ -96,44 +102,36 @@ def evaluate_dictionaries(
     """
     import numpy as np
 
-    from analysis.quality.loss_recovered import loss_recovered
-    from harvest.capture import harvest
+    from analysis.quality.loss_recovered import cannot_be_spliced, loss_recovered
     from harvest.model.language_model import LanguageModel
-    from harvest.sources import resolve
+    from harvest.sources import place_of
     from sae_jax.calibration import metric_windows, spread_windows
     from sae_jax.evaluate import evaluate
 
     refuse_a_control_among_others(opened)
     sites = sites_of(opened, options)
-    request = request_of(opened[0], options, sites)
-    model, dataset = resolve(request, options.cache_dir)
-    request = replace(request, held_out=share_of(opened, options, dataset, say))
-    compare_models(opened, options.model_name, model, say)
-    refuse_another_width(opened, sites, {site: model.widths.get(site.hook) for site in sites}, model)
-    stores = harvest(
-        request,
-        options.cache_dir,
-        on_progress=on_progress,
-        say=say,
-        sources=(model, dataset),
-        loss_recovered=bool(options.ce_windows),
-        device=options.device,
-    )
+    if given := rows_of(opened[0], options):
+        request, stores = on_stored_rows(given, opened, sites, say)
+    else:
+        request, stores = on_text(opened, options, sites, on_progress, say)
     first_store = next(iter(stores.values()))
-    report_other_rows(opened, request.seq_len, "bos" in first_store.manifest, say)
-    refuse_another_width(opened, sites, {site: store.d_model for site, store in stores.items()}, model)
+    manifest = first_store.manifest
+    model, dataset = place_of("model", manifest["model"]), place_of("dataset", manifest["dataset"])
+    report_other_rows(opened, request.seq_len, "bos" in manifest, say)
+    widths: dict[Site, int | None] = {site: store.d_model for site, store in stores.items()}
+    refuse_another_width(opened, sites, widths, given or manifest["model"]["asked"])
 
     names = names_of(opened)
     report: dict[str, dict[str, Any]] = {}
     done: dict[str, int] = defaultdict(int)  # tokens, by site
     language_model = None
-    if options.ce_windows and not any(store.manifest.get("reads_both_ways") for store in stores.values()):
+    if options.ce_windows and not any(cannot_be_spliced(store.manifest) for store in stores.values()):
         how: dict[str, Any] = {
             "control": request.control,
             "bos": request.bos,
-            "dtype": first_store.manifest.get("model_dtype", "float32"),
+            "dtype": manifest.get("model_dtype", "float32"),
         }
-        language_model = LanguageModel.load(model.location, options.device, **how)
+        language_model = LanguageModel.load(model, options.device, **how)
     for site in dict.fromkeys(sites):
         store = stores[site]
         saes = {name: o.dictionary.sae for name, o, own in zip(names, opened, sites, strict=True) if own == site}
@@ -162,8 +160,8 @@ def evaluate_dictionaries(
                 report[name] |= {"intervals": measured["intervals"], "windows": len(windows_W), "documents": documents}
     return {
         "schema": 1,
-        "model": model.location,
-        "dataset": dataset.location,
+        "model": model,
+        "dataset": dataset,
         "request": request.to_json(),
         "ce_windows": options.ce_windows,
         "dictionaries": [
@@ -179,6 +177,59 @@ def evaluate_dictionaries(
             for name, o, site in zip(names, opened, sites, strict=True)
         ],
     }
+
+
+def on_text(
+    opened: list[Opened],
+    options: EvaluateSettings,
+    sites: list[Site],
+    on_progress: Callable[[str, int, int], None],
+    say: Callable[[str], None],
+) -> tuple[HarvestRequest, dict[Site, ActivationStore]]:
+    """(the request, the store of each site) for a measurement on a text."""
+    from harvest.capture import harvest
+    from harvest.sources import resolve
+
+    request = request_of(opened[0], options, sites)
+    model, dataset = resolve(request, options.cache_dir)
+    request = replace(request, held_out=share_of(opened, options, dataset, say))
+    compare_models(opened, options.model_name, model, say)
+    refuse_another_width(opened, sites, {site: model.widths.get(site.hook) for site in sites}, model.asked)
+    stores = harvest(
+        request,
+        options.cache_dir,
+        on_progress=on_progress,
+        say=say,
+        sources=(model, dataset),
+        loss_recovered=bool(options.ce_windows),
+        device=options.device,
+    )
+    return request, stores
+
+
+def rows_of(first: Opened, options: EvaluateSettings) -> str | None:
+    """The store to measure on, if it is not a text: by default that of the first dictionary's run."""
+    elsewhere = options.model_name or options.dataset
+    if options.rows and elsewhere:
+        raise InputError("--rows measures on a store, --model-name and --dataset on a text: give only one of them")
+    trained = first.run["asked"]["harvest"].get("rows") if first.run and not elsewhere else None
+    return options.rows or trained
+
+
+def on_stored_rows(
+    rows: str, opened: list[Opened], sites: list[Site], say: Callable[[str], None]
+) -> tuple[HarvestRequest, dict[Site, ActivationStore]]:
+    """(the request, the store of its site) for a measurement on the held-out rows of a store."""
+    from harvest.imports.stored_rows import request_for_rows, stored_rows
+
+    request = request_for_rows(HarvestRequest(rows=rows))
+    for o, site in zip(opened, sites, strict=True):
+        if site not in request.sites:
+            raise InputError(
+                f"{o.directory} is for {site.hook_name}, the rows in {rows} are of {request.sites[0].hook_name}: give "
+                "rows of that hook"
+            )
+    return request, stored_rows(request, say)
 
 
 def sites_of(opened: list[Opened], options: EvaluateSettings) -> list[Site]:

@@ -107,6 +107,11 @@ def ratios(sums: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     return parts
 
 
+def cannot_be_spliced(manifest: Mapping[str, Any]) -> bool:
+    """Whether no loss can be measured on a store: of an encoder, or of rows that no language model gave."""
+    return bool(manifest.get("reads_both_ways") or manifest.get("no_loss_recovered"))
+
+
 def finite(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
@@ -133,13 +138,13 @@ def add_loss_recovered(
 
     It is measured on at most `windows` held-out windows that were not used for calibration. Each member's `metrics`
     gain those of `loss_recovered`, and `intervals` are added. Failed members get neither. Nothing is measured for
-    models that read in both directions, because they do not predict the next token.
+    models that read in both directions, because they do not predict the next token, and for rows without a model.
     """
     from harvest.model.language_model import LanguageModel
 
     began, done = time.perf_counter(), 0
     manifest = next(iter(stores.values())).manifest
-    if manifest.get("reads_both_ways"):  # the harvest reported this already
+    if cannot_be_spliced(manifest):  # this was reported already
         results["loss_recovered"] = {"windows_asked": windows, "windows": 0, "documents": 0}
         return
     how = {"bos": "on" if manifest.get("bos") else "off", "dtype": manifest.get("model_dtype", "float32")}

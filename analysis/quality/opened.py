@@ -109,13 +109,13 @@ def report_other_rows(opened: list[Opened], seq_len: int, has_bos: bool, say: Ca
 
 
 def refuse_another_width(
-    opened: list[Opened], sites: list[Site], widths: Mapping[Site, int | None], model: Source
+    opened: list[Opened], sites: list[Site], widths: Mapping[Site, int | None], origin: str
 ) -> None:
     """Raise InputError for a dictionary of another width than the activations at its site, if that is known."""
     for o, site in zip(opened, sites, strict=True):
         if (width := widths[site]) is not None and o.dictionary.d_in != width:
             raise InputError(
-                f"{o.directory} is for activations of width {o.dictionary.d_in}, but {model.asked} has {width} at "
+                f"{o.directory} is for activations of width {o.dictionary.d_in}, but {origin} has {width} at "
                 f"{site.hook_name}: give the model that it was trained on by --model-name"
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 from harvest.errors import InputError
 from harvest.files import read_lines
 from harvest.hub import Kind
-from harvest.request import HarvestRequest, Site
+from harvest.imports.row_names import RowNames
+from harvest.request import IMPORTED, HarvestRequest, Site
 from harvest.sources import model_fingerprint, name_of, place_of
 from sae_jax.config import SPARSITY_CONTROLS
 from sae_jax.lookup import chosen_members, only_member
@@ -145,6 +146,15 @@ class FinishedRun:
         """The text's path on this machine, or the name of a hub data set."""
         return self._place("dataset")
 
+    @property
+    def text(self) -> str | Iterator[str]:
+        """The text's path or the name of a hub data set, or the documents of a text whose rows were imported."""
+        if self.config["stores"][0]["dataset"]["fingerprint"]:
+            return self.corpus
+        from harvest.imports.stored_rows import documents_of
+
+        return documents_of(self._imported(), self.tokenizer)
+
     def _place(self, kind: Kind) -> str:
         place = place_of(kind, self.config["stores"][0][kind])
         if Path(place).is_absolute() and not Path(place).exists():
@@ -178,9 +188,30 @@ class FinishedRun:
             raise InputError(f"{directory} contains the weights of {written}: {WRITTEN_AGAIN}")
         return dictionary
 
+    @property
+    def has_language_model(self) -> bool:
+        """Whether the rows come from a language model, and not from a program of another kind that wrote them."""
+        return self.config["stores"][0]["hook_name"] != IMPORTED
+
+    def need_language_model(self) -> None:
+        """Raise InputError if the rows were imported without the language model that they come from."""
+        if not self.has_language_model:
+            raise InputError(
+                f"{self.path}: its rows were imported without a language model, which this needs: import them with "
+                "--tokens and --model-name"
+            )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the language model; without one, rows are named by their numbers."""
+        from harvest.model.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.model_location) if self.has_language_model else RowNames()
+
     @cached_property
     def language_model(self) -> LanguageModel:
         """The language model, loaded once for all analyses. Raises InputError if its weights have changed."""
+        self.need_language_model()
         from harvest.model.language_model import LanguageModel
 
         trained, location = self.config["stores"][0]["identity"]["model"], self.model_location
@@ -213,7 +244,7 @@ class FinishedRun:
         from harvest.identity import difference, identity, matching_store, rounding
 
         facts, cache_dir = self.store_facts(site), Path(cache_dir)
-        store = matching_store(facts, cache_dir)
+        store = self._imported() if self.request.rows else matching_store(facts, cache_dir)
         if store is None:
             self._place("model")
             self._place("dataset")
@@ -225,11 +256,23 @@ class FinishedRun:
         if other := difference(facts["identity"], here):
             raise InputError(
                 f"{self.path} was trained on other activations than those in {store.directory} ({other}): "
-                "restore the original model and text"
+                "restore the original ones"
             )
         if apart := rounding(facts["identity"], here):
             say_once(say, f"{self.path} was trained with other library versions or on another processor: {apart}")
         return store
+
+    def _imported(self) -> ActivationStore:
+        """The store that the run was given with --rows. Raises InputError if it is not there any more."""
+        from harvest.store import ActivationStore
+
+        assert self.request.rows is not None
+        if not Path(self.request.rows).exists():
+            raise InputError(
+                f"{self.path}: the rows it was trained on are not at {self.request.rows} any more: put them back "
+                "there, or run the training command again with the new path, which is then recorded"
+            )
+        return ActivationStore(self.request.rows)
 
 
 def can_be_kept(run: Path, say: Callable[[str], None]) -> bool:

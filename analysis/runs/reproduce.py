@@ -23,8 +23,11 @@ def reproduction_command(config: dict[str, Any], results: dict[str, Any]) -> str
     used = {name: "bundled" for name, kind in SOURCES.items() if store[kind]["fell_back"]}
     used |= {"model_dtype": store["model_dtype"]} if "model_dtype" in store else {}
     settings = config["asked"] | {"harvest": ADDED_LATER | config["asked"]["harvest"] | used}
+    rows = settings["harvest"]["rows"]
     for cls, part in ((HarvestRequest, "harvest"), (TrainConfig, "train")):
         for field in fields(cls):
+            if rows and cls is HarvestRequest and field.name != "rows":
+                continue  # the store of the rows knows the others
             value = settings[part].get(field.name, field.default)
             value = tuple(value) if isinstance(field.default, tuple) else value
             if value != field.default:

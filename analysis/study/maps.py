@@ -31,7 +31,7 @@ def draw(measures: PopulationMeasures, say: Callable[[str], None]) -> list[str]:
             continue
         if not (run / "analysis" / f"{stem.name}.json").exists():
             say(f"looking for clusters in {name}")
-            tokenizer = tokenizer or measures.run.language_model.tokenizer
+            tokenizer = tokenizer or measures.run.tokenizer
             promoted = [token_texts(tokenizer, tokens) for tokens in measures.features[name].promoted_FxT]
             clusters = compute_clusters(decoder.W_dec_FxD, decoder.alive_F, promoted)
             write_clusters(clusters, run / "analysis", name)

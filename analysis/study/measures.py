@@ -85,6 +85,8 @@ def collect_measures(
     members = list(run.members)
     features = load_or_compute_features(run, members, cache_dir, on_progress, say)
     bench, notes = benchmarks(run, members, documents, on_progress, say)
+    for note in notes:
+        say(note)
     decoders = decoders_of(run, features)
     compared = shared_features.read_shared_features(run.path / "analysis", members)
     if not compared and len(decoders) > 1:
@@ -158,8 +160,12 @@ def benchmarks(
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """({benchmark: {member: its results}}, notes) of probing and absorption, from an earlier study or measured now.
 
-    Probes predict the topics and forms of the bundled corpus for any run, whatever text the run was trained on.
+    Probes predict the topics and forms of the bundled corpus for any run, whatever text the run was trained on. Without
+    a language model, nothing can be probed.
     """
+    if not run.has_language_model:
+        none = "probing and absorption are not measured: the rows were imported without a language model"
+        return {"sparse_probing": {}, "absorption": {}}, [none]
     settings = SAEBench(metrics=("probing",), k=(1,), documents=documents)
     path = run.path / "analysis" / "study_benchmarks.json"
     record = read_shaped(path, STUDY_AGAIN, shapes.Benchmarks) if path.exists() else {}
@@ -192,7 +198,7 @@ def values_of(
     again = None
     if compared and name in compared.found_again_F:
         again = float(compared.found_again_F[name][alive_F].mean() / compared.other_seeds[name])
-    probes = bench["sparse_probing"][name].values()
+    probes = bench["sparse_probing"].get(name, {}).values()
     values = {
         "explained_variance": metrics["explained_variance"],
         "ce_recovered": metrics.get("ce_recovered"),
@@ -201,7 +207,7 @@ def values_of(
         "rare": share(features.density_F[alive_F] < RARE),
         **density_statistics(features.density_F),
         "found_again": again,
-        "probing": float(np.mean([probe["accuracy"]["1"] for probe in probes])),
+        "probing": float(np.mean([probe["accuracy"]["1"] for probe in probes])) if probes else None,
         "absorption": bench["absorption"].get(name, {}).get("fraction"),
         "one_token": share(features.token_share_F[judged(features)] >= ONE_TOKEN),
     }

@@ -152,9 +152,15 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
         estimates = {family: table[family][f"{label}, over chance"] for family in population.families}
         sentences.append(f"{label}: {'; '.join(f'{value} for {family}' for family, value in estimates.items())}")
         means += [value.mean or 0 for value in estimates.values()]
-    largest = max(means, key=abs)
-    strength = "weak" if abs(largest) < 0.3 else "moderate at best" if abs(largest) < 0.6 else "strong for some labels"
-    short = f"As an indicator, frequency is {strength} (rank correlation over chance; the strongest is {largest:.2f})."
+    short = "Specialization is not measured, because the rows have no labels."
+    if means:
+        largest = max(means, key=abs)
+        strength = (
+            "weak" if abs(largest) < 0.3 else "moderate at best" if abs(largest) < 0.6 else "strong for some labels"
+        )
+        short = (
+            f"As an indicator, frequency is {strength} (rank correlation over chance; the strongest is {largest:.2f})."
+        )
     return Answer(
         question="How reliable are activation frequency patterns as indicators of feature specialization?",
         summary=short,
@@ -163,7 +169,7 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
             "log2 of their number, Miller–Madow corrected), raw and minus the mean with shuffled labels (over chance)."
         ),
         table=table,
-        answer=f"{short} {'. '.join(sentences)}.",
+        answer=" ".join([short, *(f"{sentence}." for sentence in sentences)]),
         uncertainty=seeds_of(population),
         not_shown="Specialization on properties that have no label is not measured. "
         f"Features with fewer than {MIN_FIRINGS} firings are left out.",

@@ -62,7 +62,7 @@ class _Passage:
 
 def gather(
     phrase: str,
-    corpus: str,
+    corpus: str | Iterable[str],
     tokenizer,
     seq_len: int,
     first: int,
@@ -74,7 +74,8 @@ def gather(
 ) -> ConceptPassages:
     """Passages from at most `most` documents of the corpus that hold the phrase, from all examples, and others.
 
-    Others come from `against` if given, or else from the corpus, of which `column` is read if it is given. A document
+    The corpus is a text source, of which `column` is read if it is given, or its documents. Others come from `against`
+    if given, or else from the corpus. A document
     that contains an example is not used.
     Raises InputError if there are too few passages of either group to split them in three.
     """
@@ -83,11 +84,13 @@ def gather(
         raise InputError(
             f"{type(tokenizer).__name__} does not report the positions of its tokens: use a model with a fast tokenizer"
         )
+    source = Path(corpus).name if isinstance(corpus, str) else "the imported text"
+    documents_read = texts_of(corpus, column, tokenizer) if isinstance(corpus, str) else corpus
     seen, same = NearCopies(), NearCopies()  # near-copies among texts, and among their passages without the phrase
     texts = [text for text in examples if not seen.is_copy(wanted.cut_from(text))]
     concept = [_own_text(text, wanted, tokenizer, first) for text in texts]
     left_out = len(examples) - len(texts)
-    holders, pool, read, near_copies = _read(texts_of(corpus, column, tokenizer), wanted, texts, most, rng, seen)
+    holders, pool, read, near_copies = _read(documents_read, wanted, texts, most, rng, seen)
     windows = [_window(number, text, wanted, tokenizer, seq_len, first, rng) for number, text in holders]
     windows = [window for window in windows if len(window.ids) > first]
     new = [w for w in windows if not _repeats(np.array(w.ids)[~w.is_phrase], tokenizer, same)]
@@ -101,14 +104,14 @@ def gather(
             if len(holders) >= most
             else "give examples, one per line (--examples FILE), or another phrase"
         )
-        holding = f"{len(holders)} of {read:,} documents of {Path(corpus).name} that were read hold it"
+        holding = f"{len(holders)} of {read:,} documents of {source} that were read hold it"
         raise InputError(
             f"{phrase!r}: {FEWEST} passages are needed, but there are {len(concept)}: {holding} (without near-copies), "
             f"and {len(texts)} examples are given: {advice}"
         )
     others = _others(concept, pool, tokenizer, first, rng, same)
     if len(others) < FEWEST:
-        source = "--against FILE" if against else Path(corpus).name
+        source = "--against FILE" if against else source
         advice = "give more" if against else "give texts without it (--against FILE)"
         raise InputError(
             f"{source} has only {len(others)} texts without {phrase!r}, but at least {FEWEST} are needed and 100 are "

@@ -139,9 +139,7 @@ def shown_in(bar: Any):
 
 @st.cache_resource(show_spinner=False)
 def tokenizer(path: str):
-    from harvest.model.tokenizer import load_tokenizer
-
-    return load_tokenizer(run_at(path).model_location)
+    return run_at(path).tokenizer
 
 
 @st.cache_resource(show_spinner=False, max_entries=DICTIONARIES)

@@ -85,7 +85,7 @@ def part_of(
         features = load_or_compute_features(run, members, cache_dir, on_progress, say)
         for number, (name, statistics) in enumerate(features.items(), 1):
             store = run.store(run.site(name), cache_dir, on_progress, say)
-            shown[name] = highlights(statistics, count, store, run.language_model.tokenizer)
+            shown[name] = highlights(statistics, count, store, run.tokenizer)
             on_progress("examples", number, len(features))
     except InputError as error:
         missing["features"] = f"What the features do is not shown: {error}"

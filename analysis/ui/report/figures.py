@@ -146,7 +146,7 @@ def clusters_of_features(run: FinishedRun, features: dict[str, Features], study:
     for name, member in features.items():
         if not (folder / f"clusters-{name}.json").exists():
             continue
-        promoted = [token_texts(run.language_model.tokenizer, tokens) for tokens in member.promoted_FxT]
+        promoted = [token_texts(run.tokenizer, tokens) for tokens in member.promoted_FxT]
         if not (clusters := read_clusters(folder, name, promoted)):
             continue
         if not clusters.sizes:

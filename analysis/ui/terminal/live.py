@@ -55,7 +55,7 @@ LINE_SECONDS = 2.0  # shortest average time between two lines of a log: n lines 
 # Units in which phases count their progress, if they are not tokens.
 UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}
 UNITS |= {"probing": "probes", "absorption": "members", "spurious correlation": "members", "steering": "texts"}
-UNITS |= {"attribution": "features", "export": "members"}
+UNITS |= {"import": "entries", "attribution": "features", "export": "members"}
 UNITS |= {"ablation": "windows", "contexts": "rows", "pages": "features", "examples": "members", "figures": "figures"}
 
 
