@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["TransformerActivationDataset", "import_rows"]
+__all__ = ["Piece", "TransformerActivationDataset", "import_rows"]
 
 
 def __getattr__(name: str) -> Any:
@@ -10,10 +10,10 @@ def __getattr__(name: str) -> Any:
         from harvest.dataset import TransformerActivationDataset
 
         return TransformerActivationDataset
-    if name == "import_rows":
-        from harvest.imports.importing import import_rows
+    if name in ("Piece", "import_rows"):
+        from harvest.imports import importing
 
-        return import_rows
+        return getattr(importing, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

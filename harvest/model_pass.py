@@ -36,7 +36,7 @@ def fill(
     device: str | None,
 ) -> None:
     from harvest.model.language_model import LanguageModel
-    from harvest.rehearsal import rehearse
+    from harvest.rehearsal import guesses, rehearse
     from harvest.text.documents import Reading
     from harvest.text.windows import token_windows
 
@@ -51,6 +51,8 @@ def fill(
     )
     every_WxT = np.concatenate([split.tokens_WxT for split in windows.values()])
     rehearsed = rehearse(language_model, every_WxT, list(directories), not request.keep_first_position)
+    if not request.control and (remark := guesses(language_model, rehearsed.values())):
+        say(remark)
     widths = {site: rehearsed[site].width for site in directories}
     facts = {**_description(request, model, dataset, language_model, windows), "text": asdict(reading)}
     about = {

@@ -5,7 +5,8 @@ Shapes: W windows, T tokens per window, D width of the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from math import log, nan
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ class Rehearsed(NamedTuple):
 
     width: int  # of its activations
     trouble: str | None  # the reason why loss recovered cannot be measured there, if any
+    cross_entropy: float  # of the model on the tested windows, in nats per token; NaN if it cannot be measured
 
 
 def rehearse(
@@ -41,9 +43,24 @@ def rehearse(
     for site in sites:
         check_meaning(model, few_WxT, site)
     return {
-        site: Rehearsed(x_WxTxD.shape[-1], trouble(model, few_WxT, site, first_position))
+        site: Rehearsed(x_WxTxD.shape[-1], *measurable(model, few_WxT, site, first_position))
         for site, x_WxTxD in activations.items()
     }
+
+
+def guesses(model: LanguageModel, rehearsed: Iterable[Rehearsed]) -> str:
+    """A remark if the model predicts the text no better than one that knows nothing; "" otherwise.
+
+    The tokens are then probably those of another model.
+    """
+    chance = log(model.vocabulary)
+    found = next((r.cross_entropy for r in rehearsed if r.cross_entropy > chance), None)
+    if found is None:
+        return ""
+    return (
+        f"{model.name} predicts this text no better than by chance ({found:.1f} nats per token; chance is "
+        f"{chance:.1f}): check that its tokenizer, or the token ids of the data set, are its own"
+    )
 
 
 def check_meaning(model: LanguageModel, tokens_WxT: np.ndarray, site: Site) -> None:
@@ -81,12 +98,14 @@ def check_meaning(model: LanguageModel, tokens_WxT: np.ndarray, site: Site) -> N
             )
 
 
-def trouble(model: LanguageModel, tokens_WxT: np.ndarray, site: Site, first_position: int) -> str | None:
-    """The reason why loss recovered cannot be measured at a site; None if it can."""
+def measurable(
+    model: LanguageModel, tokens_WxT: np.ndarray, site: Site, first_position: int
+) -> tuple[str | None, float]:
+    """(the reason why loss recovered cannot be measured at a site, or None; the cross-entropy of the model, or NaN)."""
     if tokens_WxT.shape[1] - first_position < 2:
-        return None  # such short windows have no next token to predict, which does not depend on the model
+        return None, nan  # such short windows have no next token to predict, which does not depend on the model
     try:
-        losses(model, tokens_WxT, site, {"itself": lambda x_NxD: x_NxD}, first_position)
+        clean, _ = losses(model, tokens_WxT, site, {"itself": lambda x_NxD: x_NxD}, first_position)
     except InputError as error:
-        return str(error)
-    return None
+        return str(error), nan
+    return None, float(clean.ce_W.mean())

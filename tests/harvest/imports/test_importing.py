@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harvest import import_rows
+from harvest import Piece, import_rows
 from harvest.errors import InputError
-from harvest.imports.importing import Piece
 from harvest.model.language_model import LanguageModel
 from harvest.request import Site
 from harvest.sources import BUNDLED_MODEL
