@@ -15,7 +15,7 @@ from harvest.capture import harvest, harvest_again
 from harvest.errors import InputError
 from harvest.flags import COUNT, DEVICE, NUMBER, POSITIVE, Flags, flag, named
 from harvest.imports.stored_rows import stored_rows
-from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, HarvestRequest, Site, default_cache_dir
+from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, IMPORTED, HarvestRequest, Site, default_cache_dir
 from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
 from sae_jax.config import FLAGS_OF_SOME_KINDS, TrainConfig, flags_of_kind
@@ -220,7 +220,7 @@ def wandb_log(
 
 def measures_loss_recovered(request: HarvestRequest, options: RunOptions) -> bool:
     """Whether the run measures loss recovered: it is asked to, and its windows have a next token to predict."""
-    return options.ce_windows > 0 and request.positions >= 2
+    return options.ce_windows > 0 and request.positions >= 2 and IMPORTED not in request.hook
 
 
 def work(
@@ -245,17 +245,14 @@ def work(
             log.training_progress(progress)
 
     def measure(results: dict) -> None:
-        none = next(iter(stores.values())).manifest.get("no_loss_recovered")
-        if options.ce_windows and none:
-            terminal.say(f"cross-entropy recovered is not measured: {none}")
-        elif measures_loss_recovered(request, options):
+        if measures_loss_recovered(request, options):
             terminal.begin("loading the language model to measure cross-entropy recovered")
             add_loss_recovered(results, run.path, stores, options.ce_windows, terminal.progress, options.device)
         elif options.ce_windows:
-            terminal.say(
-                f"cross-entropy recovered is not measured: windows of {request.seq_len} tokens are too short for it: "
-                "use a longer --seq-len"
-            )
+            why = f"windows of {counted(request.seq_len, 'token')} are too short for it: use a longer --seq-len"
+            if IMPORTED in request.hook:
+                why = next(iter(stores.values())).manifest["no_loss_recovered"]
+            terminal.say(f"cross-entropy recovered is not measured: {why}")
 
     terminal.begin(f"compiling the training step, then training on {jax.default_backend()}")
     return train(
