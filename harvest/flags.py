@@ -26,7 +26,6 @@ ELSEWHERE = {  # settings by their names in SAELens and dictionary_learning
     "dead_feature_window": "dead_rule",
     "dict_size": "hidden_dim",
     "expansion_factor": "hidden_dim",
-    "hook_name": "hook",
     "l0_coefficient": "sparsity",
     "l1_coefficient": "sparsity",
     "l1_penalty": "sparsity",
@@ -45,7 +44,7 @@ ELSEWHERE = {  # settings by their names in SAELens and dictionary_learning
 OTHER_UNITS = {"expansion_factor": "features"}  # those of our flags
 KINDS_ELSEWHERE = {"standard": "relu", "matryoshka_batchtopk": "matryoshka"}  # those that are spelled very differently
 WITH_VALUES = {  # flags with their values as in SAELens, and ours for both
-    r"--hook(?:-name)? blocks\.(\d+)\.(?:(?:attn|mlp)\.)?hook_(\w+)": r"--layer \1 --hook \2",
+    r"--hook (blocks\.\d+\..*)": r"--hook-name \1",
     r"--normalize-activations expected_average_only_in": "--normalization mean_norm",
     r"--normalize-activations none": "--normalization none",
 }

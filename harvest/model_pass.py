@@ -61,6 +61,7 @@ def fill(
             "hook_name": site.hook_name,
             **site._asdict(),
             "tensor": site.tensor,
+            "module": language_model.module_of(site),
             "d_model": widths[site],
             "no_loss_recovered": rehearsed[site].trouble,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
@@ -13,7 +14,8 @@ from harvest.flags import ABOVE_0, COUNT, NUMBER, TEXT, Allowed, Flags, flag
 
 DEFAULT_MODEL = "gpt2-small"
 DEFAULT_DATASET = "NeelNanda/pile-10k"
-# hook: (TransformerLens' hook point within a block, the tensor that is read). STREAMS are as wide as the model.
+# hook: (TransformerLens' hook point, the tensor that is read). STREAMS and INNER are within a block, OUTER before or
+# behind all blocks. STREAMS are as wide as the model.
 STREAMS = {
     "resid_pre": ("hook_resid_pre", "the residual stream before the block"),
     "resid_mid": ("hook_resid_mid", "the residual stream between attention and the MLP"),
@@ -29,9 +31,14 @@ INNER = {
     "k": ("attn.hook_k", "the keys of the attention heads, side by side, before a norm or rotary embedding of them"),
     "v": ("attn.hook_v", "the values of the attention heads, side by side"),
 }
+OUTER = {
+    "embed": ("hook_embed", "the output of the embedding, which in most models is without positions"),
+    "final": ("ln_final.hook_out", "the output of the last norm, which the unembedding reads"),
+}
 POINTS = STREAMS | INNER
-HOOKS = tuple(POINTS)
+HOOKS = (*POINTS, *OUTER)
 IMPORTED, IMPORTED_ROWS = "imported", "imported rows"  # for the hook and the model of rows without a language model
+POINT = r"(?!blocks\.)(\w+\.)*hook_\w+"  # a hook point of TransformerLens within a block
 STORE_DTYPES = ("float16", "bfloat16", "float32", "int8")
 CONTROLS = ("random-weights",)
 BOS = ("auto", "on", "off")
@@ -47,6 +54,7 @@ ADDED_LATER = {  # what a run did before it had these fields, which are no part 
     "model_dtype": "auto",
     "tokens": None,
     "rows": None,
+    "hook_name": (),
 }
 
 
@@ -55,7 +63,10 @@ def default_cache_dir() -> Path:
 
 
 class Site(NamedTuple):
-    """A layer and hook of the model at which activations are read."""
+    """A layer and hook of the model at which activations are read.
+
+    The hook is one of HOOKS, or another point of TransformerLens within a block, such as ln1.hook_normalized.
+    """
 
     layer: int
     hook: str
@@ -65,21 +76,30 @@ class Site(NamedTuple):
         """TransformerLens' name of the hook point."""
         if self.hook == IMPORTED:
             return IMPORTED
-        return f"blocks.{self.layer}.{POINTS[self.hook][0]}"
+        if self.hook in OUTER:
+            return OUTER[self.hook][0]
+        return f"blocks.{self.layer}.{POINTS[self.hook][0] if self.hook in POINTS else self.hook}"
 
     @property
     def tensor(self) -> str:
         """The tensor that is read, in words."""
-        return POINTS[self.hook][1]
+        return (POINTS | OUTER).get(self.hook, ("", f"the value at TransformerLens' {self.hook}"))[1]
+
+    def blocks_before(self, layers: int) -> int:
+        """The number of blocks, of a model with so many, that run before this site."""
+        return {"embed": 0, "final": layers, "resid_post": self.layer + 1}.get(self.hook, self.layer)
 
     @classmethod
     def named(cls, hook_name: str) -> Site | None:
-        """The site of a hook point of TransformerLens, or None if it is none that is read here."""
+        """The site of a hook point of TransformerLens, or None if the name is none of one."""
         if hook_name == IMPORTED:
             return cls(0, IMPORTED)
-        layer, _, _ = hook_name.removeprefix("blocks.").partition(".")
-        sites = (cls(int(layer), hook) for hook in HOOKS) if layer.isdecimal() else ()
-        return next((site for site in sites if site.hook_name == hook_name), None)
+        if outer := next((hook for hook, (point, _) in OUTER.items() if point == hook_name), None):
+            return cls(0, outer)
+        found = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
+        if not found or not re.fullmatch(POINT, found[2]):
+            return None
+        return cls(int(found[1]), next((hook for hook, (point, _) in POINTS.items() if point == found[2]), found[2]))
 
 
 TWO_WINDOWS = Allowed(
@@ -88,7 +108,14 @@ TWO_WINDOWS = Allowed(
     "a whole number, at least 2 (one window to train on, one held out), and below 2147483648",
 )
 RATIO = Allowed(Real, lambda v: v == 0 or v > 1, "0, or a number over 1")
-HOOK = Allowed(str, lambda v: v in (*HOOKS, IMPORTED), f"one of {', '.join(HOOKS)}")
+HOOK = Allowed(
+    str,
+    lambda v: v in (*HOOKS, IMPORTED) or re.fullmatch(POINT, v) is not None,
+    f"one of {', '.join(HOOKS)}, or a point of TransformerLens such as ln1.hook_normalized",
+)
+HOOK_NAME = Allowed(
+    str, lambda v: Site.named(v) is not None, "a hook of TransformerLens, such as blocks.8.hook_resid_pre"
+)
 TOKENS = Allowed(Integral, lambda v: 1 <= v < 2**63, "a whole number, 1 or more, and below 9223372036854775808")
 
 
@@ -115,6 +142,11 @@ class HarvestRequest(Flags):
     )
     layer: tuple[int, ...] = flag((0,), "one or several layers of the model to read", NUMBER)
     hook: tuple[str, ...] = flag(("resid_pre",), "one or several points to read in each layer", HOOK, choices=HOOKS)
+    hook_name: tuple[str, ...] = flag(
+        (),
+        "where to read by names of TransformerLens, such as blocks.8.hook_resid_pre, instead of --layer and --hook",
+        HOOK_NAME,
+    )
     rows: str | None = flag(
         None, "train on the rows of this store, made by import-rows or a harvest, instead of a model and a text", TEXT
     )
@@ -174,11 +206,28 @@ class HarvestRequest(Flags):
         super().__post_init__()
         if self.seq_len < 2 and not self.keep_first_position:
             raise InputError(f"--seq-len {self.seq_len}: must be at least 2")
+        if self.hook_name:
+            self._place_by_name()
+        if len(self.layer) > 1 and (outer := [hook for hook in self.hook if hook in OUTER]):
+            raise InputError(f"--hook {outer[0]}: is in no layer: read it in a run with one --layer")
         if self.tokens is not None:
             object.__setattr__(self, "n_samples", self.tokens // self.seq_len)
             if not TWO_WINDOWS.fits(self.n_samples):
                 raise InputError(f"--tokens {self.tokens}: must be 2 to 2147483647 windows of --seq-len {self.seq_len}")
             object.__setattr__(self, "tokens", None)  # the same request as that for as many windows
+
+    def _place_by_name(self) -> None:
+        """Convert `hook_name` into layers and hooks, which every layer must have in common."""
+        if (self.layer, self.hook) != ((0,), ("resid_pre",)):
+            raise InputError("--hook-name already gives the layer and the hook: leave --layer and --hook out")
+        sites = [site for name in self.hook_name if (site := Site.named(name))]
+        layers, hooks = (tuple(dict.fromkeys(part)) for part in zip(*sites, strict=True))
+        if len(sites) < len(layers) * len(hooks):
+            raise InputError(
+                f"--hook-name {' '.join(self.hook_name)}: the layers have different hooks: give each hook its own run"
+            )
+        for name, value in {"layer": layers, "hook": hooks, "hook_name": ()}.items():
+            object.__setattr__(self, name, value)  # the same request as by layers and hooks
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> HarvestRequest:

@@ -35,6 +35,7 @@ LAYER_KEYS = ("n_layer", "num_hidden_layers", "n_layers", "num_layers")
 POSITION_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
 WIDTH_KEYS = ("n_embd", "hidden_size", "d_model")
 HEAD_KEYS, HEAD_WIDTH_KEYS = ("n_head", "num_attention_heads", "n_heads", "num_heads"), ("head_dim", "d_kv")
+EMBEDDING_KEYS = ("word_embed_proj_dim", "embedding_size")  # of models whose embeddings have another width
 KEY_HEAD_KEYS, MLP_KEYS = ("num_key_value_heads",), ("n_inner", "intermediate_size", "ffn_dim", "d_ff")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".gz", ".zst"}
@@ -212,7 +213,8 @@ def _widths(config: dict) -> dict[str, int]:
     d_model, heads = _first_of(WIDTH_KEYS, config), _first_of(HEAD_KEYS, config)
     if not d_model:
         return {}
-    widths = dict.fromkeys((*STREAMS, "mlp_in"), d_model)
+    widths = dict.fromkeys((*STREAMS, "mlp_in", "final"), d_model)
+    widths["embed"] = _first_of(EMBEDDING_KEYS, config) or d_model
     widths["mlp_post"] = _first_of(MLP_KEYS, config) or 4 * d_model
     if heads:
         head = _first_of(HEAD_WIDTH_KEYS, config) or d_model // heads

@@ -10,7 +10,7 @@ from tiny_models import CLASSES
 from harvest.errors import InputError
 from harvest.model.language_model import LanguageModel
 from harvest.rehearsal import check_meaning
-from harvest.request import HOOKS, Site
+from harvest.request import HOOKS, OUTER, Site
 
 LAYER = 1
 LLAMA = ("model.layers", "self_attn", "post_attention_layernorm", "mlp")
@@ -46,6 +46,14 @@ INNER_MODULES = dict.fromkeys(MODULES, LLAMA_INNER) | {
         "intermediate.dense",
         "output.dense",
     ),
+}
+# The embedding of tokens, and the norm before the unembedding.
+OUTER_MODULES = dict.fromkeys(MODULES, "model.embed_tokens model.norm") | {
+    "gpt2": "transformer.wte transformer.ln_f",
+    "gpt_neox": "gpt_neox.embed_in gpt_neox.final_layer_norm",
+    "opt": "model.decoder.embed_tokens model.decoder.final_layer_norm",
+    "phi": "model.embed_tokens model.final_layernorm",
+    "bert": "bert.embeddings.LayerNorm cls.predictions.transform.LayerNorm",
 }
 HEADS = 4  # in all of these models
 
@@ -95,6 +103,9 @@ def plain_activations(family: str, directory: Path, tokens_WxT: np.ndarray, dtyp
         read(hook, name, "output")
     for hook, name in (("z", z), ("mlp_in", mlp_in), ("mlp_post", mlp_post)):
         read(hook, name, "input")
+    for hook, name in zip(OUTER, OUTER_MODULES[family].split(), strict=False):
+        block = network  # these are named from the top
+        read(hook, name, "output")
     with torch.inference_mode():
         network(torch.from_numpy(tokens_WxT.astype(np.int64)))
     if not several:

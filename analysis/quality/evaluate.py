@@ -21,7 +21,7 @@ from analysis.quality.opened import (
 from analysis.runs.remarks import remark_on_loss_recovered
 from harvest.errors import InputError
 from harvest.flags import ABOVE_0, COUNT, DEVICE, NUMBER, TEXT, Flags, flag
-from harvest.request import BOS, HOOKS, MODEL_DTYPES, TWO_WINDOWS, HarvestRequest, Site, default_cache_dir
+from harvest.request import BOS, HOOK_NAME, HOOKS, MODEL_DTYPES, TWO_WINDOWS, HarvestRequest, Site, default_cache_dir
 
 if TYPE_CHECKING:
     from harvest.sources import Source
@@ -252,8 +252,7 @@ def sites_of(opened: list[Opened], options: EvaluateSettings) -> list[Site]:
 def site_named(hook_name: str, what: str) -> Site:
     if site := Site.named(hook_name):
         return site
-    names = ", ".join(Site(0, hook).hook_name.replace("0", "LAYER") for hook in HOOKS)
-    raise InputError(f"{what} {hook_name}: must be one of {names}")
+    raise InputError(f"{what} {hook_name}: must be {HOOK_NAME.words}")
 
 
 def request_of(first: Opened, options: EvaluateSettings, sites: list[Site]) -> HarvestRequest:

@@ -85,5 +85,6 @@ class WrittenByModel:
             "hook_name": self.site.hook_name,
             **self.site._asdict(),
             "tensor": self.site.tensor,
+            "module": model.module_of(self.site),
             "no_loss_recovered": self.trouble,
         }

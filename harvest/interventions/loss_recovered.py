@@ -125,7 +125,7 @@ class PatchedForward:
         model.check([site])
         self.model, self.tokens, self.site = model, model.behind_bos(tokens), site
         bridge, block = model.bridge, model.bridge.blocks[site.layer]
-        self.blocks = list(bridge.blocks[: site.layer + (site.hook == "resid_post")])
+        self.blocks = list(bridge.blocks[: site.blocks_before(model.n_layers)])
         parts = PARTS.get(site.hook, [])
         point = bridge.hook_dict[site.hook_name]
         # A part that contains the hook point, other than as its output, has to run for the hook to be called.

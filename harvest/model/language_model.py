@@ -22,7 +22,7 @@ from harvest.model.library_errors import explained
 from harvest.model.loading import listed, load_bridge
 from harvest.model.number_format import device_of, few_roundings
 from harvest.model.tokenizer import load_tokenizer
-from harvest.request import INNER, STREAMS, Site
+from harvest.request import STREAMS, Site
 
 # An encoder is recognized by the change of logits, relative to the largest, from a later token in a text of 8 tokens.
 BOTH_WAYS, BOTH_WAYS_TOKENS = 1e-4, 8
@@ -78,13 +78,20 @@ class LanguageModel:
         activations: dict[Site, np.ndarray] = {}
 
         def read(x_WxTxD: torch.Tensor, hook, into: Site) -> None:
-            x_WxTxD = self.activation(x_WxTxD, into)[:, len(self.bos) :]
+            x_WxTxD = self.activation(x_WxTxD, into)
+            if x_WxTxD.shape[:2] != tokens.shape:  # such as the patterns of attention
+                raise InputError(
+                    f"--hook {into.hook}: the value in layer {into.layer} of {self.name} (shape {list(x_WxTxD.shape)}) "
+                    "is not an activation per token: choose another hook"
+                )
+            x_WxTxD = x_WxTxD[:, len(self.bos) :]
             activations[into] = x_WxTxD.to("cpu", torch.float32, copy=True).numpy()
             if len(activations) == len(sites):
                 raise _AllRead
 
         readers = [(site.hook_name, partial(read, into=site)) for site in sites]
         tokens, below = self.behind_bos(self.token_ids(tokens_WxT)), max(site.layer for site in sites)
+        below = self.n_layers if any(site.hook == "final" for site in sites) else below
         with (
             self.running(sites),
             torch.inference_mode(),
@@ -115,7 +122,7 @@ class LanguageModel:
         Raises InputError unless it is an activation per token, which is as wide as the model in the residual stream.
         """
         is_tensor = isinstance(x_WxTxD, torch.Tensor)
-        if is_tensor and x_WxTxD.ndim == 4 and site.hook in INNER:
+        if is_tensor and x_WxTxD.ndim == 4 and site.hook not in STREAMS:
             x_WxTxD = x_WxTxD.flatten(2)
         if not is_tensor or x_WxTxD.ndim != 3 or (site.hook in STREAMS and x_WxTxD.shape[-1] != self.d_model):
             what = f"shape {list(x_WxTxD.shape)}" if is_tensor else type(x_WxTxD).__name__
@@ -125,6 +132,18 @@ class LanguageModel:
                 f"{width}per token: choose another hook"
             )
         return x_WxTxD
+
+    def module_of(self, site: Site) -> str | None:
+        """The module of transformers whose input or output is the activation at a site, if TransformerLens knows it."""
+        points, joint = self.bridge.hook_dict, f"blocks.{site.layer}.attn.qkv"  # as in GPT-2
+        if site.hook in ("q", "k", "v") and f"{joint}.hook_out" in points:
+            return f"part of the output of {self.bridge.adapter.translate_transformer_lens_path(joint)}"
+        for name, end in ((name, end) for end in ("in", "out") for name in points):
+            component = name.removesuffix(f".hook_{end}")
+            if component != name and points[name] is points[site.hook_name]:
+                with suppress(ValueError, KeyError):
+                    return f"{end}put of {self.bridge.adapter.translate_transformer_lens_path(component)}"
+        return None
 
     def running(self, sites: Sequence[Site] = ()) -> AbstractContextManager[None]:
         """The context in which the model or a part of it runs; it explains errors of libraries."""

@@ -21,9 +21,9 @@ def residual_directions(model: LanguageModel, site: Site, directions_KxD: np.nda
     """What directions at a site add to the residual stream, [K, width of the model].
 
     The outputs of attention heads (z) and the hidden layer of the MLP (mlp_post) pass through one matrix. None for a
-    site that the model only reads (q, k, v, mlp_in), or with a norm behind the matrix.
+    site that the model only reads (q, k, v, mlp_in), behind the last norm (final), or with a norm behind the matrix.
     """
-    if site.hook in STREAMS:
+    if site.hook in (*STREAMS, "embed"):
         return directions_KxD
     part, matrix, norm = OUTPUTS.get(site.hook, ("", "", ""))
     block = model.bridge.blocks[site.layer]

@@ -26,7 +26,7 @@ from harvest.capture import harvest
 from harvest.errors import InputError
 from harvest.identity import difference, identity, matching_store
 from harvest.model.language_model import LanguageModel
-from harvest.request import HOOKS, STREAMS, HarvestRequest, Site
+from harvest.request import POINTS, STREAMS, HarvestRequest, Site
 from harvest.sources import BUNDLED_CORPUS, BUNDLED_MODEL
 from harvest.store import ActivationStore
 from sae_jax.training.loop import store_facts
@@ -120,7 +120,7 @@ def by_transformer_lens(model):
 
 def test_all_hooks_of_two_layers_in_one_run_are_those_of_transformer_lens(model, by_transformer_lens):
     tokens_WxT, cache = by_transformer_lens
-    sites = HarvestRequest(layer=(3, 1), hook=HOOKS).sites
+    sites = HarvestRequest(layer=(3, 1), hook=tuple(POINTS)).sites
     found = model.activations(tokens_WxT, sites)
     assert set(found) == set(sites) and len(sites) == 22
     for site in sites:
@@ -128,7 +128,7 @@ def test_all_hooks_of_two_layers_in_one_run_are_those_of_transformer_lens(model,
 
 
 @pytest.mark.parametrize("hook", STREAMS)
-@pytest.mark.parametrize("below", HOOKS)
+@pytest.mark.parametrize("below", POINTS)
 def test_only_blocks_with_hooks_inside_run_in_the_code_of_transformer_lens(model, by_transformer_lens, below, hook):
     tokens_WxT, cache = by_transformer_lens
     ran = []

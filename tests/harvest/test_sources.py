@@ -38,7 +38,7 @@ def test_sites_are_all_hooks_of_all_layers():
         ({"layer": (1, -2)}, "^--layer -2: must be a whole number, 0 to 2147483647$"),
         (
             {"hook": ("mlp_out", "resid_up")},
-            f"^--hook resid_up: must be one of {', '.join(HOOKS)}: did you mean resid_pre\\?$",
+            f"^--hook resid_up: must be one of {', '.join(HOOKS)}, or a point .*: did you mean resid_pre\\?$",
         ),
         ({"layer": (1, 2, 1)}, "^--layer 1 2 1: give at least one value, and none twice$"),
         ({"hook": ("mlp_out", "mlp_out")}, "^--hook mlp_out mlp_out: give at least one value, and none twice$"),

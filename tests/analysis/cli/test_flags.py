@@ -95,9 +95,8 @@ def test_an_empty_text_can_be_left_out_only_if_it_is_a_flags():
         "--activation batchtopk": "batch_topk",
         "--activation matryoshka_batchtopk": "matryoshka",
         "--normalize-activations expected_average_only_in": "--normalization mean_norm",
-        "--hook-name blocks.2.hook_resid_pre": "--layer 2 --hook resid_pre",
-        "--hook blocks.2.hook_resid_pre": "--layer 2 --hook resid_pre",
-        "--hook_name=blocks.2.hook_mlp_out": "--layer 2 --hook mlp_out",
+        "--hook blocks.2.hook_resid_pre": "--hook-name blocks.2.hook_resid_pre",
+        "--hook blocks.2.attn.hook_z": "--hook-name blocks.2.attn.hook_z",
     }.items(),
 )
 def test_values_of_saelens_are_answered_with_ours(other, ours):

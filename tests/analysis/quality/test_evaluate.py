@@ -273,7 +273,10 @@ REFUSED = {
     "no dictionary": (("{text.parent}",), "holds no dictionary"),
     "twice": (("{zero}", "{zero}/../zero"), "is given twice"),
     "no hook": (("{unhooked}",), "does not record its hook: give --hook-name"),
-    "another hook": (("{zero}", "--hook-name", "blocks.1.hook_q"), "must be one of blocks.LAYER.hook_resid_pre, "),
+    "another hook": (
+        ("{zero}", "--hook-name", "blocks.1.q"),
+        "must be a hook of TransformerLens, such as blocks.8.hook",
+    ),
     "a layer beyond": (("{zero}", "--hook-name", "blocks.9.hook_mlp_out", "--dataset", "bundled"), "must be 0 to 3"),
     "two hooks": (("{zero}", "--hook-name", "blocks.1.hook_mlp_out", "--layer", "2"), "leave --layer and --hook out"),
     "another width": (("{narrow}",), "is for activations of width 16, but bundled has 256"),

@@ -81,6 +81,8 @@ def raw_logits(raw_model, tokens_WxT: np.ndarray, site: Site | None, first_posit
         "resid_mid": lambda: block.register_forward_hook(from_resid_mid),
         "mlp_out": lambda: block.mlp.register_forward_hook(behind),
         "resid_post": lambda: block.register_forward_hook(behind),
+        "embed": lambda: raw_model.transformer.wte.register_forward_hook(behind),
+        "final": lambda: raw_model.transformer.ln_f.register_forward_hook(behind),
     }
     handle = hooks[site.hook]() if site else None
     with torch.inference_mode():

@@ -12,20 +12,23 @@ from tiny_models import write_model
 import main
 from analysis.features.statistics import load_or_compute_features
 from harvest.capture import harvest
+from harvest.errors import InputError
 from harvest.model.language_model import LanguageModel
 from harvest.model.logit_weights import logit_weights, residual_directions
-from harvest.request import HOOKS, HarvestRequest, Site
-from harvest.sources import Source, resolve
+from harvest.request import HOOKS, IMPORTED, OUTER, POINTS, HarvestRequest, Site
+from harvest.sources import BUNDLED_MODEL, Source, resolve
 
 TOKENS_WxT = np.random.default_rng(0).integers(5, 4096, (2, 9), dtype=np.int32)
 SMALL = ("--layer", "2", "--n-samples", "300", "--epochs", "2", "--hidden-dim", "48")
 
 
 def test_a_site_is_found_again_by_its_hook_point():
-    sites = [Site(layer, hook) for layer in (0, 11) for hook in HOOKS]
+    sites = [Site(layer, hook) for layer in (0, 11) for hook in POINTS] + [Site(0, hook) for hook in OUTER]
+    sites += [Site(3, "ln1.hook_normalized"), Site(3, "attn.q.hook_out"), Site(0, IMPORTED)]
     assert [Site.named(site.hook_name) for site in sites] == sites
-    assert Site.named("blocks.1.hook_z") is Site.named("ln_final.hook_scale") is Site.named("blocks.x.hook_q") is None
-    assert len({site.tensor for site in sites}) == len(HOOKS)
+    for name in ("ln_final.hook_scale", "blocks.x.hook_q", "blocks.1.hook_resid_pre!", "blocks.1.attn", ""):
+        assert Site.named(name) is None
+    assert len({site.tensor for site in sites}) == len(HOOKS) + 3
 
 
 @pytest.mark.parametrize("family", MODULES)
@@ -37,6 +40,58 @@ def test_the_config_of_a_model_tells_the_width_at_each_hook(tmp_path, family):
     widths = {site.hook: x_WxTxD.shape[-1] for site, x_WxTxD in model.activations(TOKENS_WxT, sites).items()}
     assert widths == {hook: source.widths[hook] for hook in widths}
     assert len(widths) >= 10
+
+
+NAMES = ("blocks.2.ln1.hook_normalized", "hook_embed", "ln_final.hook_out", "blocks.1.attn.o.hook_out")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_hook_is_read_by_its_name(name, tmp_path):
+    request = HarvestRequest("bundled", "bundled", hook_name=name, n_samples=20, store_dtype="float32")
+    site = Site.named(name)
+    assert request == HarvestRequest("bundled", "bundled", site.layer, site.hook, n_samples=20, store_dtype="float32")
+    store = harvest(request, tmp_path, loss_recovered=True)[site]
+    assert (store.manifest["hook_name"], store.manifest["no_loss_recovered"]) == (name, None)
+    bridge = LanguageModel.load(str(BUNDLED_MODEL), "cpu").bridge
+    with torch.inference_mode():
+        _, cache = bridge.run_with_cache(torch.from_numpy(store.held_out.windows.astype(np.int64)))
+    rows_NxD = cache[name][:, 1:].flatten(0, 1).numpy()
+    np.testing.assert_allclose(store.held_out.read(0, len(store.held_out)), rows_NxD, rtol=1e-5, atol=1e-4)
+
+
+def test_the_manifest_names_the_module_of_transformers():
+    model = LanguageModel.load(str(BUNDLED_MODEL), "cpu")
+    expected = {
+        "resid_pre": "input of transformer.h.1",
+        "resid_mid": "input of transformer.h.1.ln_2",
+        "z": "input of transformer.h.1.attn.c_proj",
+        "q": "part of the output of transformer.h.1.attn.c_attn",
+        "mlp_post": "input of transformer.h.1.mlp.c_proj",
+        "embed": "output of transformer.wte",
+        "final": "output of transformer.ln_f",
+    }
+    assert {hook: model.module_of(Site(1, hook)) for hook in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"hook_name": "blocks.2.resid_pre"}, "must be a hook of TransformerLens, such as"),
+        ({"hook_name": "hook_embed", "layer": 2}, "--hook-name already gives the layer"),
+        ({"hook_name": ("blocks.1.hook_q", "blocks.2.hook_resid_pre")}, "the layers have different hooks"),
+        ({"hook": "final", "layer": (1, 2)}, "--hook final: is in no layer"),
+    ],
+)
+def test_names_that_are_no_sites_are_refused(fields, says):
+    with pytest.raises(InputError, match=says):
+        HarvestRequest(**fields)
+
+
+def test_a_point_that_is_no_activation_per_token_is_refused():
+    model = LanguageModel.load(str(BUNDLED_MODEL), "cpu")
+    for hook in ("attn.hook_pattern", "attn.hook_attn_scores"):
+        with pytest.raises(InputError, match=f"--hook {hook}: .* choose another hook"):
+            model.activations(TOKENS_WxT, [Site(1, hook)])
 
 
 def test_each_store_has_the_width_of_its_hook(tmp_path):
