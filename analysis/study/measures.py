@@ -171,7 +171,7 @@ def benchmarks(
     record = read_shaped(path, STUDY_AGAIN, shapes.Benchmarks) if path.exists() else {}
     if record.get("documents") != documents or set(members) - record["answers"]["sparse_probing"].keys():
         say(
-            f"sparse probing of {len(members)} of the dictionaries on {documents:,} documents of the bundled corpus, "
+            f"sparse probing of all dictionaries ({len(members)}) on {documents:,} documents of the bundled corpus, "
             "whatever the run was trained on; fewer --documents are faster"
         )
         notes: list[str] = []

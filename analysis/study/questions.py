@@ -16,7 +16,7 @@ from analysis.plots.training import emergence_curves, emergence_heatmap
 from analysis.stats import over_seeds
 from analysis.study.charts import answer_charts
 from analysis.study.measures import LABEL_MEASURES, PopulationMeasures
-from analysis.study.tables import Table, equal_l0, extremes, intervals_differ, seeds_of, table_of, words
+from analysis.study.tables import Table, compared, intervals_differ, seeds_of, table_of, words
 
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
 LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")
@@ -54,9 +54,7 @@ def study(measures: PopulationMeasures, control: PopulationMeasures | None) -> l
 
 def feature_learning(measures: PopulationMeasures) -> Answer:
     table = table_of(measures, LEARNING)
-    sentences = [
-        extremes(measures, measure, table) for measure in ("explained_variance", "ce_recovered", "found_again")
-    ]
+    sentences = [compared(measures, ("explained_variance", "ce_recovered", "found_again"))]
     if measures.compared:
         for group in measures.compared.groups:
             sentences.append(
@@ -65,13 +63,13 @@ def feature_learning(measures: PopulationMeasures) -> Answer:
             )
     return Answer(
         question="How do different activation functions affect feature learning?",
-        summary=f"{equal_l0(measures)}: {sentences[0]}.",
+        summary=f"{compared(measures, ['explained_variance'])}.",
         measured=(
             "Held-out reconstruction and cross-entropy recovered, densities, and features shared between members "
             "(decoder rows matched one-to-one with a cosine of at least 0.7)."
         ),
         table=table,
-        answer=f"{equal_l0(measures)}: {'; '.join(sentences)}.",
+        answer=f"{'; '.join(sentences)}.",
         uncertainty=seeds_of(measures),
         not_shown=(
             "Other widths, learning rates and lengths of training may order the kinds differently. Members with the "
@@ -97,8 +95,11 @@ def what_drives_emergence(measures: PopulationMeasures) -> Answer:
             for what, value in table[family].items()
             if value.mean is not None and value.excludes_zero
         ]
-        unsure = [what for what, value in table[family].items() if value.mean is not None and not value.excludes_zero]
+        known_values = {what: value for what, value in table[family].items() if value.mean is not None}
+        unknown = [f"{what} ({value})" for what, value in known_values.items() if value.low is None]
+        unsure = [w for w, value in known_values.items() if value.low is not None and not value.excludes_zero]
         parts = [f"a feature emerges {', '.join(sure)}"] if sure else []
+        parts += [f"without an interval, which needs three seeds: {', '.join(unknown)}"] if unknown else []
         parts += [f"no clear correlation with {', '.join(unsure)}"] if unsure else []
         none = "not measured (fewer than three snapshots, or all features emerge at the same step)"
         sentences.append(f"{family}: {'; '.join(parts) or none}")
@@ -122,18 +123,20 @@ def what_drives_emergence(measures: PopulationMeasures) -> Answer:
 
 
 def emergence_in_short(table: Table) -> str:
-    """In how many families each predictor is clearly correlated with the step of emergence."""
+    """In which families each predictor is clearly correlated with the step of emergence."""
     parts = []
     for what in dict.fromkeys(what for row in table.values() for what in row):
-        values = [row[what] for row in table.values() if what in row and row[what].excludes_zero]
-        earlier = sum((value.mean or 0) < 0 for value in values)
-        for word, count in (("earlier", earlier), ("later", len(values) - earlier)):
-            if count:
-                families = "family" if len(table) == 1 else "families"
-                parts.append(f"{word} with a higher {what} (in {count} of {len(table)} {families})")
+        sure = {family: row[what] for family, row in table.items() if what in row and row[what].excludes_zero}
+        for word, sign in (("earlier", -1), ("later", 1)):
+            if families := [family for family, value in sure.items() if (value.mean or 0) * sign > 0]:
+                where = "all families" if len(families) == len(table) else ", ".join(families)
+                parts.append(f"{word} with a higher {what} (in {where})")
     none = "No predictor is clearly correlated with the step at which a feature emerges"
-    if not any(value.mean is not None for row in table.values() for value in row.values()):
+    values = [value for row in table.values() for value in row.values() if value.mean is not None]
+    if not values:
         none = "What drives the emergence of features is not measured: this run has too few snapshots"
+    elif all(value.low is None for value in values):
+        none = "What drives the emergence of features is not known: intervals need three seeds"
     return f"Features emerge {'; '.join(parts)}" if parts else none
 
 
@@ -228,7 +231,6 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
     measures = [*INTERPRETABILITY, *labels]
     table = table_of(population, measures)
     in_answer = [*INTERPRETABILITY, *(label for label in labels if label.startswith("over chance"))]
-    sentences = [extremes(population, measure, table) for measure in in_answer]
     verdict = (
         "Whether the measures depend on what the model has learned is open: no run with shuffled weights was given "
         "(--control)."
@@ -251,14 +253,14 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
         table |= shuffled
     return Answer(
         question="How do sparsity mechanisms affect the interpretability of features?",
-        summary=f"{equal_l0(population)}: {sentences[0]}.",
+        summary=f"{compared(population, in_answer[:1])}.",
         measured=(
             "Sparse probing and absorption (SAEBench), and single-token features. For each set of labels: the share of "
             f"features more specialized than chance (false discovery rate {RATE}; the share grows with the amount of "
             "text), and the mean specialization and mutual information minus those with shuffled labels."
         ),
         table=table,
-        answer=f"{equal_l0(population)}: {'; '.join(sentences)}. {verdict}",
+        answer=f"{compared(population, in_answer)}. {verdict}",
         uncertainty=seeds_of(population),
         not_shown="Whether people find the features meaningful. Absorption needs a model that can spell.",
         figures=answer_charts(5, table),

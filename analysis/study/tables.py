@@ -28,29 +28,44 @@ def table_of(population: PopulationMeasures, measures: Sequence[str], prefix: st
     }
 
 
-def difference(measures: PopulationMeasures, measure: str, a: str, b: str) -> Estimate:
+def difference(measures: PopulationMeasures, measure: str, a: str, b: str, pairs: int) -> Estimate:
     """The mean difference of a measure between two families, over the seeds that both have.
 
-    The interval is corrected for selecting the two families among all (see `over_seeds`).
+    The interval is corrected for selecting the two families among so many pairs (see `over_seeds`).
     """
     seeds = [
         {measures.settings[name]["seed"]: measures.values[name][measure] for name in measures.families[family]}
         for family in (a, b)
     ]
-    pairs = [(seeds[0][seed], seeds[1][seed]) for seed in seeds[0].keys() & seeds[1].keys()]
-    return over_seeds([x - y for x, y in pairs if x is not None and y is not None], comb(len(measures.families), 2))
+    both = [(seeds[0][seed], seeds[1][seed]) for seed in seeds[0].keys() & seeds[1].keys()]
+    return over_seeds([x - y for x, y in both if x is not None and y is not None], pairs)
 
 
-def extremes(measures: PopulationMeasures, measure: str, table: Table) -> str:
-    """A sentence on the families with the highest and lowest value of a measure, and whether they differ."""
+def compared(measures: PopulationMeasures, wanted: Sequence[str]) -> str:
+    """Sentences on the families with the highest and lowest values of measures, among families of about equal L0."""
+    table = table_of(measures, wanted)
+    groups = equally_sparse(measures)
+    pairs = sum(comb(len(families), 2) for _, families in groups)
+    sentences = []
+    for where, families in groups:
+        of_group = {family: table[family] for family in families}
+        sentences.append(f"{where}: {'; '.join(extremes(measures, name, of_group, pairs) for name in wanted)}")
+    return ". ".join(sentences)
+
+
+def extremes(measures: PopulationMeasures, measure: str, table: Table, pairs: int) -> str:
+    """A sentence on the families of a table with the highest and lowest value, and whether they differ.
+
+    `pairs` is the number of pairs of families that are compared in all.
+    """
     known = {family: row[measure].mean for family, row in table.items()}
     means = {family: mean for family, mean in known.items() if mean is not None}
     if not means:
         return f"{words(measure)}: not measured"
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     if means[most] == means[least]:
-        return f"{words(measure)}: {table[most][measure]} for all families"
-    gap, pairs = difference(measures, measure, most, least), comb(len(table), 2)
+        return f"{words(measure)}: {table[most][measure]}{' for all families' if len(means) > 1 else ''}"
+    gap = difference(measures, measure, most, least, pairs)
     ends = f"highest for {most} ({table[most][measure]}), lowest for {least} ({table[least][measure]})"
     if gap.low is None:
         return f"{words(measure)}: {ends}, a difference of {gap} (no interval)"
@@ -74,12 +89,26 @@ def lines_of(table: Table) -> list[tuple[str, list[str]]]:
     return [(words(name), [str(row[name]) if name in row else "" for row in table.values()]) for name in measures]
 
 
-def equal_l0(measures: PopulationMeasures) -> str:
-    l0s = {family: row["l0"].mean for family, row in table_of(measures, ["l0"]).items()}
-    low, high = min(l0s.values()), max(l0s.values())  # type: ignore[type-var]
-    if high < L0_APART * low:  # type: ignore[operator]
-        return "At L0 " + " to ".join(dict.fromkeys((f"{low:.1f}", f"{high:.1f}")))
-    return f"At unequal L0 ({'; '.join(f'{family}: {l0:.1f}' for family, l0 in l0s.items())}), no fair comparison"
+def equally_sparse(measures: PopulationMeasures) -> list[tuple[str, list[str]]]:
+    """(where, families) for each group of two or more families of about equal L0, as in "At L0 31.8 to 32.3".
+
+    If there is no such group, all families are one, and the text says that they are not comparable.
+    """
+    l0s = {family: row["l0"].mean or 0.0 for family, row in table_of(measures, ["l0"]).items()}
+    groups: list[list[str]] = []
+    for family in sorted(l0s, key=l0s.__getitem__):
+        if groups and l0s[family] < L0_APART * l0s[groups[-1][0]]:
+            groups[-1].append(family)
+        else:
+            groups.append([family])
+    if len(l0s) > 1 and all(len(group) == 1 for group in groups):
+        each = "; ".join(f"{family}: {l0:.1f}" for family, l0 in l0s.items())
+        return [(f"At unequal L0 ({each}), no fair comparison", list(l0s))]
+    return [
+        ("At L0 " + " to ".join(dict.fromkeys(f"{l0s[family]:.1f}" for family in (group[0], group[-1]))), group)
+        for group in groups
+        if len(group) > 1 or len(l0s) == 1
+    ]
 
 
 def seeds_of(measures: PopulationMeasures) -> str:

@@ -63,11 +63,11 @@ class Checkpoints:
     def due(self) -> bool:
         return time.monotonic() - self.saved_at >= self.every_seconds
 
-    def save(self, step: int, states: list[State], metrics: Mapping[str, int]) -> None:
+    def save(self, step: int, states: list[State], metrics: Mapping[str, int], seconds: float = 0.0) -> None:
         """Start to write a checkpoint.
 
         `states` must be on the host, because the next block writes into the device's buffers while Orbax still reads.
-        `metrics` records how far metrics.jsonl is written.
+        `metrics` records how far metrics.jsonl is written, `seconds` how long the training has taken so far.
         """
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(states)) + METADATA_BYTES
         if shutil.disk_usage(self.directory).free < needed:  # Orbax would print many tracebacks
@@ -76,16 +76,18 @@ class Checkpoints:
             name: facts | {"crc32": array_checksum(np.asarray(leaf))}
             for name, (leaf, facts) in described(states).items()
         }
-        record = sealed({"step": step, "asked": self.asked, "leaves": leaves, "metrics": metrics})
+        record = {"step": step, "asked": self.asked, "leaves": leaves, "metrics": metrics, "seconds": seconds}
         with self._os_errors():
             self.manager.save(
                 step,
-                args=ocp.args.Composite(states=ocp.args.StandardSave(states), record=ocp.args.JsonSave(record)),
+                args=ocp.args.Composite(states=ocp.args.StandardSave(states), record=ocp.args.JsonSave(sealed(record))),
             )
         self.saved_at = time.monotonic()
 
-    def restore(self, start: list[State], say: Callable[[str], None]) -> tuple[int, list[State], dict[str, int]]:
-        """(step, states, how far metrics.jsonl was written) of the newest undamaged checkpoint; otherwise of the start.
+    def restore(self, start: list[State], say: Callable[[str], None]) -> tuple[int, list[State], dict[str, int], float]:
+        """(step, states, how far metrics.jsonl was written, seconds of training) of the newest undamaged checkpoint.
+
+        Without a checkpoint, these are those of the start.
 
         Damaged checkpoints are renamed. Raises InputError if all checkpoints are damaged, or if one has other arrays
         than `start`; OSError or MemoryError if the machine is at fault and not the checkpoint.
@@ -110,15 +112,15 @@ class Checkpoints:
                 "resumed: copy an undamaged checkpoint there, named by its step, or add --force to delete them and "
                 "start again"
             )
-        return 0, start, NO_METRICS
+        return 0, start, NO_METRICS, 0.0
 
     def close(self) -> None:
         with self._os_errors():
             self.manager.wait_until_finished()
         self.manager.close()
 
-    def _read(self, step: int, start: list[State]) -> tuple[list[State], dict[str, int]]:
-        """(states, how far metrics.jsonl was written) of a checkpoint.
+    def _read(self, step: int, start: list[State]) -> tuple[list[State], dict[str, int], float]:
+        """(states, how far metrics.jsonl was written, seconds of training) of a checkpoint.
 
         Raises InputError if it has other arrays than `start`, and any exception if it is damaged.
         """
@@ -144,7 +146,7 @@ class Checkpoints:
         for name, (leaf, _) in described(states).items():
             if array_checksum(np.asarray(leaf)) != record["leaves"][name]["crc32"]:
                 raise ValueError(f"the checksum of {name} differs")
-        return states, record["metrics"]
+        return states, record["metrics"], record.get("seconds", 0.0)  # checkpoints of earlier versions lack them
 
     def _move_aside(self, step: int) -> Path:
         names = (self.directory / f"{DAMAGED}{step}{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))

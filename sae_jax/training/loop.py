@@ -81,7 +81,7 @@ def train(
         plan = {"total_steps": feed.total_steps, "l0_asked": l0_asked, "snapshots": snapshots}
         if changed := run.begin([store_facts(store) for store in stores], environment(), plan, resume):
             say(f"this run was started in another environment, so the last digits may differ: {changed}")
-        states, report, steps = learn(
+        states, report, seconds_before = learn(
             population, feed, run, rows_compared, resume, checkpoint_seconds, snapshots, on_progress, say
         )
         evaluated = time.perf_counter()
@@ -90,7 +90,8 @@ def train(
         for name, evaluation in evaluations.items():
             if text := overfitting_text(evaluation.metrics):
                 say(f"{name} {text}")
-        training_seconds = evaluated - report.began
+        seconds_here = evaluated - report.began
+        training_seconds = seconds_before + seconds_here
         manifest = stores[0].manifest
         results = {
             "model": {"name": name_of("model", manifest["model"]), "fell_back": manifest["model"]["fell_back"]},
@@ -102,9 +103,9 @@ def train(
                 "harvest_seconds": harvest_seconds,
                 "training_seconds": training_seconds,
                 "evaluation_seconds": time.perf_counter() - evaluated,
-                "steps": steps,
-                "rows_per_second": steps * config.batch_size / training_seconds,
-                "data_wait": feed.wait_seconds / training_seconds,
+                "steps": feed.total_steps,
+                "rows_per_second": feed.total_steps * config.batch_size / training_seconds,
+                "data_wait": feed.wait_seconds / seconds_here,
             },
             METRICS_FILE: run.metrics_written(),
         }
@@ -154,15 +155,15 @@ def learn(
     snapshots: int,
     on_progress: Callable[[Progress], None],
     say: Callable[[str], None],
-) -> tuple[list[State], Reporter, int]:
-    """(states to export, on the host; the reporter with the failed members; number of steps run by this process).
+) -> tuple[list[State], Reporter, float]:
+    """(states to export, on the host; the reporter with the failed members; seconds of training before a resumption).
 
     Nothing is saved before `rows_compared` has returned, so that no later process resumes from damaged rows.
     """
     config, total = population.config, feed.total_steps
     checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds, record_checksum(meant(run.asked)))
     abstract = [abstract_group(group, hyper) for group, hyper in zip(population.groups, population.hypers, strict=True)]
-    first_step, restored, metrics_then = checkpoints.restore(abstract, say)
+    first_step, restored, metrics_then, seconds_before = checkpoints.restore(abstract, say)
     step = first_step
     if first_step:
         say(f"resuming at step {first_step:,} of {total:,}")
@@ -213,12 +214,13 @@ def learn(
                 report_block(*pending)
                 pending = None
                 rows_compared()
-                checkpoints.save(step, placement.gather(states), run.metrics_written())
+                seconds = seconds_before + time.perf_counter() - report.began
+                checkpoints.save(step, placement.gather(states), run.metrics_written(), seconds)
             if stopping:
                 checkpoints.close()
                 raise Interrupted(f"stopped and saved at step {step:,} of {total:,}")
     checkpoints.close()
-    return list(gathered()), report, step - first_step
+    return list(gathered()), report, seconds_before
 
 
 def start(population: Population, feed: Feed) -> Iterator[State]:

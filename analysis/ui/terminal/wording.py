@@ -158,7 +158,7 @@ def source_text(source: dict[str, Any]) -> str:
 def times_text(timing: dict[str, float | None]) -> str:
     rate = rate_text(timing.get("rows_per_second") or math.nan, "rows/s")
     return ", ".join(
-        f"{phase} {duration_text(seconds)}" + (f" ({rate})" if rate and phase == "training" else "")
+        f"{phase} {duration_text(seconds)}" + (f" ({rate} with compiling)" if rate and phase == "training" else "")
         for phase in ("harvest", "training", "evaluation", "loss recovered")
         if (seconds := timing.get(f"{phase.replace(' ', '_')}_seconds")) is not None
     )

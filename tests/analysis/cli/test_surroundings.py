@@ -44,7 +44,8 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("flag, value", NUMBERS)
-def test_a_number_outside_of_float32_is_refused(flag, value, capsys):
+def test_a_number_outside_of_float32_is_refused(flag, value, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert flag in said(capsys, flag, value) and not Path("runs").exists()
 
 

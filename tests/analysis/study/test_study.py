@@ -19,7 +19,7 @@ from analysis.study import measures
 from analysis.study.charts import answer_charts
 from analysis.study.measures import PopulationMeasures, values_of
 from analysis.study.questions import behaviour_during_training, frequency_and_specialization, interpretability
-from analysis.study.tables import equal_l0
+from analysis.study.tables import equally_sparse
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from sae_jax.config import TrainConfig
@@ -188,7 +188,24 @@ def test_panels_share_an_axis_with_a_zero_line_and_zero_panels_are_left_out():
 
 def test_answers_claim_nothing_without_snapshots_or_activity():
     assert behaviour_during_training(gathered_of([0.5])).answer.startswith("Not from this run. ")
-    assert equal_l0(gathered_of([0.0])).startswith("At unequal L0")
+    assert equally_sparse(gathered_of([0.0])) == [("At L0 0.0", ["topk"])]
+
+
+def test_families_are_compared_with_those_of_about_equal_l0():
+    config = TrainConfig(activation="topk", hidden_dim=64, k=(4, 8, 15, 16, 32, 33), seed=(0, 1, 2))
+    members = {member.id: asdict(replace(member, id="")) for member in members_of(config, SITES)}
+    every = next(iter(gathered_of([0.0]).values.values())).keys()
+    values = {
+        name: {measure: float(of["k"]) if measure == "l0" else of["k"] / 100 + of["seed"] / 1e4 for measure in every}
+        for name, of in members.items()
+    }
+    features = {name: SimpleNamespace(labels={}) for name in members}
+    found = replace(gathered_of([0.0]), settings=members, values=values, features=features)
+    assert [where for where, _ in equally_sparse(found)] == ["At L0 15.0 to 16.0", "At L0 32.0 to 33.0"]
+    low, high = interpretability(found, None).answer.split(". At L0 ")
+    assert low.startswith("At L0 15.0 to 16.0: probe on one feature") and high.startswith("32.0 to 33.0: probe")
+    assert "highest for topk, k 16 (" in low and "lowest for topk, k 15 (" in low
+    assert "(interval widened for 2 comparisons)" in low
 
 
 def test_a_feature_with_few_firings_is_no_single_token_feature():

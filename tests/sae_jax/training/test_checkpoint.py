@@ -36,7 +36,7 @@ def saved(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoints")
     checkpoints = Checkpoints(directory, 60)
     for step, metrics in METRICS.items():
-        checkpoints.save(step, states_at(step), metrics)
+        checkpoints.save(step, states_at(step), metrics, seconds=1.5 * step)
     checkpoints.close()
     return directory
 
@@ -70,7 +70,8 @@ def damage(path: Path, chance: random.Random) -> str:
 
 
 def test_the_last_saved_state_is_restored(saved):
-    step, states, metrics = restored(saved, said := [])
+    step, states, metrics, seconds = restored(saved, said := [])
+    assert seconds == 1.5 * step
     assert (step, metrics, said) == (20, METRICS[20], [])
     assert same(states, states_at(20))
 
@@ -83,7 +84,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(save
         copy = shutil.copytree(saved, tmp_path / str(number))
         how = damage(copy / "20" / name, chance)
         before = files_in(copy / "20")
-        step, states, metrics = restored(copy, said := [])
+        step, states, metrics, _ = restored(copy, said := [])
         assert same(states, states_at(step)) and metrics == METRICS[step], (name, how)
         if step == 10:
             went_back += 1
@@ -101,7 +102,7 @@ def test_several_damaged_checkpoints_of_one_step_are_all_kept(saved, tmp_path):
     copy = shutil.copytree(saved, tmp_path / "copy")
     for _ in range(3):
         (copy / "20" / "states" / "_METADATA").write_text("")
-        step, _, _ = restored(copy, [])
+        step = restored(copy, [])[0]
         assert step == 10
         checkpoints = Checkpoints(copy, 60)
         checkpoints.save(20, states_at(20), METRICS[20])
