@@ -32,7 +32,7 @@ PATHS = ("run_dir", "cache_dir")
 class ShownRun(FinishedRun):
     """A finished run that prints as its box of results: `run[ID]` is a member as a loaded SAE, `list(run)` are the ids.
 
-    Members that failed in training are left out.
+    A part of an id that fits only one member is enough. Members that failed in training are left out.
     """
 
     def __getitem__(self, member: str) -> LoadedSAE:
@@ -40,8 +40,23 @@ class ShownRun(FinishedRun):
 
         return load(self.path, member)
 
+    def __contains__(self, member: str) -> bool:
+        try:
+            return self.only(member) in self.members
+        except InputError:
+            return False
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.members)
+
+    def keys(self) -> list[str]:
+        return list(self)
+
+    def items(self) -> Iterator[tuple[str, LoadedSAE]]:
+        return ((member, self[member]) for member in self)
+
+    def values(self) -> Iterator[LoadedSAE]:
+        return (sae for _, sae in self.items())
 
     def __len__(self) -> int:
         return len(self.members)

@@ -93,10 +93,12 @@ def harvest_again(
     """
     facts = {site: fact for site in request.sites for fact in trained if fact["hook_name"] == site.hook_name}
     stores = {site: store for site, fact in facts.items() if (store := matching_store(fact, cache_dir))}
+    model, dataset = name_of("model", trained[0]["model"]), name_of("dataset", trained[0]["dataset"])
     if len(stores) == len(request.sites):
+        say(f"model: {model}")
+        say(f"text: {dataset}")
         say_stores(stores, say)
         return stores
-    model, dataset = name_of("model", trained[0]["model"]), name_of("dataset", trained[0]["dataset"])
     dtype = trained[0].get("model_dtype", "float32")
     request = replace(request, model_name=model, dataset=dataset, model_dtype=dtype)
     return harvest(request, cache_dir, on_progress, say, loss_recovered=loss_recovered, device=device)

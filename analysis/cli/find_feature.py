@@ -77,6 +77,9 @@ def run(argv: list[str]) -> None:
         if best := next((feature for feature in result.features if feature.passes), None):
             for line in page_lines(finished.path, best.member, best.feature, options.cache_dir):
                 terminal.say(line)
+            if descriptions[best.member, best.feature].promoted:
+                of_feature = f"--member {best.member} --feature {best.feature}{cache_flag(options.cache_dir)}"
+                terminal.say(pasted(f"next: python main.py steer {quote(str(finished.path))} {of_feature} --sweep"))
         record = search_record(phrase, options, used, result, densities, descriptions)
         if can_be_kept(finished.path, terminal.say):
             path = finished.path / "analysis" / "find" / f"{file_stem(phrase)}.json"

@@ -144,7 +144,8 @@ def follow(live_run: LiveRun, terminal: Terminal, watch: bool) -> None:
             trained, waiting = time.monotonic(), False
         elif watch and not waiting:
             waiting = True
-            terminal.begin(f"{live_run.state()}; waiting for a process to continue it")
+            terminal.say(live_run.state())
+            terminal.begin("waiting for a process to continue it")
         if not watch or time.monotonic() - trained > PATIENCE_SECONDS:
             break
         time.sleep(POLL_SECONDS)

@@ -122,7 +122,10 @@ def run(argv: list[str]) -> None:
                 f"features that detect the concept: {len(choice.detecting)}; "
                 f"that promote its words: {len(choice.promoting)}"
             )
-            terminal.say(f"features that make the watched tokens likeliest if amplified, with output scores: {best}")
+            terminal.say(
+                f"features that make the watched tokens likeliest if amplified, with output scores: {best}; the first "
+                "is used (find-feature may rank others first, because it ranks by what they detect)"
+            )
         assert feature is not None
         experiment = steer_feature(
             finished,

@@ -115,16 +115,18 @@ def steer_feature(
         strengths: Sequence[float],
         sampling: Sampling,
         concept: str | None = None,
+        again: str = "",
     ) -> Steered:
         arguments = run.language_model, run.site(member), directions, mode, strengths, tokens, sampling
-        return steering.compute_steering(*arguments, run.first_position, concept, on_progress)
+        advance = (lambda phase, done, total: on_progress(f"{phase}{again}", done, total)) if again else on_progress
+        return steering.compute_steering(*arguments, run.first_position, concept, advance)
 
     steered, rerun = steered_by(directions, strengths, sampling, concept), {}
     if sweep and sampling.temperature:
         other = replace(sampling, seed=sampling.seed + 1)
         for name, direction in directions.items():
             if best := steered.best(name):
-                rerun[name] = steered_by({name: direction}, [best.strength], other)
+                rerun[name] = steered_by({name: direction}, [best.strength], other, again=f", {name} with another seed")
     return Experiment(run, member, feature, maximum, concept, sampling, steered, rerun)
 
 

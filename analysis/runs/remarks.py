@@ -1,8 +1,26 @@
-"""What to say beside cross-entropy recovered and KL recovered when they are undefined or above 1."""
+"""What to say beside metrics: when they are undefined or above 1, or far better on training rows."""
 
 from __future__ import annotations
 
 from typing import Any
+
+OVERFITTING = 0.1  # explained variance on training rows minus that on held-out rows, from which a warning is given
+
+
+def remarks_on(metrics: dict[str, Any]) -> str:
+    """All remarks on the metrics of a member after training; "" if there are none."""
+    return "; ".join(filter(None, (remark_on_overfitting(metrics), remark_on_loss_recovered(metrics))))
+
+
+def remark_on_overfitting(metrics: dict[str, Any]) -> str:
+    """A warning about a member that explains far more variance of training rows than of held-out rows."""
+    held_out, train = metrics.get("explained_variance"), metrics.get("explained_variance_train")
+    if held_out is None or train is None or train - held_out < OVERFITTING:
+        return ""
+    return (
+        f"explains {train:.3f} of the variance of training rows, but {held_out:.3f} of that of held-out rows: it has "
+        "memorized its rows, so harvest more text (--n-samples), or use fewer --epochs or a smaller --hidden-dim"
+    )
 
 
 def remark_on_loss_recovered(metrics: dict[str, Any]) -> str:

@@ -24,8 +24,6 @@ from sae_jax.run_directory import RunDirectory
 from sae_jax.training.population import Population, State
 from sae_jax.training.progress import Reporter
 
-OVERFITTING = 0.1  # explained variance on training rows minus that on held-out rows, from which a warning is given
-
 
 def exported(population: Population, states: Iterable[State]) -> Iterator[tuple[Member, Dictionary]]:
     """(member, its dictionary for raw activations) of all members; `states` are those of `State.to_export`."""
@@ -116,14 +114,3 @@ def measured_on(store: ActivationStore) -> dict[str, int]:
     windows_W = metric_windows(store.held_out)
     documents = len(np.unique(store.held_out.documents[windows_W]))
     return {"rows": len(store.held_out.window_rows(windows_W)), "windows": len(windows_W), "documents": documents}
-
-
-def overfitting_text(metrics: dict[str, float]) -> str | None:
-    """A warning about a member that explains far more variance of training rows than of held-out rows, or None."""
-    held_out, train = metrics["explained_variance"], metrics["explained_variance_train"]
-    if train - held_out < OVERFITTING:
-        return None
-    return (
-        f"explains {train:.3f} of the variance of training rows, but {held_out:.3f} of that of held-out rows: it has "
-        "memorized its rows, so harvest more text (--n-samples), or use fewer --epochs or a smaller --hidden-dim"
-    )

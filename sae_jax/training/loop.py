@@ -25,7 +25,7 @@ from sae_jax.members import Member, members_of
 from sae_jax.run_directory import METRICS_FILE, RunDirectory, meant
 from sae_jax.training.batches import BLOCK_BYTES, Feed
 from sae_jax.training.checkpoint import Checkpoints
-from sae_jax.training.export import export_and_evaluate, exported, measured_on, overfitting_text
+from sae_jax.training.export import export_and_evaluate, exported, measured_on
 from sae_jax.training.memory import needed, refuse_too_large
 from sae_jax.training.mesh import Placement
 from sae_jax.training.population import (
@@ -87,9 +87,6 @@ def train(
         evaluated = time.perf_counter()
         evaluations = export_and_evaluate(population, states, run, report, feed.total_steps, on_phase)
         del states
-        for name, evaluation in evaluations.items():
-            if text := overfitting_text(evaluation.metrics):
-                say(f"{name} {text}")
         seconds_here = evaluated - report.began
         training_seconds = seconds_before + seconds_here
         manifest = stores[0].manifest

@@ -84,7 +84,7 @@ def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, ca
     [
         ({"hiden_dim": 48}, "train_population has no setting hiden_dim: did you mean hidden_dim"),
         ({"d_sae": 48}, "train_population has no setting d_sae: did you mean hidden_dim"),
-        ({"hook_name": "blocks.2.hook_resid_pre"}, "no setting hook_name: did you mean layer 2 hook resid_pre"),
+        ({"prepend_bos": True}, "no setting prepend_bos: did you mean bos"),
         ({"fit_decoder": "no"}, "^fit_decoder 'no': must be True or False"),
         ({"lr": "1e-3"}, "^lr '1e-3': must be a positive number"),
         ({"hook_point": 1}, "no setting hook_point: give one of model_name, .*, hook, .*, run_dir, "),
@@ -194,8 +194,10 @@ def test_a_run_shows_its_members(run):
     assert "EXPERIMENT RESULTS" in text and "\x1b" not in text
     for name, member in run.members.items():
         variance = f"{member['metrics']['explained_variance']:.3f}"
-        (row,) = (line for line in text.splitlines() if line.startswith(f"║ {name} "))
+        row = next(line for line in text.splitlines() if line.startswith(f"║ {name} "))  # a remark may follow
         assert variance in row
+    assert list(opened.keys()) == list(opened) == [name for name, _ in opened.items()]
+    assert TOPK in opened and "topk" in opened and "no such member" not in opened
 
 
 def test_features_of_the_requested_members(run, cache, capsys):

@@ -138,7 +138,7 @@ def search_summary(phrase: str, passages: dict[str, Any], result: FindFeature, f
     tried = f"{counted(sum(result.tried.values()), 'feature')} in {counted(len(result.tried), 'dictionary')} tried"
     rate = f"a false discovery rate of {fdr:g}"
     if passing:
-        return [*lines, f"{tried}; {passing} of the {len(result.features)} best pass at {rate}"]
+        return [*lines, f"{tried}; of the {len(result.features)} features below, {passing} pass at {rate}"]
     few = (
         f"; {p['concept']} passages about the concept are too few, {ENOUGH} are needed: give examples (--examples)"
         if p["concept"] < ENOUGH

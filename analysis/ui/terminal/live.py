@@ -78,6 +78,7 @@ class Terminal:
         self._console = Screen(stream, self._redraws)
         self._curves: defaultdict[str, LossCurve] = defaultdict(LossCurve)
         self._phase: str | None = None
+        self._done = 0  # of the phase
         self._calls: list[tuple[float, int]] = []  # time and count of the first two calls of `progress` in the phase
         self._activity = "working"
         self._live: Live | None = None
@@ -134,6 +135,9 @@ class Terminal:
         """
         if self._quiet:
             return
+        if self._phase == phase and done < self._done:  # the phase begins once more, with other work
+            self.leave_phase()
+        self._done = done
         now = (self._clock(), done)
         since = now if self._enter_phase(phase) else self._calls[-1]
         if len(self._calls) < 2:
@@ -142,7 +146,7 @@ class Terminal:
         rate = done_here / seconds if seconds > 0 and done_here > 0 else math.nan
         share = done / total if total else 1.0
         left = left_text(share, (total - done) / rate)
-        unit = "rows" if phase.startswith("evaluation") else UNITS.get(phase, "tokens")
+        unit = "rows" if phase.startswith("evaluation") else UNITS.get(phase.partition(",")[0], "tokens")
         counts = [f"{done:,}/{total:,} {unit}", rate_text(rate, f"{unit}/s")]
 
         def frame(_: int | None) -> RenderableType:
@@ -201,7 +205,7 @@ class Terminal:
         if phase == self._phase:
             return False
         self.leave_phase()
-        self._phase, self._next, self._calls, self._activity = phase, -math.inf, [], f"at {phase}"
+        self._phase, self._next, self._calls, self._activity = phase, -math.inf, [], f"working on: {phase}"
         return True
 
     @one_at_a_time
@@ -242,7 +246,7 @@ class Terminal:
         """Say that the phase or activity goes on. A log gets the latest progress instead, if it was not written."""
         text = f"still {self._activity} ({duration_text(seconds)})"
         if not self._redraws:
-            line, *self._unwritten = self._unwritten or [text]
+            line, self._unwritten = (self._unwritten or [text])[0], []
             self._console.print(self._console.literal(line), soft_wrap=True)
         elif self._frame is None:
             self._redraw(Text(text, style="dim"))

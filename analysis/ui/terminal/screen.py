@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from analysis.runs.remarks import remark_on_loss_recovered
+from analysis.runs.remarks import remarks_on
 from analysis.ui.terminal.fitted import Spare
 from analysis.ui.terminal.sparkline import LossCurve
 from analysis.ui.terminal.wording import (
@@ -158,7 +158,7 @@ class Screen(Console):
         sections: list[RenderableType] = [self.results_table(members, inside)]
         if failed := [(member_name(m), failure_text(m)) for m in members if m.get("failed")]:
             sections.append(self._pairs(failed, inside, style="red"))
-        measured = [(member_name(m), remark_on_loss_recovered(m.get("metrics") or {})) for m in members]
+        measured = [(member_name(m), remarks_on(m.get("metrics") or {})) for m in members]
         if remarks := [(name, remark) for name, remark in measured if remark]:
             rest = [("", f"the same holds for {len(remarks) - REMARKS} more")] if len(remarks) > REMARKS else []
             sections.append(self._pairs([*remarks[:REMARKS], *rest], inside))

@@ -9,8 +9,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from harvest.request import IMPORTED, IMPORTED_ROWS
-
 # Control characters except the line feed, marks that change the writing direction, and unpaired surrogates.
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -146,6 +144,8 @@ def failure_text(member: dict[str, Any]) -> str:
 
 def sites_text(members: list[dict[str, Any]]) -> str:
     """The layers and hooks that members read."""
+    from harvest.request import IMPORTED, IMPORTED_ROWS  # imported here, because it needs numpy
+
     sites = dict.fromkeys((member["hook"], member["layer"]) for member in members)
     return ", ".join(IMPORTED_ROWS if hook == IMPORTED else f"{hook} of layer {layer}" for hook, layer in sites)
 

@@ -474,7 +474,7 @@ def test_a_log_is_never_silent_for_long():
         "loading the model",
         "still loading the model (3 s)",
         "harvest  10/20 tokens  50%",
-        "still at harvest (3 s)",
+        "still working on: harvest (3 s)",
         "harvest  20/20 tokens  100%  done",
         "done",
     ]
@@ -482,7 +482,7 @@ def test_a_log_is_never_silent_for_long():
 
 def test_a_sign_of_life_is_removed_from_the_screen():
     lines, sent = on_a_terminal("silent()", 80)
-    assert b"still loading the model (3 s)" in sent and b"still at harvest (3 s)" in sent
+    assert b"still loading the model (3 s)" in sent and b"still working on: harvest (3 s)" in sent
     kept = [line for line in lines if line]
     assert kept[0] == "loading the model" and "done" in kept and "still" not in "".join(kept)
 
