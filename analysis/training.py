@@ -18,6 +18,7 @@ from harvest.imports.stored_rows import stored_rows
 from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, IMPORTED, HarvestRequest, Site, default_cache_dir
 from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
+from harvest.text.documents import documents
 from sae_jax.config import FLAGS_OF_SOME_KINDS, TrainConfig, flags_of_kind
 from sae_jax.members import members_of
 from sae_jax.run_directory import RunDirectory, default_path
@@ -126,6 +127,8 @@ def train_run(
         say_cost(config, request, ActivationStore(request.rows).d_model, terminal)
     elif not options.resume:
         sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
+        if Path(sources[1].location).exists():  # a column that is not there is found before the model is loaded
+            next(documents(sources[1].location, column=request.text_column), None)
         if d_model := sources[0].width(
             request.hook
         ):  # `train` checks the memory again, with the devices that JAX has found
@@ -162,10 +165,9 @@ def job_text(request: HarvestRequest, config: TrainConfig) -> str:
     if request.rows:
         return f"{what} the rows in {request.rows}"
     where = ", ".join(f"{hook} of layer {layer}" for hook, layer in sites)
-    return (
-        f"{what} {request.n_samples:,} windows of {request.seq_len} tokens of {request.dataset or DEFAULT_DATASET}: "
-        f"{where} of {request.model_name or DEFAULT_MODEL}"
-    )
+    text, model = request.dataset or DEFAULT_DATASET, request.model_name or DEFAULT_MODEL
+    text, model = (f"the bundled {kind}" if n == "bundled" else n for n, kind in ((text, "text"), (model, "model")))
+    return f"{what} {request.n_samples:,} windows of {request.seq_len} tokens of {text}: {where} of {model}"
 
 
 def say_cost(config: TrainConfig, request: HarvestRequest, d_model: int, terminal: Terminal) -> None:

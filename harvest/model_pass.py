@@ -172,6 +172,7 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
         "tokenizer_hash": language_model.tokenizer_hash(),
         "dataset": dataset.record,
         "windows_hash": _hash_arrays(arrays),
+        "held_out": request.held_out,
         "seq_len": request.seq_len,
         "keep_first_position": request.keep_first_position,
         "dtype": request.store_dtype,

@@ -15,7 +15,8 @@ from typing import Any
 
 from analysis.cli.flags import filled, parsed, place
 from analysis.cli.output import Output
-from analysis.quality.evaluate import EvaluateSettings, evaluate_dictionaries
+from analysis.quality.evaluate import evaluate_dictionaries
+from analysis.quality.measured_on import EvaluateSettings
 from analysis.quality.opened import dictionaries_in, failed_in, open_dictionary
 from analysis.ui.terminal.tables import EVALUATION_SPARE, evaluation_cells
 from analysis.ui.terminal.wording import basis_text, counted

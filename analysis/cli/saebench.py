@@ -41,6 +41,7 @@ def run(argv: list[str]) -> None:
     with output.terminal() as terminal:
         say_found(finished, options.member, terminal)
         kept = can_be_kept(finished.path, terminal.say)
+        terminal.say(f"up to {settings.documents:,} documents are run through the model, which takes minutes on a CPU")
         terminal.begin(f"loading {counted(len(members), 'dictionary')}, the language model and the documents")
         for question, answer in run_benchmarks(settings, finished, members, notes, terminal.progress):
             terminal.leave_phase()

@@ -52,7 +52,8 @@ def stretch(position_N: np.ndarray) -> str:
 def document_labels(path: Path, text_columns: Collection[str] = ("text",)) -> dict[str, Labels]:
     """The fields of a .jsonl corpus that are labels.
 
-    A field is dropped at the first document without a text in it, or with one value too many: memory is bounded.
+    A field is dropped at the first document without a text in it, or with one value too many: memory is bounded. A
+    value must have two documents on average.
     """
     codes: dict[str, list[int]] = {}
     seen: dict[str, dict[str, int]] = {}
@@ -71,7 +72,7 @@ def document_labels(path: Path, text_columns: Collection[str] = ("text",)) -> di
     labels = {}
     for name, codes_G in codes.items():
         names, place = np.unique(list(seen[name]), return_inverse=True)
-        if len(names) > 1:
+        if 1 < len(names) <= len(codes_G) / 2:  # titles, of which each document has its own, group nothing
             labels[name] = Labels("document", place[codes_G], names.tolist())
     return labels
 

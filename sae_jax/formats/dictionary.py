@@ -77,6 +77,12 @@ class Dictionary:
         return self.cfg["metadata"].get("prepend_bos")
 
     @property
+    def held_out(self) -> float | None:
+        """The share of the documents of its text that it was not trained on; None if it is not recorded."""
+        share = self.cfg["metadata"].get("held_out")
+        return share if isinstance(share, float) and 0 < share <= 1 else None
+
+    @property
     def is_centered(self) -> bool:
         """Whether the weights of the model were centered, so that rows of a LayerNorm model have a mean of 0."""
         return bool(settings_of(self.cfg["metadata"]).get("center_writing_weights"))

@@ -43,7 +43,7 @@ def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest:
         "dataset_path": portable_name(manifest["dataset"]["location"]),
     }
     metadata |= {"control": control} if (control := manifest.get("control")) else {}
-    metadata |= {"max_norm": limit} if (limit := manifest.get("max_norm")) else {}
+    metadata |= {name: manifest[name] for name in ("max_norm", "held_out") if manifest.get(name)}
     architecture, (d_in, d_sae) = KINDS[member.activation].architecture, tensors["W_enc"].shape
     # In SAELens, heads are side by side only with this setting.
     settings = {"reshape_activations": "hook_z"} if metadata["hook_name"].endswith("hook_z") else {}

@@ -186,14 +186,20 @@ def test_a_run_is_evaluated_on_the_held_out_part_of_its_text(finished, known, tm
 
 
 def test_a_dictionary_without_a_run_on_its_training_text_is_reported(finished, tmp_path, cache, capsys):
-    member = next((finished / "members").iterdir())
-    shutil.copytree(member, tmp_path / "export")
+    member, few = next((finished / "members").iterdir()), ("--n-samples", "50", "--ce-windows", "0")
+    export = without_checksums(shutil.copytree(member, tmp_path / "export"))
+    evaluated(tmp_path, cache, export, *few)
+    assert "on this text" not in capsys.readouterr().out, "the share that its run held out is recorded"
+    assert json.loads((tmp_path / "report.json").read_text())["request"]["held_out"] == 0.1
+    cfg = json.loads((export / "cfg.json").read_text())
+    assert cfg["metadata"].pop("held_out") == 0.1
+    (export / "cfg.json").write_text(json.dumps(cfg))
     told = f"{tmp_path / 'export'} was trained on this text and does not record on which documents: "
-    evaluated(tmp_path, cache, tmp_path / "export", "--n-samples", "50", "--ce-windows", "0")
+    evaluated(tmp_path, cache, export, *few)
     assert f"{told}none is left out" in capsys.readouterr().out
-    evaluated(tmp_path, cache, tmp_path / "export", finished, "--n-samples", "50", "--ce-windows", "0")
+    evaluated(tmp_path, cache, export, finished, *few)
     assert f"{told}those that the runs held out are used" in capsys.readouterr().out
-    evaluated(tmp_path, cache, member, "--n-samples", "50", "--ce-windows", "0")
+    evaluated(tmp_path, cache, member, *few)
     assert "on this text" not in capsys.readouterr().out, "its run says which documents it never saw"
 
 
