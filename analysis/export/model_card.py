@@ -10,6 +10,7 @@ from analysis.runs.finished import FinishedRun
 from analysis.runs.remarks import remark_on_loss_recovered
 from harvest.errors import InputError
 from harvest.files import parse_json
+from harvest.request import IMPORTED
 from sae_jax.formats import Dictionary
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -53,12 +54,14 @@ def model_card(dictionary: Dictionary, facts: dict | None, repo: str | None) -> 
     model = f"`{dictionary.model_name or 'an unknown model'}`"
     if dictionary.model_name == "bundled":
         model = "the bundled model, the small GPT-2 that ships with sae-jax"
-    where = f"`{dictionary.hook_name or 'an unknown hook'}` of {model}"
+    where = f"activations of {dictionary.d_in:,} dimensions at `{dictionary.hook_name or 'an unknown hook'}` of {model}"
+    if dictionary.hook_name == IMPORTED:
+        where = f"rows of {dictionary.d_in:,} dimensions that no language model gave"
     load = f'from_pretrained("{repo}", "{dictionary.name}")' if repo else 'load_from_disk(".")  # this directory'
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {dictionary.name}",
-        f"{what}, for activations of {dictionary.d_in:,} dimensions at {where}.",
+        f"{what}, for {where}.",
         *(
             how_trained(dictionary, facts)
             if facts
@@ -83,8 +86,9 @@ def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
     settings = {name: p.get(name) for p, names in ((member, MEMBER), (asked["train"], TRAINING)) for name in names}
     settings = {name: value for name, value in settings.items() if value is not None}
     settings |= {"control": control} if (control := asked["harvest"].get("control")) else {}
-    positions = "all positions" if asked["harvest"]["keep_first_position"] else "all but the first position"
-    rows = f"{store['rows']:,} rows: {positions} of windows of {asked['harvest']['seq_len']} tokens, no BOS"
+    rows = f"{store['rows']:,} rows{'' if dictionary.hook_name == IMPORTED else f': {positions_text(store, asked)}'}"
+    if limit := dictionary.cfg["metadata"].get("max_norm"):
+        rows += f", without those whose norm is over {limit:g}"
     text = f"`{dictionary.dataset_path}`"
     if dictionary.dataset_path == "bundled":
         text = "the bundled text, the corpus that ships with sae-jax"
@@ -98,6 +102,15 @@ def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
         table("metric", {CARD_METRICS[name]: f"{value:.4g}" for name, value in measured.items()}),
         *filter(None, [remark_on_loss_recovered(member["metrics"])]),
     ]
+
+
+def positions_text(store: dict, asked: dict) -> str:
+    """Which positions of which windows became rows."""
+    length = asked["harvest"]["seq_len"]
+    if store.get("bos"):
+        return f"all positions behind BOS of windows of {length} tokens"
+    positions = "all positions" if asked["harvest"]["keep_first_position"] else "all but the first position"
+    return f"{positions} of windows of {length} tokens, without BOS"
 
 
 def table(head: str, rows: dict[str, str]) -> str:

@@ -80,6 +80,8 @@ def test_images_are_trained_on_evaluated_and_exported(images, cache, tmp_path, c
     assert variance > 0.5
     assert by_hand(images, member) == pytest.approx(variance, abs=2e-3)
     succeed("export", images, "--member", member, "--to", tmp_path / "exported")
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert "for rows of 64 dimensions that no language model gave" in card and "windows" not in card
     for source in ([images], [tmp_path / "exported", "--rows", images.parent / "rows"]):
         succeed("evaluate", *source, "--cache-dir", cache, "--json", tmp_path / "e.json")
         found = {d["name"]: d["metrics"] for d in json.loads((tmp_path / "e.json").read_text())["dictionaries"]}
@@ -169,5 +171,8 @@ def test_rows_of_a_language_model_are_analysed_like_its_harvest(cache, tmp_path,
         if name in found["metrics"]:
             assert found["metrics"][name] == pytest.approx(value, rel=1e-5), name
     assert "trained on windows" not in capsys.readouterr().out
+    succeed("export", run, "--member", member, "--to", tmp_path / "exported")
+    assert "all positions behind BOS of windows of 16 tokens" in (tmp_path / "exported" / "README.md").read_text()
+    capsys.readouterr()
     succeed("find-feature", run, "little", "--cache-dir", cache)
     assert "passages" in capsys.readouterr().out
