@@ -57,7 +57,9 @@ def run(argv: list[str]) -> None:
         control = collect_measures(shuffled, *how) if shuffled else None
         terminal.begin("answering the five questions")
         answers = study(measures, control)
-        terminal.say("\n".join([f"\nIn short, {date.today().isoformat()}:", *(answer.summary for answer in answers)]))
+        terminal.say(
+            "\n".join([f"\nIn short, {date.today().isoformat()}:", *(f"{a.question} {a.summary}" for a in answers)])
+        )
         for number, answer in enumerate(answers, 1):
             terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")
             terminal.show(StudyTable(answer.table))
