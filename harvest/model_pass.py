@@ -20,6 +20,7 @@ from harvest.request import HarvestRequest, Site
 from harvest.row_formats import BYTES
 from harvest.sources import Source
 from harvest.store_writer import StoreWriter
+from harvest.text.windows import Windows
 
 BATCH_TOKENS = 2048  # the same on all machines, because a resumed harvest must run the same batches
 
@@ -49,6 +50,9 @@ def fill(
     windows = token_windows(
         dataset.location, language_model.tokenizer, request, reading := Reading(), language_model.bos
     )
+    if request.generate:
+        windows = {name: continued(language_model, split, request, on_progress) for name, split in windows.items()}
+        request = replace(request, seq_len=request.seq_len + request.generate)
     every_WxT = np.concatenate([split.tokens_WxT for split in windows.values()])
     rehearsed = rehearse(language_model, every_WxT, list(directories), not request.keep_first_position)
     if not request.control and (remark := guesses(language_model, rehearsed.values())):
@@ -103,6 +107,23 @@ def fill(
                 writers[site].add_shard(split, index, x_WxPxD[kept_WxP], part.tokens_WxT, part.documents_W, **others)
     for writer in writers.values():
         writer.finish()
+
+
+def continued(language_model, windows: Windows, request: HarvestRequest, on_progress: Progress) -> Windows:
+    """Windows with tokens that the model writes behind them, which alone become rows."""
+    from harvest.interventions.steering import write_texts
+
+    tokens_WxT, new, written = windows.tokens_WxT, request.generate, []
+    for start in range(0, len(tokens_WxT), _batch_windows(request)):
+        batch_WxT = tokens_WxT[start : start + _batch_windows(request)]
+        written.append(write_texts(language_model, batch_WxT, None, new, 1.0, seed=start).tokens_SxN)
+        on_progress("generation", (start + len(batch_WxT)) * new, len(tokens_WxT) * new)
+    new_WxN = np.concatenate(written).astype(np.int32)
+    # A new token belongs to the document of the last token of its window.
+    others = {name: np.pad(array_WxT, ((0, 0), (0, new)), "edge") for name, array_WxT in windows.others.items()}
+    is_new_T = np.arange(tokens_WxT.shape[1] + new) >= tokens_WxT.shape[1]
+    others["kept"] = np.tile(is_new_T, (len(tokens_WxT), 1))
+    return Windows(np.concatenate([tokens_WxT, new_WxN], 1), windows.documents_W, others)
 
 
 def refuse_unmeasurable(manifests: dict[Site, dict], say: Say) -> None:

@@ -55,6 +55,7 @@ ADDED_LATER = {  # what a run did before it had these fields, which are no part 
     "tokens": None,
     "rows": None,
     "hook_name": (),
+    "generate": 0,
 }
 
 
@@ -156,6 +157,11 @@ class HarvestRequest(Flags):
     pack: bool = flag(
         False, "join the documents, so that short ones are not lost: windows go on over the token that separates them"
     )
+    generate: int = flag(
+        0,
+        "let the model continue each window by this many tokens, drawn at temperature 1, and read only these",
+        NUMBER,
+    )
     held_out: float = flag(0.1, "share of the windows held out for evaluation, in whole documents", ABOVE_0)
     text_column: str | None = flag(
         None,
@@ -244,6 +250,11 @@ class HarvestRequest(Flags):
         return self.seq_len - (not self.keep_first_position)
 
     @property
+    def rows_per_window(self) -> int:
+        """The number of rows of each window, if none is left out."""
+        return self.generate or self.positions
+
+    @property
     def training_windows(self) -> int:
         """The number of windows to train on: at least one, and not all, unless `held_out` is 1."""
         if self.held_out == 1:
@@ -253,7 +264,7 @@ class HarvestRequest(Flags):
     @property
     def training_rows(self) -> int:
         """The number of rows to train on, for each site; fewer are harvested if the text is too short."""
-        return self.training_windows * self.positions
+        return self.training_windows * self.rows_per_window
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -348,5 +348,6 @@ def _check_fits(request: HarvestRequest, model: Source) -> None:
     for layer in request.layer:
         if model.n_layers is not None and layer >= model.n_layers:
             raise InputError(f"--layer {layer}: must be 0 to {model.n_layers - 1}, the layers of {name}")
-    if model.n_positions is not None and request.seq_len > model.n_positions:
-        raise InputError(f"--seq-len {request.seq_len}: must be at most {model.n_positions}, the context of {name}")
+    if model.n_positions is not None and request.seq_len + request.generate > model.n_positions:
+        given = f"--seq-len {request.seq_len}" + (f" + --generate {request.generate}" if request.generate else "")
+        raise InputError(f"{given}: must be at most {model.n_positions}, the context of {name}")

@@ -72,7 +72,7 @@ def plan(config: TrainConfig, request: HarvestRequest, d_model: int) -> Plan:
 def memory(config: TrainConfig, request: HarvestRequest, d_model: int) -> Needed:
     """The memory of training on this machine. Its CPU cores are the devices if JAX has no others."""
     members = members_of(config, request.sites)
-    rows = request.n_samples * request.positions
+    rows = request.n_samples * request.rows_per_window
     stored = rows * d_model * BYTES[request.store_dtype] * len(request.sites)
     groups = groups_of(members, config, d_model)
     return needed(groups, config, stored, min(cpu_devices(), len(members)), on_host=not has_accelerator())

@@ -151,10 +151,9 @@ def compute_steering(
             first = first_position if sampling.positions == "all" else max(first_position, len(prompt_T))
             written = write_texts(
                 model,
-                prompt_T,
+                np.tile(prompt_T, (sampling.count, 1)),
                 Change(site, replace, first),
                 sampling.max_new_tokens,
-                sampling.count,
                 sampling.temperature,
                 sampling.top_p,
                 sampling.seed,

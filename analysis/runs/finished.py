@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sae_jax.formats import Dictionary
 
 TRAIN_AGAIN, STUDY_AGAIN = "its training command with --force trains it again", "delete it, and run `study` again"
-TEXT_SETTINGS = ("n_samples", "seq_len", "held_out", "pack", "special_tokens", "bos")
+TEXT_SETTINGS = ("n_samples", "seq_len", "held_out", "pack", "special_tokens", "bos", "generate")
 SAME = ("layer", "hook", *TEXT_SETTINGS, "keep_first_position", "max_norm_ratio")  # in a run and its control
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from inspect import signature
 from typing import NamedTuple
 
@@ -36,33 +37,34 @@ class Change(NamedTuple):
 
 def write_texts(
     model: LanguageModel,
-    prompt_T: Sequence[int],
-    change: Change,
+    prompt: Sequence[int] | np.ndarray,
+    change: Change | None,
     new_tokens: int,
-    samples: int = 1,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
     watched: Sequence[int] = (),
     cached: bool = True,
 ) -> Written:
-    """Continue a prompt with an activation changed. Temperature 0 is greedy.
+    """Continue a prompt [T], or prompts of equal length [S, T], perhaps with an activation changed.
 
+    Temperature 0 is greedy.
     Random numbers depend only on the seed, not on the change. With a cache of keys and values, only the newest token
     runs through the model and is changed. Probabilities of `watched` are at temperature 1. The end of a text is never
     drawn, so all samples have the same length. Raises InputError for an encoder, for an empty prompt, for a text that
     is longer than the context of the model, and for a model without a usable cache.
     """
-    model.need_next_token("Writing text (steer)")
-    if not len(prompt_T):
+    model.need_next_token("Writing text")
+    prompt_SxT = np.atleast_2d(np.array(prompt, np.int64))
+    length, longest, bos = prompt_SxT.shape[1], model.longest, len(model.bos)
+    if not length:
         raise InputError("--prompt: it has no token: give at least one word")
-    longest, bos = model.longest, len(model.bos)
-    if len(prompt_T) >= longest:
-        raise InputError(f"--prompt: it has {len(prompt_T)} tokens, but the model takes {longest}: give a shorter one")
-    if len(prompt_T) + new_tokens > longest:
+    if length >= longest:
+        raise InputError(f"--prompt: it has {length} tokens, but the model takes {longest}: give a shorter one")
+    if length + new_tokens > longest:
         raise InputError(
-            f"--max-new-tokens {new_tokens}: must be at most {longest - len(prompt_T)}, because the prompt has "
-            f"{len(prompt_T)} tokens and the model takes {longest}"
+            f"--max-new-tokens {new_tokens}: must be at most {longest - length}, because the prompt has "
+            f"{length} tokens and the model takes {longest}"
         )
     original = model.bridge.original_model
     takes = signature(original.forward).parameters
@@ -72,10 +74,10 @@ def write_texts(
             f"{model.name} takes no cache of keys and values, which is needed to write text: use another model"
         )
     generator = torch.Generator().manual_seed(seed)
-    tokens_SxT = model.behind_bos(model.token_ids(np.tile(np.array(prompt_T), (samples, 1))))
+    tokens_SxT = model.behind_bos(model.token_ids(prompt_SxT))
     cache, start, new, mass = None, 0, [], []  # `start`: position of the first token that runs now
 
-    def changed(x: torch.Tensor) -> torch.Tensor:
+    def changed(x: torch.Tensor, change: Change) -> torch.Tensor:
         x_SxTxD, untouched = model.activation(x, change.site), max(0, bos + change.first_position - start)
         if untouched >= x_SxTxD.shape[1]:
             return x
@@ -84,7 +86,10 @@ def write_texts(
         y_SxTxD[:, untouched:] = torch.from_numpy(new_NxD).view(rows_SxTxD.shape).to(y_SxTxD)
         return y_SxTxD.reshape(x.shape)
 
-    with model.running([change.site]), torch.inference_mode(), changing(model, change.site, changed):
+    in_context = model.as_written([], model.n_layers)
+    if change:
+        in_context = changing(model, change.site, partial(changed, change=change))
+    with model.running([change.site] if change else []), torch.inference_mode(), in_context:
         for step in range(new_tokens):
             past = {cache_name: cache} if cache_name and cached else {}
             output = original(input_ids=tokens_SxT[:, start:], use_cache=cached, **past)
@@ -93,9 +98,10 @@ def write_texts(
                 start = 0
                 whole_SxV = original(input_ids=tokens_SxT, use_cache=False).logits[:, -1].float().cpu()
                 if not (logits_SxV - whole_SxV).abs().max() <= same(model.dtype) * whole_SxV.abs().max():
-                    where = f"{change.site.hook_name} of {model.name}"
+                    where = f"{change.site.hook_name} of " if change else ""
                     raise InputError(
-                        f"{where}: a cache of keys and values changes the output of this model: use another model"
+                        f"{where}{model.name}: a cache of keys and values changes the output of this model: use "
+                        "another model"
                     )
             if cache_name and cached:
                 cache, start = getattr(output, cache_name), tokens_SxT.shape[1]

@@ -118,10 +118,11 @@ def test_at_resid_mid_the_residual_stream_itself_is_changed(model, prompt_T):
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_strength_0_is_the_unsteered_model_token_for_token(model, prompt_T, saes, site, temperature):
     directions = directions_for(saes["topk"], 3, 2.5, "add", {"random": np.ones(256)})
-    how = {"samples": 3, "temperature": temperature, "top_p": 0.9, "seed": 4, "watched": [9]}
-    plain = write_texts(model, prompt_T, itself(site), 30, **how)
+    how = {"temperature": temperature, "top_p": 0.9, "seed": 4, "watched": [9]}
+    prompt_SxT = np.tile(prompt_T, (3, 1))
+    plain = write_texts(model, prompt_SxT, itself(site), 30, **how)
     for direction in directions.values():
-        zero = write_texts(model, prompt_T, Change(site, direction(0.0).replace, 1), 30, **how)
+        zero = write_texts(model, prompt_SxT, Change(site, direction(0.0).replace, 1), 30, **how)
         assert np.array_equal(zero.tokens_SxN, plain.tokens_SxN)
         assert np.array_equal(zero.watched_SxN, plain.watched_SxN)
     assert (len({tuple(row) for row in plain.tokens_SxN}) == 3) == (temperature > 0)
@@ -178,7 +179,7 @@ def test_top_p_keeps_the_smallest_set_of_likely_tokens(top_p, expected):
 
 
 def test_surprise_equals_the_loss_of_the_model(model, prompt_T):
-    tokens_SxN = write_texts(model, prompt_T, pushed(SITE, 0.5), 12, samples=2, temperature=1.0).tokens_SxN
+    tokens_SxN = write_texts(model, np.tile(prompt_T, (2, 1)), pushed(SITE, 0.5), 12, temperature=1.0).tokens_SxN
     for tokens_N, found_N in zip(tokens_SxN, surprise(model, prompt_T, tokens_SxN), strict=True):
         ids = torch.tensor([prompt_T + tokens_N.tolist()])
         labels = ids.clone()
