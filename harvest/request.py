@@ -38,6 +38,8 @@ OUTER = {
 POINTS = STREAMS | INNER
 HOOKS = (*POINTS, *OUTER)
 IMPORTED, IMPORTED_ROWS = "imported", "imported rows"  # for the hook and the model of rows without a language model
+HEADS = ("z", "q", "k", "v")  # hooks at which a single head can be read: the hook "z.3" is head 3
+HEAD = r"[zqkv]\.\d{1,4}"
 POINT = r"(?!blocks\.)(\w+\.)*hook_\w+"  # a hook point of TransformerLens within a block
 STORE_DTYPES = ("float16", "bfloat16", "float32", "int8")
 CONTROLS = ("random-weights",)
@@ -56,6 +58,7 @@ ADDED_LATER = {  # what a run did before it had these fields, which are no part 
     "rows": None,
     "hook_name": (),
     "generate": 0,
+    "head": None,
 }
 
 
@@ -66,11 +69,22 @@ def default_cache_dir() -> Path:
 class Site(NamedTuple):
     """A layer and hook of the model at which activations are read.
 
-    The hook is one of HOOKS, or another point of TransformerLens within a block, such as ln1.hook_normalized.
+    The hook is one of HOOKS, a single head such as z.3, or another point of TransformerLens within a block, such as
+    ln1.hook_normalized.
     """
 
     layer: int
     hook: str
+
+    @property
+    def head(self) -> int | None:
+        """The number of the single head that is read; None at other hooks."""
+        return int(self.hook[2:]) if re.fullmatch(HEAD, self.hook) else None
+
+    @property
+    def heads(self) -> str:
+        """The hook with all heads."""
+        return self.hook if self.head is None else self.hook[0]
 
     @property
     def hook_name(self) -> str:
@@ -79,12 +93,13 @@ class Site(NamedTuple):
             return IMPORTED
         if self.hook in OUTER:
             return OUTER[self.hook][0]
-        return f"blocks.{self.layer}.{POINTS[self.hook][0] if self.hook in POINTS else self.hook}"
+        return f"blocks.{self.layer}.{POINTS[self.heads][0] if self.heads in POINTS else self.hook}"
 
     @property
     def tensor(self) -> str:
         """The tensor that is read, in words."""
-        return (POINTS | OUTER).get(self.hook, ("", f"the value at TransformerLens' {self.hook}"))[1]
+        words = (POINTS | OUTER).get(self.heads, ("", f"the value at TransformerLens' {self.hook}"))[1]
+        return words if self.head is None else f"head {self.head} of {words}"
 
     def blocks_before(self, layers: int) -> int:
         """The number of blocks, of a model with so many, that run before this site."""
@@ -111,7 +126,7 @@ TWO_WINDOWS = Allowed(
 RATIO = Allowed(Real, lambda v: v == 0 or v > 1, "0, or a number over 1")
 HOOK = Allowed(
     str,
-    lambda v: v in (*HOOKS, IMPORTED) or re.fullmatch(POINT, v) is not None,
+    lambda v: v in (*HOOKS, IMPORTED) or re.fullmatch(f"{HEAD}|{POINT}", v) is not None,
     f"one of {', '.join(HOOKS)}, or a point of TransformerLens such as ln1.hook_normalized",
 )
 HOOK_NAME = Allowed(
@@ -148,6 +163,7 @@ class HarvestRequest(Flags):
         "where to read by names of TransformerLens, such as blocks.8.hook_resid_pre, instead of --layer and --hook",
         HOOK_NAME,
     )
+    head: int | None = flag(None, "with --hook z, q, k or v: read only this attention head", NUMBER)
     rows: str | None = flag(
         None, "train on the rows of this store, made by import-rows or a harvest, instead of a model and a text", TEXT
     )
@@ -214,6 +230,10 @@ class HarvestRequest(Flags):
             raise InputError(f"--seq-len {self.seq_len}: must be at least 2")
         if self.hook_name:
             self._place_by_name()
+        if self.head is not None:
+            self._one_head()
+        if len({Site(0, hook).heads for hook in self.hook}) < len(self.hook):
+            raise InputError(f"--hook {' '.join(self.hook)}: train each head in a run of its own")
         if len(self.layer) > 1 and (outer := [hook for hook in self.hook if hook in OUTER]):
             raise InputError(f"--hook {outer[0]}: is in no layer: read it in a run with one --layer")
         if self.tokens is not None:
@@ -234,6 +254,13 @@ class HarvestRequest(Flags):
             )
         for name, value in {"layer": layers, "hook": hooks, "hook_name": ()}.items():
             object.__setattr__(self, name, value)  # the same request as by layers and hooks
+
+    def _one_head(self) -> None:
+        """Convert `head` into a part of the hooks."""
+        if other := [hook for hook in self.hook if hook not in HEADS]:
+            raise InputError(f"--head {self.head}: {other[0]} has no heads: use it with --hook {', '.join(HEADS)}")
+        object.__setattr__(self, "hook", tuple(f"{hook}.{self.head}" for hook in self.hook))
+        object.__setattr__(self, "head", None)
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> HarvestRequest:

@@ -23,7 +23,7 @@ from harvest.errors import InputError
 from harvest.files import parse_json
 from harvest.fingerprints import model_hash, text_hash
 from harvest.hub import FLAG, HubQuestion, Kind
-from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, MODEL_DTYPES, STREAMS, HarvestRequest
+from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, MODEL_DTYPES, STREAMS, HarvestRequest, Site
 from harvest.store import ActivationStore
 from harvest.text.documents import text_files
 
@@ -57,7 +57,8 @@ class Source:
 
     def width(self, hooks: Sequence[str]) -> int | None:
         """The width of the activations at these hooks; None if it is unknown. Raises InputError if it differs."""
-        known = {hook: self.widths[hook] for hook in hooks if hook in self.widths}
+        keys = {hook: "one head" if Site(0, hook).head is not None else hook for hook in hooks}
+        known = {hook: self.widths[key] for hook, key in keys.items() if key in self.widths}
         if len(set(known.values())) > 1:
             each = ", ".join(f"{hook}: {width}" for hook, width in known.items())
             flag = f"--hook {' '.join(hooks)}"
@@ -219,7 +220,7 @@ def _widths(config: dict) -> dict[str, int]:
     if heads:
         head = _first_of(HEAD_WIDTH_KEYS, config) or d_model // heads
         key_heads = _first_of(KEY_HEAD_KEYS, config) or heads
-        widths |= {"q": heads * head, "z": heads * head, "k": key_heads * head, "v": key_heads * head}
+        widths |= {"one head": head, "q": heads * head, "z": heads * head, "k": key_heads * head, "v": key_heads * head}
     return widths
 
 

@@ -74,6 +74,11 @@ class TorchSAE(torch.nn.Module):
         return self.cfg["metadata"].get("hook_name")
 
     @property
+    def head(self) -> int | None:
+        """The number of the single attention head that it reads; None if it reads all of a hook."""
+        return self.cfg["metadata"].get("hook_head_index")
+
+    @property
     def max_norm(self) -> float | None:
         return self.cfg["metadata"].get("max_norm")
 

@@ -144,6 +144,8 @@ def sites_of(opened: list[Opened], options: EvaluateSettings) -> list[Site]:
         if not o.dictionary.hook_name:
             raise InputError(f"{o.directory} does not record its hook: give --hook-name")
         trained = site_named(o.dictionary.hook_name, f"{o.directory}: its hook")
+        if (head := o.dictionary.head) is not None:
+            trained = trained._replace(hook=f"{trained.hook}.{head}")
         layer = trained.layer if options.layer is None else options.layer
         sites.append(Site(layer, options.hook or trained.hook))
     return sites

@@ -185,7 +185,7 @@ class PatchedForward:
 
         def put(old_WxTxD: torch.Tensor, hook) -> torch.Tensor:
             calls.append(hook)
-            return x_WxTxD.to(old_WxTxD.dtype).reshape(old_WxTxD.shape)  # with the heads apart, if there are heads
+            return self.model.put_back(old_WxTxD, x_WxTxD, self.site)
 
         known = dict.fromkeys(self.blocks, self.outputs.get(self.blocks[-1])) if self.blocks else {}
         with frozen_outputs(known | {part: self.outputs[part] for part in self.parts}):

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from harvest.errors import InputError
 from harvest.interventions.loss_recovered import same
-from harvest.model.language_model import LanguageModel
+from harvest.model.language_model import LanguageModel, by_head, with_head
 from harvest.torch_sae import TorchSAE
 
 Hooks = list[tuple[str, Callable[..., torch.Tensor | None]]]
@@ -79,6 +79,8 @@ def spliced(
         nonlocal calls
         calls += 1
         rows = x[:, first:]
+        if module.head is not None:
+            heads, rows = by_head(rows, module.d_in), by_head(rows, module.d_in)[:, :, module.head]
         if rows.ndim < 3 or not rows.shape[1] or (rows_WxPxD := rows.float().flatten(2)).shape[2] != module.d_in:
             raise InputError(
                 f"{point}: a dictionary of width {module.d_in} cannot replace an activation of shape {list(x.shape)} "
@@ -94,6 +96,8 @@ def spliced(
             whole_WxPxD = module.reconstruct(rows_WxPxD, splice.features_WxPxF) + splice.error_WxPxD
             # The sum differs from x by rounding, so only its gradient is used.
             new = rows.detach() + (whole_WxPxD - whole_WxPxD.detach()).view(rows.shape).to(x.dtype)
+        if module.head is not None:  # the other heads stay as they are
+            new = with_head(heads, new, module.head).reshape(x[:, first:].shape)
         return torch.cat([x[:, :first], new], 1)
 
     def begin(*_: Any) -> None:

@@ -84,7 +84,7 @@ def write_texts(
         rows_SxTxD, y_SxTxD = x_SxTxD[:, untouched:], x_SxTxD.clone()
         new_NxD = change.replace(rows_SxTxD.flatten(0, 1).float().cpu().numpy())
         y_SxTxD[:, untouched:] = torch.from_numpy(new_NxD).view(rows_SxTxD.shape).to(y_SxTxD)
-        return y_SxTxD.reshape(x.shape)
+        return model.put_back(x, y_SxTxD, change.site)
 
     in_context = model.as_written([], model.n_layers)
     if change:

@@ -43,6 +43,7 @@ class LanguageModel:
         self.tokenizer = bridge.tokenizer
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
+        self.d_z: int = bridge.cfg.n_heads * bridge.cfg.d_head
         self.name: str = bridge.cfg.model_name
         weight = next(bridge.original_model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
@@ -122,6 +123,13 @@ class LanguageModel:
         Raises InputError unless it is an activation per token, which is as wide as the model in the residual stream.
         """
         is_tensor = isinstance(x_WxTxD, torch.Tensor)
+        if is_tensor and x_WxTxD.ndim in (3, 4) and site.head is not None:
+            x_WxTxD = by_head(x_WxTxD, self.bridge.cfg.d_head)
+            if site.head >= (heads := x_WxTxD.shape[2]):
+                raise InputError(
+                    f"--head {site.head}: must be 0 to {heads - 1}, the heads of {site.heads} in {self.name}"
+                )
+            return x_WxTxD[:, :, site.head]
         if is_tensor and x_WxTxD.ndim == 4 and site.hook not in STREAMS:
             x_WxTxD = x_WxTxD.flatten(2)
         if not is_tensor or x_WxTxD.ndim != 3 or (site.hook in STREAMS and x_WxTxD.shape[-1] != self.d_model):
@@ -133,10 +141,17 @@ class LanguageModel:
             )
         return x_WxTxD
 
+    def put_back(self, x: torch.Tensor, new_WxTxD: torch.Tensor, site: Site) -> torch.Tensor:
+        """The value at a hook with another activation, from `activation`; other heads stay as they are."""
+        new_WxTxD = new_WxTxD.to(x.dtype)
+        if site.head is not None:
+            new_WxTxD = with_head(by_head(x, self.bridge.cfg.d_head), new_WxTxD, site.head)
+        return new_WxTxD.reshape(x.shape)  # with the heads apart, if there are heads
+
     def module_of(self, site: Site) -> str | None:
         """The module of transformers whose input or output is the activation at a site, if TransformerLens knows it."""
         points, joint = self.bridge.hook_dict, f"blocks.{site.layer}.attn.qkv"  # as in GPT-2
-        if site.hook in ("q", "k", "v") and f"{joint}.hook_out" in points:
+        if site.heads in ("q", "k", "v") and f"{joint}.hook_out" in points:
             return f"part of the output of {self.bridge.adapter.translate_transformer_lens_path(joint)}"
         for name, end in ((name, end) for end in ("in", "out") for name in points):
             component = name.removesuffix(f".hook_{end}")
@@ -236,6 +251,17 @@ class LanguageModel:
         finally:
             for original, name, child in replaced:
                 setattr(original, name, child)
+
+
+def by_head(x: torch.Tensor, width: int) -> torch.Tensor:
+    """Attention heads of a width, [W, T, heads, width], from such a value or from heads side by side."""
+    return x if x.ndim == 4 else x.unflatten(-1, (-1, width))
+
+
+def with_head(x_WxTxHxD: torch.Tensor, new_WxTxD: torch.Tensor, head: int) -> torch.Tensor:
+    """Attention heads of which one is replaced."""
+    before, _, behind = x_WxTxHxD.tensor_split([head, head + 1], 2)
+    return torch.cat([before, new_WxTxD[:, :, None], behind], 2)
 
 
 def begin_of_text(tokenizer: Any, bos: str, location: str) -> tuple[int, ...]:

@@ -25,13 +25,16 @@ def residual_directions(model: LanguageModel, site: Site, directions_KxD: np.nda
     """
     if site.hook in (*STREAMS, "embed"):
         return directions_KxD
-    part, matrix, norm = OUTPUTS.get(site.hook, ("", "", ""))
+    part, matrix, norm = OUTPUTS.get(site.heads, ("", "", ""))
     block = model.bridge.blocks[site.layer]
     if not part or norm in block._modules or matrix not in (inner := block._modules[part])._modules:
         return None
     linear = inner._modules[matrix].original_component
     with model.running(), torch.inference_mode():
         x_KxD = torch.from_numpy(np.asarray(directions_KxD, np.float32)).to(model.device, model.dtype)
+        if site.head is not None:  # the other heads stay at 0
+            width = x_KxD.shape[1]
+            x_KxD = torch.nn.functional.pad(x_KxD, (site.head * width, model.d_z - (site.head + 1) * width))
         return (linear(x_KxD).float() - linear(torch.zeros_like(x_KxD[:1])).float()).cpu().numpy()
 
 

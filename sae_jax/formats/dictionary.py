@@ -65,6 +65,12 @@ class Dictionary:
         return self.cfg["metadata"].get("hook_name")
 
     @property
+    def head(self) -> int | None:
+        """The number of the single attention head that it reads; None if it reads all of a hook."""
+        head = self.cfg["metadata"].get("hook_head_index")
+        return head if type(head) is int and head >= 0 else None
+
+    @property
     def context_size(self) -> int | None:
         return self.cfg["metadata"].get("context_size")
 

@@ -53,10 +53,6 @@ def other_rows(metadata: dict[str, Any]) -> list[str]:
     for name in ("dtype", "torch_dtype"):
         if (dtype := str(settings.pop(name, "float32"))) not in FLOAT32:
             notes.append(f"its model ran in {dtype.removeprefix('torch.')}; here it runs in float32")
-    if metadata.get("hook_head_index") is not None:
-        notes.append(
-            f"it was trained on head {metadata['hook_head_index']} only (hook_head_index); here all heads are read"
-        )
     positions = metadata.get("seqpos_slice")
     if positions is not None and positions not in EVERY_POSITION:
         notes.append(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harvest.request import Site
 from harvest.sources import BUNDLED
 from sae_jax.formats.dictionary import Dictionary
 from sae_jax.formats.saelens import new_cfg
@@ -36,7 +37,7 @@ def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest:
         "model_name": portable_name(manifest["model"]["location"]),
         "model_class_name": "HookedTransformer",
         "hook_name": manifest["hook_name"],
-        "hook_head_index": None,
+        "hook_head_index": Site(0, manifest["hook"]).head,
         "context_size": manifest["seq_len"] + len(manifest.get("bos", ())),
         "prepend_bos": "bos" in manifest,
         "model_from_pretrained_kwargs": {},
@@ -46,7 +47,8 @@ def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest:
     metadata |= {name: manifest[name] for name in ("max_norm", "held_out") if manifest.get(name)}
     architecture, (d_in, d_sae) = KINDS[member.activation].architecture, tensors["W_enc"].shape
     # In SAELens, heads are side by side only with this setting.
-    settings = {"reshape_activations": "hook_z"} if metadata["hook_name"].endswith("hook_z") else {}
+    whole = metadata["hook_name"].endswith("hook_z") and metadata["hook_head_index"] is None
+    settings = {"reshape_activations": "hook_z"} if whole else {}
     return Dictionary(member.id, "saelens", new_cfg(architecture, d_in, d_sae, metadata, member.k, **settings), tensors)
 
 

@@ -216,7 +216,7 @@ def test_a_hub_that_answers_is_used(tmp_path, endpoint):
         "n_layers": 4,
         "fingerprint": f"gpt2@{COMMIT}",
         "n_positions": 128,
-        "widths": dict.fromkeys(HOOKS, 256) | {"mlp_post": 1024},
+        "widths": dict.fromkeys(HOOKS, 256) | {"mlp_post": 1024, "one head": 32},
         "published_dtype": "float16",
     }
     assert said["dataset"]["location"] == "some-org/texts" and not said["dataset"]["fell_back"]

@@ -523,7 +523,6 @@ def test_the_activations_of_centered_weights_are_those_of_the_model_less_their_m
 
 
 TOLD = {
-    "hook_head_index": (3, "it was trained on head 3 only"),
     "seqpos_slice": ([5, None], r"on the positions \[5, None\] of each window"),
     "model_from_pretrained_kwargs": ({"dtype": "torch.bfloat16"}, "its model ran in bfloat16"),
     "model_from_pretrained_kwargs ": ({"rotary_base": 3}, "its model was loaded with rotary_base"),
