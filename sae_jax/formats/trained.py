@@ -37,7 +37,7 @@ def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest:
         "model_name": portable_name(manifest["model"]["location"]),
         "model_class_name": "HookedTransformer",
         "hook_name": manifest["hook_name"],
-        "hook_head_index": Site(0, manifest["hook"]).head,
+        "hook_head_index": Site(member.layer, member.hook).head,
         "context_size": manifest["seq_len"] + len(manifest.get("bos", ())),
         "prepend_bos": "bos" in manifest,
         "model_from_pretrained_kwargs": {},
