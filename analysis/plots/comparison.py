@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from textwrap import wrap
 from typing import Any
 
@@ -69,8 +68,8 @@ def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], shared: b
 
 def exact(value: Estimate) -> Estimate:
     """The estimate with zeros in place of numbers that differ from zero by rounding only."""
-    numbers = {name: getattr(value, name) for name in ("mean", "low", "high")}
-    return replace(value, **{name: 0.0 for name, n in numbers.items() if n is not None and abs(n) < ROUNDING})
+    mean, low, high = (0.0 if n is not None and abs(n) < ROUNDING else n for n in (value.mean, value.low, value.high))
+    return Estimate(mean, low, high, value.n)
 
 
 def ends(value: Estimate) -> tuple[float | None, float | None]:

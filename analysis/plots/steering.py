@@ -22,7 +22,7 @@ def steering_chart(steered: Steered) -> Any:
         for direction, curve in steered.directions.items()
         for t in curve
     ]
-    strengths = sorted({row["strength"] for row in rows})
+    strengths = sorted({t.strength for curve in steered.directions.values() for t in curve})
     places = np.sign(strengths) * np.log1p(np.abs(strengths))  # as symlog, whose own ticks lie where nothing was tried
     x = alt.X("strength:Q", title=["strength (× the feature's maximum;", "symmetric log scale)"])
     x = x.scale(type="symlog", nice=False).axis(

@@ -80,7 +80,7 @@ def thinned(numbers: np.ndarray, most: int) -> np.ndarray:
 def with_room(values: Sequence[float], places: np.ndarray, share: float) -> list[float]:
     """Values whose labels have room on an axis: the first, the last, and those between that are apart from others.
 
-    `places` are the values as the scale of the axis transforms them, `share` is the part of the axis that a label needs.
+    `places` are the values as the axis transforms them, `share` is the part of its width that a label needs.
     """
     apart = share * (places[-1] - places[0])
     labelled = {0, len(values) - 1}

@@ -84,7 +84,7 @@ def figures(features: Features, feature: int, stages: list[Stage], first: int) -
     """(name, figure) of all figures for which the feature has data. `first` is the first position with a row."""
     activations, logits = features.activations(feature), features.logits(feature)
     if features.alive_F[feature]:
-        firings = f"all {activations[0].sum():,} firings"
+        firings = f"all its firings: {activations[0].sum():,}"
         yield "histogram", histogram(activations, "activation", "firings", "How strongly it fires", firings)
         yield "positions", positions(features.position_FxP[feature], first)
     if features.promotes_tokens:

@@ -57,8 +57,8 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
     ranges = {name: [member["metrics"][name] for member in members.values()] for name in ("explained_variance", "l0")}
     best = best_of_results(members)
     alt = (
-        f"Explained variance against L0 of {len(members)} members: {span(ranges['explained_variance'], '.3f')} "
-        f"at L0 {span(ranges['l0'], '.1f')}."
+        f"Explained variance against L0 of {counted(len(members), 'member')}: "
+        f"{span(ranges['explained_variance'], '.3f')} at L0 {span(ranges['l0'], '.1f')}."
     )
     alt += f" {best} explains most among the members on target." if best else ""
     return Drawn("pareto", drawn, alt)
@@ -77,7 +77,7 @@ def training(run: FinishedRun, say: Callable[[str], None]) -> Section:
         return reason
     ends = [lines[-1]["explained_variance"] for lines in curves.values() if "explained_variance" in lines[-1]]
     last = max((lines[-1]["step"] for lines in curves.values()), default=0)
-    alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
+    alt = f"Loss and explained variance of {counted(len(curves), 'member')} over {counted(int(last), 'step')}"
     fitted = bool(run.config["asked"]["train"].get("fit_decoder"))
     before = ", before the decoder is fitted" if fitted else ""
     alt += f"; explained variance ends at {span(ends, '.3f')}{before}." if ends else "."
@@ -89,7 +89,7 @@ def densities(run: FinishedRun, features: dict[str, Features]) -> Section:
     medians = [
         float(np.median(member.density_F[member.alive_F])) for member in features.values() if member.alive_F.any()
     ]
-    alt = f"Histogram of how often features fire, in {len(features)} members"
+    alt = f"Histogram of how often features fire, in {counted(len(features), 'member')}"
     alt += f"; the median living feature fires on {span(medians, '.1%')} of the rows." if medians else "; none does."
     return [Drawn("densities", chart, alt)]
 
@@ -152,9 +152,11 @@ def clusters_of_features(run: FinishedRun, features: dict[str, Features], study:
         if not clusters.sizes:
             without.append(name)
             continue
-        counted = "1 cluster" if len(clusters.sizes) == 1 else f"{len(clusters.sizes)} clusters"
-        alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}, the largest of {clusters.sizes[0]} "
-        alt += f"around {printable(clusters.names[0])}; {clusters.noise:.0%} of the features are in none."
+        alt = (
+            f"Map of the {counted(clusters.alive, 'living feature')} of {name}: "
+            f"{counted(len(clusters.sizes), 'cluster')}, the largest of {clusters.sizes[0]} around "
+            f"{printable(clusters.names[0])}; {clusters.noise:.0%} of the features are in none."
+        )
         drawn.append(Drawn(f"clusters-{name}", clusters_chart(clusters), alt))
     if without:
         return drawn, f"In {', '.join(without)}, {NO_CLUSTER}."
@@ -166,7 +168,7 @@ def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
     table = answer["table"]
     has_intervals = any(value.low is not None for row in table.values() for value in row.values())
     what = "Means and 95% intervals" if has_intervals else "Means"
-    alt = f"{what} of {len(lines_of(table))} measures of {', '.join(table)}: the numbers of the table."
+    alt = f"{what} of {counted(len(lines_of(table)), 'measure')} of {', '.join(table)}: the numbers of the table."
     return [Drawn(name, chart, alt) for name, chart in answer_charts(number, table).items()]
 
 

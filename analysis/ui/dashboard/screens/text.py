@@ -72,8 +72,9 @@ rows = [
     }
     for feature, value, token, count in firing[:MOST_ROWS]
 ]
+fire = "1 feature fires" if len(firing) == 1 else f"{len(firing):,} features fire"
 many = f"; the first {MOST_ROWS}" if len(firing) > MOST_ROWS else ""
-st.caption(f"{len(firing):,} features fire{many}. Click one to open its page.")
+st.caption(f"{fire}{many}. Click one to open its page.")
 narrow = {name: st.column_config.TextColumn(width=170) for name in ("strongest on", "promotes")}
 if row := state.clicked_row(rows, f"firing {position} of {text}", None, **narrow):
     go("feature", feature=row["feature"])
