@@ -61,7 +61,8 @@ def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], shared: b
     )
     has_interval = any(value.low is not None for of in drawn.values() for value in of.values())
     subtitle = [f"mean over seeds{' and 95% interval' * has_interval}"]
-    subtitle += wrap(f"zero for all, and not drawn: {'; '.join(zero)}", SUBTITLE) if zero else []
+    # A line that begins with a space continues the one before.
+    subtitle += wrap(f"zero for all, and not drawn: {'; '.join(zero)}", SUBTITLE, subsequent_indent=" ") if zero else []
     scaled = facets.resolve_scale(x="shared" if shared else "independent")
     return styled(scaled, title, subtitle)
 

@@ -24,9 +24,10 @@ from analysis.runs.finished import TRAIN_AGAIN, FinishedRun
 from analysis.study.charts import answer_charts
 from analysis.study.measures import decoders_of, trajectories_of
 from analysis.study.tables import lines_of
+from analysis.ui.terminal.screen import BEST
 from analysis.ui.terminal.wording import counted
 from harvest.errors import InputError
-from sae_jax.best_member import best_of_results
+from sae_jax.best_member import best_members_of_results
 
 CHEAP = 3e8  # pairs of features that can be compared within a minute
 
@@ -55,12 +56,12 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
     of_grid = frontier.compute_frontier(*(run.path for run in runs))
     drawn = frontier_chart(of_grid) if of_grid.has_curve else members_chart(members)
     ranges = {name: [member["metrics"][name] for member in members.values()] for name in ("explained_variance", "l0")}
-    best = best_of_results(members)
+    best = best_members_of_results(members)
     alt = (
         f"Explained variance against L0 of {counted(len(members), 'member')}: "
         f"{span(ranges['explained_variance'], '.3f')} at L0 {span(ranges['l0'], '.1f')}."
     )
-    alt += f" {best} explains most among the members on target." if best else ""
+    alt += f" {BEST[0].upper()}{BEST[1:]}: {', '.join(name for name in members if name in best)}." if best else ""
     return Drawn("pareto", drawn, alt)
 
 

@@ -6,7 +6,7 @@ import streamlit as st
 from analysis.pages.typed_text import ranked
 from analysis.ui.dashboard import state
 from analysis.ui.dashboard.address import KEPT, go, keep, start_as_asked
-from analysis.ui.dashboard.state import chosen, errors_shown, escaped
+from analysis.ui.dashboard.state import chosen, errors_shown, escaped, need_language_model
 from analysis.ui.dashboard.token_html import coloured, passage
 
 MOST_ROWS = 100
@@ -21,6 +21,7 @@ def forget(*names: str) -> None:
 
 
 st.title("Type text")
+need_language_model()
 text = st.text_area(
     "Text",
     key="typed",
@@ -31,7 +32,10 @@ text = st.text_area(
 )
 st.button("Read it", type="primary")
 if not text.strip():
-    st.caption("Each token is coloured by one feature. The table below has all features that fire, strongest first.")
+    st.caption(
+        "When a text is read, its tokens are coloured by one feature, and a table has all features that fire, "
+        "strongest first."
+    )
     st.stop()
 with errors_shown(), st.spinner("reading the text"):
     typed = state.read(*choice, text)
