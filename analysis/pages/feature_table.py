@@ -21,7 +21,7 @@ from analysis.runs.shapes import Clusters
 from harvest.files import ARRAYS, read_arrays
 from sae_jax.shapes import check_arrays, read_shaped
 
-SHOWN_TOKENS, SEARCHED_TOKENS = 5, 20
+SHOWN_TOKENS, SEARCHED_TOKENS = 4, 20  # more would not fit into a column
 
 
 @dataclass(frozen=True)

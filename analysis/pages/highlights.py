@@ -15,7 +15,10 @@ from analysis.features.specialists import judged, most_special
 from analysis.features.statistics import Features
 from harvest.store import ActivationStore
 
-RULE = "half are the most specialized over chance, half are spread evenly over the ranks of density"
+RULE = (
+    "Half of the features that are shown of a member are its most specialized ones over chance. The other half are "
+    "spread evenly over the ranks of density."
+)
 CONTEXTS, TOKENS = 5, 8
 
 

@@ -15,21 +15,23 @@ from analysis.stats import Estimate
 
 SUBTITLE = 96  # characters in a line of a subtitle, about as wide as three panels
 GAP = alt.Scale(paddingInner=0.05)  # between the cells of a matrix
+ROUNDING = 1e-9  # a smaller value is zero, and what differs from it is rounding
+LINE, TITLE = 15, 34  # height in pixels and largest number of characters of a line of a panel's title
 
 
 def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], shared: bool = False) -> Any | None:
     """An Altair figure with a panel for each column of the table and a point with its interval for each row.
 
     Panels have one axis if their values are `shared`, of the same unit. Zero is a line where it is in a panel. Columns
-    that are zero in all rows have no panel, and the subtitle names them. None if there is no panel.
+    that are zero in all rows, up to rounding, have no panel, and the subtitle names them. None if there is no panel.
     """
     columns = dict.fromkeys(column for estimates in table.values() for column in estimates)
     known = {
-        column: {row: of[column] for row, of in table.items() if column in of and of[column].mean is not None}
+        column: {row: exact(of[column]) for row, of in table.items() if column in of and of[column].mean is not None}
         for column in columns
     }
     zero = [column for column, of in known.items() if of and not any(ends(value) != (0, 0) for value in of.values())]
-    drawn = {"\n".join(wrap(column, 34)): of for column, of in known.items() if of and column not in zero}
+    drawn = {"\n".join(wrap(column, TITLE)): of for column, of in known.items() if of and column not in zero}
     if not drawn:
         return None
     rows = []
@@ -41,7 +43,7 @@ def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], shared: b
             rows.append({"row": row, "column": column, "mean": value.mean, "low": low, "high": high} | line)
     y = alt.Y("row:N", title=None, sort=list(table)).axis(labelLimit=220)
     base = alt.Chart().encode(y=y, color=alt.value(BLUE))
-    x = alt.X("mean:Q", title=None).scale(zero=False, nice=True).axis(tickCount=4)
+    x = alt.X("mean:Q", title=None).scale(zero=False, nice=3).axis(tickCount=3, labelFlush=False, labelSeparation=6)
     at_zero = alt.Chart().mark_rule(color="#666666").encode(x=alt.X("zero:Q", title=None))
     layers = alt.layer(
         at_zero.transform_filter("isValid(datum.zero)"),
@@ -49,15 +51,26 @@ def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], shared: b
         base.mark_point(filled=True, size=60, opacity=1).encode(x=x),
         data=alt.Data(values=rows),
     )
-    header = alt.Header(labelExpr="split(datum.label, '\\n')", labelLineHeight=15)
+    header = alt.Header(labelExpr="split(datum.label, '\\n')", labelLineHeight=LINE)
+    lines = max(column.count("\n") + 1 for column in drawn)
     facets = layers.properties(width=190, height=22 * len(table)).facet(
-        facet=alt.Facet("column:N", title=None, sort=list(drawn), header=header), columns=2 if len(drawn) == 4 else 3
+        facet=alt.Facet("column:N", title=None, sort=list(drawn), header=header),
+        columns=2 if len(drawn) == 4 else 3,
+        bounds="flush",  # titles and labels, which have different sizes, do not move the panels of a row apart
+        spacing={"row": LINE * lines + 44, "column": 60},
     )
     has_interval = any(value.low is not None for of in drawn.values() for value in of.values())
     subtitle = [f"mean over seeds{' and 95% interval' * has_interval}"]
-    subtitle += wrap(f"zero for all, and not drawn: {'; '.join(zero)}", SUBTITLE) if zero else []
+    # A line that begins with a space continues the one before.
+    subtitle += wrap(f"zero for all, and not drawn: {'; '.join(zero)}", SUBTITLE, subsequent_indent=" ") if zero else []
     scaled = facets.resolve_scale(x="shared" if shared else "independent")
     return styled(scaled, title, subtitle)
+
+
+def exact(value: Estimate) -> Estimate:
+    """The estimate with zeros in place of numbers that differ from zero by rounding only."""
+    mean, low, high = (0.0 if n is not None and abs(n) < ROUNDING else n for n in (value.mean, value.low, value.high))
+    return Estimate(mean, low, high, value.n)
 
 
 def ends(value: Estimate) -> tuple[float | None, float | None]:

@@ -70,7 +70,7 @@ def clusters_chart(clusters: Clusters, shown: int = 10) -> Any:
     ]
     legend = legend[: len(colours)]
     rest = [size for size in clusters.sizes[len(legend) :]]
-    others = [f"{len(rest)} smaller clusters ({sum(rest)})"] if rest else []
+    others = [f"{len(rest)} smaller cluster{'s' * (len(rest) > 1)} ({sum(rest)})"] if rest else []
     outside = round(clusters.noise * clusters.alive)
     none = f"in no cluster ({outside})"
     domain = [*legend, *others, *[none] * bool(outside)]

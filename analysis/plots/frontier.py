@@ -30,7 +30,7 @@ def frontier_chart(frontier: Frontier) -> Any:
     charts = [metric_chart(frontier, metric) for metric in metrics]
     chart = alt.vconcat(*charts, spacing=28) if len(frontier.panels) > 1 else alt.hconcat(*charts, spacing=36)
     return (
-        styled(chart, frontier.title, [f"{means}; held-out rows of the {text}", *not_drawn])
+        styled(chart, frontier.title, [f"{means}; held-out rows; text: {text}", *not_drawn])
         .configure_legend(labelFontSize=13, labelColor=INK, symbolSize=110, symbolOpacity=1, offset=24, rowPadding=6)
         .configure_header(labelFontSize=13, labelColor=INK, labelFontWeight="bold", labelAnchor="start", title=None)
     )
@@ -52,7 +52,7 @@ def metric_chart(frontier: Frontier, metric: str) -> Any:
     ticks = doubled if len(doubled) > 2 else sorted(doubled + between)
     x = alt.X("l0:Q", title="L0: active features per row (log scale)")
     x = x.scale(type="log", domain=[low, high], nice=False).axis(values=ticks, format="~g", grid=True)
-    y = alt.Y("mean:Q", title=METRICS[metric]).scale(zero=False, padding=14).axis(format=".3~f", tickCount=6)
+    y = alt.Y("mean:Q", title=METRICS[metric]).scale(zero=False, padding=14, nice=6).axis(tickCount=6)
     base = alt.Chart().encode(x=x, color=colour)
     layers = [
         base.mark_line(strokeWidth=2).encode(y=y),
@@ -81,10 +81,10 @@ def members_chart(members: Mapping[str, Mapping[str, Any]], selection: str | Non
     colour, shape = kind_marks(row["kind"] for row in rows)
     base = alt.Chart(alt.Data(values=rows)).properties(width=430, height=300)
     chart = base.mark_point(filled=True, size=70, opacity=0.85).encode(
-        x=alt.X("l0:Q", title="L0: active features per row")
-        .scale(zero=False, padding=16)
-        .axis(tickCount=6, format=".4~g"),
-        y=alt.Y("explained_variance:Q", title="explained variance").scale(zero=False, padding=16).axis(format=".3~f"),
+        x=alt.X("l0:Q", title="L0: active features per row").scale(zero=False, padding=16, nice=6).axis(tickCount=6),
+        y=alt.Y("explained_variance:Q", title="explained variance")
+        .scale(zero=False, padding=16, nice=6)
+        .axis(tickCount=6),
         color=colour,
         shape=shape,
         tooltip=["member:N", alt.Tooltip("l0:Q", format=".2f"), alt.Tooltip("explained_variance:Q", format=".4f")]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
+import numpy as np
 
 from analysis.features.contexts import printable
 from analysis.interventions.steering import UNSTEERED, Steered
-from analysis.plots.style import KIND_STYLES, styled
+from analysis.plots.style import KIND_STYLES, styled, with_room
+
+LABEL_SHARE = 0.08  # of the width of an axis that the label of a strength needs
 
 
 def steering_chart(steered: Steered) -> Any:
@@ -19,6 +22,12 @@ def steering_chart(steered: Steered) -> Any:
         for direction, curve in steered.directions.items()
         for t in curve
     ]
+    strengths = sorted({t.strength for curve in steered.directions.values() for t in curve})
+    places = np.sign(strengths) * np.log1p(np.abs(strengths))  # as symlog, whose own ticks lie where nothing was tried
+    x = alt.X("strength:Q", title=["strength (× the feature's maximum;", "symmetric log scale)"])
+    x = x.scale(type="symlog", nice=False).axis(
+        values=with_room(strengths, places, LABEL_SHARE), format="~g", labelFlush=False
+    )
     colours = alt.Scale(domain=list(steered.directions), range=[colour for colour, _ in KIND_STYLES.values()])
     charts = []
     for name, axis, unsteered in (
@@ -26,7 +35,7 @@ def steering_chart(steered: Steered) -> Any:
         ("perplexity", "perplexity under the unsteered model", plain.perplexity),
     ):
         base = alt.Chart(alt.Data(values=rows)).encode(
-            x=alt.X("strength:Q", scale=alt.Scale(type="symlog"), title="strength (× the feature's maximum)"),
+            x=x,
             y=alt.Y(f"{name}:Q", scale=alt.Scale(type="log" if name == "perplexity" else "linear"), title=axis),
             color=alt.Color("direction:N", scale=colours, title=None),
             shape=alt.Shape("direction:N", scale=alt.Scale(domain=list(steered.directions)), title=None),
@@ -42,5 +51,5 @@ def steering_chart(steered: Steered) -> Any:
         f"probability of: {printable(', '.join(steered.watched[:8]))}"
     )
     return styled(
-        alt.hconcat(*charts, spacing=36), f"steering by {next(iter(steered.directions))} ({steered.mode})", subtitle
+        alt.hconcat(*charts, spacing=36), f"Steering by {next(iter(steered.directions))} ({steered.mode})", subtitle
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,19 @@ def style_of(kind: str) -> tuple[str, str]:
 def thinned(numbers: np.ndarray, most: int) -> np.ndarray:
     """All numbers, or `most` of them at even distances."""
     return numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), most)).astype(int)]
+
+
+def with_room(values: Sequence[float], places: np.ndarray, share: float) -> list[float]:
+    """Values whose labels have room on an axis: the first, the last, and those between that are apart from others.
+
+    `places` are the values as the axis transforms them, `share` is the part of its width that a label needs.
+    """
+    apart = share * (places[-1] - places[0])
+    labelled = {0, len(values) - 1}
+    for number in range(1, len(values) - 1):
+        if min(abs(places[number] - places[other]) for other in labelled) >= apart:
+            labelled.add(number)
+    return [values[number] for number in sorted(labelled)]
 
 
 def png_of(figure: Any, pixels_per_inch: int = PIXELS_PER_INCH) -> bytes:

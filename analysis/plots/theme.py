@@ -62,10 +62,10 @@ def figure_html(figure: Any, name: str, described: str) -> str:
 
 
 def words_of(spec: Mapping[str, Any]) -> tuple[str, str]:
-    """(title, subtitle) of a figure."""
+    """(title, subtitle) of a figure. A line of the subtitle that begins with a space continues the line before."""
     title = spec.get("title") or {}
     subtitle = title.get("subtitle", [])
-    return title.get("text", ""), subtitle if isinstance(subtitle, str) else "; ".join(subtitle)
+    return title.get("text", ""), subtitle if isinstance(subtitle, str) else "; ".join(subtitle).replace(";  ", " ")
 
 
 def bare(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.comparison.emergence import RECOGNIZABLE, Trajectory
 from analysis.plots.heatmap import step_heatmap
-from analysis.plots.style import kind_colour, styled, thinned
+from analysis.plots.style import kind_colour, styled, thinned, with_room
 
 MOST_POINTS = 80  # points of a curve that are drawn, at most
 LABEL_SHARE = 0.16  # of the width of an axis that the label of a step needs
@@ -66,13 +66,8 @@ def step_axis(steps: Sequence[int]) -> Any:
     A label stands at each of these steps that has room for it, and at step 0 and the last one in any case.
     """
     scale = alt.Scale(type="symlog", constant=max(1, steps[1]), domain=[0, steps[-1]], nice=False)
-    place_S = np.log1p(np.array(steps) / scale.constant)
-    apart, labelled = LABEL_SHARE * place_S[-1], [steps[0], steps[-1]]
-    for step, place in zip(steps[1:-1], place_S[1:-1], strict=True):
-        others = np.log1p(np.array(labelled) / scale.constant)
-        if np.abs(others - place).min() >= apart:
-            labelled.append(step)
-    axis = alt.Axis(values=sorted(labelled), format=",d", grid=True, labelOverlap=False)
+    labelled = with_room(steps, np.log1p(np.array(steps) / scale.constant), LABEL_SHARE)
+    axis = alt.Axis(values=labelled, format=",d", grid=True, labelOverlap=False)
     return alt.X("step:Q", title="training step (0, then log scale)").scale(scale).axis(axis)
 
 

@@ -8,8 +8,10 @@ from analysis.ui.dashboard.state import Chosen, arguments, chosen, errors_shown,
 from harvest.errors import InputError
 from sae_jax.best_member import best_of_results
 
+WRAPPED = ".stMarkdownBadge { white-space: normal !important; }"  # else long badges end in … on a phone
+
 st.set_page_config("sae-jax", layout="wide")
-st.html(f"<style>{STYLE}</style>")
+st.html(f"<style>{STYLE} {WRAPPED}</style>")
 page = st.navigation(  # the folder must not be named `pages`: Streamlit would show its files without this menu
     [
         st.Page("screens/population.py", title="Population", default=True),

@@ -68,7 +68,9 @@ def emergence(stages: list[Stage]) -> Any:
         y=alt.Y("cosine:Q", title="cosine to its final direction").scale(domain=[lowest, 1]),
         color=alt.Color("row:N", title=None, sort=names)
         .scale(domain=names, range=[BLUE, ORANGE])
-        .legend(orient="bottom", columns=1),
+        .legend(orient="bottom", columns=1, symbolType="stroke", symbolSize=400, symbolStrokeWidth=2),
+        # The dashes let the other line be seen where both are the same.
+        strokeDash=alt.StrokeDash("row:N", title=None, sort=names).scale(domain=names, range=[[1, 0], [6, 6]]),
         tooltip=["row:N", "step:Q", alt.Tooltip("cosine:Q", format=".3f")],
     )
     rule = (
@@ -77,14 +79,14 @@ def emergence(stages: list[Stage]) -> Any:
         .encode(y="cosine:Q")
     )
     chart = alt.layer(rule, base.mark_line(point=True)).properties(width="container", height=HEIGHT + 80)
-    return styled(chart, "When it emerged", f"dashed: recognizable from a cosine of {RECOGNIZABLE} on")
+    return styled(chart, "When it emerged", f"grey: recognizable from a cosine of {RECOGNIZABLE} on")
 
 
 def figures(features: Features, feature: int, stages: list[Stage], first: int) -> Iterator[tuple[str, Any]]:
     """(name, figure) of all figures for which the feature has data. `first` is the first position with a row."""
     activations, logits = features.activations(feature), features.logits(feature)
     if features.alive_F[feature]:
-        firings = f"all {activations[0].sum():,} firings"
+        firings = f"all its firings: {activations[0].sum():,}"
         yield "histogram", histogram(activations, "activation", "firings", "How strongly it fires", firings)
         yield "positions", positions(features.position_FxP[feature], first)
     if features.promotes_tokens:

@@ -24,6 +24,8 @@ from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.wording import visible
 from harvest.errors import InputError
 
+ROW, MOST_ROWS = 35, 30  # height in pixels of a row of a table, and rows that are seen without scrolling in it
+RIGHT = st.column_config.TextColumn(alignment="right")  # for numbers that are shown as texts
 DICTIONARIES = 4  # dictionaries to keep in memory, at most: one with 16,384 features takes over 100 MB
 
 
@@ -67,6 +69,12 @@ def errors_shown():
     except InputError as error:
         st.error(escaped(without_flags(str(error))))
         st.stop()
+
+
+def need_language_model() -> None:
+    """End the page with the reason if the chosen run has no language model."""
+    with errors_shown():
+        chosen().run.need_language_model()
 
 
 def without_flags(text: str) -> str:
@@ -120,7 +128,14 @@ def clicked_row(rows: list[dict], key: str, formats: Mapping[str, str] | None = 
     """Show rows as a table and return the row that was clicked, if any. `formats` are for columns of numbers."""
     columns |= {name: st.column_config.NumberColumn(format=form) for name, form in (formats or {}).items()}
     table = st.dataframe(
-        rows, hide_index=True, on_select="rerun", selection_mode="single-cell", key=key, column_config=columns
+        rows,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-cell",
+        key=key,
+        column_config=columns,
+        height=ROW * (1 + min(len(rows), MOST_ROWS)) + 2,  # the header, whole rows and the borders
+        row_height=ROW,
     )
     cells = table["selection"]["cells"]
     return rows[cells[0][0]] if cells else None

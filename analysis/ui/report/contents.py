@@ -22,7 +22,7 @@ from analysis.runs.shapes import Study
 from analysis.stats import Estimate
 from analysis.ui.report import figures
 from analysis.ui.report.figures import Drawn, Section
-from analysis.ui.terminal.wording import pasted
+from analysis.ui.terminal.wording import counted, pasted
 from harvest.errors import InputError
 from sae_jax.shapes import read_shaped
 
@@ -134,8 +134,7 @@ def saved_answers(run: FinishedRun) -> list[dict[str, Any]]:
 def sentence_of(run: FinishedRun, facts: dict[str, str]) -> str:
     """What was trained on what, in a sentence."""
     kinds = ", ".join(dict.fromkeys(run.kinds.values()))
-    members = "member" if len(run.members) == 1 else "members"
-    return f"{len(run.members)} {members} ({kinds}) on {facts['model']}, {facts['hook']}: {facts['rows']}."
+    return f"{counted(len(run.members), 'member')} ({kinds}) on {facts['model']}, {facts['hook']}: {facts['rows']}."
 
 
 def facts_of(run: FinishedRun) -> dict[str, str]:

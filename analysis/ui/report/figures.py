@@ -24,9 +24,10 @@ from analysis.runs.finished import TRAIN_AGAIN, FinishedRun
 from analysis.study.charts import answer_charts
 from analysis.study.measures import decoders_of, trajectories_of
 from analysis.study.tables import lines_of
+from analysis.ui.terminal.screen import BEST
 from analysis.ui.terminal.wording import counted
 from harvest.errors import InputError
-from sae_jax.best_member import best_of_results
+from sae_jax.best_member import best_members_of_results
 
 CHEAP = 3e8  # pairs of features that can be compared within a minute
 
@@ -55,12 +56,12 @@ def pareto(runs: Sequence[FinishedRun]) -> Drawn | None:
     of_grid = frontier.compute_frontier(*(run.path for run in runs))
     drawn = frontier_chart(of_grid) if of_grid.has_curve else members_chart(members)
     ranges = {name: [member["metrics"][name] for member in members.values()] for name in ("explained_variance", "l0")}
-    best = best_of_results(members)
+    best = best_members_of_results(members)
     alt = (
-        f"Explained variance against L0 of {len(members)} members: {span(ranges['explained_variance'], '.3f')} "
-        f"at L0 {span(ranges['l0'], '.1f')}."
+        f"Explained variance against L0 of {counted(len(members), 'member')}: "
+        f"{span(ranges['explained_variance'], '.3f')} at L0 {span(ranges['l0'], '.1f')}."
     )
-    alt += f" {best} explains most among the members on target." if best else ""
+    alt += f" {BEST[0].upper()}{BEST[1:]}: {', '.join(name for name in members if name in best)}." if best else ""
     return Drawn("pareto", drawn, alt)
 
 
@@ -77,7 +78,7 @@ def training(run: FinishedRun, say: Callable[[str], None]) -> Section:
         return reason
     ends = [lines[-1]["explained_variance"] for lines in curves.values() if "explained_variance" in lines[-1]]
     last = max((lines[-1]["step"] for lines in curves.values()), default=0)
-    alt = f"Loss and explained variance of {len(curves)} members over {last:,} steps"
+    alt = f"Loss and explained variance of {counted(len(curves), 'member')} over {counted(int(last), 'step')}"
     fitted = bool(run.config["asked"]["train"].get("fit_decoder"))
     before = ", before the decoder is fitted" if fitted else ""
     alt += f"; explained variance ends at {span(ends, '.3f')}{before}." if ends else "."
@@ -89,7 +90,7 @@ def densities(run: FinishedRun, features: dict[str, Features]) -> Section:
     medians = [
         float(np.median(member.density_F[member.alive_F])) for member in features.values() if member.alive_F.any()
     ]
-    alt = f"Histogram of how often features fire, in {len(features)} members"
+    alt = f"Histogram of how often features fire, in {counted(len(features), 'member')}"
     alt += f"; the median living feature fires on {span(medians, '.1%')} of the rows." if medians else "; none does."
     return [Drawn("densities", chart, alt)]
 
@@ -152,9 +153,11 @@ def clusters_of_features(run: FinishedRun, features: dict[str, Features], study:
         if not clusters.sizes:
             without.append(name)
             continue
-        counted = "1 cluster" if len(clusters.sizes) == 1 else f"{len(clusters.sizes)} clusters"
-        alt = f"Map of the {clusters.alive:,} living features of {name}: {counted}, the largest of {clusters.sizes[0]} "
-        alt += f"around {printable(clusters.names[0])}; {clusters.noise:.0%} of the features are in none."
+        alt = (
+            f"Map of the {counted(clusters.alive, 'living feature')} of {name}: "
+            f"{counted(len(clusters.sizes), 'cluster')}, the largest of {clusters.sizes[0]} around "
+            f"{printable(clusters.names[0])}; {clusters.noise:.0%} of the features are in none."
+        )
         drawn.append(Drawn(f"clusters-{name}", clusters_chart(clusters), alt))
     if without:
         return drawn, f"In {', '.join(without)}, {NO_CLUSTER}."
@@ -166,7 +169,7 @@ def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
     table = answer["table"]
     has_intervals = any(value.low is not None for row in table.values() for value in row.values())
     what = "Means and 95% intervals" if has_intervals else "Means"
-    alt = f"{what} of {len(lines_of(table))} measures of {', '.join(table)}: the numbers of the table."
+    alt = f"{what} of {counted(len(lines_of(table)), 'measure')} of {', '.join(table)}: the numbers of the table."
     return [Drawn(name, chart, alt) for name, chart in answer_charts(number, table).items()]
 
 

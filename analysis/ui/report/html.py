@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from analysis.pages.highlights import RULE
 from analysis.plots.theme import STYLE
@@ -46,12 +47,14 @@ def page(report: Report, figures: Mapping[Drawn, str]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["one_line"] = lambda text: text.replace("\n", "↵")
+    environment.filters["unbroken"] = unbroken
     script = Markup(environment.get_template("report.js").render())
     return environment.get_template("report.html").render(
         report=report,
         parts=[(number, part, part.run.path.resolve().name) for number, part in enumerate(report.parts)],
         sections_of=sections_of,
         rule=RULE,
+        flags=r"--\S+",
         rows=rows,
         lines_of=lines_of,
         columns_note=columns_note,
@@ -75,11 +78,16 @@ def columns_note(part: Part) -> str:
         notes.append("CE recovered: share of the cross-entropy added by zero ablation that the dictionary does not add")
         documents = (part.run.results.get("loss_recovered") or {}).get("documents", FEWEST_DOCUMENTS)
         has_interval = documents >= FEWEST_DOCUMENTS
-        few = f"none here: {documents} documents were measured, {FEWEST_DOCUMENTS} are needed"
+        few = f"none here: it needs {FEWEST_DOCUMENTS} documents, and was measured on {documents}"
         notes.append("in parentheses its 95% interval" + ("" if has_interval else f" ({few})"))
     notes.append("target: k, L0 or coefficient")
     notes += ["dead: share of the features that fire on no held-out row"] if "dead" in shown else []
     return f"Measured on held-out rows. {'; '.join(notes)}."
+
+
+def unbroken(text: str, words: str = r"\S+") -> Markup:
+    """The text as HTML in which these words (a pattern) are not broken, as a browser does it at hyphens and slashes."""
+    return Markup(re.sub(words, r'<span class="unbroken">\g<0></span>', str(escape(text))))
 
 
 def sha256(script: str) -> str:

@@ -120,12 +120,12 @@ def search_summary(phrase: str, passages: dict[str, Any], result: FindFeature, f
 
     p, passing = passages, sum(found.passes for found in result.features)
     lines = [
-        f"{phrase}: {p['concept']} passages about it ({p['of_which_examples']} of them your examples), on average "
-        f"{p['mean_tokens_concept']:.0f} tokens long",
+        f"{phrase}: {counted(p['concept'], 'passage')} about it ({p['of_which_examples']} of them your examples), "
+        f"on average {p['mean_tokens_concept']:.0f} tokens long",
         f"compared with {p['others']} other passages, on average {p['mean_tokens_others']:.0f} tokens long; "
-        f"{p['documents_read']:,} documents read",
-        f"scored on {p['scored_concept']} passages about it ({p['scored_concept_not_trained_on']} from documents that "
-        f"the dictionaries were not trained on) and {p['scored_others']} others "
+        f"{counted(p['documents_read'], 'document')} read",
+        f"scored on {counted(p['scored_concept'], 'passage')} about it ({p['scored_concept_not_trained_on']} from "
+        f"documents that the dictionaries were not trained on) and {p['scored_others']} others "
         f"({p['scored_others_not_trained_on']} from such documents)",
     ]
     if p["texts_left_out"]:

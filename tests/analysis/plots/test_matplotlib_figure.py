@@ -252,6 +252,53 @@ def test_a_subtitle_mentions_intervals_only_if_some_are_drawn():
     assert subtitles == [["mean over seeds and 95% interval"], ["mean over seeds"]]
 
 
+def estimates_of(*columns: str, means=(0.1, 0.2)) -> dict[str, dict[str, Estimate]]:
+    return {f"kind {mean}": {name: Estimate(mean, None, None, 1) for name in columns} for mean in means}
+
+
+def test_panels_of_a_row_line_up_for_titles_of_any_length():
+    titles = ("short", "a title that needs two lines of 34 characters", "a title " * 12, "4", "5" * 50, "6")
+    drawn = figures.to_matplotlib(estimates_chart("Answers", estimates_of(*titles, means=(1e-5, 2e5))))
+    boxes = [axes.get_position() for axes in drawn.axes]
+    for side, ends in {side: [getattr(box, side) for box in boxes] for side in ("y0", "y1", "x0", "x1")}.items():
+        assert len({round(end, 6) for end in ends}) == (2 if side[0] == "y" else 3), side
+
+
+def test_rounding_is_no_data():
+    table = {
+        row: {name: replace(of, mean=of.mean * 1e-15) if name == "noise" else of for name, of in known.items()}
+        for row, known in estimates_of("noise", "share").items()
+    }
+    (axes,) = figures.to_matplotlib(chart := estimates_chart("Answers", table)).axes
+    assert axes.get_xlim()[0] >= 0.1 and chart.to_dict()["title"]["subtitle"][1].endswith("not drawn: noise")
+
+
+@pytest.mark.parametrize("means", [(0.9532, 0.9648), (1.00921, 1.0134), (0.06, 0.127), (-0.0015, 0.0002), (16, 33)])
+def test_the_labels_of_estimates_do_not_touch_and_stand_at_both_ends(means):
+    (axes,) = figures.to_matplotlib(estimates_chart("Answers", estimates_of("share", means=means))).axes
+    labels = [label for label in axes.get_xticklabels() if label.get_text()]
+    assert 3 <= len(labels) <= 6 and len({len(label.get_text().split(".")[-1]) for label in labels}) == 1
+    assert axes.get_xlim() == pytest.approx((axes.get_xticks()[0], axes.get_xticks()[-1]))
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(right.x0 - left.x1 > 2 for left, right in zip(boxes, boxes[1:], strict=False))
+
+
+def test_axes_of_a_frontier_have_labels_of_one_length():
+    for axes in figures.to_matplotlib(CHARTS["frontier"][0]).axes:
+        texts = [label.get_text() for label in axes.get_yticklabels()]
+        assert len({len(text) for text in texts}) == 1
+        assert axes.get_ylim() == pytest.approx((float(texts[0]), float(texts[-1])))
+    assert "held-out rows; text: pile" in CHARTS["frontier"][0].to_dict()["title"]["subtitle"][0]
+
+
+def test_a_steering_figure_names_its_scale_and_the_strengths_that_were_tried():
+    chart = CHARTS["steering"][0]
+    assert chart.to_dict()["title"]["text"].startswith("Steering by feature 3")
+    for axes in figures.to_matplotlib(chart).axes:
+        labels = [label.get_text().replace("−", "-") for label in axes.get_xticklabels()]
+        assert [float(label) for label in labels] == [-4, 0, 0.5, 8] and "log scale" in axes.get_xlabel()
+
+
 def test_the_legend_of_a_map_of_clusters_has_the_features_in_no_cluster_only_if_there_are_some():
     drawn = clusters()
     inside = replace(drawn, label_F=np.maximum(drawn.label_F, 0), noise=0.0)

@@ -15,6 +15,7 @@ import pytest
 from command_line import THREE_KINDS, shared_cache, trained, typed
 from dashboard_browser import CHROMIUM, free_port, serving, visiting
 from scipy.ndimage import binary_erosion
+from sklearn.datasets import load_digits
 from streamlit.testing.v1 import AppTest
 
 import main
@@ -26,11 +27,12 @@ from analysis.plots.theme import INKS
 from analysis.runs.finished import FinishedRun
 from analysis.ui.dashboard.server import ADDRESS, APP, LOOPBACK, hosts
 from analysis.ui.dashboard.token_html import bars, coloured, passage
+from analysis.ui.terminal.screen import BEST
 from harvest.files import read_json, write_json
 from harvest.model.tokenizer import load_tokenizer
 from harvest.sources import BUNDLED_CORPUS
 from harvest.text.documents import documents
-from sae_jax.best_member import best_of_results
+from sae_jax.best_member import best_members_of_results, best_of_results
 from sae_jax.lookup import told_apart
 
 HOSTILE = "<script>window.ran=1</script> <img src=x onerror=window.ran=1> *loud* $x$ :smile: [a](http://evil.test/) "
@@ -88,8 +90,10 @@ def words(at) -> str:
 def test_the_population_page_has_a_row_for_each_member(run, cache):
     at = app(run, cache)
     table = at.dataframe[0].value
-    best = best_of_results(run.members)
-    assert set(table["member"]) == set(run.members) and (best is None or table["member"][0] == best)
+    best, starred = best_of_results(run.members), best_members_of_results(run.members)
+    assert set(table["member"]) == set(run.members)
+    assert not starred or set(table["member"][table[""] == "★"]) == starred
+    assert any(f"★: {BEST}." in caption.value for caption in at.caption) == bool(starred)
     expected = [f"{run.members[name]['metrics']['explained_variance']:.3f}" for name in table["member"]]
     assert [text.partition(" ")[0] for text in table["explained variance"]] == expected
     assert at.selectbox(key="member").options == list(run.members)
@@ -166,6 +170,35 @@ def test_training_and_the_study_are_in_the_browser(run, cache):
     drawn = [block.value for block in at.markdown if block.value.startswith('<figure class="figure">')]
     assert len(drawn) == 3 and all("<svg" in of and "<script" not in of for of in drawn)
     assert any("The study was not run" in caption.value for caption in at.caption)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory, cache):
+    """A run on rows that were imported without a language model: digits, 64 pixels each."""
+    folder = tmp_path_factory.mktemp("images")
+    np.save(folder / "digits.npy", load_digits().data.astype(np.float32))
+    assert main.run_as_command(["import-rows", str(folder / "digits.npy"), "--to", str(folder / "rows")]) == 0
+    settings = ("--activation", "topk", "--hidden-dim", "48", "--k", "8", "--batch-size", "64", "--block-steps", "4")
+    run = trained(folder / "run", cache, "--rows", str(folder / "rows"), *settings)
+    load_or_compute_features(run, list(run.members), cache)
+    return run
+
+
+@pytest.mark.parametrize("page", ["", "study", "features", "feature"])
+def test_pages_work_without_a_language_model(page, images, cache):
+    at = app(images, cache, page)
+    assert not at.error and at.title
+    if page == "feature":
+        assert "row 1" in words(at) and not at.text_input(key=f"note {next(iter(images.members))} 0").value
+        assert any("the rows were imported without a language model" in caption.value for caption in at.caption)
+        assert not at.button and "tried" not in {box.key for box in at.text_input}
+
+
+@pytest.mark.parametrize("page", ["text", "concept", "steer"])
+def test_pages_that_need_a_language_model_say_so_at_once(page, images, cache):
+    at = app(images, cache, page)
+    assert "its rows were imported without a language model, which this needs" in at.error[0].value.replace("\\", "")
+    assert len(at.error) == 1 and at.title and not at.button
 
 
 @pytest.mark.parametrize("page", ["feature", "steer"])

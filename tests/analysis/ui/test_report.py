@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from matplotlib.image import imread
 
 from analysis.cli.report import run as report
 from analysis.cli.train import parse
+from analysis.features.statistics import Features
 from analysis.runs.finished import FinishedRun
 from analysis.runs.reproduce import reproduction_command
+from analysis.ui.report import figures
 from analysis.ui.report.contents import compose
 from harvest.errors import InputError
 from harvest.files import read_json, write_json
@@ -75,6 +78,26 @@ def test_captions_are_sentences_about_what_is_shown(run, page):
     assert all(sentence[0].isupper() for sentence in re.split(r"(?<=[.]) ", below))
     assert "before the decoder is fitted at the end" in text and "therefore differ from the table of members" in text
     assert "CE recovered" not in text, "it was not measured"
+
+
+def test_one_member_is_not_called_members(run, page):
+    finished = FinishedRun.open(run)
+    name = next(iter(finished.members))
+    (drawn,) = figures.densities(finished, {name: Features.load(run / "analysis" / "features" / f"{name}.npz")})
+    assert "fire, in 1 member; " in drawn.alt
+    alone = replace(finished, results=finished.results | {"members": finished.results["members"][:1]})
+    assert figures.pareto([alone]).alt.startswith("Explained variance against L0 of 1 member: ")
+
+
+def test_the_command_is_broken_at_spaces_only(run, page):
+    text = page.read_text()
+    command = re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", text)[0]
+    finished = FinishedRun.open(run)
+    words = reproduction_command(finished.config, finished.results).split(" ")
+    assert re.findall(r'<span class="unbroken">(.*?)</span>', command) == [html.escape(word) for word in words]
+    assert ".unbroken { white-space: nowrap; }" in text and "overflow-wrap: anywhere; }\ncode" not in text
+    assert '<span class="unbroken">--emit' not in text and "are largest, the token marked" not in text
+    assert "Half of the features that are shown of a member are its most specialized ones over chance. " in text
 
 
 def test_headings_go_down_one_by_one_and_figures_have_words(page):

@@ -10,7 +10,7 @@ from analysis.features.statistics import features_path
 from analysis.stats import FEWEST_SCORED
 from analysis.ui.dashboard import state
 from analysis.ui.dashboard.address import KEPT, go
-from analysis.ui.dashboard.state import chosen, errors_shown, escaped, without_flags
+from analysis.ui.dashboard.state import RIGHT, chosen, errors_shown, escaped, need_language_model, without_flags
 from analysis.ui.terminal.detectors import FIRES_ON_PHRASE, ORDER, WITHOUT_PHRASE, search_summary
 
 FORMATS = {"AUROC": "%.3f", "w/o": "%.2f", "precision": "%.2f", "coverage": "%.2f", "q": "%.2g"}
@@ -41,6 +41,7 @@ def words_of(member: str, feature: int) -> dict[str, str]:
 
 
 st.title("Find a concept")
+need_language_model()
 with st.form("concept"):
     phrase = st.text_input("Word or phrase", placeholder="ship", key="phrase", **KEPT)
     with st.expander("Your own texts"):
@@ -94,5 +95,5 @@ if not all(row["95%"] for row in rows):
     explained.append(f"The 95% interval of the AUROC needs {FEWEST_SCORED} scored passages of the concept.")
 st.caption(f"Click a row to open the feature. The order is {ORDER}. {' '.join(explained)}")
 rows = [row if everywhere else {name: cell for name, cell in row.items() if name != "member"} for row in rows]
-if row := state.clicked_row(rows, "found", FORMATS):
+if row := state.clicked_row(rows, "found", FORMATS, **{"95%": RIGHT}):
     go("feature", feature=row["feature"], member=row.get("member", choice.member))

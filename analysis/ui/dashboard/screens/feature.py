@@ -32,7 +32,7 @@ number = int(chooser.number_input("Number", 0, last, key="feature", on_change=ch
 address.see(number)
 title.title(f"Feature {number}")
 title.caption(escaped(choice.member))
-if chooser.button("Steer it", icon=":material/tune:"):
+if choice.run.has_language_model and chooser.button("Steer it", icon=":material/tune:"):
     go("steer", feature=number)
 
 with errors_shown(), st.spinner("reading its contexts"):
@@ -211,20 +211,27 @@ if features.alive_F[number]:
     contexts()
 else:
     st.info("It never fires on this text.")
-tried_text()
+if choice.run.has_language_model:
+    tried_text()
 if page.promoted:
     left, right = st.columns(2)
     left.subheader("Promotes")
     left.html(bars(page.promoted[:10]))
     right.subheader("Suppresses")
     right.html(bars(page.suppressed[:10]))
-else:
+elif choice.run.has_language_model:
     st.caption("It promotes no tokens by itself: the model reads this activation, or predicts no next token.")
+else:
+    st.caption(
+        "It promotes no tokens, and cannot be tried on a text, steered or ablated: the rows were imported without a "
+        "language model."
+    )
 drawn = list(feature_figures.figures(features, number, page.stages, choice.run.first_position))
 for pair in (drawn[:2], drawn[2:]):
     for column, (_, figure) in zip(st.columns(2), pair, strict=False):
         state.draw(figure, column)
-ablation()
+if choice.run.has_language_model:
+    ablation()
 left, right = st.columns(2)
 with left:
     others("Neighbours by direction", rows_of(page.neighbours, "cosine"), "neighbours")

@@ -10,8 +10,8 @@ from analysis.ui.dashboard.address import KEPT, go
 from analysis.ui.dashboard.state import chosen, clicked_row, draw, errors_shown, escaped, places, the_list
 
 MOST_ROWS = 500
-# In pixels. Together with the columns of numbers, they fit beside the menu on a screen of 1280 pixels.
-WIDTHS = {"note": 100, "strongest on": 130, "promotes": 130, "specialized on": 200, "one token": 90}
+# In pixels. Together with the density, they fit beside the menu on a screen of 1280 pixels.
+WIDTHS = {"feature": 65, "note": 100, "strongest on": 145, "promotes": 210, "specialized on": 195, "one token": 85}
 DENSITIES = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
 
 choice = chosen()
@@ -73,6 +73,6 @@ st.caption(
     "on the most frequent token. Density: the share of all rows, training and held-out, on which it fires."
 )
 rows = [row if notes else {name: value for name, value in row.items() if name != "note"} for row in rows]
-narrow = {name: st.column_config.TextColumn(width=wide) for name, wide in WIDTHS.items() if name in rows[0]}
+narrow = {name: st.column_config.Column(width=wide) for name, wide in WIDTHS.items() if name in rows[0]}
 if row := clicked_row(rows, "features", {"density": "%.4f"}, **narrow):
     go("feature", feature=row["feature"])

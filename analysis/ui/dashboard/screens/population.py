@@ -4,9 +4,10 @@ import streamlit as st
 
 from analysis.plots.frontier import members_chart
 from analysis.ui.dashboard.address import go
-from analysis.ui.dashboard.state import chosen, clicked_row, draw, escaped
+from analysis.ui.dashboard.state import RIGHT, chosen, clicked_row, draw, escaped
+from analysis.ui.terminal.screen import BEST
 from analysis.ui.terminal.wording import counted, failure_text, share_text
-from sae_jax.best_member import best_of_results
+from sae_jax.best_member import best_members_of_results
 from sae_jax.members import Member
 
 SHARES = {"explained_variance": "explained variance", "explained_variance_train": "in training"}
@@ -15,7 +16,7 @@ FORMATS = {"L0": "%.1f", "target": "%g", "dead": "percent"}
 
 choice = chosen()
 run = choice.run
-best = best_of_results(run.members)
+best = best_members_of_results(run.members)
 
 
 def row_of(name: str) -> dict:
@@ -23,7 +24,7 @@ def row_of(name: str) -> dict:
     member = run.members[name]
     metrics, intervals = member["metrics"], member.get("intervals") or {}
     row = {
-        "": "★" if name == best else "",
+        "": "★" if name in best else "",
         "kind": Member.from_results(member).kind,
         "site": f"{member['layer']} {member['hook']}",
         "features": member["hidden_dim"],
@@ -44,14 +45,15 @@ def worth_showing(rows: list[dict]) -> list[dict]:
 st.title("Population")
 st.caption(
     f"{counted(len(run.members), 'member')}, measured on held-out rows. Click one to see its features."
-    + " ★ explains most among the members whose L0 is within 10% of its target." * bool(best)
+    + f" ★: {BEST}." * bool(best)
 )
 for failed in (member for member in run.results["members"] if member["failed"]):
     st.error(escaped(f"{failed['id']} failed: {failure_text(failed)}"))
 picked = draw(members_chart(run.members, "picked"), on_select="rerun", key="pareto")
-rows = worth_showing([row_of(name) for name in sorted(run.members, key=lambda name: name != best)])
-pinned = {"member": st.column_config.TextColumn(width="medium")}
-if row := clicked_row(rows, "members", {name: form for name, form in FORMATS.items() if name in rows[0]}, **pinned):
+rows = worth_showing([row_of(name) for name in sorted(run.members, key=lambda name: name not in best)])
+columns = {"member": st.column_config.TextColumn(width="medium")}
+columns |= {name: RIGHT for name in (*SHARES.values(), "lr") if name in rows[0]}
+if row := clicked_row(rows, "members", {name: form for name, form in FORMATS.items() if name in rows[0]}, **columns):
     go("features", member=row["member"])
 if points := picked["selection"].get("picked"):
     go("features", member=points[0]["member"])

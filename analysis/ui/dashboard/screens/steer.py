@@ -5,10 +5,12 @@ import streamlit as st
 from analysis.interventions.experiment import steer_feature
 from analysis.interventions.steering import MODES, UNSTEERED, Sampling
 from analysis.ui.dashboard import address, state
-from analysis.ui.dashboard.state import chosen, errors_shown, escaped
+from analysis.ui.dashboard.state import chosen, errors_shown, escaped, need_language_model
 from analysis.ui.dashboard.token_html import passage, visible
 
 choice = chosen()
+st.title("Steer")
+need_language_model()
 features = state.features()
 last = len(features.density_F) - 1
 address.choose_asked_feature(last)
@@ -27,7 +29,6 @@ def asked() -> None:
     address.keep("written", 1)
 
 
-st.title("Steer")
 with st.form("steer"):
     text = st.text_input("Prompt", "I went for a walk and", key="prompt", **address.KEPT)
     first, second, third = st.columns(3)

@@ -9,7 +9,7 @@ from analysis.features.statistics import Features, features_path
 from analysis.plots.theme import figure_html
 from analysis.runs.shapes import Absorption, SparseProbing, SpuriousCorrelation
 from analysis.study.tables import lines_of
-from analysis.ui.dashboard.state import chosen, errors_shown, escaped
+from analysis.ui.dashboard.state import RIGHT, chosen, errors_shown, escaped
 from analysis.ui.report import figures
 from analysis.ui.report.contents import saved_answers
 from analysis.ui.terminal.wording import share_text
@@ -75,14 +75,14 @@ show(figures.training(run, lambda text: None))
 if known.keys() == run.members.keys():
     st.header("Densities")
     show(figures.densities(run, known))
-    st.header("Features in common")
+    st.header("Comparison")
     with errors_shown(), st.spinner("comparing"):
         show(figures.features_in_common(run, known, study))
 st.header("SAEBench")
 with errors_shown():
     rows = benchmarks()
 if rows:
-    st.dataframe(rows, hide_index=True)
+    st.dataframe(rows, hide_index=True, column_config={name: RIGHT for name in rows[0] if name != "member"})
 else:
     st.caption(escaped(f"It was not measured: python main.py saebench {path}"))
 st.header("Five questions")
@@ -95,7 +95,11 @@ for number, answer in enumerate(answers, 1):
     with st.expander("The numbers, and what was measured"):
         st.markdown(escaped(answer["measured"]))
         names = ["measure", *answer["table"]]
-        st.dataframe([dict(zip(names, [measure, *cells], strict=True)) for measure, cells in lines_of(answer["table"])])
+        st.dataframe(
+            [dict(zip(names, [measure, *cells], strict=True)) for measure, cells in lines_of(answer["table"])],
+            height="content",
+            column_config=dict.fromkeys(answer["table"], RIGHT),
+        )
         st.markdown(escaped(f"Not shown: {answer['not_shown']}"))
 for uncertainty in dict.fromkeys(answer["uncertainty"] for answer in answers):
     st.caption(escaped(f"Uncertainty of the numbers: {uncertainty}"))

@@ -6,7 +6,7 @@ import streamlit as st
 from analysis.pages.typed_text import ranked
 from analysis.ui.dashboard import state
 from analysis.ui.dashboard.address import KEPT, go, keep, start_as_asked
-from analysis.ui.dashboard.state import chosen, errors_shown, escaped
+from analysis.ui.dashboard.state import chosen, errors_shown, escaped, need_language_model
 from analysis.ui.dashboard.token_html import coloured, passage
 
 MOST_ROWS = 100
@@ -21,6 +21,7 @@ def forget(*names: str) -> None:
 
 
 st.title("Type text")
+need_language_model()
 text = st.text_area(
     "Text",
     key="typed",
@@ -31,7 +32,10 @@ text = st.text_area(
 )
 st.button("Read it", type="primary")
 if not text.strip():
-    st.caption("Each token is coloured by one feature. The table below has all features that fire, strongest first.")
+    st.caption(
+        "When a text is read, its tokens are coloured by one feature, and a table has all features that fire, "
+        "strongest first."
+    )
     st.stop()
 with errors_shown(), st.spinner("reading the text"):
     typed = state.read(*choice, text)
@@ -72,8 +76,9 @@ rows = [
     }
     for feature, value, token, count in firing[:MOST_ROWS]
 ]
+fire = "1 feature fires" if len(firing) == 1 else f"{len(firing):,} features fire"
 many = f"; the first {MOST_ROWS}" if len(firing) > MOST_ROWS else ""
-st.caption(f"{len(firing):,} features fire{many}. Click one to open its page.")
+st.caption(f"{fire}{many}. Click one to open its page.")
 narrow = {name: st.column_config.TextColumn(width=170) for name in ("strongest on", "promotes")}
 if row := state.clicked_row(rows, f"firing {position} of {text}", None, **narrow):
     go("feature", feature=row["feature"])
