@@ -90,7 +90,7 @@ def test_the_same_things_have_the_same_names(command, capsys):
     computes = command not in ("show", "dashboard", "report", "export")
     assert ("--json" in flags) == computes
     assert "--quiet" in flags or command in ("show", "dashboard")
-    assert "--cache-dir" in flags or command in ("runs", "show", "frontier")
+    assert "--cache-dir" in flags or command in ("runs", "show", "frontier", "import-rows")
     assert not flags & {"--output", "--out", "--output-dir", "--members-of", "--cache", "--top-k"}
 
 

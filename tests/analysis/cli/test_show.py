@@ -174,7 +174,7 @@ def test_a_finished_run_is_shown_as_it_was_at_its_end(cache, tmp_path):
     assert shown.returncode == 0, shown.stderr
     results = json.loads((run / "results.json").read_text())["members"]
     for member in results:
-        (row,) = (line for line in shown.stdout.splitlines() if line.startswith(f"║ {member['id']} "))
+        row = next(line for line in shown.stdout.splitlines() if line.startswith(f"║ {member['id']} "))
         assert f"{member['metrics']['explained_variance']:.3f}" in row
     assert "means over the seeds" not in shown.stdout, "one seed of each kind"
     assert "a relu  b jump_relu  c topk" in shown.stdout and "no analyses yet" in shown.stdout
