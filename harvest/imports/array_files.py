@@ -6,7 +6,8 @@ Nothing that is read is executed: pickled objects are refused.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -42,16 +43,8 @@ def columns_of(path: Path) -> dict[str, Column]:
     reader = _reader_of(path)
     if reader is None:
         raise InputError(f"{path}: is in none of the formats that can be imported: give {FORMATS}")
-    try:
+    with _explained(str(path)):
         return reader(path)
-    except InputError:
-        raise
-    except Exception as error:  # each library raises exceptions of its own for damaged files
-        if isinstance(error, MemoryError):
-            raise
-        raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {shortened(error)}): write it again"
-        ) from error
 
 
 def joined(columns: Sequence[Column]) -> Column:
@@ -205,16 +198,20 @@ def _column(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, read
     where = Column(path, name, tuple(shape), kind, read).label
 
     def plain(start: int, stop: int) -> np.ndarray:
-        try:
+        with _explained(where):
             values = read(start, stop)
-        except InputError:
-            raise
-        except Exception as error:  # each library raises exceptions of its own for damaged files
-            if isinstance(error, MemoryError):
-                raise
-            raise InputError(
-                f"{where} cannot be read ({type(error).__name__}: {shortened(error)}): write it again"
-            ) from error
         return np.asarray(values, np.float32) if kind == "f" else np.asarray(values)
 
     return Column(path, name, tuple(shape), kind, plain)
+
+
+@contextmanager
+def _explained(where: str) -> Iterator[None]:
+    """A context in which any error of a library becomes an InputError: each raises others for damaged files."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {shortened(error)}"
+        raise InputError(f"{where} cannot be read ({problem}): write it again") from error
