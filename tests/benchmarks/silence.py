@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 ROOT = Path(__file__).parents[2]
 BUNDLED = ("--model-name", "bundled", "--dataset", "bundled")
 SMALL = ("--activation", "relu", "topk", "--layer", "2", "--seed", "0", "1", "2", "--n-samples", "1000", "--epochs")
@@ -28,7 +30,8 @@ SERVED = "dashboard"  # ends only when it is stopped
 
 def commands(run: Path, folder: Path) -> dict[str, tuple[str, ...]]:
     """The arguments of each command, training first, because the others need its run."""
-    best = (str(run), "--member", "best")
+    best, rows = (str(run), "--member", "best"), folder / "rows.npy"
+    np.save(rows, np.random.default_rng(0).standard_normal((200_000, 128), np.float32))
     return {
         "train": (*BUNDLED, *SMALL, "--run-dir", str(run), "--use-wandb"),
         "runs": (str(run.parent),),
@@ -41,6 +44,7 @@ def commands(run: Path, folder: Path) -> dict[str, tuple[str, ...]]:
         "steer": (*best, "--concept", "the sea", "--sweep"),
         "attribute": (*best, *SEA),
         "report": (str(run),),
+        "import-rows": (str(rows), "--to", str(folder / "store")),
         "export": (*best, "--to", str(folder / "export")),
         SERVED: (str(run), "--port", "8599"),
     }
