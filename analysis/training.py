@@ -10,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Protocol
 
-from analysis.ui.terminal.wording import counted, duration_text, pasted
+from analysis.ui.terminal.wording import counted, duration_text, pasted, place_text
 from harvest.capture import harvest, harvest_again
 from harvest.errors import InputError
 from harvest.flags import COUNT, DEVICE, NUMBER, POSITIVE, Flags, flag, named
@@ -164,10 +164,12 @@ def job_text(request: HarvestRequest, config: TrainConfig) -> str:
     what = f"{counted(len(members), 'member')} ({', '.join(kinds)}) for {counted(config.epochs, 'epoch')} on"
     if request.rows:
         return f"{what} the rows in {request.rows}"
-    where = ", ".join(f"{hook} of layer {layer}" for hook, layer in sites)
+    where = ", ".join(place_text(hook, layer) for hook, layer in sites)
     text, model = request.dataset or DEFAULT_DATASET, request.model_name or DEFAULT_MODEL
     text, model = (f"the bundled {kind}" if n == "bundled" else n for n, kind in ((text, "text"), (model, "model")))
-    return f"{what} {request.n_samples:,} windows of {request.seq_len} tokens of {text}: {where} of {model}"
+    length = f"{request.seq_len} tokens of {text}"
+    length += f" and {counted(request.generate, 'token')} that the model writes behind them" if request.generate else ""
+    return f"{what} {request.n_samples:,} windows of {length}: {where} of {model}"
 
 
 def say_cost(config: TrainConfig, request: HarvestRequest, d_model: int, terminal: Terminal) -> None:

@@ -62,6 +62,7 @@ def run(argv: list[str]) -> None:
     options, output = filled(Options, values), filled(Output, values)
     assert options.prompt is not None and options.target is not None
     finished = FinishedRun.open(options.run)
+    finished.need_language_model()
     member = finished.only(options.member)
     with output.terminal() as terminal:
         say_found(finished, options.member, terminal)

@@ -60,6 +60,6 @@ def basis_lines(entries: list[dict[str, Any]], calibrated: bool) -> list[str]:
     if documents and min(documents) < FEWEST_DOCUMENTS:
         lines.append(
             f"no intervals: they need {FEWEST_DOCUMENTS} documents, not {min(documents)}: "
-            "raise --ce-windows or --n-samples"
+            "raise --ce-windows, or give more text or a larger --held-out"
         )
     return lines

@@ -57,6 +57,7 @@ def run(argv: list[str]) -> None:
     values = parsed("find-feature", __doc__, argv, Options, SearchSettings, Output)
     options, phrase, output = filled(SearchSettings, values), values["phrase"], filled(Output, values)
     finished = FinishedRun.open(values["run"])
+    finished.need_language_model()
     members = finished.chosen(options.member)
     examples, against = concept_texts(phrase, options)
     with output.terminal() as terminal:

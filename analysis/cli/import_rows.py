@@ -23,7 +23,7 @@ from analysis.ui.terminal.wording import pasted
 from harvest.errors import InputError
 from harvest.files import refuse_taken
 from harvest.flags import TEXT, Flags, flag
-from harvest.imports.importing import ImportSettings, import_rows
+from harvest.imports.importing import ImportSettings, store_of_rows
 from harvest.imports.pieces import DOCUMENTS, TOKENS, Arrays, arrays_in
 from harvest.request import Site
 
@@ -55,7 +55,7 @@ def run(argv: list[str]) -> None:
             if options.tokens:
                 raise InputError("--tokens needs the model whose tokens they are: add --model-name, or leave it out")
             terminal.say(f"{arrays.tokens.label} is not used, because --model-name is not given")
-        store = import_rows(
+        store = store_of_rows(
             arrays.pieces(),
             options.to,
             origin=f"rows of {', '.join(path.name for path in options.files)}",

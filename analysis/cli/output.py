@@ -21,7 +21,7 @@ STANDARD_OUTPUT = Path("-")
 class Quiet(Flags):
     """The flag of commands that show something."""
 
-    quiet: bool = flag(False, "print no progress and no tables; training then prints only the path of its run")
+    quiet: bool = flag(False, "print no progress and no tables; what trains prints the path of its run")
 
     @contextmanager
     def terminal(self) -> Iterator[Terminal]:

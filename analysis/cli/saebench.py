@@ -35,6 +35,7 @@ def run(argv: list[str]) -> None:
     values = parsed("saebench", __doc__, argv, Options, SAEBench, Output)
     options, settings, output = filled(Options, values), filled(SAEBench, values), filled(Output, values)
     finished = FinishedRun.open(options.run)
+    finished.need_language_model()
     members = finished.chosen(options.member)
     answers: dict[str, dict[str, Any]] = {}
     notes: list[str] = []

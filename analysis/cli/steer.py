@@ -97,6 +97,7 @@ def run(argv: list[str]) -> None:
     values = parsed("steer", __doc__, argv, Options, Sampling, Output)
     options, sampling, output = filled(Options, values), filled(Sampling, values), filled(Output, values)
     finished = FinishedRun.open(options.run)
+    finished.need_language_model()
     member = finished.only(options.member)
     if options.feature is not None:  # before the libraries are loaded
         refuse_no_feature(finished, member, options.feature)

@@ -14,13 +14,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from numbers import Integral
 from pathlib import Path
 
 from analysis.cli.flags import filled, parsed, place
 from analysis.cli.output import Output
 from analysis.ui.terminal.wording import counted
-from harvest.flags import COUNT, Flags, flag
+from harvest.flags import Allowed, Flags, flag
 from harvest.request import default_cache_dir
+
+ENOUGH = Allowed(
+    Integral, lambda v: 800 <= v < 2**31, "a whole number, 800 or more, so that each label has enough of them"
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Options(Flags):
     documents: int = flag(
         5000,
         "largest number of documents of the bundled corpus for training and testing probes; fewer are faster",
-        COUNT,
+        ENOUGH,
     )
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 

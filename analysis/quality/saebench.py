@@ -213,7 +213,7 @@ def on_words(
             notes.append(f"{name}: absorption is not measured, because no feature fires on a word to train on")
     letters = sorted({letter for answer in answers.values() for letter in answer.letters})
     notes.append(
-        f"absorption: {len(prompts.words):,} words behind {prompts.n_examples} spelled words each; letters that the "
+        f"absorption: {len(prompts.words):,} words, each behind {prompts.n_examples} spelled ones; letters that the "
         f"model represents (F1 of a probe at least {absorption.MIN_PROBE_F1}): {' '.join(letters) or 'none'}. SAEBench "
         "recommends models of 2B parameters or more. If F1 (of the letter's features) is far below probe (F1 of a "
         "probe on the activations), the dictionary has no features for letters, and absorption means little"

@@ -150,11 +150,12 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
                 pairs = [measures.frequency[name][label] for name in names]
                 table[prefix + family][f"{label}, raw"] = over_seeds([raw for raw, _ in pairs])
                 table[prefix + family][f"{label}, over chance"] = over_seeds([over for _, over in pairs])
-    sentences, means = [], []
+    sentences, means, unsure = [], [], False
     for label in population.labels:
         estimates = {family: table[family][f"{label}, over chance"] for family in population.families}
         sentences.append(f"{label}: {'; '.join(f'{value} for {family}' for family, value in estimates.items())}")
         means += [value.mean or 0 for value in estimates.values()]
+        unsure = unsure or any(value.low is None for value in estimates.values())
     short = "Specialization is not measured, because the rows have no labels."
     if means:
         largest = max(means, key=abs)
@@ -164,6 +165,7 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
         short = (
             f"As an indicator, frequency is {strength} (rank correlation over chance; the strongest is {largest:.2f})."
         )
+        short += " Intervals need three seeds, so this may be chance." if unsure else ""
     return Answer(
         question="How reliable are activation frequency patterns as indicators of feature specialization?",
         summary=short,

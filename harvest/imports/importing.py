@@ -74,8 +74,7 @@ class Piece:
     documents: np.ndarray | None = None
 
 
-@as_arguments()
-def import_rows(
+def store_of_rows(
     pieces: np.ndarray | Iterable[np.ndarray | Piece],
     to: Path | str,
     *,
@@ -99,6 +98,9 @@ def import_rows(
     with whole_directory(directory.absolute()) as partial:
         _Import(partial, asked, origin, say).fill(given, lambda done: on_progress("import", done, max(done, total)))
     return ActivationStore(directory)
+
+
+import_rows = as_arguments()(store_of_rows)  # for Python, where errors name arguments instead of flags
 
 
 @dataclass

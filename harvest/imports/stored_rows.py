@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,11 @@ def request_for_rows(request: HarvestRequest) -> HarvestRequest:
     """
     if request.rows is None:
         return request
+    if not (Path(request.rows).expanduser() / "manifest.json").exists():
+        problem = "is no store" if Path(request.rows).expanduser().exists() else "there is no such directory"
+        raise InputError(
+            f"--rows {request.rows}: {problem}: give a store, such as one that `import-rows FILE --to ROWS` makes"
+        )
     store = ActivationStore(request.rows)
     path, manifest = store.directory.resolve(), store.manifest
     if not len(store.train) or not len(store.held_out):

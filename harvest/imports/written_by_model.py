@@ -42,7 +42,8 @@ class WrittenByModel:
         begins = bool(bos) and bool((tokens_WxT[:, : len(bos)] == bos).all())
         self.language_model = LanguageModel.load(self.source.location, bos="on" if begins else "off")
         self.special = np.array(tokenizer.all_special_ids, np.int64)
-        say(f"model: {self.source.asked}, windows {'behind' if begins else 'without'} BOS")
+        bos_text = "behind BOS, which is no row" if begins else "without BOS; their first positions are rows, too"
+        say(f"model: {self.source.asked}, windows {bos_text}")
 
     def without_bos(self, rows_WxTxD: np.ndarray, tokens_WxT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows and tokens of windows without BOS, which is never a row. Raises InputError for unknown tokens."""

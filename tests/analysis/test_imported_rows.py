@@ -141,7 +141,7 @@ def test_a_run_follows_its_rows_and_knows_them_by_content(images, cache, tmp_pat
 def test_flags_of_a_harvest_are_refused_beside_rows(images, cache, capsys):
     message = refusal(capsys, "--rows", images.parent / "rows", "--layer", "3", "--cache-dir", cache)
     assert "--layer has no effect with --rows" in message
-    assert "no finished activation store" in refusal(capsys, "--rows", images.parent, "--cache-dir", cache)
+    assert "is no store: give a store" in refusal(capsys, "--rows", images.parent, "--cache-dir", cache)
 
 
 def test_rows_of_a_language_model_are_analysed_like_its_harvest(cache, tmp_path, capsys):

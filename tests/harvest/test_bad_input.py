@@ -137,7 +137,7 @@ BAD: dict[str, tuple[Given, str]] = {
         "--batch-size 500 is larger than the 126 training rows: lower it, or raise --n-samples",
     ),
     "nothing to train on": (lambda f: [*BUNDLED, "--held-out", "1"], "--held-out 1 leaves nothing to train on: give"),
-    "a store that is none": (lambda f: ["--rows", str(f)], "holds no finished activation store"),
+    "a store that is none": (lambda f: ["--rows", str(f)], "is no store: give a store, such as one that `import-rows"),
 }
 
 

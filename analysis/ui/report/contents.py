@@ -109,7 +109,10 @@ def part_of(
     return Part(
         run=run,
         is_control=is_control,
-        summary=[sentence_of(run, facts), *(answer["summary"] for answer in answers if answer.get("summary"))],
+        summary=[
+            sentence_of(run, facts),
+            *(f"{answer['question']} {answer['summary']}" for answer in answers if answer.get("summary")),
+        ],
         facts=facts,
         command=reproduction_command(run.config, run.results),
         members_json=json.dumps(run.config["asked"]["train"]["members"], indent=1),
@@ -147,7 +150,8 @@ def facts_of(run: FinishedRun) -> dict[str, str]:
         "model": source_name(stores[0]["model"], "model") + fallback,
         "hook": ", ".join(store["hook_name"] for store in stores),
         "text": source_name(stores[0]["dataset"], "corpus"),
-        "rows": f"{' and '.join(rows)} activations, windows of {run.request.seq_len} tokens",
+        "rows": f"{' and '.join(rows)} activations"
+        + (f", windows of {run.request.seq_len} tokens" if run.has_language_model else ""),
         "members": f"{len(run.members)} of {len(run.results['members'])} trained to the end",
         "steps": f"{timing['steps']:,}",
         "training": f"{timing['training_seconds']:,.0f} s on {environment['device']}",

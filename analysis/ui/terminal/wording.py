@@ -144,10 +144,18 @@ def failure_text(member: dict[str, Any]) -> str:
 
 def sites_text(members: list[dict[str, Any]]) -> str:
     """The layers and hooks that members read."""
-    from harvest.request import IMPORTED, IMPORTED_ROWS  # imported here, because it needs numpy
+    return ", ".join(dict.fromkeys(place_text(member["hook"], member["layer"]) for member in members))
 
-    sites = dict.fromkeys((member["hook"], member["layer"]) for member in members)
-    return ", ".join(IMPORTED_ROWS if hook == IMPORTED else f"{hook} of layer {layer}" for hook, layer in sites)
+
+def place_text(hook: str, layer: int) -> str:
+    """A hook of a layer, as in "head 3 of z of layer 2"."""
+    from harvest.request import IMPORTED, IMPORTED_ROWS, OUTER, Site  # imported here, because it needs numpy
+
+    if hook == IMPORTED:
+        return IMPORTED_ROWS
+    site = Site(layer, hook)
+    head = "" if site.head is None else f"head {site.head} of "
+    return hook if hook in OUTER else f"{head}{site.heads} of layer {layer}"
 
 
 def source_text(source: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from analysis.study.tables import lines_of
 from analysis.ui.dashboard.state import RIGHT, chosen, errors_shown, escaped
 from analysis.ui.report import figures
 from analysis.ui.report.contents import saved_answers
-from analysis.ui.terminal.wording import share_text
+from analysis.ui.terminal.wording import pasted, share_text
 from sae_jax.shapes import Shape, read_shaped
 
 BENCHMARK_AGAIN = "delete it, and run `saebench` again"
@@ -20,7 +20,7 @@ BENCHMARK_AGAIN = "delete it, and run `saebench` again"
 choice = chosen()
 run = choice.run
 path = quote(str(run.path))
-study = f"python main.py study {path}"
+study = pasted(f"python main.py study {path}")
 
 
 def show(section: figures.Section) -> None:
@@ -69,7 +69,7 @@ with errors_shown():
     known = statistics()
 for answer in answers:
     if answer.get("summary"):
-        st.markdown(f"- {escaped(answer['summary'])}")
+        st.markdown(f"- {escaped(answer['question'])} {escaped(answer['summary'])}")
 st.header("Training")
 show(figures.training(run, lambda text: None))
 if known.keys() == run.members.keys():
@@ -84,7 +84,7 @@ with errors_shown():
 if rows:
     st.dataframe(rows, hide_index=True, column_config={name: RIGHT for name in rows[0] if name != "member"})
 else:
-    st.caption(escaped(f"It was not measured: python main.py saebench {path}"))
+    st.caption(escaped(f"It was not measured: {pasted(f'python main.py saebench {path}')}"))
 st.header("Five questions")
 if not answers:
     st.caption(escaped(f"The study was not run: {study}"))
