@@ -62,7 +62,7 @@ REFUSED = [
     ("evaluate RUN --n-samples -1", "--n-samples -1: must be a whole number, at least 2"),
     ("saebench RUN --seed -1", "--seed -1: must be a whole number, 0 to"),
     ("saebench RUN --k 1 1", "--k 1 1: give at least one value, and none twice"),
-    ("study RUN --documents -5", "--documents -5: must be a whole number, 1 or more"),
+    ("study RUN --documents -5", "--documents -5: must be a whole number, 800 or more"),
     ("attribute RUN --steps 0", "--steps 0: must be a whole number, 1 or more"),
     ("dashboard RUN --port 65536", "--port 65536: must be a whole number, 1 to 65535"),
     ("find-feature RUN PHRASE --fdr 1", "--fdr 1.0: must be between 0 and 1"),
