@@ -89,7 +89,7 @@ def main() -> None:
         for command, argv in commands(folder / "runs" / "small", folder).items():
             if options.only and command not in ("train", *options.only):
                 continue
-            takes_cache = command not in ("runs", "show", "frontier")
+            takes_cache = command not in ("runs", "show", "frontier", "import-rows")
             argv = [command, *argv, *(cache if takes_cache else ())]
             first, longest, before, total, status = measure(argv, 20.0 if command == SERVED else None)
             print(f"{command:14}{first:9.1f} s{longest:7.1f} s{total:7.0f} s   {status}  {before}", flush=True)
