@@ -79,8 +79,9 @@ def spliced(
         nonlocal calls
         calls += 1
         rows = x[:, first:]
-        if module.head is not None:
-            heads, rows = by_head(rows, module.d_in), by_head(rows, module.d_in)[:, :, module.head]
+        if module.head is not None and rows.ndim > 2:
+            heads = rows if rows.shape[-1] % module.d_in else by_head(rows, module.d_in)
+            rows = heads[:, :, module.head : module.head + 1]  # of another width, or empty, in another model
         if rows.ndim < 3 or not rows.shape[1] or (rows_WxPxD := rows.float().flatten(2)).shape[2] != module.d_in:
             raise InputError(
                 f"{point}: a dictionary of width {module.d_in} cannot replace an activation of shape {list(x.shape)} "

@@ -145,7 +145,7 @@ class LanguageModel:
         """The value at a hook with another activation, from `activation`; other heads stay as they are."""
         new_WxTxD = new_WxTxD.to(x.dtype)
         if site.head is not None:
-            new_WxTxD = with_head(by_head(x, self.bridge.cfg.d_head), new_WxTxD, site.head)
+            new_WxTxD = with_head(by_head(x, self.bridge.cfg.d_head), new_WxTxD[:, :, None], site.head)
         return new_WxTxD.reshape(x.shape)  # with the heads apart, if there are heads
 
     def module_of(self, site: Site) -> str | None:
@@ -258,10 +258,10 @@ def by_head(x: torch.Tensor, width: int) -> torch.Tensor:
     return x if x.ndim == 4 else x.unflatten(-1, (-1, width))
 
 
-def with_head(x_WxTxHxD: torch.Tensor, new_WxTxD: torch.Tensor, head: int) -> torch.Tensor:
+def with_head(x_WxTxHxD: torch.Tensor, new_WxTx1xD: torch.Tensor, head: int) -> torch.Tensor:
     """Attention heads of which one is replaced."""
     before, _, behind = x_WxTxHxD.tensor_split([head, head + 1], 2)
-    return torch.cat([before, new_WxTxD[:, :, None], behind], 2)
+    return torch.cat([before, new_WxTx1xD, behind], 2)
 
 
 def begin_of_text(tokenizer: Any, bos: str, location: str) -> tuple[int, ...]:

@@ -111,6 +111,10 @@ def test_a_dictionary_of_a_head_is_trained_evaluated_spliced_and_exported(tmp_pa
     ce_W = -logp_WxPxV.gather(-1, tokens[:, sae.first_position + 1 :, None])[..., 0].mean(1).numpy()
     np.testing.assert_allclose(ce_W, of_head["sae"].ce_W, atol=1e-4)
 
+    other = LanguageModel.load(str(write_model("llama", tmp_path / "model")), "cpu")  # its heads are 8 wide
+    with sae_jax.spliced(other, sae), pytest.raises(InputError, match="cannot replace an activation of shape"):
+        other.bridge(tokens, return_type="logits")
+
 
 @pytest.mark.parametrize(
     ("fields", "says"),
