@@ -122,25 +122,8 @@ def train_run(
 
     keep_compiled(options.cache_dir)
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
-    began, sources = time.perf_counter(), None
-    if request.rows:
-        say_cost(config, request, ActivationStore(request.rows).d_model, terminal)
-    elif not options.resume:
-        sources = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
-        if Path(sources[1].location).exists():  # a column that is not there is found before the model is loaded
-            next(documents(sources[1].location, column=request.text_column), None)
-        if d_model := sources[0].width(
-            request.hook
-        ):  # `train` checks the memory again, with the devices that JAX has found
-            say_cost(config, request, d_model, terminal)
-    how: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say, "device": options.device}
-    how["loss_recovered"] = measures_loss_recovered(request, options)
-    if request.rows:
-        stores = stored_rows(request, terminal.say)
-    elif options.resume and run.stores:
-        stores = harvest_again(request, run.stores, options.cache_dir, **how)
-    else:
-        stores = harvest(request, options.cache_dir, sources=sources, **how)
+    began = time.perf_counter()
+    stores = training_stores(request, config, options, run, terminal)
     harvest_seconds = time.perf_counter() - began
     with ExitStack() as others:
         others.enter_context(run.held())
@@ -155,6 +138,27 @@ def train_run(
             terminal.begin("sending the last figures to W&B")
             log.results(results)
     return run.path
+
+
+def training_stores(
+    request: HarvestRequest, config: TrainConfig, options: RunOptions, run: RunDirectory, terminal: Terminal
+) -> dict[Site, ActivationStore]:
+    """The rows to train on: those of a given store, those that the run began with, or harvested ones."""
+    if request.rows:
+        say_cost(config, request, ActivationStore(request.rows).d_model, terminal)
+        return stored_rows(request, terminal.say)
+    how: dict[str, Any] = {"on_progress": terminal.progress, "say": terminal.say, "device": options.device}
+    how["loss_recovered"] = measures_loss_recovered(request, options)
+    if options.resume:
+        if run.stores:
+            return harvest_again(request, run.stores, options.cache_dir, **how)
+        return harvest(request, options.cache_dir, **how)
+    model, dataset = resolve(request, options.cache_dir)  # called once, because an unreachable hub takes long
+    if Path(dataset.location).exists():  # a column that is not there is found before the model is loaded
+        next(documents(dataset.location, column=request.text_column), None)
+    if d_model := model.width(request.hook):  # `train` checks the memory again, with the devices that JAX has found
+        say_cost(config, request, d_model, terminal)
+    return harvest(request, options.cache_dir, sources=(model, dataset), **how)
 
 
 def job_text(request: HarvestRequest, config: TrainConfig) -> str:

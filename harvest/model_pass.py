@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from harvest.row_formats import BYTES
 from harvest.sources import Source
 from harvest.store_writer import StoreWriter
 from harvest.text.windows import Windows
+
+if TYPE_CHECKING:
+    from harvest.rehearsal import Rehearsed
 
 BATCH_TOKENS = 2048  # the same on all machines, because a resumed harvest must run the same batches
 
@@ -62,20 +65,14 @@ def fill(
     about = {
         site: {
             **facts,
-            "hook_name": site.hook_name,
-            **site._asdict(),
-            "tensor": site.tensor,
-            "module": language_model.module_of(site),
-            "d_model": widths[site],
-            "no_loss_recovered": rehearsed[site].trouble,
+            **site_facts(language_model, site, rehearsed[site]),
         }
         for site in directories
     }
     if request.max_norm_ratio:
         candidates = sum(int(split.kept(request.positions).sum()) for split in windows.values())
         for site, norm in median_norms(language_model, every_WxT, list(directories), request.positions).items():
-            limit = float(f"{request.max_norm_ratio * norm:.4g}")  # without the rounding errors that may differ
-            about[site] |= {"max_norm": limit, "candidate_rows": candidates}
+            about[site] |= {"max_norm": norm_limit(request.max_norm_ratio, norm), "candidate_rows": candidates}
     if loss_recovered:
         refuse_unmeasurable(about, ignore)
     writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
@@ -147,6 +144,11 @@ def median_norms(language_model, tokens_WxT: np.ndarray, sites: list[Site], posi
     }
 
 
+def norm_limit(ratio: float, median_norm: float) -> float:
+    """The norm over which rows are left out, without the digits that differ by rounding between machines."""
+    return float(f"{ratio * median_norm:.4g}")
+
+
 def request_for_text(request: HarvestRequest, language_model) -> HarvestRequest:
     """The same request for windows without BOS, which takes their first tokens; what follows it are all rows."""
     if not language_model.bos:
@@ -184,13 +186,9 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
     """Facts about the origin of the rows, for the manifests of all sites."""
     arrays = [a for s in windows.values() for a in (s.tokens_WxT, s.documents_W, *s.others.values())]
     return {
-        "model": model.record,
+        **model_facts(language_model, model),
         **({"control": request.control} if request.control else {}),
-        **({"bos": list(language_model.bos)} if language_model.bos else {}),
         **({"model_dtype": request.model_dtype} if request.model_dtype != "float32" else {}),
-        "weights_hash": language_model.weights_hash(),
-        "reads_both_ways": language_model.reads_both_ways,
-        "tokenizer_hash": language_model.tokenizer_hash(),
         "dataset": dataset.record,
         "windows_hash": _hash_arrays(arrays),
         "held_out": request.held_out,
@@ -200,6 +198,29 @@ def _description(request: HarvestRequest, model: Source, dataset: Source, langua
         "n_samples": request.n_samples,
         "n_samples_got": sum(len(split.tokens_WxT) for split in windows.values()),
         "versions": {name: version(name) for name in ("torch", "transformers", "transformer_lens")},
+    }
+
+
+def model_facts(language_model, source: Source) -> dict[str, Any]:
+    """Facts about the language model that rows come from, for the manifest of a store."""
+    return {
+        "model": source.record,
+        **({"bos": list(language_model.bos)} if language_model.bos else {}),
+        "weights_hash": language_model.weights_hash(),
+        "reads_both_ways": language_model.reads_both_ways,
+        "tokenizer_hash": language_model.tokenizer_hash(),
+    }
+
+
+def site_facts(language_model, site: Site, rehearsed: Rehearsed) -> dict[str, Any]:
+    """Facts about the site that rows come from, for the manifest of a store."""
+    return {
+        "hook_name": site.hook_name,
+        **site._asdict(),
+        "tensor": site.tensor,
+        "module": language_model.module_of(site),
+        "d_model": rehearsed.width,
+        "no_loss_recovered": rehearsed.trouble,
     }
 
 

@@ -105,7 +105,7 @@ def how_trained(dictionary: Dictionary, facts: dict) -> list[str]:
 
 
 def positions_text(store: dict, asked: dict) -> str:
-    """Which positions of which windows became rows."""
+    """Say in words which positions of which windows became rows."""
     length = asked["harvest"]["seq_len"]
     if store.get("bos"):
         return f"all positions behind BOS of windows of {length} tokens"

@@ -119,8 +119,9 @@ class Features:
         arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
         for field in fields(self):
             value = getattr(self, field.name)
-            named = {f"{field.name}/{key}": part for key, part in value.items()} if isinstance(value, dict) else None
-            parts = {field.name: value} if named is None else named
+            parts = {field.name: value}
+            if isinstance(value, dict):
+                parts = {f"{field.name}/{key}": part for key, part in value.items()}
             arrays |= {name: np.asarray(part) for name, part in parts.items()}
         write_arrays(path, arrays)
 

@@ -118,8 +118,12 @@ def steer_feature(
         again: str = "",
     ) -> Steered:
         arguments = run.language_model, run.site(member), directions, mode, strengths, tokens, sampling
-        advance = (lambda phase, done, total: on_progress(f"{phase}{again}", done, total)) if again else on_progress
-        return steering.compute_steering(*arguments, run.first_position, concept, advance)
+        return steering.compute_steering(
+            *arguments,
+            run.first_position,
+            concept,
+            lambda phase, done, total: on_progress(f"{phase}{again}", done, total),
+        )
 
     steered, rerun = steered_by(directions, strengths, sampling, concept), {}
     if sweep and sampling.temperature:

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.quality.measured_on import EvaluateSettings, on_stored_rows, on_text, rows_of, sites_of
 from analysis.quality.opened import (
@@ -19,9 +19,6 @@ from analysis.quality.opened import (
 from analysis.runs.remarks import remark_on_loss_recovered
 from harvest.errors import InputError
 from harvest.request import Site
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate_dictionaries(

@@ -108,7 +108,7 @@ def ratios(sums: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def cannot_be_spliced(manifest: Mapping[str, Any]) -> bool:
-    """Whether no loss can be measured on a store: of an encoder, or of rows that no language model gave."""
+    """Return whether a store has no loss to measure: that of an encoder, or of rows that no language model gave."""
     return bool(manifest.get("reads_both_ways") or manifest.get("no_loss_recovered"))
 
 

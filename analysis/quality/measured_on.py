@@ -1,4 +1,4 @@
-"""What dictionaries are measured on: the flags, and the sites, the text or the store of rows that follow from them."""
+"""The choice of sites, and of a text or a store of rows, on which dictionaries are measured, from the flags."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ class FinishedRun:
 
     @property
     def has_language_model(self) -> bool:
-        """Whether the rows come from a language model, and not from a program of another kind that wrote them."""
+        """Return whether the rows of the run come from a language model, and not from a program of another kind."""
         return self.config["stores"][0]["hook_name"] != IMPORTED
 
     def need_language_model(self) -> None:

@@ -1,4 +1,4 @@
-"""What to say beside metrics: when they are undefined or above 1, or far better on training rows."""
+"""Remarks on metrics that are undefined, above 1, or far better on training rows than on held-out ones."""
 
 from __future__ import annotations
 

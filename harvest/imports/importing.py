@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from harvest.capture import SHARD_BYTES
 from harvest.errors import InputError
 from harvest.files import FILE_NAME, whole_directory
 from harvest.flags import ABOVE_0, NUMBER, TEXT, Flags, as_arguments, flag
 from harvest.imports.written_by_model import WrittenByModel
 from harvest.messages import Progress, Say, ignore
+from harvest.model_pass import norm_limit
 from harvest.request import HOOKS, IMPORTED, IMPORTED_ROWS, RATIO, STORE_DTYPES, Site
 from harvest.row_formats import BYTES
 from harvest.store import SPLITS, ActivationStore
@@ -26,12 +28,10 @@ from harvest.store_writer import StoreWriter
 from harvest.text.documents import Reading
 from harvest.text.hashes import hashed
 
-SHARD_BYTES = 32 << 20
-
 
 @dataclass(frozen=True)
 class ImportSettings(Flags):
-    """How imported rows are stored, and the language model that they come from, if they come from one."""
+    """The settings of an import: how rows are stored, and which language model they come from, if any."""
 
     model_name: str | None = flag(
         None,
@@ -201,7 +201,7 @@ class _Import:
             self.model.refuse_others(rows_WxTxD, tokens_WxT)
         if ratio := self.asked.max_norm_ratio:
             median = float(np.median(np.linalg.norm(rows_WxTxD, axis=-1)))
-            self.max_norm = float(f"{ratio * median:.4g}") or None  # rows of zeros have no norm to compare with
+            self.max_norm = norm_limit(ratio, median) or None  # rows of zeros have no norm to compare with
         self.writer = StoreWriter(self.directory, {"dtype": self.asked.store_dtype, "hook_name": self.origin})
         return rows_WxTxD, tokens_WxT
 

@@ -1,14 +1,12 @@
-"""What stands for the text of rows that were imported without one: the number of each row."""
+"""Names of rows that were imported without a text: the number of each row stands for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
 class RowNames:
     """Reads the numbers of rows where analyses read tokens with a tokenizer: number 7 is "row 7"."""
-
-    all_special_ids: Sequence[int] = ()
 
     def decode(self, numbers: Iterable[int]) -> str:
         return "".join(map(_name, numbers))

@@ -62,8 +62,9 @@ def documents_of(store: ActivationStore, tokenizer: Any) -> Iterator[str]:
     windows = [(split, number) for split in (store.train, store.held_out) for number in range(split.n_windows)]
     documents_W = np.concatenate([store.train.documents, store.held_out.documents])
     order_W = np.argsort(documents_W, kind="stable")
-    for document in range(int(documents_W.max()) + 1):
-        first, end = np.searchsorted(documents_W[order_W], [document, document + 1])
+    sorted_W = documents_W[order_W]
+    for document in range(int(sorted_W[-1]) + 1):
+        first, end = np.searchsorted(sorted_W, [document, document + 1])
         of_document = (windows[w] for w in order_W[first:end].tolist())
         yield "".join(tokenizer.decode(split.windows[number].tolist()) for split, number in of_document)
 

@@ -12,6 +12,7 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.identity import MODEL_ROUNDING
 from harvest.messages import Say
+from harvest.model_pass import model_facts, site_facts
 from harvest.request import HarvestRequest, Site
 from harvest.sources import resolve
 
@@ -58,7 +59,7 @@ class WrittenByModel:
         from harvest.rehearsal import rehearse
 
         model, few = self.language_model, slice(0, COMPARED)
-        self.trouble = rehearse(model, tokens_WxT, [self.site], 0)[self.site].trouble
+        self.rehearsed = rehearse(model, tokens_WxT, [self.site], 0)[self.site]
         own_WxTxD = model.activations(tokens_WxT[few], [self.site])[self.site]
         where = f"{self.source.asked} at {self.site.hook_name}"
         if own_WxTxD.shape[-1] != rows_WxTxD.shape[-1]:
@@ -77,15 +78,4 @@ class WrittenByModel:
     def facts(self) -> dict[str, Any]:
         """Facts for the manifest of the store."""
         model = self.language_model
-        return {
-            "model": self.source.record,
-            **({"bos": list(model.bos)} if model.bos else {}),
-            "weights_hash": model.weights_hash(),
-            "reads_both_ways": model.reads_both_ways,
-            "tokenizer_hash": model.tokenizer_hash(),
-            "hook_name": self.site.hook_name,
-            **self.site._asdict(),
-            "tensor": self.site.tensor,
-            "module": model.module_of(self.site),
-            "no_loss_recovered": self.trouble,
-        }
+        return model_facts(model, self.source) | site_facts(model, self.site, self.rehearsed)
