@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=Flags)
 SETTINGS: tuple[type[Flags], ...] = (HarvestRequest, TrainConfig, RunOptions)
-PATHS = ("run_dir", "cache_dir")
+PATHS = ("run_dir", "cache_dir", "ring_dir")
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,15 +15,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 from analysis.ui.terminal.wording import counted, duration_text, pasted, place_text
 from harvest.capture import harvest, harvest_again
 from harvest.errors import InputError
-from harvest.flags import COUNT, DEVICE, NUMBER, POSITIVE, Flags, flag, named
+from harvest.flags import COUNT, DEVICE, NUMBER, POSITIVE, Allowed, Flags, flag, named
 from harvest.imports.stored_rows import stored_rows
 from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, IMPORTED, HarvestRequest, Site, default_cache_dir
 from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
+from harvest.streaming.order import AHEAD
+from harvest.streaming.plan import StreamPlan
+from harvest.streaming.stream import Stream
 from harvest.text.documents import documents
 from sae_jax.config import FLAGS_OF_SOME_KINDS, TrainConfig, flags_of_kind
 from sae_jax.members import members_of
-from sae_jax.run_directory import RunDirectory, default_path
+from sae_jax.run_directory import RING, RunDirectory, default_path
 
 if TYPE_CHECKING:
     from analysis.ui.terminal.live import Terminal
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
     from sae_jax.training.progress import Progress
 
 WANDB_FLAGS = ("--wandb-project", "--log-freq")
+STREAM_FLAGS = ("--ring-gb", "--sample-rows", "--ring-dir", "--producers")
+PRODUCERS = Allowed(Integral, lambda v: 1 <= v <= AHEAD, f"a whole number, 1 to {AHEAD}")
 
 
 class Show(Protocol):
@@ -54,6 +61,11 @@ class RunOptions(Flags):
     ce_windows: int = flag(
         256, "held-out windows on which cross-entropy recovered is measured at the end; 0 skips it", NUMBER
     )
+    ring_dir: Path | None = flag(
+        None,
+        "with --stream: where the ring lies, such as /dev/shm for the memory (default: in the directory of the run)",
+    )
+    producers: int = flag(1, "with --stream: processes that run the language model and share out the text", PRODUCERS)
     checkpoint_seconds: float = flag(60.0, "seconds between checkpoints", POSITIVE)
     snapshots: int = flag(
         10, "save decoders at the start and at up to this many log-spaced steps, for `study`; 0 saves none", NUMBER
@@ -86,6 +98,8 @@ def refuse_conflicts(request: HarvestRequest, config: TrainConfig, options: RunO
         raise InputError("--tokens and --n-samples both say how much text is read: give only one of them")
     if not options.use_wandb and (idle := [name for name in WANDB_FLAGS if name in given]):
         raise InputError(f"{idle[0]} has no effect without --use-wandb: add --use-wandb, or leave {idle[0]} out")
+    if not request.stream and (idle := [name for name in STREAM_FLAGS if name in given]):
+        raise InputError(f"{idle[0]} has no effect without --stream: add --stream, or leave {idle[0]} out")
     members_of(config, request.sites)
     if request.held_out == 1:
         raise InputError("--held-out 1 leaves nothing to train on: give a value below 1")
@@ -173,7 +187,8 @@ def job_text(request: HarvestRequest, config: TrainConfig) -> str:
     text, model = (f"the bundled {kind}" if n == "bundled" else n for n, kind in ((text, "text"), (model, "model")))
     length = f"{request.seq_len} tokens of {text}"
     length += f" and {counted(request.generate, 'token')} that the model writes behind them" if request.generate else ""
-    return f"{what} {request.n_samples:,} windows of {length}: {where} of {model}"
+    streamed = f", streamed through a ring of {request.ring_gb:g} GB" if request.stream else ""
+    return f"{what} {request.n_samples:,} windows of {length}: {where} of {model}{streamed}"
 
 
 def say_cost(config: TrainConfig, request: HarvestRequest, d_model: int, terminal: Terminal) -> None:
@@ -267,6 +282,7 @@ def work(
         config,
         list(stores.values()),
         run,
+        stream=stream_of(stores, request, config, options, run, terminal) if request.stream else None,
         resume=options.resume,
         force=options.force,
         checkpoint_seconds=options.checkpoint_seconds,
@@ -277,3 +293,20 @@ def work(
         on_phase=terminal.progress,
         say=terminal.say,
     )
+
+
+def stream_of(
+    stores: dict[Site, ActivationStore],
+    request: HarvestRequest,
+    config: TrainConfig,
+    options: RunOptions,
+    run: RunDirectory,
+    terminal: Terminal,
+) -> Stream:
+    """The rows that the language model makes while the training runs."""
+    plan = StreamPlan.of(list(stores.values()), request.ring_gb, config.epochs, config.data_seed)
+    place = run.path / RING
+    if options.ring_dir:
+        run_hash = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:8]
+        place = options.ring_dir / f"ring-{run_hash}"
+    return Stream(plan, place.absolute(), options.producers, options.device, terminal.say)

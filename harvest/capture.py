@@ -112,6 +112,7 @@ def store_name(
     The number format of the model must be known, and not be "auto".
     """
     given = replace(request, model_dtype="auto") if request.model_dtype == "float32" else request
+    given = replace(given, ring_gb=1.0)  # which changes no row
     facts = {
         **given.to_json(),  # without float32, which keeps the names of older stores
         **site._asdict(),

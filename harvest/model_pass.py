@@ -62,13 +62,10 @@ def fill(
         say(remark)
     widths = {site: rehearsed[site].width for site in directories}
     facts = {**_description(request, model, dataset, language_model, windows), "text": asdict(reading)}
-    about = {
-        site: {
-            **facts,
-            **site_facts(language_model, site, rehearsed[site]),
-        }
-        for site in directories
-    }
+    about = {site: {**facts, **site_facts(language_model, site, rehearsed[site])} for site in directories}
+    streamed = windows["train"] if request.stream else None
+    if streamed:
+        windows["train"] = streamed.part(spread(len(streamed.tokens_WxT), request.sample_windows))
     if request.max_norm_ratio:
         candidates = sum(int(split.kept(request.positions).sum()) for split in windows.values())
         for site, norm in median_norms(language_model, every_WxT, list(directories), request.positions).items():
@@ -76,9 +73,12 @@ def fill(
     if loss_recovered:
         refuse_unmeasurable(about, ignore)
     writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
+    if streamed:
+        for writer in writers.values():
+            writer.add_stream(streamed.tokens_WxT, streamed.documents_W, **streamed.others)
     row_bytes = max(widths.values()) * BYTES[request.store_dtype]
-    batch_bytes = _batch_windows(request) * request.positions * row_bytes
-    shard_windows = _batch_windows(request) * max(1, shard_bytes // batch_bytes)
+    batch_bytes = batch_windows(request.seq_len) * request.positions * row_bytes
+    shard_windows = batch_windows(request.seq_len) * max(1, shard_bytes // batch_bytes)
     total = sum(len(split.tokens_WxT) for split in windows.values())
     done = 0
 
@@ -94,7 +94,8 @@ def fill(
             if not lacking:
                 advance(len(part.tokens_WxT))
                 continue
-            rows = _rows(language_model, part.tokens_WxT, {site: widths[site] for site in lacking}, request, advance)
+            needed = {site: widths[site] for site in lacking}
+            rows = activation_rows(language_model, part.tokens_WxT, needed, request.positions, advance)
             for site in lacking:
                 x_WxPxD, kept_WxP = rows.pop(site), part.kept(request.positions)
                 if most := about[site].get("max_norm"):
@@ -106,13 +107,18 @@ def fill(
         writer.finish()
 
 
+def spread(count: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers below `count`, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
+
+
 def continued(language_model, windows: Windows, request: HarvestRequest, on_progress: Progress) -> Windows:
     """Windows with tokens that the model writes behind them, which alone become rows."""
     from harvest.interventions.steering import write_texts
 
     tokens_WxT, new, written = windows.tokens_WxT, request.generate, []
-    for start in range(0, len(tokens_WxT), _batch_windows(request)):
-        batch_WxT = tokens_WxT[start : start + _batch_windows(request)]
+    for start in range(0, len(tokens_WxT), batch_windows(request.seq_len)):
+        batch_WxT = tokens_WxT[start : start + batch_windows(request.seq_len)]
         written.append(write_texts(language_model, batch_WxT, None, new, 1.0, seed=start).tokens_SxN)
         on_progress("generation", (start + len(batch_WxT)) * new, len(tokens_WxT) * new)
     new_WxN = np.concatenate(written).astype(np.int32)
@@ -161,25 +167,27 @@ def request_for_text(request: HarvestRequest, language_model) -> HarvestRequest:
     return replace(request, seq_len=request.seq_len - len(language_model.bos), keep_first_position=True)
 
 
-def _rows(
+def activation_rows(
     language_model,
     tokens_WxT: np.ndarray,
     widths: dict[Site, int],
-    request: HarvestRequest,
-    advance: Callable[[int], None],
+    positions: int,
+    advance: Callable[[int], None] = ignore,
 ) -> dict[Site, np.ndarray]:
-    """The activations [W, P, D] of token windows at each site, of its width."""
-    rows = {s: np.empty((len(tokens_WxT), request.positions, width), np.float32) for s, width in widths.items()}
-    for start in range(0, len(tokens_WxT), _batch_windows(request)):
-        batch_WxT = tokens_WxT[start : start + _batch_windows(request)]
+    """The activations [W, P, D] of the last positions of token windows at each site, of its width."""
+    rows = {s: np.empty((len(tokens_WxT), positions, width), np.float32) for s, width in widths.items()}
+    step = batch_windows(tokens_WxT.shape[1])
+    for start in range(0, len(tokens_WxT), step):
+        batch_WxT = tokens_WxT[start : start + step]
         for site, activations_WxTxD in language_model.activations(batch_WxT, list(widths)).items():
-            rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -request.positions :]
+            rows[site][start : start + len(batch_WxT)] = activations_WxTxD[:, -positions:]
         advance(len(batch_WxT))
     return rows
 
 
-def _batch_windows(request: HarvestRequest) -> int:
-    return -(-BATCH_TOKENS // request.seq_len)
+def batch_windows(seq_len: int) -> int:
+    """The number of windows that the model runs at once."""
+    return -(-BATCH_TOKENS // seq_len)
 
 
 def _description(request: HarvestRequest, model: Source, dataset: Source, language_model, windows) -> dict:

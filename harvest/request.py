@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvest.errors import InputError
-from harvest.flags import ABOVE_0, COUNT, NUMBER, TEXT, Allowed, Flags, flag
+from harvest.flags import ABOVE_0, COUNT, NUMBER, POSITIVE, TEXT, Allowed, Flags, flag
 
 DEFAULT_MODEL = "gpt2-small"
 DEFAULT_DATASET = "NeelNanda/pile-10k"
@@ -59,6 +59,9 @@ ADDED_LATER = {  # what a run did before it had these fields, which are no part 
     "hook_name": (),
     "generate": 0,
     "head": None,
+    "stream": False,
+    "ring_gb": 1.0,
+    "sample_rows": 200_000,
 }
 
 
@@ -201,6 +204,19 @@ class HarvestRequest(Flags):
     special_tokens: bool = flag(
         False, "also make rows of special tokens in the text, such as <|endoftext|>; otherwise windows end before them"
     )
+    stream: bool = flag(
+        False,
+        "train while the model runs: rows pass through a ring of bounded size instead of a store of all rows; each "
+        "epoch runs the model again",
+    )
+    ring_gb: float = flag(
+        1.0, "with --stream: gigabytes of the ring, across which rows are shuffled, for all sites together", POSITIVE
+    )
+    sample_rows: int = flag(
+        200_000,
+        "with --stream: training rows, and at most as many held-out rows, that are kept with their text for analyses",
+        COUNT,
+    )
     max_norm_ratio: float = flag(
         10.0,
         "leave out rows whose norm is over this many times the median of their site, because a few of them (attention "
@@ -286,7 +302,17 @@ class HarvestRequest(Flags):
         """The number of windows to train on: at least one, and not all, unless `held_out` is 1."""
         if self.held_out == 1:
             return 0
-        return self.n_samples - min(max(1, round(self.n_samples * self.held_out)), self.n_samples - 1)
+        return self.n_samples - min(max(1, round(self.n_samples * self.held_out_share)), self.n_samples - 1)
+
+    @property
+    def held_out_share(self) -> float:
+        """The share of the windows that is held out: less than `held_out` if a stream keeps fewer."""
+        return min(self.held_out, self.sample_windows / self.n_samples) if self.stream else self.held_out
+
+    @property
+    def sample_windows(self) -> int:
+        """The number of windows whose rows a stream keeps, of each split at most."""
+        return max(1, self.sample_rows // self.rows_per_window)
 
     @property
     def training_rows(self) -> int:

@@ -8,6 +8,8 @@
     <store>/train/token_documents-00000.npy    int32, the document of each token, only if windows have several
     <store>/train/kept-00000.npy               bool, which positions of each window have a row, unless all have
     <store>/held_out/...                       the same for whole documents that are not used for training
+    <store>/stream/...                         all training windows without rows, if their rows are streamed; train
+                                               then has the rows of some of them
     <store>/<split>/shard-00000.json           only while unfinished: rows, checksums and statistics of a finished shard
 
 Shapes: N rows, D width of the model.
@@ -37,7 +39,7 @@ from harvest.row_formats import decoded
 from harvest.stored_windows import AGAIN, StoredWindows, is_damaged, parts_of, shard_path
 
 FORMAT = 2
-SPLITS = ("train", "held_out")
+SPLITS, STREAM = ("train", "held_out"), "stream"
 
 
 class Split(StoredWindows):
@@ -138,6 +140,7 @@ class ActivationStore:
         self.train, self.held_out = (
             Split(self.directory, name, shards.get(name, []), positions, first, dtype) for name in SPLITS
         )
+        self.stream = StoredWindows(self.directory, STREAM, shards.get(STREAM, []), positions, first, compared=True)
 
     def places(self, rows_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(window, position in it) of rows, [N] each. Held-out rows and windows are numbered after training ones."""

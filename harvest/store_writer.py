@@ -16,10 +16,15 @@ import numpy as np
 from harvest.errors import InputError
 from harvest.files import checksum, read_json, remove_temporary, write_atomically, write_json
 from harvest.row_formats import BYTES, decoded, encoded
-from harvest.store import FORMAT, SPLITS, ActivationStore
+from harvest.store import FORMAT, SPLITS, STREAM, ActivationStore
 from harvest.stored_windows import shard_path
 
+STREAM_TOKENS = 1 << 23  # in a file of the windows whose rows are streamed
 MOST_LOST = 1e-3  # share of the variance that int8 may lose, and with it explained variance
+
+
+def window_arrays(tokens_WxT: np.ndarray, documents_W: np.ndarray) -> dict[str, np.ndarray]:
+    return {"tokens": tokens_WxT.astype(np.int32), "documents": documents_W.astype(np.int32)}
 
 
 @dataclass
@@ -63,6 +68,7 @@ class StoreWriter:
     def __init__(self, directory: Path, description: dict, splits: Sequence[str] = SPLITS):
         self.directory = Path(directory)
         self.description, self.splits = description, splits
+        self.streamed: list[dict] = []
         for split in splits:
             (self.directory / split).mkdir(parents=True, exist_ok=True)
             remove_temporary(self.directory / split)
@@ -105,10 +111,8 @@ class StoreWriter:
             dtype = "bfloat16" if self.description.get("model_dtype") == "bfloat16" else "float32"
             files = encoded(rows_NxD, dtype)
             stored_NxD = decoded(files["rows"], None)
-        arrays = {**files, "tokens": tokens_WxT.astype(np.int32), "documents": documents_W.astype(np.int32)}
-        arrays |= others
         moments = Moments.of(stored_NxD)
-        record: dict = {"rows": len(rows_NxD), "windows": len(tokens_WxT), "dtype": dtype, "files": {}}
+        record: dict = {"rows": len(rows_NxD), "windows": len(tokens_WxT), "dtype": dtype}
         if dtype == "int8":
             record["error"] = float(np.square(rows_NxD - stored_NxD, dtype=np.float64).sum())
             if record["error"] > MOST_LOST * moments.m2_D.sum():
@@ -117,14 +121,30 @@ class StoreWriter:
                     f"{where}: int8 would lose {lost:.2%} of their variance, because single values are much larger "
                     "than the others of their row: use --store-dtype float16"
                 )
+        record["files"] = self._write(split, index, files | window_arrays(tokens_WxT, documents_W) | others)
+        record["moments"] = moments.to_json()
+        write_json(self._record_path(split, index), record)
+
+    def add_stream(self, tokens_WxT: np.ndarray, documents_W: np.ndarray, **others: np.ndarray) -> None:
+        """Write the windows whose rows are streamed, without their rows."""
+        self.streamed = []
+        step = max(1, STREAM_TOKENS // tokens_WxT.shape[1])
+        for index, start in enumerate(range(0, len(tokens_WxT), step)):
+            part = slice(start, start + step)
+            arrays = window_arrays(tokens_WxT[part], documents_W[part])
+            arrays |= {name: array_WxT[part] for name, array_WxT in others.items()}
+            self.streamed.append({"windows": len(arrays["tokens"]), "files": self._write(STREAM, index, arrays)})
+
+    def _write(self, split: str, index: int, arrays: dict[str, np.ndarray]) -> dict[str, dict[str, int]]:
+        """Write the files of a shard. Returns the length and checksum of each."""
+        files = {}
         for name, array in arrays.items():
             buffer = io.BytesIO()  # numpy hides that the disk is full when it writes to a file
             np.save(buffer, array, allow_pickle=False)
             data = buffer.getbuffer()
             write_atomically(shard_path(self.directory, split, name, index), lambda f, data=data: f.write(data))
-            record["files"][name] = {"bytes": len(data), "crc32": zlib.crc32(data)}
-        record["moments"] = moments.to_json()
-        write_json(self._record_path(split, index), record)
+            files[name] = {"bytes": len(data), "crc32": zlib.crc32(data)}
+        return files
 
     def finish(self) -> ActivationStore:
         """Merge the statistics, write the manifest and remove the records that were only needed to resume."""
@@ -143,6 +163,7 @@ class StoreWriter:
                 error = sum(errors)
             shards[split] = records
         assert moments is not None
+        shards |= {STREAM: self.streamed} if self.streamed else {}
         manifest = {
             "format": FORMAT,
             **self.description,

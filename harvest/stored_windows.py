@@ -59,6 +59,17 @@ class StoredWindows:
         """(tokens [W, T], document [W]) of windows [start, stop), without reading the others."""
         return self._of_windows("tokens", start, stop), self._of_windows("documents", start, stop)
 
+    def some_windows(self, windows_W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens [W, T], mask of the positions that have a row [W, P]) of windows in any order."""
+        shard_W = np.searchsorted(self.window_starts, windows_W, side="right") - 1
+        tokens_WxT = np.empty((len(windows_W), self._map("tokens", 0).shape[1]), np.int32)
+        for shard in map(int, np.unique(shard_W)):
+            here_W = shard_W == shard
+            tokens_WxT[here_W] = self._map("tokens", shard)[windows_W[here_W] - self.window_starts[shard]]
+        if self._kept_WxP is None:
+            return tokens_WxT, np.ones((len(windows_W), self.positions), bool)
+        return tokens_WxT, self._kept_WxP[windows_W]
+
     def row_documents(self, start: int, stop: int) -> np.ndarray:
         """The document of each row of windows [start, stop), [N]."""
         kept_WxP = self.kept_positions(start, stop)

@@ -5,6 +5,7 @@ metrics.jsonl    one line per member and block; its length and checksum are reco
 checkpoints/     written by Orbax
 members/<id>/    trained SAEs in SAELens' layout, and stats.npz
 snapshots/       decoders and densities during training
+ring/            rows on their way from the language model to the training, only while it runs
 analysis/        results of analyses
 figures/         charts of analyses
 wandb/           files of W&B
@@ -43,6 +44,7 @@ from harvest.identity import difference, rounding
 SCHEMA = 1
 RUNS = Path("runs")  # the folder of runs without --run-dir
 LOCK = ".lock"
+RING = "ring"
 DAMAGED = "damaged-"  # prefix of the name of a damaged checkpoint
 ANOTHER = "choose another --run-dir, or delete this one"
 WRITTEN_AGAIN = "delete results.json, and --resume writes it again from the last checkpoint"
@@ -216,7 +218,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Delete the run, config.json last, so that what is left after a kill is still recognized as this run."""
         (self.path / "results.json").unlink(missing_ok=True)
-        for name in ("checkpoints", "members", "snapshots", "analysis", "figures", "wandb"):
+        for name in ("checkpoints", "members", "snapshots", "analysis", "figures", "wandb", RING):
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in (METRICS_FILE, "wandb.json", "config.json"):
             (self.path / name).unlink(missing_ok=True)

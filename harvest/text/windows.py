@@ -33,7 +33,7 @@ class Windows:
         """A mask of the last positions of each window whose tokens become rows, bool [W, P]."""
         return self.others.get("kept", np.ones_like(self.tokens_WxT, bool))[:, -positions:]
 
-    def part(self, windows: slice) -> Windows:
+    def part(self, windows: slice | np.ndarray) -> Windows:
         others = {name: array_WxT[windows] for name, array_WxT in self.others.items()}
         return Windows(self.tokens_WxT[windows], self.documents_W[windows], others)
 
@@ -206,7 +206,7 @@ def _divided(location: str, request: HarvestRequest, reading: Reading) -> Iterat
             ) from error
         lowest_H = signature(text)
         original = near_copies.original(text, lowest_H)
-        split = "held_out" if number_of(lowest_H.tobytes()) / 2**64 < request.held_out else "train"
+        split = "held_out" if number_of(lowest_H.tobytes()) / 2**64 < request.held_out_share else "train"
         splits.append(splits[original] if reading.copies_together and original < number else split)
         reading.documents += 1
         reading.near_copies += original < number and bool(text.strip())

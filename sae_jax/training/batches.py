@@ -1,4 +1,4 @@
-"""Shuffled blocks of batches from a store, read ahead by a thread.
+"""Shuffled blocks of batches from a store or a stream, read ahead by a thread.
 
 Shapes: L sites, N rows of an era, S steps of a block, B rows of a batch, P pieces, E eras, D width of the model.
 
@@ -11,6 +11,7 @@ resuming reads one era.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from harvest.errors import InputError
 from harvest.store import Split
+from harvest.streaming.stream import Stream
 
 PIECE_BYTES = 1 << 20
 ERA_BYTES = 256 << 20
@@ -33,8 +35,8 @@ class Shared:
     def __len__(self) -> int:
         return len(self.rows_N)
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.split[self.rows_N[row]]
+    def __getitem__(self, rows: int | np.ndarray) -> np.ndarray:
+        return self.split[self.rows_N[rows]]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         rows_N = self.rows_N[start:stop]
@@ -55,28 +57,24 @@ def shared(splits: Sequence[Split]) -> Sequence[Split | Shared]:
     return [Shared(split, np.flatnonzero(in_all_WxP[kept_WxP])) for split, kept_WxP in zip(splits, kept, strict=True)]
 
 
-class Feed:
-    """Batches of rows for `epochs` passes. Rows left over after the last full batch of an epoch are not used in it.
+def refuse_large_batch(batch_size: int, rows: int) -> None:
+    if batch_size > rows:
+        raise InputError(f"--batch-size {batch_size}: there are only {rows} training rows; use a smaller batch size")
 
-    `splits` hold the same windows at several sites of the model, and their rows are read in the same order.
-    `wait_seconds` is the total time that the consumer of `blocks` waited for data.
-    """
 
-    def __init__(self, splits: Sequence[Split], batch_size: int, epochs: int, seed: int, era_bytes: int = ERA_BYTES):
-        self.splits = shared(splits)
-        self.rows, row_bytes = len(self.splits[0]), splits[0][0].nbytes
-        if batch_size > self.rows:
-            raise InputError(
-                f"--batch-size {batch_size}: there are only {self.rows} training rows; use a smaller batch size"
-            )
-        self.batch_size, self.seed = batch_size, seed
-        self.steps_per_epoch = self.rows // batch_size
-        self.total_steps = epochs * self.steps_per_epoch
-        self.piece_rows = max(1, PIECE_BYTES // row_bytes)
-        self.pieces = -(-self.rows // self.piece_rows)
-        self.era_pieces = max(1, era_bytes // row_bytes // self.piece_rows // len(splits))
-        self.wait_seconds = 0.0
-        self._era: tuple[tuple[int, int], np.ndarray] | None = None
+class Blocks(ABC):
+    """Blocks of batches, read ahead. `wait_seconds` is the total time that the consumer of `blocks` waited for data."""
+
+    total_steps: int
+    wait_seconds = 0.0
+
+    @abstractmethod
+    def block(self, step: int, block_steps: int) -> np.ndarray:
+        """The batches [L, S, B, D] of steps from `step` on: as many as `block_steps`, or as are left."""
+
+    @abstractmethod
+    def sample(self, count: int) -> np.ndarray:
+        """At most so many training rows, from which members are initialized, [L, N, D]."""
 
     def blocks(self, start_step: int, block_steps: int) -> Iterator[np.ndarray]:
         """Blocks [L, S, B, D] from `start_step` to the end. Each is a new array; the last may have fewer steps."""
@@ -92,6 +90,59 @@ class Feed:
                     ahead = reader.submit(self.block, start + block_steps, block_steps)
                 yield block
 
+
+class StreamFeed(Blocks):
+    """Batches of the rows of a stream, whose blocks are read one after another.
+
+    Members are initialized from the rows that `splits` keep.
+    """
+
+    def __init__(self, stream: Stream, splits: Sequence[Split], batch_size: int):
+        self.stream, self.splits, self.batch_size = stream, shared(splits), batch_size
+        refuse_large_batch(batch_size, stream.order.rows)
+        self.total_steps = stream.order.rows // batch_size
+        self._read: tuple[int, np.ndarray] | None = None
+
+    def block(self, step: int, block_steps: int) -> np.ndarray:
+        start = step * self.batch_size
+        stop = min(step + block_steps, self.total_steps) * self.batch_size
+        starts, parts = self.stream.order.starts, []
+        while start < stop:
+            number = int(np.searchsorted(starts, start, side="right")) - 1
+            end = min(stop, int(starts[number + 1]))
+            parts.append(self._rows(number)[:, start - starts[number] : end - starts[number]])
+            start = end
+        rows_LxNxD = np.concatenate(parts, axis=1)
+        return rows_LxNxD.reshape(len(rows_LxNxD), -1, self.batch_size, rows_LxNxD.shape[-1])
+
+    def sample(self, count: int) -> np.ndarray:
+        rows_N = np.random.default_rng(0).permutation(len(self.splits[0]))[:count]
+        return np.stack([split[np.sort(rows_N)] for split in self.splits])
+
+    def _rows(self, number: int) -> np.ndarray:
+        if self._read is None or self._read[0] != number:
+            self._read = number, self.stream.block(number)
+        return self._read[1]
+
+
+class Feed(Blocks):
+    """Batches of rows for `epochs` passes. Rows left over after the last full batch of an epoch are not used in it.
+
+    `splits` hold the same windows at several sites of the model, and their rows are read in the same order.
+    """
+
+    def __init__(self, splits: Sequence[Split], batch_size: int, epochs: int, seed: int, era_bytes: int = ERA_BYTES):
+        self.splits = shared(splits)
+        self.rows, row_bytes = len(self.splits[0]), splits[0][0].nbytes
+        refuse_large_batch(batch_size, self.rows)
+        self.batch_size, self.seed = batch_size, seed
+        self.steps_per_epoch = self.rows // batch_size
+        self.total_steps = epochs * self.steps_per_epoch
+        self.piece_rows = max(1, PIECE_BYTES // row_bytes)
+        self.pieces = -(-self.rows // self.piece_rows)
+        self.era_pieces = max(1, era_bytes // row_bytes // self.piece_rows // len(splits))
+        self._era: tuple[tuple[int, int], np.ndarray] | None = None
+
     def block(self, step: int, block_steps: int) -> np.ndarray:
         steps = min(block_steps, self.total_steps - step)
         parts, done = [], 0
@@ -104,7 +155,7 @@ class Feed:
         return np.concatenate(parts, axis=1)
 
     def sample(self, count: int) -> np.ndarray:
-        """The first rows of the first epoch, [L, N, D]."""
+        """The first rows of the first epoch."""
         return self._rows(0, 0, min(count, self.rows))
 
     def _rows(self, epoch: int, start: int, stop: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 
@@ -18,12 +19,13 @@ from harvest.identity import identity
 from harvest.request import Site
 from harvest.sources import name_of
 from harvest.store import ActivationStore, compared_meanwhile
+from harvest.streaming.stream import Stream
 from sae_jax.calibration import calibration_sample
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation
 from sae_jax.members import Member, members_of
 from sae_jax.run_directory import METRICS_FILE, RunDirectory, meant
-from sae_jax.training.batches import BLOCK_BYTES, Feed
+from sae_jax.training.batches import BLOCK_BYTES, Blocks, Feed, StreamFeed
 from sae_jax.training.checkpoint import Checkpoints
 from sae_jax.training.export import export_and_evaluate, exported, measured_on
 from sae_jax.training.memory import needed, refuse_too_large
@@ -53,6 +55,7 @@ def train(
     stores: Sequence[ActivationStore],
     run: RunDirectory,
     *,
+    stream: Stream | None = None,
     resume: bool = False,
     force: bool = False,
     checkpoint_seconds: float = 60.0,
@@ -65,7 +68,8 @@ def train(
 ) -> dict:
     """Train the population of `config` on the stores, evaluate it on held-out rows, fill the run directory.
 
-    `stores` hold the same text at different sites of one model. A member whose loss is not finite is frozen and
+    `stores` hold the same text at different sites of one model. With a `stream`, the training rows come from it and not
+    from the stores, which hold a sample of them. A member whose loss is not finite is frozen and
     reported, and the others continue. `on_phase` gets the phase, what is done and the total of the work after the
     last step. `measure` adds further metrics to the results before they are written. Returns
     the content of results.json. Raises InputError, Diverged if all members have failed, or Interrupted (on SIGINT and
@@ -73,7 +77,10 @@ def train(
     """
     if run.results and not force:
         raise InputError(f"{run.path} already holds a finished run (results.json): pass force=True to train it again")
-    feed = Feed([store.train.not_compared() for store in stores], config.batch_size, config.epochs, config.data_seed)
+    splits = [store.train.not_compared() for store in stores]
+    feed: Blocks = Feed(splits, config.batch_size, config.epochs, config.data_seed)
+    if stream:
+        feed = StreamFeed(stream, splits, config.batch_size)
     population = populate(config, stores, feed)
     refuse_if_too_large(population)
     with run.held(), compared_meanwhile(stores) as rows_compared:
@@ -81,9 +88,10 @@ def train(
         plan = {"total_steps": feed.total_steps, "l0_asked": l0_asked, "snapshots": snapshots}
         if changed := run.begin([store_facts(store) for store in stores], environment(), plan, resume):
             say(f"this run was started in another environment, so the last digits may differ: {changed}")
-        states, report, seconds_before = learn(
-            population, feed, run, rows_compared, resume, checkpoint_seconds, snapshots, on_progress, say
-        )
+        with stream or nullcontext():
+            states, report, seconds_before = learn(
+                population, feed, run, rows_compared, resume, checkpoint_seconds, snapshots, on_progress, say
+            )
         evaluated = time.perf_counter()
         evaluations = export_and_evaluate(population, states, run, report, feed.total_steps, on_phase)
         del states
@@ -103,6 +111,7 @@ def train(
                 "steps": feed.total_steps,
                 "rows_per_second": feed.total_steps * config.batch_size / training_seconds,
                 "data_wait": feed.wait_seconds / seconds_here,
+                **({"producer_wait": stream.producer_wait} if stream else {}),
             },
             METRICS_FILE: run.metrics_written(),
         }
@@ -111,7 +120,7 @@ def train(
         return results
 
 
-def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Feed) -> Population:
+def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Blocks) -> Population:
     sites = tuple(Site(store.manifest["layer"], store.manifest["hook"]) for store in stores)
     for store in stores:
         same = [key for key in ("windows_hash", "d_model") if store.manifest.get(key) != stores[0].manifest.get(key)]
@@ -144,7 +153,7 @@ def refuse_if_too_large(population: Population) -> None:
 
 def learn(
     population: Population,
-    feed: Feed,
+    feed: Blocks,
     run: RunDirectory,
     rows_compared: Callable[[], None],
     resume: bool,
@@ -220,7 +229,7 @@ def learn(
     return list(gathered()), report, seconds_before
 
 
-def start(population: Population, feed: Feed) -> Iterator[State]:
+def start(population: Population, feed: Blocks) -> Iterator[State]:
     """The initial states of all members, one group after another."""
     for group, hyper in zip(population.groups, population.hypers, strict=True):
         raw_LxNxD = feed.sample(min(START_ROWS, max(256, START_VALUES // group.signature.hidden_dim)))

@@ -1,9 +1,11 @@
 """Kills at random moments of a harvest, a training or an analysis: repeating the command completes the work.
 
-    python tests/robustness/kills.py --count 100 --seed 0 [--folder FOLDER]
+    python tests/robustness/kills.py --count 100 --seed 0 [--folder FOLDER] [--command streaming]
 
-Each case starts a command in a fresh folder and kills its process (SIGKILL) at a random moment, sometimes twice. The
-same command (with --resume) then runs to its end. Its files must equal those of an undisturbed command byte for byte.
+Each case starts a command in a fresh folder and kills its process (SIGKILL) at a random moment, sometimes twice. Of a
+streaming run, the training is killed, or the process that runs the language model (after which the run goes on), or
+both. The same command (with --resume) then runs to its end. Its files must equal those of an undisturbed command byte
+for byte.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).parent))
 from flips import FINISHED, LONGER, SIZES, Command, Ended, results_of, typed
 from forked import run, start, wait, warm
@@ -28,6 +32,7 @@ ROWS = ("cache/activations/*/manifest.json", "cache/activations/*/*/*")
 LEARNED = ("run/members/*/*", "run/snapshots/*/*", "run/metrics.jsonl", "run/results.json", "run/analysis/*.json")
 # If a flag is given twice, the last one counts.
 SHARDS = ("--n-samples", "8000", "--seq-len", "20", "--batch-size", "512", "--epochs", "1")
+STREAMED = ("--stream", "--ring-gb", "0.001", "--n-samples", "2000", "--seq-len", "20", "--epochs", "20")
 WHERE = ("--run-dir", "{}/run", "--cache-dir", "{}/cache", "--resume")
 
 
@@ -35,6 +40,7 @@ COMMANDS = {
     "harvest": Command(typed(*SIZES, *SHARDS, "--activation", "topk", *WHERE), {}, (*ROWS, *LEARNED)),
     "training": Command(typed(*LONGER, "--epochs", "20", *OFTEN, *WHERE), {}, LEARNED),
     "several": Command(typed(*FINISHED, "--epochs", "10", *OFTEN, *WHERE), {}, LEARNED),
+    "streaming": Command(typed(*SIZES, *STREAMED, "--activation", "topk", "jump_relu", *OFTEN, *WHERE), {}, LEARNED),
     "study": Command(
         typed("study", "{}/run", "--documents", "1500", "--cache-dir", "{}/cache"),
         {},
@@ -48,6 +54,9 @@ AFTER = {
     "study": "trained",
     "report": "trained",
 }  # from earlier results
+
+
+VICTIMS = ("training", "producer", "both")  # of a streaming run
 
 
 class Campaign:
@@ -91,17 +100,23 @@ class Campaign:
             self.undisturbed(name)
         self.fresh(AFTER.get(name))
         moments = [chance.random() * self.seconds[name] for _ in range(1 + (chance.random() < 0.3))]
-        statuses = []
-        for seconds in moments:
+        victims = [chance.choice(VICTIMS) if name == "streaming" else "training" for _ in moments]
+        killed = []
+        for seconds, victim in zip(moments, victims, strict=True):
             process = start(COMMANDS[name].run(self.work), self.logs)
             time.sleep(seconds)
-            os.kill(process, signal.SIGKILL)
-            statuses.append(wait(process, self.logs).status)
+            producers = psutil.Process(process).children() if victim != "training" else []
+            for producer in producers:
+                producer.kill()
+            if victim != "producer":
+                os.kill(process, signal.SIGKILL)
+            status = wait(process, self.logs).status
+            killed.append(bool(producers) if victim == "producer" else status == -signal.SIGKILL)
         ended = run(COMMANDS[name].run(self.work), self.logs, 600)
         found, expected = results_of(self.work, COMMANDS[name], ended), self.expected[name]
-        told = f"{name}: killed after {', '.join(f'{seconds:.2f} s' for seconds in moments)}"
+        told = f"{name}: killed after {', '.join(f'{seconds:.2f} s' for seconds in moments)} ({', '.join(victims)})"
         told += f" of {self.seconds[name]:.2f}"
-        verdict = self._judged(ended, found == expected, all(status == -signal.SIGKILL for status in statuses))
+        verdict = self._judged(ended, found == expected, all(killed))
         if verdict in FAULTS:
             other = [key for key in found | expected if found.get(key) != expected.get(key)]
             told += f"\n  status {ended.status}; other: {other[:5]}\n  {ended.out[-300:]!r}\n  {ended.err[-1500:]}"
@@ -123,16 +138,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--command", choices=COMMANDS, action="append", help="only this one")
     parser.add_argument("--folder", type=Path, default=None, help="kept, and used again")
     asked = parser.parse_args()
     campaign = Campaign(asked.folder or Path(tempfile.mkdtemp(prefix="kills-")))
-    chance, counts = random.Random(asked.seed), Counter()
+    chance, counts, names = random.Random(asked.seed), Counter(), asked.command or list(COMMANDS)
     for number in range(asked.count):
-        name = list(COMMANDS)[number % len(COMMANDS)]
+        name = names[number % len(names)]
         verdict, told = campaign.case(name, chance)
         counts[name, verdict] += 1
         print(f"{number + 1}/{asked.count} {verdict}: {told}", flush=True)
-    for name in COMMANDS:
+    for name in names:
         print(f"{name}: " + ", ".join(f"{n} {verdict}" for (of, verdict), n in sorted(counts.items()) if of == name))
     sys.exit(any(verdict in FAULTS for _, verdict in counts))
 

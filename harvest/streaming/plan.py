@@ -1,0 +1,80 @@
+"""What is streamed, for the processes that make the rows and the one that reads them. Imports neither torch nor jax.
+
+Shapes: W windows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harvest.files import read_json, write_json
+from harvest.model_pass import batch_windows
+from harvest.request import Site
+from harvest.row_formats import BYTES
+from harvest.sources import place_of
+from harvest.store import ActivationStore
+from harvest.streaming.order import AHEAD, PARTS, Order
+from harvest.streaming.ring import Ring
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """The stores that keep the windows of a stream, one per site, and how their rows pass through the ring.
+
+    Rows depend on nothing else: a process that is started again makes the same ones.
+    """
+
+    stores: tuple[str, ...]  # directories
+    model: str  # location of the language model
+    control: str | None
+    bos: bool
+    model_dtype: str
+    epochs: int
+    seed: int
+    shard_windows: int
+
+    @classmethod
+    def of(cls, stores: Sequence[ActivationStore], ring_gb: float, epochs: int, seed: int) -> StreamPlan:
+        manifest = stores[0].manifest
+        window_bytes = sum(s.stream.positions * s.d_model * BYTES[s.manifest["dtype"]] for s in stores)
+        batch = batch_windows(manifest["seq_len"])
+        batches = max(1, int(ring_gb * 1e9 / (PARTS + AHEAD) / window_bytes) // batch)
+        return cls(
+            stores=tuple(str(store.directory.resolve()) for store in stores),
+            model=place_of("model", manifest["model"]),
+            control=manifest.get("control"),
+            bos=bool(manifest.get("bos")),
+            model_dtype=manifest.get("model_dtype", "float32"),
+            epochs=epochs,
+            seed=seed,
+            shard_windows=batch * batches,
+        )
+
+    def open_stores(self) -> dict[Site, ActivationStore]:
+        stores = [ActivationStore(directory) for directory in self.stores]
+        return {Site(store.manifest["layer"], store.manifest["hook"]): store for store in stores}
+
+    def order(self, store: ActivationStore) -> Order:
+        windows = store.stream
+        rows_W = windows.kept_positions(0, windows.n_windows).sum(1)
+        return Order(rows_W, self.epochs, self.seed, self.shard_windows)
+
+    def ring(self, directory: Path, stores: dict[Site, ActivationStore]) -> Ring:
+        facts = {**asdict(self), "stores": [store.fingerprint for store in stores.values()], "model": None}
+        name = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=6).hexdigest()
+        return Ring(directory, name, {site.hook_name: store.manifest["dtype"] for site, store in stores.items()})
+
+    def write(self, directory: Path) -> None:
+        write_json(directory / PLAN, asdict(self))
+
+    @classmethod
+    def read(cls, directory: Path) -> StreamPlan:
+        record: dict[str, Any] = read_json(directory / PLAN, "start the training again")
+        return cls(**record | {"stores": tuple(record["stores"])})
