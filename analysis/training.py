@@ -131,6 +131,8 @@ def train_run(
     if answered(run, request, options, terminal, show):
         return run.path
     terminal.say(f"training {job_text(request, config)}")
+    if request.stream and config.epochs > 1:
+        terminal.say(f"each of the {config.epochs} epochs runs the language model again; --epochs 1 runs it once")
     terminal.begin("loading the libraries")
     from joblib import cpu_count
 
@@ -202,7 +204,7 @@ def say_cost(config: TrainConfig, request: HarvestRequest, d_model: int, termina
         seconds = duration_text(max(1, planned.seconds))
         terminal.say(
             f"{counted(planned.steps, 'step')}: about {seconds} of training on this CPU if nothing else runs, besides "
-            "harvesting, compiling and measuring"
+            f"{'the language model' if request.stream else 'harvesting'}, compiling and measuring"
         )
 
 

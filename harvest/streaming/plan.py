@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harvest.errors import InputError
 from harvest.files import read_json, write_json
 from harvest.model_pass import batch_windows
 from harvest.request import Site
@@ -42,10 +43,14 @@ class StreamPlan:
 
     @classmethod
     def of(cls, stores: Sequence[ActivationStore], ring_gb: float, epochs: int, seed: int) -> StreamPlan:
+        """The plan for a ring of so many gigabytes. Raises InputError if its shards would be smaller than a batch."""
         manifest = stores[0].manifest
         window_bytes = sum(s.stream.positions * s.d_model * BYTES[s.manifest["dtype"]] for s in stores)
-        batch = batch_windows(manifest["seq_len"])
-        batches = max(1, int(ring_gb * 1e9 / (PARTS + AHEAD) / window_bytes) // batch)
+        batch, shards = batch_windows(manifest["seq_len"]), PARTS + AHEAD
+        batches = int(ring_gb * 1e9 / shards / window_bytes) // batch
+        if not batches:
+            least = shards * batch * window_bytes / 1e9
+            raise InputError(f"--ring-gb {ring_gb}: the smallest ring for these rows has {least:.2g} GB: enlarge it")
         return cls(
             stores=tuple(str(store.directory.resolve()) for store in stores),
             model=place_of("model", manifest["model"]),

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,13 @@ class Producer:
         self.command = [sys.executable, "-m", "harvest.streaming.producer", str(directory), *arguments]
         self.first = -1
         self.process: subprocess.Popen | None = None
+        self.listener: threading.Thread | None = None
         self.ended, self.lock = False, threading.Lock()
 
     def begin(self) -> None:
         """Start the process, which loads the model and then waits for `need`."""
-        self.process = self._start()
-        threading.Thread(target=self._attend, daemon=True).start()
+        self.process, self.listener = self._start(), threading.Thread(target=self._attend, daemon=True)
+        self.listener.start()
 
     def need(self, first: int) -> None:
         """Say which shard is the oldest that is needed."""
@@ -139,7 +141,8 @@ class Producer:
             self.ended = True
             if self.process:
                 self.process.kill()
-                self.process.wait()
+        if self.listener:
+            self.listener.join()
 
     def _start(self) -> subprocess.Popen:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -150,17 +153,14 @@ class Producer:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env=environment,
-                text=True,
+                bufsize=0,
                 start_new_session=True,  # Ctrl-C ends the training, which then ends the producers
             )
 
     def _send(self) -> None:
         assert self.process and self.process.stdin
-        try:
-            self.process.stdin.write(f"{self.first}\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died, and hears it when it is started again
+        with suppress(BrokenPipeError):  # it has died, and hears it when it is started again
+            self.process.stdin.write(f"{self.first}\n".encode())
 
     def _attend(self) -> None:
         try:
@@ -172,12 +172,13 @@ class Producer:
         deaths, troubled = 0, False
         while True:
             assert self.process and self.process.stdout
-            for line in self.process.stdout:
-                record = json.loads(line)
-                troubled |= "trouble" in record
-                deaths = 0
-                self.stream.note(record)
-            status = self.process.wait()
+            with self.process as process:
+                for line in process.stdout or ():
+                    record = json.loads(line)
+                    troubled |= "trouble" in record
+                    deaths = 0
+                    self.stream.note(record)
+            status = process.returncode
             with self.lock:
                 if self.ended or troubled:
                     return

@@ -32,7 +32,7 @@ ROWS = ("cache/activations/*/manifest.json", "cache/activations/*/*/*")
 LEARNED = ("run/members/*/*", "run/snapshots/*/*", "run/metrics.jsonl", "run/results.json", "run/analysis/*.json")
 # If a flag is given twice, the last one counts.
 SHARDS = ("--n-samples", "8000", "--seq-len", "20", "--batch-size", "512", "--epochs", "1")
-STREAMED = ("--stream", "--ring-gb", "0.001", "--n-samples", "2000", "--seq-len", "20", "--epochs", "20")
+STREAMED = ("--stream", "--ring-gb", "0.04", "--n-samples", "2000", "--seq-len", "20", "--epochs", "6")
 WHERE = ("--run-dir", "{}/run", "--cache-dir", "{}/cache", "--resume")
 
 

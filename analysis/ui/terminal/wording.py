@@ -165,11 +165,20 @@ def source_text(source: dict[str, Any]) -> str:
 
 def times_text(timing: dict[str, float | None]) -> str:
     rate = rate_text(timing.get("rows_per_second") or math.nan, "rows/s")
+    training = f" ({rate} with compiling{waits_text(timing)})" if rate else ""
     return ", ".join(
-        f"{phase} {duration_text(seconds)}" + (f" ({rate} with compiling)" if rate and phase == "training" else "")
+        f"{phase} {duration_text(seconds)}" + (training if phase == "training" else "")
         for phase in ("harvest", "training", "evaluation", "loss recovered")
         if (seconds := timing.get(f"{phase.replace(' ', '_')}_seconds")) is not None
     )
+
+
+def waits_text(timing: dict[str, float | None]) -> str:
+    """How long the training and the language model of a streaming run waited for each other."""
+    if (producer_wait := timing.get("producer_wait")) is None:
+        return ""
+    data_wait = percent_done(timing.get("data_wait") or 0.0)
+    return f"; it waited {data_wait} of the time for rows, the language model {percent_done(producer_wait)} for it"
 
 
 def program() -> str:
