@@ -63,12 +63,14 @@ def run(argv: list[str]) -> None:
         terminal.begin("answering the five questions")
         answers = study(measures, control)
         terminal.say(
-            "\n".join([f"\nIn short, {date.today().isoformat()}:", *(f"{a.question} {a.summary}" for a in answers)])
+            "\n".join([f"\nIn short, {date.today().isoformat()}:", *(f"{a.question} {a.answer}" for a in answers)])
         )
         for number, answer in enumerate(answers, 1):
             terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")
             terminal.show(StudyTable(answer.table))
-            terminal.say(f"{answer.answer}\nNot shown: {answer.not_shown}")
+            for finding in answer.findings:
+                terminal.say(f"- {finding}")
+            terminal.say(f"Not shown: {answer.not_shown}")
         for uncertainty in dict.fromkeys(answer.uncertainty for answer in answers):
             terminal.say(f"\nUncertainty of the numbers: {uncertainty}")
         record = study_record(answers, measures, control)

@@ -13,10 +13,10 @@ from sae_jax.shapes import Count, Name, Shape, Share, Text
 
 class StudyAnswer(Shape):
     question: Text
-    summary: Text = ""  # studies before version 0.2 have none
+    answer: Text
+    findings: list[Text] = []  # earlier studies have none
     measured: Text
     table: dict[str, dict[str, Estimate]]
-    answer: Text
     uncertainty: Text
     not_shown: Text
 

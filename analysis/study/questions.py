@@ -21,6 +21,7 @@ from analysis.study.tables import Table, compared, intervals_differ, seeds_of, t
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
 LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")
 INTERPRETABILITY = ("probing", "absorption", "one_token")
+LACKING = "fewer than three snapshots (train longer, with --snapshots), or nothing alive"
 CONTROL = "random weights, "  # stands before the families of the control run
 
 
@@ -28,14 +29,14 @@ CONTROL = "random weights, "  # stands before the families of the control run
 class Answer:
     """The answer to one question: `table` is {row: {column: estimate}}, `figures` is {file name: chart}.
 
-    `summary` is its most important result in one sentence.
+    `answer` is a sentence or two; `findings` are sentences on what the table does not show at once.
     """
 
     question: str
-    summary: str
+    answer: str
+    findings: list[str]
     measured: str
     table: Table
-    answer: str
     uncertainty: str
     not_shown: str
     figures: dict[str, Any]
@@ -54,22 +55,23 @@ def study(measures: PopulationMeasures, control: PopulationMeasures | None) -> l
 
 def feature_learning(measures: PopulationMeasures) -> Answer:
     table = table_of(measures, LEARNING)
-    sentences = [compared(measures, ("explained_variance", "ce_recovered", "found_again"))]
+    findings = compared(measures, ("ce_recovered", "found_again"))
     if measures.compared:
-        for group in measures.compared.groups:
-            sentences.append(
-                f"share of matched features ({group.differ}): {group.shared.mean:.1%}, the mean of {group.pairs} "
-                f"{'pair' if group.pairs == 1 else 'pairs'} of members (by chance: {group.chance.mean:.1%})"
-            )
+        findings += [
+            f"Share of matched features ({group.differ}): {group.shared.mean:.1%}, the mean of {group.pairs} "
+            f"{'pair' if group.pairs == 1 else 'pairs'} of members (by chance: {group.chance.mean:.1%})."
+            for group in measures.compared.groups
+            if " and " not in group.differ  # the others are in the figure
+        ]
     return Answer(
         question="How do different activation functions affect feature learning?",
-        summary=f"{compared(measures, ['explained_variance'])}.",
+        answer=" ".join(compared(measures, ["explained_variance"])),
+        findings=findings,
         measured=(
             "Held-out reconstruction and cross-entropy recovered, densities, and features shared between members "
             "(decoder rows matched one-to-one with a cosine of at least 0.7)."
         ),
         table=table,
-        answer=f"{'; '.join(sentences)}.",
         uncertainty=seeds_of(measures),
         not_shown=(
             "Other widths, learning rates and lengths of training may order the kinds differently. Members with the "
@@ -86,33 +88,24 @@ def feature_learning(measures: PopulationMeasures) -> Answer:
 
 
 def what_drives_emergence(measures: PopulationMeasures) -> Answer:
-    table, sentences = {}, []
-    for family, names in measures.families.items():
-        known = {name: measures.trajectories[name] for name in names if name in measures.trajectories}
-        table[family] = emergence.predictors_over_seeds(known)
-        sure = [
-            f"{'earlier' if value.mean < 0 else 'later'} the higher its {what} ({value})"
-            for what, value in table[family].items()
-            if value.mean is not None and value.excludes_zero
-        ]
-        known_values = {what: value for what, value in table[family].items() if value.mean is not None}
-        unknown = [f"{what} ({value})" for what, value in known_values.items() if value.low is None]
-        unsure = [w for w, value in known_values.items() if value.low is not None and not value.excludes_zero]
-        parts = [f"a feature emerges {', '.join(sure)}"] if sure else []
-        parts += [f"without an interval, which needs three seeds: {', '.join(unknown)}"] if unknown else []
-        parts += [f"no clear correlation with {', '.join(unsure)}"] if unsure else []
-        none = "not measured (fewer than three snapshots, or all features emerge at the same step)"
-        sentences.append(f"{family}: {'; '.join(parts) or none}")
+    table = {
+        family: emergence.predictors_over_seeds(
+            {name: measures.trajectories[name] for name in names if name in measures.trajectories}
+        )
+        for family, names in measures.families.items()
+    }
+    unknown = [family for family, row in table.items() if all(value.mean is None for value in row.values())]
+    why = "fewer than three snapshots, or all features emerge at the same step"
     return Answer(
         question="What drives concept emergence when training on transformer activations?",
-        summary=f"{emergence_in_short(table)}.",
+        answer=f"{emergence_in_short(table)}.",
+        findings=[f"Not measured for {', '.join(unknown)}: {why}."] if 0 < len(unknown) < len(table) else [],
         measured=(
             "Spearman's rank correlation, over living features, of the step at which a feature emerges (from then on "
             f"a decoder row has a cosine of at least {emergence.RECOGNIZABLE} to its final direction) with "
             f"{'; '.join(emergence.PREDICTORS.values())}. Negative: features with higher values emerge earlier."
         ),
         table=table,
-        answer=f"{'. '.join(sentences)}.",
         uncertainty=seeds_of(measures),
         not_shown=(
             "Correlation is not causation: frequency, norm and co-occurrence depend on each other and are measured on "
@@ -150,12 +143,9 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
                 pairs = [measures.frequency[name][label] for name in names]
                 table[prefix + family][f"{label}, raw"] = over_seeds([raw for raw, _ in pairs])
                 table[prefix + family][f"{label}, over chance"] = over_seeds([over for _, over in pairs])
-    sentences, means, unsure = [], [], False
-    for label in population.labels:
-        estimates = {family: table[family][f"{label}, over chance"] for family in population.families}
-        sentences.append(f"{label}: {'; '.join(f'{value} for {family}' for family, value in estimates.items())}")
-        means += [value.mean or 0 for value in estimates.values()]
-        unsure = unsure or any(value.low is None for value in estimates.values())
+    columns = [f"{label}, over chance" for label in population.labels]
+    estimates = [table[family][column] for family in population.families for column in columns]
+    means, unsure = [value.mean or 0 for value in estimates], any(value.low is None for value in estimates)
     short = "Specialization is not measured, because the rows have no labels."
     if means:
         largest = max(means, key=abs)
@@ -168,13 +158,13 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
         short += " Intervals need three seeds, so this may be chance." if unsure else ""
     return Answer(
         question="How reliable are activation frequency patterns as indicators of feature specialization?",
-        summary=short,
+        answer=short,
+        findings=[],
         measured=(
             "Spearman's rank correlation of a feature's density with its specialization (1 − entropy of its labels / "
             "log2 of their number, Miller–Madow corrected), raw and minus the mean with shuffled labels (over chance)."
         ),
         table=table,
-        answer=" ".join([short, *(f"{sentence}." for sentence in sentences)]),
         uncertainty=seeds_of(population),
         not_shown="Specialization on properties that have no label is not measured. "
         f"Features with fewer than {MIN_FIRINGS} firings are left out.",
@@ -184,11 +174,11 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
 
 def behaviour_during_training(measures: PopulationMeasures) -> Answer:
     table: Table = {}
-    sentences = []
+    lacking = []
     for family, names in measures.families.items():
         known = [measures.trajectories[name] for name in names if name in measures.trajectories]
         if not known:
-            sentences.append(f"{family}: fewer than three snapshots (train longer, with --snapshots), or nothing alive")
+            lacking.append(family)
             continue
         halves = [t.steps[int((t.recognizable_S >= 0.5).argmax())] for t in known]
         table[family] = {
@@ -198,27 +188,24 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
             "deaths": over_seeds([int(t.deaths_S.sum()) for t in known]),
             "rows that split": over_seeds([int(t.splits_S[:-1].max()) for t in known]),
         }
-        last = known[0].steps[-1]
-        sentences.append(
-            f"{family}: half of the final features are recognizable by step "
-            f"{table[family]['step at which half are recognizable']} of {last:,}; between snapshots, "
-            f"births: {table[family]['births']}, deaths: {table[family]['deaths']}"
-        )
     steps = [row["step at which half are recognizable"].mean or 0 for row in table.values()]
     short = "Features cannot be followed in this run: it has fewer than three snapshots, or no living features."
     if steps:
         reached = f"{min(steps):,.0f}" if min(steps) == max(steps) else f"{min(steps):,.0f} to {max(steps):,.0f}"
-        short = f"Features can be followed in training: half of the final ones are recognizable by step {reached}."
+        last = max(trajectory.steps[-1] for trajectory in measures.trajectories.values())
+        short = f"Yes: half of the final features are recognizable by step {reached} of {last:,}."
+        if max(steps) <= min(trajectory.steps[1] for trajectory in measures.trajectories.values()):
+            short += " This is the first snapshot after the start, so it may be earlier (--snapshots)."
     figures = answer_charts(4, table)
     if first := next(iter(measures.trajectories), None):
         figures["emergence"] = emergence_curves(measures.trajectories, measures.run.kinds)
         figures[f"emergence-{first}"] = emergence_heatmap(first, measures.trajectories[first])
     return Answer(
         question="Can feature behaviour during training be quantified and seen?",
-        summary=short,
+        answer=short,
+        findings=[f"Not followed: {', '.join(lacking)}: {LACKING}."] if lacking else [],
         measured="Cosines of decoder rows to their final directions, and densities, in snapshots at log-spaced steps.",
         table=table,
-        answer=f"{'Yes' if table else 'Not from this run'}. {'. '.join(sentences)}.",
         uncertainty=seeds_of(measures),
         not_shown=(
             "Changes between snapshots, and their causes, are not measured. Births and deaths are counted on the "
@@ -233,37 +220,30 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
     measures = [*INTERPRETABILITY, *labels]
     table = table_of(population, measures)
     in_answer = [*INTERPRETABILITY, *(label for label in labels if label.startswith("over chance"))]
-    verdict = (
-        "Whether the measures depend on what the model has learned is open: no run with shuffled weights was given "
-        "(--control)."
-    )
+    verdicts = ["Whether the measures depend on what the model has learned is open: no --control was given."]
     if control:
         shuffled = table_of(control, measures, CONTROL)
         differs = {measure: intervals_differ(table, shuffled, measure) for measure in measures}
         apart, alike, unknown = ([words(m) for m in measures if differs[m] is is_so] for is_so in (True, False, None))
-        verdict = (
-            "Measures for which the intervals of all families on the trained model are above those of all families on "
-            f"the model with shuffled weights, or all below them: {'; '.join(apart) or 'none'}."
-        )
-        if alike:
-            verdict += (
-                " For these measures, the intervals of the two models are neither all above nor all below each other: "
-                f"{'; '.join(alike)}. Such a measure does not separate the two models for all families; the table "
-                "shows each family beside its own control."
-            )
-        verdict += f" No interval for at least one model: {'; '.join(unknown)}." if unknown else ""
+        verdicts = [
+            "All families are above the model with shuffled weights, or all below it, in: "
+            f"{'; '.join(apart) or 'no measure'}."
+        ]
+        verdicts += [f"The intervals of the two models overlap in: {'; '.join(alike)}."] if alike else []
+        verdicts += [f"No interval for at least one model: {'; '.join(unknown)}."] if unknown else []
         table |= shuffled
     return Answer(
         question="How do sparsity mechanisms affect the interpretability of features?",
-        summary=f"{compared(population, in_answer[:1])}.",
+        answer=" ".join(compared(population, in_answer[:1])),
+        findings=[*compared(population, in_answer[1:]), *verdicts],
         measured=(
             "Sparse probing and absorption (SAEBench), and single-token features. For each set of labels: the share of "
             f"features more specialized than chance (false discovery rate {RATE}; the share grows with the amount of "
             "text), and the mean specialization and mutual information minus those with shuffled labels."
         ),
         table=table,
-        answer=f"{compared(population, in_answer)}. {verdict}",
         uncertainty=seeds_of(population),
         not_shown="Whether people find the features meaningful. Absorption needs a model that can spell.",
         figures=answer_charts(5, table),
     )
+

@@ -15,6 +15,7 @@ LABEL_WORDS = {
     "over chance": "specialization over chance",
     "information": "information over chance, mbit",
 }
+ONE_FAMILY = "There is only one family, so nothing to compare"
 L0_APART = 1.1  # largest ratio of the L0 of families that count as equally sparse
 
 
@@ -41,37 +42,46 @@ def difference(measures: PopulationMeasures, measure: str, a: str, b: str, pairs
     return over_seeds([x - y for x, y in both if x is not None and y is not None], pairs)
 
 
-def compared(measures: PopulationMeasures, wanted: Sequence[str]) -> str:
-    """Sentences on the families with the highest and lowest values of measures, among families of about equal L0."""
-    table = table_of(measures, wanted)
-    groups = equally_sparse(measures)
+def compared(measures: PopulationMeasures, wanted: Sequence[str]) -> list[str]:
+    """Sentences on how families of about equal L0 differ: a sentence for each measure that differs, then the others."""
+    table, groups = table_of(measures, wanted), equally_sparse(measures)
     pairs = sum(comb(len(families), 2) for _, families in groups)
-    sentences = []
-    for where, families in groups:
-        of_group = {family: table[family] for family in families}
-        sentences.append(f"{where}: {'; '.join(extremes(measures, name, of_group, pairs) for name in wanted)}")
-    return ". ".join(sentences)
+    different: list[str] = []
+    others: dict[str, list[str]] = {}
+    for name in wanted:
+        found = [(where, *extremes(measures, name, families, table, pairs)) for where, families in groups]
+        clear = [f"{where}: {ends}" for where, ends, verdict in found if not verdict]
+        if clear:
+            different.append(f"{capitalized(words(name))}. {'; '.join(clear)}.")
+        for verdict in dict.fromkeys(verdict for _, _, verdict in found if verdict):
+            where = [where.lower().replace("l0", "L0") for where, _, of in found if of == verdict] if clear else []
+            others.setdefault(verdict, []).append(words(name) + (f" ({', '.join(where)})" if where else ""))
+    return [*different, *(f"{verdict}: {'; '.join(names)}." for verdict, names in others.items())]
 
 
-def extremes(measures: PopulationMeasures, measure: str, table: Table, pairs: int) -> str:
-    """A sentence on the families of a table with the highest and lowest value, and whether they differ.
+def extremes(
+    measures: PopulationMeasures, measure: str, families: list[str], table: Table, pairs: int
+) -> tuple[str, str]:
+    """(the families with the highest and lowest value in a table; why they do not clearly differ, or "").
 
     `pairs` is the number of pairs of families that are compared in all.
     """
-    known = {family: row[measure].mean for family, row in table.items()}
+    known = {family: table[family][measure].mean for family in families}
     means = {family: mean for family, mean in known.items() if mean is not None}
     if not means:
-        return f"{words(measure)}: not measured"
+        return "", "Not measured"
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     if means[most] == means[least]:
-        return f"{words(measure)}: {table[most][measure]}{' for all families' if len(means) > 1 else ''}"
+        return f"{table[most][measure]}", "The same for all families" if len(means) > 1 else ONE_FAMILY
     gap = difference(measures, measure, most, least, pairs)
-    ends = f"highest for {most} ({table[most][measure]}), lowest for {least} ({table[least][measure]})"
+    ends = f"highest for {most}, lowest for {least}, a difference of {gap}"
     if gap.low is None:
-        return f"{words(measure)}: {ends}, a difference of {gap} (no interval)"
-    wider = f" (interval widened for {pairs} comparisons)" if pairs > 1 else ""
-    clear = "" if gap.excludes_zero else "no clear difference: "
-    return f"{words(measure)}: {clear}{ends}, a difference of {gap} over equal seeds{wider}"
+        return ends, "Not known without an interval, which needs three seeds"
+    return ends, "" if gap.excludes_zero else "No clear difference between families of about equal L0"
+
+
+def capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def words(measure: str) -> str:

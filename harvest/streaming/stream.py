@@ -47,7 +47,7 @@ class Stream:
         self.plan, self.directory, self.say = plan, directory, say
         self.order, self.ring = plan.order(next(iter(stores.values()))), plan.ring(directory, stores)
         self.extreme, self.busy_seconds, self.waited_seconds = 0, 0.0, 0.0
-        self._arrived: set[int] = set()
+        self.arrived: set[int] = set()
         self._trouble: Exception | None = None
         self._changed = threading.Condition()
         arguments = [str(producers), *([device] if device else [])]
@@ -82,7 +82,7 @@ class Stream:
             producer.need(first)
         parts = self.order.parts_of(number)
         with self._changed:
-            self._changed.wait_for(lambda: self._trouble or self._arrived.issuperset(shard for shard, _, _ in parts))
+            self._changed.wait_for(lambda: self._trouble or self.arrived.issuperset(shard for shard, _, _ in parts))
             if self._trouble:
                 raise self._trouble
         read = [self.ring.read(*part) for part in parts]
@@ -106,7 +106,7 @@ class Stream:
             if "trouble" in record:
                 self._trouble = InputError(record["trouble"])
             else:
-                self._arrived.add(record["shard"])
+                self.arrived.add(record["shard"])
                 self.extreme += record["extreme"]
                 self.busy_seconds += record["busy"]
                 self.waited_seconds += record["waited"]

@@ -10,7 +10,7 @@ Prints a table of members, and a record in JSON:
   the training and of the producers at their largest.
 - speed: the seconds per token of the plain transformers model, run up to the same layer, over those of a producer,
   which also reads, sorts and writes the rows (medians; the two alternate, and no training runs).
-- neighbours: the correlation of rows that follow each other in a batch, in the stream, the feed of a store and the text.
+- neighbours: the correlation of rows that follow each other in batches of the stream, in those of a store, in the text.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +45,8 @@ OURS = ("--epochs", "1", "--ce-windows", "0", "--snapshots", "0", "--quiet", "--
 def disk(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with suppress(FileNotFoundError):  # a shard that has just been read
             total += 0 if "compiled" in path.parts else path.stat().st_size
-        except FileNotFoundError:  # a shard that has just been read
-            pass
     return total
 
 
@@ -97,11 +96,8 @@ class Raw:
     def seconds(self, tokens_WxT: np.ndarray) -> float:
         began, step = time.perf_counter(), batch_windows(tokens_WxT.shape[1])
         for start in range(0, len(tokens_WxT), step):
-            with torch.inference_mode():
-                try:
-                    self.model(torch.from_numpy(tokens_WxT[start : start + step]).long(), use_cache=False)
-                except self.Enough:
-                    pass
+            with torch.inference_mode(), suppress(self.Enough):
+                self.model(torch.from_numpy(tokens_WxT[start : start + step]).long(), use_cache=False)
         return time.perf_counter() - began
 
 
@@ -114,7 +110,7 @@ def speed(store: ActivationStore, ring_gb: float, layer: int, folder: Path) -> t
         for number in range(AHEAD + ROUNDS):
             busy = stream.busy_seconds
             rows.append(stream.block(number)[0])
-            while number + AHEAD not in stream._arrived:
+            while number + AHEAD not in stream.arrived:
                 time.sleep(0.01)
             tokens_WxT, _ = store.stream.some_windows(stream.order.windows(number + AHEAD))
             if number >= AHEAD:  # before, it fills the ring

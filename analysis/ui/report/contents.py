@@ -111,7 +111,7 @@ def part_of(
         is_control=is_control,
         summary=[
             sentence_of(run, facts),
-            *(f"{answer['question']} {answer['summary']}" for answer in answers if answer.get("summary")),
+            *(f"{answer['question']} {answer['answer']}" for answer in answers),
         ],
         facts=facts,
         command=reproduction_command(run.config, run.results),

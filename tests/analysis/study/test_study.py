@@ -143,13 +143,18 @@ def two_families(first, second):
 
 def test_only_intervals_separate_a_run_from_its_control():
     trained = gathered_of([0.80, 0.81, 0.82])
-    verdict = interpretability(trained, gathered_of([0.60, 0.61, 0.62])).answer
-    assert "or all below them: probe on one feature" in verdict and "not separate" not in verdict
-    verdict = interpretability(trained, gathered_of([0.1, 0.7, 0.9])).answer
-    assert "none. For these measures" in verdict and "nor all below each other: probe" in verdict
+    apart, overlap, unknown = "or all below it, in: ", "The intervals of the two models overlap in: ", "No interval for"
+    (verdict,) = found(interpretability(trained, gathered_of([0.60, 0.61, 0.62])), apart, overlap, unknown)
+    assert "below it, in: probe on one feature" in verdict
+    verdicts = found(interpretability(trained, gathered_of([0.1, 0.7, 0.9])), apart, overlap, unknown)
+    assert verdicts[0].endswith("in: no measure.") and "overlap in: probe on one feature" in verdicts[1]
     for none in (gathered_of([0.6]), gathered_of([None, None])):  # one seed; not measured
-        verdict = interpretability(trained, none).answer
-        assert "none. No interval for at least one model: probe" in verdict and "not separate" not in verdict
+        verdicts = found(interpretability(trained, none), apart, overlap, unknown)
+        assert verdicts[0].endswith("in: no measure.") and "No interval for at least one model: probe" in verdicts[1]
+
+
+def found(answer, *parts) -> list[str]:
+    return [finding for finding in answer.findings if any(part in finding for part in parts)]
 
 
 def test_the_answer_on_frequency_is_about_the_run_and_not_its_control():
@@ -162,10 +167,10 @@ def test_the_answer_on_frequency_is_about_the_run_and_not_its_control():
 
 def test_a_difference_that_may_be_chance_is_no_difference():
     answer = interpretability(two_families([0.70, 0.74, 0.72], [0.73, 0.71, 0.73]), None).answer
-    assert "probe on one feature (chance: 0.5): no clear difference: highest for" in answer
-    assert ", a difference of 0.00 [-0.07, 0.08] over equal seeds;" in answer, "the interval that decides it"
+    assert answer == "No clear difference between families of about equal L0: probe on one feature (chance: 0.5)."
     answer = interpretability(two_families([0.90, 0.91, 0.92], [0.60, 0.61, 0.62]), None).answer
-    assert "probe on one feature (chance: 0.5): highest for" in answer and "a difference of 0.3" in answer
+    assert answer.startswith("Probe on one feature (chance: 0.5). At unequal L0")
+    assert "no fair comparison: highest for topk, k 4, lowest for topk, k 8, a difference of 0.3" in answer
 
 
 def test_digits_are_those_that_the_interval_allows():
@@ -187,7 +192,9 @@ def test_panels_share_an_axis_with_a_zero_line_and_zero_panels_are_left_out():
 
 
 def test_answers_claim_nothing_without_snapshots_or_activity():
-    assert behaviour_during_training(gathered_of([0.5])).answer.startswith("Not from this run. ")
+    behaviour = behaviour_during_training(gathered_of([0.5]))
+    assert behaviour.answer.startswith("Features cannot be followed in this run")
+    assert behaviour.findings[0].startswith("Not followed: topk: fewer than three snapshots")
     assert equally_sparse(gathered_of([0.0])) == [("At L0 0.0", ["topk"])]
 
 
@@ -202,10 +209,10 @@ def test_families_are_compared_with_those_of_about_equal_l0():
     features = {name: SimpleNamespace(labels={}) for name in members}
     found = replace(gathered_of([0.0]), settings=members, values=values, features=features)
     assert [where for where, _ in equally_sparse(found)] == ["At L0 15.0 to 16.0", "At L0 32.0 to 33.0"]
-    low, high = interpretability(found, None).answer.split(". At L0 ")
-    assert low.startswith("At L0 15.0 to 16.0: probe on one feature") and high.startswith("32.0 to 33.0: probe")
-    assert "highest for topk, k 16 (" in low and "lowest for topk, k 15 (" in low
-    assert "(interval widened for 2 comparisons)" in low
+    answer = interpretability(found, None)
+    low, high = answer.answer.split("; ")
+    assert low.startswith("Probe on one feature (chance: 0.5). At L0 15.0 to 16.0: highest for topk, k 16, lowest for ")
+    assert high.startswith("At L0 32.0 to 33.0: highest for topk, k 33, lowest for topk, k 32, a difference of ")
 
 
 def test_a_feature_with_few_firings_is_no_single_token_feature():

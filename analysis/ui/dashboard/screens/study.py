@@ -68,8 +68,7 @@ with errors_shown():
     answers = saved_answers(run)
     known = statistics()
 for answer in answers:
-    if answer.get("summary"):
-        st.markdown(f"- {escaped(answer['question'])} {escaped(answer['summary'])}")
+    st.markdown(f"- {escaped(answer['question'])} {escaped(answer['answer'])}")
 st.header("Training")
 show(figures.training(run, lambda text: None))
 if known.keys() == run.members.keys():
@@ -90,7 +89,7 @@ if not answers:
     st.caption(escaped(f"The study was not run: {study}"))
 for number, answer in enumerate(answers, 1):
     st.subheader(escaped(f"{number}. {answer['question']}"))
-    st.markdown(escaped(answer["answer"]))
+    st.markdown("\n".join([escaped(answer["answer"]), "", *(f"- {escaped(f)}" for f in answer.get("findings", []))]))
     show(figures.answered(number, answer))
     with st.expander("The numbers, and what was measured"):
         st.markdown(escaped(answer["measured"]))
