@@ -201,10 +201,10 @@ def say_cost(config: TrainConfig, request: HarvestRequest, d_model: int, termina
     planned = plan(config, request, d_model)
     refuse_too_large(planned.memory)
     if not has_accelerator():
-        seconds = duration_text(max(1, planned.seconds))
+        seconds = duration_text(planned.seconds)
         terminal.say(
-            f"{counted(planned.steps, 'step')}: about {seconds} of training on this CPU if nothing else runs, besides "
-            f"{'the language model' if request.stream else 'harvesting'}, compiling and measuring"
+            f"{counted(planned.steps, 'step')}: about {seconds} of compiling and training on this CPU if nothing else "
+            f"runs, besides {'the language model' if request.stream else 'harvesting'} and measuring"
         )
 
 

@@ -35,7 +35,7 @@ def say_stores(stores: dict[Site, ActivationStore], say: Say) -> None:
         train, held_out = len(store.train), len(store.held_out)
         rows = f"{train:,} training rows, {held_out:,} held-out rows" if train else f"{held_out:,} rows"
         if store.stream.n_windows:
-            rows = f"rows of {store.stream.n_windows:,} windows are streamed; kept for analyses: {rows}"
+            rows = f"{store.manifest['streamed_rows']:,} rows are streamed; kept for analyses: {rows}"
         say(f"activations at {site.hook_name}: {rows} in {store.manifest['dtype']}, in {store.directory}")
         if lost := store.manifest.get("lost_variance"):
             say(f"int8 lost {lost:.1g} of the variance of the rows")

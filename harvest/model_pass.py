@@ -75,6 +75,7 @@ def fill(
     writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
     if streamed:
         for writer in writers.values():
+            writer.description["streamed_rows"] = int(streamed.kept(request.positions).sum())
             writer.add_stream(streamed.tokens_WxT, streamed.documents_W, **streamed.others)
     row_bytes = max(widths.values()) * BYTES[request.store_dtype]
     batch_bytes = batch_windows(request.seq_len) * request.positions * row_bytes

@@ -300,9 +300,12 @@ def refuse_links(run: Path, written: Collection[str] = (LOCK,)) -> None:
 
 def differences(old: dict, new: dict) -> str:
     """The values that differ, as in `lr 0.001, not 0.01`."""
-    flat_old, flat_new = flatten(old), flatten(new)
+    flat_old, flat_new = (flatten({**tree, "files": {}}) for tree in (old, new))
     keys = [key for key in sorted(flat_old | flat_new) if flat_old.get(key) != flat_new.get(key)]
-    return ", ".join(f"{key} {flat_old.get(key)}, not {flat_new.get(key)}" for key in keys)
+    files_old, files_new = (tree.get("files", {}) for tree in (old, new))
+    files = [name for name in sorted(files_old | files_new) if files_old.get(name) != files_new.get(name)]
+    words = [f"other files for --{name.replace('_', '-')}" for name in files if name not in keys]
+    return ", ".join([*(f"{key} {flat_old.get(key)}, not {flat_new.get(key)}" for key in keys), *words])
 
 
 def setting_text(value: object) -> str:

@@ -137,7 +137,7 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
     table: Table = {}
     populations = {"": population} | ({CONTROL: control} if control else {})
     for prefix, measures in populations.items():
-        for family, names in measures.families.items():
+        for family, names in measures.families.items() if measures.labels else ():
             table[prefix + family] = {}
             for label in measures.labels:
                 pairs = [measures.frequency[name][label] for name in names]

@@ -73,7 +73,7 @@ def produce(directory: Path, number: int, of: int, device: str | None, report: C
     def write(shard: int, rows: dict[Site, np.ndarray], **facts: float) -> None:
         chosen_N, extreme = chosen_rows(order, shard, rows, limits)
         ring.write(shard, {site.hook_name: rows_NxD[chosen_N] for site, rows_NxD in rows.items()})
-        report(shard=shard, extreme=extreme, **facts)
+        report(shard=shard, rows=len(chosen_N), extreme=extreme, **facts)
 
     with ThreadPoolExecutor(max_workers=1) as writer:  # the model runs on while a shard is written
         written: Future | None = None
@@ -82,7 +82,7 @@ def produce(directory: Path, number: int, of: int, device: str | None, report: C
             if shard < position.first:
                 continue
             if ring.is_whole(shard):
-                report(shard=shard, extreme=0, waited=waited, busy=0.0)
+                report(shard=shard, rows=0, extreme=0, waited=waited, busy=0.0)
                 continue
             began = time.perf_counter()
             tokens_WxT, kept_WxP = first_store.stream.some_windows(order.windows(shard))

@@ -46,7 +46,7 @@ class Stream:
         stores = plan.open_stores()
         self.plan, self.directory, self.say = plan, directory, say
         self.order, self.ring = plan.order(next(iter(stores.values()))), plan.ring(directory, stores)
-        self.extreme, self.busy_seconds, self.waited_seconds = 0, 0.0, 0.0
+        self.rows, self.extreme, self.busy_seconds, self.waited_seconds = 0, 0, 0.0, 0.0
         self.arrived: set[int] = set()
         self._trouble: Exception | None = None
         self._changed = threading.Condition()
@@ -66,6 +66,9 @@ class Stream:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for producer in self._producers:
             producer.end()
+        if self.extreme:
+            share = f"{self.extreme:,} of {self.rows:,} rows ({self.extreme / self.rows:.3%})"
+            self.say(f"{share} were of extreme norm, and were replaced by other rows of their shard")
         if kind is None:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -107,6 +110,7 @@ class Stream:
                 self._trouble = InputError(record["trouble"])
             else:
                 self.arrived.add(record["shard"])
+                self.rows += record["rows"]
                 self.extreme += record["extreme"]
                 self.busy_seconds += record["busy"]
                 self.waited_seconds += record["waited"]

@@ -256,6 +256,7 @@ def result_of(member: Member, failed_step: int | None, evaluation: Evaluation | 
 def store_facts(store: ActivationStore) -> dict:
     """Facts about a store for config.json: its origin, and the `identity` by which it is recognized later."""
     facts = {name: store.manifest[name] for name in ("model", "dataset", "hook_name", "rows")}
+    facts["rows"] = store.manifest.get("streamed_rows", facts["rows"])
     facts |= {
         name: store.manifest[name] for name in ("control", "bos", "model_dtype", "versions") if store.manifest.get(name)
     }

@@ -62,7 +62,7 @@ def plan_text(plan: Plan) -> str:
     return (
         f"{counted(len(plan.members), 'member')} in {counted(groups, 'group')}, {plan.steps:,} steps each: "
         f"{memory} for weights and optimizer, about {size_text(sum(plan.memory.host.values()))} in total, "
-        f"about {duration_text(plan.seconds)} on this CPU"
+        f"about {duration_text(plan.seconds)} to compile and train on this CPU"
     )
 
 

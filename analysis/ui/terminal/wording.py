@@ -84,7 +84,8 @@ def basis_text(rows: int, measured_on: dict[str, int], loss_recovered: dict[str,
     `calibrated` says that other held-out rows calibrated thresholds, so that fewer are measured than were harvested.
     """
     windows, documents = (counted(measured_on[name], name.removesuffix("s")) for name in ("windows", "documents"))
-    text = f"measured on {counted(rows, 'row')} of {windows} from {documents}"
+    of_windows = f" of {windows}" if measured_on["windows"] != rows else ""  # imported rows have windows of one row
+    text = f"measured on {counted(rows, 'row')}{of_windows} from {documents}"
     text += ", without the held-out windows that calibrate thresholds" if calibrated else ""
     if loss_recovered and loss_recovered.get("windows"):
         windows, documents = (

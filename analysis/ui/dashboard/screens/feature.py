@@ -72,7 +72,8 @@ def facts() -> None:
             (again, seeds), least = page.found_again, f"{compared.threshold:g}"
             of_seeds = "other seed" if seeds == 1 else "other seeds"
             words = f"found again in {again} of {seeds} {of_seeds} (cosine of {least} or more)"
-            st.badge(words, icon=":material/verified:", color="green" if again else "orange")
+            icon = ":material/verified:" if again else ":material/close:"
+            st.badge(words, icon=icon, color="green" if again else "orange")
         if page.strongest:
             st.badge(
                 escaped(f"strongest on: {' · '.join(repr(token)[1:-1] for token in page.strongest[:8])}"), color="gray"
