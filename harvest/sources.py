@@ -23,7 +23,8 @@ from harvest.errors import InputError
 from harvest.files import parse_json
 from harvest.fingerprints import model_hash, text_hash
 from harvest.hub import FLAG, HubQuestion, Kind
-from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, MODEL_DTYPES, STREAMS, HarvestRequest, Site
+from harvest.model_config import LAYER_KEYS, POSITION_KEYS, first_of, published_dtype_in, widths_in
+from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, HarvestRequest, Site
 from harvest.store import ActivationStore
 from harvest.text.documents import text_files
 
@@ -31,12 +32,6 @@ BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_MODEL = BUNDLED / "model"
 BUNDLED_CORPUS = BUNDLED / "corpus.jsonl.gz"
 
-LAYER_KEYS = ("n_layer", "num_hidden_layers", "n_layers", "num_layers")
-POSITION_KEYS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len")
-WIDTH_KEYS = ("n_embd", "hidden_size", "d_model")
-HEAD_KEYS, HEAD_WIDTH_KEYS = ("n_head", "num_attention_heads", "n_heads", "num_heads"), ("head_dim", "d_kv")
-EMBEDDING_KEYS = ("word_embed_proj_dim", "embedding_size")  # of models whose embeddings have another width
-KEY_HEAD_KEYS, MLP_KEYS = ("num_key_value_heads",), ("n_inner", "intermediate_size", "ffn_dim", "d_ff")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv", ".txt", ".gz", ".zst"}
 
@@ -204,48 +199,10 @@ def _local_model(asked: str, folder: Path, fingerprint: str = "", fell_back: boo
 
 
 def _model(asked: str, location: str, config: dict, fingerprint: str, fell_back: bool = False) -> Source:
-    n_layers, n_positions = _first_of(LAYER_KEYS, config), _first_of(POSITION_KEYS, config)
-    widths, dtype = _widths(config), _published_dtype(config)
-    return Source(asked, location, fell_back, n_layers, fingerprint, n_positions, widths, dtype)
-
-
-def _widths(config: dict) -> dict[str, int]:
-    """The width of the activations at each hook, as far as the config of a model tells them."""
-    d_model, heads = _first_of(WIDTH_KEYS, config), _first_of(HEAD_KEYS, config)
-    if not d_model:
-        return {}
-    widths = dict.fromkeys((*STREAMS, "mlp_in", "final"), d_model)
-    widths["embed"] = _first_of(EMBEDDING_KEYS, config) or d_model
-    widths["mlp_post"] = _first_of(MLP_KEYS, config) or 4 * d_model
-    if heads:
-        head = _first_of(HEAD_WIDTH_KEYS, config) or d_model // heads
-        key_heads = _first_of(KEY_HEAD_KEYS, config) or heads
-        widths |= {"one head": head, "q": heads * head, "z": heads * head, "k": key_heads * head, "v": key_heads * head}
-    return widths
-
-
-def _published_dtype(config: dict) -> str:
-    """The number format of the weights as the config of a model gives it; float32 if it gives none that models run in.
-
-    Multimodal models have it in text_config.
-    """
-    inner = config.get("text_config")
-    found = (
-        level.get(key)
-        for level in (inner if isinstance(inner, dict) else {}, config)
-        for key in ("dtype", "torch_dtype")
+    n_layers, n_positions = first_of(LAYER_KEYS, config), first_of(POSITION_KEYS, config)
+    return Source(
+        asked, location, fell_back, n_layers, fingerprint, n_positions, widths_in(config), published_dtype_in(config)
     )
-    return next((dtype for dtype in found if dtype in MODEL_DTYPES[1:]), "float32")
-
-
-def _first_of(keys: tuple[str, ...], config: dict) -> int | None:
-    """A number in the config of a model, under any of these keys; multimodal models have it in text_config."""
-    inner = config.get("text_config")
-    for level in (config, inner if isinstance(inner, dict) else {}):
-        for key in keys:
-            if type(level.get(key)) is int and level[key] > 0:
-                return level[key]
-    return None
 
 
 def _missing_from(folder: Path) -> list[str]:

@@ -246,4 +246,3 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
         not_shown="Whether people find the features meaningful. Absorption needs a model that can spell.",
         figures=answer_charts(5, table),
     )
-
