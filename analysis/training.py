@@ -18,10 +18,11 @@ from harvest.errors import InputError
 from harvest.flags import COUNT, DEVICE, NUMBER, POSITIVE, Allowed, Flags, flag, named
 from harvest.imports.stored_rows import stored_rows
 from harvest.request import DEFAULT_DATASET, DEFAULT_MODEL, IMPORTED, HarvestRequest, Site, default_cache_dir
+from harvest.row_formats import BYTES
 from harvest.sources import named_files, resolve
 from harvest.store import ActivationStore
 from harvest.streaming.order import AHEAD
-from harvest.streaming.plan import StreamPlan
+from harvest.streaming.plan import StreamPlan, windows_of_shard
 from harvest.streaming.stream import Stream
 from harvest.text.documents import documents
 from sae_jax.config import FLAGS_OF_SOME_KINDS, TrainConfig, flags_of_kind
@@ -174,6 +175,9 @@ def training_stores(
         next(documents(dataset.location, column=request.text_column), None)
     if d_model := model.width(request.hook):  # `train` checks the memory again, with the devices that JAX has found
         say_cost(config, request, d_model, terminal)
+        if request.stream:  # `StreamPlan.of` checks it again, without BOS
+            window_bytes = request.rows_per_window * d_model * BYTES[request.store_dtype] * len(request.sites)
+            windows_of_shard(request.ring_gb, request.seq_len, window_bytes)
     return harvest(request, options.cache_dir, sources=(model, dataset), **how)
 
 

@@ -43,14 +43,9 @@ class StreamPlan:
 
     @classmethod
     def of(cls, stores: Sequence[ActivationStore], ring_gb: float, epochs: int, seed: int) -> StreamPlan:
-        """The plan for a ring of so many gigabytes. Raises InputError if its shards would be smaller than a batch."""
+        """The plan for a ring of so many gigabytes. Raises InputError as `windows_of_shard` does."""
         manifest = stores[0].manifest
         window_bytes = sum(s.stream.positions * s.d_model * BYTES[s.manifest["dtype"]] for s in stores)
-        batch, shards = batch_windows(manifest["seq_len"]), PARTS + AHEAD
-        batches = int(ring_gb * 1e9 / shards / window_bytes) // batch
-        if not batches:
-            least = shards * batch * window_bytes / 1e9
-            raise InputError(f"--ring-gb {ring_gb}: the smallest ring for these rows has {least:.2g} GB: enlarge it")
         return cls(
             stores=tuple(str(store.directory.resolve()) for store in stores),
             model=place_of("model", manifest["model"]),
@@ -59,7 +54,7 @@ class StreamPlan:
             model_dtype=manifest.get("model_dtype", "float32"),
             epochs=epochs,
             seed=seed,
-            shard_windows=batch * batches,
+            shard_windows=windows_of_shard(ring_gb, manifest["seq_len"], window_bytes),
         )
 
     def open_stores(self) -> dict[Site, ActivationStore]:
@@ -83,3 +78,13 @@ class StreamPlan:
     def read(cls, directory: Path) -> StreamPlan:
         record: dict[str, Any] = read_json(directory / PLAN, "start the training again")
         return cls(**record | {"stores": tuple(record["stores"])})
+
+
+def windows_of_shard(ring_gb: float, seq_len: int, window_bytes: int) -> int:
+    """The number of windows of a shard: whole batches of the model. Raises InputError if it would be less than one."""
+    batch, shards = batch_windows(seq_len), PARTS + AHEAD
+    batches = int(ring_gb * 1e9 / shards / window_bytes) // batch
+    if not batches:
+        least = shards * batch * window_bytes / 1e9
+        raise InputError(f"--ring-gb {ring_gb}: the smallest ring for these rows has {least:.2g} GB: enlarge it")
+    return batch * batches
