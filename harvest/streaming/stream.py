@@ -163,7 +163,7 @@ class Producer:
 
     def _send(self) -> None:
         assert self.process and self.process.stdin
-        with suppress(BrokenPipeError):  # it has died, and hears it when it is started again
+        with suppress(BrokenPipeError, ValueError):  # it has died, and hears it when it is started again
             self.process.stdin.write(f"{self.first}\n".encode())
 
     def _attend(self) -> None:
