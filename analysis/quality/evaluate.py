@@ -57,12 +57,7 @@ def evaluate_dictionaries(
     done: dict[str, int] = defaultdict(int)  # tokens, by site
     language_model = None
     if options.ce_windows and not any(cannot_be_spliced(store.manifest) for store in stores.values()):
-        how: dict[str, Any] = {
-            "control": request.control,
-            "bos": request.bos,
-            "dtype": manifest.get("model_dtype", "float32"),
-        }
-        language_model = LanguageModel.load(model, options.device, **how)
+        language_model = LanguageModel.of_store(manifest, options.device, model)
     for site in dict.fromkeys(sites):
         store = stores[site]
         saes = {name: o.dictionary.sae for name, o, own in zip(names, opened, sites, strict=True) if own == site}

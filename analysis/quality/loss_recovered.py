@@ -23,7 +23,6 @@ from flax import nnx
 
 from analysis.stats import ratio_interval
 from harvest.request import Site
-from harvest.sources import place_of
 from harvest.store import ActivationStore
 from sae_jax.calibration import metric_windows, spread_windows
 from sae_jax.formats import load_dictionary
@@ -147,8 +146,7 @@ def add_loss_recovered(
     if cannot_be_spliced(manifest):  # this was reported already
         results["loss_recovered"] = {"windows_asked": windows, "windows": 0, "documents": 0}
         return
-    how = {"bos": "on" if manifest.get("bos") else "off", "dtype": manifest.get("model_dtype", "float32")}
-    model = LanguageModel.load(place_of("model", manifest["model"]), device, control=manifest.get("control"), **how)
+    model = LanguageModel.of_store(manifest, device)
     living = [member for member in results["members"] if member["metrics"]]
     split = next(iter(stores.values())).held_out
     windows_W = spread_windows(metric_windows(split), windows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property, partial
 from typing import Any
@@ -23,6 +23,7 @@ from harvest.model.loading import listed, load_bridge
 from harvest.model.number_format import device_of, few_roundings
 from harvest.model.tokenizer import load_tokenizer
 from harvest.request import STREAMS, Site
+from harvest.sources import place_of
 
 # An encoder is recognized by the change of logits, relative to the largest, from a later token in a text of 8 tokens.
 BOTH_WAYS, BOTH_WAYS_TOKENS = 1e-4, 8
@@ -61,6 +62,15 @@ class LanguageModel:
         bridge, notes = load_bridge(location, device_of(device), control, dtype)
         # The bridge's own tokenizer begins every text with BOS, also for models that were trained without it.
         return cls(bridge, notes, begin_of_text(load_tokenizer(location), bos, location))
+
+    @classmethod
+    def of_store(
+        cls, manifest: Mapping[str, Any], device: str | None = None, location: str | None = None
+    ) -> LanguageModel:
+        """Load the model that the rows of a store come from, as it ran for them."""
+        location = location or place_of("model", manifest["model"])
+        bos, dtype = "on" if manifest.get("bos") else "off", manifest.get("model_dtype", "float32")
+        return cls.load(location, device, manifest.get("control"), bos, dtype)
 
     def __repr__(self) -> str:
         size = f"{self.n_layers} layers, {self.d_model:,} wide, {self.vocabulary:,} tokens"

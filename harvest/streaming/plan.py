@@ -23,6 +23,7 @@ from harvest.streaming.order import AHEAD, PARTS, Order
 from harvest.streaming.ring import Ring
 
 PLAN = "plan.json"
+SCALE_BYTES = 4  # of a row in int8
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,6 @@ class StreamPlan:
 
     stores: tuple[str, ...]  # directories
     model: str  # location of the language model
-    control: str | None
-    bos: bool
-    model_dtype: str
     epochs: int
     seed: int
     shard_windows: int
@@ -45,16 +43,13 @@ class StreamPlan:
     def of(cls, stores: Sequence[ActivationStore], ring_gb: float, epochs: int, seed: int) -> StreamPlan:
         """The plan for a ring of so many gigabytes. Raises InputError as `windows_of_shard` does."""
         manifest = stores[0].manifest
-        window_bytes = sum(s.stream.positions * s.d_model * BYTES[s.manifest["dtype"]] for s in stores)
+        row_bytes = sum(s.d_model * BYTES[s.manifest["dtype"]] + SCALE_BYTES for s in stores)
         return cls(
             stores=tuple(str(store.directory.resolve()) for store in stores),
             model=place_of("model", manifest["model"]),
-            control=manifest.get("control"),
-            bos=bool(manifest.get("bos")),
-            model_dtype=manifest.get("model_dtype", "float32"),
             epochs=epochs,
             seed=seed,
-            shard_windows=windows_of_shard(ring_gb, manifest["seq_len"], window_bytes),
+            shard_windows=windows_of_shard(ring_gb, manifest["seq_len"], stores[0].stream.positions * row_bytes),
         )
 
     def open_stores(self) -> dict[Site, ActivationStore]:

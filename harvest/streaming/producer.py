@@ -60,10 +60,9 @@ def produce(directory: Path, number: int, of: int, device: str | None, report: C
 
     if device is None and (devices := torch.cuda.device_count()) > 1:
         device = f"cuda:{devices - 1 - number % devices}"  # the training uses the first ones
-    bos = "on" if plan.bos else "off"
-    language_model = LanguageModel.load(plan.model, device, plan.control, bos, plan.model_dtype)
     stores = plan.open_stores()
     first_store = next(iter(stores.values()))
+    language_model = LanguageModel.of_store(first_store.manifest, device, plan.model)
     if language_model.weights_hash() != first_store.manifest["weights_hash"]:
         raise InputError(f"{plan.model} has other weights than when the training began: add --force to start again")
     widths = {site: store.d_model for site, store in stores.items()}
