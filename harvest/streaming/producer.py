@@ -131,6 +131,10 @@ def main(arguments: list[str]) -> None:
     except InputError as error:
         report(trouble=str(error))
         os._exit(2)
+    except OSError as error:
+        fix = "free some space, or start again with a smaller --ring-gb or another --ring-dir"
+        report(trouble=f"the ring in {directory} cannot be written ({error.strerror}): {fix}")
+        os._exit(2)
 
 
 if __name__ == "__main__":

@@ -189,7 +189,8 @@ class Producer:
                 deaths += 1
                 how = f"was killed ({signal.Signals(-status).name})" if status < 0 else f"ended with status {status}"
                 if deaths == MOST_DEATHS:
-                    fix = f"see {self.log}, and continue with --resume"
+                    last = "".join(self.log.read_text(errors="replace").splitlines()[-1:])
+                    fix = f"see {self.log} ({last}), and continue with --resume"
                     self.stream.note({"trouble": f"the process that runs the language model {how}: {fix}"})
                     return
                 self.stream.say(f"the process that runs the language model {how}, and is started again")
