@@ -139,9 +139,10 @@ def train_run(
 
     keep_compiled(options.cache_dir)
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))  # spreads the members over all cores
-    began = time.perf_counter()
+    began, began_at = time.perf_counter(), time.time()
     stores = training_stores(request, config, options, run, terminal)
-    harvest_seconds = time.perf_counter() - began
+    made = [store for store in stores.values() if (store.directory / "manifest.json").stat().st_mtime >= began_at]
+    harvest_seconds = time.perf_counter() - began if made else 0.0
     with ExitStack() as others:
         others.enter_context(run.held())
         if answered(run, request, options, terminal, show):  # another process may have finished it in the meantime

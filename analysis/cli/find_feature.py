@@ -95,12 +95,12 @@ def show(
     densities: Mapping[tuple[str, int], float | None],
     terminal: Terminal,
 ) -> None:
-    best, best_of_members = result.features[: result.top], list(result.best_of_members.values())
-    order = "by AUROC when chosen"
-    title = f"Best feature of each dictionary, {order}"
-    terminal.show(found_table(title, best_of_members, densities, result.baselines))
-    title = f"Best {len(best)} features of all dictionaries, {order}"
-    terminal.show(found_table(title, best, densities, {}, explained=True))
+    best = result.features[: result.top]
+    others = [feature for feature in result.best_of_members.values() if feature not in best]
+    title = f"Best {len(best)} features of all dictionaries, by AUROC when chosen"
+    terminal.show(found_table(title, best, densities, result.baselines, explained=True))
+    if others:
+        terminal.show(found_table("Best feature of each other dictionary", others, densities, {}))
     for feature in result.features:
         if description := descriptions.get((feature.member, feature.feature)):
             terminal.show(description_text(feature, description, CONTEXTS_SHOWN))

@@ -38,6 +38,7 @@ def run(argv: list[str]) -> None:
         terminal.show(frontier_table(frontier))
         for member in frontier.failed:
             terminal.say(f"{member} has no results: its training failed")
+        output.write({"schema": 1, **asdict(frontier)})
         if not frontier.has_curve:
             if options.to:
                 raise InputError(
@@ -52,4 +53,3 @@ def run(argv: list[str]) -> None:
             write_frontier(frontier, to / "analysis")
             figures = save(frontier_chart(frontier), to / "figures" / "frontier")
             terminal.say(f"figure: {', '.join(map(str, figures))}")
-    output.write({"schema": 1, **asdict(frontier)})

@@ -67,7 +67,8 @@ def run(argv: list[str]) -> None:
         )
         for number, answer in enumerate(answers, 1):
             terminal.say(f"\n{number}. {answer.question}\n{answer.measured}")
-            terminal.show(StudyTable(answer.table))
+            if any(answer.table.values()):
+                terminal.show(StudyTable(answer.table))
             for finding in answer.findings:
                 terminal.say(f"- {finding}")
             terminal.say(f"Not shown: {answer.not_shown}")

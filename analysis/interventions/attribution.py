@@ -97,16 +97,17 @@ def attribute_next_token(
     Raises InputError for a model that predicts no next token, a prompt that is too short or too long, and a text that
     is not one token.
     """
+    tokenizer = run.tokenizer  # the tokens are looked up before the model is loaded, which takes long
+    wanted = token_of(tokenizer, "target", target)
+    other = None if against is None else token_of(tokenizer, "against", against)
     model = run.language_model
     model.need_next_token("Attribution to a next token")
-    tokenizer, longest = model.tokenizer, model.longest
+    longest = model.longest
     prompt_T = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if not run.first_position < len(prompt_T) <= longest:
         raise InputError(
             f"--prompt has {len(prompt_T)} tokens: give one of {run.first_position + 1} to {longest} tokens"
         )
-    wanted = token_of(tokenizer, "target", target)
-    other = None if against is None else token_of(tokenizer, "against", against)
     site, sae = run.site(member), run.dictionary(member).sae
     asked = (wanted, other, method, top, steps)
     found = compute_attribution(model, prompt_T, site, sae, *asked, run.first_position, on_progress)

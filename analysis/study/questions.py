@@ -55,7 +55,7 @@ def study(measures: PopulationMeasures, control: PopulationMeasures | None) -> l
 
 def feature_learning(measures: PopulationMeasures) -> Answer:
     table = table_of(measures, LEARNING)
-    findings = compared(measures, ("ce_recovered", "found_again"))
+    findings = compared(measures, ("ce_recovered", "found_again")) if len(measures.families) > 1 else []
     if measures.compared:
         findings += [
             f"Share of matched features ({group.differ}): {group.shared.mean:.1%}, the mean of {group.pairs} "
@@ -127,9 +127,9 @@ def emergence_in_short(table: Table) -> str:
     none = "No predictor is clearly correlated with the step at which a feature emerges"
     values = [value for row in table.values() for value in row.values() if value.mean is not None]
     if not values:
-        none = "What drives the emergence of features is not measured: this run has too few snapshots"
+        none = "Not measured: this run has too few snapshots"
     elif all(value.low is None for value in values):
-        none = "What drives the emergence of features is not known: intervals need three seeds"
+        none = "Not known: intervals need three seeds"
     return f"Features emerge {'; '.join(parts)}" if parts else none
 
 
@@ -235,7 +235,7 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
     return Answer(
         question="How do sparsity mechanisms affect the interpretability of features?",
         answer=" ".join(compared(population, in_answer[:1])),
-        findings=[*compared(population, in_answer[1:]), *verdicts],
+        findings=[*(compared(population, in_answer[1:]) if len(population.families) > 1 else []), *verdicts],
         measured=(
             "Sparse probing and absorption (SAEBench), and single-token features. For each set of labels: the share of "
             f"features more specialized than chance (false discovery rate {RATE}; the share grows with the amount of "

@@ -15,7 +15,7 @@ LABEL_WORDS = {
     "over chance": "specialization over chance",
     "information": "information over chance, mbit",
 }
-ONE_FAMILY = "There is only one family, so nothing to compare"
+ONE_FAMILY = "There is only one family of members, so there is nothing to compare."
 L0_APART = 1.1  # largest ratio of the L0 of families that count as equally sparse
 
 
@@ -56,6 +56,8 @@ def compared(measures: PopulationMeasures, wanted: Sequence[str]) -> list[str]:
         for verdict in dict.fromkeys(verdict for _, _, verdict in found if verdict):
             where = [where.lower().replace("l0", "L0") for where, _, of in found if of == verdict] if clear else []
             others.setdefault(verdict, []).append(words(name) + (f" ({', '.join(where)})" if where else ""))
+    if ONE_FAMILY in others:
+        return [ONE_FAMILY]
     return [*different, *(f"{verdict}: {'; '.join(names)}." for verdict, names in others.items())]
 
 

@@ -41,6 +41,7 @@ from analysis.ui.terminal.wording import (
     member_name,
     number_cells,
     percent_done,
+    program,
     ranges_text,
     rate_text,
 )
@@ -108,11 +109,11 @@ class Terminal:
         if self._quiet:
             return
         self._remove_life()
-        if self._redraws:  # wrapped between words only, so that a long path can be copied from the terminal
+        if self._redraws:  # wrapped between words only, so that a path can be copied, and a command not at all
             columns = self._console.width
             text = "\n".join(
                 line
-                if cell_len(line) <= columns
+                if cell_len(line) <= columns or program() in line
                 else fill(line, columns, break_long_words=False, break_on_hyphens=False)
                 for line in text.splitlines()
             )

@@ -170,7 +170,7 @@ def times_text(timing: dict[str, float | None]) -> str:
     return ", ".join(
         f"{phase} {duration_text(seconds)}" + (training if phase == "training" else "")
         for phase in ("harvest", "training", "evaluation", "loss recovered")
-        if (seconds := timing.get(f"{phase.replace(' ', '_')}_seconds")) is not None
+        if (seconds := timing.get(f"{phase.replace(' ', '_')}_seconds"))
     )
 
 

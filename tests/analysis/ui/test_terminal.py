@@ -386,6 +386,20 @@ def test_names_are_printed_as_they_are_on_a_terminal():
     assert lines[:2] == ["the store lies at [/]:", "/data/" + "a" * 90]  # wrapped by the terminal: can be copied
 
 
+def test_a_command_to_paste_has_no_newline_in_it():
+    """Only the terminal wraps it: what is copied is one line."""
+    _, raw = on_a_terminal("long_command()", 80)
+    assert LONG_COMMAND.encode() in raw
+
+
+LONG_COMMAND = "next: python main.py steer " + "/runs/of-a-long-name" * 3 + " --member ID --feature 137 --sweep"
+
+
+def long_command() -> None:
+    with Terminal() as terminal:
+        terminal.say(LONG_COMMAND)
+
+
 def odd_names() -> None:
     with Terminal() as terminal:
         terminal.training_progress(progress(1, ["relu[red]x[/red]"]))
