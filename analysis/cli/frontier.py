@@ -38,13 +38,7 @@ def run(argv: list[str]) -> None:
         terminal.show(frontier_table(frontier))
         for member in frontier.failed:
             terminal.say(f"{member} has no results: its training failed")
-        output.write({"schema": 1, **asdict(frontier)})
         if not frontier.has_curve:
-            if options.to:
-                raise InputError(
-                    f"--to {to}: there is no figure to write, because no kind has results at two or more sparsities "
-                    "with otherwise equal settings: train with --target-l0 16 32 or --k 16 32, or leave --to out"
-                )
             terminal.say(
                 "no figure: it needs one kind at two or more sparsities with otherwise equal settings, trained with "
                 "--target-l0 16 32 or --k 16 32"
@@ -53,3 +47,6 @@ def run(argv: list[str]) -> None:
             write_frontier(frontier, to / "analysis")
             figures = save(frontier_chart(frontier), to / "figures" / "frontier")
             terminal.say(f"figure: {', '.join(map(str, figures))}")
+    output.write({"schema": 1, **asdict(frontier)})
+    if options.to and not frontier.has_curve:
+        raise InputError(f"--to {to}: there is no figure to write (see above): leave --to out")
