@@ -8,8 +8,8 @@ All other flags are those of `python main.py`. Both runs get the same flags, one
 Prints a table of members, and a record in JSON:
 - peak_disk: bytes of the cache and the run at their largest, without compiled programs; peak_memory: resident bytes of
   the training and of the producers at their largest.
-- speed: the seconds per token of the plain transformers model, run up to the same layer, over those of a producer,
-  which also reads, sorts and writes the rows (medians; the two alternate, and no training runs).
+- speed: the seconds per token of the plain transformers model, run up to the input of the layer, over those of a
+  producer, which also reads, sorts and writes the rows (medians; the two alternate, and no training runs).
 - neighbours: the correlation of rows that follow each other in batches of the stream, in those of a store, in the text.
 """
 
@@ -33,7 +33,7 @@ from analysis.cli.train import parse
 from harvest.files import read_json
 from harvest.model_pass import batch_windows
 from harvest.store import ActivationStore
-from harvest.streaming.order import AHEAD
+from harvest.streaming.order import AHEAD, PARTS
 from harvest.streaming.plan import StreamPlan
 from harvest.streaming.stream import Stream
 from sae_jax.training.batches import Feed
@@ -80,7 +80,7 @@ def store_in(folder: Path) -> ActivationStore:
 
 
 class Raw:
-    """The plain transformers model, run up to a layer."""
+    """The plain transformers model, run up to the input of a layer."""
 
     class Enough(Exception):
         pass
@@ -88,7 +88,7 @@ class Raw:
     def __init__(self, location: str, layer: int):
         self.model = AutoModelForCausalLM.from_pretrained(location, dtype=torch.float32).eval()
         blocks = next(m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList))
-        blocks[layer].mlp.register_forward_pre_hook(self.stop)
+        blocks[layer].register_forward_pre_hook(self.stop)
 
     def stop(self, *_: object) -> None:
         raise self.Enough
@@ -107,13 +107,13 @@ def speed(store: ActivationStore, ring_gb: float, layer: int, folder: Path) -> t
     seconds: dict[str, list[float]] = {"raw": [], "producer": []}
     rows = []
     with Stream(plan, folder / "ring") as stream:
-        for number in range(AHEAD + ROUNDS):
+        for number in range(PARTS, PARTS + 1 + ROUNDS):  # from here on, the ring is full: a block makes room for a shard
             busy = stream.busy_seconds
             rows.append(stream.block(number)[0])
-            while number + AHEAD not in stream.arrived:
+            while not stream.arrived.issuperset(range(number - PARTS + 1, number + AHEAD + 1)):
                 time.sleep(0.01)
             tokens_WxT, _ = store.stream.some_windows(stream.order.windows(number + AHEAD))
-            if number >= AHEAD:  # before, it fills the ring
+            if number > PARTS:
                 seconds["producer"].append((stream.busy_seconds - busy) / tokens_WxT.size)
                 seconds["raw"].append(raw.seconds(tokens_WxT) / tokens_WxT.size)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
