@@ -107,7 +107,7 @@ def speed(store: ActivationStore, ring_gb: float, layer: int, folder: Path) -> t
     seconds: dict[str, list[float]] = {"raw": [], "producer": []}
     rows = []
     with Stream(plan, folder / "ring") as stream:
-        for number in range(PARTS, PARTS + 1 + ROUNDS):  # from here on, the ring is full: a block makes room for a shard
+        for number in range(PARTS, PARTS + 1 + ROUNDS):  # the ring is full: each block makes room for one shard
             busy = stream.busy_seconds
             rows.append(stream.block(number)[0])
             while not stream.arrived.issuperset(range(number - PARTS + 1, number + AHEAD + 1)):
