@@ -59,7 +59,6 @@ class Split(StoredWindows):
         self.dtype, self.row_starts = dtype, [0, *accumulate(s["rows"] for s in shards)]
 
     def __reduce__(self):
-        """Pickle without open files and cached arrays, which a worker process opens itself."""
         facts = self.directory, self.name, self.shards, self.positions, self.first_position, self.dtype
         return Split, (*facts, self.compared)
 

@@ -36,6 +36,11 @@ class StoredWindows:
         self.window_starts = [0, *accumulate(s["windows"] for s in shards)]
         self._map = lru_cache(OPEN_MAPS)(self._open)
 
+    def __reduce__(self):
+        """Pickle without open files and cached arrays, which a worker process opens itself."""
+        facts = self.directory, self.name, self.shards, self.positions, self.first_position, self.compared
+        return StoredWindows, facts
+
     @cached_property
     def windows(self) -> np.ndarray:
         """All token windows, int32 [W, T]."""

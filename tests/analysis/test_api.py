@@ -87,7 +87,7 @@ def test_training_in_python_is_that_of_the_command_line(run, cache, tmp_path, ca
         ({"prepend_bos": True}, "no setting prepend_bos: did you mean bos"),
         ({"fit_decoder": "no"}, "^fit_decoder 'no': must be True or False"),
         ({"lr": "1e-3"}, "^lr '1e-3': must be a positive number"),
-        ({"hook_point": 1}, "no setting hook_point: give one of model_name, .*, hook, .*, run_dir, "),
+        ({"colour": 1}, "no setting colour: give one of model_name, .*, hook, .*, run_dir, "),
         ({"preset": "res-jb"}, "only the command line .`--preset`.: `python main.py --preset NAME --dry-run` shows"),
         ({"k": 8}, "^k has no effect on activation relu: give target_l0, or leave it out"),
         ({"resume": True, "force": True}, "^resume continues the run, force starts over: give only one"),

@@ -540,7 +540,7 @@ def test_a_changed_text_gives_another_run(cache, tmp_path):
     assert typed(*argv, "--run-dir", run, cache=cache).returncode == 0
     text.write_text("".join(lines))
     again = typed(*argv, "--run-dir", run, cache=cache)
-    assert again.returncode == 2 and "another configuration (dataset" in again.stderr
+    assert again.returncode == 2 and "another configuration (other files for --dataset)" in again.stderr
 
 
 def test_a_damaged_shard_is_named_if_the_loss_is_not_finite(smoke, cache, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from harvest.streaming.stream import Stream
 SITES = {"layer": (1,), "hook": ("resid_pre", "mlp_out")}
 WINDOWS = 12000
 SINK = 77  # a token with an embedding that is a thousand times as large
-RING_GB = 0.016
+RING_GB = 0.018
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def rows(plan, tmp_path_factory) -> np.ndarray:
             assert sum(path.stat().st_size for path in shards) <= RING_GB * 1e9
             assert len(shards) <= PARTS + AHEAD
         assert stream.extreme == 0 and stream.busy_seconds > 0
-    assert not ring.exists() and not psutil.Process().children()
+    assert not ring.exists() and not producers()
     return np.concatenate(parts, axis=1)
 
 
@@ -102,7 +103,7 @@ def test_a_killed_producer_is_started_again_and_rows_do_not_depend_on_who_makes_
         starts = stream.order.starts
         for number in range(blocks(stream) // 2, blocks(stream)):  # any block can be the first
             if number == blocks(stream) // 2 + 3:
-                psutil.Process().children()[0].kill()
+                producers()[0].kill()
             assert np.array_equal(stream.block(number), rows[:, starts[number] : starts[number + 1]])
     assert said == ["the process that runs the language model was killed (SIGKILL), and is started again"]
 
@@ -154,19 +155,26 @@ def test_a_producer_that_cannot_go_on_ends_the_stream_with_its_reason(plan, stor
     continued = r"was killed \(SIGKILL\): see .*producer-0.log .*, and continue with --resume"
     with pytest.raises(InputError, match=continued):  # noqa: SIM117
         with Stream(plan, tmp_path / "ring", say=monitored.append) as stream:
-            threading.Thread(target=kill_forever, daemon=True).start()
-            stream.block(blocks(stream) - 1)
+            ended = threading.Event()
+            threading.Thread(target=kill_until, args=[ended], daemon=True).start()
+            try:
+                stream.block(blocks(stream) - 1)
+            finally:
+                ended.set()
     assert len(monitored) == 2
-    assert not psutil.Process().children()
+    assert not producers()
 
 
-def kill_forever() -> None:
-    """Kill all child processes for some seconds."""
-    ends = time.monotonic() + 20
-    while time.monotonic() < ends:
-        for child in psutil.Process().children():
-            child.kill()
-        time.sleep(0.05)
+def producers() -> list[psutil.Process]:
+    """The producers that this process has started."""
+    return [child for child in psutil.Process().children() if "harvest.streaming.producer" in " ".join(child.cmdline())]
+
+
+def kill_until(ended: threading.Event) -> None:
+    while not ended.wait(0.05):
+        with suppress(psutil.NoSuchProcess):
+            for producer in producers():
+                producer.kill()
 
 
 def test_a_ring_that_is_too_small_is_refused(stores):
