@@ -149,6 +149,7 @@ def test_the_examples_of_contributing_work(tmp_path, at_home):
     for name in ("harvest", "sae_jax", "analysis", "tests"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in (*PAGES, ROOT / "main.py", ROOT / "pyproject.toml"):
+        (copy / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy / path.relative_to(ROOT))
     for path, content in files.items():
         (copy / path).write_text(content)
