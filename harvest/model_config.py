@@ -1,4 +1,4 @@
-"""What the config.json of a language model tells of its size and number format. Imports neither torch nor jax."""
+"""Reading the size and number format of a language model from its config.json. Imports neither torch nor jax."""
 
 from __future__ import annotations
 

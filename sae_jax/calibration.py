@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from harvest.model_pass import spread
 from harvest.store import Split
 from sae_jax.formats import Dictionary
 
@@ -40,7 +41,7 @@ def metric_windows(split: Split) -> np.ndarray:
 
 def spread_windows(windows_W: np.ndarray, count: int) -> np.ndarray:
     """At most `count` of these windows, spread evenly."""
-    return windows_W[np.unique(np.linspace(0, len(windows_W) - 1, min(count, len(windows_W))).round().astype(int))]
+    return windows_W[spread(len(windows_W), count)]
 
 
 def calibration_sample(split: Split) -> np.ndarray:

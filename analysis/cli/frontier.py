@@ -39,14 +39,18 @@ def run(argv: list[str]) -> None:
         for member in frontier.failed:
             terminal.say(f"{member} has no results: its training failed")
         if not frontier.has_curve:
-            terminal.say(
-                "no figure: it needs one kind at two or more sparsities with otherwise equal settings, trained with "
-                "--target-l0 16 32 or --k 16 32"
-            )
+            if not options.to:  # otherwise the error below says so
+                terminal.say(
+                    "no figure: it needs one kind at two or more sparsities with otherwise equal settings, trained "
+                    "with --target-l0 16 32 or --k 16 32"
+                )
         elif options.to or can_be_kept(to, terminal.say):
             write_frontier(frontier, to / "analysis")
             figures = save(frontier_chart(frontier), to / "figures" / "frontier")
             terminal.say(f"figure: {', '.join(map(str, figures))}")
     output.write({"schema": 1, **asdict(frontier)})
     if options.to and not frontier.has_curve:
-        raise InputError(f"--to {to}: there is no figure to write (see above): leave --to out")
+        raise InputError(
+            f"--to {to}: there is no figure to write, because no kind has results at two or more sparsities "
+            "with otherwise equal settings: train with --target-l0 16 32 or --k 16 32, or leave --to out"
+        )

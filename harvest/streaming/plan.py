@@ -1,4 +1,4 @@
-"""What is streamed, for the processes that make the rows and the one that reads them. Imports neither torch nor jax.
+"""The plan of a stream, which the processes that make rows and the one that reads them share. No torch, no jax.
 
 Shapes: W windows.
 """

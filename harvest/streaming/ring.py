@@ -53,7 +53,7 @@ class Ring:
         write_atomically(self.path(shard), lambda file: file.write(content))
 
     def is_whole(self, shard: int) -> bool:
-        """Whether a shard is there, and is what was written."""
+        """Return whether a shard exists with the content that was written."""
         try:
             with safe_open(self.path(shard), "numpy") as file:
                 checksums = json.loads(file.metadata()["crc32"])

@@ -69,18 +69,18 @@ def train(
     """Train the population of `config` on the stores, evaluate it on held-out rows, fill the run directory.
 
     `stores` hold the same text at different sites of one model. With a `stream`, the training rows come from it and not
-    from the stores, which hold a sample of them. A member whose loss is not finite is frozen and
-    reported, and the others continue. `on_phase` gets the phase, what is done and the total of the work after the
-    last step. `measure` adds further metrics to the results before they are written. Returns
-    the content of results.json. Raises InputError, Diverged if all members have failed, or Interrupted (on SIGINT and
-    SIGTERM).
+    from the stores, which hold a sample of them. A member whose loss is not finite is frozen and reported, and the
+    others continue. `on_phase` gets the phase, what is done and the total of the work after the last step. `measure`
+    adds further metrics to the results before they are written. Returns the content of results.json. Raises InputError,
+    Diverged if all members have failed, or Interrupted (on SIGINT and SIGTERM).
     """
     if run.results and not force:
         raise InputError(f"{run.path} already holds a finished run (results.json): pass force=True to train it again")
     splits = [store.train.not_compared() for store in stores]
-    feed: Blocks = Feed(splits, config.batch_size, config.epochs, config.data_seed)
     if stream:
-        feed = StreamFeed(stream, splits, config.batch_size)
+        feed: Blocks = StreamFeed(stream, splits, config.batch_size)
+    else:
+        feed = Feed(splits, config.batch_size, config.epochs, config.data_seed)
     population = populate(config, stores, feed)
     refuse_if_too_large(population)
     with run.held(), compared_meanwhile(stores) as rows_compared:

@@ -175,7 +175,7 @@ def times_text(timing: dict[str, float | None]) -> str:
 
 
 def waits_text(timing: dict[str, float | None]) -> str:
-    """How long the training and the language model of a streaming run waited for each other."""
+    """Text on the shares of time in which training and language model waited for each other; "" without a stream."""
     if (producer_wait := timing.get("producer_wait")) is None:
         return ""
     data_wait = percent_done(timing.get("data_wait") or 0.0)

@@ -219,7 +219,7 @@ def test_runs_without_a_frontier_are_refused(run, tmp_path, capsys):
     assert not (flat / "figures").exists() and not (flat / "analysis").exists()
     assert main.run_as_command(["frontier", str(flat), "--to", str(tmp_path / "asked")]) == 2
     error = capsys.readouterr().err
-    assert f"--to {tmp_path / 'asked'}: there is no figure to write (see above)" in error
+    assert f"--to {tmp_path / 'asked'}: there is no figure to write, because no kind has results at two" in error
     assert not (tmp_path / "asked").exists()
     with pytest.raises(InputError, match=str(tmp_path / "nowhere")):
         compute_frontier(tmp_path / "nowhere")
