@@ -6,10 +6,13 @@ import json
 import re
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import altair as alt
+import matplotlib
 import numpy as np
 import pytest
+import vl_convert
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PathCollection
@@ -138,6 +141,9 @@ def drawn(request):
     return request.param, chart, panels, figures.to_matplotlib(chart)
 
 
+vl_convert.register_font_directory(str(Path(matplotlib.get_data_path(), "fonts", "ttf")))
+
+
 def greys(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """The upper left of a picture as shades of grey from 0 to 1, each the mean of 8 × 8 pixels."""
     width, height = (side // 8 for side in size)
@@ -149,8 +155,10 @@ def greys(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
 def test_every_chart_looks_as_that_of_altair_and_has_axes_for_each_panel(drawn):
     name, chart, panels, figure = drawn
     assert len(figure.axes) == panels
+    chart = chart.copy()
+    chart.config.font = "DejaVu Sans"  # comes with matplotlib; the other fonts are not on every machine
     picture = io.BytesIO()
-    figure.savefig(picture, dpi=100)
+    figures.to_matplotlib(chart).savefig(picture, dpi=100)
     here, there = Image.open(picture), Image.open(io.BytesIO(figures.png_of(chart, 100)))
     size = np.minimum(here.size, there.size)
     assert abs(np.subtract(here.size, there.size)).max() <= 2
