@@ -193,7 +193,15 @@ def in_float32(value: Any) -> bool:
 TEXT = Allowed(str, lambda v: bool(v.strip()), "a text that is not empty")
 NUMBER = Allowed(Integral, lambda v: 0 <= v < 2**31, "a whole number, 0 to 2147483647")
 COUNT = Allowed(Integral, lambda v: 1 <= v < 2**31, "a whole number, 1 or more, and below 2147483648")
-DEVICE = Allowed(str, lambda v: bool(re.fullmatch(r"cpu|cuda(:\d+)?", v)), "cpu, cuda or the like of cuda:1")
+DEVICE = Allowed(
+    str,
+    lambda v: bool(re.fullmatch(r"auto|spread|cpu|cuda(:\d+)?", v)),
+    "auto, cpu, cuda, the like of cuda:1, or spread",
+)
+WHERE = (
+    "where the language model runs: cpu, cuda, cuda:N, auto (cuda if torch finds it, otherwise cpu), or spread: over "
+    "all GPUs or, without one, over the memory and the disk, for a model that is too large for one"
+)
 REAL = Allowed(Real, lambda v: True, "a number")
 POSITIVE = Allowed(Real, lambda v: v > 0, "a positive number")
 NOT_NEGATIVE = Allowed(Real, lambda v: v >= 0, "0 or a positive number")

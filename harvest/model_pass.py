@@ -6,6 +6,7 @@ Shapes: W windows, T tokens per window, P positions of a window that become rows
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from harvest.request import HarvestRequest, Site
 from harvest.row_formats import BYTES
 from harvest.sources import Source
 from harvest.store_writer import StoreWriter
+from harvest.team import Team
 from harvest.text.windows import Windows
 
 if TYPE_CHECKING:
@@ -37,8 +39,10 @@ def fill(
     say: Say,
     shard_bytes: int,
     loss_recovered: bool,
-    device: str | None,
+    device: str,
+    team: Team,
 ) -> None:
+    """Harvest the stores. Each process of the team makes a part of the shards, and process 0 finishes the stores."""
     from harvest.model.language_model import LanguageModel
     from harvest.rehearsal import guesses, rehearse
     from harvest.text.documents import Reading
@@ -48,7 +52,7 @@ def fill(
     language_model = LanguageModel.load(model.location, device, **how)
     for note in language_model.notes:
         say(f"{model.asked}: {note}")
-    say(f"harvest runs on {language_model.device} in {language_model.dtype_name} (torch {version('torch')})")
+    say(f"harvest runs on {language_model.places} in {language_model.dtype_name} (torch {version('torch')})")
     request = request_for_text(request, language_model)
     windows = token_windows(
         dataset.location, language_model.tokenizer, request, reading := Reading(), language_model.bos
@@ -60,27 +64,57 @@ def fill(
     rehearsed = rehearse(language_model, every_WxT, list(directories), not request.keep_first_position)
     if not request.control and (remark := guesses(language_model, rehearsed.values())):
         say(remark)
-    widths = {site: rehearsed[site].width for site in directories}
     facts = {**_description(request, model, dataset, language_model, windows), "text": asdict(reading)}
+    what = {"weights_hash": "the model", "tokenizer_hash": "the tokenizer", "windows_hash": "the text"}
+    team.refuse_differences({words: facts[name] for name, words in what.items()} | {"versions": facts["versions"]})
     about = {site: {**facts, **site_facts(language_model, site, rehearsed[site])} for site in directories}
     streamed = windows["train"] if request.stream else None
     if streamed:
         windows["train"] = streamed.part(spread(len(streamed.tokens_WxT), request.sample_windows))
     if request.max_norm_ratio:
         candidates = sum(int(split.kept(request.positions).sum()) for split in windows.values())
-        for site, norm in median_norms(language_model, every_WxT, list(directories), request.positions).items():
-            about[site] |= {"max_norm": norm_limit(request.max_norm_ratio, norm), "candidate_rows": candidates}
+        norms = median_norms(language_model, every_WxT, list(directories), request.positions)
+        limits = team.agree([norm_limit(request.max_norm_ratio, norms[site]) for site in directories])
+        for site, limit in zip(directories, limits, strict=True):
+            about[site] |= {"max_norm": limit, "candidate_rows": candidates}
     if loss_recovered:
         refuse_unmeasurable(about, ignore)
     writers = {site: StoreWriter(path, about[site], tuple(windows)) for site, path in directories.items()}
-    if streamed:
+    if streamed and team.leads:
         for writer in writers.values():
             writer.description["streamed_rows"] = int(streamed.kept(request.positions).sum())
             writer.add_stream(streamed.tokens_WxT, streamed.documents_W, **streamed.others)
-    row_bytes = max(widths.values()) * BYTES[request.store_dtype]
+    row_bytes = max(of_site.width for of_site in rehearsed.values()) * BYTES[request.store_dtype]
     batch_bytes = batch_windows(request.seq_len) * request.positions * row_bytes
     shard_windows = batch_windows(request.seq_len) * max(1, shard_bytes // batch_bytes)
-    total = sum(len(split.tokens_WxT) for split in windows.values())
+    shards = shards_of(windows, shard_windows)
+    write_shards(language_model, request, writers, shards[team.index :: team.count], on_progress)
+    team.wait()
+    if team.leads:
+        for writer in writers.values():
+            writer.finish(Counter(split for split, _, _ in shards))
+    team.wait()
+
+
+def shards_of(windows: dict[str, Windows], shard_windows: int) -> list[tuple[str, int, Windows]]:
+    """(split, number in it, windows) of each shard."""
+    starts = {split: range(0, len(whole.tokens_WxT), shard_windows) for split, whole in windows.items()}
+    return [
+        (split, index, windows[split].part(slice(start, start + shard_windows)))
+        for split in windows
+        for index, start in enumerate(starts[split])
+    ]
+
+
+def write_shards(
+    language_model,
+    request: HarvestRequest,
+    writers: dict[Site, StoreWriter],
+    shards: list[tuple[str, int, Windows]],
+    on_progress: Progress,
+) -> None:
+    """Run the model on the windows of shards, and write the rows of the sites that lack them."""
+    total = sum(len(part.tokens_WxT) for _, _, part in shards)
     done = 0
 
     def advance(n_windows: int) -> None:
@@ -88,24 +122,20 @@ def fill(
         done += n_windows
         on_progress("harvest", done * request.seq_len, total * request.seq_len)
 
-    for split in windows:
-        for index, start in enumerate(range(0, len(windows[split].tokens_WxT), shard_windows)):
-            part = windows[split].part(slice(start, start + shard_windows))
-            lacking = [site for site, writer in writers.items() if not writer.has_shard(split, index, part.tokens_WxT)]
-            if not lacking:
-                advance(len(part.tokens_WxT))
-                continue
-            needed = {site: widths[site] for site in lacking}
-            rows = activation_rows(language_model, part.tokens_WxT, needed, request.positions, advance)
-            for site in lacking:
-                x_WxPxD, kept_WxP = rows.pop(site), part.kept(request.positions)
-                if most := about[site].get("max_norm"):
-                    kept_WxP = kept_WxP & ~(np.linalg.norm(x_WxPxD, axis=-1) > most)
-                others = {name: array_WxT for name, array_WxT in part.others.items() if name != "kept"}
-                others |= {} if kept_WxP.all() else {"kept": kept_WxP}
-                writers[site].add_shard(split, index, x_WxPxD[kept_WxP], part.tokens_WxT, part.documents_W, **others)
-    for writer in writers.values():
-        writer.finish()
+    for split, index, part in shards:
+        lacking = {site: w for site, w in writers.items() if not w.has_shard(split, index, part.tokens_WxT)}
+        if not lacking:
+            advance(len(part.tokens_WxT))
+            continue
+        widths = {site: writer.description["d_model"] for site, writer in lacking.items()}
+        rows = activation_rows(language_model, part.tokens_WxT, widths, request.positions, advance)
+        for site, writer in lacking.items():
+            x_WxPxD, kept_WxP = rows.pop(site), part.kept(request.positions)
+            if most := writer.description.get("max_norm"):
+                kept_WxP = kept_WxP & ~(np.linalg.norm(x_WxPxD, axis=-1) > most)
+            others = {name: array_WxT for name, array_WxT in part.others.items() if name != "kept"}
+            others |= {} if kept_WxP.all() else {"kept": kept_WxP}
+            writer.add_shard(split, index, x_WxPxD[kept_WxP], part.tokens_WxT, part.documents_W, **others)
 
 
 def spread(count: int, most: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The number format in which a model will run, known without an import of torch wherever possible."""
+"""The device and number format in which a model will run, known without an import of torch wherever possible."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from pathlib import Path
 from harvest.sources import Source
 
 
-def dtype_on(device: str | None, asked: str, model: Source) -> str:
+def refuse_no_device(device: str) -> None:
+    """Raise InputError for a device that this machine lacks, before anything is loaded."""
+    if device.startswith("cuda"):
+        from harvest.model.number_format import device_of
+
+        device_of(device)
+
+
+def dtype_on(device: str, asked: str, model: Source) -> str:
     """The number format in which a model runs; "auto" is that of its files on an accelerator, and float32 on a CPU."""
     if asked != "auto":
         return asked
-    if model.published_dtype == "float32" or device == "cpu" or not (device or has_gpu_driver()):
+    if model.published_dtype == "float32" or device == "cpu" or not (device.startswith("cuda") or has_gpu_driver()):
         return "float32"
     from harvest.model.number_format import device_of
 

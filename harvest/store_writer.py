@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.files import checksum, read_json, remove_temporary, write_atomically, write_json
+from harvest.files import checksum, read_json, write_atomically, write_json
 from harvest.row_formats import BYTES, decoded, encoded
 from harvest.store import FORMAT, SPLITS, STREAM, ActivationStore
 from harvest.stored_windows import shard_path
@@ -61,18 +61,14 @@ class Moments:
 class StoreWriter:
     """Writes a store shard by shard. A shard is finished when its `shard-*.json` exists, and is not written again.
 
-    `splits` is "train" and "held_out", or only "held_out"; statistics are those of the first one. The caller must hold
-    the lock of the store, because temporary files of killed processes are removed.
+    `splits` is "train" and "held_out", or only "held_out"; statistics are those of the first one. Several processes may
+    write different shards of a store.
     """
 
     def __init__(self, directory: Path, description: dict, splits: Sequence[str] = SPLITS):
         self.directory = Path(directory)
         self.description, self.splits = description, splits
         self.streamed: list[dict] = []
-        for split in splits:
-            (self.directory / split).mkdir(parents=True, exist_ok=True)
-            remove_temporary(self.directory / split)
-        remove_temporary(self.directory)
 
     def has_shard(self, split: str, index: int, tokens_WxT: np.ndarray) -> bool:
         """Whether a shard of exactly these windows is finished and undamaged."""
@@ -146,11 +142,21 @@ class StoreWriter:
             files[name] = {"bytes": len(data), "crc32": zlib.crc32(data)}
         return files
 
-    def finish(self) -> ActivationStore:
-        """Merge the statistics, write the manifest and remove the records that were only needed to resume."""
+    def finish(self, expected: Mapping[str, int] | None = None) -> ActivationStore:
+        """Merge the statistics, write the manifest and remove the records that were only needed to resume.
+
+        `expected` is the number of shards of each split, by default that of those which are there.
+        """
         shards, moments, dtypes, error = {}, None, set(), 0.0
         for split in self.splits:
             paths = sorted((self.directory / split).glob("shard-*.json"))
+            if expected is not None:  # a network's file system may list new files of other machines late
+                paths = [self._record_path(split, index) for index in range(expected[split])]
+            if absent := [path for path in paths if not path.exists()]:
+                raise InputError(
+                    f"{absent[0]}, which another process of the harvest wrote, is not there: give all of them the same "
+                    "--cache-dir, in a directory that they share"
+                )
             records = [read_json(p, "delete it, and the same command harvests its rows again") for p in paths]
             if not records:
                 raise InputError(f"the store {self.directory} would have no {split} rows: use more or longer text")

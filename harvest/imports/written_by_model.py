@@ -27,8 +27,8 @@ class WrittenByModel:
     """
 
     def __init__(self, name: str, site: Site, tokens_WxT: np.ndarray, say: Say):
-        from harvest.model.language_model import LanguageModel, begin_of_text
-        from harvest.model.tokenizer import load_tokenizer
+        from harvest.model.language_model import LanguageModel
+        from harvest.model.tokenizer import begin_of_text, load_tokenizer
 
         length = max(2, tokens_WxT.shape[1])
         self.source, _ = resolve(

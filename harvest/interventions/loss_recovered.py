@@ -142,7 +142,7 @@ class PatchedForward:
         seen: dict[str, torch.Tensor] = {}
 
         def see(x_WxTxD: torch.Tensor, hook, name: str) -> None:
-            seen[name] = self.model.activation(x_WxTxD, self.site).clone()
+            seen[name] = self.model.activation(x_WxTxD, self.site).to("cpu", copy=True)
 
         names = {"activation": self.site.hook_name}
         if self.site.hook == "resid_mid":
@@ -161,9 +161,7 @@ class PatchedForward:
             raise InputError(
                 f"--hook {self.site.hook}: this model does not run {names[lacking.pop()]}: choose another hook"
             )
-        self.at_bos_WxTxD, self.activation_WxTxD = (
-            seen["activation"].float().cpu().tensor_split([len(self.model.bos)], 1)
-        )
+        self.at_bos_WxTxD, self.activation_WxTxD = seen["activation"].float().tensor_split([len(self.model.bos)], 1)
         if self.site.hook == "resid_mid":
             self.before_WxTxD = seen["resid_pre"]
             error_WxTxD = self.before_WxTxD + seen["attn_out"] - seen["activation"]
@@ -177,7 +175,7 @@ class PatchedForward:
         The logits have gradients if the activation requires them.
         """
         point, calls = self.site.hook_name, []
-        x_WxTxD = torch.cat([self.at_bos_WxTxD.to(x_WxTxD), x_WxTxD], 1).to(self.model.device)
+        x_WxTxD = torch.cat([self.at_bos_WxTxD.to(x_WxTxD), x_WxTxD], 1)
         if self.site.hook == "resid_mid":
             # TransformerLens' hook point is only the input of the norm, while the residual stream bypasses it. So the
             # output of attention is set instead, such that the stream and the input of the norm both become x.

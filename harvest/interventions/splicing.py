@@ -136,7 +136,7 @@ def change_hooks(point: str, change: Callable[[torch.Tensor], torch.Tensor]) -> 
     seen: dict[str, torch.Tensor] = {}
 
     def add(x: torch.Tensor, hook: Any) -> torch.Tensor:
-        middle = seen["before"] + x
+        middle = seen["before"].to(x.device) + x
         seen["changed"] = change(middle)
         return x + (seen["changed"] - middle)
 

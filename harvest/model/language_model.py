@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,9 +20,9 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 
 from harvest.errors import InputError
 from harvest.model.library_errors import explained
-from harvest.model.loading import listed, load_bridge
-from harvest.model.number_format import device_of, few_roundings
-from harvest.model.tokenizer import load_tokenizer
+from harvest.model.loading import listed, load_bridge, values_of
+from harvest.model.number_format import few_roundings
+from harvest.model.tokenizer import begin_of_text, load_tokenizer
 from harvest.request import STREAMS, Site
 from harvest.sources import place_of
 
@@ -30,10 +31,12 @@ BOTH_WAYS, BOTH_WAYS_TOKENS = 1e-4, 8
 
 
 class LanguageModel:
-    """A language model on one device, in one number format and with the published weights (nothing folded).
+    """A language model in one number format and with the published weights (nothing folded).
 
     Every text runs behind the tokens `bos`, which are none if the model was trained without. They are not part of the
     text: tokens, activations and logits that are passed in or returned do not contain them.
+
+    Tokens are passed to it on `device`. If it is spread over several devices, so are the values at its hooks.
 
     `notes` are messages for the user. Errors of transformers, TransformerLens and torch while it loads or runs become
     an InputError (`explained`).
@@ -41,32 +44,32 @@ class LanguageModel:
 
     def __init__(self, bridge: TransformerBridge, notes: Sequence[str] = (), bos: Sequence[int] = ()):
         self.bridge, self.notes, self.bos = bridge, tuple(notes), tuple(bos)
-        self.tokenizer = bridge.tokenizer
+        self.tokenizer, self._one_thread = bridge.tokenizer, threading.RLock()
         self.n_layers: int = bridge.cfg.n_layers
         self.d_model: int = bridge.cfg.d_model
         self.d_z: int = bridge.cfg.n_heads * bridge.cfg.d_head
         self.name: str = bridge.cfg.model_name
         weight = next(bridge.original_model.parameters())
         self.device, self.dtype = weight.device, weight.dtype
+        if weight.is_meta:  # on disk, and read when it is used
+            self.device = torch.device("cpu")
 
     @classmethod
     def load(
         cls,
         location: str,
-        device: str | None = None,
+        device: str = "auto",
         control: str | None = None,
         bos: str = "auto",
         dtype: str = "float32",
     ) -> LanguageModel:
-        """Load a model from a hub name, an alias or a local directory, by default to cuda if there is such a device."""
-        bridge, notes = load_bridge(location, device_of(device), control, dtype)
+        """Load a model from a hub name, an alias or a local directory to where --device would."""
+        bridge, notes = load_bridge(location, device, control, dtype)
         # The bridge's own tokenizer begins every text with BOS, also for models that were trained without it.
         return cls(bridge, notes, begin_of_text(load_tokenizer(location), bos, location))
 
     @classmethod
-    def of_store(
-        cls, manifest: Mapping[str, Any], device: str | None = None, location: str | None = None
-    ) -> LanguageModel:
+    def of_store(cls, manifest: Mapping[str, Any], device: str = "auto", location: str | None = None) -> LanguageModel:
         """Load the model that the rows of a store come from, as it ran for them."""
         location = location or place_of("model", manifest["model"])
         bos, dtype = "on" if manifest.get("bos") else "off", manifest.get("model_dtype", "float32")
@@ -74,7 +77,14 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         size = f"{self.n_layers} layers, {self.d_model:,} wide, {self.vocabulary:,} tokens"
-        return f"LanguageModel({self.name}: {size}, in {self.dtype_name} on {self.device})"
+        return f"LanguageModel({self.name}: {size}, in {self.dtype_name} on {self.places})"
+
+    @property
+    def places(self) -> str:
+        """The devices that hold its weights, in words."""
+        placed = getattr(self.bridge.original_model, "hf_device_map", None) or {"": self.device}
+        names = dict.fromkeys(f"cuda:{place}" if isinstance(place, int) else f"{place}" for place in placed.values())
+        return " and ".join(names)
 
     @property
     def dtype_name(self) -> str:
@@ -153,7 +163,7 @@ class LanguageModel:
 
     def put_back(self, x: torch.Tensor, new_WxTxD: torch.Tensor, site: Site) -> torch.Tensor:
         """The value at a hook with another activation, from `activation`; other heads stay as they are."""
-        new_WxTxD = new_WxTxD.to(x.dtype)
+        new_WxTxD = new_WxTxD.to(x)
         if site.head is not None:
             new_WxTxD = with_head(by_head(x, self.bridge.cfg.d_head), new_WxTxD[:, :, None], site.head)
         return new_WxTxD.reshape(x.shape)  # with the heads apart, if there are heads
@@ -170,10 +180,16 @@ class LanguageModel:
                     return f"{end}put of {self.bridge.adapter.translate_transformer_lens_path(component)}"
         return None
 
-    def running(self, sites: Sequence[Site] = ()) -> AbstractContextManager[None]:
-        """The context in which the model or a part of it runs; it explains errors of libraries."""
+    @contextmanager
+    def running(self, sites: Sequence[Site] = ()) -> Iterator[None]:
+        """The context in which the model or a part of it runs, in one thread at a time; explains errors of libraries.
+
+        Hooks, and weights that are read from the disk, are those of the model and not of a thread.
+        """
         points = f" at {listed([site.hook_name for site in sites])}" if sites else ""
-        return explained(f"{self.name}: transformers, TransformerLens or torch cannot run this model{points}")
+        what = f"{self.name}: transformers, TransformerLens or torch cannot run this model{points}"
+        with self._one_thread, explained(what):
+            yield
 
     @cached_property
     def reads_both_ways(self) -> bool:
@@ -228,7 +244,7 @@ class LanguageModel:
     def weights_hash(self) -> str:
         """A hash of the parameters, independent of their files and device."""
         digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.bridge.state_dict().items()):
+        for name, tensor in values_of(self.bridge):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().data)
         return digest.hexdigest()
@@ -272,24 +288,6 @@ def with_head(x_WxTxHxD: torch.Tensor, new_WxTx1xD: torch.Tensor, head: int) -> 
     """Attention heads of which one is replaced."""
     before, _, behind = x_WxTxHxD.tensor_split([head, head + 1], 2)
     return torch.cat([before, new_WxTx1xD, behind], 2)
-
-
-def begin_of_text(tokenizer: Any, bos: str, location: str) -> tuple[int, ...]:
-    """The tokens that `bos` ("auto", "on" or "off") puts in front of a text.
-
-    With "auto", they are those that the tokenizer itself puts there, because the model was trained with them: none for
-    GPT-2, <s> for Llama, [CLS] for BERT. With "on", a tokenizer that puts none there gives its token for BOS. Raises
-    InputError if it has none.
-    """
-    if bos == "off":
-        return ()
-    text_T, whole_T = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    at = next(i for i in range(len(whole_T)) if whole_T[i : i + len(text_T)] == text_T)
-    if at or bos == "auto":
-        return tuple(whole_T[:at])
-    if tokenizer.bos_token_id is None:
-        raise InputError(f"--bos on: the tokenizer of {location} has no token that begins a text: use --bos off")
-    return (tokenizer.bos_token_id,)
 
 
 class _AllRead(Exception):

@@ -5,22 +5,27 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import align_module_device
 from huggingface_hub.utils import enable_progress_bars
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources._hf_format import determine_architecture_from_hf_config
 from transformer_lens.model_bridge.sources.transformers.helpers import get_hf_model_class_for_architecture
+from transformer_lens.utilities.multi_gpu import is_mixed_offload_gpu
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from harvest.errors import InputError
 from harvest.model.library_errors import explained
+from harvest.model.number_format import SPREAD, device_of
 from harvest.sources import official_name
 
 SHUFFLE_SEED = 0
@@ -36,6 +41,9 @@ def load_bridge(
 
     Rotated queries and keys are cast to the format of the model, as in transformers. TransformerLens 4.3 leaves them in
     float32 in OLMo, and then cannot multiply its attention with values in another format.
+
+    A spread model is on all GPUs, or without one in the memory and on disk. There, a layer is read whenever it runs:
+    from the model's own files, or from a temporary folder if they have another format than the model in transformers.
     """
     asked = f"--model-name {location}"
     with explained(f"{asked}: the model cannot be loaded"), _quietly():
@@ -46,10 +54,12 @@ def load_bridge(
                 f"{asked}: {config.model_type} is an encoder-decoder, which is not supported: use a decoder such as "
                 "GPT-2 or an encoder such as BERT"
             )
-        loading = _Loading(config, control)
-        bridge = TransformerBridge.boot_transformers(
-            name, device=device, dtype=getattr(torch, dtype), model_class=loading
-        )
+        loading, converted = _Loading(config, control), tempfile.TemporaryDirectory(prefix="layers-")
+        where: dict[str, Any] = {"device_map": "auto", "offload_folder": converted.name}
+        if device != SPREAD:
+            where = {"device": device_of(device)}
+        bridge = TransformerBridge.boot_transformers(name, dtype=getattr(torch, dtype), model_class=loading, **where)
+        weakref.finalize(bridge, converted.cleanup)
         if getattr(bridge.cfg, "attn_implementation", None) is None:  # eager attention is not needed here
             model: Any = bridge.original_model
             with suppress(ValueError):  # a model without another attention stays eager
@@ -96,7 +106,17 @@ class _Loading:
             form = numberless(key)
             repeated = "#" in form and any(f".{known}".endswith(f".{form}") for known in forms)
             (self.beyond if repeated else self.unused).append(key)
+        refuse_partly_on_gpus(getattr(model, "hf_device_map", {}))
         return shuffled(model) if self.control else model
+
+
+def refuse_partly_on_gpus(device_map: Mapping[str, int | str]) -> None:
+    """Raise InputError if some layers are on GPUs and others are not, which TransformerLens 4.3 does not run."""
+    if is_mixed_offload_gpu(device_map.values()):
+        raise InputError(
+            f"--device {SPREAD}: the model is larger than the free memory of the GPUs, and TransformerLens cannot run "
+            "a model that is only partly on GPUs: use more GPUs, --model-dtype bfloat16 or --device cpu"
+        )
 
 
 def numberless(key: str) -> str:
@@ -110,6 +130,11 @@ def shuffled(model: Any) -> Any:
     2501.17727, who draw from a normal distribution). Vectors are not changed: gains and biases only set scales, and
     keep activations at their usual size.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise InputError(
+            f"--control with --device {SPREAD}: the model is larger than the memory, and weights on disk cannot be "
+            "shuffled: use a smaller model or --model-dtype bfloat16"
+        )
     rng = np.random.default_rng(SHUFFLE_SEED)
     with torch.no_grad():
         for parameter in model.parameters():  # each tied weight once
@@ -119,6 +144,23 @@ def shuffled(model: Any) -> Any:
     return model
 
 
+def values_of(bridge: TransformerBridge) -> Iterator[tuple[str, torch.Tensor]]:
+    """The name and value of each weight, sorted by name. Those on disk are read one layer at a time."""
+    owners = {
+        id(tensor): (module, name)
+        for module in bridge.original_model.modules()
+        if "_hf_hook" in vars(module)  # accelerate reads its weights from the disk
+        for name, tensor in module.named_parameters(recurse=False)
+    }
+    for name, tensor in sorted(bridge.state_dict(keep_vars=True).items()):
+        if not tensor.is_meta:
+            yield name, tensor
+            continue
+        module, own_name = owners[id(tensor)]
+        with align_module_device(module):
+            yield name, getattr(module, own_name)
+
+
 def listed(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -126,9 +168,10 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Suppress the libraries' progress bars and warnings, except the progress bar of a download in a terminal."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("transformers.modeling_utils", "accelerate.big_modeling")]
+    levels, bars = [logger.level for logger in loggers], transformers_logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     if sys.stderr.isatty():
         enable_progress_bars()
@@ -137,6 +180,7 @@ def _quietly() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()

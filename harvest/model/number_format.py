@@ -6,13 +6,15 @@ import torch
 
 from harvest.errors import InputError
 
+SPREAD = "spread"  # the value of --device for a model that is too large for one device
 
-def device_of(asked: str | None) -> str:
-    """The device that is asked for; by default cuda if there is such a device, otherwise cpu.
+
+def device_of(asked: str) -> str:
+    """The device that is asked for; for "auto" and "spread" cuda if there is such a device, otherwise cpu.
 
     Raises InputError for a device that this machine lacks.
     """
-    if asked is None:
+    if asked in ("auto", SPREAD):
         return "cuda" if torch.cuda.is_available() else "cpu"
     name, _, number = asked.partition(":")
     if name == "cuda" and int(number or 0) >= (count := torch.cuda.device_count()):

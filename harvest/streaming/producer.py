@@ -51,14 +51,14 @@ class Position:
         os._exit(0)  # whatever this process is doing
 
 
-def produce(directory: Path, number: int, of: int, device: str | None, report: Callable[..., None]) -> None:
+def produce(directory: Path, number: int, of: int, device: str, report: Callable[..., None]) -> None:
     """Make the shards of one producer, each as soon as the ring has room for it."""
     position, plan = Position(), StreamPlan.read(directory)
     import torch
 
     from harvest.model.language_model import LanguageModel
 
-    if device is None and (devices := torch.cuda.device_count()) > 1:
+    if device == "auto" and (devices := torch.cuda.device_count()) > 1:
         device = f"cuda:{devices - 1 - number % devices}"  # the training uses the first ones
     stores = plan.open_stores()
     first_store = next(iter(stores.values()))
@@ -125,9 +125,9 @@ def main(arguments: list[str]) -> None:
         records.write(json.dumps(record) + "\n")
         records.flush()
 
-    directory, number, of, *device = arguments
+    directory, number, of, device = arguments
     try:
-        produce(Path(directory), int(number), int(of), device[0] if device else None, report)
+        produce(Path(directory), int(number), int(of), device, report)
     except InputError as error:
         report(trouble=str(error))
         os._exit(2)

@@ -40,7 +40,7 @@ class Stream:
         plan: StreamPlan,
         directory: Path,
         producers: int = 1,
-        device: str | None = None,
+        device: str = "auto",
         say: Say = ignore,
     ):
         stores = plan.open_stores()
@@ -50,7 +50,7 @@ class Stream:
         self.arrived: set[int] = set()
         self._trouble: Exception | None = None
         self._changed = threading.Condition()
-        arguments = [str(producers), *([device] if device else [])]
+        arguments = [str(producers), device]
         self._producers = [Producer(directory, [str(number), *arguments], self) for number in range(producers)]
 
     def __enter__(self) -> Stream:

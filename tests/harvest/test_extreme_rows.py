@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from populations import asked_of
+from finished_runs import asked_of
 from safetensors.torch import load_file, save_file
 from tiny_models import write_model
 

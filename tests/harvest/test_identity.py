@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from command_line import ROOT, shared_cache, trained
 from command_line import environment as variables
+from finished_runs import finished_run
 from hub_server import files_of, hub
-from populations import finished_run
 from rows import make_store
 
 import main
@@ -32,6 +32,7 @@ from harvest.store_writer import StoreWriter
 from harvest.text.documents import documents
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import RunDirectory, default_name
+from sae_jax.training.axes import Axes
 from sae_jax.training.loop import environment, store_facts
 
 SIZES = ("--n-samples", "60", "--seq-len", "10", "--epochs", "1", "--hidden-dim", "48", "--target-l0", "8")
@@ -247,7 +248,7 @@ def test_a_run_is_resumed_on_rows_that_differ_by_rounding_and_says_so(tmp_path):
     near = rewritten(store, tmp_path / "b", lambda x: x * (1 + 3e-4 * rng.standard_normal(x.shape)))
     far = rewritten(store, tmp_path / "c", lambda x: x * 1.1)
     path = finished_run(tmp_path / "run", TrainConfig(), [store]).path
-    run, here = RunDirectory(path, read_json(path / "config.json", "")["asked"]), environment()
+    run, here = RunDirectory(path, read_json(path / "config.json", "")["asked"]), environment(Axes())
     assert run.begin([store_facts(store)], here, {}, resume=True) == ""
     said = run.begin([store_facts(near)], here | {"jax": "2"}, {}, resume=True)
     assert f"jax {here['jax']}, not 2" in said and "the rows differ by rounding" in said

@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import transformers
@@ -39,13 +41,15 @@ def harvested(request: HarvestRequest, cache, **how):
 @pytest.mark.parametrize(
     ("device", "asked", "published", "has_cuda", "expected"),
     [
-        (None, "auto", "bfloat16", False, "float32"),
-        (None, "auto", "bfloat16", True, "bfloat16"),
-        (None, "auto", "float16", True, "float16"),
-        (None, "auto", "float32", True, "float32"),
+        ("auto", "auto", "bfloat16", False, "float32"),
+        ("auto", "auto", "bfloat16", True, "bfloat16"),
+        ("auto", "auto", "float16", True, "float16"),
+        ("auto", "auto", "float32", True, "float32"),
         ("cpu", "auto", "bfloat16", True, "float32"),
         ("cuda:1", "auto", "bfloat16", True, "bfloat16"),
-        (None, "float32", "bfloat16", True, "float32"),
+        ("spread", "auto", "bfloat16", True, "bfloat16"),
+        ("spread", "auto", "bfloat16", False, "float32"),
+        ("auto", "float32", "bfloat16", True, "float32"),
         ("cpu", "bfloat16", "float32", False, "bfloat16"),
     ],
 )
@@ -77,7 +81,7 @@ def test_a_device_that_the_machine_lacks_is_refused(monkeypatch, tmp_path, devic
 
 def test_a_word_that_is_no_device_is_refused(capsys):
     assert main.run_as_command(["--device", "gpu"]) == 2
-    assert "--device gpu: must be cpu, cuda or the like of cuda:1" in capsys.readouterr().err
+    assert "--device gpu: must be auto, cpu, cuda, the like of cuda:1, or spread" in capsys.readouterr().err
 
 
 # Rows.
@@ -156,6 +160,28 @@ def test_a_run_is_measured_in_its_format(run, tmp_path, tmp_path_factory):
     for entry in found["dictionaries"]:
         metrics = run.members[entry["name"]]["metrics"]
         assert entry["metrics"]["explained_variance"] == pytest.approx(metrics["explained_variance"], abs=0.05)
+
+
+def test_a_command_can_spread_the_model_of_a_run(run, tmp_path, tmp_path_factory, monkeypatch):
+    argv = ["attribute", run.path, "--member", next(iter(run.members)), "--prompt", "The ships lay in the"]
+    argv += ["--target", " sea", "--cache-dir", shared_cache(tmp_path_factory), "--quiet"]
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7_000_000, total=7_000_000))
+    records = []
+    for device in ("cpu", "spread"):
+        path = tmp_path / f"{device}.json"
+        assert main.run_as_command([*map(str, argv), "--device", device, "--json", str(path)]) == 0
+        records.append(path.read_text())
+    assert records[0] == records[1]
+
+
+def test_a_device_that_the_machine_lacks_is_refused_before_anything_is_loaded(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(LanguageModel, "load", lambda *_, **__: pytest.fail("the model is loaded"))
+    commands = [["evaluate", run.path], ["steer", run.path, "--feature", "1"], ["study", run.path]]
+    for argv in (*commands, [*THREE_KINDS, "--run-dir", tmp_path / "run"]):
+        assert main.run_as_command([*map(str, argv), "--device", "cuda"]) == 2
+        assert "--device cuda: torch finds no CUDA device on this machine" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_rows_of_a_run_are_harvested_again_in_its_format(run, tmp_path):

@@ -99,7 +99,7 @@ def test_each_training_row_is_streamed_once_at_the_same_place_of_all_sites(rows,
 
 def test_a_killed_producer_is_started_again_and_rows_do_not_depend_on_who_makes_them(rows, plan, tmp_path):
     said = []
-    with Stream(plan, tmp_path / "ring", producers=2, say=said.append) as stream:
+    with Stream(plan, tmp_path / "ring", producers=2, device="spread", say=said.append) as stream:
         starts = stream.order.starts
         for number in range(blocks(stream) // 2, blocks(stream)):  # any block can be the first
             if number == blocks(stream) // 2 + 3:
