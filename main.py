@@ -47,13 +47,19 @@ def run_as_command(argv: list[str]) -> int:
     return exit_status(command_in(argv), main, argv)
 
 
+def in_cluster() -> bool:
+    """Whether JAX still counts this process as one of several."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
 def start() -> None:
     """Run the command that the process was started with, and end the process."""
     if ASKED in os.environ:
         complete_line(main)
     status = run_as_command(sys.argv[1:])
     leave_to_system()
-    if not any(thread.name == "wandb" for thread in threading.enumerate()):  # W&B's handler would wait for it forever
+    waits = any(thread.name == "wandb" for thread in threading.enumerate())  # W&B's handler would wait for it forever
+    if not waits and not in_cluster():  # that of JAX would wait for the other processes
         atexit._run_exitfuncs()
     sys.stderr.flush()
     os._exit(status)  # because torch, JAX and the renderer of figures need seconds to take themselves apart

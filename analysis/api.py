@@ -9,8 +9,9 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from analysis.run_options import RunOptions, refuse_conflicts
 from analysis.runs.finished import FinishedRun
-from analysis.training import RunOptions, refuse_conflicts, train_run
+from analysis.training import train_run
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.wording import pasted
 from harvest.errors import InputError
@@ -63,18 +64,18 @@ class ShownRun(FinishedRun):
 
     def __repr__(self) -> str:
         stream = StringIO()
-        Terminal(stream=stream).results(self.results, str(self.path))
+        Terminal(stream=stream).results(self.results, str(self.path), self.fitted)
         return stream.getvalue().rstrip()
 
 
 @as_arguments()
-def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
+def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun | None:
     """Train the members that the settings span, as `python main.py` with the same flags does, and open their run.
 
     The names are those of the flags, with underscores: the fields of HarvestRequest (`model_name`, `dataset`, `layer`,
     ...), of TrainConfig (`activation`, `hidden_dim`, `k`, ...) and of RunOptions (`run_dir`, `resume`, ...). A list
-    spans members. Progress is printed unless `quiet`. A finished run is not trained again, unless `force`. Raises
-    InputError for settings that cannot be fulfilled.
+    spans members. Progress is printed unless `quiet`. A finished run is not trained again, unless `force`. If several
+    processes train together, all but process 0 get None. Raises InputError for settings that cannot be fulfilled.
     """
     names = [field.name for cls in SETTINGS for field in fields(cls)]
     if "preset" in settings:
@@ -95,7 +96,8 @@ def train_population(*, quiet: bool = False, **settings: Any) -> ShownRun:
     request, config, options = request_for_rows(of(HarvestRequest)), of(TrainConfig), of(RunOptions)
     refuse_conflicts(request, config, options, set(map(named, settings)))
     with Terminal(quiet=quiet) as terminal:
-        return ShownRun.open(train_run(request, config, options, terminal))
+        path = train_run(request, config, options, terminal)
+    return ShownRun.open(path) if path else None
 
 
 def open_run(path: Path | str) -> ShownRun:

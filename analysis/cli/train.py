@@ -10,7 +10,9 @@ Flags that take several values train one SAE (a member of the run) for each comb
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import os
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -19,7 +21,8 @@ from typing import Any
 from analysis.cli.flags import Parser, filled
 from analysis.cli.output import Output
 from analysis.cli.show import cache_flag, say_commands, show_results
-from analysis.training import RunOptions, job_text, refuse_conflicts, train_run
+from analysis.run_options import RunOptions, refuse_conflicts
+from analysis.training import job_text, train_run
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import plan_cells, plan_text, preset_table
 from analysis.ui.terminal.wording import pasted
@@ -34,6 +37,8 @@ from harvest.store import ActivationStore
 from harvest.text.documents import documents
 from sae_jax.config import TrainConfig
 from sae_jax.presets import PRESETS, bundled_model, preset_named, scale_down
+from sae_jax.training.axes import axes_asked
+from sae_jax.training.cluster import only_python_prints
 
 
 @dataclass(frozen=True)
@@ -81,16 +86,18 @@ def run(argv: list[str]) -> None:
     request, config, options, preset = parse(argv)
     output = filled(Output, vars(values))
     if options.dry_run:
-        print_plan(request, config, output, preset)
+        print_plan(request, config, options, output, preset)
         return
-    with output.terminal() as terminal:
+    alone = only_python_prints("stdout", os.devnull) if options.cluster else nullcontext()
+    with alone, output.terminal() as terminal:
         say_preset(preset, terminal)
         if not argv:
             terminal.say(pasted("the default settings are used; `python main.py --help` lists what else there is"))
         path = train_run(
             request, config, options, terminal, preset, show=partial(show_run, terminal, options.cache_dir)
         )
-    output.write(read_json(path / "results.json", "train it again with --force"))
+    if path:
+        output.write(read_json(path / "results.json", "train it again with --force"))
 
 
 def show_run(terminal: Terminal, cache_dir: Path, path: Path, results: dict[str, Any], *, anew: bool = False) -> None:
@@ -101,23 +108,29 @@ def show_run(terminal: Terminal, cache_dir: Path, path: Path, results: dict[str,
         say_commands("next", path, results, terminal, cache_dir)
 
 
-def print_plan(request: HarvestRequest, config: TrainConfig, output: Output, preset: dict[str, Any] | None) -> None:
+def print_plan(
+    request: HarvestRequest, config: TrainConfig, options: Options, output: Output, preset: dict[str, Any] | None
+) -> None:
     """Print what would be trained, and the estimated cost."""
     with output.terminal() as terminal:
         say_preset(preset, terminal)
         terminal.say(f"would train {job_text(request, config)}")
         terminal.begin("loading the libraries")
         from sae_jax.cost import plan
-        from sae_jax.training.memory import refuse_too_large
+        from sae_jax.training.memory import has_accelerator, refuse_too_large
+        from sae_jax.training.mesh_plan import machine_before_jax, machine_of_jax, refuse_small_devices
 
-        planned = plan(config, request, width_of_rows(request, terminal))
+        here = machine_of_jax() if has_accelerator() else machine_before_jax()
+        machine = replace(here, devices=here.devices * (options.num_processes or 1))
+        planned = plan(config, request, width_of_rows(request, terminal), machine, axes_asked(options.mesh))
         terminal.table(*plan_cells(planned))
         terminal.say(plan_text(planned))
         try:
             refuse_too_large(planned.memory)
+            refuse_small_devices(planned.memory.device, planned.mesh.axes, machine)
         except InputError as error:
             terminal.say(f"training would be refused on this machine: {error}")
-    output.write(asdict(planned))
+    output.write(asdict(planned) | {"mesh": planned.mesh.axes._asdict(), "side_by_side": planned.mesh.side_by_side})
 
 
 def width_of_rows(request: HarvestRequest, terminal: Terminal) -> int:

@@ -36,7 +36,7 @@ def auxk(sae, error_BxD: jax.Array, batch: Batch) -> jax.Array:
         counts_BxK = jnp.arange(z_BxK.shape[1])[None] < count_B[:, None]
         f = jnp.where(counts_BxK, jax.nn.relu(z_BxK), 0.0)
     else:
-        at, chosen_BxF = None, mask_of_largest(score_BxF, jnp.int32(k), k) & dead_F[None]
+        at, chosen_BxF = None, mask_of_largest(score_BxF, jnp.int32(k), k, sae.split) & dead_F[None]
         f = jnp.where(chosen_BxF, jax.nn.relu(z_BxF), 0.0)
     revived_BxD = sae.decoder_product(f, sae.W_dec[...], at)
     relative = variance(batch.target_BxD) / jnp.maximum(variance(error_BxD), 1e-30)

@@ -70,8 +70,8 @@ class SAE(nnx.Module):
     is stored transposed, with one row per feature like the decoder, because its gradient is then written row by row,
     which saves a sixth of the step time. `settings` holds numbers such as k, and `metric_D`: in training, W_dec and
     b_dec reconstruct x · metric_D. `sparsity_control` is the name of the setting that fixes the sparsity. `k_max` is
-    the static upper bound of k. `dtype` is the number format of the large matrix products. The defaults of this class
-    describe a ReLU without a penalty.
+    the static upper bound of k. `dtype` is the number format of the large matrix products. `split` is whether the
+    features may be on several devices. The defaults of this class describe a ReLU without a penalty.
     """
 
     activation: str  # name of the kind on the command line
@@ -95,8 +95,9 @@ class SAE(nnx.Module):
         sparsity_control: str = "",
         k_max: int = 0,
         dtype: str = "float32",
+        split: bool = False,
     ):
-        self.sparsity_control, self.k_max, self.dtype = sparsity_control, k_max, dtype
+        self.sparsity_control, self.k_max, self.dtype, self.split = sparsity_control, k_max, dtype, split
         for name, value in params.items():
             setattr(self, name, nnx.Param(value))
         for name, value in (settings or {}).items():

@@ -26,7 +26,7 @@ class TopK(SAE):
     def keep(self, z, at, ranks_per_k):
         k = ranks_per_k * self.k
         if at is None:
-            kept = mask_of_largest(self.score(z), k, min(ranks_per_k * self.k_max, z.shape[1]))
+            kept = mask_of_largest(self.score(z), k, min(ranks_per_k * self.k_max, z.shape[1]), self.split)
         else:
             kept = jnp.arange(z.shape[1]) < k  # candidates are sorted by rank
         return jnp.where(kept, self.value(z), 0.0)

@@ -54,8 +54,14 @@ class Checkpoints:
         self.every_seconds = every_seconds
         self.saved_at = time.monotonic()
         self.directory, self.asked = directory, asked
+        directory.mkdir(parents=True, exist_ok=True)
+        alone = ocp.options.MultiprocessingOptions(active_processes={0})  # with several processes, only the first
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=True, cleanup_tmp_directories=True
+            max_to_keep=2,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+            create=False,
+            multiprocessing_options=alone,
         )
         self.manager = ocp.CheckpointManager(directory.absolute(), options=options)
 

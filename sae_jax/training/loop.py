@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from harvest.errors import InputError
-from harvest.files import record_checksum
 from harvest.identity import identity
 from harvest.request import Site
 from harvest.sources import name_of
@@ -24,12 +23,14 @@ from sae_jax.calibration import calibration_sample
 from sae_jax.config import TrainConfig
 from sae_jax.evaluate import Evaluation
 from sae_jax.members import Member, members_of
-from sae_jax.run_directory import METRICS_FILE, RunDirectory, meant
+from sae_jax.run_directory import METRICS_FILE, RunDirectory
+from sae_jax.training import processes
+from sae_jax.training.axes import AUTO, Axes, axes_asked
 from sae_jax.training.batches import BLOCK_BYTES, Blocks, Feed, StreamFeed
-from sae_jax.training.checkpoint import Checkpoints
-from sae_jax.training.export import export_and_evaluate, exported, measured_on
+from sae_jax.training.export import export_and_evaluate, measured_on
 from sae_jax.training.memory import needed, refuse_too_large
 from sae_jax.training.mesh import Placement
+from sae_jax.training.mesh_plan import machine_of_jax, plan_mesh
 from sae_jax.training.population import (
     Population,
     Rows,
@@ -41,10 +42,11 @@ from sae_jax.training.population import (
     start_group,
     steps_to_die,
 )
+from sae_jax.training.programs import make_train_block
 from sae_jax.training.progress import Interrupted, Progress, Reporter, StopSignals, reason
+from sae_jax.training.records import Records
 from sae_jax.training.scaling import metric_of, normalization_of
-from sae_jax.training.snapshots import snapshot_steps, write_snapshot
-from sae_jax.training.step import make_train_block
+from sae_jax.training.snapshots import snapshot_steps
 
 START_ROWS, START_VALUES = 4096, 1 << 22  # at most, for the quantiles of the initialization: rows, pre-activations
 MAX_BLOCK_STEPS = 256
@@ -56,6 +58,7 @@ def train(
     run: RunDirectory,
     *,
     stream: Stream | None = None,
+    mesh: str = AUTO,
     resume: bool = False,
     force: bool = False,
     checkpoint_seconds: float = 60.0,
@@ -69,10 +72,13 @@ def train(
     """Train the population of `config` on the stores, evaluate it on held-out rows, fill the run directory.
 
     `stores` hold the same text at different sites of one model. With a `stream`, the training rows come from it and not
-    from the stores, which hold a sample of them. A member whose loss is not finite is frozen and reported, and the
-    others continue. `on_phase` gets the phase, what is done and the total of the work after the last step. `measure`
-    adds further metrics to the results before they are written. Returns the content of results.json. Raises InputError,
-    Diverged if all members have failed, or Interrupted (on SIGINT and SIGTERM).
+    from the stores, which hold a sample of them. `mesh` has the form of `axes_asked`. A member whose loss is not finite
+    is frozen and reported, and the others continue. `on_phase` gets the phase, what is done and the total of the work
+    after the last step. `measure` adds further metrics to the results before they are written. Returns the content of
+    results.json. Raises InputError, Diverged if all members have failed, or Interrupted (on SIGINT and SIGTERM).
+
+    All processes of a `jax.distributed` cluster call this function with the same arguments. Process 0 writes the run
+    directory. The others return {} as soon as the training is over, and the cluster is then shut down.
     """
     if run.results and not force:
         raise InputError(f"{run.path} already holds a finished run (results.json): pass force=True to train it again")
@@ -81,22 +87,22 @@ def train(
         feed: Blocks = StreamFeed(stream, splits, config.batch_size)
     else:
         feed = Feed(splits, config.batch_size, config.epochs, config.data_seed)
-    population = populate(config, stores, feed)
+    population = populate(config, stores, feed, mesh)
     refuse_if_too_large(population)
-    with run.held(), compared_meanwhile(stores) as rows_compared:
-        l0_asked = {m.id: m.l0_asked for m in population.members()}
-        plan = {"total_steps": feed.total_steps, "l0_asked": l0_asked, "snapshots": snapshots}
-        if changed := run.begin([store_facts(store) for store in stores], environment(), plan, resume):
-            say(f"this run was started in another environment, so the last digits may differ: {changed}")
+    with run.held() if processes.is_first() else nullcontext(), compared_meanwhile(stores) as rows_compared:
+        if processes.is_first():
+            begin(run, population, feed.total_steps, snapshots, resume, say)
+        records = Records(run, population, checkpoint_seconds, rows_compared, say)
         with stream or nullcontext():
-            states, report, seconds_before = learn(
-                population, feed, run, rows_compared, resume, checkpoint_seconds, snapshots, on_progress, say
-            )
+            states, report = learn(population, feed, records, resume, snapshots, on_progress, say)
+        processes.part()
+        if not processes.is_first():
+            return {}
         evaluated = time.perf_counter()
         evaluations = export_and_evaluate(population, states, run, report, feed.total_steps, on_phase)
         del states
-        seconds_here = evaluated - report.began
-        training_seconds = seconds_before + seconds_here
+        seconds_here = evaluated - records.began
+        training_seconds = records.seconds_before + seconds_here
         manifest = stores[0].manifest
         results = {
             "model": {"name": name_of("model", manifest["model"]), "fell_back": manifest["model"]["fell_back"]},
@@ -120,7 +126,23 @@ def train(
         return results
 
 
-def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Blocks) -> Population:
+def begin(
+    run: RunDirectory,
+    population: Population,
+    total_steps: int,
+    snapshots: int,
+    resume: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Write what is known of the run before it is trained."""
+    l0_asked = {m.id: m.l0_asked for m in population.members()}
+    plan = {"total_steps": total_steps, "l0_asked": l0_asked, "snapshots": snapshots}
+    facts = [store_facts(store) for store in population.stores]
+    if changed := run.begin(facts, environment(population.axes), plan, resume):
+        say(f"this run was started in another environment, so the last digits may differ: {changed}")
+
+
+def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Blocks, mesh: str = AUTO) -> Population:
     sites = tuple(Site(store.manifest["layer"], store.manifest["hook"]) for store in stores)
     for store in stores:
         same = [key for key in ("windows_hash", "d_model") if store.manifest.get(key) != stores[0].manifest.get(key)]
@@ -131,9 +153,14 @@ def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Block
             )
         if not store.std.any() or np.ptp(store.held_out.read(0, START_ROWS), axis=0).max() == 0:
             raise InputError(f"all rows of one split of {store.directory} are equal: use more or longer text")
-    groups = groups_of(members_of(config, sites), config, stores[0].d_model)
+    members = members_of(config, sites)
+    whole = groups_of(members, config, stores[0].d_model)
+    plan = plan_mesh(whole, config, machine_of_jax(), axes_asked(mesh))
+    axes, side_by_side = processes.team().agree(plan)  # devices may differ
+    axes = Axes(*axes)
+    groups = groups_of(members, config, stores[0].d_model, axes.splits_members)
     rows = {}
-    for member in (m for group in groups for m in group.members):
+    for member in members:
         site = sites.index(Site(member.layer, member.hook))
         shift_D, scale_D = normalization_of(stores[site], member.normalization)
         metric_D = metric_of(stores[site], member.loss_metric, scale_D)
@@ -141,59 +168,41 @@ def populate(config: TrainConfig, stores: Sequence[ActivationStore], feed: Block
     hypers = [stack([hyper_of(m, rows[m.id], config, feed.total_steps) for m in g.members]) for g in groups]
     samples = [calibration_sample(store.held_out) for store in stores]
     calibration_LxNxD = np.stack([sample_NxD[: min(map(len, samples))] for sample_NxD in samples])
-    return Population(config, stores, groups, rows, hypers, calibration_LxNxD)
+    return Population(config, stores, groups, axes, side_by_side, rows, hypers, calibration_LxNxD)
 
 
 def refuse_if_too_large(population: Population) -> None:
-    devices, on_host = jax.devices()[: len(population.members())], jax.default_backend() == "cpu"
     stored = sum(len(store.train) * store.train[0].nbytes for store in population.stores)
-    need = needed(population.groups, population.config, stored, len(devices), on_host)
-    refuse_too_large(need, (devices[0].memory_stats() or {}).get("bytes_limit"))
+    on_host = jax.default_backend() == "cpu"
+    refuse_too_large(
+        needed(population.groups, population.config, stored, population.axes, on_host, population.side_by_side)
+    )
 
 
 def learn(
     population: Population,
     feed: Blocks,
-    run: RunDirectory,
-    rows_compared: Callable[[], None],
+    records: Records,
     resume: bool,
-    checkpoint_seconds: float,
     snapshots: int,
     on_progress: Callable[[Progress], None],
     say: Callable[[str], None],
-) -> tuple[list[State], Reporter, float]:
-    """(states to export, on the host; the reporter with the failed members; seconds of training before a resumption).
-
-    Nothing is saved before `rows_compared` has returned, so that no later process resumes from damaged rows.
-    """
+) -> tuple[list[State], Reporter]:
+    """(states to export, on the host; the reporter with the failed members)."""
     config, total = population.config, feed.total_steps
-    checkpoints = Checkpoints(run.checkpoints, checkpoint_seconds, record_checksum(meant(run.asked)))
     abstract = [abstract_group(group, hyper) for group, hyper in zip(population.groups, population.hypers, strict=True)]
-    first_step, restored, metrics_then, seconds_before = checkpoints.restore(abstract, say)
-    step = first_step
-    if first_step:
-        say(f"resuming at step {first_step:,} of {total:,}")
-    elif resume:
-        say("there is no checkpoint to resume from: starting at the first step")
-    run.rewind_metrics(metrics_then, say)
-
-    placement = Placement(population.groups, jax.devices()[: len(population.members())])
-    states = placement.place(restored if first_step else start(population, feed))
+    step, restored = records.restore(abstract, resume, total)
+    placement = Placement(population.groups, processes.devices(population.axes.devices), population.axes)
+    states = placement.place(restored if step else start(population, feed, abstract))
     del restored
     hypers = placement.place(population.hypers)
-    side_by_side = 1 if jax.default_backend() == "cpu" else 1 << 30
-    train_block = make_train_block(population.groups, side_by_side, placement)
+    train_block = make_train_block(population.groups, population.side_by_side, placement)
     calibration_LxNxD = placement.everywhere(population.calibration_LxNxD)
     variances = {m.id: float(np.square(population.store_of(m).std).sum()) for m in population.members()}
-    report = Reporter(population.groups, total, config.batch_size, variances, run, on_progress, say, rows_compared)
+    kept = records.append_metrics, records.rows_compared
+    report = Reporter(population.groups, total, config.batch_size, variances, *kept, on_progress, say)
     block_steps = config.block_steps or default_block_steps(config, population.stores, total)
     to_keep = snapshot_steps(total, block_steps, snapshots)
-
-    def keep_snapshot() -> None:
-        for member, dictionary in exported(population, gathered()):
-            if member.id not in report.failed:
-                raw_NxD = population.calibration_LxNxD[population.rows[member.id].site]
-                write_snapshot(run.path, step, member.id, dictionary, raw_NxD)
 
     def gathered() -> Iterator[State]:
         """The arrays to export of one group after another, so that the host never holds all of the state."""
@@ -203,42 +212,42 @@ def learn(
         report(step, placement.gather(metrics), feed.wait_seconds)
 
     if step == 0 and to_keep:
-        keep_snapshot()
-    pending = None  # metrics are fetched after the next block is dispatched, so that the device never waits
+        records.keep_snapshot(step, gathered(), report.failed)
+    # Metrics are fetched after the next block is dispatched, so that the device never waits in a single process.
+    pending = None
     with StopSignals() as stop:
-        for raw_LxSxBxD in feed.blocks(first_step, block_steps):
-            rows_LxSxBxD = placement.everywhere(raw_LxSxBxD)
-            states, metrics = train_block(states, hypers, rows_LxSxBxD, calibration_LxNxD)
+        for raw_LxSxBxD in feed.blocks(step, block_steps):
+            states, metrics = train_block(states, hypers, placement.rows(raw_LxSxBxD), calibration_LxNxD)
             step += raw_LxSxBxD.shape[1]
             if pending:
                 report_block(*pending)
             pending = step, metrics
             if step in to_keep:
-                keep_snapshot()
-            stopping = stop.asked  # read once: a signal between two reads would end the run without saving it
-            if stopping or checkpoints.due or step == total:
+                records.keep_snapshot(step, gathered(), report.failed)
+            stopping, due = processes.agreed(stop.asked, records.due)
+            if stopping or due or step == total:
                 report_block(*pending)
                 pending = None
-                rows_compared()
-                seconds = seconds_before + time.perf_counter() - report.began
-                checkpoints.save(step, placement.gather(states), run.metrics_written(), seconds)
+                records.save(step, placement.gather(states))
             if stopping:
-                checkpoints.close()
+                records.close()
+                processes.part()
                 raise Interrupted(f"stopped and saved at step {step:,} of {total:,}")
-    checkpoints.close()
-    return list(gathered()), report, seconds_before
+    records.close()
+    return list(gathered()), report
 
 
-def start(population: Population, feed: Blocks) -> Iterator[State]:
-    """The initial states of all members, one group after another."""
-    for group, hyper in zip(population.groups, population.hypers, strict=True):
+def start(population: Population, feed: Blocks, abstract: list[State]) -> Iterator[State]:
+    """The initial states of all members, one group after another. Process 0 makes them, so that all have the same."""
+    for group, hyper, shapes in zip(population.groups, population.hypers, abstract, strict=True):
         raw_LxNxD = feed.sample(min(START_ROWS, max(256, START_VALUES // group.signature.hidden_dim)))
 
         def rows_of(member: Member, raw_LxNxD=raw_LxNxD) -> jax.Array:
             rows = population.rows[member.id]
             return jnp.asarray((raw_LxNxD[rows.site] - rows.shift_D) / rows.scale_D, jnp.float32)
 
-        yield start_group(group, hyper, rows_of)
+        state = start_group(group, hyper, rows_of) if processes.is_first() else None
+        yield processes.from_first(state, shapes)
 
 
 def default_block_steps(config: TrainConfig, stores: Sequence[ActivationStore], total_steps: int) -> int:
@@ -263,7 +272,9 @@ def store_facts(store: ActivationStore) -> dict:
     return {"directory": store.directory.name, "identity": identity(store), **facts}
 
 
-def environment() -> dict:
+def environment(axes: Axes) -> dict:
+    """What the last digits of results depend on besides the settings: if members are split, sums have another order."""
     packages = {name: version(name) for name in ("sae-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")}
     device = jax.devices()[0]
-    return {"python": platform.python_version(), **packages, "backend": device.platform, "device": device.device_kind}
+    facts = {"python": platform.python_version(), **packages, "backend": device.platform, "device": device.device_kind}
+    return facts | ({"mesh": str(axes)} if axes.splits_members else {})

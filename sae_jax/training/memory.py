@@ -19,9 +19,10 @@ from sae_jax.calibration import CALIBRATION_ROWS
 from sae_jax.config import TrainConfig
 from sae_jax.decoder_fit import bytes_of_fit
 from sae_jax.evaluate import CHUNK_ROWS
+from sae_jax.training.axes import Axes
 from sae_jax.training.batches import BLOCK_BYTES, ERA_BYTES
-from sae_jax.training.mesh import shares_of
 from sae_jax.training.population import Group, Signature
+from sae_jax.training.shares import shares_of
 
 LIBRARIES = 910 << 20  # bytes of a process with JAX, torch and a small language model, which remains after a harvest
 PROGRAM = 100 << 20  # bytes to compile the program of a group
@@ -35,33 +36,37 @@ REVIVING_COPIES = 3  # copies of the feature values of these rows
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes at the peak of training, by purpose, for this process and for a device with its own memory."""
+    """Bytes at the peak of training, by purpose, for this process and for the device that needs most.
+
+    If the devices share the memory of the process, `host` includes what all of them need.
+    """
 
     host: dict[str, int]
-    device: dict[str, int]  # empty if there is no such device
+    device: dict[str, int]
 
 
-def needed(groups: Sequence[Group], config: TrainConfig, stored_bytes: int, devices: int, on_host: bool) -> Needed:
-    """The estimated memory of a training run on this number of devices.
+def needed(
+    groups: Sequence[Group], config: TrainConfig, stored_bytes: int, axes: Axes, on_host: bool, side_by_side: int
+) -> Needed:
+    """The estimated memory of a training run on these axes, with so many members of a group at a time on each device.
 
     `stored_bytes` is the size of the training rows of all sites. `on_host` is true if the devices share the memory of
     the process. The peak is either in training, with the copy of a checkpoint, or in the evaluation.
     """
-    shares = shares_of(groups, devices)
     members = [group.signature for group in groups for _ in group.members]
-    held_N, working_N, batch_N = ([0] * devices for _ in range(3))
-    for group, share in zip(groups, shares, strict=True):
-        state, dense = state_bytes(group.signature), dense_bytes(group.signature, config)
-        for n in share.devices:
-            slots = max(share.counts)
-            at_once = 1 if on_host else slots
+    held_N, working_N, batch_N = ([0] * axes.members for _ in range(3))
+    for group, share in zip(groups, shares_of(groups, axes.members), strict=True):
+        state, dense = state_bytes(group.signature) // axes.features, dense_bytes(group.signature, config, axes)
+        slots = max(share.counts)
+        at_once = min(slots, side_by_side)
+        for n in share.positions:
             held_N[n] += slots * state
             working_N[n] = max(working_N[n], at_once * WORKING_COPIES * state // 10)
             batch_N[n] = max(batch_N[n], at_once * dense)
     weights, widest = sum(map(weight_bytes, members)), max(members, key=lambda signature: signature.hidden_dim)
     host = {
         "libraries and compiled programs": LIBRARIES + PROGRAM * len(groups),
-        "rows read in advance": 2 * min(ERA_BYTES, stored_bytes) + (2 + devices) * BLOCK_BYTES,
+        "rows read in advance": 2 * min(ERA_BYTES, stored_bytes) + (2 + axes.members * axes.features) * BLOCK_BYTES,
         "export of the widest member": EXPORT_COPIES * weight_bytes(widest),
     }
     evaluating = {
@@ -72,11 +77,9 @@ def needed(groups: Sequence[Group], config: TrainConfig, stored_bytes: int, devi
     training = {"a checkpoint": sum(map(state_bytes, members))}
     on_device = {"weights and moments": held_N, "the weights in a step": working_N, "the batch in a step": batch_N}
     if on_host:
-        training |= {name: sum(bytes_N) for name, bytes_N in on_device.items()}
-        device: dict[str, int] = {}
-    else:
-        busiest = max(range(devices), key=lambda n: sum(bytes_N[n] for bytes_N in on_device.values()))
-        device = {name: bytes_N[busiest] for name, bytes_N in on_device.items()}
+        training |= {name: axes.data * axes.features * sum(bytes_N) for name, bytes_N in on_device.items()}
+    busiest = max(range(axes.members), key=lambda n: sum(bytes_N[n] for bytes_N in on_device.values()))
+    device = {name: bytes_N[busiest] for name, bytes_N in on_device.items()}
     return Needed(host | max(training, evaluating, key=lambda parts: sum(parts.values())), device)
 
 
@@ -90,11 +93,14 @@ def state_bytes(signature: Signature) -> int:
     return (4 if signature.averages else 3) * weight_bytes(signature) + 8 * signature.hidden_dim + start
 
 
-def dense_bytes(signature: Signature, config: TrainConfig) -> int:
-    """Bytes of the largest [rows, features] arrays of a member in a step, an L0 correction or a revival."""
-    batch = DENSE_COPIES * config.batch_size // config.micro_batches
+def dense_bytes(signature: Signature, config: TrainConfig, axes: Axes) -> int:
+    """Bytes on a device of the largest [rows, features] arrays of a member in a step, an L0 correction or a revival.
+
+    Only the rows of a batch are split over the axis of data.
+    """
+    batch = DENSE_COPIES * config.batch_size // config.micro_batches // axes.data
     calibration = 2 * CALIBRATION_ROWS if signature.sparsity_control == "target_l0" else 0
-    return 4 * signature.hidden_dim * max(batch, calibration, REVIVING_COPIES * REVIVED_ROWS)
+    return 4 * signature.hidden_dim // axes.features * max(batch, calibration, REVIVING_COPIES * REVIVED_ROWS)
 
 
 def available() -> int:
@@ -137,18 +143,16 @@ def has_accelerator() -> bool:
     return os.environ.get("JAX_PLATFORMS") != "cpu" and any(find_spec(name) for name in plugins)
 
 
-def refuse_too_large(need: Needed, device_limit: int | None = None) -> None:
-    """Raise InputError if training would not fit into memory, with the needed and free bytes and what to change."""
+def refuse_too_large(need: Needed) -> None:
+    """Raise InputError if training would not fit into this process, with the needed and free bytes and the fix."""
     refuse(need.host, "of memory", available() + psutil.Process().memory_info().rss)
-    if device_limit is not None:
-        refuse(need.device, "of the device's memory", device_limit)
 
 
-def refuse(parts: dict[str, int], what: str, there: int) -> None:
+def refuse(parts: dict[str, int], what: str, there: int, fewer: str = "or fewer members") -> None:
     if sum(parts.values()) <= there:
         return
     largest = max(parts, key=lambda name: parts[name])
-    change = "a smaller --hidden-dim, or fewer members"
+    change = f"a smaller --hidden-dim, {fewer}"
     if largest == "the batch in a step":
         change = "a smaller --batch-size, more --micro-batches, or a smaller --hidden-dim"
     raise InputError(

@@ -20,6 +20,7 @@ from sae_jax.config import TrainConfig
 from sae_jax.members import Member
 from sae_jax.models.base import SAE, Arrays, Setting, Start, unit_rows
 from sae_jax.models.registry import KINDS
+from sae_jax.training.axes import Axes
 
 # Gradient clipping per member, then Adam. The learning rate differs between members, so the step applies it.
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b1=0.9, b2=0.999))
@@ -53,6 +54,7 @@ class Signature:
     micro_batches: int
     averages: bool
     anchored: bool  # whether decoder rows may turn only so far from their start
+    split: bool  # whether a member is split over several devices
 
     @property
     def kind(self) -> type[SAE]:
@@ -79,6 +81,8 @@ class Population:
     config: TrainConfig
     stores: Sequence[ActivationStore]  # one store per site, of the same text
     groups: tuple[Group, ...]
+    axes: Axes
+    side_by_side: int  # members of a group that a device trains at a time
     rows: dict[str, Rows]
     hypers: list[dict]
     calibration_LxNxD: np.ndarray
@@ -115,7 +119,7 @@ class State(struct.PyTreeNode):
         return State(**needed | {"settings": self.settings, "failed": self.failed})
 
 
-def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple[Group, ...]:
+def groups_of(members: list[Member], config: TrainConfig, d_model: int, split: bool = False) -> tuple[Group, ...]:
     """The members grouped by signature, in order of first appearance. `k_max` is the largest k of a group."""
     alike: dict[tuple, list[Member]] = {}
     for m in members:
@@ -134,6 +138,7 @@ def groups_of(members: list[Member], config: TrainConfig, d_model: int) -> tuple
                 micro_batches=config.micro_batches,
                 averages=config.ema > 0,
                 anchored=anchored,
+                split=split,
             ),
             tuple(group),
         )
@@ -195,7 +200,9 @@ def new_sae(signature: Signature, key: jax.Array, k: jax.Array | int, metric_D: 
     settings |= {"start_W_dec": W_dec_FxD} if signature.anchored else {}
     settings |= {"k": jnp.int32(k)} if signature.sparsity_control == "k" else {}
     params |= signature.kind.extra_params(F)
-    return signature.kind(params, settings, signature.sparsity_control, signature.k_max, signature.dtype)
+    return signature.kind(
+        params, settings, signature.sparsity_control, signature.k_max, signature.dtype, split=signature.split
+    )
 
 
 def encoder_scale(sae: SAE, x_NxD: jax.Array, target_NxD: jax.Array) -> jax.Array:

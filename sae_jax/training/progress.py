@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sae_jax.members import Member
-from sae_jax.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from sae_jax.training.population import Group
@@ -53,7 +52,8 @@ class Reporter:
     """Turns the metrics of a block into a Progress and lines of metrics.jsonl.
 
     `variances` holds the variance of the raw rows of each member, and `failed` the step at which a member failed.
-    Before a member is marked as failed, `rows_compared` is called, which raises InputError if rows are damaged.
+    `append` gets the lines of metrics.jsonl. Before a member is marked as failed, `rows_compared` is called, which
+    raises InputError if rows are damaged.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Reporter:
         total_steps: int,
         batch_size: int,
         variances: dict[str, float],
-        run: RunDirectory,
+        append: Callable[[list[dict]], None],
+        rows_compared: Callable[[], None],
         on_progress: Callable[[Progress], None],
         say: Callable[[str], None],
-        rows_compared: Callable[[], None],
     ):
         self.groups, self.total_steps, self.batch_size = groups, total_steps, batch_size
-        self.variances, self.run, self.on_progress, self.say = variances, run, on_progress, say
-        self.rows_compared = rows_compared
+        self.variances, self.append, self.rows_compared = variances, append, rows_compared
+        self.on_progress, self.say = on_progress, say
         self.failed: dict[str, int] = {}
         self.began = self.last = time.perf_counter()
         self.seconds_per_step, self.blocks = 0.0, 0
@@ -89,7 +89,7 @@ class Reporter:
                 members[member.id] = means
         self.refuse_none_left()
         lines = [{"step": step, "member": name, **f} for name, f in members.items() if name not in self.failed]
-        self.run.append_metrics(lines)
+        self.append(lines)
 
         now = time.perf_counter()
         measured = (now - self.last) / steps

@@ -1,25 +1,23 @@
-"""The training step of one member, scanned over a block of batches, mapped over the members, jitted for all groups.
+"""The training step of one member, scanned over a block of batches.
 
-Shapes: P members of a group, L sites, S steps of a block, B rows of a batch, N calibration rows or recent rows, D width
-of the model, F features. The scan over steps is inside the map over members. If members run one after another, the
+Shapes: L sites, S steps of a block, B rows of a batch, N calibration rows or recent rows, D width of the model, F
+features. The scan over steps is inside the map over members. If members run one after another, the
 weights of one member thus stay in the cache for a whole block. If they run side by side, the map is a vmap of the scan.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
 
 from sae_jax.models.base import Arrays, Batch, Measured, unit_rows
 from sae_jax.ops.sparse import CHUNK, DENSEST, Candidates, largest, most_candidates
 from sae_jax.training.loss import member_loss
-from sae_jax.training.mesh import AXIS, Placement, on_mesh
-from sae_jax.training.population import OPTIMIZER, Group, Signature, State
+from sae_jax.training.population import OPTIMIZER, Signature, State
 from sae_jax.training.resampling import resample
 
 LARGEST_CORRECTION = 0.1  # largest change of log L0 in one correction
@@ -39,10 +37,13 @@ def normalized(raw: jax.Array, hyper: Arrays) -> jax.Array:
 
 
 def sparse_pays(signature: Signature) -> bool:
-    """Whether the sparse path is compiled for a group: it is faster, and the width is a whole number of chunks."""
+    """Whether the sparse path is compiled for a group: it is faster, and the width is a whole number of chunks.
+
+    A member that is split over devices has only the dense path, which XLA can divide.
+    """
     candidates = signature.kind.ranks_per_k * signature.k_max or CHUNK
     wide = signature.hidden_dim % CHUNK == 0 and candidates <= DENSEST * signature.hidden_dim
-    return signature.kind.has_sparse_path and wide
+    return signature.kind.has_sparse_path and wide and not signature.split
 
 
 def make_gradients(signature: Signature, in_turn: bool) -> Callable:
@@ -81,7 +82,7 @@ def make_gradients(signature: Signature, in_turn: bool) -> Callable:
 
         if not in_turn:
             return along(None, None, revive=kind.has_auxk)
-        if not sparse_pays(signature):
+        if not sparse_pays(signature) or jax.default_backend() != "cpu":  # its loops over rows are slow elsewhere
             return reviving_if_dead(None, None)
         sae = nnx.merge(graphdef, state.params, state.settings)
         known_BxF = sae.encoder_product(x_BxD)
@@ -239,84 +240,3 @@ def make_block(signature: Signature, in_turn: bool) -> Callable:
         return state, metrics
 
     return block
-
-
-def unless_failed(block: Callable) -> Callable:
-    """The block, but skipped if all its members have failed; the metrics are then NaN."""
-
-    def guarded(hyper: Arrays, state: State, *rows: jax.Array):
-        def nothing(hyper: Arrays, state: State, *rows: jax.Array):
-            _, metrics = jax.eval_shape(block, hyper, state, *rows)
-            metrics = {name: jnp.full(m.shape, jnp.nan, m.dtype) for name, m in metrics.items() if name != "failed"}
-            return state, metrics | {"failed": state.failed}
-
-        return jax.lax.cond((state.failed < 0).any(), block, nothing, hyper, state, *rows)
-
-    return guarded
-
-
-def over_members(block: Callable, side_by_side: int) -> Callable:
-    """The block of a whole group, from the block of one member.
-
-    Members that run one at a time are in a plain loop, because a vmap, even of one member, computes both branches of
-    every `cond`. The loop writes each member back into the given state, so there is no second copy of the state.
-    """
-
-    def chunked(hyper: Arrays, state: State, *rows: jax.Array):
-        return jax.lax.map(lambda member: block(*member, *rows), (hyper, state), batch_size=side_by_side)
-
-    def in_turn(hyper: Arrays, state: State, *rows: jax.Array):
-        def turn(state: State, at: tuple[jax.Array, Arrays]):
-            p, hyper = at
-            one = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, p, keepdims=False), state)
-            one, metrics = unless_failed(block)(hyper, one, *rows)
-            put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=p, axis=0)
-            return jax.tree.map(put, state, one), metrics
-
-        return jax.lax.scan(turn, state, (jnp.arange(len(state.failed)), hyper))
-
-    return in_turn if side_by_side == 1 else unless_failed(chunked)
-
-
-def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1, placement: Placement | None = None) -> Callable:
-    """(states, hypers, raw_LxSxBxD, calibration_LxNxD) → (states, metrics), one entry per group. States are donated.
-
-    On each device, `side_by_side` members of a group run in one vmap, and the next ones after them. States and hypers
-    are laid out by `placement.place`, rows by `placement.everywhere`. Without a placement, everything is on one device.
-    Groups on the same devices are compiled as one program, and the programs run at the same time.
-    """
-    blocks = [over_members(make_block(group.signature, side_by_side == 1), side_by_side) for group in groups]
-
-    def program_of(numbers: Sequence[int]) -> Callable:
-        def train_block(states: list[State], hypers: list[Arrays], *rows: jax.Array):
-            results = [
-                blocks[number](hyper, state, *rows)
-                for number, state, hyper in zip(numbers, states, hypers, strict=True)
-            ]
-            return [state for state, _ in results], [metrics for _, metrics in results]
-
-        return train_block
-
-    if placement is None:
-        return jax.jit(program_of(range(len(groups))), donate_argnums=0)
-    shares, everywhere = PartitionSpec(AXIS), PartitionSpec()
-    programs = []
-    for mesh, numbers in placement.programs():
-        sharded = jax.shard_map(
-            program_of(numbers),
-            mesh=mesh,
-            in_specs=(shares, shares, everywhere, everywhere),
-            out_specs=shares,
-            check_vma=False,  # devices do not communicate
-        )
-        programs.append((mesh, numbers, jax.jit(sharded, donate_argnums=0)))
-
-    def train_blocks(states: list[State], hypers: list[Arrays], *rows: jax.Array):
-        results: dict[int, tuple[State, Arrays]] = {}
-        for mesh, numbers, program in programs:
-            arguments = ([trees[number] for number in numbers] for trees in (states, hypers))
-            outputs = program(*arguments, *(on_mesh(array, mesh) for array in rows))
-            results |= zip(numbers, zip(*outputs, strict=True), strict=True)
-        return [results[number][0] for number in range(len(groups))], [results[n][1] for n in range(len(groups))]
-
-    return train_blocks

@@ -25,7 +25,7 @@ from harvest.sources import resolve
 from harvest.store import ActivationStore
 from harvest.store_writer import StoreWriter
 from sae_jax.config import TrainConfig
-from sae_jax.cost import memory
+from sae_jax.cost import plan
 from sae_jax.run_directory import RunDirectory
 from sae_jax.training.loop import train
 
@@ -76,7 +76,7 @@ def measure_population(kinds: int, features: int, seeds: int, directory: Path) -
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     width = resolve(request)[0].d_model
     assert width
-    estimate = sum(memory(config, request, width).host.values())
+    estimate = sum(plan(config, request, width).memory.host.values())
     figures = {"members": kinds * seeds, "features": features, "peak_bytes": peak, "estimated_bytes": estimate}
     return figures | {"estimated_over_peak": round(estimate / peak, 3)}
 

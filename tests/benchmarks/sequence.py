@@ -17,7 +17,7 @@ import numpy as np
 from sparse_rows import sparse_rows
 
 from sae_jax.config import TrainConfig
-from sae_jax.training.step import make_train_block
+from sae_jax.training.programs import make_train_block
 from tests.populations import placed
 
 
@@ -32,13 +32,13 @@ def run(config: TrainConfig, raw_NxD: np.ndarray, steps: int, block_steps: int) 
     x_NxD = raw_NxD[:1024].astype(np.float32)
     placement, states, hypers, groups = placed(config, steps, x_NxD)
     raw_KxLxSxBxD = raw_NxD.reshape(-1, 1, block_steps, config.batch_size, raw_NxD.shape[1])
-    rows = placement.everywhere(raw_KxLxSxBxD[0]), placement.everywhere(x_NxD[None])
+    rows = placement.rows(raw_KxLxSxBxD[0]), placement.everywhere(x_NxD[None])
     program = make_train_block(groups, placement=placement)
     states, metrics = program(states, hypers, *rows)
     jax.block_until_ready(metrics)
     ready = now()
     for number in range(1, steps // block_steps):
-        raw_LxSxBxD = placement.everywhere(raw_KxLxSxBxD[number % len(raw_KxLxSxBxD)])
+        raw_LxSxBxD = placement.rows(raw_KxLxSxBxD[number % len(raw_KxLxSxBxD)])
         states, metrics = program(states, hypers, raw_LxSxBxD, rows[1])
     jax.block_until_ready(metrics)
     return np.stack([now() - began, now() - ready])

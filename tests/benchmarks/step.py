@@ -18,7 +18,7 @@ import numpy as np
 from sparse_rows import sparse_rows
 
 from sae_jax.config import TrainConfig
-from sae_jax.training.step import make_train_block
+from sae_jax.training.programs import make_train_block
 from tests.populations import placed
 
 
@@ -37,7 +37,7 @@ def measure(config: TrainConfig, d_model: int, block_steps: int, blocks: int, fi
     first_blocks = -(-first_steps // block_steps) - 1
     for number in range(first_blocks + blocks):
         began, cpu_began = time.perf_counter(), time.process_time()
-        raw_LxSxBxD = placement.everywhere(raw_KxLxSxBxD[number % len(raw_KxLxSxBxD)])
+        raw_LxSxBxD = placement.rows(raw_KxLxSxBxD[number % len(raw_KxLxSxBxD)])
         states, metrics = train_block(states, hypers, raw_LxSxBxD, calibration_LxNxD)
         jax.block_until_ready(metrics)
         if number < first_blocks:

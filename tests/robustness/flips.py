@@ -267,7 +267,7 @@ def half_harvested(argv: list[str]) -> Callable[[], object]:
         import main
         from harvest.store_writer import StoreWriter
 
-        def finish(self) -> None:
+        def finish(*_: object) -> None:
             raise KeyboardInterrupt
 
         StoreWriter.finish = finish

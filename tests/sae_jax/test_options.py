@@ -14,7 +14,7 @@ from sae_jax.formats import load_dictionary
 from sae_jax.ops.matmul import matmul
 from sae_jax.run_directory import RunDirectory
 from sae_jax.training.loop import train
-from sae_jax.training.step import make_train_block
+from sae_jax.training.programs import make_train_block
 
 D, BATCH, STEPS = 24, 32, 60
 NOTHING = jnp.zeros((1, 0, D))  # no calibration rows

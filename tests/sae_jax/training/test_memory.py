@@ -15,6 +15,7 @@ from harvest.errors import InputError, is_out_of_memory
 from sae_jax.config import TrainConfig
 from sae_jax.members import members_of
 from sae_jax.training import memory
+from sae_jax.training.axes import Axes
 from sae_jax.training.memory import available, needed, refuse_too_large
 from sae_jax.training.population import groups_of
 
@@ -69,9 +70,14 @@ def test_other_errors_are_not_called_out_of_memory(error):
     assert not is_out_of_memory(error)
 
 
-def need(devices: int = 1, on_host: bool = True, **values) -> memory.Needed:
+ONE_DEVICE = Axes()
+
+
+def need(axes: Axes = ONE_DEVICE, on_host: bool = True, side_by_side: int | None = None, **values) -> memory.Needed:
+    """The need of a population on a CPU, where one member trains at a time, or on accelerators."""
     config = TrainConfig(**values)
-    return needed(groups_of(members_of(config, SITES), config, 256), config, 1 << 30, devices, on_host)
+    groups = groups_of(members_of(config, SITES), config, 256)
+    return needed(groups, config, 1 << 30, axes, on_host, side_by_side or (1 if on_host else 99))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +94,39 @@ def test_micro_batches_need_less_and_devices_hold_what_they_train():
     apart = need(hidden_dim=4096, seed=(0, 1), on_host=False)
     assert apart.device["weights and moments"] > 2 * 3 * 4 * 2 * 4096 * 256
     assert "weights and moments" not in apart.host
+
+
+def test_bytes_of_a_device_fall_along_the_axes_that_split_them():
+    """Eight topk members of 4,096 features: weights along members and features, batches along data and features."""
+    population = {"hidden_dim": 4096, "seed": tuple(range(8)), "activation": "topk", "batch_size": 4096}
+    one_state = 3 * 4 * (2 * 4096 * 256 + 4 * 4096 + 256) + 8 * 4096
+
+    def on_device(axes: Axes, side_by_side: int = 99) -> dict[str, int]:
+        return need(axes, on_host=False, side_by_side=side_by_side, **population).device
+
+    def is_split(by: str, axes: Axes) -> bool:
+        parts = [on_device(Axes(members=2))[by], on_device(axes)[by]]
+        assert parts[0] in (parts[1], pytest.approx(2 * parts[1], abs=8))
+        return parts[0] != parts[1]
+
+    held, working, batch = ("weights and moments", "the weights in a step", "the batch in a step")
+    assert on_device(Axes())[held] == 8 * one_state and on_device(Axes(members=8))[held] == one_state
+    for axes in (Axes(4), Axes(2, features=2)):
+        assert all(is_split(by, axes) for by in (held, working, batch))
+    assert [is_split(by, Axes(2, data=2)) for by in (held, working, batch)] == [False, False, True]
+    alone, beside = (on_device(Axes(), side_by_side) for side_by_side in (1, 4))
+    assert alone[held] == beside[held] and 4 * alone[working] == pytest.approx(beside[working], abs=8)
+    assert 4 * alone[batch] == beside[batch] == 4 * 6 * 4 * 4096 * 4096
+
+
+def test_cpu_cores_need_on_the_host_what_all_of_them_need():
+    population = {"hidden_dim": 4096, "seed": tuple(range(8)), "fit_decoder": False}
+    for axes in (Axes(), Axes(2), Axes(2, 2, 2)):
+        together = need(axes, **population)
+        for purpose, size in together.device.items():
+            assert together.host[purpose] == axes.devices * size
+    replicated, split = (need(axes, **population).host for axes in (Axes(data=2), Axes(features=2)))
+    assert replicated["weights and moments"] == pytest.approx(2 * split["weights and moments"], rel=1e-6)
 
 
 @pytest.mark.parametrize("width", [1_000_000, 2**31 - 1])
@@ -112,8 +151,6 @@ def test_a_batch_too_large_for_memory_is_named():
     wide = need(hidden_dim=65536, batch_size=1 << 20, activation="topk")
     with pytest.raises(InputError, match="--micro-batches"):
         refuse_too_large(wide)
-    with pytest.raises(InputError, match="of the device's memory, but only 1 GB are available .*--hidden-dim"):
-        refuse_too_large(need(hidden_dim=65536, on_host=False), device_limit=10**9)
 
 
 def test_available_memory_respects_control_groups(tmp_path):

@@ -15,8 +15,9 @@ from populations import placed
 from rows import sparse_rows
 
 from sae_jax.config import TrainConfig
-from sae_jax.training.mesh import members_at, shares_of
-from sae_jax.training.step import make_train_block
+from sae_jax.training.axes import Axes
+from sae_jax.training.programs import make_train_block
+from sae_jax.training.shares import members_at, shares_of
 
 D, BATCH = 24, 32
 
@@ -31,7 +32,7 @@ def test_every_member_has_one_slot_and_the_load_is_even(counts, devices):
     for share, n in zip(shares_of(groups, devices, most_empty=0), counts, strict=True):
         members_Q = members_at(share)
         assert members_Q[members_Q >= 0].tolist() == list(range(n)), "in order, so that gathering needs no other"
-        load_N[list(share.devices)] += share.counts
+        load_N[list(share.positions)] += share.counts
         places += members_Q.size
     assert load_N.max() == np.ceil(sum(counts) / devices), "nobody could finish earlier"
     assert places <= 1.5 * sum(counts)
@@ -39,21 +40,21 @@ def test_every_member_has_one_slot_and_the_load_is_even(counts, devices):
 
 def test_a_wide_member_has_its_device_to_itself():
     first, wide, *others = (
-        share.devices for share in shares_of([group(1, f) for f in (16, 4096, 16, 16)], 2, most_empty=0)
+        share.positions for share in shares_of([group(1, f) for f in (16, 4096, 16, 16)], 2, most_empty=0)
     )
     assert wide != first and set(others) == {first}
 
 
 def test_small_populations_are_one_program_and_large_ones_are_spread():
     kinds = shares_of([group(1, 256) for _ in range(3)], 2)
-    assert [share.devices for share in kinds] == [(0, 1)] * 3 and [sum(share.counts) for share in kinds] == [1] * 3
+    assert [share.positions for share in kinds] == [(0, 1)] * 3 and [sum(share.counts) for share in kinds] == [1] * 3
     assert sorted(np.sum([share.counts for share in kinds], 0)) == [1, 2]
-    assert {share.devices for share in shares_of([group(1, 65_536) for _ in range(2)], 2)} == {(0,), (1,)}
+    assert {share.positions for share in shares_of([group(1, 65_536) for _ in range(2)], 2)} == {(0,), (1,)}
 
 
 def test_eight_widths_on_eight_devices_have_one_device_each():
     shares = shares_of([group(1, 768 * 2**i) for i in range(8)], 8)
-    assert sorted(share.devices for share in shares) == [(device,) for device in range(8)]
+    assert sorted(share.positions for share in shares) == [(device,) for device in range(8)]
 
 
 def test_each_device_holds_its_share_and_results_do_not_depend_on_devices(tmp_path):
@@ -82,15 +83,15 @@ FOUR_WIDTHS = """
 import sys
 import jax, numpy as np
 from populations import placed
-import sae_jax.training.mesh
+import sae_jax.training.shares
 from sae_jax.config import TrainConfig
-from sae_jax.training.step import make_train_block
+from sae_jax.training.programs import make_train_block
 
-sae_jax.training.mesh.ONE_PROGRAM_BYTES = 0  # as if they were wide
+sae_jax.training.shares.ONE_PROGRAM_BYTES = 0  # as if they were wide
 x_NxD = np.random.default_rng(0).standard_normal((320, 24)).astype(np.float32)
 config = TrainConfig("relu", tuple(16 + 8 * i for i in range(4)), target_l0=6.0, batch_size=32, warmup=0.0)
 placement, states, hypers, groups = placed(config, 40, x_NxD)
-train_block, rows = make_train_block(groups, 2, placement), placement.everywhere(x_NxD.reshape(1, 10, 32, 24))
+train_block, rows = make_train_block(groups, 2, placement), placement.rows(x_NxD.reshape(1, 10, 32, 24))
 for _ in range(2):
     states, _ = train_block(states, hypers, rows, placement.everywhere(np.zeros((1, 0, 24), np.float32)))
 held = {device: 0 for device in jax.devices()}
@@ -113,11 +114,11 @@ def blocks_LxSxBxD():
 def learned(blocks_LxSxBxD, devices: int, side_by_side: int, config: TrainConfig):
     """(states, final metrics) of all members in order."""
     x_NxD = blocks_LxSxBxD[0][0].reshape(-1, D)[:512]
-    placement, states, hypers, groups = placed(config, 120, x_NxD, devices)
+    placement, states, hypers, groups = placed(config, 120, x_NxD, Axes(members=devices))
     train_block = make_train_block(groups, side_by_side, placement)
     nothing = placement.everywhere(np.zeros((1, 0, D), np.float32))
     for block_LxSxBxD in blocks_LxSxBxD:
-        states, metrics = train_block(states, hypers, placement.everywhere(block_LxSxBxD), nothing)
+        states, metrics = train_block(states, hypers, placement.rows(block_LxSxBxD), nothing)
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(states)} == {devices}
     return placement.gather(states), placement.gather(metrics)
 

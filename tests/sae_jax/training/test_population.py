@@ -18,7 +18,7 @@ from sae_jax.members import members_of
 from sae_jax.models.registry import KINDS
 from sae_jax.run_directory import RunDirectory
 from sae_jax.training.loop import train
-from sae_jax.training.step import make_train_block
+from sae_jax.training.programs import make_train_block
 
 D, BATCH = 24, 32
 NOTHING = np.zeros((1, 0, D), np.float32)

@@ -11,7 +11,8 @@ from rows import sparse_rows
 
 from sae_jax.config import TrainConfig
 from sae_jax.training.population import Rows, start_member
-from sae_jax.training.step import look_for_dead, make_train_block
+from sae_jax.training.programs import make_train_block
+from sae_jax.training.step import look_for_dead
 
 D, BATCH = 24, 32
 NOTHING = jnp.zeros((1, 0, D))  # no calibration rows
