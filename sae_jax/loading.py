@@ -39,16 +39,22 @@ def load(path: Path | str, member: str | None = None) -> LoadedSAE:
     if is_dictionary(path):
         if member is not None:
             raise InputError(f"{path} is a dictionary, not a run: omit member={member!r}")
-        return LoadedSAE(load_dictionary(path), path)
+        return opened(path)
     if (path / "config.json").exists():
         refuse_unfinished(path)
     results = RunDirectory(path, {}).results
     if results is None:
         return LoadedSAE(load_dictionary(path), path)  # raises InputError with what is wrong with the path
     name = only_member(path, results["members"], member)
-    record = next(record for record in results["members"] if record["id"] == name)
-    directory = path / "members" / name
-    return LoadedSAE(load_dictionary(directory), directory, record["activation"], record["metrics"])
+    return opened(path / "members" / name)
+
+
+def opened(directory: Path) -> LoadedSAE:
+    """The SAE in a directory, with what the results of its run say of it if it is in one."""
+    dictionary, run = load_dictionary(directory), run_of(directory)
+    results = (run and RunDirectory(run, {}).results) or {"members": []}
+    record = next((record for record in results["members"] if record["id"] == directory.resolve().name), None)
+    return LoadedSAE(dictionary, directory, *((record["activation"], record["metrics"]) if record else ()))
 
 
 def is_torch(values: Any) -> bool:

@@ -40,6 +40,7 @@ from harvest.files import (
     write_json,
 )
 from harvest.identity import difference, rounding
+from sae_jax.differences import differences, differing_flags
 
 SCHEMA = 1
 RUNS = Path("runs")  # the folder of runs without --run-dir
@@ -136,7 +137,7 @@ class RunDirectory:
         if before != now:
             raise InputError(
                 f"--run-dir {self.path} holds a run of another configuration "
-                f"({differences(before, now)}): choose another directory, or delete this one"
+                f"({differing_flags(before, now)}): choose another directory, or delete this one"
             )
 
     @property
@@ -296,24 +297,3 @@ def refuse_links(run: Path, written: Collection[str] = (LOCK,)) -> None:
             )
         if Path(folder) == run and "wandb" in folders:
             folders.remove("wandb")
-
-
-def differences(old: dict, new: dict) -> str:
-    """The values that differ, as in `lr 0.001, not 0.01`."""
-    flat_old, flat_new = (flatten({**tree, "files": {}}) for tree in (old, new))
-    keys = [key for key in sorted(flat_old | flat_new) if flat_old.get(key) != flat_new.get(key)]
-    files_old, files_new = (tree.get("files", {}) for tree in (old, new))
-    files = [name for name in sorted(files_old | files_new) if files_old.get(name) != files_new.get(name)]
-    words = [f"other files for --{name.replace('_', '-')}" for name in files if name not in keys]
-    return ", ".join([*(f"{key} {flat_old.get(key)}, not {flat_new.get(key)}" for key in keys), *words])
-
-
-def setting_text(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def flatten(tree: dict) -> dict:
-    flat: dict = {}
-    for key, value in tree.items():
-        flat |= flatten(value) if isinstance(value, dict) else {key: setting_text(value)}
-    return flat

@@ -26,7 +26,7 @@ from analysis.cli.output import Output
 from analysis.runs.finished import FinishedRun
 from analysis.ui.terminal.tables import attribution_table
 from harvest.errors import InputError
-from harvest.flags import COUNT, Flags, flag
+from harvest.flags import COUNT, DEVICE, WHERE, Flags, flag
 from harvest.request import default_cache_dir
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Options(Flags):
     method: str = flag("path", "where the gradient is taken (see above)", choices=METHODS)
     steps: int = flag(16, "number of gradients that --method integrated averages", COUNT)
     top: int = flag(20, "number of features to show and to ablate: those with the largest absolute attributions", COUNT)
+    device: str = flag("auto", WHERE, DEVICE)
     cache_dir: Path = flag(default_cache_dir(), "where compiled programs are kept")
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ def run(argv: list[str]) -> None:
     values = parsed("attribute", __doc__, argv, Options, Output)
     options, output = filled(Options, values), filled(Output, values)
     assert options.prompt is not None and options.target is not None
-    finished = FinishedRun.open(options.run)
+    finished = FinishedRun.open(options.run, options.device)
     finished.need_language_model()
     member = finished.only(options.member)
     with output.terminal() as terminal:

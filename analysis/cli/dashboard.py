@@ -17,7 +17,7 @@ from analysis.cli.flags import filled, parsed, place
 from analysis.runs.finished import FinishedRun
 from analysis.ui.dashboard.server import ADDRESS, PORT, need_free, serve
 from harvest.errors import InputError
-from harvest.flags import Allowed, Flags, flag
+from harvest.flags import DEVICE, WHERE, Allowed, Flags, flag
 from harvest.request import default_cache_dir
 
 
@@ -33,6 +33,7 @@ class Options(Flags):
     host: tuple[str, ...] = flag(
         (), "further host names that browsers may use for the server, for example that of a proxy"
     )
+    device: str = flag("auto", WHERE, DEVICE)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
 
@@ -40,9 +41,9 @@ def run(argv: list[str]) -> None:
     options = filled(Options, parsed("dashboard", __doc__, argv, Options))
     runs = list(dict.fromkeys(options.runs))
     for path in runs:
-        FinishedRun.open(path)
+        FinishedRun.open(path, options.device)
     if find_spec("streamlit") is None:
         raise InputError("the dashboard needs streamlit: pip install 'sae-jax[dashboard]'")
     need_free(options.address, options.port)
     print(f"starting the dashboard at http://{options.address}:{options.port}; Ctrl-C stops it", flush=True)
-    serve(options.address, options.port, options.host, [str(options.cache_dir), *map(str, runs)])
+    serve(options.address, options.port, options.host, [str(options.cache_dir), options.device, *map(str, runs)])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from analysis.ui.terminal.wording import visible
+from analysis.ui.terminal.wording import folded, visible
 from harvest.capture import DISK_FULL
 from harvest.errors import InputError, is_out_of_memory
 
@@ -122,5 +122,8 @@ def memory_advice(command: str) -> Iterator[None]:
 
 def fail(message: str, status: int) -> int:
     line = visible(" ".join(message.splitlines()))
-    print(line if status == 130 else f"error: {line}", file=sys.stderr)
+    line = line if status == 130 else f"error: {line}"
+    if sys.stderr.isatty():
+        line = folded(line, os.get_terminal_size(sys.stderr.fileno()).columns or 80)  # 0: not known
+    print(line, file=sys.stderr)
     return status

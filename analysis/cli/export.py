@@ -17,7 +17,7 @@ from analysis.export.hub import push_to_hub, refuse_no_hub
 from analysis.runs.finished import FinishedRun
 from harvest.errors import InputError
 from harvest.files import refuse_taken, write_atomically
-from harvest.flags import Flags, flag
+from harvest.flags import DEVICE, WHERE, Flags, flag
 from harvest.request import default_cache_dir
 
 
@@ -28,6 +28,7 @@ class Options(Flags):
     to: Path | None = flag(None, "a new or empty directory to write to")
     neuronpedia: bool = flag(False, "write files with feature pages, for import by Neuronpedia, instead of the weights")
     cache_dir: Path = flag(default_cache_dir(), "with --neuronpedia: where harvested activations are kept")
+    device: str = flag("auto", f"with --neuronpedia: {WHERE}", DEVICE)
     push_to_hub: str | None = flag(
         None, "also upload to this repository of the Hugging Face hub, into a folder named after the dictionary"
     )
@@ -66,7 +67,7 @@ def run(argv: list[str]) -> None:
 
 
 def write_neuronpedia(source: Path, options: Options, output: Quiet) -> None:
-    run = FinishedRun.open(source)
+    run = FinishedRun.open(source, options.device)
     member = run.only(options.member)
     assert options.to is not None
     with output.terminal() as terminal:

@@ -39,7 +39,7 @@ from analysis.ui.terminal.detectors import description_text, found_table, search
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.wording import counted, pasted
 from harvest.files import write_json
-from harvest.flags import Flags
+from harvest.flags import DEVICE, WHERE, Flags, flag
 
 CONTEXTS_SHOWN = 3
 
@@ -51,12 +51,13 @@ if TYPE_CHECKING:
 class Options(Flags):
     run: Path = place("RUN", "a run directory")
     phrase: str = place("PHRASE", "word or phrase to search for; case and a leading article are ignored")
+    device: str = flag("auto", WHERE, DEVICE)
 
 
 def run(argv: list[str]) -> None:
     values = parsed("find-feature", __doc__, argv, Options, SearchSettings, Output)
-    options, phrase, output = filled(SearchSettings, values), values["phrase"], filled(Output, values)
-    finished = FinishedRun.open(values["run"])
+    asked, options, output = filled(Options, values), filled(SearchSettings, values), filled(Output, values)
+    phrase, finished = asked.phrase, FinishedRun.open(asked.run, asked.device)
     finished.need_language_model()
     members = finished.chosen(options.member)
     examples, against = concept_texts(phrase, options)

@@ -15,7 +15,7 @@ from pathlib import Path
 from analysis.cli.flags import filled, parsed, place
 from analysis.cli.output import Quiet
 from harvest.errors import InputError
-from harvest.flags import Flags, flag
+from harvest.flags import DEVICE, WHERE, Flags, flag
 from harvest.request import default_cache_dir
 
 
@@ -26,6 +26,7 @@ class Options(Flags):
     control: Path | None = flag(
         None, "a run on the same model with shuffled weights (trained with --control random-weights)"
     )
+    device: str = flag("auto", WHERE, DEVICE)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 
 
@@ -36,7 +37,7 @@ def run(argv: list[str]) -> None:
 
     from analysis.runs.finished import FinishedRun
 
-    runs = [FinishedRun.open(path) for path in options.runs]
+    runs = [FinishedRun.open(path, options.device) for path in options.runs]
     control = runs[0].opened_control(options.control) if options.control else None
     to = options.to or runs[0].path / "report.html"
     if to.is_dir() or not to.parent.is_dir():

@@ -20,7 +20,7 @@ from analysis.quality.saebench import SAEBench, as_dicts, run_benchmarks, settin
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.tables import benchmark_tables
 from analysis.ui.terminal.wording import counted
-from harvest.flags import Flags, flag
+from harvest.flags import DEVICE, WHERE, Flags, flag
 from harvest.request import default_cache_dir
 
 
@@ -28,13 +28,14 @@ from harvest.request import default_cache_dir
 class Options(Flags):
     run: Path = place("RUN", "a run directory")
     member: tuple[str, ...] = flag((), "members, by ids, parts of ids or `best` (default: all)")
+    device: str = flag("auto", WHERE, DEVICE)
     cache_dir: Path = flag(default_cache_dir(), "where compiled programs are kept")
 
 
 def run(argv: list[str]) -> None:
     values = parsed("saebench", __doc__, argv, Options, SAEBench, Output)
     options, settings, output = filled(Options, values), filled(SAEBench, values), filled(Output, values)
-    finished = FinishedRun.open(options.run)
+    finished = FinishedRun.open(options.run, options.device)
     finished.need_language_model()
     members = finished.chosen(options.member)
     answers: dict[str, dict[str, Any]] = {}

@@ -14,6 +14,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from analysis.cli.flags import filled, parsed, place
+from analysis.cli.output import Output
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.scatter import scatter
@@ -46,11 +47,12 @@ class Options(Flags):
 
 
 def run(argv: list[str]) -> None:
-    options = filled(Options, parsed("show", __doc__, argv, Options))
+    values = parsed("show", __doc__, argv, Options, Output)
+    options, output = filled(Options, values), filled(Output, values)
     from analysis.runs.live import LiveRun
 
     path = options.run
-    with Terminal() as terminal:
+    with output.terminal() as terminal:
         if not (path / "results.json").exists():
             live_run = LiveRun.open(path)
             try:
@@ -60,12 +62,16 @@ def run(argv: list[str]) -> None:
                 terminal.say(f"stopped watching: {live_run.state()}")
                 raise SystemExit(130) from None
         if (path / "results.json").exists():
-            show_finished(path, options, terminal)
+            record = show_finished(path, options, terminal)
         elif options.pareto:
             raise InputError(f"--pareto: {path} is not finished and has no held-out results yet: leave --pareto out")
+        else:
+            record = live_run.record()
+    output.write(record)
 
 
-def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
+def show_finished(path: Path, options: Options, terminal: Terminal) -> dict[str, Any]:
+    """Print the results, and what was made of them and what was not. Returns the results."""
     results = FinishedRun.open(path).results
     frontier = show_results(path, results, terminal)
     if options.pareto:
@@ -77,6 +83,7 @@ def show_finished(path: Path, options: Options, terminal: Terminal) -> None:
     made = sorted({re.split(r"[-.]", p.name)[0] for p in (path / "analysis").glob("*")})
     terminal.say(f"analyses: {', '.join(made)}" if made else "no analyses yet")
     say_commands("not run yet", path, results, terminal)
+    return results
 
 
 def of_seeds(frontier: Frontier) -> str:
@@ -103,7 +110,7 @@ def show_results(path: Path, results: dict[str, Any], terminal: Terminal, anew: 
         terminal.show(frontier_table(frontier))
         if figure.exists():
             terminal.say(f"figure: {figure.with_suffix('.png')} and .svg")
-    terminal.results(results, str(path))
+    terminal.results(results, str(path), FinishedRun.open(path).fitted)
     return frontier
 
 

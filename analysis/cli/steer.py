@@ -36,7 +36,7 @@ from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import steered_measures_table, steered_texts_table
 from harvest.errors import InputError
-from harvest.flags import COUNT, NUMBER, REAL, Flags, flag
+from harvest.flags import COUNT, DEVICE, NUMBER, REAL, WHERE, Flags, flag
 from harvest.request import default_cache_dir
 
 SWEEP = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
@@ -66,6 +66,7 @@ class Options(Flags):
     candidates: int = flag(
         20, "with --concept: try at most this many features that detect it, and as many that promote its words", COUNT
     )
+    device: str = flag("auto", WHERE, DEVICE)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations and compiled programs are kept")
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class Options(Flags):
 def run(argv: list[str]) -> None:
     values = parsed("steer", __doc__, argv, Options, Sampling, Output)
     options, sampling, output = filled(Options, values), filled(Sampling, values), filled(Output, values)
-    finished = FinishedRun.open(options.run)
+    finished = FinishedRun.open(options.run, options.device)
     finished.need_language_model()
     member = finished.only(options.member)
     if options.feature is not None:  # before the libraries are loaded

@@ -20,7 +20,7 @@ from pathlib import Path
 from analysis.cli.flags import filled, parsed, place
 from analysis.cli.output import Output
 from analysis.ui.terminal.wording import counted
-from harvest.flags import Allowed, Flags, flag
+from harvest.flags import DEVICE, WHERE, Allowed, Flags, flag
 from harvest.request import default_cache_dir
 
 ENOUGH = Allowed(
@@ -39,6 +39,7 @@ class Options(Flags):
         "largest number of documents of the bundled corpus for training and testing probes; fewer are faster",
         ENOUGH,
     )
+    device: str = flag("auto", WHERE, DEVICE)
     cache_dir: Path = flag(default_cache_dir(), "where harvested activations are kept")
 
 
@@ -48,7 +49,7 @@ def run(argv: list[str]) -> None:
     from analysis.runs.finished import FinishedRun, can_be_kept
     from analysis.ui.terminal.tables import StudyTable
 
-    finished = FinishedRun.open(options.run)
+    finished = FinishedRun.open(options.run, options.device)
     shuffled = finished.opened_control(options.control) if options.control else None
     with output.terminal() as terminal:
         terminal.begin(f"loading the libraries to measure {counted(len(finished.members), 'member')} of {options.run}")
@@ -58,8 +59,12 @@ def run(argv: list[str]) -> None:
         from analysis.study.record import study_record, write_study
 
         how = (options.cache_dir, options.documents, terminal.progress, terminal.say)
-        measures = collect_measures(finished, *how)
-        control = collect_measures(shuffled, *how) if shuffled else None
+        runs = [finished, shuffled] if shuffled else [finished]
+        measured = []
+        for number, of in enumerate(runs, 1):
+            terminal.say(f"run {number} of {len(runs)}, {of.path}: its features, then probes, then comparisons")
+            measured.append(collect_measures(of, *how))
+        measures, control = measured[0], measured[1] if shuffled else None
         terminal.begin("answering the five questions")
         answers = study(measures, control)
         terminal.say(
@@ -71,7 +76,7 @@ def run(argv: list[str]) -> None:
                 terminal.show(StudyTable(answer.table))
             for finding in answer.findings:
                 terminal.say(f"- {finding}")
-            terminal.say(f"Not shown: {answer.not_shown}")
+            terminal.say(f"Limits: {answer.not_shown}")
         for uncertainty in dict.fromkeys(answer.uncertainty for answer in answers):
             terminal.say(f"\nUncertainty of the numbers: {uncertainty}")
         record = study_record(answers, measures, control)

@@ -24,7 +24,7 @@ CHOOSING, THRESHOLD, SCORING = range(3)
 TURNS = (CHOOSING, SCORING, THRESHOLD, CHOOSING, SCORING)  # the sets that shuffled passages are assigned to, in turn
 ENOUGH = 6  # passages of the concept that are needed: with fewer, no feature passes
 PERMUTATIONS = 10_000
-PHRASE_ONLY = 0.25  # see `Detector.needs_phrase`
+PHRASE_ONLY = 0.25  # see `FoundFeature.needs_phrase`
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,6 @@ class Detector:
     difference: float  # mean on the concept's passages minus mean on the others
     p_value: float  # one-sided
 
-    @property
-    def needs_phrase(self) -> bool:
-        """Whether little of the detection is left without the phrase: at most PHRASE_ONLY of what exceeds chance."""
-        without = self.auroc_without_phrase
-        return without is not None and self.auroc > 0.5 and without - 0.5 <= PHRASE_ONLY * (self.auroc - 0.5)
-
 
 @dataclass(frozen=True)
 class FoundFeature:
@@ -55,6 +49,12 @@ class FoundFeature:
     detector: Detector
     q_value: float  # the smallest false discovery rate at which the feature passes
     passes: bool
+
+    @property
+    def needs_phrase(self) -> bool:
+        """Whether it passes, and at most PHRASE_ONLY of what its AUROC has over chance is left without the phrase."""
+        without = self.detector.auroc_without_phrase
+        return self.passes and without is not None and without - 0.5 <= PHRASE_ONLY * (self.detector.auroc - 0.5)
 
 
 @dataclass(frozen=True)

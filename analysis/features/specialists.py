@@ -11,6 +11,7 @@ from analysis.features.specialization import NO_LABEL, over_chance
 from analysis.features.statistics import Features
 
 MIN_FIRINGS = 100  # firings that a feature needs for its specialization, or its share of one token, to be measured
+SPECIAL = 0.05  # specialization over chance from which on a page names the label
 RATE = 0.05  # false discovery rate (Benjamini and Hochberg 1995)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.features.contexts import Context, context_text, token_texts
-from analysis.features.specialists import judged, most_special
+from analysis.features.specialists import SPECIAL, judged, most_special
 from analysis.features.statistics import Features
 from harvest.store import ActivationStore
 
@@ -26,8 +26,8 @@ CONTEXTS, TOKENS = 5, 8
 class Highlight:
     """One feature. `on` is the label on whose rows it fires at the highest rate, `over_chance` its specialization.
 
-    Both are None for a feature that fires too rarely to measure it. `strongest` are the tokens of its strongest
-    contexts.
+    Both are None for a feature that is hardly specialized, or fires too rarely to measure it. `strongest` are the
+    tokens of its strongest contexts.
     """
 
     feature: int
@@ -65,8 +65,8 @@ def highlights(features: Features, count: int, store: ActivationStore, tokenizer
             feature=f,
             density=float(features.density_F[f]),
             max=float(features.max_F[f]),
-            on=label_F[f] if is_measured_F[f] else None,
-            over_chance=float(score_F[f]) if is_measured_F[f] else None,
+            on=label_F[f] if score_F[f] >= SPECIAL else None,
+            over_chance=float(score_F[f]) if score_F[f] >= SPECIAL else None,
             strongest=token_texts(tokenizer, [token for token in features.strongest_FxK[f, :TOKENS] if token >= 0]),
             promoted=token_texts(tokenizer, features.promoted_FxT[f, :TOKENS]),
             suppressed=token_texts(tokenizer, features.suppressed_FxT[f, :TOKENS]),

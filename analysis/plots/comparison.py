@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from textwrap import wrap
+from types import MappingProxyType
 from typing import Any
 
 import altair as alt
@@ -10,7 +12,7 @@ import numpy as np
 
 from analysis.comparison.shared_features import Comparison
 from analysis.comparison.splitting import Splitting
-from analysis.plots.style import BLUE, styled
+from analysis.plots.style import BLUE, kind_colour, styled
 from analysis.stats import Estimate
 
 SUBTITLE = 96  # characters in a line of a subtitle, about as wide as three panels
@@ -19,11 +21,17 @@ ROUNDING = 1e-9  # a smaller value is zero, and what differs from it is rounding
 LINE, TITLE = 15, 34  # height in pixels and largest number of characters of a line of a panel's title
 
 
-def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], shared: bool = False) -> Any | None:
+def estimates_chart(
+    title: str,
+    table: dict[str, dict[str, Estimate]],
+    shared: bool = False,
+    kinds: Mapping[str, str] = MappingProxyType({}),
+) -> Any | None:
     """An Altair figure with a panel for each column of the table and a point with its interval for each row.
 
-    Panels have one axis if their values are `shared`, of the same unit. Zero is a line where it is in a panel. Columns
-    that are zero in all rows, up to rounding, have no panel, and the subtitle names them. None if there is no panel.
+    A row has the colour of its kind in `kinds`. Panels have one axis if their values are `shared`, of the same unit.
+    Zero is a line where it is in a panel. Columns that are zero in all rows, up to rounding, have no panel, and the
+    subtitle names them. None if there is no panel.
     """
     columns = dict.fromkeys(column for estimates in table.values() for column in estimates)
     known = {
@@ -40,9 +48,12 @@ def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], shared: b
         line = {"zero": 0} if shared or min(lows) <= 0 <= max(highs) else {}
         for row, value in of.items():
             low, high = ends(value)
-            rows.append({"row": row, "column": column, "mean": value.mean, "low": low, "high": high} | line)
+            rows.append(
+                {"row": row, "kind": kinds.get(row, ""), "column": column, "mean": value.mean, "low": low, "high": high}
+                | line
+            )
     y = alt.Y("row:N", title=None, sort=list(table)).axis(labelLimit=220)
-    base = alt.Chart().encode(y=y, color=alt.value(BLUE))
+    base = alt.Chart().encode(y=y, color=kind_colour(kinds.get(row, "") for row in table).legend(None))
     x = alt.X("mean:Q", title=None).scale(zero=False, nice=3).axis(tickCount=3, labelFlush=False, labelSeparation=6)
     at_zero = alt.Chart().mark_rule(color="#666666").encode(x=alt.X("zero:Q", title=None))
     layers = alt.layer(
@@ -63,7 +74,7 @@ def estimates_chart(title: str, table: dict[str, dict[str, Estimate]], shared: b
     subtitle = [f"mean over seeds{' and 95% interval' * has_interval}"]
     # A line that begins with a space continues the one before.
     subtitle += wrap(f"zero for all, and not drawn: {'; '.join(zero)}", SUBTITLE, subsequent_indent=" ") if zero else []
-    scaled = facets.resolve_scale(x="shared" if shared else "independent")
+    scaled = facets.resolve_scale(x="shared" if shared else "independent").resolve_axis(x="independent")
     return styled(scaled, title, subtitle)
 
 

@@ -18,6 +18,7 @@ from analysis.quality.opened import (
 )
 from analysis.runs.remarks import remark_on_loss_recovered
 from harvest.errors import InputError
+from harvest.placement import refuse_no_device
 from harvest.request import Site
 
 
@@ -39,6 +40,7 @@ def evaluate_dictionaries(
     from sae_jax.calibration import metric_windows, spread_windows
     from sae_jax.evaluate import evaluate
 
+    refuse_no_device(options.device)
     refuse_a_control_among_others(opened)
     sites = sites_of(opened, options)
     if given := rows_of(opened[0], options):

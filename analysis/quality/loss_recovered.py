@@ -131,7 +131,7 @@ def add_loss_recovered(
     stores: Mapping[Site, ActivationStore],
     windows: int,
     on_progress: Callable[[str, int, int], None],
-    device: str | None = None,
+    device: str = "auto",
 ) -> None:
     """Measure loss recovered of the members in the directory of a trained run, and add it to `results`.
 

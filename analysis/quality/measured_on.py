@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from analysis.quality.opened import Opened, compare_models, refuse_another_width
 from harvest.errors import InputError
-from harvest.flags import ABOVE_0, COUNT, DEVICE, NUMBER, TEXT, Flags, flag
+from harvest.flags import ABOVE_0, COUNT, DEVICE, NUMBER, TEXT, WHERE, Flags, flag
 from harvest.request import BOS, HOOK_NAME, HOOKS, MODEL_DTYPES, TWO_WINDOWS, HarvestRequest, Site, default_cache_dir
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from harvest.store import ActivationStore
 
 HARVEST = ("model_name", "dataset", "text_column", "n_samples", "seq_len", "bos", "model_dtype")  # flags of training
-N_SAMPLES, SEQ_LEN = 1000, 128  # used if neither a run nor a dictionary's configuration gives them
+N_SAMPLES, SEQ_LEN = 1000, 128  # used if neither a run nor a dictionary's configuration has them
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class EvaluateSettings(Flags):
     text_column: str | None = flag(None, "column of --dataset to read (default: as in training)", TEXT)
     n_samples: int | None = flag(
         None,
-        "token windows to harvest (default: as many as the first run used; "
-        f"{N_SAMPLES} for other dictionaries or with --dataset)",
+        "token windows to harvest (default: as many as for the training of the first dictionary; "
+        f"{N_SAMPLES} if that is not known, or with --dataset)",
         TWO_WINDOWS,
     )
     seq_len: int | None = flag(
@@ -65,11 +65,7 @@ class EvaluateSettings(Flags):
         "accelerator, float32 on a CPU)",
         choices=MODEL_DTYPES,
     )
-    device: str | None = flag(
-        None,
-        "where the language model runs: cpu, cuda or cuda:N (default: cuda if torch finds it, otherwise cpu)",
-        DEVICE,
-    )
+    device: str = flag("auto", WHERE, DEVICE)
     ce_windows: int = flag(256, "number of windows on which cross-entropy recovered is measured; 0 skips it", NUMBER)
     rows: str | None = flag(
         None,
@@ -174,10 +170,11 @@ def request_of(first: Opened, options: EvaluateSettings, sites: list[Site]) -> H
             "model_name": first.dictionary.model_name,
             "dataset": first.dictionary.dataset_path,
             "store_dtype": "float32",
+            "n_samples": first.dictionary.n_samples or N_SAMPLES,
             "seq_len": first.dictionary.context_size or SEQ_LEN,
             "bos": "on" if first.dictionary.prepend_bos else "off",
         }
-    if options.dataset or not first.run:
+    if options.dataset:
         settings |= {"n_samples": N_SAMPLES, "text_column": None}
     given = {name: getattr(options, name) for name in HARVEST}
     settings |= {name: value for name, value in given.items() if value is not None}

@@ -27,7 +27,7 @@ class Opened:
 
 
 def dictionaries_in(directory: Path) -> list[Path]:
-    """The directories of a run's members, or the directory itself if it is a single dictionary."""
+    """The directories of a run's members, in the order of its results, or a single dictionary's own directory."""
     if not directory.is_dir():
         raise InputError(f"{directory}: there is no such directory: give a run, or the directory of a dictionary")
     if is_run(directory):
@@ -36,10 +36,14 @@ def dictionaries_in(directory: Path) -> list[Path]:
         raise InputError(f"{directory} is a folder of runs: give one or several of them, such as {directory / runs[0]}")
     if not (directory / "members").is_dir():
         return [directory]
-    members = sorted(path for path in (directory / "members").iterdir() if path.is_dir())
+    members = [member["id"] for member in results_of(directory) if not member["failed"]]
     if not members:
         raise InputError(f"{directory}: all its members failed in training and none was written: give another run")
-    return members
+    return [directory / "members" / name for name in members]
+
+
+def results_of(run: Path) -> list[dict[str, Any]]:
+    return read_record(run, "results.json")["members"]
 
 
 def is_run(directory: Path) -> bool:
@@ -52,7 +56,7 @@ def failed_in(directory: Path) -> list[str]:
     """The ids of a run's members that failed in training; empty if the directory is not a run."""
     if not (directory / "members").is_dir():
         return []
-    return [member["id"] for member in read_record(directory, "results.json")["members"] if member["failed"]]
+    return [member["id"] for member in results_of(directory) if member["failed"]]
 
 
 def open_dictionary(directory: Path) -> Opened:

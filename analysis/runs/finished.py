@@ -15,6 +15,7 @@ from harvest.errors import InputError
 from harvest.files import read_lines
 from harvest.hub import Kind
 from harvest.imports.row_names import RowNames
+from harvest.placement import refuse_no_device
 from harvest.request import IMPORTED, HarvestRequest, Site
 from harvest.sources import model_fingerprint, name_of, place_of
 from sae_jax.config import SPARSITY_CONTROLS
@@ -42,15 +43,20 @@ SAME = ("layer", "hook", *TEXT_SETTINGS, "keep_first_position", "max_norm_ratio"
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run. `config` and `results` are the contents of its config.json and results.json."""
+    """A finished run. `config` and `results` are the contents of its config.json and results.json.
+
+    Its language model runs on `device`, which is a value of --device.
+    """
 
     path: Path
     config: dict[str, Any]
     results: dict[str, Any]
+    device: str = "auto"
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Open the run at `path`. Raises InputError, with the reason, if there is no finished run."""
+    def open(cls, path: Path, device: str = "auto") -> Self:
+        """Open the run at `path`. Raises InputError if there is no finished run, or no such device."""
+        refuse_no_device(device)
         refuse_no_run(path)
         config, results = (read_record(path, name) for name in ("config.json", "results.json"))
         sites = {store["hook_name"] for store in config["stores"]}
@@ -63,7 +69,7 @@ class FinishedRun:
                 raise InputError(
                     f"{path / 'results.json'}: the settings of {member.id} do not match its id: {TRAIN_AGAIN}"
                 )
-        return cls(path, config, results)
+        return cls(path, config, results, device)
 
     def opened_control(self, path: Path) -> FinishedRun:
         """Open the run at `path` as the control of this one: trained on the same model with shuffled weights.
@@ -71,7 +77,7 @@ class FinishedRun:
         Raises InputError if the control's activations were harvested differently except for the shuffled weights. The
         models are compared by the content of their files or their hub names, the texts by their token windows.
         """
-        control = FinishedRun.open(path)
+        control = FinishedRun.open(path, self.device)
         if control.request.control is None:
             raise InputError(
                 f"--control {path}: was trained on unshuffled weights: give a run trained with --control random-weights"
@@ -96,6 +102,11 @@ class FinishedRun:
     def members(self) -> dict[str, dict[str, Any]]:
         """The members of results.json that did not fail, by id."""
         return {member["id"]: member for member in self.results["members"] if not member["failed"]}
+
+    @property
+    def fitted(self) -> bool:
+        """Whether decoders were fitted after training."""
+        return bool(self.config["asked"]["train"].get("fit_decoder"))
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -220,7 +231,7 @@ class FinishedRun:
             "bos": self.request.bos,
             "dtype": self.model_dtype,
         }
-        model = LanguageModel.load(location, **how)
+        model = LanguageModel.load(location, self.device, **how)
         if model_fingerprint(location) != trained["fingerprint"] and model.weights_hash() != trained["weights_hash"]:
             raise InputError(
                 f"{self.path} was trained on a model with other weights than the one that is now at {location}: "
@@ -251,7 +262,7 @@ class FinishedRun:
             names = name_of("model", facts["model"]), name_of("dataset", facts["dataset"])
             asked = replace(self.request, layer=(site.layer,), hook=(site.hook,), model_name=names[0], dataset=names[1])
             asked = replace(asked, model_dtype=self.model_dtype)
-            store = harvest(asked, cache_dir, on_progress=on_progress, say=say)[site]
+            store = harvest(asked, cache_dir, on_progress=on_progress, say=say, device=self.device)[site]
         here = identity(store)
         if other := difference(facts["identity"], here):
             raise InputError(

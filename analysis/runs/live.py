@@ -73,7 +73,14 @@ class LiveRun:
             l0_asked=self.config["l0_asked"],
         )
 
+    def record(self) -> dict[str, Any]:
+        """The run as a record for other programs: its state, and the lines of the last block of steps."""
+        lines = self.lines()
+        last = [line for line in lines if line["step"] == lines[-1]["step"]]
+        return {"schema": 1, "state": self.state(), "total_steps": self.config["total_steps"], "lines": last}
+
     def state(self) -> str:
+        """Whether the run is being trained or was interrupted, in words."""
         path, metrics = self.run.path, self.run.path / METRICS_FILE
         if self.being_trained:
             if not self.lines():

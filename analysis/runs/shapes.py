@@ -17,6 +17,7 @@ class StudyAnswer(Shape):
     findings: list[Text] = []  # earlier studies have none
     measured: Text
     table: dict[str, dict[str, Estimate]]
+    kinds: dict[str, Text] = {}  # earlier studies have none
     uncertainty: Text
     not_shown: Text
 

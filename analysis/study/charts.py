@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from analysis.plots.comparison import estimates_chart
@@ -16,11 +18,11 @@ CHARTS = (  # (title, whether all columns have the same unit) of each question
 )
 
 
-def answer_charts(number: int, table: Table) -> dict[str, Any]:
-    """The chart of the answer to question `number`, by the name of its file.
+def answer_charts(number: int, table: Table, kinds: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """The chart of the answer to question `number`, by the name of its file, in the colours of `kinds`.
 
     Empty if all values are zero or missing.
     """
     title, is_shared = CHARTS[number - 1]
-    chart = estimates_chart(title, named(table), is_shared)
+    chart = estimates_chart(title, named(table), is_shared, kinds)
     return {} if chart is None else {f"question-{number}": chart}

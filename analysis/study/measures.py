@@ -26,6 +26,7 @@ from analysis.runs import families, shapes
 from analysis.runs.finished import STUDY_AGAIN, FinishedRun, can_be_kept
 from harvest.errors import InputError
 from harvest.files import write_json
+from sae_jax.members import kind_name
 from sae_jax.shapes import read_shaped
 from sae_jax.training.snapshots import read_snapshots
 
@@ -68,6 +69,12 @@ class PopulationMeasures:
     def families(self) -> dict[str, list[str]]:
         """The ids of the members that differ only in their seed, by a label of their other settings."""
         return families.by_seed(self.settings)
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """The kind of the members of each family."""
+        settings = {family: self.settings[names[0]] for family, names in self.families.items()}
+        return {family: kind_name(of["activation"], of["baseline"]) for family, of in settings.items()}
 
     @property
     def labels(self) -> list[str]:

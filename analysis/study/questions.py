@@ -16,7 +16,18 @@ from analysis.plots.training import emergence_curves, emergence_heatmap
 from analysis.stats import over_seeds
 from analysis.study.charts import answer_charts
 from analysis.study.measures import LABEL_MEASURES, PopulationMeasures
-from analysis.study.tables import Table, compared, intervals_differ, seeds_of, table_of, words
+from analysis.study.tables import (
+    ABOVE,
+    BELOW,
+    OVERLAP,
+    UNKNOWN,
+    Table,
+    beside_control,
+    compared,
+    seeds_of,
+    table_of,
+    words,
+)
 
 RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
 LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")
@@ -29,6 +40,8 @@ CONTROL = "random weights, "  # stands before the families of the control run
 class Answer:
     """The answer to one question: `table` is {row: {column: estimate}}, `figures` is {file name: chart}.
 
+    `kinds` has the kind of each row.
+
     `answer` is a sentence or two; `findings` are sentences on what the table does not show at once.
     """
 
@@ -37,6 +50,7 @@ class Answer:
     findings: list[str]
     measured: str
     table: Table
+    kinds: dict[str, str]
     uncertainty: str
     not_shown: str
     figures: dict[str, Any]
@@ -72,13 +86,14 @@ def feature_learning(measures: PopulationMeasures) -> Answer:
             "(decoder rows matched one-to-one with a cosine of at least 0.7)."
         ),
         table=table,
+        kinds=measures.kinds,
         uncertainty=seeds_of(measures),
         not_shown=(
             "Other widths, learning rates and lengths of training may order the kinds differently. Members with the "
             "same seed start from the same weights and therefore share more features than members with different seeds."
         ),
         figures={
-            **answer_charts(1, table),
+            **answer_charts(1, table, measures.kinds),
             "densities": densities_chart(
                 {name: member.density_F for name, member in measures.features.items()}, measures.run.kinds
             ),
@@ -106,12 +121,13 @@ def what_drives_emergence(measures: PopulationMeasures) -> Answer:
             f"{'; '.join(emergence.PREDICTORS.values())}. Negative: features with higher values emerge earlier."
         ),
         table=table,
+        kinds=measures.kinds,
         uncertainty=seeds_of(measures),
         not_shown=(
             "Correlation is not causation: frequency, norm and co-occurrence depend on each other and are measured on "
             "the finished dictionary. Steps between two snapshots cannot be distinguished."
         ),
-        figures=answer_charts(2, table),
+        figures=answer_charts(2, table, measures.kinds),
     )
 
 
@@ -136,6 +152,7 @@ def emergence_in_short(table: Table) -> str:
 def frequency_and_specialization(population: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     table: Table = {}
     populations = {"": population} | ({CONTROL: control} if control else {})
+    kinds = kinds_of(population, control)
     for prefix, measures in populations.items():
         for family, names in measures.families.items() if measures.labels else ():
             table[prefix + family] = {}
@@ -165,10 +182,11 @@ def frequency_and_specialization(population: PopulationMeasures, control: Popula
             "log2 of their number, Miller–Madow corrected), raw and minus the mean with shuffled labels (over chance)."
         ),
         table=table,
+        kinds=kinds,
         uncertainty=seeds_of(population),
         not_shown="Specialization on properties that have no label is not measured. "
         f"Features with fewer than {MIN_FIRINGS} firings are left out.",
-        figures=answer_charts(3, table),
+        figures=answer_charts(3, table, kinds),
     )
 
 
@@ -196,7 +214,7 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
         short = f"Yes: half of the final features are recognizable by step {reached} of {last:,}."
         if max(steps) <= min(trajectory.steps[1] for trajectory in measures.trajectories.values()):
             short += " This is the first snapshot after the start, so it may be earlier (--snapshots)."
-    figures = answer_charts(4, table)
+    figures = answer_charts(4, table, measures.kinds)
     if first := next(iter(measures.trajectories), None):
         figures["emergence"] = emergence_curves(measures.trajectories, measures.run.kinds)
         figures[f"emergence-{first}"] = emergence_heatmap(first, measures.trajectories[first])
@@ -206,6 +224,7 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
         findings=[f"Not followed: {', '.join(lacking)}: {LACKING}."] if lacking else [],
         measured="Cosines of decoder rows to their final directions, and densities, in snapshots at log-spaced steps.",
         table=table,
+        kinds=measures.kinds,
         uncertainty=seeds_of(measures),
         not_shown=(
             "Changes between snapshots, and their causes, are not measured. Births and deaths are counted on the "
@@ -218,19 +237,15 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
 def interpretability(population: PopulationMeasures, control: PopulationMeasures | None) -> Answer:
     labels = [f"{score}: {label}" for score in LABEL_MEASURES for label in population.labels]
     measures = [*INTERPRETABILITY, *labels]
-    table = table_of(population, measures)
+    table, kinds = table_of(population, measures), kinds_of(population, control)
     in_answer = [*INTERPRETABILITY, *(label for label in labels if label.startswith("over chance"))]
     verdicts = ["Whether the measures depend on what the model has learned is open: no --control was given."]
     if control:
         shuffled = table_of(control, measures, CONTROL)
-        differs = {measure: intervals_differ(table, shuffled, measure) for measure in measures}
-        apart, alike, unknown = ([words(m) for m in measures if differs[m] is is_so] for is_so in (True, False, None))
-        verdicts = [
-            "All families are above the model with shuffled weights, or all below it, in: "
-            f"{'; '.join(apart) or 'no measure'}."
-        ]
-        verdicts += [f"The intervals of the two models overlap in: {'; '.join(alike)}."] if alike else []
-        verdicts += [f"No interval for at least one model: {'; '.join(unknown)}."] if unknown else []
+        by_side: dict[str, list[str]] = {side: [] for side in (ABOVE, BELOW, OVERLAP, UNKNOWN)}
+        for measure in measures:
+            by_side[beside_control(table, shuffled, measure)].append(words(measure))
+        verdicts = [f"{side}: {'; '.join(found)}." for side, found in by_side.items() if found]
         table |= shuffled
     return Answer(
         question="How do sparsity mechanisms affect the interpretability of features?",
@@ -242,7 +257,13 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
             "text), and the mean specialization and mutual information minus those with shuffled labels."
         ),
         table=table,
+        kinds=kinds,
         uncertainty=seeds_of(population),
-        not_shown="Whether people find the features meaningful. Absorption needs a model that can spell.",
-        figures=answer_charts(5, table),
+        not_shown="Whether people find the features meaningful is not measured. Absorption needs a model that spells.",
+        figures=answer_charts(5, table, kinds),
     )
+
+
+def kinds_of(population: PopulationMeasures, control: PopulationMeasures | None) -> dict[str, str]:
+    """The kind of each family, also of those of the control."""
+    return population.kinds | ({CONTROL + family: kind for family, kind in control.kinds.items()} if control else {})

@@ -143,15 +143,24 @@ def seeds_of(measures: PopulationMeasures) -> str:
     )
 
 
-def intervals_differ(trained: Table, shuffled: Table, measure: str) -> bool | None:
-    """Whether the intervals of all families on the trained model are above all those on the other, or all below them.
+ABOVE, BELOW = (
+    f"All families are {side} the model with shuffled weights, without overlap of intervals"
+    for side in ("above", "below")
+)
+OVERLAP, UNKNOWN = "The intervals of the two models overlap", "No interval for at least one model"
 
-    Every family is compared with every family, not only with itself. None if an interval is missing.
+
+def beside_control(trained: Table, shuffled: Table, measure: str) -> str:
+    """How the intervals of all families on the trained model lie to those on the other: ABOVE, BELOW or OVERLAP.
+
+    Every family is compared with every family, not only with itself. UNKNOWN if an interval is missing.
     """
     lows, highs = (
         [[getattr(row[measure], end) for row in table.values()] for table in (trained, shuffled)]
         for end in ("low", "high")
     )
     if any(end is None for ends in (*lows, *highs) for end in ends):
-        return None
-    return min(lows[0]) > max(highs[1]) or max(highs[0]) < min(lows[1])
+        return UNKNOWN
+    if min(lows[0]) > max(highs[1]):
+        return ABOVE
+    return BELOW if max(highs[0]) < min(lows[1]) else OVERLAP

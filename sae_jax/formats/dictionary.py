@@ -30,7 +30,7 @@ SCALER = "activation_scaler.json"
 SCALED = "expected_average_only_in"  # rows scaled by one number, which SAELens folds into the weights after training
 NORMS = (SCALED, "none", *(norm for norm in ROW_NORMS if norm != CENTER))
 TYPES = {"model_name": str, "hook_name": str, "dataset_path": str, "context_size": int, "prepend_bos": bool}
-TYPES |= {"model_from_pretrained_kwargs": dict, "max_norm": float}
+TYPES |= {"model_from_pretrained_kwargs": dict, "max_norm": float, "n_samples": int}
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ class Dictionary:
         """The share of the documents of its text that it was not trained on; None if it is not recorded."""
         share = self.cfg["metadata"].get("held_out")
         return share if isinstance(share, float) and 0 < share <= 1 else None
+
+    @property
+    def n_samples(self) -> int | None:
+        """The number of token windows that were harvested to train it; None if it is not recorded."""
+        return self.cfg["metadata"].get("n_samples")
 
     @property
     def is_centered(self) -> bool:

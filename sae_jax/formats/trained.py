@@ -44,7 +44,7 @@ def trained_dictionary(member: Member, tensors: dict[str, np.ndarray], manifest:
         "dataset_path": portable_name(manifest["dataset"]["location"]),
     }
     metadata |= {"control": control} if (control := manifest.get("control")) else {}
-    metadata |= {name: manifest[name] for name in ("max_norm", "held_out") if manifest.get(name)}
+    metadata |= {name: manifest[name] for name in ("max_norm", "held_out", "n_samples") if manifest.get(name)}
     architecture, (d_in, d_sae) = KINDS[member.activation].architecture, tensors["W_enc"].shape
     # In SAELens, heads are side by side only with this setting.
     whole = metadata["hook_name"].endswith("hook_z") and metadata["hook_head_index"] is None

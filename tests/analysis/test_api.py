@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -150,8 +151,12 @@ def test_a_loaded_dictionary_describes_itself(run):
     text = repr(sae_jax.load(run.path, member=TOPK))
     assert f"SAE {TOPK}\n  topk, 256 → 48 features\n  reads blocks.0.hook_resid_pre of bundled\n" in text
     assert f"explained variance {metrics['explained_variance']:.3f}, L0 {metrics['l0']:.1f}" in text
-    alone = sae_jax.load(run.path / "members" / TOPK)
-    assert "held out" not in repr(alone) and f"from {run.path / 'members' / TOPK}" in repr(alone)
+    assert repr(sae_jax.load(run.path / "members" / TOPK)) == text and f"from {run.path / 'members' / TOPK}" in text
+
+
+def test_a_dictionary_that_was_taken_out_of_its_run_has_no_metrics(run, tmp_path):
+    alone = sae_jax.load(shutil.copytree(run.path / "members" / TOPK, tmp_path / "alone"))
+    assert "held out" not in repr(alone) and f"from {tmp_path / 'alone'}" in repr(alone)
 
 
 def test_a_dictionary_of_saelens_is_loaded_too(run, tmp_path):
@@ -191,7 +196,7 @@ def test_the_only_member_need_not_be_named(cache, tmp_path):
 def test_a_run_shows_its_members(run):
     opened = analysis.open_run(str(run.path))
     text = repr(opened)
-    assert "EXPERIMENT RESULTS" in text and "\x1b" not in text
+    assert "EXPERIMENT RESULTS" in text and "decoder   fitted to training rows" in text and "\x1b" not in text
     for name, member in run.members.items():
         variance = f"{member['metrics']['explained_variance']:.3f}"
         row = next(line for line in text.splitlines() if line.startswith(f"║ {name} "))  # a remark may follow

@@ -39,7 +39,8 @@ from sae_jax.models.gated import Gated
 from sae_jax.models.registry import KINDS
 from sae_jax.training.batches import Feed
 from sae_jax.training.population import Group, Rows, State, groups_of, hyper_of, stack, start_member
-from sae_jax.training.step import make_gradients, make_train_block, normalized
+from sae_jax.training.programs import make_train_block
+from sae_jax.training.step import make_gradients, normalized
 
 PEERS_PYTHON = os.environ.get("SAE_PEERS_PYTHON")
 pytestmark = [

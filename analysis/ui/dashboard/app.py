@@ -23,7 +23,7 @@ page = st.navigation(  # the folder must not be named `pages`: Streamlit would s
         st.Page("screens/steer.py", title="Steer"),
     ]
 )
-runs, _ = arguments()
+runs, *_ = arguments()
 path = runs[follow("run", list(runs), st.sidebar)]
 with errors_shown():
     members = list(run_at(path).members)

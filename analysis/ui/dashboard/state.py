@@ -44,16 +44,15 @@ class Chosen(NamedTuple):
         return features_path(Path(self.path), self.member)
 
 
-def arguments() -> tuple[dict[str, str], Path]:
-    """({name of a run: its path}, the cache directory), from the arguments that `main.py dashboard` passes on.
+def arguments() -> tuple[dict[str, str], Path, str]:
+    """({name of a run: its path}, the cache directory, --device), as `main.py dashboard` passes them on.
 
     A run whose name is not unique is named by its path.
     """
-    cache_dir, *paths = sys.argv[1:]
+    cache_dir, device, *paths = sys.argv[1:]
     names = [Path(path).resolve().name for path in paths]
-    return {name if names.count(name) == 1 else path: path for name, path in zip(names, paths, strict=True)}, Path(
-        cache_dir
-    )
+    named = {name if names.count(name) == 1 else path: path for name, path in zip(names, paths, strict=True)}
+    return named, Path(cache_dir), device
 
 
 def chosen() -> Chosen:
@@ -100,7 +99,7 @@ def draw(figure: Any, container: Any = st, **options: Any) -> Any:
 
 @st.cache_resource(show_spinner=False)
 def run_at(path: str) -> FinishedRun:
-    return FinishedRun.open(Path(path))
+    return FinishedRun.open(Path(path), arguments()[2])
 
 
 @st.cache_resource(show_spinner=False)

@@ -145,9 +145,10 @@ def facts_of(run: FinishedRun) -> dict[str, str]:
     stores, environment, timing = run.config["stores"], run.config["environment"], run.results["timing"]
     versions = environment | stores[0].get("versions", {})
     rows = dict.fromkeys(f"{store['rows']:,}" for store in stores)
-    fallback = " (no model hub was in reach)" if stores[0]["model"]["fell_back"] else ""
-    facts = {
-        "model": source_name(stores[0]["model"], "model") + fallback,
+    model = source_name(stores[0]["model"], "model") + " (no model hub was in reach)" * stores[0]["model"]["fell_back"]
+    model += f" with {run.request.control.replace('-', ' ')}" if run.request.control else ""
+    return {
+        "model": model,
         "hook": ", ".join(store["hook_name"] for store in stores),
         "text": source_name(stores[0]["dataset"], "corpus"),
         "rows": f"{' and '.join(rows)} activations"
@@ -159,4 +160,3 @@ def facts_of(run: FinishedRun) -> dict[str, str]:
             f"{name} {version}" for name, version in versions.items() if name not in ("backend", "device")
         ),
     }
-    return facts | ({"control": run.request.control} if run.request.control else {})

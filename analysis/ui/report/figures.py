@@ -79,10 +79,9 @@ def training(run: FinishedRun, say: Callable[[str], None]) -> Section:
     ends = [lines[-1]["explained_variance"] for lines in curves.values() if "explained_variance" in lines[-1]]
     last = max((lines[-1]["step"] for lines in curves.values()), default=0)
     alt = f"Loss and explained variance of {counted(len(curves), 'member')} over {counted(int(last), 'step')}"
-    fitted = bool(run.config["asked"]["train"].get("fit_decoder"))
-    before = ", before the decoder is fitted" if fitted else ""
+    before = ", before the decoder is fitted" if run.fitted else ""
     alt += f"; explained variance ends at {span(ends, '.3f')}{before}." if ends else "."
-    return [Drawn("training", training_curves_chart(curves, run.kinds, fitted), alt)]
+    return [Drawn("training", training_curves_chart(curves, run.kinds, run.fitted), alt)]
 
 
 def densities(run: FinishedRun, features: dict[str, Features]) -> Section:
@@ -170,7 +169,7 @@ def answered(number: int, answer: dict[str, Any]) -> list[Drawn]:
     has_intervals = any(value.low is not None for row in table.values() for value in row.values())
     what = "Means and 95% intervals" if has_intervals else "Means"
     alt = f"{what} of {counted(len(lines_of(table)), 'measure')} of {', '.join(table)}: the numbers of the table."
-    return [Drawn(name, chart, alt) for name, chart in answer_charts(number, table).items()]
+    return [Drawn(name, chart, alt) for name, chart in answer_charts(number, table, answer.get("kinds", {})).items()]
 
 
 def span(values: Sequence[float], form: str) -> str:

@@ -73,7 +73,8 @@ def sections_of(part: Part) -> dict[str, str]:
 def columns_note(part: Part) -> str:
     """An explanation of the columns that the members' table has."""
     shown = {column for column, _, _ in rows(part)[0]["cells"]}
-    notes = ["EV: explained variance"] if shown & {"EV", "EV in training"} else []
+    notes = ["EV: explained variance"] if shown & {"EV", "EV, train"} else []
+    notes += ["train: on training rows"] if "EV, train" in shown else []
     if "CE recovered" in shown:
         notes.append("CE recovered: share of the cross-entropy added by zero ablation that the dictionary does not add")
         documents = (part.run.results.get("loss_recovered") or {}).get("documents", FEWEST_DOCUMENTS)
@@ -114,7 +115,7 @@ def rows(part: Part) -> list[dict[str, Any]]:
                 for name in further
             ),
         ]
-        columns = {"explained_variance": "EV", "explained_variance_train": "EV in training"}
+        columns = {"explained_variance": "EV", "explained_variance_train": "EV, train"}
         for name, column in (columns | {"ce_recovered": "CE recovered", "l0": "L0"}).items():
             value = metrics.get(name)
             text = f"{value:.1f}" if name == "l0" and value is not None else share_text(value, intervals.get(name))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HEADERS = ("dictionary", "feature", "AUROC", "95%", "w/o", "prec.", "cov.", "diff.", "dens.", "q")
 SPARE = Spare(("diff.", "dens.", "cov.", "prec.", "95%"), "the file of all numbers")
 ORDER = "by the AUROC on the passages that chose the features, which is not shown: it is too high for the best of many"
-FIRES_ON_PHRASE = "detects the tokens of the phrase, not the concept"
+BY_PHRASE = "tells the scored passages apart mostly by the phrase's own tokens"
 WITHOUT_PHRASE = "the AUROC when the tokens of the phrase itself are not counted; 0.5 is chance"
 LEGEND = {
     "feature": 'its number; "means" is the difference in means at a hook as a detector',
@@ -89,17 +89,14 @@ def detector_cells(detector: Detector) -> list[str]:
 
 
 def phrase_verdict(detector: Detector) -> str:
-    """A sentence with this detector's figures that says that it detects the phrase's own tokens only."""
-    return (
-        f"{FIRES_ON_PHRASE}: its AUROC is {detector.auroc:.2f}, but {detector.auroc_without_phrase:.2f} without the "
-        "phrase's own tokens (0.5 is chance)"
-    )
+    """A sentence with this detector's figures that says that it needs the phrase's own tokens."""
+    return f"{BY_PHRASE}: AUROC {detector.auroc:.2f}, without them {detector.auroc_without_phrase:.2f} (0.5 is chance)"
 
 
 def description_text(found: FoundFeature, description: FeatureDescription, contexts: int) -> Text:
     """The tokens that a feature promotes, and the contexts of its largest activations with the token marked."""
     text = Text(f"feature {found.feature} of {found.member}", style="bold")
-    if found.detector.needs_phrase:
+    if found.needs_phrase:
         text.append(f"\n  {phrase_verdict(found.detector)}", style="not bold yellow")
     if description.promoted:
         text.append("\n  promotes " + " ".join(map(repr, description.promoted)), style="not bold")

@@ -19,7 +19,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from textwrap import fill
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.cells import cell_len, set_cell_size
@@ -36,12 +35,12 @@ from analysis.ui.terminal.sparkline import LossCurve
 from analysis.ui.terminal.wording import (
     duration_text,
     failure_text,
+    folded,
     head_line,
     left_text,
     member_name,
     number_cells,
     percent_done,
-    program,
     ranges_text,
     rate_text,
 )
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from sae_jax.training.progress import Progress
 
 FRAME_SECONDS = 0.1  # shortest time between two redraws of a terminal
+BAR_COLUMNS = 28  # for a bar with its percentage and time left, at least
 LINE_SECONDS = 2.0  # shortest average time between two lines of a log: n lines at once are followed by n times as long
 # Units in which phases count their progress, if they are not tokens.
 UNITS = {"features": "rows", "comparison": "pairs", "emergence": "dictionaries"}
@@ -97,6 +97,11 @@ class Terminal:
         self.pulse.stop()
         self.leave_phase()
 
+    def be_quiet(self) -> None:
+        """Show nothing from now on, because another process shows it."""
+        self.pulse.stop()
+        self._quiet = True
+
     def begin(self, activity: str) -> None:
         """Say what the program does from now on, as in "loading the language model", until there is other news."""
         self.leave_phase()
@@ -109,14 +114,8 @@ class Terminal:
         if self._quiet:
             return
         self._remove_life()
-        if self._redraws:  # wrapped between words only, so that a path can be copied, and a command not at all
-            columns = self._console.width
-            text = "\n".join(
-                line
-                if cell_len(line) <= columns or program() in line
-                else fill(line, columns, break_long_words=False, break_on_hyphens=False)
-                for line in text.splitlines()
-            )
+        if self._redraws:
+            text = folded(text, self._console.width)
         self._console.print(self._console.literal(text), soft_wrap=True)
         self.pulse.has_shown_news()
 
@@ -181,8 +180,11 @@ class Terminal:
         self._show(frame, lines, last=progress.step >= progress.total_steps)
 
     @one_at_a_time
-    def results(self, results: dict[str, Any], run_dir: str) -> None:
-        """Print the box EXPERIMENT RESULTS from the content of results.json, and the path of the results."""
+    def results(self, results: dict[str, Any], run_dir: str, fitted: bool = False) -> None:
+        """Print the box EXPERIMENT RESULTS from the content of results.json, and the path of the results.
+
+        `fitted` says that the decoders were fitted after training.
+        """
         self.leave_phase()
         failed = [member for member in results["members"] if member.get("failed")]
         if self._quiet:
@@ -190,7 +192,7 @@ class Terminal:
                 print(self._console.literal(f"{member_name(member)}: {failure_text(member)}"), file=sys.stderr)
             self._console.print(self._console.literal(run_dir), soft_wrap=True)
             return
-        self._console.print(self._console.results_box(results, run_dir))
+        self._console.print(self._console.results_box(results, run_dir, fitted))
         if self._console.shortened_path(run_dir) != self._console.literal(run_dir).plain:
             self._console.print(self._console.literal(f"results: {run_dir}"), soft_wrap=True)
 
@@ -272,9 +274,8 @@ class Terminal:
         for ratio in (None, 1, None, None):
             bar.add_column(ratio=ratio, no_wrap=True)
         done = ProgressBar(1.0, share, complete_style="cyan", finished_style="green")
-        bar.add_row(
-            Text(self._console.literal(phase).plain, style="bold"), done, percent_done(share).rjust(4), left.rjust(10)
-        )
+        name = self._console.shorten(self._console.literal(phase).plain, self._console.width - BAR_COLUMNS)
+        bar.add_row(Text(name, style="bold"), done, percent_done(share).rjust(4), left.rjust(10))
         return Group(bar, Text("   ".join(filter(None, counts)), style="dim", no_wrap=True))
 
     def _members(self, progress: Progress, height: int | None) -> RenderableType:

@@ -35,6 +35,7 @@ from sae_jax.lookup import told_apart
 LOG_COLUMNS = 160  # longest line of progress in a log
 CURVE_COLUMNS = 16  # ids are shortened before the curve gets narrower than this
 BEST = f"highest explained variance for its target L0, with an L0 within {L0_TOLERANCE:.0%} of it"
+FITTED = "fitted to training rows after training, so the numbers differ from the last ones in training"
 ID_COLUMNS = 12  # the curve is shortened before the ids get narrower than this
 RESULTS_SPARE = Spare(("train", "sparsity", "dead", "loss (mse)"), "results.json")
 SOURCES = {"model": "model", "text": "dataset"}  # the key in results.json of each
@@ -151,8 +152,8 @@ class Screen(Console):
         best = best_members_of_results({member_name(m): m for m in members})
         return self.table(header, rows, columns, best=best, spare=RESULTS_SPARE)
 
-    def results_box(self, results: dict[str, Any], run_dir: str) -> Table:
-        """The box EXPERIMENT RESULTS from the content of results.json."""
+    def results_box(self, results: dict[str, Any], run_dir: str, fitted: bool = False) -> Table:
+        """The box EXPERIMENT RESULTS from the content of results.json. `fitted` says that the decoders were fitted."""
         inside = self.width - 4
         members = results["members"]
         sections: list[RenderableType] = [self.results_table(members, inside)]
@@ -168,6 +169,7 @@ class Screen(Console):
         if held_out := results.get("held_out"):
             basis = basis_text(held_out["rows"], held_out, results.get("loss_recovered"), calibrated=True)
             facts += [("held out", basis)]
+        facts += [("decoder", FITTED)] if fitted else []
         facts += [
             ("backend", results["backend"]),
             ("time", times_text(results["timing"])),

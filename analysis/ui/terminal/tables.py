@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderResult
 from rich.filesize import decimal as size_text
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from analysis.interventions.steering import UNSTEERED
-from analysis.ui.terminal.fitted import WIDEST, Fitted, Spare
+from analysis.ui.terminal.fitted import Fitted, Spare
 from analysis.ui.terminal.wording import counted, duration_text, number_cells, share_text, signed
 from harvest.request import Site
 
@@ -59,10 +60,19 @@ def plan_cells(plan: Plan) -> tuple[list[str], list[list[str]]]:
 
 def plan_text(plan: Plan) -> str:
     memory, groups = size_text(sum(p.bytes for p in plan.members)), max(p.group for p in plan.members)
-    return (
+    axes, device = plan.mesh.axes, plan.machine.device
+    where = f"on {counted(axes.devices, device.name)}, limited by {plan.limit}" if device else "on this CPU"
+    text = (
         f"{counted(len(plan.members), 'member')} in {counted(groups, 'group')}, {plan.steps:,} steps each: "
         f"{memory} for weights and optimizer, about {size_text(sum(plan.memory.host.values()))} in total, "
-        f"about {duration_text(plan.seconds)} to compile and train on this CPU"
+        f"about {duration_text(plan.seconds)} to compile and train {where}"
+    )
+    if device is None and axes.devices == 1:
+        return text
+    parts = ", ".join(f"{size_text(size)} for {purpose}" for purpose, size in plan.memory.device.items())
+    return (
+        f"{text}\n--mesh {axes}: {counted(plan.mesh.side_by_side, 'member')} of a group at a time on each device, "
+        f"which needs about {size_text(sum(plan.memory.device.values()))}: {parts}"
     )
 
 
@@ -84,22 +94,18 @@ def frontier_table(frontier: Frontier) -> Group:
     from analysis.comparison.frontier import METRICS
 
     metrics = [name for name in METRICS if any(name in point.metrics for point in frontier.points)]
-    tables: dict[str, Table] = {}
+    heads = ("kind", "target", "seeds", "L0", *(METRICS[name] for name in metrics))
+    digits = {"l0": 1, **dict.fromkeys(metrics, 3)}
+    panels: dict[str, list[tuple[str, ...]]] = {}
     for point in frontier.points:
-        if point.panel not in tables:
-            tables[point.panel] = table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            table.add_column("kind", no_wrap=True)
-            for header in ("target", "seeds", "L0", *(METRICS[name] for name in metrics)):
-                table.add_column(header, justify="right", no_wrap=header != "cross-entropy recovered")
-        cells = [
-            spread_text(point.metrics.get(name), digits) for name, digits in (("l0", 1), *((m, 3) for m in metrics))
-        ]
-        tables[point.panel].add_row(point.kind, f"{point.asked:g}", str(len(point.seeds)), *cells)
+        cells = (spread_text(point.metrics.get(name), of) for name, of in digits.items())
+        panels.setdefault(point.panel, []).append((point.kind, f"{point.asked:g}", str(len(point.seeds)), *cells))
     spreads = [spread for point in frontier.points for spread in point.metrics.values()]
     legend = "means over seeds, in parentheses their standard deviations"
     if all(spread.deviation is None for spread in spreads):
         legend = "one seed for each point"
-    parts = [part for panel, table in tables.items() for part in (Text(panel, style="dim"), table)]
+    spare = Spare(("seeds", "target"), "--json")
+    parts = [part for panel, rows in panels.items() for part in (Text(panel, style="dim"), fitted(heads, rows, spare))]
     return Group(*parts, Text(legend, style="dim"))
 
 
@@ -120,22 +126,14 @@ class StudyTable:
     estimates: dict[str, dict[str, Estimate]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        families, wide = list(self.estimates), options.update(max_width=WIDEST)
-        whole = self.part(families, gap=" ")
-        if whole.__rich_measure__(console, wide).minimum <= options.max_width:
-            yield whole
-            return
-        count = len(families)
-        while count > 1 and self.least(console, wide, count) > options.max_width:
-            count -= 1
-        for start in range(0, len(families), count):
-            yield self.part(families[start : start + count], gap="\n")
-
-    def least(self, console: Console, options: ConsoleOptions, count: int) -> int:
-        """The width of the widest table if each has this number of families."""
         families = list(self.estimates)
-        parts = (self.part(families[start : start + count], "\n") for start in range(0, len(families), count))
-        return max(part.__rich_measure__(console, options).minimum for part in parts)
+        choices = [(len(families), " "), *((count, "\n") for count in range(len(families), 0, -1))]
+        for count, gap in choices:
+            parts = [self.part(families[start : start + count], gap) for start in range(0, len(families), count)]
+            lines = (line for part in parts for line in Segment.split_lines(console.render(part, options)))
+            if max(map(Segment.get_line_length, lines)) <= options.max_width:
+                break
+        yield from parts
 
     def part(self, families: list[str], gap: str) -> Table:
         """The table of some families, with `gap` between a mean and its interval."""
@@ -176,13 +174,8 @@ def benchmark_tables(answers: dict[str, dict[str, Any]]) -> Group:
     tables = []
     for title, by_member in rows.items():
         heads = list(dict.fromkeys(head for cells in by_member.values() for head in cells))
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("", no_wrap=True)
-        for head in heads:
-            table.add_column(head, justify="right", no_wrap=True)
-        for name, cells in by_member.items():
-            table.add_row(name, *(cells.get(head, "") for head in heads))
-        tables.append(table)
+        lines = [(name, *(cells.get(head, "") for head in heads)) for name, cells in by_member.items()]
+        tables.append(fitted(("", *heads), lines, Spare(tuple(heads[-2:0:-1]), "--json"), title=title))
     return Group(*tables)
 
 
@@ -193,56 +186,75 @@ def number(value: float | None) -> str:
 def steered_texts_table(steered: Steered) -> Table:
     """The first text of each prompt, unsteered beside steered by the feature, with a row for each strength."""
     direction, curve = next(iter(steered.directions.items()))
+    chosen, best = steered.best(direction), " (best)" if len(curve) > 1 else ""
     table = Table(UNSTEERED, direction, box=box.SIMPLE_HEAD, show_lines=True, pad_edge=False)
     for column in table.columns:
         column.ratio, column.overflow = 1, "fold"
     if (samples := len(steered.plain[UNSTEERED].texts[0])) > 1:
         table.caption = f"the first of {samples} texts for each prompt; --json FILE keeps them all"
+        table.caption_justify = "left"
     for number, prompt in enumerate(steered.prompts):
         plain = Text.assemble((prompt, "dim"), steered.plain[UNSTEERED].texts[number][0])
         for texts in curve:
-            label = "" if steered.mode == "ablate" else f"{steered.mode} {texts.strength:g}: "
+            label = "" if steered.mode == "ablate" else f"{steered.mode} {texts.strength:g}{best * (texts is chosen)}: "
             table.add_row(plain, Text.assemble((label, "bold"), (prompt, "dim"), texts.texts[number][0]))
             plain = Text()
     return table
 
 
-def steered_measures_table(steered: Steered) -> Table:
+def steered_measures_table(steered: Steered) -> Fitted:
     """A row for each direction and strength and for the unsteered texts. `steer --help` explains the columns."""
-    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("strength", "watched\ntokens'\nprobability", "change", "perplexity", "distinct\ntokens"):
-        table.add_column(head, justify="right")
     plain = steered.plain[UNSTEERED].probability
 
-    def add(name: str, texts: Texts, strength: str) -> None:
-        change = texts.probability - plain
-        table.add_row(
-            name,
-            strength,
-            f"{texts.probability:.5f}",
-            signed(change, 5),
-            f"{texts.perplexity:.1f}",
-            f"{texts.distinct:.0%}",
-        )
+    def row(name: str, texts: Texts, strength: str) -> tuple[str, ...]:
+        change = signed(texts.probability - plain, 5)
+        numbers = (f"{texts.probability:.5f}", change, f"{texts.perplexity:.1f}", f"{texts.distinct:.0%}")
+        return name, strength, *numbers
 
-    for name, texts in steered.plain.items():
-        add(name, texts, "")
+    rows = [row(name, texts, "") for name, texts in steered.plain.items()]
     for name, curve in steered.directions.items():
-        for texts in curve:
-            add(name, texts, "" if steered.mode == "ablate" else f"{texts.strength:g}")
-    return table
+        rows += [row(name, texts, "" if steered.mode == "ablate" else f"{texts.strength:g}") for texts in curve]
+    heads = ("", "strength", "watched tokens' probability", "change", "perplexity", "distinct tokens")
+    return fitted(heads, rows, Spare(("change", "distinct tokens"), "--json"), words=("",))
 
 
-def attribution_table(attribution: Attribution, tokens: list[str]) -> Table:
+def attribution_table(attribution: Attribution, tokens: list[str]) -> Fitted:
     """A row for each feature, with the position and the token of its largest contribution. `tokens` is the prompt."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("feature", "attribution", "ablation", "value", "position"):
-        table.add_column(head, justify="right")
-    table.add_column("token", overflow="fold")
-    for effect in attribution.effects:
-        numbers = (signed(effect.attribution, 4), signed(effect.ablation, 4), f"{effect.value:.2f}")
-        table.add_row(str(effect.feature), *numbers, str(effect.position), Text(repr(tokens[effect.position])))
-    return table
+    rows = [
+        (
+            str(effect.feature),
+            signed(effect.attribution, 4),
+            signed(effect.ablation, 4),
+            f"{effect.value:.2f}",
+            str(effect.position),
+            repr(tokens[effect.position]),
+        )
+        for effect in attribution.effects
+    ]
+    heads = ("feature", "attribution", "ablation", "value", "position", "token")
+    return fitted(heads, rows, Spare(("position", "value"), "--json"), words=("token",))
+
+
+def fitted(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], spare: Spare, words: Collection[str] = (), title: str = ""
+) -> Fitted:
+    """A table without the spare columns that have no room. The first column, which is left-aligned, stays whole.
+
+    So do numbers, in the other columns. Columns of `words` may have several lines.
+    """
+
+    def draw(without: Collection[str]) -> Table:
+        table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        kept = [number for number, head in enumerate(heads) if head not in without]
+        for number in kept:
+            head, is_words = heads[number], heads[number] in words
+            side: JustifyMethod = "left" if is_words or not number else "right"
+            table.add_column(head.replace(" ", "\n"), justify=side, no_wrap=not is_words, overflow="fold")
+        for cells in rows:
+            table.add_row(*(Text(cells[number]) for number in kept))
+        return table
+
+    return Fitted(draw, spare)
 
 
 def runs_table(runs: list[dict[str, Any]]) -> Fitted:

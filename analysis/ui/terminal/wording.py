@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 from shlex import quote
+from textwrap import fill
 from typing import Any
 
 # Control characters except the line feed, marks that change the writing direction, and unpaired surrogates.
@@ -16,6 +17,17 @@ CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud8
 def visible(text: str) -> str:
     """The text with every character replaced that a terminal would obey instead of showing."""
     return CONTROL.sub("\ufffd", text)
+
+
+def folded(text: str, columns: int) -> str:
+    """The text in lines of at most so many columns, broken between words only, so that a path can be copied.
+
+    A command, in backticks or up to the end of its line, is one word, so that it can be pasted.
+    """
+    command = re.compile(rf"`[^`]*`|{re.escape(program())} .*")
+    one_word = command.sub(lambda found: found[0].replace(" ", "\0"), text)
+    lines = (fill(line, columns, break_long_words=False, break_on_hyphens=False) for line in one_word.splitlines())
+    return "\n".join(lines).replace("\0", " ")
 
 
 def number_cells(metrics: dict[str, float]) -> list[str]:

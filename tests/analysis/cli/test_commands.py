@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import BUNDLED, ROOT, THREE_KINDS, environment, shared_cache, trained
-from populations import finished_run
+from finished_runs import finished_run
 from rows import make_store
 from tokenizers import Tokenizer
 
@@ -87,9 +87,8 @@ def test_names_of_settings_in_other_tools_are_answered_with_ours():
 @pytest.mark.parametrize("command", main.COMMANDS)
 def test_the_same_things_have_the_same_names(command, capsys):
     flags = set(re.findall(r"^  (--[a-z][a-z0-9-]*)", help_of(command, capsys), re.M))
-    computes = command not in ("show", "dashboard", "report", "export")
-    assert ("--json" in flags) == computes
-    assert "--quiet" in flags or command in ("show", "dashboard")
+    assert "--json" in flags or command in ("dashboard", "report", "export")
+    assert "--quiet" in flags or command == "dashboard"
     assert "--cache-dir" in flags or command in ("runs", "show", "frontier", "import-rows")
     assert not flags & {"--output", "--out", "--output-dir", "--members-of", "--cache", "--top-k"}
 
@@ -185,6 +184,7 @@ def test_json_of_what_was_trained(run, cache, capsys, monkeypatch):
     assert (record["name"], record["state"], record["members"]) == ("three", "finished", 3)
     assert record["explained_variance"] == max(m["metrics"]["explained_variance"] for m in results["members"])
     assert len(piped(capsys, "frontier", run)["points"]) == 3
+    assert piped(capsys, "show", run) == results
     assert main.run_as_command(["runs", str(run.parent)]) == 0
     assert re.search(r"three +finished +\d{4}-\d\d-\d\d \d\d:\d\d +3 +0\.\d{3}", capsys.readouterr().out)
 

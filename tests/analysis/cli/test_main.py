@@ -22,6 +22,7 @@ import main
 from analysis import training
 from analysis.cli import train as train_command
 from analysis.cli.output import Output
+from analysis.ui.terminal.wording import folded
 from harvest import capture
 from harvest.request import HarvestRequest
 from harvest.sources import named_files, resolve
@@ -96,6 +97,13 @@ def test_the_help_of_a_command_is_fast(command, cache):
 def test_a_command_that_does_not_exist_is_answered_with_those_that_do(capsys):
     assert main.run_as_command(["shwo", "runs/first"]) == 2
     assert "shwo: there is no such command: did you mean show?" in capsys.readouterr().err
+
+
+def test_an_error_on_a_terminal_breaks_no_word_no_path_and_no_command():
+    words = "there is no run at /tmp/" + "a" * 30 + ": give another, or `python main.py runs FOLDER` lists those there"
+    lines = folded(words, 40).split("\n")
+    assert " ".join(lines) == words and all(len(line) <= 40 for line in lines)
+    assert "`python main.py runs FOLDER` lists those" in lines
 
 
 def test_every_command_is_a_file():
@@ -541,6 +549,14 @@ def test_a_changed_text_gives_another_run(cache, tmp_path):
     text.write_text("".join(lines))
     again = typed(*argv, "--run-dir", run, cache=cache)
     assert again.returncode == 2 and "another configuration (other files for --dataset)" in again.stderr
+
+
+def test_another_configuration_is_told_in_the_flags_that_the_user_types(smoke, capsys):
+    _, run = smoke
+    other = ("--lr", "1e-2", "--target-l0", "16", "32", "--no-fit-decoder")
+    assert status_of(*SMOKE, *other, "--run-dir", run) == 2
+    apart = "--fit-decoder on, not off; --lr 0.001, not 0.01; --target-l0 32, not 16 32"
+    assert f"holds a run of another configuration ({apart})" in capsys.readouterr().err
 
 
 def test_a_damaged_shard_is_named_if_the_loss_is_not_finite(smoke, cache, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from command_line import THREE_KINDS, shared_cache, start, trained, typed
 from filelock import FileLock
-from populations import finished_run
+from finished_runs import finished_run
 from rows import make_store
 
 from analysis.cli.show import follow

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import yaml
 from command_line import ROOT
+from finished_runs import finished_run
 from hub_server import serving
-from populations import SITES, finished_run
+from populations import SITES
 from rows import make_store
 
 from analysis.cli.export import run as export

@@ -138,7 +138,7 @@ def test_the_results_of_a_finished_run_are_not_measured_again(finished, cache, c
 def test_evaluate_gives_the_figures_of_the_training(finished, tmp_path, cache):
     results = read_json(finished / "results.json", "")
     found = evaluated(tmp_path, cache, finished)
-    assert found.keys() == {member["id"] for member in results["members"]}
+    assert list(found) == [member["id"] for member in results["members"]], "in the order of the box"
     for member in results["members"]:
         own = found[member["id"]]
         assert own["hook_name"] == f"blocks.1.hook_{member['hook']}" and own["d_sae"] == 48
@@ -188,9 +188,10 @@ def test_a_run_is_evaluated_on_the_held_out_part_of_its_text(finished, known, tm
 def test_a_dictionary_without_a_run_on_its_training_text_is_reported(finished, tmp_path, cache, capsys):
     member, few = next((finished / "members").iterdir()), ("--n-samples", "50", "--ce-windows", "0")
     export = without_checksums(shutil.copytree(member, tmp_path / "export"))
-    evaluated(tmp_path, cache, export, *few)
+    evaluated(tmp_path, cache, export, "--ce-windows", "0")
     assert "on this text" not in capsys.readouterr().out, "the share that its run held out is recorded"
-    assert json.loads((tmp_path / "report.json").read_text())["request"]["held_out"] == 0.1
+    request = json.loads((tmp_path / "report.json").read_text())["request"]
+    assert (request["held_out"], request["n_samples"]) == (0.1, 100), "as its run"
     cfg = json.loads((export / "cfg.json").read_text())
     assert cfg["metadata"].pop("held_out") == 0.1
     (export / "cfg.json").write_text(json.dumps(cfg))
@@ -250,17 +251,18 @@ def test_members_that_failed_in_training_are_named(finished, tmp_path, cache, ca
     found = evaluated(tmp_path, cache, lame, "--ce-windows", "0")
     assert set(found) == {member["id"] for member in results["members"][1:]}
     assert f"no results for {lost['id']}" in " ".join(capsys.readouterr().out.split())
+    for member in results["members"]:
+        member |= {"metrics": None, "failed": lost["failed"]}
+    write_json(lame / "results.json", results)
+    with pytest.raises(InputError, match="all its members failed in training and none was written"):
+        dictionaries_in(lame)
 
 
-@pytest.mark.parametrize(
-    ("written", "reason"), [((), "not finished: .* --resume"), (("results.json",), "all its members")]
-)
-def test_a_run_without_members_is_refused_with_the_reason(written, reason, tmp_path):
+def test_a_run_that_is_not_finished_is_refused(tmp_path):
     run = tmp_path / "run"
     (run / "members").mkdir(parents=True)
-    for name in ("config.json", *written):
-        (run / name).touch()
-    with pytest.raises(InputError, match=reason):
+    (run / "config.json").touch()
+    with pytest.raises(InputError, match="not finished: .* --resume"):
         dictionaries_in(run)
     with pytest.raises(InputError, match=f"is a folder of runs: give one or several of them, such as {run}$"):
         dictionaries_in(tmp_path)

@@ -4,7 +4,8 @@ from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pytest
-from populations import SITES, finished_run
+from finished_runs import finished_run
+from populations import SITES
 from rows import make_store
 
 from analysis.comparison import frontier, shared_features, splitting

@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from populations import finished_run, member_of
+from finished_runs import finished_run
+from populations import member_of
 from robustness.received import (
     IDS,
     VALUES,

@@ -13,6 +13,7 @@ from scipy import stats
 
 import main
 from analysis.comparison import emergence
+from analysis.plots.style import style_of
 from analysis.runs.finished import FinishedRun
 from analysis.stats import Estimate, over_seeds
 from analysis.study import measures
@@ -143,14 +144,16 @@ def two_families(first, second):
 
 def test_only_intervals_separate_a_run_from_its_control():
     trained = gathered_of([0.80, 0.81, 0.82])
-    apart, overlap, unknown = "or all below it, in: ", "The intervals of the two models overlap in: ", "No interval for"
-    (verdict,) = found(interpretability(trained, gathered_of([0.60, 0.61, 0.62])), apart, overlap, unknown)
-    assert "below it, in: probe on one feature" in verdict
-    verdicts = found(interpretability(trained, gathered_of([0.1, 0.7, 0.9])), apart, overlap, unknown)
-    assert verdicts[0].endswith("in: no measure.") and "overlap in: probe on one feature" in verdicts[1]
-    for none in (gathered_of([0.6]), gathered_of([None, None])):  # one seed; not measured
-        verdicts = found(interpretability(trained, none), apart, overlap, unknown)
-        assert verdicts[0].endswith("in: no measure.") and "No interval for at least one model: probe" in verdicts[1]
+    cases: list[tuple[str, list]] = [
+        ("All families are above the model with shuffled weights, ", [0.60, 0.61, 0.62]),
+        ("All families are below the model with shuffled weights, ", [0.90, 0.91, 0.92]),
+        ("The intervals of the two models overlap: ", [0.1, 0.7, 0.9]),
+        ("No interval for at least one model: ", [0.6]),  # one seed
+        ("No interval for at least one model: ", [None, None]),  # not measured
+    ]
+    for side, values in cases:
+        (verdict,) = found(interpretability(trained, gathered_of(values)), *(other for other, _ in cases))
+        assert verdict.startswith(side) and ": probe on one feature" in verdict
 
 
 def found(answer, *parts) -> list[str]:
@@ -184,9 +187,12 @@ def test_digits_are_those_that_the_interval_allows():
 def test_panels_share_an_axis_with_a_zero_line_and_zero_panels_are_left_out():
     some, zero = Estimate(0.4, 0.2, 0.6, 3), Estimate(0.0, 0.0, 0.0, 3)
     table = {family: {"topic, raw": some, "form, raw": some, "dead": zero} for family in ("relu", "topk")}
-    spec = answer_charts(3, table)["question-3"].to_dict()
+    spec = answer_charts(3, table, {"relu": "relu", "topk": "topk"})["question-3"].to_dict()
     rows = spec["data"]["values"] if "values" in spec.get("data", {}) else next(iter(spec["datasets"].values()))
     assert {row["column"] for row in rows} == {"topic, raw", "form, raw"} and all(row["zero"] == 0 for row in rows)
+    colours = json.dumps(spec)
+    assert all(style_of(kind)[0] in colours for kind in ("relu", "topk")), "as in all other figures"
+    assert spec["resolve"]["axis"]["x"] == "independent", "no axis stands where the last row has no panel"
     assert spec["resolve"]["scale"]["x"] == "shared" and "not drawn: dead" in " ".join(spec["title"]["subtitle"])
     assert answer_charts(4, {"relu": {"births": zero}}) == {}
 

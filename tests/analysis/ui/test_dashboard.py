@@ -63,7 +63,7 @@ def run(tmp_path_factory, cache):
 
 def app(run, cache, page="", **query):
     """A newly opened page."""
-    sys.argv[1:] = [str(cache), str(run.path)]
+    sys.argv[1:] = [str(cache), "cpu", str(run.path)]
     at = AppTest.from_file(str(APP), default_timeout=120)
     query = {name: value if isinstance(value, list) else str(value) for name, value in query.items()}
     at.query_params.update(query)
@@ -249,8 +249,8 @@ def test_a_concept_is_found(run, cache):
     table = at.dataframe[0].value
     assert set(table.columns) >= {"feature", "AUROC", "w/o", "q", "passes"} and "member" not in table
     only = table["passes"] & (table["w/o"] - 0.5 <= 0.25 * (table["AUROC"] - 0.5))
-    assert (table["fires on"] == np.where(only, "phrase", "")).all()
-    assert any("detects the tokens of the phrase" in caption.value for caption in at.caption) == only.any()
+    assert (table["needs"] == np.where(only, "phrase", "")).all()
+    assert any("by the phrase's own tokens" in caption.value for caption in at.caption) == only.any()
 
 
 def test_a_link_to_a_concept_searches_it(run, cache):

@@ -22,11 +22,13 @@ from pathlib import Path
 import pytest
 from command_line import ROOT
 
+from analysis.stats import Estimate
+from analysis.ui.terminal.fitted import Spare
 from analysis.ui.terminal.live import LINE_SECONDS, Terminal
 from analysis.ui.terminal.pulse import SILENT_SECONDS
 from analysis.ui.terminal.screen import LOG_COLUMNS, Screen
 from analysis.ui.terminal.sparkline import CURVE_POINTS, LossCurve
-from analysis.ui.terminal.tables import runs_table
+from analysis.ui.terminal.tables import StudyTable, fitted, runs_table
 from harvest.request import Site
 from sae_jax.config import TrainConfig
 from sae_jax.lookup import told_apart
@@ -333,6 +335,26 @@ def test_the_name_of_a_run_is_on_one_line(columns):
     assert row.split() == [name, "finished", "0.800"] and "members, date" in stream.getvalue()
 
 
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_the_tables_of_commands_keep_their_numbers_whole(columns):
+    heads = ("", "strength", "watched tokens' probability", "change", "perplexity", "distinct tokens")
+    rows = [("difference in means", "0.35", "0.00464", "+0.00432", "2260.4", "73%")]
+    estimates = {
+        f"random weights, kind {i}": {"one measure, in words": Estimate(0.1, -0.12, 0.34, 3)} for i in range(4)
+    }
+    stream = io.StringIO()
+    console = Screen(stream, redraws=False)
+    for table in (
+        fitted(heads, rows, Spare(("change", "distinct tokens"), "--json"), words=("",)),
+        StudyTable(estimates),
+    ):
+        console.print(table, width=columns, crop=False)
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= columns and "…" not in text
+    assert "0.00464" in text and "2260.4" in text and text.count("[-0.1, 0.3]") == 4
+    assert ("+0.00432" in text) == (columns > 60) or "left out: change" in text
+
+
 def test_the_star_is_explained_in_the_box():
     stream = io.StringIO()
     Terminal(stream=stream).results(results(member_ids(3)), "runs/x")
@@ -392,12 +414,12 @@ def test_a_command_to_paste_has_no_newline_in_it():
     assert LONG_COMMAND.encode() in raw
 
 
-LONG_COMMAND = "next: python main.py steer " + "/runs/of-a-long-name" * 3 + " --member ID --feature 137 --sweep"
+LONG_COMMAND = "python main.py steer " + "/runs/of-a-long-name" * 3 + " --member ID --feature 137 --sweep"
 
 
 def long_command() -> None:
     with Terminal() as terminal:
-        terminal.say(LONG_COMMAND)
+        terminal.say(f"next: {LONG_COMMAND}")
 
 
 def odd_names() -> None:

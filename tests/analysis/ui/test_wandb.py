@@ -16,7 +16,8 @@ from PIL import Image
 from wandb_files import records
 
 from analysis.cli import train as train_command
-from analysis.training import RunOptions, wandb_log
+from analysis.run_options import RunOptions
+from analysis.training import wandb_log
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.wandb_log import WandbLog
 from harvest.errors import InputError

@@ -11,7 +11,7 @@ from analysis.stats import FEWEST_SCORED
 from analysis.ui.dashboard import state
 from analysis.ui.dashboard.address import KEPT, go
 from analysis.ui.dashboard.state import RIGHT, chosen, errors_shown, escaped, need_language_model, without_flags
-from analysis.ui.terminal.detectors import FIRES_ON_PHRASE, ORDER, WITHOUT_PHRASE, search_summary
+from analysis.ui.terminal.detectors import BY_PHRASE, ORDER, WITHOUT_PHRASE, search_summary
 
 FORMATS = {"AUROC": "%.3f", "w/o": "%.2f", "precision": "%.2f", "coverage": "%.2f", "q": "%.2g"}
 
@@ -75,7 +75,7 @@ rows = [
         "AUROC": feature.detector.auroc,
         "95%": "{:.2f} to {:.2f}".format(*feature.detector.auroc_interval) if feature.detector.auroc_interval else None,
         "w/o": feature.detector.auroc_without_phrase,
-        "fires on": "phrase" if feature.passes and feature.detector.needs_phrase else "",
+        "needs": "phrase" if feature.needs_phrase else "",
         "precision": feature.detector.precision,
         "coverage": feature.detector.coverage,
         "q": feature.q_value,
@@ -86,10 +86,10 @@ rows = [
     for feature in result.features
 ]
 explained = [f"w/o: {WITHOUT_PHRASE}."]
-if any(row["fires on"] for row in rows):
+if any(row["needs"] for row in rows):
     explained.append(
         f"phrase: at most {PHRASE_ONLY:.0%} of what the AUROC has over 0.5 is left without these tokens, so the "
-        f"feature {FIRES_ON_PHRASE}."
+        f"feature {BY_PHRASE}."
     )
 if not all(row["95%"] for row in rows):
     explained.append(f"The 95% interval of the AUROC needs {FEWEST_SCORED} scored passages of the concept.")

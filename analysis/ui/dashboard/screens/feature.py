@@ -5,6 +5,7 @@ import json
 import numpy as np
 import streamlit as st
 
+from analysis.features.specialists import SPECIAL
 from analysis.interventions.ablation import WINDOWS, ablation_effect, output_score
 from analysis.pages import feature as feature_page
 from analysis.pages.notes import Note, read_notes, write_note
@@ -14,8 +15,6 @@ from analysis.ui.dashboard import address, feature_figures, state
 from analysis.ui.dashboard.address import KEPT, go
 from analysis.ui.dashboard.state import chosen, errors_shown, escaped
 from analysis.ui.dashboard.token_html import aligned_context, bars, coloured, passage
-
-SPECIAL = 0.05  # specialization over chance that a label needs for a badge
 
 choice = chosen()
 features = state.features()

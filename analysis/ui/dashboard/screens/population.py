@@ -10,7 +10,7 @@ from analysis.ui.terminal.wording import counted, failure_text, share_text
 from sae_jax.best_member import best_members_of_results
 from sae_jax.members import Member
 
-SHARES = {"explained_variance": "explained variance", "explained_variance_train": "in training"}
+SHARES = {"explained_variance": "explained variance", "explained_variance_train": "train"}
 SHARES |= {"ce_recovered": "CE recovered"}
 FORMATS = {"L0": "%.1f", "target": "%g", "dead": "percent"}
 
@@ -44,13 +44,13 @@ def worth_showing(rows: list[dict]) -> list[dict]:
 
 st.title("Population")
 st.caption(
-    f"{counted(len(run.members), 'member')}, measured on held-out rows. Click one to see its features."
-    + f" ★: {BEST}." * bool(best)
+    f"{counted(len(run.members), 'member')}, measured on held-out rows. train: explained variance on training rows. "
+    "Click one to see its features." + f" ★: {BEST}." * bool(best)
 )
 for failed in (member for member in run.results["members"] if member["failed"]):
     st.error(escaped(f"{failed['id']} failed: {failure_text(failed)}"))
 picked = draw(members_chart(run.members, "picked"), on_select="rerun", key="pareto")
-rows = worth_showing([row_of(name) for name in sorted(run.members, key=lambda name: name not in best)])
+rows = worth_showing([row_of(name) for name in run.members])
 columns = {"member": st.column_config.TextColumn(width="medium")}
 columns |= {name: RIGHT for name in (*SHARES.values(), "lr") if name in rows[0]}
 if row := clicked_row(rows, "members", {name: form for name, form in FORMATS.items() if name in rows[0]}, **columns):

@@ -99,6 +99,6 @@ for number, answer in enumerate(answers, 1):
             height="content",
             column_config=dict.fromkeys(answer["table"], RIGHT),
         )
-        st.markdown(escaped(f"Not shown: {answer['not_shown']}"))
+        st.markdown(escaped(f"Limits: {answer['not_shown']}"))
 for uncertainty in dict.fromkeys(answer["uncertainty"] for answer in answers):
     st.caption(escaped(f"Uncertainty of the numbers: {uncertainty}"))
