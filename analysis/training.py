@@ -60,10 +60,8 @@ def train_run(
     asked = {"harvest": request.to_json(), "train": config.to_json(), "files": named_files(request)}
     asked |= {"preset": preset} if preset else {}
     run = RunDirectory(options.run_dir or default_path(asked), asked)
-    from joblib import cpu_count
-
-    keep_compiled(options.cache_dir)
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))
+    if options.cluster:
+        prepare_jax(options.cache_dir)
     settings = {"settings": default_name(asked)}
     settings |= {named(name): getattr(options, name) for name in ("mesh", "resume", "force", "snapshots")}
     with joined(options.cluster, run.path, settings) as team:
@@ -79,6 +77,7 @@ def train_run(
         if request.stream and config.epochs > 1:
             terminal.say(f"each of the {config.epochs} epochs runs the language model again; --epochs 1 runs it once")
         terminal.begin("loading the libraries")
+        prepare_jax(options.cache_dir)
         began, began_at = time.perf_counter(), time.time()
         stores = training_stores(request, config, options, run, terminal, team)
         made = [store for store in stores.values() if (store.directory / "manifest.json").stat().st_mtime >= began_at]
@@ -86,9 +85,8 @@ def train_run(
         with ExitStack() as others:
             if team.leads:
                 others.enter_context(run.held())
-            if team.agree(
-                team.leads and answered(run, request, options, terminal, show)
-            ):  # it may have been finished meanwhile
+            finished_meanwhile = team.leads and answered(run, request, options, terminal, show)
+            if team.agree(finished_meanwhile):
                 return run.path if team.leads else None
             log = None
             if options.use_wandb and team.leads:
@@ -171,6 +169,14 @@ def say_cost(
             f"{counted(planned.steps, 'step')}: about {seconds} of compiling and training on this CPU if nothing else "
             f"runs, besides {'the language model' if request.stream else 'harvesting'} and measuring"
         )
+
+
+def prepare_jax(cache_dir: Path) -> None:
+    """Settings of JAX, which must not be imported yet: kept programs, and every CPU core as a device for members."""
+    from joblib import cpu_count
+
+    keep_compiled(cache_dir)
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cpu_count()))
 
 
 def keep_compiled(cache_dir: Path) -> None:
