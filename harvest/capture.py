@@ -78,6 +78,8 @@ def harvest(
             say(f"{site.hook_name}: rows that do not fit {request.store_dtype} are in {wider}")
     if (got := next(iter(by_site.values())).manifest["n_samples_got"]) < request.n_samples:
         say(f"the text has only {got:,} windows of {request.seq_len} tokens; {request.n_samples:,} were requested")
+        if request.stream:
+            say("fewer documents are held out than of as much text as was requested: ask for no more than there is")
     return by_site
 
 

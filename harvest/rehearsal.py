@@ -58,8 +58,8 @@ def guesses(model: LanguageModel, rehearsed: Iterable[Rehearsed]) -> str:
     if found is None:
         return ""
     return (
-        f"{model.name} predicts this text no better than by chance ({found:.1f} nats per token; chance is "
-        f"{chance:.1f}): check that its tokenizer, or the token ids of the data set, are its own"
+        f"{model.name} predicts this text no better than by chance ({found:.1f} nats per token of its first windows; "
+        f"chance is {chance:.1f}): check that its tokenizer, or the token ids of the data set, are its own"
     )
 
 

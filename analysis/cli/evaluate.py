@@ -56,10 +56,8 @@ def basis_lines(entries: list[dict[str, Any]], calibrated: bool) -> list[str]:
     from analysis.stats import FEWEST_DOCUMENTS
 
     lines = list(dict.fromkeys(basis_text(of["rows"], of["measured_on"], of, calibrated) for of in entries))
-    documents = [entry["documents"] for entry in entries if "documents" in entry]
-    if documents and min(documents) < FEWEST_DOCUMENTS:
-        lines.append(
-            f"no intervals: they need {FEWEST_DOCUMENTS} documents, not {min(documents)}: "
-            "raise --ce-windows, or give more text or a larger --held-out"
-        )
+    fewest = min((entry for entry in entries if "documents" in entry), key=lambda of: of["documents"], default=None)
+    if fewest and fewest["documents"] < FEWEST_DOCUMENTS:
+        more = "raise --ce-windows" if fewest["windows"] < fewest["measured_on"]["windows"] else "raise --n-samples"
+        lines.append(f"no intervals: they need {FEWEST_DOCUMENTS} documents, not {fewest['documents']}: {more}")
     return lines

@@ -12,7 +12,8 @@ python main.py steer RUN --member ID --feature 12 --mode ablate --prompt "The sh
   ablate    sets the feature to 0 at every token
 
 The tables show a text for each strength, and these numbers, averaged over all texts:
-  probability   total probability of the watched tokens: the first token of each word of the concept, or of --words;
+  probability   total probability of the watched tokens: the first token of each word of the concept (function words
+                are left out), or of --words;
                 with --feature and no --words, the tokens that the feature promotes most
   change        the probability minus that of the unsteered texts
   perplexity    perplexity of the generated text under the unsteered model: lower is more fluent

@@ -36,7 +36,7 @@ class Options(Flags):
     )
     documents: int = flag(
         5000,
-        "largest number of documents of the bundled corpus for training and testing probes; fewer are faster",
+        "most documents of the bundled corpus for training and testing probes, at least 800; fewer are faster",
         ENOUGH,
     )
     device: str = flag("auto", WHERE, DEVICE)

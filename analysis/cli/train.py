@@ -125,6 +125,7 @@ def print_plan(
         planned = plan(config, request, width_of_rows(request, terminal), machine, axes_asked(options.mesh))
         terminal.table(*plan_cells(planned))
         terminal.say(plan_text(planned))
+        terminal.say(f"not counted: {'the language model' if request.stream else 'harvesting'} and measuring")
         try:
             refuse_too_large(planned.memory)
             refuse_small_devices(planned.memory.device, planned.mesh.axes, machine)

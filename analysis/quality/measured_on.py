@@ -191,8 +191,6 @@ def share_of(opened: list[Opened], options: EvaluateSettings, dataset: Source, s
 
     Documents are held out by a hash, so the documents of a smaller share are contained in those of a larger one.
     """
-    if options.held_out is not None:
-        return options.held_out
     from harvest.sources import place_of, same_name
 
     shares, unrecorded = [1.0], []
@@ -207,6 +205,13 @@ def share_of(opened: list[Opened], options: EvaluateSettings, dataset: Source, s
         else:
             unrecorded.append(o.directory)
     share = min(shares)
+    if options.held_out is not None:
+        if options.held_out > share:
+            say(
+                f"--held-out {options.held_out:g} is more than the share of {share:g} that was held out from training: "
+                "the metrics also rest on documents of the training, and may be too good"
+            )
+        return options.held_out
     used = "none is left out" if share == 1 else "those that the runs held out are used"
     for directory in unrecorded:
         say(

@@ -185,6 +185,13 @@ def test_a_run_is_evaluated_on_the_held_out_part_of_its_text(finished, known, tm
     assert "ce_recovered" not in report["dictionaries"][0]["metrics"]
 
 
+def test_documents_of_the_training_are_named_if_more_are_asked_for(finished, tmp_path, cache, capsys):
+    evaluated(tmp_path, cache, finished, "--held-out", "0.5", "--ce-windows", "2")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--held-out 0.5 is more than the share of 0.1 that was held out from training" in said
+    assert "no intervals: they need 50 documents" in said and said.rstrip().endswith("raise --ce-windows")
+
+
 def test_a_dictionary_without_a_run_on_its_training_text_is_reported(finished, tmp_path, cache, capsys):
     member, few = next((finished / "members").iterdir()), ("--n-samples", "50", "--ce-windows", "0")
     export = without_checksums(shutil.copytree(member, tmp_path / "export"))
