@@ -59,7 +59,7 @@ def run(argv: list[str]) -> None:
                 follow(live_run, terminal, options.watch)
             except KeyboardInterrupt:
                 terminal.leave_phase()
-                terminal.say(f"stopped watching: {live_run.state()}")
+                terminal.say(pasted(f"stopped watching: {live_run.state()}"))
                 raise SystemExit(130) from None
         if (path / "results.json").exists():
             record = show_finished(path, options, terminal)
@@ -151,11 +151,11 @@ def follow(live_run: LiveRun, terminal: Terminal, watch: bool) -> None:
             trained, waiting = time.monotonic(), False
         elif watch and not waiting:
             waiting = True
-            terminal.say(live_run.state())
+            terminal.say(pasted(live_run.state()))
             terminal.begin("waiting for a process to continue it")
         if not watch or time.monotonic() - trained > PATIENCE_SECONDS:
             break
         time.sleep(POLL_SECONDS)
     terminal.leave_phase()
     if not live_run.finished:
-        terminal.say(live_run.state())
+        terminal.say(pasted(live_run.state()))

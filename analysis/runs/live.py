@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs.finished import read_record, refuse_no_run
+from analysis.runs.reproduce import resume_command
 from sae_jax.run_directory import METRICS_FILE, RunDirectory, is_being_trained
 from sae_jax.shapes import MetricsLine, check, read_as
 from sae_jax.training.progress import Progress
@@ -87,5 +88,8 @@ class LiveRun:
                 return f"{path} is being trained; nothing is reported yet"
             return f"{path} is being trained; last reported {time.time() - metrics.stat().st_mtime:.0f} s ago"
         if self.run.interrupted:
-            return f"{path} was interrupted: run the training command with --resume to continue from the checkpoint"
+            if "preset" in self.config["asked"] or self.config["asked"]["train"]["members"]:
+                return f"{path} was interrupted: run the training command with --resume to continue from the checkpoint"
+            again = resume_command(self.config, path)
+            return f"{path} was interrupted; to continue from the checkpoint (add --cache-dir if it had one): {again}"
         return f"{path} was interrupted before its first checkpoint: run the training command again to start over"

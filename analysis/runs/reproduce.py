@@ -1,9 +1,10 @@
-"""The command that reproduces a run, from its config.json and results.json."""
+"""The commands that reproduce a run or continue it, from its config.json and results.json."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from harvest.request import ADDED_LATER, HarvestRequest
@@ -19,10 +20,25 @@ def reproduction_command(config: dict[str, Any], results: dict[str, Any]) -> str
     if it is not float32. A file of members is always called members.json. Its content is in config.json under
     `asked.train.members`.
     """
-    words, store = ["python", "main.py"], config["stores"][0]
+    store = config["stores"][0]
     used = {name: "bundled" for name, kind in SOURCES.items() if store[kind]["fell_back"]}
     used |= {"model_dtype": store["model_dtype"]} if "model_dtype" in store else {}
-    settings = config["asked"] | {"harvest": ADDED_LATER | config["asked"]["harvest"] | used}
+    words = training_flags(config["asked"] | {"harvest": ADDED_LATER | config["asked"]["harvest"] | used})
+    words += flag_of("snapshots", config["snapshots"]) if "snapshots" in config else []
+    words += flag_of("ce_windows", results.get("loss_recovered", {}).get("windows_asked", 0))
+    return shlex.join(["python", "main.py", *words])
+
+
+def resume_command(config: dict[str, Any], path: Path) -> str:
+    """The command that continues an interrupted run, with the settings that were asked for."""
+    words = training_flags(config["asked"] | {"harvest": ADDED_LATER | config["asked"]["harvest"]})
+    words += flag_of("snapshots", config["snapshots"]) if "snapshots" in config else []
+    return shlex.join(["python", "main.py", *words, "--run-dir", str(path), "--resume"])
+
+
+def training_flags(settings: dict[str, Any]) -> list[str]:
+    """The flags of all settings that differ from their defaults."""
+    words: list[str] = []
     rows = settings["harvest"]["rows"]
     for cls, part in ((HarvestRequest, "harvest"), (TrainConfig, "train")):
         for field in fields(cls):
@@ -32,9 +48,7 @@ def reproduction_command(config: dict[str, Any], results: dict[str, Any]) -> str
             value = tuple(value) if isinstance(field.default, tuple) else value
             if value != field.default:
                 words += flag_of(field.name, value)
-    words += flag_of("snapshots", config["snapshots"]) if "snapshots" in config else []
-    words += flag_of("ce_windows", results.get("loss_recovered", {}).get("windows_asked", 0))
-    return shlex.join(words)
+    return words
 
 
 def flag_of(name: str, value: Any) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import threading
 import time
@@ -17,9 +18,11 @@ from finished_runs import finished_run
 from rows import make_store
 
 from analysis.cli.show import follow
+from analysis.cli.train import parse
 from analysis.runs.live import LiveRun
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.scatter import scatter
+from harvest.files import read_json
 from sae_jax.best_member import best_member, best_members
 from sae_jax.config import TrainConfig
 from sae_jax.run_directory import RunDirectory
@@ -90,7 +93,13 @@ def test_the_message_of_a_stopped_run_says_how_to_continue(live_run):
     os.kill(process.pid, signal.SIGINT)
     process.wait(timeout=120)
     shown = show(run)
-    assert shown.returncode == 0 and "was interrupted" in shown.stdout and "--resume" in shown.stdout
+    assert shown.returncode == 0 and "was interrupted" in shown.stdout
+    command = shlex.split(shown.stdout[shown.stdout.index("main.py") :])[1:]
+    request, config, options, _ = parse(command)
+    asked = read_json(run / "config.json", "")["asked"]
+    again = json.loads(json.dumps([request.to_json(), config.to_json()]))
+    assert again == [asked["harvest"], asked["train"]]
+    assert (options.run_dir, options.resume) == (run, True)
 
 
 def test_each_block_is_drawn_once(live_run, tmp_path, monkeypatch):
