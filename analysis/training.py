@@ -82,6 +82,7 @@ def train_run(
         stores = training_stores(request, config, options, run, terminal, team)
         made = [store for store in stores.values() if (store.directory / "manifest.json").stat().st_mtime >= began_at]
         harvest_seconds = time.perf_counter() - began if made else 0.0
+        say_fewer_steps(next(iter(stores.values())), request, config, terminal)
         with ExitStack() as others:
             if team.leads:
                 others.enter_context(run.held())
@@ -169,6 +170,14 @@ def say_cost(
             f"{counted(planned.steps, 'step')}: about {seconds} of compiling and training on this CPU if nothing else "
             f"runs, besides {'the language model' if request.stream else 'harvesting'} and measuring"
         )
+
+
+def say_fewer_steps(store: ActivationStore, request: HarvestRequest, config: TrainConfig, terminal: Terminal) -> None:
+    """Say how many steps there are if the text was shorter than the steps announced by `say_cost` need."""
+    rows = store.manifest.get("streamed_rows", len(store.train))
+    steps, announced = (config.epochs * (n // config.batch_size) for n in (rows, request.training_rows))
+    if not request.rows and steps < 0.9 * announced:
+        terminal.say(f"so there are {counted(steps, 'step')} instead of {announced:,}, which take less time")
 
 
 def prepare_jax(cache_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import resource
 import signal
@@ -249,3 +250,15 @@ def test_a_second_signal_ends_a_command_without_a_message(number):
     running.send_signal(number)
     assert running.communicate(timeout=30)[1] == "" and time.monotonic() - began < 20
     assert running.returncode == -number
+
+
+def test_fewer_steps_are_said_if_the_text_is_shorter_than_asked(tmp_path, capsys):
+    text, run = tmp_path / "text.jsonl", tmp_path / "run"
+    lines = [json.dumps({"text": f"Ship {n} sailed over the sea to port {n % 7}. " * 9}) for n in range(60)]
+    text.write_text("\n".join(lines))
+    flags = f"--model-name bundled --dataset {text} --n-samples 5000 --seq-len 10 --epochs 1 --ce-windows 0".split()
+    flags += ["--snapshots", "0", "--run-dir", str(run)]
+    assert main.run_as_command([*flags, "--cache-dir", str(tmp_path / "cache")]) == 0
+    printed = capsys.readouterr().out
+    steps = json.loads((run / "results.json").read_text())["timing"]["steps"]
+    assert f"so there are {steps:,} steps instead of 632" in printed
