@@ -123,7 +123,7 @@ def test_a_store_that_is_there_is_opened_by_all(harvested):
 @pytest.mark.parametrize(
     ("failing", "event", "status", "says"),
     [
-        (0, KILL, -signal.SIGKILL, ""),
+        pytest.param(0, KILL, -signal.SIGKILL, "", marks=pytest.mark.slow),
         (1, KILL, -signal.SIGKILL, ""),
         (1, FILL_THE_DISK, 1, "error: the disk is full"),
     ],

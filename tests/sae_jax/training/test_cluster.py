@@ -69,7 +69,7 @@ def test_a_stop_of_one_process_stops_all_and_the_run_goes_on_in_one_process(tmp_
     assert resumed.returncode == 0, resumed.stderr
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_ends_the_others_with_a_line(tmp_path, cache, victim):
     run = tmp_path / "run"
     processes = start_all(2, cache, *LONG, "--run-dir", run)
