@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -112,15 +113,25 @@ def join(cluster: Cluster) -> None:
 
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM away from Python
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU also has to hold the language model
+    if cluster.coordinator and cluster.process_id == 0:
+        refuse_taken_port(cluster.coordinator)
     try:
         jax.distributed.initialize(
             *cluster, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
         )
     except Exception as error:
-        if "RPC server" in str(error):
-            raise InputError(f"--coordinator {cluster.coordinator}: its port is in use: choose another") from None
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{cluster} cannot join the others ({reason}): check --coordinator") from None
+
+
+def refuse_taken_port(coordinator: str) -> None:
+    """Raise InputError if this machine already uses the port. JAX may crash in native code if it finds that out."""
+    both = socket.has_dualstack_ipv6()
+    family, port = socket.AF_INET6 if both else socket.AF_INET, int(coordinator.rpartition(":")[2])
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--coordinator {coordinator}: its port is in use ({error}): choose another") from None
 
 
 @contextmanager

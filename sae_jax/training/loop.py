@@ -224,7 +224,8 @@ def learn(
             pending = step, metrics
             if step in to_keep:
                 records.keep_snapshot(step, gathered(), report.failed)
-            stopping, due = processes.agreed(stop.asked, records.due)
+            asked = stop.asked  # read once: a signal between two reads would end the run without saving it
+            stopping, due = processes.agreed(asked, not asked and records.due)
             if stopping or due or step == total:
                 report_block(*pending)
                 pending = None

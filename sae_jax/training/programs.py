@@ -44,13 +44,14 @@ def over_members(block: Callable, side_by_side: int) -> Callable:
             put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=0)
             return jax.tree.map(put, state, part), metrics
 
-        chunks, rest = divmod(len(state.failed), side_by_side)
+        count = min(side_by_side, len(state.failed))
+        chunks, rest = divmod(len(state.failed), count)
         state, metrics = jax.lax.scan(
-            lambda state, chunk: together(state, chunk * side_by_side, side_by_side), state, jnp.arange(chunks)
+            lambda state, chunk: together(state, chunk * count, count), state, jnp.arange(chunks)
         )
         metrics = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), metrics)
         if rest:
-            state, last = together(state, chunks * side_by_side, rest)
+            state, last = together(state, chunks * count, rest)
             metrics = jax.tree.map(lambda *parts: jnp.concatenate(parts), metrics, last)
         return state, metrics
 
