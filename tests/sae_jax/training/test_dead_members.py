@@ -1,6 +1,7 @@
 """A member none of whose features fires: it is reported, and the analyses of the others do not change."""
 
 import json
+import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
@@ -82,7 +83,8 @@ def test_the_comparison_is_read_again_and_names_it(studied):
     assert DEAD in json.dumps(shared_features_chart(compared).to_dict())
 
 
-def test_the_dashboard_finds_a_comparison_that_was_computed_later(run, studied, tmp_path):
+def test_the_dashboard_finds_a_comparison_that_was_computed_later(run, studied, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["app.py", str(tmp_path), "auto"])  # as `main.py dashboard` starts it
     (tmp_path / "analysis").mkdir()
     for name in ("config.json", "results.json"):
         (tmp_path / name).write_bytes((run.path / name).read_bytes())
