@@ -1,4 +1,4 @@
-"""How a training run is carried out: flags that change nothing in its results, and settings that clash."""
+"""The flags of how a training run is carried out, and the refusal of settings that clash."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ PRODUCERS = Allowed(Integral, lambda v: 1 <= v <= AHEAD, f"a whole number, 1 to 
 class RunOptions(Flags):
     """The settings of how a run is carried out.
 
-    Nothing here changes the trained weights, except that --model-dtype auto depends on the kind of the device.
+    Nothing here changes the trained weights, except that --model-dtype auto depends on the kind of the device, and that
+    a --mesh that splits members changes their last digits.
     """
 
     run_dir: Path | None = flag(None, "directory of the run (default: a folder in runs/ named after the settings)")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 
@@ -42,6 +43,16 @@ CONFIGS = {
 }
 CLASSES = {"bert": transformers.BertForMaskedLM, "roberta": transformers.RobertaForMaskedLM}
 CLASSES |= {"t5": transformers.T5ForConditionalGeneration}
+
+
+def write_model_with_large_token(directory: Path, token: int, factor: float) -> Path:
+    """Write the directory of a GPT-2 in which the embedding of one token is so many times as large."""
+    write_model("gpt2", directory)
+    weights = load_file(directory / "model.safetensors")
+    (name,) = (name for name in weights if name.endswith("wte.weight"))
+    weights[name][token] *= factor
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    return directory
 
 
 def write_model(family: str, directory: Path, bos: bool = False) -> Path:

@@ -88,7 +88,8 @@ def joined(cluster: Cluster | None, run: Path, settings: Mapping[str, object]) -
             print(text, file=words.stdin, flush=True)
 
         try:
-            will_say(f"{cluster}: not all processes have come to {cluster.coordinator} within {JOIN_SECONDS} seconds: "
+            where = cluster.coordinator or "process 0"
+            will_say(f"{cluster}: not all processes have come to {where} within {JOIN_SECONDS} seconds: "
                      "start all of them with the same --coordinator, process 0 on its host")  # fmt: skip
             join(cluster)
             again = f"what {run} has saved is kept; start all processes again, with --resume if training had begun"

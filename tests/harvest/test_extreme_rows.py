@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from finished_runs import asked_of
-from safetensors.torch import load_file, save_file
-from tiny_models import write_model
+from tiny_models import write_model_with_large_token
 
 import sae_jax
 from harvest.capture import harvest
@@ -28,11 +27,7 @@ EMBEDDED, ADDED = Site(0, "resid_pre"), Site(0, "mlp_out")
 def text(tmp_path_factory):
     """(model, text): documents of ten tokens, of which those with an even number have the sink in fifth place."""
     folder = tmp_path_factory.mktemp("sinks")
-    model = write_model("gpt2", folder / "model")
-    weights = load_file(model / "model.safetensors")
-    (name,) = (name for name in weights if name.endswith("wte.weight"))
-    weights[name][SINK] *= 1000
-    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    model = write_model_with_large_token(folder / "model", SINK, 1000)
     rng = np.random.default_rng(0)
     documents_GxT = rng.permutation(np.arange(100, 4000))[:600].reshape(60, 10)  # no token twice
     documents_GxT[::2, 4] = SINK

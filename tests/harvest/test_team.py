@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file, save_file
 from teams import start_team, team_of
-from tiny_models import write_model
+from tiny_models import write_model_with_large_token
 
 from harvest.capture import harvest
 from harvest.errors import InputError
@@ -59,11 +58,7 @@ KILL, FILL_THE_DISK = "os.kill(os.getpid(), signal.SIGKILL)", "resource.setrlimi
 def requests(tmp_path_factory) -> dict[str, dict]:
     """REQUESTS, and one of documents of different lengths, whose last ones have activations that do not fit float16."""
     folder = tmp_path_factory.mktemp("large")
-    model = write_model("gpt2", folder / "model")
-    weights = load_file(model / "model.safetensors")
-    (name,) = (name for name in weights if name.endswith("wte.weight"))
-    weights[name][LARGE] *= 1e7
-    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    model = write_model_with_large_token(folder / "model", LARGE, 1e7)
     rng, documents = np.random.default_rng(0), []
     for number in range(900):
         documents.append(rng.integers(100, 4000, rng.integers(3, 40)).tolist())

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_models import write_model
+from tiny_models import write_model, write_model_with_large_token
 
 from harvest.capture import harvest
 from harvest.errors import InputError
@@ -125,11 +125,7 @@ def test_what_is_left_in_the_ring_is_used_again_if_it_is_whole_and_of_this_strea
 
 
 def test_rows_of_extreme_norm_are_replaced_by_others_and_counted(tmp_path):
-    model = write_model("gpt2", tmp_path / "model")
-    weights = load_file(model / "model.safetensors")
-    (name,) = (name for name in weights if name.endswith("wte.weight"))
-    weights[name][SINK] *= 1000
-    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    model = write_model_with_large_token(tmp_path / "model", SINK, 1000)
     rng = np.random.default_rng(0)
     documents_GxT = rng.integers(100, 4000, (3000, 10))
     documents_GxT[::7, 4] = SINK

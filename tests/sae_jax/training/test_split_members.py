@@ -1,13 +1,13 @@
 """A population trains the same on every mesh: in one process with several virtual devices, and in several processes."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clusters import free_port
 from command_line import ROOT
 
 from sae_jax.config import SPARSITY_CONTROLS
@@ -53,9 +53,7 @@ KINDS = ",".join(SPARSITY_CONTROLS)
 def train(to: Path, kinds: str, widths: str, meshes: list[str], devices: int, processes: int = 1, side_by_side=1):
     """The losses, counts and bits of the states after training on each mesh, by its name."""
     to.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     started = []
     for number in range(processes):
         cluster = [address, str(processes), str(number)] if processes > 1 else []
