@@ -48,7 +48,7 @@ def run_as_command(argv: list[str]) -> int:
 
 
 def in_cluster() -> bool:
-    """Whether JAX still counts this process as one of several."""
+    """Return whether JAX still counts this process as one of several."""
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 

@@ -1,4 +1,4 @@
-"""What differs between the settings or the environments of two runs, in words for an error or a message."""
+"""The differences between the settings or environments of two runs, in words for an error or a message."""
 
 from __future__ import annotations
 

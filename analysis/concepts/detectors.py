@@ -52,7 +52,7 @@ class FoundFeature:
 
     @property
     def needs_phrase(self) -> bool:
-        """Whether it passes, and at most PHRASE_ONLY of what its AUROC has over chance is left without the phrase."""
+        """Return whether it passes, with at most PHRASE_ONLY of its AUROC over chance left without the phrase."""
         without = self.detector.auroc_without_phrase
         return self.passes and without is not None and without - 0.5 <= PHRASE_ONLY * (self.detector.auroc - 0.5)
 

@@ -105,7 +105,7 @@ class FinishedRun:
 
     @property
     def fitted(self) -> bool:
-        """Whether decoders were fitted after training."""
+        """Return whether decoders were fitted after training."""
         return bool(self.config["asked"]["train"].get("fit_decoder"))
 
     @property

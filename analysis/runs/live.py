@@ -81,7 +81,7 @@ class LiveRun:
         return {"schema": 1, "state": self.state(), "total_steps": self.config["total_steps"], "lines": last}
 
     def state(self) -> str:
-        """Whether the run is being trained or was interrupted, in words."""
+        """Say in words whether the run is being trained or was interrupted, and how to continue it."""
         path, metrics = self.run.path, self.run.path / METRICS_FILE
         if self.being_trained:
             if not self.lines():

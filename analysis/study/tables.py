@@ -151,7 +151,7 @@ OVERLAP, UNKNOWN = "The intervals of the two models overlap", "No interval for a
 
 
 def beside_control(trained: Table, shuffled: Table, measure: str) -> str:
-    """How the intervals of all families on the trained model lie to those on the other: ABOVE, BELOW or OVERLAP.
+    """Compare the intervals of all families on the trained model with those on the other: ABOVE, BELOW or OVERLAP.
 
     Every family is compared with every family, not only with itself. UNKNOWN if an interval is missing.
     """

@@ -23,7 +23,7 @@ class Axes(NamedTuple):
 
     @property
     def splits_members(self) -> bool:
-        """Whether one member is on several devices, which add up their parts in each step."""
+        """Return whether one member is on several devices, which add up their parts in each step."""
         return self.data * self.features > 1
 
     def __str__(self) -> str:

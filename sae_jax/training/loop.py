@@ -274,7 +274,7 @@ def store_facts(store: ActivationStore) -> dict:
 
 
 def environment(axes: Axes) -> dict:
-    """What the last digits of results depend on besides the settings: if members are split, sums have another order."""
+    """The versions, the device and the order of sums (a mesh that splits members): the last digits depend on them."""
     packages = {name: version(name) for name in ("sae-jax", "jax", "flax", "optax", "orbax-checkpoint", "numpy")}
     device = jax.devices()[0]
     facts = {"python": platform.python_version(), **packages, "backend": device.platform, "device": device.device_kind}

@@ -77,7 +77,7 @@ def refuse_small_devices(needed: dict[str, int], axes: Axes, machine: Machine) -
 
 
 def best_mesh(groups: Sequence[Group], config: TrainConfig, machine: Machine, asked: Axes | None) -> MeshPlan:
-    """What `plan_mesh` returns; if the population fits on no mesh, that on which a device needs the least memory.
+    """The plan of `plan_mesh`; if the population fits on no mesh, that on which a device needs the least memory.
 
     Raises InputError if the axes asked for are not possible.
     """

@@ -27,7 +27,7 @@ def several() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which writes the files of the run."""
+    """Return whether this is process 0, which writes the files of the run."""
     return jax.process_index() == 0
 
 
@@ -41,7 +41,7 @@ def devices(count: int) -> list[jax.Device]:
 
 
 def agreed(*flags: bool) -> tuple[bool, ...]:
-    """For each flag, whether it is set in any process."""
+    """Return for each flag whether it is set in any process."""
     if not several():
         return flags
     return tuple(bool(count) for count in total(np.array([*flags, True], np.int32))[:-1])
@@ -104,6 +104,5 @@ def total(part: np.ndarray) -> np.ndarray:
 @cache
 def adder() -> tuple[Mesh, Callable[[jax.Array], jax.Array]]:
     """One device of each process, and the function that sums over them."""
-    devices = [next(d for d in jax.devices() if d.process_index == n) for n in range(jax.process_count())]
-    mesh = Mesh(np.array(devices), ("processes",))
+    mesh = Mesh(np.array(devices(jax.process_count())), ("processes",))
     return mesh, jax.jit(lambda parts: parts.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec()))

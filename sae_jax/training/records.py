@@ -58,7 +58,7 @@ class Records:
 
     @property
     def due(self) -> bool:
-        """Whether it is time for a checkpoint."""
+        """Return whether it is time for a checkpoint."""
         return self.checkpoints is not None and self.checkpoints.due
 
     def save(self, step: int, states: list[State]) -> None:

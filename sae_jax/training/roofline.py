@@ -32,7 +32,7 @@ AUXK_PRODUCTS = 4  # decoding the dead features, and the gradients of the values
 
 
 class Extra(NamedTuple):
-    """What a dense step of a kind has in addition: products of size B x D x F, and reconstructions [B, D]."""
+    """The additional work in a dense step of a kind: products of size B x D x F, and reconstructions [B, D]."""
 
     products: int = 0
     reconstructions: int = 0
@@ -110,7 +110,7 @@ class Seconds(NamedTuple):
 
     @property
     def limit(self) -> str:
-        """What takes longest."""
+        """The name of the part that takes longest."""
         return max(self._fields, key=lambda name: getattr(self, name))
 
 
@@ -154,7 +154,7 @@ def reconstructions(signature: Signature) -> int:
 
 
 def selections(signature: Signature) -> int:
-    """How many times a step looks for the k-th largest feature value of rows or batches."""
+    """The number of times that a step looks for the k-th largest feature value of rows or batches."""
     return (2 if signature.kind.has_auxk else 0) + (signature.kind.ranks_per_k > 1)
 
 

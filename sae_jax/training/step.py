@@ -37,7 +37,7 @@ def normalized(raw: jax.Array, hyper: Arrays) -> jax.Array:
 
 
 def sparse_pays(signature: Signature) -> bool:
-    """Whether the sparse path is compiled for a group: it is faster, and the width is a whole number of chunks.
+    """Return whether the sparse path is compiled for a group: if it is faster and the width is a multiple of CHUNK.
 
     A member that is split over devices has only the dense path, which XLA can divide.
     """

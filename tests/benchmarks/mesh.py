@@ -1,4 +1,4 @@
-"""What each device holds, and what the devices send in each step, on meshes of eight virtual devices of a CPU.
+"""The bytes that each device holds and sends in a step, on meshes of eight virtual devices of a CPU.
 
     PYTHONPATH=.:tests python tests/benchmarks/mesh.py [--d 256] [--f 4096] [--batch 512]
 

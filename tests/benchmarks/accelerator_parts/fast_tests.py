@@ -56,7 +56,7 @@ def start(files: list[Path], log: Path) -> subprocess.Popen:
 
 
 def ended_within(process: subprocess.Popen, seconds: float) -> bool:
-    """Whether the tests end in this time. If not, they are interrupted, and pytest tells what failed until then."""
+    """Return whether the tests end in time. If not, they are interrupted, and pytest tells what failed until then."""
     try:
         process.wait(max(1.0, seconds))
         return True

@@ -92,7 +92,7 @@ def fast_float32() -> str:
 
 
 def side_by_side() -> int:
-    """How many members of a group train in one vmap: one on a CPU, all on an accelerator, as in a run that fits."""
+    """The number of members of a group in one vmap: one on a CPU, all on an accelerator, as in a run that fits."""
     return 1 if on_cpu() else 1 << 30
 
 
