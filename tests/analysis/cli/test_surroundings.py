@@ -223,7 +223,8 @@ import main, sys, time
 def work(argv):
     try:
         print("working", flush=True)
-        time.sleep(60)
+        while True:  # a signal that comes just before a sleep is handled only after it
+            time.sleep(.1)
     finally:
         print("leaving", flush=True)
         time.sleep({leaving})
