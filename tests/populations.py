@@ -19,8 +19,8 @@ def member_of(**settings) -> Member:
     return member
 
 
-def raw_rows(d: int) -> Rows:
-    return Rows(0, np.zeros(d), np.ones(d), np.ones(d))
+def raw_rows(d: int, site: int = 0) -> Rows:
+    return Rows(site, np.zeros(d), np.ones(d), np.ones(d))
 
 
 def one_member(config: TrainConfig, d: int, total_steps: int) -> tuple[Group, dict]:
@@ -29,27 +29,43 @@ def one_member(config: TrainConfig, d: int, total_steps: int) -> tuple[Group, di
 
 
 def grouped(
-    config: TrainConfig, d: int, total_steps: int, rows: Rows | None = None, split: bool = False
+    config: TrainConfig,
+    d: int,
+    total_steps: int,
+    rows: Rows | None = None,
+    split: bool = False,
+    sites: tuple[Site, ...] = SITES,
 ) -> tuple[tuple[Group, ...], list[dict]]:
     """(groups, hypers) of all members of a config, for rows of width d."""
-    groups = groups_of(members_of(config, SITES), config, d, split)
-    return groups, [stack([hyper_of(m, rows or raw_rows(d), config, total_steps) for m in g.members]) for g in groups]
+    groups = groups_of(members_of(config, sites), config, d, split)
+
+    def hyper(member: Member) -> dict:
+        site = sites.index(Site(member.layer, member.hook))
+        return hyper_of(member, rows or raw_rows(d, site), config, total_steps)
+
+    return groups, [stack([hyper(member) for member in group.members]) for group in groups]
 
 
 def prepare(
-    config: TrainConfig, total_steps: int, x_NxD, rows: Rows | None = None, split: bool = False
+    config: TrainConfig,
+    total_steps: int,
+    x_NxD,
+    rows: Rows | None = None,
+    split: bool = False,
+    sites: tuple[Site, ...] = SITES,
 ) -> tuple[tuple[Group, ...], list[State], list[dict]]:
-    """(groups, states before the first step, hypers) for normalized rows x."""
-    groups, hypers = grouped(config, x_NxD.shape[1], total_steps, rows, split)
+    """(groups, states before the first step, hypers) for normalized rows x, from which members of all sites start."""
+    groups, hypers = grouped(config, x_NxD.shape[1], total_steps, rows, split, sites)
     states = [start_group(g, hyper, lambda member: jnp.asarray(x_NxD)) for g, hyper in zip(groups, hypers, strict=True)]
     return groups, states, hypers
 
 
 def placed(
-    config: TrainConfig, total_steps: int, x_NxD, axes: Axes | None = None
+    config: TrainConfig, total_steps: int, x_NxD, axes: Axes | None = None, sites: tuple[Site, ...] = SITES
 ) -> tuple[Placement, list[State], list[dict], tuple[Group, ...]]:
     """(placement, states, hypers, groups) on these axes, by default on as many devices as there are members."""
-    groups, states, hypers = prepare(config, total_steps, x_NxD, split=axes is not None and axes.splits_members)
+    split = axes is not None and axes.splits_members
+    groups, states, hypers = prepare(config, total_steps, x_NxD, split=split, sites=sites)
     axes = axes or Axes(members=min(len(jax.devices()), sum(len(group.members) for group in groups)))
     placement = Placement(groups, jax.devices(), axes)
     return placement, placement.place(states), placement.place(hypers), groups

@@ -85,6 +85,13 @@ def choose_features(
     return chosen_N[np.argsort(ORDERS[order](table)[chosen_N], kind="stable")]
 
 
+def found_tokens(table: FeatureList, feature: int, words: str) -> str:
+    """The tokens of a feature in which words of the search occur."""
+    searched = words.casefold().split()
+    tokens = dict.fromkeys(table.words_F[feature].split("\n"))
+    return " · ".join(token for token in tokens if any(word in token for word in searched))
+
+
 def places(folder: Path, member: str, W_dec_FxD: np.ndarray) -> tuple[np.ndarray, str]:
     """(xy [F, 2], a description): the study's map if there is one, otherwise two principal components."""
     path = folder / f"clusters-{member}.npz"

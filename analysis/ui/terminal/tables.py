@@ -18,7 +18,7 @@ from rich.text import Text
 
 from analysis.interventions.steering import UNSTEERED
 from analysis.ui.terminal.fitted import Fitted, Spare
-from analysis.ui.terminal.wording import counted, duration_text, number_cells, share_text, signed
+from analysis.ui.terminal.wording import counted, duration_text, number_cells, place_text, share_text, signed
 from harvest.request import Site
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def runs_table(runs: list[dict[str, Any]]) -> Fitted:
 
 
 def run_cells(run: dict[str, Any]) -> dict[str, str]:
-    sites = [f"layer {site.layer} {site.hook}" for name in run.get("sites", []) if (site := Site.named(name))]
+    sites = [place_text(site.hook, site.layer) for name in run.get("sites", []) if (site := Site.named(name))]
     where = f"{Path(run['model']).name}, {', '.join(sites)}" if sites else ""
     texts = (run["state"], run["date"].replace("T", " "), str(run.get("members", "")))
     return dict(zip(RUN_HEADS, (*texts, share_text(run.get("explained_variance")), where), strict=True))

@@ -177,12 +177,14 @@ def source_text(source: dict[str, Any]) -> str:
 
 
 def times_text(timing: dict[str, float | None]) -> str:
+    """The time that each phase of a run took."""
     rate = rate_text(timing.get("rows_per_second") or math.nan, "rows/s")
     training = f" ({rate} with compiling{waits_text(timing)})" if rate else ""
+    phases = {"harvest": "harvest", "training": "training", "evaluation": "export and evaluation"}
     return ", ".join(
-        f"{phase} {duration_text(seconds)}" + (training if phase == "training" else "")
-        for phase in ("harvest", "training", "evaluation", "loss recovered")
-        if (seconds := timing.get(f"{phase.replace(' ', '_')}_seconds"))
+        f"{words} {duration_text(seconds)}" + (training if phase == "training" else "")
+        for phase, words in (phases | {"loss_recovered": "loss recovered"}).items()
+        if (seconds := timing.get(f"{phase}_seconds"))
     )
 
 

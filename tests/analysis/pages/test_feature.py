@@ -196,6 +196,9 @@ def test_a_list_is_searched_filtered_and_sorted(run):
     assert feature_table.choose_features(listed, "", every, -np.inf).tolist() == list(range(48))
     token = token_texts(tokenizer, [of.promoted_FxT[5, 0]])[0].strip()
     assert 5 in feature_table.choose_features(listed, token.upper(), every, -np.inf)
+    found = feature_table.found_tokens(listed, 5, token.upper()).split(" · ")
+    assert token.casefold() in {text.strip() for text in found} and len(found) < 21
+    assert feature_table.found_tokens(listed, 5, "zqzq") == ""
     fires = frequent(of)
     strongest = token_texts(tokenizer, [of.strongest_FxK[fires, 0]])[0].strip()
     assert fires in feature_table.choose_features(listed, strongest, every, -np.inf)

@@ -109,7 +109,9 @@ def test_features_are_searched(run, cache):
     for feature, number in ((7, of.promoted_FxT[7, 0]), (living, of.strongest_FxK[living, 0])):
         token = token_texts(load_tokenizer(run.model_location), [number])[0]
         at.text_input[0].set_value(token).run()
-        assert feature in at.dataframe[0].value["feature"].tolist() and len(at.dataframe[0].value) < 48
+        table = at.dataframe[0].value.set_index("feature")
+        assert feature in table.index and len(table) < 48
+        assert token.strip().casefold() in table["found"][feature]
 
 
 def test_a_link_to_a_feature_opens_it(run, cache):

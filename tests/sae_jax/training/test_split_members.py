@@ -17,6 +17,7 @@ import sys
 import jax, numpy as np
 from populations import placed
 from rows import sparse_rows
+from harvest.request import Site
 from sae_jax.config import TrainConfig
 from sae_jax.training import processes
 from sae_jax.training.axes import axes_asked
@@ -29,14 +30,16 @@ D, B, S, BLOCKS = 24, 32, 10, 5
 rng = np.random.default_rng(0)
 rows = sparse_rows(rng, rng.standard_normal((64, D)), BLOCKS * S * B).astype(np.float32)
 rows = (rows - rows.mean(0)) / rows.std(0)
+sites = (Site(0, "resid_pre"), Site(1, "resid_pre"))
+at_sites = np.stack([rows, np.roll(rows, 7, axis=1)])
 config = TrainConfig(
     tuple(kinds.split(",")), tuple(map(int, widths.split(","))), k=6, target_l0=6.0, batch_size=B, warmup=0.0
 )
 for mesh in meshes.split(";"):
-    placement, states, hypers, groups = placed(config, BLOCKS * S, rows[:512], axes_asked(mesh))
+    placement, states, hypers, groups = placed(config, BLOCKS * S, rows[:512], axes_asked(mesh), sites)
     train_block = make_train_block(groups, int(side_by_side), placement)
-    calibration, losses = placement.everywhere(rows[None, :256]), []
-    for raw_LxSxBxD in rows.reshape(BLOCKS, 1, S, B, D):
+    calibration, losses = placement.everywhere(at_sites[:, :256]), []
+    for raw_LxSxBxD in at_sites.reshape(2, BLOCKS, S, B, D).swapaxes(0, 1):
         states, metrics = train_block(states, hypers, placement.rows(raw_LxSxBxD), calibration)
         losses.append(np.concatenate([of_group["loss"] for of_group in placement.gather(metrics)]))
     leaves = jax.tree.leaves(placement.gather(states))

@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from analysis.pages.feature_table import ORDERS, choose_features
+from analysis.pages.feature_table import ORDERS, choose_features, found_tokens
 from analysis.pages.notes import read_notes
 from analysis.plots.feature_map import feature_map
 from analysis.ui.dashboard.address import KEPT, go
@@ -11,7 +11,15 @@ from analysis.ui.dashboard.state import chosen, clicked_row, draw, errors_shown,
 
 MOST_ROWS = 500
 # In pixels. Together with the density, they fit beside the menu on a screen of 1280 pixels.
-WIDTHS = {"feature": 65, "note": 100, "strongest on": 145, "promotes": 210, "specialized on": 195, "one token": 85}
+WIDTHS = {
+    "feature": 65,
+    "note": 100,
+    "found": 100,
+    "strongest on": 145,
+    "promotes": 210,
+    "specialized on": 195,
+    "one token": 85,
+}
 DENSITIES = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
 
 choice = chosen()
@@ -59,6 +67,7 @@ rows = [
     {
         "feature": feature,
         "note": f"{'★' * notes[feature].star} {notes[feature].text}".strip() if feature in notes else "",
+        **({"found": found_tokens(listed, feature, words)} if words.split() else {}),
         "strongest on": listed.strongest_F[feature],
         "promotes": listed.promotes_F[feature],
         "specialized on": f"{listed.specialization_F[feature]:.2f} {listed.label_F[feature]}",
@@ -70,7 +79,8 @@ rows = [
 st.caption(
     "Specialized on: the specialization, and the label with the largest share of rows on which the feature fires. A "
     "rare label can have the largest share without most of the firings. One token: the share of the firings that are "
-    "on the most frequent token. Density: the share of all rows, training and held-out, on which it fires."
+    "on the most frequent token. Found: the tokens, of the 20 that it promotes most and those on which it fires, that "
+    "match the search. Density: the share of all rows, training and held-out, on which it fires."
 )
 rows = [row if notes else {name: value for name, value in row.items() if name != "note"} for row in rows]
 narrow = {name: st.column_config.Column(width=wide) for name, wide in WIDTHS.items() if name in rows[0]}
