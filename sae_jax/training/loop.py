@@ -208,8 +208,10 @@ def learn(
         """The arrays to export of one group after another, so that the host never holds all of the state."""
         return (placement.gather_group(number, state.to_export()) for number, state in enumerate(states))
 
-    def report_block(step: int, metrics: list[dict]) -> None:
-        report(step, placement.gather(metrics), feed.wait_seconds)
+    def report_block(step: int, steps: int, metrics: list[dict]) -> None:
+        on_host = placement.gather(metrics)
+        done = [{name: array[:, :steps] if array.ndim > 1 else array for name, array in of.items()} for of in on_host]
+        report(step, done, feed.wait_seconds)
 
     if step == 0 and to_keep:
         records.keep_snapshot(step, gathered(), report.failed)
@@ -217,11 +219,14 @@ def learn(
     pending = None
     with StopSignals() as stop:
         for raw_LxSxBxD in feed.blocks(step, block_steps):
-            states, metrics = train_block(states, hypers, placement.rows(raw_LxSxBxD), calibration_LxNxD)
-            step += raw_LxSxBxD.shape[1]
+            steps = raw_LxSxBxD.shape[1]
+            rows = placement.rows(padded(raw_LxSxBxD, min(block_steps, total)))
+            count = placement.everywhere(np.array(steps, np.int32))
+            states, metrics = train_block(states, hypers, rows, calibration_LxNxD, count)
+            step += steps
             if pending:
                 report_block(*pending)
-            pending = step, metrics
+            pending = step, steps, metrics
             if step in to_keep:
                 records.keep_snapshot(step, gathered(), report.failed)
             asked = stop.asked  # read once: a signal between two reads would end the run without saving it
@@ -236,6 +241,12 @@ def learn(
                 raise Interrupted(f"stopped and saved at step {step:,} of {total:,}")
     records.close()
     return list(gathered()), report
+
+
+def padded(raw_LxSxBxD: np.ndarray, block_steps: int) -> np.ndarray:
+    """The block with zeros for the steps that it lacks, so that all blocks have the same shape."""
+    missing = block_steps - raw_LxSxBxD.shape[1]
+    return np.pad(raw_LxSxBxD, ((0, 0), (0, missing), (0, 0), (0, 0))) if missing else raw_LxSxBxD
 
 
 def start(population: Population, feed: Blocks, abstract: list[State]) -> Iterator[State]:

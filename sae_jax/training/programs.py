@@ -77,10 +77,12 @@ class Program(NamedTuple):
 
 
 def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1, placement: Placement | None = None) -> Callable:
-    """(states, hypers, raw_LxSxBxD, calibration_LxNxD) → (states, metrics), one entry per group. States are donated.
+    """(states, hypers, raw_LxSxBxD, calibration_LxNxD[, steps]) → (states, metrics), one entry per group.
+
+    States are donated. Without `steps`, there is a step for each batch of the block; see `make_block`.
 
     At each position of the mesh, `side_by_side` members of a group run in one vmap, and the next ones after them.
-    States and hypers are laid out by `placement.place`, rows by `placement.rows`, calibration rows by
+    States and hypers are laid out by `placement.place`, rows by `placement.rows`, calibration rows and steps by
     `placement.everywhere`. Without a placement, everything is on one device. Groups on the same positions are compiled
     as one program, and the programs run at the same time.
     """
@@ -92,7 +94,7 @@ def make_train_block(groups: tuple[Group, ...], side_by_side: int = 1, placement
         results: dict[int, tuple[State, Arrays]] = {}
         for mesh, numbers, run in programs:
             arguments = ([trees[number] for number in numbers] for trees in (states, hypers))
-            outputs = run(*arguments, *(on_mesh(array, mesh) for array in rows))
+            outputs = run(*arguments, [on_mesh(array, mesh) for array in rows])
             results |= zip(numbers, zip(*outputs, strict=True), strict=True)
         return [results[number][0] for number in range(len(groups))], [results[n][1] for n in range(len(groups))]
 
@@ -103,10 +105,15 @@ def make_programs(groups: Sequence[Group], side_by_side: int, placement: Placeme
     splits, shares, everywhere = placement.axes.splits_members, PartitionSpec(MEMBERS), PartitionSpec()
     programs = []
     for mesh, numbers in placement.programs():
+        block = block_of([groups[number] for number in numbers], side_by_side, splits)
+
+        def train_block(states: list[State], hypers: list[Arrays], rows: list[jax.Array], block=block):
+            return block(states, hypers, *rows)
+
         sharded = jax.shard_map(
-            block_of([groups[number] for number in numbers], side_by_side, splits),
+            train_block,
             mesh=mesh,
-            in_specs=(shares, shares, everywhere, everywhere),
+            in_specs=(shares, shares, everywhere),
             out_specs=shares,
             axis_names={MEMBERS} if splits else set(mesh.axis_names),  # XLA splits the products over the other axes
             check_vma=False,  # positions do not communicate

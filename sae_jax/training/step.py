@@ -1,8 +1,8 @@
-"""The training step of one member, scanned over a block of batches.
+"""The training step of one member, repeated over a block of batches.
 
 Shapes: L sites, S steps of a block, B rows of a batch, N calibration rows or recent rows, D width of the model, F
-features. The scan over steps is inside the map over members. If members run one after another, the
-weights of one member thus stay in the cache for a whole block. If they run side by side, the map is a vmap of the scan.
+features. The loop over steps is inside the map over members. If members run one after another, the
+weights of one member thus stay in the cache for a whole block. If they run side by side, the map is a vmap of the loop.
 """
 
 from __future__ import annotations
@@ -225,12 +225,30 @@ def correct_l0(signature: Signature, hyper: Arrays, state: State, raw_NxD: jax.A
 
 
 def make_block(signature: Signature, in_turn: bool) -> Callable:
-    """(hyper, state, rows, calibration rows) → (state, metrics per step and the dead fraction) of one member."""
+    """(hyper, state, rows, calibration rows, steps) → (state, metrics per step and the dead fraction) of one member.
+
+    Only so many steps are done, by default one for each batch; the other metrics are NaN. The number is an argument of
+    the program, so that the last block of a run, which is shorter, needs no other program. Nothing is revived after it.
+    """
     step = make_step(signature, in_turn)
 
-    def block(hyper: Arrays, state: State, raw_LxSxBxD: jax.Array, calibration_LxNxD: jax.Array):
+    def block(
+        hyper: Arrays,
+        state: State,
+        raw_LxSxBxD: jax.Array,
+        calibration_LxNxD: jax.Array,
+        steps: jax.Array | None = None,
+    ):
         raw_SxBxD = raw_LxSxBxD[hyper["site"]]
-        state, metrics = jax.lax.scan(lambda state, raw_BxD: step(hyper, state, raw_BxD), state, raw_SxBxD)
+
+        def one_more(s: jax.Array, so_far: tuple[State, Arrays]):
+            state, metrics_S = so_far
+            state, measured = step(hyper, state, raw_SxBxD[s])
+            return state, {name: metrics_S[name].at[s].set(value) for name, value in measured.items()}
+
+        blank_S = jnp.full(len(raw_SxBxD), jnp.nan)
+        count = len(raw_SxBxD) if steps is None else steps
+        state, metrics = jax.lax.fori_loop(0, count, one_more, (state, dict.fromkeys(("loss", "mse", "l0"), blank_S)))
         metrics["dead_fraction"] = (state.silent_F >= jnp.minimum(hyper["dead_steps"], state.step)).mean()
         metrics["failed"] = state.failed
         raw_NxD = raw_SxBxD.reshape(-1, raw_SxBxD.shape[-1])[-POOL_ROWS:]

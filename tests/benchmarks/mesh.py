@@ -75,7 +75,7 @@ def main() -> None:
             for mesh, numbers, run in make_programs(groups, 1, placement):
                 trees = ([of[number] for number in numbers] for of in (states, hypers))
                 rows = placement.rows(raw_LxSxBxD), placement.everywhere(x_NxD[None])
-                compiled = run.lower(*trees, *(on_mesh(array, mesh) for array in rows)).compile()
+                compiled = run.lower(*trees, [on_mesh(array, mesh) for array in rows]).compile()
                 memory = compiled.memory_analysis()
                 for device in mesh.devices.flat:
                     held[device.id] += memory.argument_size_in_bytes

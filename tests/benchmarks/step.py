@@ -28,17 +28,17 @@ def measure(config: TrainConfig, d_model: int, block_steps: int, blocks: int, fi
     raw_KxLxSxBxD = raw_NxD.reshape(4, 1, block_steps, config.batch_size, d_model)
     x_NxD = raw_NxD[:1024].astype(np.float32)
     placement, states, hypers, groups = placed(config, 10_000, x_NxD)
-    raw_LxSxBxD, calibration_LxNxD = map(placement.everywhere, (raw_KxLxSxBxD[0], x_NxD[None]))
+    raw_LxSxBxD, *rest = map(placement.everywhere, (raw_KxLxSxBxD[0], x_NxD[None], np.array(block_steps, np.int32)))
     began = time.perf_counter()
     train_block = make_train_block(groups, placement=placement)
-    states, metrics = train_block(states, hypers, raw_LxSxBxD, calibration_LxNxD)
+    states, metrics = train_block(states, hypers, raw_LxSxBxD, *rest)
     jax.block_until_ready(metrics)
     first_block, seconds, cpu_seconds, l0s = time.perf_counter() - began, [], [], defaultdict(list)
     first_blocks = -(-first_steps // block_steps) - 1
     for number in range(first_blocks + blocks):
         began, cpu_began = time.perf_counter(), time.process_time()
         raw_LxSxBxD = placement.rows(raw_KxLxSxBxD[number % len(raw_KxLxSxBxD)])
-        states, metrics = train_block(states, hypers, raw_LxSxBxD, calibration_LxNxD)
+        states, metrics = train_block(states, hypers, raw_LxSxBxD, *rest)
         jax.block_until_ready(metrics)
         if number < first_blocks:
             continue

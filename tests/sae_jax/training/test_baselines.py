@@ -15,7 +15,7 @@ BASELINES = ("frozen_decoder", "soft_frozen", "frozen_encoder")
 
 def trained_tensors(tmp_path, kinds, **settings) -> dict[str, dict[str, np.ndarray]]:
     """{member id: exported tensors}."""
-    sizes = {"hidden_dim": 48, "k": 6, "target_l0": 6, "batch_size": 32, "lr": (3e-3,)} | settings
+    sizes = {"hidden_dim": 48, "k": 6, "target_l0": 6, "batch_size": 32, "lr": (3e-3,), "epochs": 10} | settings
     config = TrainConfig(activation=kinds, **sizes)
     run = RunDirectory(tmp_path / "run", {"train": config.to_json()})
     train(config, [make_store(tmp_path / "store", windows=1000)], run)
@@ -42,7 +42,7 @@ def test_a_baseline_keeps_its_frozen_part_and_learns_the_rest(tmp_path):
 
 def test_decoder_rows_of_a_soft_frozen_baseline_stay_near_their_start(tmp_path):
     members = ("topk", "jump_relu")
-    settings = {"epochs": 10, "baseline": ("frozen_decoder", "soft_frozen"), "loss_metric": "raw"}
+    settings = {"baseline": ("frozen_decoder", "soft_frozen"), "loss_metric": "raw"}
     tensors = trained_tensors(tmp_path, members, **settings)
     for name in (name for name in tensors if name.endswith("soft_frozen")):
         start_FxD = tensors[name.replace("soft_frozen", "frozen_decoder")]["W_dec"]
