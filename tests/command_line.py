@@ -1,8 +1,10 @@
 """`python main.py` in a separate process, which does not contact a hub and uses the cache of the tests."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,20 @@ def typed(*argv: object, cache: Path, script: str | None = None, **options) -> s
     process = start(*argv, cache=cache, script=script, **options)
     out, err = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start_until(step: int, run: Path, *argv: object, cache: Path) -> subprocess.Popen:
+    """Start or resume a run. Returns when it has reported this step."""
+    metrics = run / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
+    process = start(*argv, "--run-dir", run, cache=cache)
+    while process.poll() is None:
+        if metrics.exists() and metrics.stat().st_mtime_ns > before:
+            whole_lines = metrics.read_text().split("\n")[:-1]
+            if whole_lines and json.loads(whole_lines[-1])["step"] >= step:
+                return process
+        time.sleep(0.005)
+    raise AssertionError(f"ended before step {step}: {process.communicate()}")
 
 
 def trained(path: Path, cache: Path, *argv: object) -> FinishedRun:

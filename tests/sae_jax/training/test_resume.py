@@ -7,12 +7,11 @@ import json
 import random
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from command_line import THREE_KINDS, files_of, shared_cache, start, typed
+from command_line import THREE_KINDS, files_of, shared_cache, start, start_until, typed
 from rows import SEQ_LEN, make_store
 
 from harvest.errors import InputError
@@ -54,20 +53,6 @@ def learned(run: Path, kinds: int = len(KINDS)) -> dict[str, bytes | list]:
     return {**members, "metrics.jsonl": (run / "metrics.jsonl").read_bytes(), "results": results}
 
 
-def start_until(step: int, run: Path, *how: str, cache: Path) -> subprocess.Popen:
-    """Start or resume the run. Returns when it has reported this step."""
-    metrics = run / "metrics.jsonl"
-    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
-    process = start(*RUN, *how, "--run-dir", run, cache=cache)
-    while process.poll() is None:
-        if metrics.exists() and metrics.stat().st_mtime_ns > before:
-            whole_lines = metrics.read_text().split("\n")[:-1]
-            if whole_lines and json.loads(whole_lines[-1])["step"] >= step:
-                return process
-        time.sleep(0.005)
-    raise AssertionError(f"ended before step {step}: {process.communicate()}")
-
-
 def resumed_at(output: str) -> int:
     found = re.search(r"resuming at step (\d+) of", output)
     return int(found[1]) if found else 0
@@ -81,7 +66,7 @@ def test_a_run_that_was_killed_at_random_moments_equals_an_undisturbed_one(unint
     for devices, step in enumerate(moments, 1):  # the first is killed before its first checkpoint
         monkeypatch.setenv("JAX_NUM_CPU_DEVICES", str(devices))
         how = (*OFTEN, "--resume") if said else NEVER
-        process = start_until(step, run, *how, cache=cache)
+        process = start_until(step, run, *RUN, *how, cache=cache)
         time.sleep(chance.uniform(0, 0.05))
         process.kill()
         said.append(process.communicate()[0])
@@ -98,7 +83,7 @@ def test_a_run_that_was_killed_at_random_moments_equals_an_undisturbed_one(unint
 def test_a_run_stopped_by_a_signal_is_saved_and_says_how_to_continue(uninterrupted, cache, tmp_path):
     run = tmp_path / "run"
     for number, step, resume in ((signal.SIGINT, 40, ()), (signal.SIGTERM, 160, ("--resume",))):
-        process = start_until(step, run, *NEVER, *resume, cache=cache)
+        process = start_until(step, run, *RUN, *NEVER, *resume, cache=cache)
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 130

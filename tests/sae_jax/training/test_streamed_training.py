@@ -3,19 +3,17 @@
 import json
 import re
 import signal
-import subprocess
-import time
 
 import psutil
 import pytest
-from command_line import BUNDLED, shared_cache, start, typed
+from command_line import BUNDLED, shared_cache, start_until, typed
 
 from analysis.runs.finished import FinishedRun
 
 SIZES = (*BUNDLED, "--n-samples", "2000", "--epochs", "2", "--activation", "topk", "jump_relu", "--hidden-dim", "48")
 SIZES += ("--k", "8", "--target-l0", "8", "--block-steps", "16", "--dead-threshold", "0.1", "--ce-windows", "0")
 STREAMED = (*SIZES, "--stream", "--ring-gb", "0.04", "--sample-rows", "4000")
-OFTEN = ("--checkpoint-seconds", "0.2")
+RESUMED = (*STREAMED, "--checkpoint-seconds", "0.2", "--resume")
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +36,6 @@ def learned(run) -> dict:
     return {str(path.relative_to(run)): path.read_bytes() for path in sorted(files)} | {"members": members}
 
 
-def start_until(step: int, run, cache) -> subprocess.Popen:
-    """Start or resume the run. Returns when it has reported this step."""
-    process, reached = start(*STREAMED, *OFTEN, "--resume", "--run-dir", run, cache=cache), 0
-    while reached < step:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-        lines = (run / "metrics.jsonl").read_text().split("\n")[:-1] if (run / "metrics.jsonl").exists() else []
-        reached = json.loads(lines[-1])["step"] if lines else 0
-    return process
-
-
 def test_a_stream_keeps_a_sample_and_no_ring_and_says_who_waited(undisturbed):
     run, said = undisturbed
     finished = FinishedRun.open(run)
@@ -62,13 +49,13 @@ def test_a_run_that_is_stopped_and_killed_ends_with_the_same_bytes(undisturbed, 
     """The training is stopped, then killed, then its producer is killed, which is started again."""
     run = tmp_path / "run"
     for step, number, status in ((100, signal.SIGINT, 130), (400, signal.SIGKILL, -signal.SIGKILL)):
-        process = start_until(step, run, cache)
+        process = start_until(step, run, *RESUMED, cache=cache)
         (producer,) = psutil.Process(process.pid).children()
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode == status
         producer.wait(timeout=20)  # it ends with the training
-    process = start_until(600, run, cache)
+    process = start_until(600, run, *RESUMED, cache=cache)
     psutil.Process(process.pid).children()[0].kill()
     said, trouble = process.communicate(timeout=300)
     assert (process.returncode, trouble) == (0, "")
