@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from harvest.errors import InputError
+from harvest.flags import nearest
 from harvest.interventions.loss_recovered import same
 from harvest.model.language_model import LanguageModel, by_head, with_head
 from harvest.torch_sae import TorchSAE
@@ -71,8 +71,8 @@ def spliced(
     point = hook_name or module.hook_name
     if point is None or point not in bridge.hook_dict:
         trouble = "the files of the dictionary do not name its hook" if point is None else f"no hook point {point}"
-        nearest = get_close_matches(point or "", bridge.hook_dict, n=1) or ["blocks.0.hook_resid_pre"]
-        raise InputError(f"{bridge.cfg.model_name}: {trouble}: give hook_name, such as {nearest[0]}")
+        near = nearest(point or "", bridge.hook_dict) or ": give it, such as blocks.0.hook_resid_pre"
+        raise InputError(f"{bridge.cfg.model_name}, hook_name: {trouble}{near}")
     splice, calls = Splice(), 0
 
     def reconstructed(x: torch.Tensor) -> torch.Tensor:

@@ -19,11 +19,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from harvest.errors import InputError
+from harvest.flags import nearest
 from harvest.model.library_errors import explained
 from harvest.model.loading import listed, load_bridge, values_of
 from harvest.model.number_format import few_roundings
 from harvest.model.tokenizer import begin_of_text, load_tokenizer
-from harvest.request import STREAMS, Site
+from harvest.request import HOOKS, STREAMS, Site
 from harvest.sources import place_of
 
 # An encoder is recognized by the change of logits, relative to the largest, from a later token in a text of 8 tokens.
@@ -133,8 +134,10 @@ class LanguageModel:
         """Raise InputError for a hook that this model lacks, such as resid_mid if attention and MLP are parallel."""
         for site in sites:
             if site.hook_name not in self.bridge.hook_dict:
+                other = "" if site.heads in HOOKS else nearest(site.hook_name, self.bridge.hook_dict)
                 raise InputError(
-                    f"--hook {site.hook}: {self.name} has no such point in layer {site.layer}: choose another hook"
+                    f"--hook {site.hook}: {self.name} has no such point in layer {site.layer}"
+                    f"{other or ': choose another hook'}"
                 )
 
     def activation(self, x_WxTxD: Any, site: Site) -> torch.Tensor:

@@ -137,11 +137,15 @@ def test_no_windows_give_no_logits(model):
 @pytest.mark.parametrize(
     ("sae", "how", "reason"),
     [
-        (dictionary(None), {}, "the files of the dictionary do not name its hook: give hook_name"),
+        (
+            dictionary(None),
+            {},
+            "hook_name: the files of the dictionary do not name its hook: give it, such as blocks.0.hook_resid_pre",
+        ),
         (
             dictionary(),
             {"hook_name": "blocks.2.hook_mlpout"},
-            "no hook point .*: give hook_name, such as blocks.2.hook_mlp",
+            "hook_name: no hook point .*: did you mean blocks.2.hook_mlp_out",
         ),
         (dictionary(), {"first_position": -1}, "first_position=-1 is no position: give a whole number, 0 or more"),
         (dictionary(), {"first_position": 1.0}, "first_position=1.0 is no position"),

@@ -25,7 +25,7 @@ from command_line import typed
 
 from harvest.files import read_json
 
-COMMAND = (*SMALL, "--epochs", "150", "--checkpoint-seconds", "0.05")
+COMMAND = (*SMALL, "--epochs", "40", "--checkpoint-seconds", "0.05")
 TWO, ONE = ("--mesh", "features=2"), ("--mesh", "members=1")
 LEARNED = ("members/*/*", "snapshots/*/*", "metrics.jsonl")
 EXITS = 30  # seconds within which every process has to end

@@ -107,6 +107,12 @@ def test_a_site_without_loss_recovered_is_refused_only_if_it_is_requested(
         harvest(request, cache, loss_recovered=True)  # the activations are cached now
 
 
+def test_a_mistyped_hook_name_names_the_nearest_one(tmp_path):
+    asked = HarvestRequest("bundled", "bundled", hook_name=("blocks.2.hook_resid_prae",), n_samples=20)
+    with pytest.raises(InputError, match="did you mean blocks.2.hook_resid_pre?"):
+        harvest(asked, tmp_path)
+
+
 # Encoders.
 
 
