@@ -38,9 +38,9 @@ config = TrainConfig(
 for mesh in meshes.split(";"):
     placement, states, hypers, groups = placed(config, BLOCKS * S, rows[:512], axes_asked(mesh), sites)
     train_block = make_train_block(groups, int(side_by_side), placement)
-    calibration, losses = placement.everywhere(at_sites[:, :256]), []
+    given, losses = [placement.everywhere(array) for array in (at_sites[:, :256], np.array(S, np.int32))], []
     for raw_LxSxBxD in at_sites.reshape(2, BLOCKS, S, B, D).swapaxes(0, 1):
-        states, metrics = train_block(states, hypers, placement.rows(raw_LxSxBxD), calibration)
+        states, metrics = train_block(states, hypers, placement.rows(raw_LxSxBxD), *given)
         losses.append(np.concatenate([of_group["loss"] for of_group in placement.gather(metrics)]))
     leaves = jax.tree.leaves(placement.gather(states))
     if processes.is_first():
