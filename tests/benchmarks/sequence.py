@@ -32,14 +32,14 @@ def run(config: TrainConfig, raw_NxD: np.ndarray, steps: int, block_steps: int) 
     x_NxD = raw_NxD[:1024].astype(np.float32)
     placement, states, hypers, groups = placed(config, steps, x_NxD)
     raw_KxLxSxBxD = raw_NxD.reshape(-1, 1, block_steps, config.batch_size, raw_NxD.shape[1])
-    rows = placement.rows(raw_KxLxSxBxD[0]), placement.everywhere(x_NxD[None])
+    given = [placement.everywhere(array) for array in (x_NxD[None], np.array(block_steps, np.int32))]
     program = make_train_block(groups, placement=placement)
-    states, metrics = program(states, hypers, *rows)
+    states, metrics = program(states, hypers, placement.rows(raw_KxLxSxBxD[0]), *given)
     jax.block_until_ready(metrics)
     ready = now()
     for number in range(1, steps // block_steps):
         raw_LxSxBxD = placement.rows(raw_KxLxSxBxD[number % len(raw_KxLxSxBxD)])
-        states, metrics = program(states, hypers, raw_LxSxBxD, rows[1])
+        states, metrics = program(states, hypers, raw_LxSxBxD, *given)
     jax.block_until_ready(metrics)
     return np.stack([now() - began, now() - ready])
 

@@ -117,13 +117,13 @@ class Training:
         self.members = sum(len(group.members) for group in groups)
         self.flops = sum(len(group.members) * flops_of_member(group.signature, config, Axes()) for group in groups)
         self.train_block = make_train_block(groups, side_by_side(), self.placement)
-        self.calibration_LxNxD = self.placement.everywhere(x_NxD[None])
+        self.given = [self.placement.everywhere(array) for array in (x_NxD[None], np.array(block_steps, np.int32))]
         self.raw_LxSxBxD = self.placement.rows(batches(block_steps, config.batch_size, d))
 
     def block(self, raw_LxSxBxD: jax.Array) -> list[dict]:
         """Train one block of steps. Returns its metrics, which may still be on their way."""
         with jax.default_matmul_precision(self.precision):
-            self.states, metrics = self.train_block(self.states, self.hypers, raw_LxSxBxD, self.calibration_LxNxD)
+            self.states, metrics = self.train_block(self.states, self.hypers, raw_LxSxBxD, *self.given)
         return metrics
 
 
@@ -245,7 +245,7 @@ def compiled_block(config: TrainConfig, sizes: Sizes, precision: str) -> tuple[l
     groups, hypers = grouped(config, sizes.d, TOTAL_STEPS)
     states = [abstract_group(group, hyper) for group, hyper in zip(groups, hypers, strict=True)]
     raw_LxSxBxD = jax.ShapeDtypeStruct((1, 2, config.batch_size, sizes.d), jnp.float16)
-    calibration_LxNxD = jax.ShapeDtypeStruct((1, START_ROWS, sizes.d), jnp.float32)
+    given = jax.ShapeDtypeStruct((1, START_ROWS, sizes.d), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     with jax.default_matmul_precision(PRECISIONS[precision][0]):
-        lowered = make_train_block(groups, side_by_side()).lower(states, hypers, raw_LxSxBxD, calibration_LxNxD)
+        lowered = make_train_block(groups, side_by_side()).lower(states, hypers, raw_LxSxBxD, *given)
         return states, lowered.compile()
