@@ -139,6 +139,8 @@ class Estimate:
         if self.low is None or self.high is None or self.low == self.high:
             return f"{self.mean:z,.{digits_for(abs(self.mean) / 100)}f}"
         digits = digits_for((self.high - self.low) / 4)
+        if self.excludes_zero:  # the bound next to 0 must not look like 0
+            digits = max(digits, digits_for(min(abs(self.low), abs(self.high))))
         return f"{self.mean:z,.{digits}f} [{self.low:z,.{digits}f}, {self.high:z,.{digits}f}]"
 
     def plus_minus(self, spec: str = ".3f") -> str:

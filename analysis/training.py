@@ -73,7 +73,9 @@ def train_run(
         if team.agree(team.leads and answered(run, request, options, terminal, show)):
             return run.path if team.leads else None
         refuse_no_device(options.device)
-        terminal.say(f"training {job_text(request, config)}")
+        terminal.say(f"training {job_text(request, config, preset)}")
+        if options.resume and team.leads and not (run.path / "config.json").exists():
+            terminal.say(f"--resume: there is no run in {run.path}, so a new one starts there")
         if request.stream and config.epochs > 1:
             terminal.say(f"each of the {config.epochs} epochs runs the language model again; --epochs 1 runs it once")
         terminal.begin("loading the libraries")
@@ -136,20 +138,21 @@ def training_stores(
     return harvest(request, options.cache_dir, sources=(model, dataset), **how)
 
 
-def job_text(request: HarvestRequest, config: TrainConfig) -> str:
-    """What will be trained, in a line."""
+def job_text(request: HarvestRequest, config: TrainConfig, preset: dict[str, Any] | None = None) -> str:
+    """What will be trained, in a line. A preset that was scaled down is for the bundled model."""
     members = members_of(config, request.sites)
     kinds, sites = dict.fromkeys(m.activation for m in members), dict.fromkeys((m.hook, m.layer) for m in members)
     what = f"{counted(len(members), 'member')} ({', '.join(kinds)}) for {counted(config.epochs, 'epoch')} on"
     if request.rows:
         return f"{what} the rows in {request.rows}"
     where = ", ".join(place_text(hook, layer) for hook, layer in sites)
-    text, model = request.dataset or DEFAULT_DATASET, request.model_name or DEFAULT_MODEL
+    default_model = "bundled" if preset and preset["scaled_down"] else DEFAULT_MODEL
+    text, model = request.dataset or DEFAULT_DATASET, request.model_name or default_model
     text, model = (f"the bundled {kind}" if n == "bundled" else n for n, kind in ((text, "text"), (model, "model")))
     length = f"{request.seq_len} tokens of {text}"
     length += f" and {counted(request.generate, 'token')} that the model writes behind them" if request.generate else ""
     streamed = f", streamed through a ring of {request.ring_gb:g} GB" if request.stream else ""
-    return f"{what} {request.n_samples:,} windows of {length}: {where} of {model}{streamed}"
+    return f"{what} up to {request.n_samples:,} windows of {length}: {where} of {model}{streamed}"
 
 
 def say_cost(

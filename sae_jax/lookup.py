@@ -54,9 +54,10 @@ def found_member(run: Path, records: Sequence[dict[str, Any]], text: str) -> str
     if len(found) > 1:
         raise InputError(f"--member {text} is in several ids of {run}: give more of one of {some(found)}")
     if not found:
-        near = get_close_matches(text, chosen_members(run, records, ()), n=3, cutoff=0)
-        ids = "id is" if len(near) == 1 else "ids are"
-        raise InputError(f"--member {text} is not in {run}: its nearest {ids} {', '.join(near) or 'none'}")
+        ids = chosen_members(run, records, ())
+        near = get_close_matches(text, ids, n=3, cutoff=0.3)
+        fix = f"did you mean {' or '.join(near)}?" if near else f"give one of {some(ids)}"
+        raise InputError(f"--member {text} is not in {run}: {fix}")
     if failed := failures[found[0]]:
         raise InputError(
             f"--member {found[0]} failed at step {failed['step']:,} and was not written: give another member"

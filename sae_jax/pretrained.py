@@ -105,7 +105,7 @@ def refuse_no_repository(release: str, listing: Collection[str]) -> None:
     elif listing:
         fix = f"{one_of(listing, release)}, or {fix}"
     else:
-        fix += "; for SAELens' names, `pip install sae-lens` or give its pretrained_saes.yaml as `releases`"
+        fix += "; for SAELens' names, `pip install --no-deps sae-lens` or give its pretrained_saes.yaml as `releases`"
     raise InputError(f"from_pretrained: {release!r} is neither a repository nor a known release: {fix}")
 
 

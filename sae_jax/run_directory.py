@@ -88,7 +88,7 @@ def refuse_unfinished(run: Path) -> None:
         return
     if is_being_trained(run):
         raise InputError(f"{run} is still being trained by another process: wait until that has finished")
-    raise InputError(f"{run} is not finished: its training command with --resume finishes it")
+    raise InputError(f"{run} is not finished: its training command with --resume finishes it (`show {run}` prints it)")
 
 
 def is_being_trained(run: Path) -> bool:
@@ -137,7 +137,8 @@ class RunDirectory:
         if before != now:
             raise InputError(
                 f"--run-dir {self.path} holds a run of another configuration "
-                f"({differing_flags(before, now)}): choose another directory, or delete this one"
+                f"({differing_flags(before, now)}): choose another directory, or delete this one; "
+                f"`show {self.path}` prints the command that continues it"
             )
 
     @property

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from analysis.ui.terminal.wording import folded, visible
@@ -71,8 +72,12 @@ def status_of(command: str, run: Callable[[list[str]], None], argv: list[str]) -
         return fail(str(e), 2)
     except MemoryError as e:
         return fail(str(e), 1)
-    except OSError as e:
-        return fail(os_trouble(e, again), 1)
+    except (OSError, ImportError) as e:
+        if wrong := wrong_version():
+            return fail(f"{wrong}: install sae-jax again (`pip install -e .` in its folder)", 1)
+        if isinstance(e, OSError):
+            return fail(os_trouble(e, again), 1)
+        raise
     except RuntimeError as e:
         from sae_jax.training.progress import Diverged, Interrupted
 
@@ -82,6 +87,21 @@ def status_of(command: str, run: Callable[[list[str]], None], argv: list[str]) -
             return fail(str(e), 1)
         raise
     return 0
+
+
+def wrong_version() -> str:
+    """A library of which another version is installed than sae-jax needs, in words; "" if there is none."""
+    from packaging.requirements import Requirement
+
+    for needed in map(Requirement, requires("sae-jax") or ()):
+        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+            try:
+                found = version(needed.name)
+            except PackageNotFoundError:
+                return f"{needed.name} is not installed"
+            if not needed.specifier.contains(found, prereleases=True):
+                return f"{needed.name} {found} is installed, but sae-jax needs {needed.specifier}"
+    return ""
 
 
 def os_trouble(error: OSError, again: str) -> str:

@@ -79,12 +79,13 @@ def parse(argv: list[str]) -> tuple[HarvestRequest, TrainConfig, Options, dict[s
 
 def run(argv: list[str]) -> None:
     values = build_parser().parse_args(argv)
+    output = filled(Output, vars(values))
     if values.preset == "list":
-        with Terminal() as terminal:
+        with output.terminal() as terminal:
             terminal.show(preset_table(PRESETS))
+        output.write({name: asdict(preset) for name, preset in PRESETS.items()})
         return
     request, config, options, preset = parse(argv)
-    output = filled(Output, vars(values))
     if options.dry_run:
         print_plan(request, config, options, output, preset)
         return
@@ -114,7 +115,7 @@ def print_plan(
     """Print what would be trained, and the estimated cost."""
     with output.terminal() as terminal:
         say_preset(preset, terminal)
-        terminal.say(f"would train {job_text(request, config)}")
+        terminal.say(f"would train {job_text(request, config, preset)}")
         terminal.begin("loading the libraries")
         from sae_jax.cost import plan
         from sae_jax.training.memory import has_accelerator, refuse_too_large
@@ -126,6 +127,8 @@ def print_plan(
         terminal.table(*plan_cells(planned))
         terminal.say(plan_text(planned))
         terminal.say(f"not counted: {'the language model' if request.stream else 'harvesting'} and measuring")
+        if not request.rows:
+            terminal.say("if the text has fewer windows, there are fewer steps")
         try:
             refuse_too_large(planned.memory)
             refuse_small_devices(planned.memory.device, planned.mesh.axes, machine)

@@ -119,9 +119,11 @@ def token_of(tokenizer: Any, name: str, text: str) -> int:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         pieces = " ".join(map(repr, token_texts(tokenizer, ids)))
+        spaced = len(tokenizer(f" {text}", add_special_tokens=False)["input_ids"]) == 1
+        fix = f"did you mean {f' {text}'!r}?" if spaced else "give a single token, with its leading space if it has one"
         raise InputError(
             f"--{name} {text!r} must be one token, but this model's tokenizer splits it into "
-            f"{pieces or 'no tokens'}: give a single token, with its leading space if it has one"
+            f"{pieces or 'no tokens'}: {fix}"
         )
     return ids[0]
 

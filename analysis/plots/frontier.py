@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 
 from analysis.comparison.frontier import METRICS, Frontier
-from analysis.plots.style import INK, kind_marks, styled
+from analysis.plots.style import INK, kind_marks, not_from_zero, styled
 from analysis.runs.families import Spread
 from analysis.runs.member_table import member_rows
 from sae_jax.members import Member
@@ -52,7 +52,8 @@ def metric_chart(frontier: Frontier, metric: str) -> Any:
     ticks = doubled if len(doubled) > 2 else sorted(doubled + between)
     x = alt.X("l0:Q", title="L0: active features per row (log scale)")
     x = x.scale(type="log", domain=[low, high], nice=False).axis(values=ticks, format="~g", grid=True)
-    y = alt.Y("mean:Q", title=METRICS[metric]).scale(zero=False, padding=14, nice=6).axis(tickCount=6)
+    scale = not_from_zero((row[end] for row in rows for end in ("low", "high")), padding=14, nice=6)
+    y = alt.Y("mean:Q", title=METRICS[metric], scale=scale).axis(tickCount=6)
     base = alt.Chart().encode(x=x, color=colour)
     layers = [
         base.mark_line(strokeWidth=2).encode(y=y),
@@ -80,11 +81,12 @@ def members_chart(members: Mapping[str, Mapping[str, Any]], selection: str | Non
     rows = [row | {"kind": Member.from_results(members[row["member"]]).kind} for row in member_rows(members)]
     colour, shape = kind_marks(row["kind"] for row in rows)
     base = alt.Chart(alt.Data(values=rows)).properties(width=430, height=300)
+    l0s, variances = (
+        not_from_zero((row[name] for row in rows), padding=16, nice=6) for name in ("l0", "explained_variance")
+    )
     chart = base.mark_point(filled=True, size=70, opacity=0.85).encode(
-        x=alt.X("l0:Q", title="L0: active features per row").scale(zero=False, padding=16, nice=6).axis(tickCount=6),
-        y=alt.Y("explained_variance:Q", title="explained variance")
-        .scale(zero=False, padding=16, nice=6)
-        .axis(tickCount=6),
+        x=alt.X("l0:Q", title="L0: active features per row", scale=l0s).axis(tickCount=6),
+        y=alt.Y("explained_variance:Q", title="explained variance", scale=variances).axis(tickCount=6),
         color=colour,
         shape=shape,
         tooltip=["member:N", alt.Tooltip("l0:Q", format=".2f"), alt.Tooltip("explained_variance:Q", format=".4f")]

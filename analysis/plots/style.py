@@ -77,6 +77,19 @@ def thinned(numbers: np.ndarray, most: int) -> np.ndarray:
     return numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), most)).astype(int)]
 
 
+def not_from_zero(values: Iterable[float], **settings: Any) -> Any:
+    """The linear scale of an axis over these values, with room around a single one.
+
+    Vega would write a single value, which spans no range, as the only tick, with any number of digits.
+    """
+    ends = {*values}
+    if len(ends) != 1:
+        return alt.Scale(zero=False, **settings)
+    (value,) = ends
+    room = 0.1 * abs(value) or 1.0
+    return alt.Scale(domain=[value - room, value + room], nice=6)
+
+
 def with_room(values: Sequence[float], places: np.ndarray, share: float) -> list[float]:
     """Values whose labels have room on an axis: the first, the last, and those between that are apart from others.
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.comparison.emergence import RECOGNIZABLE, Trajectory
 from analysis.plots.heatmap import step_heatmap
-from analysis.plots.style import kind_colour, styled, thinned, with_room
+from analysis.plots.style import kind_colour, not_from_zero, styled, thinned, with_room
 
 MOST_POINTS = 80  # points of a curve that are drawn, at most
 LABEL_SHARE = 0.16  # of the width of an axis that the label of a step needs
@@ -30,7 +30,7 @@ def training_curves_chart(
 
     `fitted` says that the decoders were fitted after training, which the curves do not show.
     """
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"member": name, "kind": kinds[name], "step": line["step"]}
         | {what: line[what] for what in CURVES if line.get(what) is not None}
         for name, lines in curves.items()
@@ -38,14 +38,19 @@ def training_curves_chart(
     ]
     lines_of_one_point = all(len(lines) == 1 for lines in curves.values())
     base = alt.Chart().mark_line(opacity=0.8, strokeWidth=1.6, point=lines_of_one_point)
+    drawn = {what: [float(row[what]) for row in rows if what in row] for what in CURVES}
+    errors = [error for error in drawn["mse"] if error > 0] or [1.0]
+    scales = {
+        "mse": alt.Scale(type="log", domain=[min(errors) / 1.1, max(errors) * 1.1]),
+        "explained_variance": not_from_zero(drawn["explained_variance"]),
+    }
     panels = []
     for what, title in CURVES.items():
-        scale = alt.Scale(type="log", nice=False) if what == "mse" else alt.Scale(zero=False)
         positive = base.transform_filter(f"datum.{what} > 0") if what == "mse" else base
         panels.append(
             positive.encode(
                 x=alt.X("step:Q", title="training step").axis(format="~s", tickCount=6),
-                y=alt.Y(f"{what}:Q", title=title).scale(scale),
+                y=alt.Y(f"{what}:Q", title=title, scale=scales[what]),
                 color=kind_colour(kinds[name] for name in curves),
                 detail="member:N",
                 tooltip=["member:N", "step:Q", alt.Tooltip(f"{what}:Q", format=".4g")],

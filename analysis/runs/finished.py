@@ -311,7 +311,9 @@ def refuse_no_run(path: Path) -> None:
         raise InputError(f"{path}: there is no such run directory: {fix}")
     refuse_links(path)
     if not (path / "config.json").exists():
-        raise InputError(f"{path} has no config.json, so it is no run: give the directory of a run")
+        inside = sorted(config.parent for config in path.glob("*/config.json"))
+        fix = f"it is a folder of runs: give one, such as {inside[0]}" if inside else "give the directory of a run"
+        raise InputError(f"{path} has no config.json, so it is no run: {fix}")
 
 
 def read_record(run: Path, name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def remark_on_overfitting(metrics: dict[str, Any]) -> str:
         return ""
     return (
         f"explains {train:.3f} of the variance of training rows, but {held_out:.3f} of that of held-out rows: it has "
-        "memorized its rows, so harvest more text (--n-samples), or use fewer --epochs or a smaller --hidden-dim"
+        "memorized its rows, so train on more of them, or use fewer --epochs or a smaller --hidden-dim"
     )
 
 

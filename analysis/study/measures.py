@@ -109,7 +109,10 @@ def collect_measures(
         run=run,
         settings={name: families.settings_of(run, member) for name, member in run.members.items()},
         features=features,
-        values={name: values_of(run.members[name], features[name], bench, compared) for name in members},
+        values={
+            name: values_of(run.members[name], features[name], bench, compared, run.has_language_model)
+            for name in members
+        },
         frequency={name: frequency_of(member) for name, member in features.items()},
         trajectories=trajectories_of(run, features, on_progress),
         decoders=decoders,
@@ -198,8 +201,9 @@ def values_of(
     features: Features,
     bench: dict[str, dict[str, Any]],
     compared: shared_features.Comparison | None,
+    has_tokens: bool = True,
 ) -> dict[str, float | None]:
-    """The values of MEASURES and LABEL_MEASURES for one member."""
+    """The values of MEASURES and LABEL_MEASURES for one member, None for those that need something it lacks."""
     alive_F = features.alive_F
     name, metrics = member["id"], member["metrics"]
     again = None
@@ -216,7 +220,7 @@ def values_of(
         "found_again": again,
         "probing": float(np.mean([probe["accuracy"]["1"] for probe in probes])) if probes else None,
         "absorption": bench["absorption"].get(name, {}).get("fraction"),
-        "one_token": share(features.token_share_F[judged(features)] >= ONE_TOKEN),
+        "one_token": share(features.token_share_F[judged(features)] >= ONE_TOKEN) if has_tokens else None,
     }
     for label in features.labels:
         values |= {f"{score}: {label}": measure(features, label) for score, measure in LABEL_MEASURES.items()}

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -129,11 +130,12 @@ class Dictionary:
     def sae(self) -> SAE:
         """The SAE in float32, for raw activations. It computes what SAELens computes from the same files."""
         architecture, tensors = self.cfg["architecture"], folded(self.cfg, self.tensors)
-        params: dict[str, Any] = {name: jnp.asarray(np.asarray(t, np.float32)) for name, t in tensors.items()}
-        params["W_encT"] = params.pop("W_enc").T
+        with jax.ensure_compile_time_eval():  # these arrays are kept, also if a compiled function is the first to ask
+            params: dict[str, Any] = {name: jnp.asarray(np.asarray(t, np.float32)) for name, t in tensors.items()}
+            params["W_encT"] = params.pop("W_enc").T
+            settings = {"k": jnp.int32(self.cfg["k"])} if architecture in BY_K else {}
         if architecture == "gated":
             params["b_enc"] = params.pop("b_gate")
-        settings = {"k": jnp.int32(self.cfg["k"])} if architecture in BY_K else {}
         kind = KINDS[KIND_OF[architecture]]
         kind = kind if self.row_norm == "none" else row_normalized(kind, self.row_norm)
         if max_norm := self.cfg["metadata"].get("max_norm"):

@@ -154,6 +154,14 @@ def test_encoding_can_be_differentiated_and_compiled(sae):
     assert np.isfinite(jax.grad(total)(jnp.asarray(X_NxD))).all()
 
 
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "gated"])
+def test_what_is_first_used_in_a_compiled_function_can_be_used_outside(architecture):
+    sae = in_memory(architecture)
+    compiled = jax.jit(sae.encode)(jnp.asarray(X_NxD))
+    np.testing.assert_allclose(sae.encode(X_NxD), compiled, rtol=1e-5)
+    np.testing.assert_allclose(sae.decode(sae.encode(X_NxD)), jax.jit(sae)(jnp.asarray(X_NxD)), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
@@ -186,7 +194,7 @@ def test_the_only_member_that_did_not_fail_need_not_be_named(name):
     "records, name, trouble",
     [
         ([TRAINED, LOST], "b", "--member b failed at step 7 and was not written: give another member"),
-        ([TRAINED, LOST], "c", "--member c is not in run: its nearest id is a"),
+        ([TRAINED, LOST], "c", "--member c is not in run: give one of a"),
         (
             [TRAINED, TRAINED | {"id": "c"}],
             None,

@@ -59,8 +59,8 @@ def test_a_part_that_only_one_id_has():
     [
         ("topk-k3", "--member topk-k3 is in several ids of runs/first: give more of one of topk-f256-k3-lr1e-3-s0, "),
         ("topk", "and 7 more (`show` lists all)"),
-        ("topk-f256-k4-lr1e-3-s0", "is not in runs/first: its nearest ids are topk-f256-k3"),
-        ("nothing", "is not in runs/first: its nearest ids are "),
+        ("topk-f256-k4-lr1e-3-s0", "is not in runs/first: did you mean topk-f256-k3"),
+        ("nothing", "is not in runs/first: give one of relu-f256-l32-lr1e-3-s0, "),
     ],
 )
 def test_a_text_that_means_no_member_or_several(text, message):

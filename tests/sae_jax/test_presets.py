@@ -59,6 +59,7 @@ def test_a_dry_run_of_each(name, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.startswith(f"--preset {name} scaled down to the bundled model: --layer")
     assert all(text in said for text in PRESETS[name].not_followed)
+    assert "of the bundled model" in said and "gpt2-small" not in said.partition("\n")[0]
     assert "\nmodel: the bundled one, because the hub cannot be reached" in said
     assert re.search(r" members? in ", said) and not list(tmp_path.iterdir())
 
@@ -102,6 +103,8 @@ def test_the_list_shows_each_with_its_source(capsys, tmp_path, monkeypatch):
     said = " ".join(capsys.readouterr().out.split())
     assert all(name in said and preset.source[:40] in said for name, preset in PRESETS.items())
     assert not list(tmp_path.iterdir())
+    assert main.run_as_command(["--preset", "list", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == PRESETS.keys()
 
 
 def test_all_windows_of_the_bundled_text_are_counted():

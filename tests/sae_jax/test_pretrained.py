@@ -183,7 +183,7 @@ def test_a_hub_that_never_answers_is_given_up(tmp_path):
         (
             "gpt2-small-res-jb",
             None,
-            "is neither a repository nor a known release: give OWNER/NAME .* `pip install sae-lens`",
+            "is neither a repository nor a known release: give OWNER/NAME .* `pip install --no-deps sae-lens`",
         ),
         ("gpt2-small-res", "LIST", "give one of gpt2-small-res-jb.*, or give OWNER/NAME of a repository on the hub"),
         ("tests/sae_jax", None, "give a directory to sae_jax.load"),

@@ -70,9 +70,10 @@ def plan_text(plan: Plan) -> str:
     if device is None and axes.devices == 1:
         return text
     parts = ", ".join(f"{size_text(size)} for {purpose}" for purpose, size in plan.memory.device.items())
+    cores = "" if device else " (each device is a core of the CPU)"
     return (
-        f"{text}\n--mesh {axes}: {counted(plan.mesh.side_by_side, 'member')} of a group at a time on each device, "
-        f"which needs about {size_text(sum(plan.memory.device.values()))}: {parts}"
+        f"{text}\n--mesh {axes}{cores}: {counted(plan.mesh.side_by_side, 'member')} of a group at a time on each "
+        f"device, which needs about {size_text(sum(plan.memory.device.values()))}: {parts}"
     )
 
 

@@ -96,9 +96,10 @@ def basis_text(rows: int, measured_on: dict[str, int], loss_recovered: dict[str,
     `calibrated` says that other held-out rows calibrated thresholds, so that fewer are measured than were harvested.
     """
     windows, documents = (counted(measured_on[name], name.removesuffix("s")) for name in ("windows", "documents"))
-    of_windows = f" of {windows}" if measured_on["windows"] != rows else ""  # imported rows have windows of one row
-    text = f"measured on {counted(rows, 'row')}{of_windows} from {documents}"
-    text += ", without the held-out windows that calibrate thresholds" if calibrated else ""
+    of_windows = f" of {windows}" if measured_on["windows"] != rows else ""  # imported rows may be windows of one row
+    from_documents = f" from {documents}" if measured_on["documents"] != rows else ""
+    text = f"measured on {counted(rows, 'row')}{of_windows}{from_documents}"
+    text += f", without the held-out {'windows' if of_windows else 'rows'} that calibrate thresholds" * calibrated
     if loss_recovered and loss_recovered.get("windows"):
         windows, documents = (
             counted(loss_recovered[name], name.removesuffix("s")) for name in ("windows", "documents")

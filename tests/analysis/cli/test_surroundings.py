@@ -209,6 +209,20 @@ def test_advice_fits_the_command(number, words, tmp_path, monkeypatch, capsys):
         assert "--resume" not in said(capsys, "report", "run", status=1)
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "none", "a.json"), ModuleNotFoundError("no hooks")])
+def test_a_library_of_another_version_is_named_if_something_fails(error, tmp_path, monkeypatch, capsys):
+    def raised(argv):
+        raise error
+
+    monkeypatch.setattr(main, "main", raised)
+    metadata = tmp_path / "transformer_lens-3.9.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: transformer_lens\nVersion: 3.9.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = said(capsys, "report", "run", status=1)
+    assert found.startswith("error: transformer_lens 3.9.0 is installed, but sae-jax needs <5,>=4.3: install sae-jax")
+
+
 def test_a_disk_without_inodes_is_distinguished_from_a_full_one(tmp_path, monkeypatch):
     room = os.statvfs(tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result([*room[:7], 0, *room[8:]]))

@@ -171,15 +171,17 @@ def test_the_answer_on_frequency_is_about_the_run_and_not_its_control():
 def test_a_difference_that_may_be_chance_is_no_difference():
     answer = interpretability(two_families([0.70, 0.74, 0.72], [0.73, 0.71, 0.73]), None).answer
     assert answer.startswith("No clear difference between families of about equal L0: probe on one feature (chance: 0.")
-    answer = interpretability(two_families([0.90, 0.91, 0.92], [0.60, 0.61, 0.62]), None).answer
-    assert answer.startswith("Probe on one feature (chance: 0.5). At unequal L0")
-    assert "no fair comparison: highest for topk, k 4, lowest for topk, k 8, a difference of 0.3" in answer
+    found = interpretability(two_families([0.90, 0.91, 0.92], [0.60, 0.61, 0.62]), None)
+    assert found.answer == "4 of 4 comparisons show a clear difference. Highest: topk, k 4 (4)."
+    assert found.findings[0].startswith("Probe on one feature (chance: 0.5). At unequal L0")
+    assert "no fair comparison: highest for topk, k 4, lowest for topk, k 8, a difference of 0.3" in found.findings[0]
 
 
 def test_digits_are_those_that_the_interval_allows():
     assert str(Estimate(0.93123, 0.9250, 0.9375, 3)) == "0.931 [0.925, 0.938]"
     assert str(Estimate(0.0000123, 0.0000101, 0.0000145, 3)) == "0.000012 [0.000010, 0.000015]"
     assert str(Estimate(0.5, -0.2, 1.2, 3)) == "0.5 [-0.2, 1.2]"
+    assert str(Estimate(0.03, 0.0021, 0.0579, 3)) == "0.030 [0.002, 0.058]", "an interval without 0 does not show it"
     assert str(Estimate(156.0, 156.0, 156.0, 3)) == "156"
     assert str(Estimate(0.0, 0.0, 0.0, 3)) == "0" and str(Estimate(0.12345, None, None, 2)) == "0.123"
 
@@ -216,7 +218,8 @@ def test_families_are_compared_with_those_of_about_equal_l0():
     found = replace(gathered_of([0.0]), settings=members, values=values, features=features)
     assert [where for where, _ in equally_sparse(found)] == ["At L0 15.0 to 16.0", "At L0 32.0 to 33.0"]
     answer = interpretability(found, None)
-    low, high = answer.answer.split("; ")
+    assert answer.answer == "6 of 6 comparisons show a clear difference. Highest: topk, k 16 (3), topk, k 33 (3)."
+    low, high = answer.findings[0].split("; ")
     assert low.startswith("Probe on one feature (chance: 0.5). At L0 15.0 to 16.0: highest for topk, k 16, lowest for ")
     assert high.startswith("At L0 32.0 to 33.0: highest for topk, k 33, lowest for topk, k 32, a difference of ")
 
@@ -231,7 +234,9 @@ def test_a_feature_with_few_firings_is_no_single_token_feature():
     )
     bench = {"sparse_probing": {"a": {}}, "absorption": {}}
     bench["sparse_probing"]["a"]["topic"] = {"accuracy": {"1": 0.7}}
-    values = values_of({"id": "a", "metrics": {"explained_variance": 0.8, "l0": 3.0}}, of, bench, None)
+    member = {"id": "a", "metrics": {"explained_variance": 0.8, "l0": 3.0}}
+    assert values_of(member, of, bench, None, has_tokens=False)["one_token"] is None
+    values = values_of(member, of, bench, None)
     assert values["one_token"] == 0.5 and values["absorption"] is None and values["ce_recovered"] is None
 
 

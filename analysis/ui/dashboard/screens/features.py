@@ -83,6 +83,7 @@ st.caption(
     "match the search. Density: the share of all rows, training and held-out, on which it fires."
 )
 rows = [row if notes else {name: value for name, value in row.items() if name != "note"} for row in rows]
-narrow = {name: st.column_config.Column(width=wide) for name, wide in WIDTHS.items() if name in rows[0]}
+widths = WIDTHS | ({"promotes": 120} if "found" in rows[0] else {})
+narrow = {name: st.column_config.Column(width=wide) for name, wide in widths.items() if name in rows[0]}
 if row := clicked_row(rows, "features", {"density": "%.4f"}, **narrow):
     go("feature", feature=row["feature"])

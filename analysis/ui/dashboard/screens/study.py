@@ -82,6 +82,8 @@ with errors_shown():
     rows = benchmarks()
 if rows:
     st.dataframe(rows, hide_index=True, column_config={name: RIGHT for name in rows[0] if name != "member"})
+elif not run.has_language_model:
+    st.caption("It needs a language model, but the rows were imported without one.")
 else:
     st.caption(escaped(f"It was not measured: {pasted(f'python main.py saebench {path}')}"))
 st.header("Five questions")
