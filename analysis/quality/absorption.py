@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.quality.pooling import Pooled
-from analysis.quality.probe import fit
+from analysis.quality.probe import Probe, fit
 
 SPLIT_GAIN = 0.03  # tau_fs: gain in F1 that one more feature must bring to count as part of the concept
 MAX_SPLIT = 10
@@ -54,11 +54,26 @@ class Absorption:
     left_out: dict[str, str]  # letters that could not be measured, and why
 
 
-def compute_absorption(pooled: Pooled, words: list[str], letters_N: np.ndarray, is_train_N: np.ndarray) -> Absorption:
+def letter_probes(x_NxD: np.ndarray, letters_N: np.ndarray, is_train_N: np.ndarray) -> dict[str, Probe]:
+    """A logistic probe for each letter with enough words, on the activations of the words to train on.
+
+    It depends on the model only, so all dictionaries of a site share it.
+    """
+    probes = {}
+    for name in np.unique(letters_N):
+        is_letter_N = letters_N == name
+        if min((is_letter_N & side_N).sum() for side_N in (is_train_N, ~is_train_N)) >= MIN_WORDS:
+            probes[str(name)] = fit(x_NxD[is_train_N], is_letter_N[is_train_N], balanced=True)
+    return probes
+
+
+def compute_absorption(
+    pooled: Pooled, words: list[str], letters_N: np.ndarray, is_train_N: np.ndarray, probes: dict[str, Probe]
+) -> Absorption:
     """Absorption of every letter, from the activation and the features at the token of each word.
 
-    The letter's direction is a logistic probe on the activations of training words. The letter's own features are
-    the k features that an L1 probe weighs most; k grows as long as F1 on held-out words gains more than 0.03.
+    The letter's direction is that of its probe (see `letter_probes`). The letter's own features are the k features
+    that an L1 probe weighs most; k grows as long as F1 on held-out words gains more than 0.03.
     """
     letters, left_out = {}, {}
     alive_F = np.flatnonzero((pooled.f_NxF[is_train_N] != 0).any(0))
@@ -67,11 +82,11 @@ def compute_absorption(pooled: Pooled, words: list[str], letters_N: np.ndarray, 
             left_out[str(name)] = "no feature of the dictionary fires on any training word"
             continue
         is_letter_N = letters_N == name
-        counts = [int((is_letter_N & side_N).sum()) for side_N in (is_train_N, ~is_train_N)]
-        if min(counts) < MIN_WORDS:
+        if str(name) not in probes:
+            counts = [int((is_letter_N & side_N).sum()) for side_N in (is_train_N, ~is_train_N)]
             left_out[str(name)] = f"{counts[0]} words to train on, {counts[1]} held out: {MIN_WORDS} of each are needed"
             continue
-        probe = fit(pooled.x_NxD[is_train_N], is_letter_N[is_train_N], balanced=True)
+        probe = probes[str(name)]
         says_N = probe.says(pooled.x_NxD)
         probe_f1 = f1(says_N[~is_train_N], is_letter_N[~is_train_N])
         if probe_f1 < MIN_PROBE_F1:

@@ -18,6 +18,8 @@ from harvest.sources import BUNDLED_CORPUS
 if TYPE_CHECKING:
     import numpy as np
 
+    from analysis.quality.probe import Probe
+    from harvest.request import Site
     from sae_jax.models.base import SAE
 
 BENCHMARKS = {"probing": "sparse_probing", "absorption": "absorption", "scr": "spurious_correlation"}
@@ -203,10 +205,13 @@ def on_words(
     model = run.language_model
     prompts = spelling(model.tokenizer, settings.words, run.seq_len, TRAIN_SHARE, settings.seed)
     pooled = pool(model, prompts.passages, saes, {name: run.site(name) for name in saes}, on_progress)
-    answers = {}
+    answers, of_words = {}, (prompts.letters_N, prompts.is_train_N)
+    probes: dict[Site, dict[str, Probe]] = {}
     for done, (name, words) in enumerate(pooled.items()):
         on_progress("absorption", done, len(pooled))
-        answers[name] = absorption.compute_absorption(words, prompts.words, prompts.letters_N, prompts.is_train_N)
+        if (site := run.site(name)) not in probes:
+            probes[site] = absorption.letter_probes(words.x_NxD, *of_words)
+        answers[name] = absorption.compute_absorption(words, prompts.words, *of_words, probes[site])
         on_progress("absorption", done + 1, len(pooled))
     for name, words in pooled.items():
         if not (words.f_NxF[prompts.is_train_N] != 0).any():

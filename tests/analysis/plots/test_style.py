@@ -1,12 +1,16 @@
 """Figures with arbitrary text. Characters that XML forbids would abort the process, so they must be replaced."""
 
+import re
+
 import altair as alt
 import numpy as np
 import pytest
+import vl_convert
 from PIL import Image
 
 from analysis.plots.style import KIND_STYLES, NOT_XML, OTHER_STYLE, STYLES, save, styled
 from analysis.plots.theme import INKS, figure_html
+from analysis.plots.training import training_curves_chart
 from sae_jax.models.registry import KINDS
 
 CHARACTERS = ["\x00", "\x07", "\x0b", "\x1b", "\ufffe", "\ud800", "\x7f", "\n", "🌊"]
@@ -19,6 +23,16 @@ def test_any_character_is_drawn_or_replaced(character, tmp_path):
     drawn = styled(chart.encode(x="x:Q", y="y:Q", color="kind:N"), text, [text])
     svg = save(drawn, tmp_path / "figure")[1].read_text()
     assert "a\N{REPLACEMENT CHARACTER}b" in svg if NOT_XML.match(character) else "\N{REPLACEMENT CHARACTER}" not in svg
+
+
+def test_an_axis_over_a_single_value_has_ticks_around_it():
+    curves = {"a": [{"step": 9, "mse": 35.2230119628, "explained_variance": 0.4512}]}
+    svg = vl_convert.vegalite_to_svg(training_curves_chart(curves, {"a": "topk"}).to_dict())
+    ticks = [float(word) for word in re.findall(r">(\d+(?:\.\d+)?)</text>", svg)]
+    for value in (35.2230119628, 0.4512):
+        near = [tick for tick in ticks if 0.85 * value < tick < 1.15 * value]
+        assert min(near) < value < max(near) and value not in near
+    assert 0 not in ticks
 
 
 def test_every_kind_has_a_colour_and_a_shape_of_its_own():

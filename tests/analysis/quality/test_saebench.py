@@ -99,11 +99,15 @@ def words_on(own_token: int | None, rng) -> tuple[Pooled, list[str], np.ndarray,
     return Pooled(x_NxD, f_NxF, decoder_FxD), names, letters_N, np.arange(n) % 4 != 0
 
 
+def absorption_of(pooled: Pooled, *words) -> absorption.Absorption:
+    return absorption.compute_absorption(pooled, *words, absorption.letter_probes(pooled.x_NxD, *words[1:]))
+
+
 def test_absorbed_words_are_counted(rng):
-    clean = absorption.compute_absorption(*words_on(None, rng))
+    clean = absorption_of(*words_on(None, rng))
     assert (clean.full, clean.fraction, clean.split_features) == (0.0, 0.0, 1.0)
     assert clean.split_f1 == clean.probe_f1 == 1.0
-    found = absorption.compute_absorption(*words_on(20, rng))  # 5 of the 10 held-out words of letter a
+    found = absorption_of(*words_on(20, rng))  # 5 of the 10 held-out words of letter a
     assert found.letters["a"].words == 10 and found.letters["a"].split_features == [0]
     assert found.letters["a"].full == found.letters["a"].fraction == 0.5
     assert found.letters["a"].absorbed == [(f"a{i}", 5) for i in range(0, 20, 4)]
@@ -131,7 +135,7 @@ def test_absorption_of_a_word_equals_the_formula():
 
 def test_a_dictionary_that_never_fires_has_no_absorption(rng):
     pooled, words, letters_N, train_N = words_on(None, rng)
-    found = absorption.compute_absorption(pooled._replace(f_NxF=np.zeros_like(pooled.f_NxF)), words, letters_N, train_N)
+    found = absorption_of(pooled._replace(f_NxF=np.zeros_like(pooled.f_NxF)), words, letters_N, train_N)
     assert found.fraction is None and found.full is None and found.letters == {}
     assert set(found.left_out) == set(letters_N) and "no feature" in found.left_out["a"]
 
@@ -139,7 +143,7 @@ def test_a_dictionary_that_never_fires_has_no_absorption(rng):
 def test_a_letter_that_the_model_does_not_represent_is_not_measured(rng):
     pooled, words, letters_N, train_N = words_on(20, rng)
     shuffled = pooled._replace(x_NxD=rng.permutation(pooled.x_NxD))
-    found = absorption.compute_absorption(shuffled, words, letters_N, train_N)
+    found = absorption_of(shuffled, words, letters_N, train_N)
     assert found.full is None and set(found.left_out) == set("abcde")
 
 
