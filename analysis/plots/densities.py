@@ -39,7 +39,8 @@ def densities_chart(density_F: Mapping[str, np.ndarray], kinds: Mapping[str, str
         detail="member:N",
     )
     never = "1 feature in total fires" if dead == 1 else f"{dead:,} features in total fire"
-    return styled(chart, "How often features fire", f"one line per dictionary; {never} on no row")
+    silent = f"{never} on no row" if dead else "every feature fires on some row"
+    return styled(chart, "How often features fire", f"one line per dictionary; {silent}")
 
 
 def density_heatmap(name: str, density_F: Mapping[int, np.ndarray]) -> Any:

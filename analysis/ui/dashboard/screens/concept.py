@@ -94,6 +94,7 @@ if any(row["needs"] for row in rows):
 if not all(row["95%"] for row in rows):
     explained.append(f"The 95% interval of the AUROC needs {FEWEST_SCORED} scored passages of the concept.")
 st.caption(f"Click a row to open the feature. The order is {ORDER}. {' '.join(explained)}")
+narrow = {name: st.column_config.Column(width=100) for name in ("strongest on", "promotes") if rows and name in rows[0]}
 rows = [row if everywhere else {name: cell for name, cell in row.items() if name != "member"} for row in rows]
-if row := state.clicked_row(rows, "found", FORMATS, **{"95%": RIGHT}):
+if row := state.clicked_row(rows, "found", FORMATS, **{"95%": RIGHT}, **narrow):
     go("feature", feature=row["feature"], member=row.get("member", choice.member))
