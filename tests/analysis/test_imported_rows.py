@@ -95,6 +95,13 @@ def test_images_are_studied_and_reported_by_the_numbers_of_their_rows(images, ca
     said = " ".join(capsys.readouterr().out.split())
     assert "probing and absorption are not measured: the rows were imported without a language model" in said
     assert "the rows have no labels" in said
+    answers = json.loads((images / "analysis" / "study.json").read_text())["answers"]
+    assert not any(
+        "firings on one token" in measure and value["mean"] is not None
+        for answer in answers
+        for row in answer["table"].values()
+        for measure, value in row.items()
+    )
     succeed("report", images, "--to", tmp_path / "report.html", "--cache-dir", cache)
     assert re.search(r"row 1?,?\d{1,3}\b", (tmp_path / "report.html").read_text())
 

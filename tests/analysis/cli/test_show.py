@@ -198,6 +198,9 @@ def test_a_finished_run_is_shown_as_it_was_at_its_end(cache, tmp_path):
 def test_nothing_to_show(tmp_path):
     shown = show(tmp_path)
     assert shown.returncode == 2 and "has no config.json, so it is no run" in shown.stderr
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "config.json").write_text("{}")
+    assert f"it is a folder of runs: give one, such as {tmp_path / 'one'}" in show(tmp_path).stderr
     shown = show(tmp_path / "none")
     assert shown.returncode == 2 and "no such run directory" in shown.stderr
 

@@ -151,6 +151,7 @@ def test_the_command(tmp_path_factory, tmp_path, capsys):
     assert f"{found['correlation']:.3f}" in out and "logit of ' sea' minus mean logit" in out
     for argv, message in (
         ([*asked, "--target", " volcano"], "must be one token, but this model's tokenizer splits it into ' v"),
+        ([*asked, "--target", "sea"], "into 'se' 'a': did you mean ' sea'"),
         ([*asked, "--target", " sea", "--method", "guess"], "must be one of gradient"),
         ([*asked], "--target is missing"),
         ([str(path), "--prompt", "The ships", "--target", " sea"], "--member is missing"),

@@ -100,6 +100,7 @@ def test_a_run_stopped_by_a_signal_is_saved_and_says_how_to_continue(uninterrupt
 
     last = typed(*RUN, "--resume", "--run-dir", run, cache=cache)
     assert (last.returncode, last.stderr) == (0, "")
+    assert "so a new one starts there" not in last.stdout
     assert resumed_at(last.stdout) == int(stopped[1]), last.stdout[:900]
     assert learned(run) == learned(uninterrupted)
 
