@@ -73,7 +73,7 @@ def status_of(command: str, run: Callable[[list[str]], None], argv: list[str]) -
     except MemoryError as e:
         return fail(str(e), 1)
     except (OSError, ImportError) as e:
-        if wrong := wrong_version():
+        if isinstance(e, (FileNotFoundError, ImportError)) and (wrong := wrong_version()):
             return fail(f"{wrong}: install sae-jax again (`pip install -e .` in its folder)", 1)
         if isinstance(e, OSError):
             return fail(os_trouble(e, again), 1)
@@ -93,7 +93,11 @@ def wrong_version() -> str:
     """A library of which another version is installed than sae-jax needs, in words; "" if there is none."""
     from packaging.requirements import Requirement
 
-    for needed in map(Requirement, requires("sae-jax") or ()):
+    try:
+        texts = requires("sae-jax") or []
+    except PackageNotFoundError:  # it runs from its folder without having been installed
+        return ""
+    for needed in map(Requirement, texts):
         if needed.marker is None or needed.marker.evaluate({"extra": ""}):
             try:
                 found = version(needed.name)
