@@ -240,6 +240,7 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
     measures = [*INTERPRETABILITY, *labels]
     table, kinds = table_of(population, measures), kinds_of(population, control)
     in_answer = [*INTERPRETABILITY, *(label for label in labels if label.startswith("over chance"))]
+    answer = in_short(population, in_answer)
     verdicts = ["Whether the measures depend on what the model has learned is open: no --control was given."]
     if control:
         shuffled = table_of(control, measures, CONTROL)
@@ -250,8 +251,8 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
         table |= shuffled
     return Answer(
         question="How do sparsity mechanisms affect the interpretability of features?",
-        answer=in_short(population, in_answer),
-        findings=[*(compared(population, in_answer) if len(population.families) > 1 else []), *verdicts],
+        answer=answer,
+        findings=[*(finding for finding in compared(population, in_answer) if finding != answer), *verdicts],
         measured=(
             "Sparse probing and absorption (SAEBench), and single-token features. For each set of labels: the share of "
             f"features more specialized than chance (false discovery rate {RATE}; the share grows with the amount of "

@@ -65,21 +65,25 @@ def compared(measures: PopulationMeasures, wanted: Sequence[str]) -> list[str]:
 def in_short(measures: PopulationMeasures, wanted: Sequence[str]) -> str:
     """How many measures differ between families of about equal L0, and which families are the highest in how many.
 
-    If only one does or none, it is a sentence of `compared`.
+    If only one does or none, it is the first sentence of `compared`.
     """
     table, groups = table_of(measures, wanted), equally_sparse(measures)
     pairs = sum(comb(len(families), 2) for _, families in groups)
-    highest = [
-        max(families, key=lambda family: table[family][name].mean or 0.0)
+    known = [
+        (name, [family for family in families if table[family][name].mean is not None])
         for name in wanted
         for _, families in groups
+    ]
+    measured = [(name, families) for name, families in known if families]
+    highest = [
+        max(families, key=lambda family: table[family][name].mean or 0.0)
+        for name, families in measured
         if not extremes(measures, name, families, table, pairs)[1]
     ]
     if len(highest) < 2:
         return compared(measures, wanted)[0]
     counts = ", ".join(f"{family} ({count})" for family, count in Counter(highest).most_common())
-    compared_in_all = len(wanted) * len(groups)
-    return f"{len(highest)} of {compared_in_all} comparisons show a clear difference. Highest: {counts}."
+    return f"{len(highest)} of {len(measured)} comparisons show a clear difference. Highest: {counts}."
 
 
 def extremes(
