@@ -178,7 +178,7 @@ def say_cost(
 def say_fewer_steps(store: ActivationStore, request: HarvestRequest, config: TrainConfig, terminal: Terminal) -> None:
     """Say how many steps there are if the text was shorter than the steps announced by `say_cost` need."""
     rows = store.manifest.get("streamed_rows", len(store.train))
-    steps, announced = (config.epochs * (n // config.batch_size) for n in (rows, request.training_rows))
+    steps, announced = (config.steps(n, request.stream) for n in (rows, request.training_rows))
     if not request.rows and steps < 0.9 * announced:
         terminal.say(f"so there are {counted(steps, 'step')} instead of {announced:,}, which take less time")
 

@@ -120,6 +120,10 @@ class TrainConfig(Flags):
         if self.batch_size % self.micro_batches:
             raise InputError(f"--micro-batches {self.micro_batches}: must divide --batch-size ({self.batch_size})")
 
+    def steps(self, rows: int, stream: bool = False) -> int:
+        """The steps of a training on so many rows. Each epoch leaves a rest, a stream only at its end."""
+        return self.epochs * rows // self.batch_size if stream else self.epochs * (rows // self.batch_size)
+
     def to_json(self) -> dict[str, Any]:
         """The fields, with the content of the members' file instead of its path."""
         return asdict(self) | {"members": self.entries}

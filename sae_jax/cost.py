@@ -70,7 +70,7 @@ def plan(
     plan, too. Raises InputError for axes that are not possible.
     """
     machine = machine or machine_before_jax()
-    steps = config.epochs * (request.training_rows // config.batch_size)
+    steps = config.steps(request.training_rows, request.stream)
     groups = groups_of(members_of(config, request.sites), config, d_model)
     mesh = best_mesh(groups, config, machine, asked)
     groups = groups_of(members_of(config, request.sites), config, d_model, mesh.axes.splits_members)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 from analysis.cli.flags import MEMBER, filled, parsed, place
 from analysis.cli.output import Quiet
 from analysis.export.hub import push_to_hub, refuse_no_hub
 from analysis.runs.finished import FinishedRun
+from analysis.ui.terminal.wording import pasted
 from harvest.errors import InputError
 from harvest.files import refuse_taken, write_atomically
 from harvest.flags import DEVICE, WHERE, Flags, flag
@@ -62,6 +64,7 @@ def run(argv: list[str]) -> None:
             terminal.say(sentence)
         what = f"{dictionary.cfg['architecture']}, {dictionary.d_in} × {dictionary.d_sae}"
         terminal.say(f"{dictionary.name} ({what}): {options.to}")
+        terminal.say(pasted(f"next: python main.py evaluate {quote(str(options.to))}"))
         if repo:
             terminal.say(push_to_hub(options.to, repo, dictionary.name))
 

@@ -32,7 +32,7 @@ from analysis.cli.output import Output
 from analysis.concepts.search import SearchSettings
 from analysis.interventions.choosing import choose_feature, word_tokens
 from analysis.interventions.experiment import Experiment, baselines, refuse_no_feature, steer_feature
-from analysis.interventions.steering import IN_PROMPT, MODES, Sampling
+from analysis.interventions.steering import FLUENT, IN_PROMPT, MODES, Sampling
 from analysis.runs.finished import FinishedRun, can_be_kept
 from analysis.ui.terminal.live import Terminal
 from analysis.ui.terminal.tables import steered_measures_table, steered_texts_table
@@ -160,6 +160,8 @@ def report_best(experiment: Experiment, terminal: Terminal) -> None:
     from analysis.plots.style import save
 
     steered, run = experiment.steered, experiment.run.path
+    limits = f"at most {FLUENT:g} × the unsteered perplexity, and at least 1/{FLUENT:g} of its share of distinct tokens"
+    terminal.say(f"text counts as fluent with {limits}")
     for direction in steered.directions:
         best, found = steered.best(direction), experiment.reached(direction)
         strength = f"{best.strength:g}" if best else "none: no fluent text makes the watched tokens more likely"

@@ -17,8 +17,10 @@ from harvest.store import ActivationStore
 
 RULE = (
     "Half of the features that are shown of a member are its most specialized ones over chance. The other half are "
-    "spread evenly over the ranks of density."
+    "spread evenly over the ranks of density. Each feature stands with the contexts in which it is largest. In each "
+    "context the token at which it is largest is marked."
 )
+RULE_OF_ROWS = "The features that are shown of a member are spread evenly over the ranks of density."
 CONTEXTS, TOKENS = 5, 8
 
 

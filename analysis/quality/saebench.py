@@ -217,9 +217,10 @@ def on_words(
         if not (words.f_NxF[prompts.is_train_N] != 0).any():
             notes.append(f"{name}: absorption is not measured, because no feature fires on a word to train on")
     letters = sorted({letter for answer in answers.values() for letter in answer.letters})
+    examples = "one spelled word" if prompts.n_examples == 1 else f"{prompts.n_examples} spelled words"
     notes.append(
-        f"absorption: {len(prompts.words):,} words, each behind {prompts.n_examples} spelled ones; letters that the "
-        f"model represents (F1 of a probe at least {absorption.MIN_PROBE_F1}): {' '.join(letters) or 'none'}. SAEBench "
+        f"absorption: {len(prompts.words):,} words, each behind {examples}; letters that the model represents (F1 of a "
+        f"probe at least {absorption.MIN_PROBE_F1}): {' '.join(letters) or 'none'}. SAEBench "
         "recommends models of 2B parameters or more. If F1 (of the letter's features) is far below probe (F1 of a "
         "probe on the activations), the dictionary has no features for letters, and absorption means little"
     )

@@ -182,7 +182,7 @@ def benchmarks(
     if record.get("documents") != documents or set(members) - record["answers"]["sparse_probing"].keys():
         say(
             f"sparse probing of all dictionaries ({len(members)}) on {documents:,} documents of the bundled corpus, "
-            "whatever the run was trained on; fewer --documents (800 or more) are faster"
+            "whatever the run was trained on; fewer --documents are faster, down to 800"
         )
         notes: list[str] = []
         answers = dict(run_benchmarks(settings, run, members, notes, on_progress)) | {"absorption": {}}

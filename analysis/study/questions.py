@@ -34,6 +34,7 @@ RECONSTRUCTION = ("explained_variance", "ce_recovered", "l0")
 LEARNING = (*RECONSTRUCTION, "dead", "rare", "mean_activation_rate", "high_freq_neurons", "found_again")
 INTERPRETABILITY = ("probing", "absorption", "one_token")
 LACKING = "fewer than three snapshots (train longer, with --snapshots), or nothing alive"
+NO_EMERGENCE = "fewer than three snapshots, or all features emerge at the same step"
 CONTROL = "random weights, "  # stands before the families of the control run
 
 
@@ -111,11 +112,10 @@ def what_drives_emergence(measures: PopulationMeasures) -> Answer:
         for family, names in measures.families.items()
     }
     unknown = [family for family, row in table.items() if all(value.mean is None for value in row.values())]
-    why = "fewer than three snapshots, or all features emerge at the same step"
     return Answer(
         question="What drives concept emergence when training on transformer activations?",
         answer=f"{emergence_in_short(table)}.",
-        findings=[f"Not measured for {', '.join(unknown)}: {why}."] if 0 < len(unknown) < len(table) else [],
+        findings=[f"Not measured for {', '.join(unknown)}: {NO_EMERGENCE}."] if 0 < len(unknown) < len(table) else [],
         measured=(
             "Spearman's rank correlation, over living features, of the step at which a feature emerges (from then on "
             f"a decoder row has a cosine of at least {emergence.RECOGNIZABLE} to its final direction) with "
@@ -144,7 +144,7 @@ def emergence_in_short(table: Table) -> str:
     none = "No predictor is clearly correlated with the step at which a feature emerges"
     values = [value for row in table.values() for value in row.values() if value.mean is not None]
     if not values:
-        none = "Not measured: this run has too few snapshots"
+        none = f"Not measured: {NO_EMERGENCE}"
     elif all(value.low is None for value in values):
         none = "Not known: intervals need three seeds"
     return f"Features emerge {'; '.join(parts)}" if parts else none
@@ -213,8 +213,11 @@ def behaviour_during_training(measures: PopulationMeasures) -> Answer:
         reached = f"{min(steps):,.0f}" if min(steps) == max(steps) else f"{min(steps):,.0f} to {max(steps):,.0f}"
         last = max(trajectory.steps[-1] for trajectory in measures.trajectories.values())
         short = f"Yes: half of the final features are recognizable by step {reached} of {last:,}."
-        if max(steps) <= min(trajectory.steps[1] for trajectory in measures.trajectories.values()):
-            short += " This is the first snapshot after the start, so it may be earlier (--snapshots)."
+        if not max(steps):
+            short = "Hardly: half of the final features are recognizable from the start on, before they have learned."
+        elif max(steps) <= min(trajectory.steps[1] for trajectory in measures.trajectories.values()):
+            short += " This is the first snapshot after the start, so it may be earlier (more --snapshots show it, as "
+            short += "long as the run has as many blocks, see --block-steps)."
     figures = answer_charts(4, table, measures.kinds)
     if first := next(iter(measures.trajectories), None):
         figures["emergence"] = emergence_curves(measures.trajectories, measures.run.kinds)

@@ -159,6 +159,8 @@ def seeds_of(measures: PopulationMeasures) -> str:
         else ""
     )
     seeds = "seed" if counts == [1] else "seeds"
+    if counts[-1] < FEWEST:
+        return f"{n} {seeds} per family (members that differ only in their seed). Intervals need {FEWEST} seeds."
     return (
         f"{n} {seeds} per family (members that differ only in their seed), 95% intervals over seeds by Student's t."
         f"{few}{wider} Intervals cover what the seed changes: the initial weights, and the rows that dead features are "

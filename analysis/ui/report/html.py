@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from analysis.pages.highlights import RULE
+from analysis.pages.highlights import RULE, RULE_OF_ROWS
 from analysis.plots.theme import STYLE
 from analysis.runs import families
 from analysis.runs.remarks import remark_on_loss_recovered
@@ -53,7 +53,7 @@ def page(report: Report, figures: Mapping[Drawn, str]) -> str:
         report=report,
         parts=[(number, part, part.run.path.resolve().name) for number, part in enumerate(report.parts)],
         sections_of=sections_of,
-        rule=RULE,
+        rule=RULE if any(part.run.has_language_model for part in report.parts) else RULE_OF_ROWS,
         flags=r"--\S+",
         rows=rows,
         lines_of=lines_of,

@@ -278,6 +278,6 @@ def runs_table(runs: list[dict[str, Any]]) -> Fitted:
 
 def run_cells(run: dict[str, Any]) -> dict[str, str]:
     sites = [place_text(site.hook, site.layer) for name in run.get("sites", []) if (site := Site.named(name))]
-    where = f"{Path(run['model']).name}, {', '.join(sites)}" if sites else ""
+    where = ", ".join(dict.fromkeys((Path(run["model"]).name, *sites))) if sites else ""
     texts = (run["state"], run["date"].replace("T", " "), str(run.get("members", "")))
     return dict(zip(RUN_HEADS, (*texts, share_text(run.get("explained_variance")), where), strict=True))

@@ -99,7 +99,7 @@ def basis_text(rows: int, measured_on: dict[str, int], loss_recovered: dict[str,
     of_windows = f" of {windows}" if measured_on["windows"] != rows else ""  # imported rows may be windows of one row
     from_documents = f" from {documents}" if measured_on["documents"] != rows else ""
     text = f"measured on {counted(rows, 'row')}{of_windows}{from_documents}"
-    text += f", without the held-out {'windows' if of_windows else 'rows'} that calibrate thresholds" * calibrated
+    text += f", without the held-out {'windows' if of_windows else 'rows'} set aside for thresholds" * calibrated
     if loss_recovered and loss_recovered.get("windows"):
         windows, documents = (
             counted(loss_recovered[name], name.removesuffix("s")) for name in ("windows", "documents")

@@ -190,7 +190,13 @@ def images(tmp_path_factory, cache):
 def test_pages_work_without_a_language_model(page, images, cache):
     at = app(images, cache, page)
     assert not at.error and at.title
+    if page == "features":
+        columns = at.dataframe[0].value.columns
+        assert "density" in columns and not {"promotes", "specialized on", "one token"} & set(columns)
+    if page == "study":
+        assert any("but the rows were imported without one" in caption.value for caption in at.caption)
     if page == "feature":
+        assert not {"input score", "one token"} & {metric.label for metric in at.metric}
         assert "row 1" in words(at) and not at.text_input(key=f"note {next(iter(images.members))} 0").value
         assert any("the rows were imported without a language model" in caption.value for caption in at.caption)
         assert not at.button and "tried" not in {box.key for box in at.text_input}

@@ -41,6 +41,7 @@ def test_a_stream_keeps_a_sample_and_no_ring_and_says_who_waited(undisturbed):
     finished = FinishedRun.open(run)
     assert re.search(r"[\d,]+ rows are streamed; kept for analyses: 3,990 training rows, [\d,]+ held-out rows", said)
     assert re.search(r"with compiling; it waited \d+% of the time for rows, the language model \d+% for it\)", said)
+    assert f"\n{finished.results['timing']['steps']:,} steps: about" in said
     assert 0 <= finished.results["timing"]["producer_wait"] <= 1
     assert not (run / "ring").exists()
 

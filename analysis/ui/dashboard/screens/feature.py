@@ -58,14 +58,14 @@ def facts() -> None:
         st.metric(
             "encoder · decoder", f"{features.cosine_F[number]:.2f}", help="cosine of the encoder and the decoder vector"
         )
-        st.metric(
-            "one token", f"{features.token_share_F[number]:.0%}", help="share of the firings on the most frequent token"
-        )
-        words = (
-            "share of the strongest contexts whose peak is one of the 20 tokens that the feature promotes "
-            "(Arad et al. 2025)"
-        )
-        st.metric("input score", f"{page.input_score:.0%}", help=words)
+        if choice.run.has_language_model:  # otherwise each row counts as a token of its own
+            words = "share of the firings on the most frequent token"
+            st.metric("one token", f"{features.token_share_F[number]:.0%}", help=words)
+            words = (
+                "share of the strongest contexts whose peak is one of the 20 tokens that the feature promotes "
+                "(Arad et al. 2025)"
+            )
+            st.metric("input score", f"{page.input_score:.0%}", help=words)
     with st.container(horizontal=True):
         if page.found_again and compared:
             (again, seeds), least = page.found_again, f"{compared.threshold:g}"

@@ -23,6 +23,7 @@ WIDTHS = {
 DENSITIES = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
 
 choice = chosen()
+has_tokens = choice.run.has_language_model
 st.title("Features")
 listed = the_list()
 words = st.text_input(
@@ -42,7 +43,8 @@ special = special_column.slider(
     **KEPT,
     help="minus that with shuffled labels; 1: fires on one label only",
 )
-order = order_column.selectbox("Order", list(ORDERS), list(ORDERS).index("most specialized"), key="order", **KEPT)
+first = "most specialized" if has_tokens else "most frequent"
+order = order_column.selectbox("Order", list(ORDERS), list(ORDERS).index(first), key="order", **KEPT)
 chosen_N = choose_features(listed, words, density, special if special > -0.1 else float("-inf"), order)
 with errors_shown():
     notes = read_notes(choice.run.path, choice.member)
@@ -82,7 +84,9 @@ st.caption(
     "on the most frequent token. Found: the tokens, of the 20 that it promotes most and those on which it fires, that "
     "match the search. Density: the share of all rows, training and held-out, on which it fires."
 )
-rows = [row if notes else {name: value for name, value in row.items() if name != "note"} for row in rows]
+left_out = set() if notes else {"note"}
+left_out |= set() if has_tokens else {"promotes", "specialized on", "one token"}
+rows = [{name: value for name, value in row.items() if name not in left_out} for row in rows]
 widths = WIDTHS | ({"promotes": 120} if "found" in rows[0] else {})
 narrow = {name: st.column_config.Column(width=wide) for name, wide in widths.items() if name in rows[0]}
 if row := clicked_row(rows, "features", {"density": "%.4f"}, **narrow):
