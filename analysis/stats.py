@@ -120,6 +120,9 @@ def digits_for(uncertainty: float) -> int:
     return 0 if uncertainty == 0 else min(6, max(0, -math.floor(math.log10(uncertainty))))
 
 
+ROUNDING = 1e-6  # relative width of an interval up to which it is that of equal values
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over `n` seeds; `low` and `high` are its 95% interval by Student's t, None for fewer than FEWEST.
@@ -136,7 +139,7 @@ class Estimate:
     def __str__(self) -> str:
         if self.mean is None:
             return "–"
-        if self.low is None or self.high is None or self.low == self.high:
+        if self.low is None or self.high is None or self.high - self.low <= ROUNDING * abs(self.mean):
             return f"{self.mean:z,.{digits_for(abs(self.mean) / 100)}f}"
         digits = digits_for((self.high - self.low) / 4)
         if self.excludes_zero:  # the bound next to 0 must not look like 0

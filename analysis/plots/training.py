@@ -12,6 +12,7 @@ from analysis.comparison.emergence import RECOGNIZABLE, Trajectory
 from analysis.plots.heatmap import step_heatmap
 from analysis.plots.style import kind_colour, not_from_zero, styled, thinned, with_room
 
+FEW_POINTS = 6  # a curve with fewer points shows each, so that it does not look like a whole training
 MOST_POINTS = 80  # points of a curve that are drawn, at most
 LABEL_SHARE = 0.16  # of the width of an axis that the label of a step needs
 CURVES = {"mse": "loss (mean squared error, log scale)", "explained_variance": "explained variance"}
@@ -36,8 +37,8 @@ def training_curves_chart(
         for name, lines in curves.items()
         for line in evenly_spaced(lines)
     ]
-    lines_of_one_point = all(len(lines) == 1 for lines in curves.values())
-    base = alt.Chart().mark_line(opacity=0.8, strokeWidth=1.6, point=lines_of_one_point)
+    has_few_points = max(map(len, curves.values()), default=0) < FEW_POINTS
+    base = alt.Chart().mark_line(opacity=0.8, strokeWidth=1.6, point=has_few_points)
     drawn = {what: [float(row[what]) for row in rows if what in row] for what in CURVES}
     errors = [error for error in drawn["mse"] if error > 0] or [1.0]
     scales = {
@@ -49,7 +50,7 @@ def training_curves_chart(
         positive = base.transform_filter(f"datum.{what} > 0") if what == "mse" else base
         panels.append(
             positive.encode(
-                x=alt.X("step:Q", title="training step").axis(format="~s", tickCount=6),
+                x=alt.X("step:Q", title="training step").axis(format=",d", tickCount=6),
                 y=alt.Y(f"{what}:Q", title=title, scale=scales[what]),
                 color=kind_colour(kinds[name] for name in curves),
                 detail="member:N",

@@ -183,6 +183,7 @@ def test_digits_are_those_that_the_interval_allows():
     assert str(Estimate(0.5, -0.2, 1.2, 3)) == "0.5 [-0.2, 1.2]"
     assert str(Estimate(0.03, 0.0021, 0.0579, 3)) == "0.030 [0.002, 0.058]", "an interval without 0 does not show it"
     assert str(Estimate(156.0, 156.0, 156.0, 3)) == "156"
+    assert str(Estimate(0.125, 0.125 - 1e-9, 0.125 + 1e-9, 3)) == "0.125"
     assert str(Estimate(0.0, 0.0, 0.0, 3)) == "0" and str(Estimate(0.12345, None, None, 2)) == "0.123"
 
 
