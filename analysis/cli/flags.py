@@ -58,6 +58,8 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{name}: there is no such flag{meant}")
         if ours := translated(args[place - 1], word):
             self.error(f"{args[place - 1]} takes no value: did you mean {ours}?")
+        if args[place - 1] == "--resume" and (Path(word) / "config.json").exists():
+            self.error(f"--resume takes no value: `show {word}` prints the command that continues this run")
         self.error(f"{word}: one word too many: leave it out, or put a text of several words in quotes")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:

@@ -200,6 +200,8 @@ def test_nothing_to_show(tmp_path):
     assert shown.returncode == 2 and "has no config.json, so it is no run" in shown.stderr
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "config.json").write_text("{}")
+    resumed = typed("--resume", tmp_path / "one", cache=tmp_path / "cache")
+    assert resumed.returncode == 2 and f"`show {tmp_path / 'one'}` prints the command" in resumed.stderr
     assert f"it is a folder of runs: give one, such as {tmp_path / 'one'}" in show(tmp_path).stderr
     shown = show(tmp_path / "none")
     assert shown.returncode == 2 and "no such run directory" in shown.stderr
