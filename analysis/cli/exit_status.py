@@ -73,11 +73,12 @@ def status_of(command: str, run: Callable[[list[str]], None], argv: list[str]) -
     except MemoryError as e:
         return fail(str(e), 1)
     except (OSError, ImportError) as e:
-        if isinstance(e, (FileNotFoundError, ImportError)) and (wrong := wrong_version()):
-            return fail(f"{wrong}: install sae-jax again (`pip install -e .` in its folder)", 1)
-        if isinstance(e, OSError):
-            return fail(os_trouble(e, again), 1)
-        raise
+        wrong = wrong_version() if isinstance(e, (FileNotFoundError, ImportError)) else ""
+        if isinstance(e, ImportError) and not wrong:
+            raise
+        trouble = os_trouble(e, again) if isinstance(e, OSError) else str(e)
+        cause = f"; perhaps because {wrong}: then install sae-jax again (`pip install -e .` in its folder)"
+        return fail(trouble + (cause if wrong else ""), 1)
     except RuntimeError as e:
         from sae_jax.training.progress import Diverged, Interrupted
 
@@ -91,17 +92,19 @@ def status_of(command: str, run: Callable[[list[str]], None], argv: list[str]) -
 
 def wrong_version() -> str:
     """A library of which another version is installed than sae-jax needs, in words; "" if there is none."""
-    from packaging.requirements import Requirement
-
     try:
+        from packaging.requirements import Requirement
+
         texts = requires("sae-jax") or []
-    except PackageNotFoundError:  # it runs from its folder without having been installed
+    except ImportError:  # it runs from its folder without having been installed
         return ""
     for needed in map(Requirement, texts):
         if needed.marker is None or needed.marker.evaluate({"extra": ""}):
             try:
                 found = version(needed.name)
             except PackageNotFoundError:
+                found = None
+            if not found:
                 return f"{needed.name} is not installed"
             if not needed.specifier.contains(found, prereleases=True):
                 return f"{needed.name} {found} is installed, but sae-jax needs {needed.specifier}"

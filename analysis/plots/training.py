@@ -50,7 +50,7 @@ def training_curves_chart(
         positive = base.transform_filter(f"datum.{what} > 0") if what == "mse" else base
         panels.append(
             positive.encode(
-                x=alt.X("step:Q", title="training step").axis(format=",d", tickCount=6),
+                x=alt.X("step:Q", title="training step").axis(format=",d", tickCount=6, tickMinStep=1),
                 y=alt.Y(f"{what}:Q", title=title, scale=scales[what]),
                 color=kind_colour(kinds[name] for name in curves),
                 detail="member:N",

@@ -243,7 +243,7 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
     measures = [*INTERPRETABILITY, *labels]
     table, kinds = table_of(population, measures), kinds_of(population, control)
     in_answer = [*INTERPRETABILITY, *(label for label in labels if label.startswith("over chance"))]
-    answer = in_short(population, in_answer)
+    answer = in_short(population, [measure for measure in in_answer if measure != "absorption"])  # where less is better
     verdicts = ["Whether the measures depend on what the model has learned is open: no --control was given."]
     if control:
         shuffled = table_of(control, measures, CONTROL)

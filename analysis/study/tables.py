@@ -17,6 +17,7 @@ LABEL_WORDS = {
     "information": "information over chance, mbit",
 }
 ONE_FAMILY = "There is only one family of members, so there is nothing to compare."
+NOT_FAIR = "no fair comparison"
 L0_APART = 1.1  # largest ratio of the L0 of families that count as equally sparse
 
 
@@ -65,7 +66,7 @@ def compared(measures: PopulationMeasures, wanted: Sequence[str]) -> list[str]:
 def in_short(measures: PopulationMeasures, wanted: Sequence[str]) -> str:
     """How many measures differ between families of about equal L0, and which families are the highest in how many.
 
-    If only one does or none, it is the first sentence of `compared`.
+    If only one does or none, or if no two families have about equal L0, it is the first sentence of `compared`.
     """
     table, groups = table_of(measures, wanted), equally_sparse(measures)
     pairs = sum(comb(len(families), 2) for _, families in groups)
@@ -74,13 +75,13 @@ def in_short(measures: PopulationMeasures, wanted: Sequence[str]) -> str:
         for name in wanted
         for _, families in groups
     ]
-    measured = [(name, families) for name, families in known if families]
+    measured = [(name, families) for name, families in known if len(families) > 1]
     highest = [
         max(families, key=lambda family: table[family][name].mean or 0.0)
         for name, families in measured
         if not extremes(measures, name, families, table, pairs)[1]
     ]
-    if len(highest) < 2:
+    if len(highest) < 2 or any(NOT_FAIR in where for where, _ in groups):
         return compared(measures, wanted)[0]
     counts = ", ".join(f"{family} ({count})" for family, count in Counter(highest).most_common())
     return f"{len(highest)} of {len(measured)} comparisons show a clear difference. Highest: {counts}."
@@ -99,7 +100,8 @@ def extremes(
         return "", "Not measured"
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     if means[most] == means[least]:
-        return f"{table[most][measure]}", "The same for all families" if len(means) > 1 else ONE_FAMILY
+        alone = ONE_FAMILY if len(measures.families) == 1 else "Measured for one family only"
+        return f"{table[most][measure]}", "The same for all families" if len(means) > 1 else alone
     gap = difference(measures, measure, most, least, pairs)
     ends = f"highest for {most}, lowest for {least}, a difference of {gap}"
     if gap.low is None:
@@ -140,7 +142,7 @@ def equally_sparse(measures: PopulationMeasures) -> list[tuple[str, list[str]]]:
             groups.append([family])
     if len(l0s) > 1 and all(len(group) == 1 for group in groups):
         each = "; ".join(f"{family}: {l0:.1f}" for family, l0 in l0s.items())
-        return [(f"At unequal L0 ({each}), no fair comparison", list(l0s))]
+        return [(f"At unequal L0 ({each}), {NOT_FAIR}", list(l0s))]
     return [
         ("At L0 " + " to ".join(dict.fromkeys(f"{l0s[family]:.1f}" for family in (group[0], group[-1]))), group)
         for group in groups

@@ -53,7 +53,7 @@ def page(report: Report, figures: Mapping[Drawn, str]) -> str:
         report=report,
         parts=[(number, part, part.run.path.resolve().name) for number, part in enumerate(report.parts)],
         sections_of=sections_of,
-        rule=RULE if any(part.run.has_language_model for part in report.parts) else RULE_OF_ROWS,
+        rule_of=lambda part: RULE if part.run.has_language_model else RULE_OF_ROWS,
         flags=r"--\S+",
         rows=rows,
         lines_of=lines_of,

@@ -20,6 +20,13 @@ WIDTHS = {
     "specialized on": 195,
     "one token": 85,
 }
+EXPLAINED = {
+    "found": "Found: the tokens, of the 20 that it promotes most and those on which it fires, that match the search.",
+    "specialized on": "Specialized on: the specialization, and the label with the largest share of rows on which the "
+    "feature fires. A rare label can have the largest share without most of the firings.",
+    "one token": "One token: the share of the firings that are on the most frequent token.",
+    "density": "Density: the share of all rows, training and held-out, on which it fires.",
+}
 DENSITIES = [0.0, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0]
 
 choice = chosen()
@@ -43,8 +50,9 @@ special = special_column.slider(
     **KEPT,
     help="minus that with shuffled labels; 1: fires on one label only",
 )
-first = "most specialized" if has_tokens else "most frequent"
-order = order_column.selectbox("Order", list(ORDERS), list(ORDERS).index(first), key="order", **KEPT)
+orders = [name for name in ORDERS if has_tokens or name not in ("most specialized", "most of one token")]
+first = orders.index("most specialized" if has_tokens else "most frequent")
+order = order_column.selectbox("Order", orders, first, key="order", **KEPT)
 chosen_N = choose_features(listed, words, density, special if special > -0.1 else float("-inf"), order)
 with errors_shown():
     notes = read_notes(choice.run.path, choice.member)
@@ -78,15 +86,10 @@ rows = [
     }
     for feature in chosen_N[:MOST_ROWS].tolist()
 ]
-st.caption(
-    "Specialized on: the specialization, and the label with the largest share of rows on which the feature fires. A "
-    "rare label can have the largest share without most of the firings. One token: the share of the firings that are "
-    "on the most frequent token. Found: the tokens, of the 20 that it promotes most and those on which it fires, that "
-    "match the search. Density: the share of all rows, training and held-out, on which it fires."
-)
 left_out = set() if notes else {"note"}
 left_out |= set() if has_tokens else {"promotes", "specialized on", "one token"}
 rows = [{name: value for name, value in row.items() if name not in left_out} for row in rows]
+st.caption(" ".join(EXPLAINED[name] for name in rows[0] if name in EXPLAINED))
 widths = WIDTHS | ({"promotes": 120} if "found" in rows[0] else {})
 narrow = {name: st.column_config.Column(width=wide) for name, wide in widths.items() if name in rows[0]}
 if row := clicked_row(rows, "features", {"density": "%.4f"}, **narrow):
