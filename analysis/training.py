@@ -139,7 +139,7 @@ def training_stores(
 
 
 def job_text(request: HarvestRequest, config: TrainConfig, preset: dict[str, Any] | None = None) -> str:
-    """What will be trained, in a line. A preset that was scaled down is for the bundled model."""
+    """A line that describes the training. A preset that was scaled down is for the bundled model."""
     members = members_of(config, request.sites)
     kinds, sites = dict.fromkeys(m.activation for m in members), dict.fromkeys((m.hook, m.layer) for m in members)
     what = f"{counted(len(members), 'member')} ({', '.join(kinds)}) for {counted(config.epochs, 'epoch')} on"

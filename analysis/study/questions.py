@@ -243,7 +243,9 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
     measures = [*INTERPRETABILITY, *labels]
     table, kinds = table_of(population, measures), kinds_of(population, control)
     in_answer = [*INTERPRETABILITY, *(label for label in labels if label.startswith("over chance"))]
-    answer = in_short(population, [measure for measure in in_answer if measure != "absorption"])  # where less is better
+    sentences = compared(population, in_answer)
+    counted = [measure for measure in in_answer if measure != "absorption"]  # of which less is better
+    answer = in_short(population, counted) or sentences[0]
     verdicts = ["Whether the measures depend on what the model has learned is open: no --control was given."]
     if control:
         shuffled = table_of(control, measures, CONTROL)
@@ -255,7 +257,7 @@ def interpretability(population: PopulationMeasures, control: PopulationMeasures
     return Answer(
         question="How do sparsity mechanisms affect the interpretability of features?",
         answer=answer,
-        findings=[*(finding for finding in compared(population, in_answer) if finding != answer), *verdicts],
+        findings=[*(sentence for sentence in sentences if sentence != answer), *verdicts],
         measured=(
             "Sparse probing and absorption (SAEBench), and single-token features. For each set of labels: the share of "
             f"features more specialized than chance (false discovery rate {RATE}; the share grows with the amount of "

@@ -17,6 +17,7 @@ LABEL_WORDS = {
     "information": "information over chance, mbit",
 }
 ONE_FAMILY = "There is only one family of members, so there is nothing to compare."
+NOT_MEASURED, MEASURED_ONCE = "Not measured", "Measured for one family only"
 NOT_FAIR = "no fair comparison"
 L0_APART = 1.1  # largest ratio of the L0 of families that count as equally sparse
 
@@ -46,17 +47,14 @@ def difference(measures: PopulationMeasures, measure: str, a: str, b: str, pairs
 
 def compared(measures: PopulationMeasures, wanted: Sequence[str]) -> list[str]:
     """Sentences on how families of about equal L0 differ: a sentence for each measure that differs, then the others."""
-    table, groups = table_of(measures, wanted), equally_sparse(measures)
-    pairs = sum(comb(len(families), 2) for _, families in groups)
     different: list[str] = []
     others: dict[str, list[str]] = {}
-    for name in wanted:
-        found = [(where, *extremes(measures, name, families, table, pairs)) for where, families in groups]
-        clear = [f"{where}: {ends}" for where, ends, verdict in found if not verdict]
+    for name, found in verdicts_on(measures, wanted).items():
+        clear = [f"{where}: {ends}" for where, _, ends, verdict in found if not verdict]
         if clear:
             different.append(f"{capitalized(words(name))}. {'; '.join(clear)}.")
-        for verdict in dict.fromkeys(verdict for _, _, verdict in found if verdict):
-            where = [where.lower().replace("l0", "L0") for where, _, of in found if of == verdict] if clear else []
+        for verdict in dict.fromkeys(verdict for *_, verdict in found if verdict):
+            where = [where.lower().replace("l0", "L0") for where, *_, of in found if of == verdict] if clear else []
             others.setdefault(verdict, []).append(words(name) + (f" ({', '.join(where)})" if where else ""))
     if ONE_FAMILY in others:
         return [ONE_FAMILY]
@@ -64,49 +62,49 @@ def compared(measures: PopulationMeasures, wanted: Sequence[str]) -> list[str]:
 
 
 def in_short(measures: PopulationMeasures, wanted: Sequence[str]) -> str:
-    """How many measures differ between families of about equal L0, and which families are the highest in how many.
+    """A sentence on how many measures differ between families of about equal L0, and on the highest family in each.
 
-    If only one does or none, or if no two families have about equal L0, it is the first sentence of `compared`.
+    "" if fewer than two differ, or if no two families have about equal L0.
     """
+    found = [of for in_groups in verdicts_on(measures, wanted).values() for of in in_groups]
+    highest = [most for _, most, _, verdict in found if not verdict]
+    if len(highest) < 2 or any(NOT_FAIR in where for where, *_ in found):
+        return ""
+    counts = ", ".join(f"{family} ({count})" for family, count in Counter(highest).most_common())
+    measured = sum(verdict not in (NOT_MEASURED, MEASURED_ONCE) for *_, verdict in found)
+    return f"{len(highest)} of {measured} comparisons show a clear difference. Highest: {counts}."
+
+
+def verdicts_on(measures: PopulationMeasures, wanted: Sequence[str]) -> dict[str, list[tuple[str, str, str, str]]]:
+    """{measure: (where, *extremes) of each group of families of about equal L0}."""
     table, groups = table_of(measures, wanted), equally_sparse(measures)
     pairs = sum(comb(len(families), 2) for _, families in groups)
-    known = [
-        (name, [family for family in families if table[family][name].mean is not None])
+    return {
+        name: [(where, *extremes(measures, name, families, table, pairs)) for where, families in groups]
         for name in wanted
-        for _, families in groups
-    ]
-    measured = [(name, families) for name, families in known if len(families) > 1]
-    highest = [
-        max(families, key=lambda family: table[family][name].mean or 0.0)
-        for name, families in measured
-        if not extremes(measures, name, families, table, pairs)[1]
-    ]
-    if len(highest) < 2 or any(NOT_FAIR in where for where, _ in groups):
-        return compared(measures, wanted)[0]
-    counts = ", ".join(f"{family} ({count})" for family, count in Counter(highest).most_common())
-    return f"{len(highest)} of {len(measured)} comparisons show a clear difference. Highest: {counts}."
+    }
 
 
 def extremes(
     measures: PopulationMeasures, measure: str, families: list[str], table: Table, pairs: int
-) -> tuple[str, str]:
-    """(the families with the highest and lowest value in a table; why they do not clearly differ, or "").
+) -> tuple[str, str, str]:
+    """(the family with the highest value; it and the lowest one in words; why they do not clearly differ, or "").
 
     `pairs` is the number of pairs of families that are compared in all.
     """
     known = {family: table[family][measure].mean for family in families}
     means = {family: mean for family, mean in known.items() if mean is not None}
     if not means:
-        return "", "Not measured"
+        return "", "", NOT_MEASURED
     most, least = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     if means[most] == means[least]:
-        alone = ONE_FAMILY if len(measures.families) == 1 else "Measured for one family only"
-        return f"{table[most][measure]}", "The same for all families" if len(means) > 1 else alone
+        alone = ONE_FAMILY if len(measures.families) == 1 else MEASURED_ONCE
+        return most, f"{table[most][measure]}", "The same for all families" if len(means) > 1 else alone
     gap = difference(measures, measure, most, least, pairs)
     ends = f"highest for {most}, lowest for {least}, a difference of {gap}"
     if gap.low is None:
-        return ends, "Not known without an interval, which needs three seeds"
-    return ends, "" if gap.excludes_zero else "No clear difference between families of about equal L0"
+        return most, ends, "Not known without an interval, which needs three seeds"
+    return most, ends, "" if gap.excludes_zero else "No clear difference between families of about equal L0"
 
 
 def capitalized(text: str) -> str:

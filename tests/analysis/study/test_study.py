@@ -170,7 +170,11 @@ def test_the_answer_on_frequency_is_about_the_run_and_not_its_control():
 
 def test_a_difference_that_may_be_chance_is_no_difference():
     answer = interpretability(two_families([0.70, 0.74, 0.72], [0.73, 0.71, 0.73]), None).answer
-    assert answer.startswith("No clear difference between families of about equal L0: probe on one feature (chance: 0.")
+    assert answer == (
+        "No clear difference between families of about equal L0: probe on one feature (chance: 0.5); absorption (less "
+        "is better); features with 90% of firings on one token (of those with 100 or more); specialization over "
+        "chance: form."
+    )
     found = interpretability(two_families([0.90, 0.91, 0.92], [0.60, 0.61, 0.62]), None)
     assert found.answer.startswith("Probe on one feature (chance: 0.5). At unequal L0")
     assert "no fair comparison: highest for topk, k 4, lowest for topk, k 8, a difference of 0.3" in found.answer
